@@ -1,1 +1,3 @@
+//! Proxie: an agent-native realtime backend. See ARCHITECTURE.md for the map.
 
+pub mod kernel;

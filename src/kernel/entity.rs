@@ -1,0 +1,421 @@
+//! The entity contract: pure state machines that the runtime makes durable, unique and addressable.
+//!
+//! A domain implements [`Entity`]. Everything else (loading, committing, replying, retrying, timers) is done by
+//! one shell for all of them, `actors::entity`.
+
+use std::fmt::{Debug, Display};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::kernel::clock::Timestamp;
+use crate::kernel::error::ErrorCode;
+use crate::kernel::ids::IdSource;
+
+pub trait Entity: Sized + Send + Sync + 'static {
+    /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
+    const KIND: &'static str;
+    /// Raised when the meaning of the state changes without its layout changing.
+    const STATE_VERSION: u16 = 1;
+    /// Written with every event; older ones pass through [`Entity::upcast`] first.
+    const EVENT_VERSION: u16 = 1;
+    /// A journal (JSON lines of `{"version":…,"event":…}`) that holds every event of every version ever written, in
+    /// an order that can happen. A test reads it with each release, and the layout hash of snapshots is computed from
+    /// the state it leads to: whatever changes the encoded form of the state drops older snapshots and replays.
+    const GOLDEN: &'static str;
+    /// The entity owns the durable topic `KIND:key`.
+    const HAS_TOPIC: bool = false;
+
+    type State: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Command: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Event: Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Reply: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Rejection: Rejection;
+
+    /// What the command does to this state. Pure: the same inputs give the same decision.
+    fn decide(
+        state: &Self::State,
+        command: Self::Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Self::Rejection>;
+
+    /// Total: an event that was once written always applies.
+    fn evolve(state: &mut Self::State, event: &Self::Event);
+
+    /// Declared queries are answered without a dedupe row and may wait ([`Decision::wait`]); they cannot emit events.
+    fn is_query(_command: &Self::Command) -> bool {
+        false
+    }
+
+    /// Turns an event of an older version into the current form.
+    fn upcast(_version: u16, event: Value) -> Value {
+        event
+    }
+
+    /// The rows of read models that follow from `events`; written in the same commit. `state` is the state after them.
+    fn project(_key: &str, _state: &Self::State, _events: &[Self::Event]) -> Vec<ViewRow> {
+        Vec::new()
+    }
+
+    /// The command that puts somebody else's publication on this entity's topic.
+    fn publication(_publication: Publication) -> Option<Self::Command> {
+        None
+    }
+
+    /// The command that takes the outcome of a `run` effect this entity asked for.
+    fn run_finished(_outcome: RunOutcome) -> Option<Self::Command> {
+        None
+    }
+
+    /// The command that learns that a `send` was refused or given up (a dead letter). `None`: nobody needs to know.
+    fn send_failed(_failure: SendFailure) -> Option<Self::Command> {
+        None
+    }
+}
+
+/// A business "no": typed, remembered like a reply, and never an error of the runtime.
+pub trait Rejection:
+    Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// `rejected` unless the contract has a better name (`not_found`, `forbidden`, `conflict`).
+    fn code(&self) -> ErrorCode {
+        ErrorCode::Rejected
+    }
+    /// A stable word for programs: `slot_taken`.
+    fn reason(&self) -> &'static str;
+}
+
+/// What `decide` may know besides the state.
+#[derive(Debug)]
+pub struct DecideCx<'a> {
+    pub key: &'a str,
+    pub now: Timestamp,
+    pub caller: &'a Caller,
+    pub ids: &'a IdSource,
+}
+
+/// Who sent a command. Edges fill in the authenticated user; the runtime fills in the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Caller {
+    User {
+        id: String,
+        role: Role,
+    },
+    Entity {
+        kind: String,
+        key: String,
+    },
+    /// A timer, the result of a `run` effect, or the node itself.
+    Runtime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Consumer,
+    Provider,
+    Operator,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Consumer => "consumer",
+            Self::Provider => "provider",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl Caller {
+    pub fn user_id(&self) -> Option<&str> {
+        match self {
+            Self::User { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The user himself, or anything that runs inside: other entities and the runtime act on behalf of commands
+    /// whose owners were checked where they came in.
+    pub fn may_act_for(&self, owner: &str) -> bool {
+        match self {
+            Self::User { id, .. } => id == owner,
+            Self::Entity { .. } | Self::Runtime => true,
+        }
+    }
+
+    pub fn is_internal(&self) -> bool {
+        !matches!(self, Self::User { .. })
+    }
+}
+
+/// What follows from a command: facts, an answer, and things to do once both are durable.
+#[derive(Debug)]
+pub struct Decision<E: Entity> {
+    pub events: Vec<E::Event>,
+    /// `None`: ask again after the next change (declared queries only).
+    pub reply: Option<E::Reply>,
+    pub effects: Vec<Effect>,
+}
+
+impl<E: Entity> Decision<E> {
+    pub fn reply(reply: E::Reply) -> Self {
+        Self { events: Vec::new(), reply: Some(reply), effects: Vec::new() }
+    }
+
+    /// The query is decided again after each following event, until its deadline.
+    pub fn wait() -> Self {
+        Self { events: Vec::new(), reply: None, effects: Vec::new() }
+    }
+
+    pub fn event(mut self, event: E::Event) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    pub fn effect(mut self, effect: Effect) -> Self {
+        self.effects.push(effect);
+        self
+    }
+
+    pub fn effects(mut self, effects: impl IntoIterator<Item = Effect>) -> Self {
+        self.effects.extend(effects);
+        self
+    }
+}
+
+/// Something to be done after the commit. Sends and runs are written to the outbox in that commit, timers to the
+/// timer table, so that a crash at any moment delays but never loses them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// A command to another entity: in order per receiver, retried, effective once.
+    Send {
+        kind: &'static str,
+        key: String,
+        command: Value,
+    },
+    /// A durable timer of this entity. The same name again replaces it.
+    Schedule {
+        name: String,
+        at: Timestamp,
+        command: Value,
+    },
+    Cancel {
+        name: String,
+    },
+    /// To this entity's own topic. Durable publications need an event in the same decision.
+    Publish {
+        publication: Publication,
+        durable: bool,
+    },
+    /// To another entity's topic, through its owner.
+    Notify {
+        kind: String,
+        key: String,
+        publication: Publication,
+    },
+    /// Work outside of any entity (a query over read models, an LLM or HTTP call), by the runner of that name.
+    /// At least once; the outcome comes back through [`Entity::run_finished`].
+    Run {
+        runner: &'static str,
+        tag: String,
+        input: Value,
+    },
+}
+
+impl Effect {
+    pub fn send<T: Entity>(key: impl Into<String>, command: &T::Command) -> Self {
+        Self::Send { kind: T::KIND, key: key.into(), command: to_value(command) }
+    }
+
+    pub fn schedule<T: Entity>(
+        name: impl Into<String>,
+        at: Timestamp,
+        command: &T::Command,
+    ) -> Self {
+        Self::Schedule { name: name.into(), at, command: to_value(command) }
+    }
+
+    pub fn cancel(name: impl Into<String>) -> Self {
+        Self::Cancel { name: name.into() }
+    }
+
+    pub fn publish(event: &str, data: Value) -> Self {
+        Self::Publish { publication: Publication::new(event, data), durable: true }
+    }
+
+    /// A lossy publication: no offset, not replayed.
+    pub fn stream(event: &str, data: Value) -> Self {
+        Self::Publish { publication: Publication::new(event, data), durable: false }
+    }
+
+    pub fn notify(kind: &str, key: impl Into<String>, event: &str, data: Value) -> Self {
+        Self::Notify {
+            kind: kind.into(),
+            key: key.into(),
+            publication: Publication::new(event, data),
+        }
+    }
+
+    pub fn run(runner: &'static str, tag: impl Into<String>, input: Value) -> Self {
+        Self::Run { runner, tag: tag.into(), input }
+    }
+}
+
+/// Commands and events are plain data: their serialisation cannot fail.
+pub fn to_value<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).expect("plain data serialises")
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Publication {
+    pub event: String,
+    pub data: Value,
+}
+
+impl Publication {
+    pub fn new(event: &str, data: Value) -> Self {
+        Self { event: event.into(), data }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunOutcome {
+    pub runner: String,
+    pub tag: String,
+    /// `Err` is final: the runner's own retries are spent.
+    pub result: Result<Value, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SendFailure {
+    pub kind: String,
+    pub key: String,
+    pub command: Value,
+    /// The receiver's `reason` where it said no, else `dead_letter`.
+    pub reason: String,
+}
+
+/// One row of a read model. The store knows each view's table and key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ViewRow {
+    pub view: &'static str,
+    pub row: Value,
+}
+
+impl ViewRow {
+    pub fn new(view: &'static str, row: Value) -> Self {
+        Self { view, row }
+    }
+}
+
+/// Folds a golden journal: what a release test reads, and what the layout hash is computed from.
+pub fn replay_golden<E: Entity>() -> Result<E::State, String> {
+    #[derive(Deserialize)]
+    struct Line {
+        version: u16,
+        event: Value,
+    }
+    let mut state = E::State::default();
+    for (n, line) in E::GOLDEN.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line: Line =
+            serde_json::from_str(line).map_err(|e| format!("{} line {}: {e}", E::KIND, n + 1))?;
+        let event = decode_event::<E>(line.version, line.event)
+            .map_err(|e| format!("{} line {}: {e}", E::KIND, n + 1))?;
+        E::evolve(&mut state, &event);
+    }
+    Ok(state)
+}
+
+pub fn decode_event<E: Entity>(version: u16, event: Value) -> Result<E::Event, serde_json::Error> {
+    if version == E::EVENT_VERSION {
+        serde_json::from_value(event)
+    } else {
+        serde_json::from_value(E::upcast(version, event))
+    }
+}
+
+/// Given/when/then for entity tests: `given(events).when(command).then(..)`.
+#[cfg(test)]
+pub mod spec {
+    use super::*;
+
+    pub struct Given<E: Entity> {
+        pub state: E::State,
+        pub now: Timestamp,
+        pub caller: Caller,
+        pub key: String,
+    }
+
+    pub fn given<E: Entity>(events: impl IntoIterator<Item = E::Event>) -> Given<E> {
+        let mut state = E::State::default();
+        for event in events {
+            E::evolve(&mut state, &event);
+        }
+        Given { state, now: Timestamp::UNIX_EPOCH, caller: Caller::Runtime, key: "key".into() }
+    }
+
+    impl<E: Entity> Given<E> {
+        pub fn at(mut self, now: Timestamp) -> Self {
+            self.now = now;
+            self
+        }
+
+        pub fn by_user(mut self, id: &str) -> Self {
+            self.caller = Caller::User { id: id.into(), role: Role::Consumer };
+            self
+        }
+
+        pub fn key(mut self, key: &str) -> Self {
+            self.key = key.into();
+            self
+        }
+
+        /// Decides, and applies the events so that a chain of `when`s reads as a story.
+        pub fn when(&mut self, command: E::Command) -> Outcome<E> {
+            let ids = IdSource::new(self.now, 1);
+            let cx = DecideCx { key: &self.key, now: self.now, caller: &self.caller, ids: &ids };
+            let result = E::decide(&self.state, command, &cx);
+            if let Ok(decision) = &result {
+                for event in &decision.events {
+                    E::evolve(&mut self.state, event);
+                }
+            }
+            Outcome { result }
+        }
+    }
+
+    pub struct Outcome<E: Entity> {
+        pub result: Result<Decision<E>, E::Rejection>,
+    }
+
+    impl<E: Entity> Outcome<E> {
+        #[track_caller]
+        pub fn decision(self) -> Decision<E> {
+            match self.result {
+                Ok(decision) => decision,
+                Err(rejection) => panic!("rejected: {rejection:?}"),
+            }
+        }
+
+        #[track_caller]
+        pub fn then(self, events: impl IntoIterator<Item = E::Event>) -> Decision<E>
+        where
+            E::Event: PartialEq,
+        {
+            let decision = self.decision();
+            let expected: Vec<_> = events.into_iter().collect();
+            assert_eq!(decision.events, expected);
+            decision
+        }
+
+        #[track_caller]
+        pub fn then_rejected(self, reason: &str) {
+            match self.result {
+                Err(rejection) => assert_eq!(rejection.reason(), reason, "{rejection:?}"),
+                Ok(decision) => panic!("accepted: {:?}", decision.events),
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The vocabulary every layer shares: ids, time, error codes and the entity contract.
+//!
+//! **Architecture invariant:** nothing here is async, reads a clock by itself, or does I/O.
+
+pub mod clock;
+pub mod entity;
+pub mod error;
+pub mod ids;
