@@ -1,3 +1,5 @@
 //! Proxie: an agent-native realtime backend. See ARCHITECTURE.md for the map.
 
+pub mod cluster;
 pub mod kernel;
+pub mod persistence;
