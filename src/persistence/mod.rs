@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod commit;
+pub mod embedded;
 pub mod keys;
 pub mod loader;
 pub mod membership;
