@@ -39,20 +39,12 @@ pub struct Ask<E: Entity> {
 }
 
 pub enum Origin<E: Entity> {
-    Caller {
-        reply: oneshot::Sender<Answer<E>>,
-        _slip: Slip<E>,
-    },
+    /// The slip is given back when the command is answered, or parked as a waiting query.
+    Caller { reply: oneshot::Sender<Answer<E>>, slip: Option<Slip<E>> },
     /// Dropped when the fire has ended, whichever way.
-    Timer {
-        name: String,
-        id: String,
-        _firing: Box<dyn Any + Send>,
-    },
+    Timer { name: String, id: String, _firing: Box<dyn Any + Send> },
     /// The outcome of an outbox row of this entity, whose row the commit deletes.
-    Outbox {
-        id: String,
-    },
+    Outbox { id: String },
     /// A notice that nobody waits for.
     Notice,
 }
@@ -331,7 +323,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// One command: decided on the state as it will be when all pending commits are through.
-    fn decide(&mut self, myself: &ActorRef<Message<E>>, ask: Ask<E>) -> Result<(), Stop> {
+    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Ask<E>) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
         if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             ask.answer(Err(AskError::DeadlineExceeded));
@@ -380,11 +372,15 @@ impl<E: Entity> Activation<E> {
             }
         };
         let Some(reply) = decision.reply.clone() else {
+            self.waiting.retain(|w| !w.abandoned());
             if !query || !decision.events.is_empty() || self.waiting.len() >= MAX_WAITING {
                 ask.answer(Err(if query { AskError::Overloaded } else { AskError::Internal }));
                 return Ok(());
             }
-            self.waiting.retain(|w| !w.abandoned());
+            if let Origin::Caller { slip, .. } = &mut ask.origin {
+                // It is bounded by `MAX_WAITING` now, and must not keep commands out.
+                slip.take();
+            }
             self.waiting.push(ask);
             return Ok(());
         };

@@ -193,7 +193,7 @@ impl<E: Entity> KindTable<E> {
             caller: meta.caller,
             command_id: meta.command_id,
             deadline: Some(deadline),
-            origin: Origin::Caller { reply, _slip: slip },
+            origin: Origin::Caller { reply, slip: Some(slip) },
         };
         if actor.cast(Message::Ask(Box::new(ask))).is_err() {
             self.ended(&key, actor.get_id());
