@@ -4,6 +4,7 @@ pub mod actors;
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod domain;
 pub mod kernel;
 pub mod persistence;
 pub mod telemetry;
