@@ -30,6 +30,7 @@ mod tests;
 /// Reminders, in hours before the start.
 const REMIND_HOURS: [u8; 2] = [24, 1];
 
+#[derive(Debug)]
 pub struct Booking;
 
 /// What both sides agreed on.

@@ -39,4 +39,6 @@ pub mod demo_providers;
 pub mod rejection;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod golden_tests;

@@ -34,6 +34,7 @@ pub const ACCEPTANCE_GRACE_MINUTES: i64 = 4;
 /// The `providers` row follows the response rate only every so many leads.
 const PROJECT_EVERY_LEADS: u32 = 16;
 
+#[derive(Debug)]
 pub struct Provider;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

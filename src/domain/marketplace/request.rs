@@ -49,6 +49,7 @@ const ACCEPTANCE_TRIES: u8 = 3;
 const MATCH_TRIES: u8 = 2;
 const MATCH_RETRY_S: i64 = 5;
 
+#[derive(Debug)]
 pub struct Request;
 
 /// What is asked for.
