@@ -42,3 +42,5 @@ pub mod rejection;
 mod fixtures;
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod story_tests;
