@@ -107,7 +107,7 @@ mod snapshots {
             },
         ]);
         round_trip::<booking::Booking>([booking::Event::BookingRequested {
-            agreed: agreed(),
+            agreed: agreed().into(),
             at: at(NOW),
         }]);
         round_trip::<session::Session>([]);

@@ -310,7 +310,7 @@ impl Entity for Provider {
                     changed = true;
                 }
                 Event::LeadReceived { .. } => {
-                    changed |= state.standing.leads_received % PROJECT_EVERY_LEADS == 0;
+                    changed |= state.standing.leads_received.is_multiple_of(PROJECT_EVERY_LEADS);
                 }
                 Event::OfferMade { .. }
                 | Event::LeadDeclined { .. }
@@ -532,7 +532,7 @@ fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>)
         starts_at: hold.starts_at,
         ends_at: hold.ends_at,
     };
-    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed))
+    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed.into()))
 }
 
 fn release_slot(state: &State, booking_id: String, cx: &DecideCx<'_>) -> Decision<Provider> {

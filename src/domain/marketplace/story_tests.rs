@@ -350,7 +350,7 @@ fn of_many_who_want_the_same_time_one_gets_it() {
     let booked = requests.iter().filter(|id| world.requests[*id].status == request::Status::Booked);
     assert_eq!(booked.count(), 1);
     world.check();
-    let (loser, request) = users.iter().zip(&requests).last().unwrap();
+    let (loser, request) = users.iter().zip(&requests).next_back().unwrap();
     let wait = request::Command::AwaitAcceptance { offer_id: offer_of(&world, request) };
     let refused = world.ask::<Request>(person(loser), request, wait).map(|_| ());
     assert_eq!(refused.unwrap_err().reason(), "slot_taken");

@@ -9,7 +9,7 @@ use crate::kernel::entity::spec::{Given, given};
 const HALF: &str = "2026-01-13T16:20:00Z";
 
 fn requested() -> Event {
-    Event::BookingRequested { agreed: agreed(), at: at(NOW) }
+    Event::BookingRequested { agreed: agreed().into(), at: at(NOW) }
 }
 
 fn confirmed() -> Event {
@@ -53,7 +53,7 @@ fn review(rating: u8) -> Command {
 #[test]
 fn a_confirmation_books_tells_both_and_sets_the_timers() {
     let mut new = given::<Booking>([]).at(at(NOW)).key("bkg_1");
-    let decision = new.when(Command::Confirm(agreed())).then([requested(), confirmed()]);
+    let decision = new.when(Command::Confirm(agreed().into())).then([requested(), confirmed()]);
     let effects = &decision.effects;
     let answer = json!({"BookingConfirmed": {"booking_id": "bkg_1", "offer_id": "off_1"}});
     assert_eq!(sent(effects, "request"), [("req_1".into(), answer)]);
@@ -74,17 +74,17 @@ fn a_confirmation_books_tells_both_and_sets_the_timers() {
 #[test]
 fn reminders_that_would_be_late_are_left_out() {
     let mut new = given::<Booking>([]).at(at("2026-01-13T15:30:00Z"));
-    let decision = new.when(Command::Confirm(agreed())).decision();
+    let decision = new.when(Command::Confirm(agreed().into())).decision();
     assert_eq!(timers(&decision.effects).len(), 2);
 }
 
 #[test]
 fn a_second_confirmation_only_answers_again() {
-    let decision = booking([]).when(Command::Confirm(agreed())).then([]);
+    let decision = booking([]).when(Command::Confirm(agreed().into())).then([]);
     assert_eq!(sent(&decision.effects, "request").len(), 1);
     assert_eq!(decision.effects.len(), 1);
     // Of a cancelled booking the time must not stay held.
-    let decision = booking([cancelled_by_alice()]).when(Command::Confirm(agreed())).then([]);
+    let decision = booking([cancelled_by_alice()]).when(Command::Confirm(agreed().into())).then([]);
     let release = json!({"ReleaseSlot": {"booking_id": "bkg_1"}});
     assert_eq!(sent(&decision.effects, "provider"), [("prv_1".into(), release)]);
 }
@@ -200,7 +200,7 @@ fn only_the_parties_see_it() {
         assert_eq!(shown["provider"]["name"], "Mirela's Chair");
     }
     for command in
-        [Command::Get, cancel(), review(5), Command::MarkNoShow, Command::Confirm(agreed())]
+        [Command::Get, cancel(), review(5), Command::MarkNoShow, Command::Confirm(agreed().into())]
     {
         booking([]).by_user("bob").when(command.clone()).then_rejected("not_found");
         given::<Booking>([]).by_user("bob").when(command).then_rejected("not_found");
@@ -210,7 +210,7 @@ fn only_the_parties_see_it() {
 #[test]
 fn users_cannot_send_what_only_the_system_may() {
     let internal = [
-        Command::Confirm(agreed()),
+        Command::Confirm(agreed().into()),
         Command::Remind { hours_before: 1 },
         Command::Start,
         Command::Complete,
@@ -223,7 +223,7 @@ fn users_cannot_send_what_only_the_system_may() {
 #[test]
 fn whoever_books_himself_is_told_once() {
     let own = Agreed { provider_owner_id: "alice".into(), ..agreed() };
-    let decision = given::<Booking>([]).at(at(NOW)).when(Command::Confirm(own)).decision();
+    let decision = given::<Booking>([]).at(at(NOW)).when(Command::Confirm(own.into())).decision();
     assert_eq!(notified(&decision.effects), ["alice booking:confirmed"]);
 }
 
