@@ -1,0 +1,47 @@
+//! Whether this node may answer: a reply that no commit proves needs a lease renewal *sent* less than `read_ttl` ago.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds on a clock that also runs while the machine is suspended.
+pub fn boottime_ms() -> i64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec * 1_000 + now.tv_nsec / 1_000_000
+}
+
+/// A cheap handle; the renewal loop (`app`) moves it forward.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    incarnation: i64,
+    /// Every slot of this node has this epoch: slots are claimed together (single node).
+    epoch: i64,
+    fresh_until_ms: Arc<AtomicI64>,
+    read_ttl_ms: i64,
+}
+
+impl Lease {
+    pub fn new(incarnation: i64, epoch: i64, read_ttl_ms: i64) -> Self {
+        Self { incarnation, epoch, fresh_until_ms: Arc::new(AtomicI64::new(i64::MIN)), read_ttl_ms }
+    }
+
+    pub fn incarnation(&self) -> i64 {
+        self.incarnation
+    }
+
+    /// The epoch of a slot as this node claimed it.
+    pub fn epoch(&self, _slot: u16) -> i64 {
+        self.epoch
+    }
+
+    /// A renewal that was sent at `sent_ms` has been confirmed.
+    pub fn renewed(&self, sent_ms: i64) {
+        self.fresh_until_ms.fetch_max(sent_ms + self.read_ttl_ms, Ordering::AcqRel);
+    }
+
+    /// This node may answer without a commit.
+    pub fn is_fresh(&self) -> bool {
+        boottime_ms() < self.fresh_until_ms.load(Ordering::Acquire)
+    }
+}

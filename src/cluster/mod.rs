@@ -1,0 +1,11 @@
+//! Where entities live and how they are reached: the lease, slots, [`EntityRef`], and topics.
+//!
+//! **Architecture invariant:** nothing here knows SQL, HTTP or a domain. Activations are behind [`LocalEntities`].
+
+pub mod entity_ref;
+pub mod lease;
+pub mod topics;
+
+pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta};
+pub use lease::Lease;
+pub use topics::Topics;

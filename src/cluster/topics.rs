@@ -1,0 +1,106 @@
+//! Topics on this node: who listens, and handing publications to them.
+//!
+//! A publication is serialised once and shared by reference. Delivery never waits for a subscriber: each bounds what
+//! it buffers and is cut off beyond that.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use serde_json::value::RawValue;
+
+/// One publication as it goes to clients.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub topic: Arc<str>,
+    /// `None`: lossy, not replayed.
+    pub offset: Option<i64>,
+    pub event: Arc<str>,
+    /// The complete frame, `{"event":…,"topic":…,"offset":…,"data":…}`.
+    pub frame: Arc<str>,
+}
+
+impl Published {
+    /// `data` must be JSON.
+    pub fn new(topic: &str, offset: Option<i64>, event: &str, data: &str) -> Self {
+        #[derive(serde::Serialize)]
+        struct Frame<'a> {
+            event: &'a str,
+            topic: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            offset: Option<i64>,
+            data: &'a RawValue,
+        }
+        let null = RawValue::NULL;
+        let data: &RawValue = serde_json::from_str(data).unwrap_or(null);
+        let frame = serde_json::to_string(&Frame { event, topic, offset, data })
+            .expect("a frame serialises");
+        Self { topic: topic.into(), offset, event: event.into(), frame: frame.into() }
+    }
+}
+
+/// Takes publications. Must not block: buffer within a bound, or drop oneself.
+pub trait Subscriber: Send + Sync {
+    fn deliver(&self, published: &Published);
+}
+
+type Subscribers = HashMap<u64, Arc<dyn Subscriber>>;
+
+/// Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Topics {
+    topics: Arc<DashMap<Arc<str>, Subscribers>>,
+    next_id: Arc<AtomicU64>,
+}
+
+impl Topics {
+    /// Registers before history is read, so that nothing falls in between; dropping the subscription ends it.
+    pub fn subscribe(&self, topic: &str, subscriber: Arc<dyn Subscriber>) -> Subscription {
+        let topic: Arc<str> = topic.into();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.topics.entry(topic.clone()).or_default().insert(id, subscriber);
+        Subscription { topics: self.clone(), topic, id }
+    }
+
+    pub fn publish(&self, published: &Published) {
+        if let Some(subscribers) = self.topics.get(&published.topic) {
+            for subscriber in subscribers.values() {
+                subscriber.deliver(published);
+            }
+        }
+    }
+
+    pub fn has_subscribers(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    pub fn len(&self) -> usize {
+        self.topics.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+}
+
+pub struct Subscription {
+    topics: Topics,
+    topic: Arc<str>,
+    id: u64,
+}
+
+impl Subscription {
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(mut subscribers) = self.topics.topics.get_mut(&self.topic) {
+            subscribers.remove(&self.id);
+        }
+        self.topics.topics.remove_if(&self.topic, |_, subscribers| subscribers.is_empty());
+    }
+}

@@ -1,0 +1,52 @@
+//! The one place that names `bincode`: how snapshots become bytes and back.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::kernel::entity::{Entity, replay_golden};
+use crate::kernel::ids::stable_hash;
+
+const FORMAT: u8 = 1;
+const HEADER: usize = 1 + 2 + 8;
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard())
+        .expect("entity states are plain data")
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let limit = bincode::config::standard().with_limit::<{ 16 * 1024 * 1024 }>();
+    match bincode::serde::decode_from_slice(bytes, limit) {
+        Ok((value, used)) if used == bytes.len() => Some(value),
+        _ => None,
+    }
+}
+
+/// Encodes and decodes the snapshots of one kind.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotCodec {
+    header: [u8; HEADER],
+}
+
+impl SnapshotCodec {
+    /// The layout hash is taken from the encoded state that the golden journal leads to: reordered, added, removed or
+    /// retyped fields change it without anybody having to remember.
+    pub fn of<E: Entity>() -> Result<Self, String> {
+        let layout = stable_hash(&[E::KIND.as_bytes(), &encode(&replay_golden::<E>()?)]);
+        let mut header = [FORMAT; HEADER];
+        header[1..3].copy_from_slice(&E::STATE_VERSION.to_le_bytes());
+        header[3..].copy_from_slice(&layout.to_le_bytes());
+        Ok(Self { header })
+    }
+
+    pub fn encode<S: Serialize>(&self, state: &S) -> Vec<u8> {
+        let mut bytes = self.header.to_vec();
+        bytes.extend(encode(state));
+        bytes
+    }
+
+    /// `None` for a snapshot of another layout or version: the caller replays the journal instead.
+    pub fn decode<S: DeserializeOwned>(&self, bytes: &[u8]) -> Option<S> {
+        decode(bytes.strip_prefix(&self.header)?)
+    }
+}

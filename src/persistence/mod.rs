@@ -1,0 +1,17 @@
+//! Everything that touches Postgres or Redis: the journal, snapshots, the group-commit writer actors, outbox, timers,
+//! read models, caches, and the embedded server.
+//!
+//! **Architecture invariant:** `sqlx` and `redis` are named nowhere else (but `app`, which opens the pool). Nothing here
+//! knows a domain's commands, HTTP or WebSockets.
+
+pub mod codec;
+pub mod commit;
+pub mod embedded;
+pub mod keys;
+pub mod loader;
+pub mod membership;
+pub mod outbox;
+pub mod publications;
+pub mod store;
+pub mod timers;
+pub mod writer;
