@@ -75,7 +75,8 @@ impl Options {
     /// For tests and other throw-away stores: fast, and not safe against a crash of the machine. A commit still
     /// survives the death of every process, which is what tests kill.
     pub fn without_durability(mut self) -> Self {
-        self.settings.extend(["fsync", "full_page_writes"].map(|name| (name.to_owned(), "off".to_owned())));
+        self.settings
+            .extend(["fsync", "full_page_writes"].map(|name| (name.to_owned(), "off".to_owned())));
         self
     }
 
@@ -184,7 +185,9 @@ impl Embedded {
         let log = lock.data_dir().join("postgres.log");
         let data_dir = lock.data_dir().to_owned();
         let prepared = tokio::task::spawn_blocking(move || prepare(&options, lock)).await;
-        let plan = prepared.unwrap_or_else(|panic| Err(Error::Failed { reason: panic.to_string(), log: log.clone() }))?;
+        let plan = prepared.unwrap_or_else(|panic| {
+            Err(Error::Failed { reason: panic.to_string(), log: log.clone() })
+        })?;
         let socket_dir = plan.place.socket_dir.clone();
         let (supervisor, status) = Supervisor::spawn(plan)?;
         let mut embedded = Self { supervisor, status, socket_dir, log };
@@ -195,17 +198,29 @@ impl Embedded {
 
     async fn first_start(&mut self) -> Result<(), Error> {
         // Bounded by the supervisor, which knows whether the server recovers.
-        let seen = self.status.wait_for(|status| *status != Status::Starting).await.map(|status| status.clone());
+        let seen = self
+            .status
+            .wait_for(|status| *status != Status::Starting)
+            .await
+            .map(|status| status.clone());
         match seen {
-            Ok(Status::Failed { reason }) => return Err(Error::Failed { reason, log: self.log.clone() }),
+            Ok(Status::Failed { reason }) => {
+                return Err(Error::Failed { reason, log: self.log.clone() });
+            }
             Ok(_) => {}
-            Err(_) => return Err(Error::Failed { reason: "its supervisor is gone".into(), log: self.log.clone() }),
+            Err(_) => {
+                return Err(Error::Failed {
+                    reason: "its supervisor is gone".into(),
+                    log: self.log.clone(),
+                });
+            }
         }
         let mut connection = connect(&self.options_for("postgres")).await?;
-        let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-            .bind(DATABASE)
-            .fetch_one(&mut connection)
-            .await?;
+        let there: bool =
+            sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+                .bind(DATABASE)
+                .fetch_one(&mut connection)
+                .await?;
         connection.close().await?;
         if there { Ok(()) } else { self.create_database(DATABASE, None).await.map(drop) }
     }
@@ -220,10 +235,17 @@ impl Embedded {
     }
 
     /// Another database on this server, as a copy of `template`, to which nobody may be connected meanwhile.
-    pub async fn create_database(&self, name: &str, template: Option<&str>) -> Result<PgConnectOptions, Error> {
+    pub async fn create_database(
+        &self,
+        name: &str,
+        template: Option<&str>,
+    ) -> Result<PgConnectOptions, Error> {
         let mut connection = connect(&self.options_for("postgres")).await?;
-        let template = template.map(|template| format!(" template {}", quoted(template))).unwrap_or_default();
-        sqlx::query(AssertSqlSafe(format!("create database {}{template}", quoted(name)))).execute(&mut connection).await?;
+        let template =
+            template.map(|template| format!(" template {}", quoted(template))).unwrap_or_default();
+        sqlx::query(AssertSqlSafe(format!("create database {}{template}", quoted(name))))
+            .execute(&mut connection)
+            .await?;
         connection.close().await?;
         Ok(self.options_for(name))
     }
@@ -251,7 +273,10 @@ impl Embedded {
         let mut status = self.status.clone();
         let ended = tokio::time::timeout(limit, status.wait_for(Status::is_final)).await;
         if ended.is_err() {
-            return Err(Error::Failed { reason: format!("it did not stop within {} s", limit.as_secs()), log: self.log.clone() });
+            return Err(Error::Failed {
+                reason: format!("it did not stop within {} s", limit.as_secs()),
+                log: self.log.clone(),
+            });
         }
         self.supervisor.join();
         Ok(())
@@ -269,7 +294,10 @@ impl Drop for Embedded {
 }
 
 fn prepare(options: &Options, lock: DataLock) -> Result<Plan, Error> {
-    let data_dir = options.data_dir.canonicalize().map_err(|error| io_error("cannot open", &options.data_dir, error))?;
+    let data_dir = options
+        .data_dir
+        .canonicalize()
+        .map_err(|error| io_error("cannot open", &options.data_dir, error))?;
     if data_dir != lock.data_dir() {
         return Err(Error::OtherLock { locked: lock.data_dir().into(), data_dir });
     }
@@ -287,13 +315,23 @@ pub fn connect_running(data_dir: &Path) -> Result<Option<PgConnectOptions>, Erro
     let socket = place::socket_file(&socket_dir);
     match UnixStream::connect(&socket) {
         Ok(_) => Ok(Some(options_of(&socket_dir, DATABASE))),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
-        Err(error) => Err(io_error("cannot connect (are you the user who runs the node?) to", &socket, error)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => {
+            Err(io_error("cannot connect (are you the user who runs the node?) to", &socket, error))
+        }
     }
 }
 
 fn options_of(socket_dir: &Path, database: &str) -> PgConnectOptions {
-    let options = PgConnectOptions::new_without_pgpass().socket(socket_dir).port(PORT).username("postgres");
+    let options =
+        PgConnectOptions::new_without_pgpass().socket(socket_dir).port(PORT).username("postgres");
     options.database(database).ssl_mode(PgSslMode::Disable).application_name("proxie")
 }
 

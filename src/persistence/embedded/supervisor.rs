@@ -45,13 +45,19 @@ const LOG_CHECK_EVERY: Duration = Duration::from_secs(60);
 pub enum Status {
     Starting,
     /// It accepts connections; the postmaster's process id.
-    Running { pid: u32 },
+    Running {
+        pid: u32,
+    },
     /// It died unexpectedly and is being started again, on the same socket.
-    Restarting { reason: String },
+    Restarting {
+        reason: String,
+    },
     /// Orderly, by request.
     Stopped,
     /// For good: nobody restarts it.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 impl Status {
@@ -87,9 +93,16 @@ impl Supervisor {
     pub fn spawn(plan: Plan) -> Result<(Self, watch::Receiver<Status>), Error> {
         let (events, inbox) = channel();
         let (status, seen) = watch::channel(Status::Starting);
-        let worker = Worker { log: plan.lock.data_dir().join("postgres.log"), plan, events: events.clone(), inbox, status };
+        let worker = Worker {
+            log: plan.lock.data_dir().join("postgres.log"),
+            plan,
+            events: events.clone(),
+            inbox,
+            status,
+        };
         let thread = thread::Builder::new().name("postgres".into()).spawn(move || worker.run());
-        let thread = thread.map_err(|error| io_error("cannot start a thread for", Path::new("postgres"), error))?;
+        let thread = thread
+            .map_err(|error| io_error("cannot start a thread for", Path::new("postgres"), error))?;
         Ok((Self { events, thread: Some(thread) }, seen))
     }
 
@@ -155,7 +168,11 @@ impl Worker {
             if failures.len() >= FAILURES_MAX {
                 tracing::error!(%reason, "PostgreSQL died {FAILURES_MAX} times within a minute: giving up");
                 let window = FAILURE_WINDOW.as_secs();
-                return Status::Failed { reason: format!("PostgreSQL died {FAILURES_MAX} times in {window} s; lastly: {reason}") };
+                return Status::Failed {
+                    reason: format!(
+                        "PostgreSQL died {FAILURES_MAX} times in {window} s; lastly: {reason}"
+                    ),
+                };
             }
             let backoff = FIRST_BACKOFF * 4_u32.pow(failures.len() as u32 - 1);
             tracing::warn!(%reason, ?backoff, "PostgreSQL died; starting it again");
@@ -202,7 +219,10 @@ impl Worker {
             End::StopRequested => End::StopRequested,
             End::Died(reason) => {
                 let said = self.fatal_lines(log_offset);
-                let parts = [reason, ended, said].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>();
+                let parts = [reason, ended, said]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>();
                 End::Died(parts.join("; "))
             }
         }
@@ -215,7 +235,8 @@ impl Worker {
         let offset = log.metadata().map_err(failed)?.len();
         let mut command = self.plan.launcher.command(&self.plan.postgres, "INT");
         command.args(&self.plan.arguments).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        let child = command.spawn().map_err(|error| io_error("cannot run", &self.plan.postgres, error))?;
+        let child =
+            command.spawn().map_err(|error| io_error("cannot run", &self.plan.postgres, error))?;
         let (pid, events) = (Pid::from_child(&child), self.events.clone());
         // Waits without reaping: until this worker reaps it, the pid is nobody else's.
         let waiter = move || {
@@ -236,18 +257,27 @@ impl Worker {
         let mut next_notice = RECOVERY_NOTICE_EVERY;
         while !process::says_ready(&self.plan.place.cluster, pid) {
             match self.inbox.recv_timeout(READY_POLL) {
-                Ok(Event::Exited(dead)) if dead == pid => return Err(End::Died("it did not start".into())),
+                Ok(Event::Exited(dead)) if dead == pid => {
+                    return Err(End::Died("it did not start".into()));
+                }
                 Ok(Event::Stop) => return Err(End::StopRequested),
                 Ok(Event::Exited(_)) | Err(_) => {}
             }
             let waited = begin.elapsed();
             let listens = process::postmaster_pid(&self.plan.place.cluster) == Some(pid);
             if waited > if listens { RECOVERY_LIMIT } else { START_LIMIT } {
-                return Err(End::Died(format!("it accepted no connection within {} s", waited.as_secs())));
+                return Err(End::Died(format!(
+                    "it accepted no connection within {} s",
+                    waited.as_secs()
+                )));
             }
             if waited > next_notice {
                 next_notice += RECOVERY_NOTICE_EVERY;
-                tracing::warn!("PostgreSQL is still recovering from a crash after {} s; see {}", waited.as_secs(), self.log.display());
+                tracing::warn!(
+                    "PostgreSQL is still recovering from a crash after {} s; see {}",
+                    waited.as_secs(),
+                    self.log.display()
+                );
             }
         }
         Ok(())
@@ -257,7 +287,9 @@ impl Worker {
         loop {
             match self.inbox.recv_timeout(LOG_CHECK_EVERY) {
                 Ok(Event::Exited(dead)) if dead == pid => return Err(End::Died(String::new())),
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Err(End::StopRequested),
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err(End::StopRequested);
+                }
                 Ok(Event::Exited(_)) | Err(RecvTimeoutError::Timeout) => trim_log(&self.log),
             }
         }
@@ -266,7 +298,11 @@ impl Worker {
     /// Ends the process, at once if it is dead already, and says how it ended if that was not orderly.
     fn shut_down(&self, child: &mut Child) -> String {
         let pid = Pid::from_child(child);
-        let steps = [(Signal::INT, FAST_STOP_LIMIT), (Signal::QUIT, HARD_STOP_LIMIT), (Signal::KILL, HARD_STOP_LIMIT)];
+        let steps = [
+            (Signal::INT, FAST_STOP_LIMIT),
+            (Signal::QUIT, HARD_STOP_LIMIT),
+            (Signal::KILL, HARD_STOP_LIMIT),
+        ];
         for (signal, limit) in steps {
             if !matches!(child.try_wait(), Ok(None)) {
                 break;
@@ -294,7 +330,10 @@ impl Worker {
             log.read_to_end(&mut text)
         });
         let text = String::from_utf8_lossy(&text);
-        let fatal: Vec<&str> = text.lines().filter(|line| line.contains("FATAL:") || line.contains("PANIC:")).collect();
+        let fatal: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("FATAL:") || line.contains("PANIC:"))
+            .collect();
         match (read.is_ok(), fatal.is_empty()) {
             (false, _) => String::new(),
             (true, true) => process::last_lines(&text, 2),
@@ -309,7 +348,8 @@ fn trim_log(log: &Path) {
         return;
     }
     let kept = log.with_extension("log.1");
-    let trimmed = fs::copy(log, kept).and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
+    let trimmed =
+        fs::copy(log, kept).and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
     if let Err(error) = trimmed {
         tracing::warn!(%error, log = %log.display(), "cannot trim the log of PostgreSQL");
     }
