@@ -6,7 +6,10 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -88,6 +91,13 @@ fn postmaster(data_dir: &Path) -> Option<Pid> {
         fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Pid::from_raw(pid).filter(|_| name.trim() == "postgres")
+}
+
+fn as_owner_of(path: &Path, command: &mut Command) {
+    let owner = fs::metadata(path).unwrap();
+    if rustix::process::geteuid().is_root() {
+        command.uid(owner.uid()).gid(owner.gid());
+    }
 }
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -260,11 +270,7 @@ async fn a_start_stops_an_orphan_first() {
     let mut command = Command::new(bin.join("postgres"));
     command.arg("-D").arg(&cluster).args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
     command.arg("-c").arg(format!("unix_socket_directories={}", cluster.display()));
-    if rustix::process::geteuid().is_root() {
-        let owner = fs::metadata(&cluster).unwrap();
-        use std::os::unix::fs::MetadataExt;
-        command.uid(owner.uid()).gid(owner.gid());
-    }
+    as_owner_of(&cluster, &mut command);
     let mut orphan =
         command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let orphan_pid = Some(Pid::from_child(&orphan));
@@ -280,9 +286,11 @@ async fn a_start_stops_an_orphan_first() {
 async fn a_pid_file_that_names_somebody_else_does_not_prevent_a_start() {
     let folder = Folder::new("stale");
     start(&folder.data()).await.stop().await.unwrap();
-    // A container that restarts gives the same small pids to other programs.
-    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let cluster = folder.data().join("postgres");
+    // A container that restarts gives the same small pids to other programs; PostgreSQL minds those of its own user.
+    let mut other = Command::new("sleep");
+    as_owner_of(&cluster, other.arg("30").stdout(Stdio::null()).stderr(Stdio::null()));
+    let mut other = other.spawn().unwrap();
     fs::write(cluster.join("postmaster.pid"), format!("{}\n{}\n", other.id(), cluster.display()))
         .unwrap();
     start(&folder.data()).await.stop().await.unwrap();
