@@ -1,5 +1,10 @@
 //! Proxie: an agent-native realtime backend. See ARCHITECTURE.md for the map.
 
+pub mod actors;
+pub mod app;
 pub mod cluster;
+pub mod config;
+pub mod domain;
 pub mod kernel;
 pub mod persistence;
+pub mod telemetry;

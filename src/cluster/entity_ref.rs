@@ -104,9 +104,13 @@ impl<E: Entity> EntityRef<E> {
     }
 
     /// Asks and waits for the answer, which comes only after the commit it follows from.
-    pub async fn ask(&self, command: E::Command, meta: Meta) -> Answer<E> {
-        let answer = self.local.ask(E::KIND, &self.key, Box::new(command), meta).await?;
-        Ok(*answer.downcast().expect("a kind answers with its own types"))
+    pub fn ask(
+        &self,
+        command: E::Command,
+        meta: Meta,
+    ) -> impl Future<Output = Answer<E>> + Send + 'static {
+        let answer = self.local.ask(E::KIND, &self.key, Box::new(command), meta);
+        async move { Ok(*answer.await?.downcast().expect("a kind answers with its own types")) }
     }
 
     /// Sends without waiting for the outcome; the in-flight bound of the entity holds all the same.

@@ -34,7 +34,8 @@ impl Published {
         }
         let null = RawValue::NULL;
         let data: &RawValue = serde_json::from_str(data).unwrap_or(null);
-        let frame = serde_json::to_string(&Frame { event, topic, offset, data }).expect("a frame serialises");
+        let frame = serde_json::to_string(&Frame { event, topic, offset, data })
+            .expect("a frame serialises");
         Self { topic: topic.into(), offset, event: event.into(), frame: frame.into() }
     }
 }

@@ -68,6 +68,11 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
+    /// The "no" that a database constraint behind a view stands for, where one is the last line of defence.
+    fn constraint_violated(_constraint: &str) -> Option<Self::Rejection> {
+        None
+    }
+
     /// The command that learns that a `send` was refused or given up (a dead letter). `None`: nobody needs to know.
     fn send_failed(_failure: SendFailure) -> Option<Self::Command> {
         None

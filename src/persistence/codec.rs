@@ -1,7 +1,7 @@
 //! The one place that names `bincode`: how snapshots become bytes and back.
 
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
-use sqlx::postgres::PgPool;
 use sqlx::Row;
+use sqlx::postgres::PgPool;
 
 use crate::kernel::entity::ViewRow;
 use crate::persistence::store::micros;
@@ -65,19 +65,42 @@ pub struct OutboxRow {
 #[derive(Debug)]
 pub enum OutboxChange {
     /// The receiver has it.
-    Done { id: String },
+    Done {
+        id: String,
+    },
     /// The outcome of a run is taken by this item: the row must still be there.
-    Take { id: String },
-    Retry { id: String, attempts: i32, due: Timestamp, error: String },
-    Dead { id: String, attempts: i32, error: String },
+    Take {
+        id: String,
+    },
+    Retry {
+        id: String,
+        attempts: i32,
+        due: Timestamp,
+        error: String,
+    },
+    Dead {
+        id: String,
+        attempts: i32,
+        error: String,
+    },
 }
 
 #[derive(Debug)]
 pub enum TimerChange {
-    Set { name: String, id: String, due: Timestamp, command: String },
-    Cancel { name: String },
+    Set {
+        name: String,
+        id: String,
+        due: Timestamp,
+        command: String,
+    },
+    Cancel {
+        name: String,
+    },
     /// This item handles the timer: its row must still be there.
-    Fire { name: String, id: String },
+    Fire {
+        name: String,
+        id: String,
+    },
 }
 
 pub struct PublicationRow {
@@ -90,7 +113,10 @@ pub struct PublicationRow {
 pub enum CommitResult {
     Committed,
     /// The command id was used before; nothing of this item was written.
-    Duplicate { fingerprint: i64, outcome: String },
+    Duplicate {
+        fingerprint: i64,
+        outcome: String,
+    },
     /// The timer or the outbox row that this item was to handle is no longer there.
     Gone,
     /// The journal is not where this activation thought: another one has written.
@@ -98,7 +124,10 @@ pub enum CommitResult {
     /// The slot belongs to somebody else.
     Moved,
     /// The item cannot be written (a NUL, a constraint); its neighbours were.
-    Invalid { constraint: Option<String>, message: String },
+    Invalid {
+        constraint: Option<String>,
+        message: String,
+    },
     /// Not written because an earlier item of the same activation was not.
     Refused,
     /// Not written, or not known to be: the store is away. The command's id makes a retry safe.
@@ -183,8 +212,12 @@ pub async fn call(
             let (op, id, attempts, due, error): (_, _, _, _, Option<&str>) = match change {
                 OutboxChange::Done { id } => ("done", id, 0, at, None),
                 OutboxChange::Take { id } => ("take", id, 0, at, None),
-                OutboxChange::Retry { id, attempts, due, error } => ("retry", id, *attempts, *due, Some(error)),
-                OutboxChange::Dead { id, attempts, error } => ("dead", id, *attempts, at, Some(error)),
+                OutboxChange::Retry { id, attempts, due, error } => {
+                    ("retry", id, *attempts, *due, Some(error))
+                }
+                OutboxChange::Dead { id, attempts, error } => {
+                    ("dead", id, *attempts, at, Some(error))
+                }
             };
             c.item.push(n);
             c.op.push(op);
@@ -195,7 +228,9 @@ pub async fn call(
         }
         for change in &item.timers {
             let (op, name, id, due, command) = match change {
-                TimerChange::Set { name, id, due, command } => ("set", name, id.as_str(), *due, command.as_str()),
+                TimerChange::Set { name, id, due, command } => {
+                    ("set", name, id.as_str(), *due, command.as_str())
+                }
                 TimerChange::Cancel { name } => ("cancel", name, "", at, ""),
                 TimerChange::Fire { name, id } => ("fire", name, id.as_str(), at, ""),
             };
@@ -219,16 +254,56 @@ pub async fn call(
         }
     }
     let rows = sqlx::query(CALL)
-        .bind(incarnation).bind(lane).bind(batch).bind(micros(at))
-        .bind(i.slot).bind(i.epoch).bind(i.kind).bind(i.key).bind(i.head)
-        .bind(j.item).bind(j.seq).bind(j.version).bind(j.topic_head).bind(j.event).bind(j.caller).bind(j.command)
-        .bind(d.item).bind(d.user).bind(d.id).bind(d.fingerprint).bind(d.outcome)
-        .bind(s.item).bind(s.seq).bind(s.topic_head).bind(s.data)
-        .bind(o.item).bind(o.id).bind(o.position).bind(o.target_kind).bind(o.target_key).bind(o.body)
-        .bind(c.item).bind(c.op).bind(c.id).bind(c.attempts).bind(c.due).bind(c.error)
-        .bind(t.item).bind(t.op).bind(t.name).bind(t.id).bind(t.due).bind(t.command)
-        .bind(p.item).bind(p.offset).bind(p.event).bind(p.data)
-        .bind(v.item).bind(v.view).bind(v.row)
+        .bind(incarnation)
+        .bind(lane)
+        .bind(batch)
+        .bind(micros(at))
+        .bind(i.slot)
+        .bind(i.epoch)
+        .bind(i.kind)
+        .bind(i.key)
+        .bind(i.head)
+        .bind(j.item)
+        .bind(j.seq)
+        .bind(j.version)
+        .bind(j.topic_head)
+        .bind(j.event)
+        .bind(j.caller)
+        .bind(j.command)
+        .bind(d.item)
+        .bind(d.user)
+        .bind(d.id)
+        .bind(d.fingerprint)
+        .bind(d.outcome)
+        .bind(s.item)
+        .bind(s.seq)
+        .bind(s.topic_head)
+        .bind(s.data)
+        .bind(o.item)
+        .bind(o.id)
+        .bind(o.position)
+        .bind(o.target_kind)
+        .bind(o.target_key)
+        .bind(o.body)
+        .bind(c.item)
+        .bind(c.op)
+        .bind(c.id)
+        .bind(c.attempts)
+        .bind(c.due)
+        .bind(c.error)
+        .bind(t.item)
+        .bind(t.op)
+        .bind(t.name)
+        .bind(t.id)
+        .bind(t.due)
+        .bind(t.command)
+        .bind(p.item)
+        .bind(p.offset)
+        .bind(p.event)
+        .bind(p.data)
+        .bind(v.item)
+        .bind(v.view)
+        .bind(v.row)
         .bind(keep_publications)
         .fetch_all(pool)
         .await?;
@@ -303,11 +378,13 @@ pub async fn resolve(
     if burned == 1 {
         return Ok(Resolution::Burned);
     }
-    let row = sqlx::query("select batch, live, result::text from lanes where incarnation = $1 and lane = $2")
-        .bind(incarnation)
-        .bind(lane)
-        .fetch_optional(pool)
-        .await?;
+    let row = sqlx::query(
+        "select batch, live, result::text from lanes where incarnation = $1 and lane = $2",
+    )
+    .bind(incarnation)
+    .bind(lane)
+    .fetch_optional(pool)
+    .await?;
     match row {
         Some(row) if row.get::<bool, _>(1) && row.get::<i64, _>(0) == batch => {
             let mut results = vec![CommitResult::Committed; items];

@@ -12,7 +12,9 @@ pub struct SigningKey {
 /// The current key; `fresh` becomes it where there is none yet. Several nodes may ask at once: one key results.
 pub async fn signing_key(pool: &PgPool, fresh: SigningKey) -> Result<SigningKey, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:signing_key'))").execute(&mut *tx).await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:signing_key'))")
+        .execute(&mut *tx)
+        .await?;
     sqlx::query(
         "insert into signing_keys (kid, secret) select $1, $2 where not exists (select from signing_keys where retired_at is null)",
     )
@@ -20,12 +22,16 @@ pub async fn signing_key(pool: &PgPool, fresh: SigningKey) -> Result<SigningKey,
     .bind(&fresh.secret[..])
     .execute(&mut *tx)
     .await?;
-    let row = sqlx::query("select kid, secret from signing_keys where retired_at is null order by created_at limit 1")
-        .fetch_one(&mut *tx)
-        .await?;
+    let row = sqlx::query(
+        "select kid, secret from signing_keys where retired_at is null order by created_at limit 1",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
     tx.commit().await?;
     let secret: Vec<u8> = row.get(1);
-    let secret = secret.try_into().map_err(|_| sqlx::Error::Decode("a signing key must have 32 bytes".into()))?;
+    let secret = secret
+        .try_into()
+        .map_err(|_| sqlx::Error::Decode("a signing key must have 32 bytes".into()))?;
     Ok(SigningKey { kid: row.get(0), secret })
 }
 

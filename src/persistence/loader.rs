@@ -82,12 +82,19 @@ impl Loader {
 
     pub async fn load(&self, kind: &'static str, key: Arc<str>) -> Result<Loaded, String> {
         let (done, rx) = oneshot::channel();
-        self.jobs.try_send(Job { kind, key, done }).map_err(|_| "too many entities are being loaded".to_owned())?;
+        self.jobs
+            .try_send(Job { kind, key, done })
+            .map_err(|_| "too many entities are being loaded".to_owned())?;
         rx.await.map_err(|_| "the loader has stopped".to_owned())?
     }
 
     /// The whole journal, for an entity whose snapshot cannot be used, or the next page of a long one.
-    pub async fn events_after(&self, kind: &str, key: &str, after: i64) -> Result<Vec<StoredEvent>, String> {
+    pub async fn events_after(
+        &self,
+        kind: &str,
+        key: &str,
+        after: i64,
+    ) -> Result<Vec<StoredEvent>, String> {
         let mut events = Vec::new();
         let mut from = after;
         loop {

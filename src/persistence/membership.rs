@@ -28,7 +28,9 @@ pub struct Registered {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    #[error("another node ({name}, pid {pid}) is live on this database. Stop it first, or use another database: without the cluster one node owns all")]
+    #[error(
+        "another node ({name}, pid {pid}) is live on this database. Stop it first, or use another database: without the cluster one node owns all"
+    )]
     AnotherIsLive { name: String, pid: i32 },
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
@@ -67,8 +69,13 @@ pub async fn register(
         let Some(other) = wait else { break };
         match waited_for {
             // A second reading that is not lower means that it renewed.
-            Some((incarnation, left)) if incarnation == other.incarnation && other.lease_left_s > left => {
-                return Err(RegisterError::AnotherIsLive { name: other.name.clone(), pid: other.pid });
+            Some((incarnation, left))
+                if incarnation == other.incarnation && other.lease_left_s > left =>
+            {
+                return Err(RegisterError::AnotherIsLive {
+                    name: other.name.clone(),
+                    pid: other.pid,
+                });
             }
             None => tracing::warn!(
                 node = other.name,
@@ -87,7 +94,9 @@ pub async fn register(
 
     let mut tx = pool.begin().await?;
     // One registration at a time; the state is read again under the lock.
-    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:register'))").execute(&mut *tx).await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:register'))")
+        .execute(&mut *tx)
+        .await?;
     let racer = sqlx::query(
         "select n.name, n.pid from nodes n join leases l using (incarnation)
          where n.state <> 'dead' and l.lease_until > now() and n.started_at > now() - $1 * interval '1 second'",
@@ -101,7 +110,9 @@ pub async fn register(
     // The linearisation point of the takeover: after it no batch of an older incarnation can commit. It waits for the
     // one that is being written.
     sqlx::query("update lanes set live = false where live").execute(&mut *tx).await?;
-    sqlx::query("update nodes set state = 'dead', ended_at = now() where state <> 'dead'").execute(&mut *tx).await?;
+    sqlx::query("update nodes set state = 'dead', ended_at = now() where state <> 'dead'")
+        .execute(&mut *tx)
+        .await?;
     sqlx::query("delete from lanes where incarnation in (select incarnation from nodes where ended_at < now() - interval '1 day')")
         .execute(&mut *tx)
         .await?;
@@ -126,7 +137,8 @@ pub async fn register(
         .bind(i32::from(node.lanes))
         .execute(&mut *tx)
         .await?;
-    let epoch: i64 = sqlx::query_scalar("select max(epoch) + 1 from slots").fetch_one(&mut *tx).await?;
+    let epoch: i64 =
+        sqlx::query_scalar("select max(epoch) + 1 from slots").fetch_one(&mut *tx).await?;
     let claimed = sqlx::query("update slots set incarnation = $1, epoch = $2")
         .bind(incarnation)
         .bind(epoch)
@@ -162,18 +174,30 @@ async fn live_nodes(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
 }
 
 fn process_exists(pid: i32) -> bool {
-    rustix::process::Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+    rustix::process::Pid::from_raw(pid)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }
 
 /// This machine, boot and pid namespace.
 pub fn host_id() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let namespace = std::fs::read_link("/proc/self/ns/pid").map(|p| p.display().to_string()).unwrap_or_default();
-    format!("{}/{}/{namespace}", read("/proc/sys/kernel/random/boot_id"), read("/proc/sys/kernel/hostname"))
+    let namespace = std::fs::read_link("/proc/self/ns/pid")
+        .map(|p| p.display().to_string())
+        .unwrap_or_default();
+    format!(
+        "{}/{}/{namespace}",
+        read("/proc/sys/kernel/random/boot_id"),
+        read("/proc/sys/kernel/hostname")
+    )
 }
 
 /// Renews the lease of a live incarnation. False: it was declared dead.
-pub async fn renew(pool: &PgPool, incarnation: i64, lease_s: f64, live: &serde_json::Value) -> Result<bool, sqlx::Error> {
+pub async fn renew(
+    pool: &PgPool,
+    incarnation: i64,
+    lease_s: f64,
+    live: &serde_json::Value,
+) -> Result<bool, sqlx::Error> {
     let renewed = sqlx::query(
         "with alive as (update nodes set live = $3::jsonb where incarnation = $1 and state <> 'dead' returning incarnation)
          update leases l set lease_until = now() + $2 * interval '1 second' from alive a where l.incarnation = a.incarnation",
@@ -189,12 +213,18 @@ pub async fn renew(pool: &PgPool, incarnation: i64, lease_s: f64, live: &serde_j
 /// An orderly end: the next start need not wait.
 pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
-    sqlx::query("update lanes set live = false where incarnation = $1").bind(incarnation).execute(&mut *tx).await?;
+    sqlx::query("update lanes set live = false where incarnation = $1")
+        .bind(incarnation)
+        .execute(&mut *tx)
+        .await?;
     sqlx::query("update nodes set state = 'dead', ended_at = now() where incarnation = $1")
         .bind(incarnation)
         .execute(&mut *tx)
         .await?;
-    sqlx::query("update slots set incarnation = null where incarnation = $1").bind(incarnation).execute(&mut *tx).await?;
+    sqlx::query("update slots set incarnation = null where incarnation = $1")
+        .bind(incarnation)
+        .execute(&mut *tx)
+        .await?;
     tx.commit().await
 }
 

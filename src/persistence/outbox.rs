@@ -5,7 +5,11 @@ use sqlx::Row;
 use sqlx::postgres::PgPool;
 
 /// Entities of this incarnation's slots that owe a delivery which is due for a while: their activation is gone.
-pub async fn owing(pool: &PgPool, incarnation: i64, limit: i64) -> Result<Vec<(String, String)>, sqlx::Error> {
+pub async fn owing(
+    pool: &PgPool,
+    incarnation: i64,
+    limit: i64,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
     let rows = sqlx::query(
         "select distinct o.sender_kind, o.sender_key from (
              select sender_kind, sender_key, slot from outbox
@@ -72,7 +76,13 @@ pub struct Parked {
     pub at: String,
 }
 
-pub async fn park(pool: &PgPool, kind: &str, key: &str, reason: &str, failures: i32) -> Result<(), sqlx::Error> {
+pub async fn park(
+    pool: &PgPool,
+    kind: &str,
+    key: &str,
+    reason: &str,
+    failures: i32,
+) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into parked (kind, key, reason, failures) values ($1, $2, $3, $4)
          on conflict (kind, key) do update set reason = excluded.reason, failures = excluded.failures, at = now()",
@@ -87,10 +97,12 @@ pub async fn park(pool: &PgPool, kind: &str, key: &str, reason: &str, failures: 
 }
 
 pub async fn parked(pool: &PgPool, limit: i64) -> Result<Vec<Parked>, sqlx::Error> {
-    let rows = sqlx::query("select kind, key, reason, failures, micros(at) from parked order by at limit $1")
-        .bind(limit)
-        .fetch_all(pool)
-        .await?;
+    let rows = sqlx::query(
+        "select kind, key, reason, failures, micros(at) from parked order by at limit $1",
+    )
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
     Ok(rows
         .iter()
         .map(|row| Parked {
@@ -105,6 +117,10 @@ pub async fn parked(pool: &PgPool, limit: i64) -> Result<Vec<Parked>, sqlx::Erro
 
 /// Lets a parked entity start again. False: it was not parked.
 pub async fn unpark(pool: &PgPool, kind: &str, key: &str) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query("delete from parked where kind = $1 and key = $2").bind(kind).bind(key).execute(pool).await?;
+    let done = sqlx::query("delete from parked where kind = $1 and key = $2")
+        .bind(kind)
+        .bind(key)
+        .execute(pool)
+        .await?;
     Ok(done.rows_affected() == 1)
 }

@@ -21,7 +21,13 @@ pub struct History {
 }
 
 /// What a topic published after `after`, at most `limit` of it; `complete` speaks of the whole.
-pub async fn history(pool: &PgPool, kind: &str, key: &str, after: i64, limit: i64) -> Result<History, sqlx::Error> {
+pub async fn history(
+    pool: &PgPool,
+    kind: &str,
+    key: &str,
+    after: i64,
+    limit: i64,
+) -> Result<History, sqlx::Error> {
     let head = head(pool, kind, key).await?;
     let rows = sqlx::query(
         "select \"offset\", event, data from publications where topic = $1 and \"offset\" > $2 and \"offset\" <= $3
@@ -33,8 +39,10 @@ pub async fn history(pool: &PgPool, kind: &str, key: &str, after: i64, limit: i6
     .bind(limit)
     .fetch_all(pool)
     .await?;
-    let items: Vec<Stored> =
-        rows.iter().map(|row| Stored { offset: row.get(0), event: row.get(1), data: row.get(2) }).collect();
+    let items: Vec<Stored> = rows
+        .iter()
+        .map(|row| Stored { offset: row.get(0), event: row.get(1), data: row.get(2) })
+        .collect();
     let contiguous = items.iter().zip(after + 1..).all(|(item, expected)| item.offset == expected);
     let reaches = items.len() as i64 == limit || after + items.len() as i64 == head;
     Ok(History { head, complete: after <= head && contiguous && reaches, items })

@@ -10,11 +10,15 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("cannot reach PostgreSQL: {0}. Check DATABASE_URL, or unset it to use the embedded server")]
+    #[error(
+        "cannot reach PostgreSQL: {0}. Check DATABASE_URL, or unset it to use the embedded server"
+    )]
     Connect(sqlx::Error),
     #[error("PostgreSQL {found} is too old: 16 or later is needed")]
     TooOld { found: String },
-    #[error("the server runs with fsync = off, so an acknowledged command could be lost: turn it on, or set persistence.allow_fsync_off = true for throw-away data")]
+    #[error(
+        "the server runs with fsync = off, so an acknowledged command could be lost: turn it on, or set persistence.allow_fsync_off = true for throw-away data"
+    )]
     FsyncOff,
     #[error("migration failed: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -76,7 +80,13 @@ pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
     let migrations = files
         .into_iter()
         .map(|(version, name, sql)| {
-            Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sqlx::AssertSqlSafe(sql).into_sql_str(), false)
+            Migration::new(
+                version,
+                Cow::Borrowed(name),
+                MigrationType::Simple,
+                sqlx::AssertSqlSafe(sql).into_sql_str(),
+                false,
+            )
         })
         .collect::<Vec<_>>();
     Migrator::with_migrations(migrations).run(pool).await?;
@@ -123,7 +133,12 @@ pub async fn probe(pool: &PgPool) -> Result<(String, i32), sqlx::Error> {
 
 /// Deletes in bounded steps what nobody can ask for any more: dedupe rows after their window (but never those of an
 /// outbox row that still exists), and old publications. Returns how many rows went.
-pub async fn sweep(pool: &PgPool, now: Timestamp, dedupe_s: i64, publications_s: i64) -> Result<u64, sqlx::Error> {
+pub async fn sweep(
+    pool: &PgPool,
+    now: Timestamp,
+    dedupe_s: i64,
+    publications_s: i64,
+) -> Result<u64, sqlx::Error> {
     let dedupe = sqlx::query(
         "delete from dedupe where ctid = any(array(
              select d.ctid from dedupe d where d.at < micros($1) - $2 * interval '1 second'

@@ -16,7 +16,12 @@ pub struct DueTimer {
 }
 
 /// The earliest first. A row stays until the commit that handles it, so a fire that failed is found again.
-pub async fn due(pool: &PgPool, incarnation: i64, now: Timestamp, limit: i64) -> Result<Vec<DueTimer>, sqlx::Error> {
+pub async fn due(
+    pool: &PgPool,
+    incarnation: i64,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<DueTimer>, sqlx::Error> {
     let rows = sqlx::query(
         "select t.kind, t.key, t.name, t.id, t.command from timers t
          join slots s on s.slot = t.slot and s.incarnation = $1
@@ -29,6 +34,12 @@ pub async fn due(pool: &PgPool, incarnation: i64, now: Timestamp, limit: i64) ->
     .await?;
     Ok(rows
         .iter()
-        .map(|row| DueTimer { kind: row.get(0), key: row.get(1), name: row.get(2), id: row.get(3), command: row.get(4) })
+        .map(|row| DueTimer {
+            kind: row.get(0),
+            key: row.get(1),
+            name: row.get(2),
+            id: row.get(3),
+            command: row.get(4),
+        })
         .collect())
 }

@@ -64,7 +64,12 @@ pub enum SubmitError {
 
 impl Lanes {
     /// Starts the lanes of an incarnation whose lane rows exist.
-    pub async fn start(pool: PgPool, incarnation: i64, clock: Clock, options: Options) -> anyhow::Result<Self> {
+    pub async fn start(
+        pool: PgPool,
+        incarnation: i64,
+        clock: Clock,
+        options: Options,
+    ) -> anyhow::Result<Self> {
         let fenced = Arc::new(watch::Sender::new(false));
         let mut lanes = Vec::new();
         for lane in 0..options.lanes {
@@ -102,7 +107,9 @@ impl Lanes {
         }
         match lane.actor.cast(Message::Item(item)) {
             Ok(()) => Ok(()),
-            Err(ractor::MessagingErr::SendErr(Message::Item(item))) => Err(SubmitError::Unavailable(item)),
+            Err(ractor::MessagingErr::SendErr(Message::Item(item))) => {
+                Err(SubmitError::Unavailable(item))
+            }
             Err(_) => unreachable!("a failed cast of an item returns it"),
         }
     }
@@ -182,7 +189,11 @@ impl Actor for LaneActor {
     type State = State;
     type Arguments = Writer;
 
-    async fn pre_start(&self, _: ActorRef<Message>, writer: Writer) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Message>,
+        writer: Writer,
+    ) -> Result<State, ActorProcessingErr> {
         Ok(State {
             writer: Arc::new(writer),
             waiting: VecDeque::new(),
@@ -192,7 +203,12 @@ impl Actor for LaneActor {
         })
     }
 
-    async fn handle(&self, myself: ActorRef<Message>, message: Message, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Item(item) => state.waiting.push_back(*item),
             Message::Barrier(done) => state.barriers.push(done),
@@ -214,7 +230,9 @@ impl Actor for LaneActor {
         }
         if !state.in_flight || *state.writer.fenced.borrow() {
             // Idle: whatever was submitted before the barrier is done.
-            state.barriers.drain(..).for_each(|done| drop(done.send(())));
+            state.barriers.drain(..).for_each(|done| {
+                let _ = done.send(());
+            });
         }
         Ok(())
     }
@@ -275,8 +293,13 @@ enum Failure {
 fn classify(error: &sqlx::Error) -> Failure {
     let sqlx::Error::Database(db) = error else {
         return match error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Failure::Starved(error.to_string()),
-            sqlx::Error::Encode(_) => Failure::Item(CommitResult::Invalid { constraint: None, message: error.to_string() }),
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+                Failure::Starved(error.to_string())
+            }
+            sqlx::Error::Encode(_) => Failure::Item(CommitResult::Invalid {
+                constraint: None,
+                message: error.to_string(),
+            }),
             _ => Failure::Unknown(error.to_string()),
         };
     };
@@ -286,11 +309,17 @@ fn classify(error: &sqlx::Error) -> Failure {
         "57014" => Failure::Starved(db.message().to_owned()),
         code if code.starts_with("40") => Failure::Conflict,
         // 08 connection, 57 operator intervention (terminated backend, shutdown, starting up), 58 system error
-        code if code.starts_with("08") || code.starts_with("57") || code.starts_with("58") || code.starts_with("XX") => {
+        code if code.starts_with("08")
+            || code.starts_with("57")
+            || code.starts_with("58")
+            || code.starts_with("XX") =>
+        {
             Failure::Unknown(db.message().to_owned())
         }
         // 53 insufficient resources, 25 read-only transaction (a demoted primary)
-        code if code.starts_with("53") || code.starts_with("25") => Failure::Starved(db.message().to_owned()),
+        code if code.starts_with("53") || code.starts_with("25") => {
+            Failure::Starved(db.message().to_owned())
+        }
         _ => Failure::Item(CommitResult::Invalid {
             constraint: db.constraint().map(str::to_owned),
             message: format!("{code}: {}", db.message()),
@@ -392,10 +421,23 @@ impl Writer {
                     tokio::time::sleep(backoff(attempt)).await;
                 }
                 Failure::Unknown(reason) => {
-                    tracing::warn!(lane = self.lane, batch = *number, reason, "the answer to a commit was lost; resolving it");
+                    tracing::warn!(
+                        lane = self.lane,
+                        batch = *number,
+                        reason,
+                        "the answer to a commit was lost; resolving it"
+                    );
                     metrics::counter!("proxie_commit_unknown_total").increment(1);
                     loop {
-                        match commit::resolve(&self.pool, self.incarnation, self.lane, *number, items.len()).await {
+                        match commit::resolve(
+                            &self.pool,
+                            self.incarnation,
+                            self.lane,
+                            *number,
+                            items.len(),
+                        )
+                        .await
+                        {
                             Ok(Resolution::Committed(results)) => {
                                 *number += 1;
                                 return Written::Results(results);
@@ -405,7 +447,9 @@ impl Writer {
                                 break;
                             }
                             Ok(Resolution::Fenced) => return Written::Fenced,
-                            Err(_) if Instant::now() < patience => tokio::time::sleep(backoff(attempt)).await,
+                            Err(_) if Instant::now() < patience => {
+                                tokio::time::sleep(backoff(attempt)).await
+                            }
                             Err(_) => return Written::Away { unresolved: true },
                         }
                         attempt += 1;
@@ -421,7 +465,10 @@ impl Writer {
     /// Waits until the store answers again and the lost batch, if any, is settled. Nothing is loaded or decided in
     /// this lane before: what a later activation reads is final.
     async fn wait_for_store(&self, number: &mut i64, unresolved: bool) -> bool {
-        tracing::error!(lane = self.lane, "the store is away: commands are answered `unavailable` until it returns");
+        tracing::error!(
+            lane = self.lane,
+            "the store is away: commands are answered `unavailable` until it returns"
+        );
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -443,6 +490,8 @@ enum Written {
     Results(Vec<CommitResult>),
     /// One of several items is at fault: try them one by one.
     Split,
-    Away { unresolved: bool },
+    Away {
+        unresolved: bool,
+    },
     Fenced,
 }

@@ -1,1 +1,6 @@
+//! The integration tests: one binary, on real servers that it starts and stops itself.
+
+mod counter;
 mod embedded;
+mod runtime;
+mod support;

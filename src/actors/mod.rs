@@ -1,0 +1,78 @@
+//! Activations: one ractor actor for each live entity, all driven by the one shell in [`entity`].
+//!
+//! **Architecture invariant:** nothing here knows a domain; kinds are handed in by `app`.
+
+pub mod delivery;
+pub mod entity;
+pub mod registry;
+pub mod services;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+
+use crate::cluster::{Entities, Lease, Topics};
+use crate::kernel::clock::Clock;
+use crate::persistence::loader::Loader;
+use crate::persistence::writer::Lanes;
+
+/// Work outside of any entity (`Effect::Run`): a query over read models, a call to another service.
+pub trait Runner: Send + Sync {
+    /// `id` is the effect's id: the idempotency key for whatever is called. `Err` is retried with backoff.
+    fn run(&self, id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>>;
+}
+
+pub enum RunError {
+    /// Trying again may help.
+    Retry(String),
+    /// It will not; the entity learns of it.
+    Final(String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Commands an entity may have in flight; beyond it callers hear `overloaded` at once.
+    pub max_in_flight: u32,
+    pub snapshot_every: i64,
+    pub idle_s: u32,
+    /// Live entities of this node; beyond it the idlest are made passive early.
+    pub max_live: usize,
+    /// Resident memory at which entities are made passive early, in bytes.
+    pub memory_limit: u64,
+    /// Failed starts in a row after which an entity is parked.
+    pub park_after: u32,
+    /// Deliveries of one outbox row before it is a dead letter.
+    pub max_attempts: i32,
+    /// Deliveries of one entity at the same time.
+    pub max_deliveries: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 1_024,
+            snapshot_every: 100,
+            idle_s: 300,
+            max_live: 500_000,
+            memory_limit: 6 << 30,
+            park_after: 5,
+            max_attempts: 12,
+            max_deliveries: 32,
+        }
+    }
+}
+
+/// What every activation of this node shares.
+pub struct Runtime {
+    pub lanes: Lanes,
+    pub loader: Loader,
+    pub lease: Lease,
+    pub clock: Clock,
+    pub topics: Topics,
+    pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub options: Options,
+    /// Set once, right after the registry that needs this runtime exists.
+    pub entities: OnceLock<Entities>,
+}

@@ -1,0 +1,467 @@
+//! The activations of this node: finding or starting one, bounding what is in flight, parking what cannot start.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::actors::Runtime;
+use crate::actors::entity::{Ask, Message, Origin, Shell};
+use crate::cluster::{LocalEntities, Meta};
+use crate::kernel::entity::{Entity, Publication, Rejection};
+use crate::kernel::error::AskError;
+use crate::kernel::ids::slot_of;
+use crate::persistence::codec::SnapshotCodec;
+
+/// Seconds on a coarse clock, for "last used".
+fn coarse_now_s(epoch: Instant) -> u32 {
+    epoch.elapsed().as_secs() as u32
+}
+
+struct Live<E: Entity> {
+    actor: ActorRef<Message<E>>,
+    in_flight: Arc<AtomicU32>,
+    last_used_s: AtomicU32,
+}
+
+/// One command in flight; the count goes down when it is answered or dropped.
+pub struct Slip<E>(Arc<AtomicU32>, PhantomData<fn() -> E>);
+
+impl<E> Drop for Slip<E> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+struct Failure {
+    count: u32,
+    retry_at: Instant,
+    reason: String,
+    parked: bool,
+}
+
+/// All activations of one kind.
+pub struct KindTable<E: Entity> {
+    pub runtime: Arc<Runtime>,
+    pub codec: SnapshotCodec,
+    live: DashMap<Arc<str>, Live<E>>,
+    failures: Mutex<HashMap<Arc<str>, Failure>>,
+    /// The size of `failures`: almost always 0, and then nobody takes the lock.
+    failing: AtomicUsize,
+    supervisor: ActorCell,
+    started: Instant,
+    parked: tokio::sync::mpsc::UnboundedSender<ParkNotice>,
+}
+
+/// Told to the store by a service, so that operators see it: (kind, key, reason, failures).
+pub type ParkNotice = (&'static str, Arc<str>, String, u32);
+
+impl<E: Entity> KindTable<E> {
+    /// The handle of a live entity, which is started if needed. Its slip is taken under the map's lock, so that it
+    /// cannot retire in between.
+    fn take_slip(self: &Arc<Self>, key: &str) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
+        if self.failing.load(Ordering::Acquire) > 0 {
+            self.check_failure(key)?;
+        }
+        let max = self.runtime.options.max_in_flight;
+        let slip = |live: &Live<E>| {
+            live.last_used_s.store(coarse_now_s(self.started), Ordering::Relaxed);
+            let slip = Slip(live.in_flight.clone(), PhantomData);
+            if live.in_flight.fetch_add(1, Ordering::AcqRel) >= max {
+                Err(AskError::Overloaded)
+            } else {
+                Ok((live.actor.clone(), slip))
+            }
+        };
+        if let Some(live) = self.live.get(key) {
+            return slip(&live);
+        }
+        match self.live.entry(key.into()) {
+            Entry::Occupied(live) => slip(live.get()),
+            Entry::Vacant(vacant) => {
+                let key = vacant.key().clone();
+                let (actor, _) = ractor::ActorRuntime::spawn_linked_instant(
+                    None,
+                    Shell::<E>(PhantomData),
+                    (self.clone(), key),
+                    self.supervisor.clone(),
+                )
+                .map_err(|e| AskError::unavailable(format!("the entity did not start: {e}")))?;
+                let live = Live {
+                    actor,
+                    in_flight: Arc::new(AtomicU32::new(0)),
+                    last_used_s: AtomicU32::new(0),
+                };
+                let taken = slip(&live);
+                vacant.insert(live);
+                taken
+            }
+        }
+    }
+
+    fn check_failure(&self, key: &str) -> Result<(), AskError> {
+        let failures = self.failures.lock().expect("the lock is never poisoned");
+        match failures.get(key) {
+            Some(f) if f.parked => Err(AskError::Unavailable {
+                reason: format!(
+                    "the entity is parked after {} failed starts: {}",
+                    f.count, f.reason
+                ),
+                retry_after_ms: 30_000,
+            }),
+            Some(f) if f.retry_at > Instant::now() => Err(AskError::Unavailable {
+                reason: "the entity failed to start and is retried soon".into(),
+                retry_after_ms: f.retry_at.duration_since(Instant::now()).as_millis() as u64 + 1,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The activation is gone: the next command starts a new one.
+    pub fn ended(&self, key: &str, actor: ActorId) {
+        self.live.remove_if(key, |_, live| live.actor.get_id() == actor);
+    }
+
+    /// Takes an idle activation out, unless a command has just been sent to it.
+    pub fn retire(&self, key: &str, actor: ActorId) -> bool {
+        self.live
+            .remove_if(key, |_, live| {
+                live.actor.get_id() == actor && live.in_flight.load(Ordering::Acquire) == 0
+            })
+            .is_some()
+    }
+
+    pub fn start_failed(&self, key: &Arc<str>, reason: &str) {
+        let mut failures = self.failures.lock().expect("the lock is never poisoned");
+        let failure = failures.entry(key.clone()).or_insert_with(|| Failure {
+            count: 0,
+            retry_at: Instant::now(),
+            reason: String::new(),
+            parked: false,
+        });
+        failure.count += 1;
+        failure.reason = reason.into();
+        failure.retry_at =
+            Instant::now() + Duration::from_millis((50 << failure.count.min(8)).min(10_000));
+        if failure.count >= self.runtime.options.park_after && !failure.parked {
+            failure.parked = true;
+            metrics::counter!("proxie_entities_parked_total", "kind" => E::KIND).increment(1);
+            let _ = self.parked.send((E::KIND, key.clone(), reason.into(), failure.count));
+        }
+        self.failing.store(failures.len(), Ordering::Release);
+    }
+
+    pub fn started(&self, key: &str) {
+        if self.failing.load(Ordering::Acquire) > 0 {
+            let mut failures = self.failures.lock().expect("the lock is never poisoned");
+            failures.remove(key);
+            self.failing.store(failures.len(), Ordering::Release);
+        }
+    }
+
+    pub fn succeeded(&self, key: &str) {
+        self.started(key);
+    }
+
+    async fn ask(
+        self: Arc<Self>,
+        key: String,
+        command: E::Command,
+        meta: Meta,
+    ) -> Result<Result<E::Reply, E::Rejection>, AskError> {
+        if meta.deadline <= Instant::now() {
+            return Err(AskError::DeadlineExceeded);
+        }
+        if !self.runtime.lanes.is_up(slot_of(E::KIND, &key)) {
+            return Err(AskError::unavailable("the store is away"));
+        }
+        let (actor, slip) = self.take_slip(&key)?;
+        let (reply, answer) = oneshot::channel();
+        let deadline = meta.deadline;
+        let ask = Ask {
+            command,
+            caller: meta.caller,
+            command_id: meta.command_id,
+            deadline: Some(deadline),
+            origin: Origin::Caller { reply, slip: Some(slip) },
+        };
+        if actor.cast(Message::Ask(Box::new(ask))).is_err() {
+            self.ended(&key, actor.get_id());
+            return Err(AskError::Unavailable {
+                reason: "the entity has just stopped".into(),
+                retry_after_ms: 10,
+            });
+        }
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(AskError::Unavailable {
+                reason: "the entity restarts".into(),
+                retry_after_ms: 50,
+            }),
+            Err(_) => Err(AskError::DeadlineExceeded),
+        }
+    }
+
+    fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
+        let (actor, _slip) = self.take_slip(key)?;
+        actor.cast(message).map_err(|_| AskError::unavailable("the entity has just stopped"))
+    }
+}
+
+/// What the rest of the node does with a kind, without knowing its types.
+pub trait AnyKind: Send + Sync {
+    fn ask_any(
+        &self,
+        key: &str,
+        command: Box<dyn Any + Send>,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
+    fn ask_json(
+        &self,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
+    /// A due timer. `firing` is dropped when the fire has ended.
+    fn fire(
+        &self,
+        key: &str,
+        name: String,
+        id: String,
+        command: &str,
+        firing: Box<dyn Any + Send>,
+    ) -> Result<(), AskError>;
+    fn wake(&self, key: &str);
+    fn live(&self) -> usize;
+    /// Makes passive what was idle for `idle_s`, at most `limit` of them.
+    fn sweep(&self, idle_s: u32, limit: usize);
+    /// Keeps exactly these entities parked.
+    fn set_parked(&self, parked: &HashMap<String, (String, u32)>);
+}
+
+struct Kind<E: Entity>(Arc<KindTable<E>>);
+
+impl<E: Entity> AnyKind for Kind<E> {
+    fn ask_any(
+        &self,
+        key: &str,
+        command: Box<dyn Any + Send>,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+        let Ok(command) = command.downcast::<E::Command>() else {
+            return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
+                .boxed();
+        };
+        let ask = self.0.clone().ask(key.to_owned(), *command, meta);
+        async move { ask.await.map(|answer| Box::new(answer) as Box<dyn Any + Send>) }.boxed()
+    }
+
+    fn ask_json(
+        &self,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+        let command = match decode_command::<E>(command) {
+            Ok(command) => command,
+            Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
+        };
+        let ask = self.0.clone().ask(key.to_owned(), command, meta);
+        async move {
+            Ok(match ask.await? {
+                Ok(reply) => Ok(serde_json::to_value(reply).expect("replies are plain data")),
+                Err(rejection) => Err(rejection.reason().to_owned()),
+            })
+        }
+        .boxed()
+    }
+
+    fn fire(
+        &self,
+        key: &str,
+        name: String,
+        id: String,
+        command: &str,
+        firing: Box<dyn Any + Send>,
+    ) -> Result<(), AskError> {
+        let command = decode_command::<E>(command).map_err(AskError::BadCommand)?;
+        let origin = Origin::Timer { name, id, _firing: firing };
+        let ask = Ask {
+            command,
+            caller: crate::kernel::entity::Caller::Runtime,
+            command_id: None,
+            deadline: None,
+            origin,
+        };
+        self.0.cast(key, Message::Ask(Box::new(ask)))
+    }
+
+    fn wake(&self, key: &str) {
+        let _ = self.0.cast(key, Message::Owed);
+    }
+
+    fn live(&self) -> usize {
+        self.0.live.len()
+    }
+
+    fn sweep(&self, idle_s: u32, limit: usize) {
+        let now = coarse_now_s(self.0.started);
+        self.0
+            .live
+            .iter()
+            .filter(|live| now.saturating_sub(live.last_used_s.load(Ordering::Relaxed)) >= idle_s)
+            .take(limit)
+            .for_each(|live| drop(live.actor.cast(Message::Passivate)));
+    }
+
+    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) {
+        let mut failures = self.0.failures.lock().expect("the lock is never poisoned");
+        // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
+        failures.retain(|key, f| {
+            !f.parked
+                || parked.contains_key(&**key)
+                || f.retry_at + Duration::from_secs(5) > Instant::now()
+        });
+        for (key, (reason, count)) in parked {
+            failures.entry(key.as_str().into()).or_insert_with(|| Failure {
+                count: *count,
+                retry_at: Instant::now(),
+                reason: reason.clone(),
+                parked: true,
+            });
+        }
+        self.0.failing.store(failures.len(), Ordering::Release);
+    }
+}
+
+fn decode_command<E: Entity>(command: &str) -> Result<E::Command, String> {
+    #[derive(serde::Deserialize)]
+    struct Published {
+        #[serde(rename = "@publication")]
+        publication: Publication,
+    }
+    if command.starts_with("{\"@publication\"") {
+        let published: Published = serde_json::from_str(command).map_err(|e| e.to_string())?;
+        return E::publication(published.publication)
+            .ok_or_else(|| format!("{} has no topic", E::KIND));
+    }
+    serde_json::from_str(command).map_err(|e| e.to_string())
+}
+
+/// All kinds of this node.
+pub struct Registry {
+    kinds: HashMap<&'static str, Arc<dyn AnyKind>>,
+    runtime: Arc<Runtime>,
+    parked: tokio::sync::mpsc::UnboundedSender<ParkNotice>,
+}
+
+impl Registry {
+    pub fn new(runtime: Arc<Runtime>) -> (Self, tokio::sync::mpsc::UnboundedReceiver<ParkNotice>) {
+        // Bounded by the number of entities that can fail; each is told once.
+        let (parked, notices) = tokio::sync::mpsc::unbounded_channel();
+        (Self { kinds: HashMap::new(), runtime, parked }, notices)
+    }
+
+    /// Adds a kind. Fails where its golden journal cannot be read.
+    pub async fn register<E: Entity>(&mut self) -> anyhow::Result<()> {
+        let codec = SnapshotCodec::of::<E>().map_err(anyhow::Error::msg)?;
+        let (supervisor, _) = Actor::spawn(None, Supervisor(E::KIND), ()).await?;
+        let table = KindTable::<E> {
+            runtime: self.runtime.clone(),
+            codec,
+            live: DashMap::new(),
+            failures: Mutex::default(),
+            failing: AtomicUsize::new(0),
+            supervisor: supervisor.get_cell(),
+            started: Instant::now(),
+            parked: self.parked.clone(),
+        };
+        self.kinds.insert(E::KIND, Arc::new(Kind(Arc::new(table))));
+        Ok(())
+    }
+
+    pub fn kind(&self, kind: &str) -> Option<&Arc<dyn AnyKind>> {
+        self.kinds.get(kind)
+    }
+
+    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, &Arc<dyn AnyKind>)> {
+        self.kinds.iter().map(|(name, kind)| (*name, kind))
+    }
+
+    pub fn live(&self) -> usize {
+        self.kinds.values().map(|kind| kind.live()).sum()
+    }
+}
+
+impl LocalEntities for Registry {
+    fn ask(
+        &self,
+        kind: &'static str,
+        key: &str,
+        command: Box<dyn Any + Send>,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+        match self.kinds.get(kind) {
+            Some(table) => table.ask_any(key, command, meta),
+            None => {
+                std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
+            }
+        }
+    }
+
+    fn ask_json(
+        &self,
+        kind: &str,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+        match self.kinds.get(kind) {
+            Some(table) => table.ask_json(key, command, meta),
+            None => {
+                std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
+            }
+        }
+    }
+}
+
+/// Survives its children: an entity that fails is logged here and starts again with its next command.
+struct Supervisor(&'static str);
+
+impl Actor for Supervisor {
+    type Msg = Nothing;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Nothing>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Nothing>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(_, error) = event {
+            metrics::counter!("proxie_entity_failures_total", "kind" => self.0).increment(1);
+            tracing::error!(kind = self.0, %error, "an entity failed; its next command restarts it");
+        }
+        Ok(())
+    }
+}
+
+/// Supervisors get no messages.
+struct Nothing;
+
+impl ractor::Message for Nothing {}

@@ -1,0 +1,238 @@
+//! Configuration: `config.toml`, overridden by `PROXIE__SECTION__KEY`, `DATABASE_URL` and `REDIS_URL`.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name { $(pub $field: $type),* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default),* }
+            }
+        }
+    };
+}
+
+section!(Config {
+    node: Node = Node::default(),
+    gateway: Gateway = Gateway::default(),
+    websocket: WebSocket = WebSocket::default(),
+    topics: Topics = Topics::default(),
+    auth: Auth = Auth::default(),
+    persistence: Persistence = Persistence::default(),
+    redis: Redis = Redis::default(),
+    cluster: Cluster = Cluster::default(),
+    entities: Entities = Entities::default(),
+    seed: Seed = Seed::default(),
+    log: Log = Log::default(),
+});
+
+section!(Node { name: String = "node-1".into(), data_dir: PathBuf = "data".into() });
+
+section!(Gateway {
+    listen: String = "127.0.0.1:8080".into(),
+    allowed_origins: Vec<String> = Vec::new(),
+    trusted_proxies: Vec<String> = Vec::new(),
+    max_body_bytes: usize = 262_144,
+    request_timeout_ms: u64 = 15_000,
+    requests_per_minute: u32 = 1_200,
+    drain_ms: u64 = 2_000,
+});
+
+section!(WebSocket {
+    max_frame_bytes: usize = 65_536,
+    frames_per_s: u32 = 100,
+    frame_burst: u32 = 500,
+    max_subscriptions: usize = 512,
+    max_connections_per_user: usize = 64,
+    max_in_flight: usize = 64,
+    send_buffer_bytes: usize = 1_048_576,
+    auth_timeout_ms: u64 = 10_000,
+    ping_ms: u64 = 25_000,
+    pong_timeout_ms: u64 = 10_000,
+});
+
+section!(Topics { history_limit: i32 = 1_000, history_s: i64 = 604_800 });
+
+section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
+
+section!(Persistence {
+    database_url: String = String::new(),
+    postgres_bin_dir: PathBuf = PathBuf::new(),
+    shared_buffers: String = "256MB".into(),
+    max_connections: u32 = 24,
+    lanes: u16 = 2,
+    max_batch_items: usize = 512,
+    max_queued: usize = 8_192,
+    dedupe_s: i64 = 86_400,
+    allow_fsync_off: bool = false,
+});
+
+section!(Redis { url: String = String::new() });
+
+section!(Cluster {
+    enabled: bool = false,
+    listen: String = "127.0.0.1:9090".into(),
+    advertise: String = String::new(),
+    cookie: String = String::new(),
+    lease_s: f64 = 5.0,
+    read_ttl_ms: u64 = 1_000,
+});
+
+section!(Entities {
+    max_in_flight: u32 = 1_024,
+    snapshot_every: i64 = 100,
+    idle_s: u32 = 300,
+    max_live: usize = 500_000,
+    memory_limit_mb: u64 = 6_144,
+    park_after: u32 = 5,
+    max_attempts: i32 = 12,
+});
+
+section!(Seed { demo: bool = true });
+
+section!(Log { level: String = "info".into(), format: Option<LogFormat> = None });
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Pretty,
+    Json,
+}
+
+impl Config {
+    /// `file`: the one named on the command line, which must exist; else `config.toml` where there is one.
+    pub fn load(file: Option<&Path>) -> Result<Self, String> {
+        let builder = config::Config::builder();
+        let builder = match file {
+            Some(file) => {
+                builder.add_source(config::File::from(file).format(config::FileFormat::Toml))
+            }
+            None => builder.add_source(
+                config::File::from(Path::new("config.toml"))
+                    .format(config::FileFormat::Toml)
+                    .required(false),
+            ),
+        };
+        let environment = config::Environment::with_prefix("PROXIE")
+            .prefix_separator("__")
+            .separator("__")
+            .list_separator(",")
+            .with_list_parse_key("gateway.allowed_origins")
+            .with_list_parse_key("gateway.trusted_proxies")
+            .try_parsing(true);
+        let mut config: Self = builder
+            .add_source(environment)
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|e| format!("the configuration is not valid: {e}"))?;
+        let secret = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        if let Some(url) = secret("DATABASE_URL") {
+            config.persistence.database_url = url;
+        }
+        if let Some(url) = secret("REDIS_URL") {
+            config.redis.url = url;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let problem = if self.cluster.enabled && self.cluster.cookie.is_empty() {
+            "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
+        } else if self.cluster.enabled && self.embedded() {
+            "cluster.enabled needs DATABASE_URL: nodes find each other through the database they share"
+        } else if !(1..=64).contains(&self.persistence.lanes) {
+            "persistence.lanes must be between 1 and 64"
+        } else if self.persistence.max_connections < u32::from(self.persistence.lanes) + 6 {
+            "persistence.max_connections must exceed persistence.lanes by at least 6"
+        } else if !crate::kernel::ids::is_valid_id(&self.node.name) {
+            "node.name must be 1 to 64 letters, digits, - or _"
+        } else if self.gateway.listen.parse::<std::net::SocketAddr>().is_err() {
+            "gateway.listen must be an address with a port, such as 127.0.0.1:8080"
+        } else if !(self.cluster.lease_s * 1_000.0 > 2.0 * self.cluster.read_ttl_ms as f64) {
+            "cluster.lease_s must be more than twice cluster.read_ttl_ms"
+        } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
+            "entities.snapshot_every and entities.max_in_flight must be at least 1"
+        } else {
+            return Ok(());
+        };
+        Err(problem.into())
+    }
+
+    pub fn embedded(&self) -> bool {
+        self.persistence.database_url.is_empty()
+    }
+
+    /// `proxie token` hands out tokens without asking who you are: fine on a throw-away store, not elsewhere.
+    pub fn dev_tokens(&self) -> bool {
+        self.auth.dev_tokens.unwrap_or(self.embedded())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_shows_the_defaults() {
+        let file = config::Config::builder()
+            .add_source(config::File::from_str(
+                include_str!("../config.toml"),
+                config::FileFormat::Toml,
+            ))
+            .build()
+            .unwrap();
+        assert_eq!(file.try_deserialize::<Config>().unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_file_names_every_key() {
+        // A key that has a default but is not in the file would be invisible.
+        let file = include_str!("../config.toml");
+        for line in include_str!("config.rs")
+            .split("#[cfg(test)]")
+            .next()
+            .unwrap()
+            .split("section!(")
+            .skip(2)
+        {
+            for field in line.split('{').nth(1).unwrap_or_default().split(',') {
+                if let Some((name, rest)) = field.split_once(':')
+                    && rest.contains('=')
+                {
+                    assert!(
+                        file.contains(name.trim()),
+                        "config.toml does not name {}",
+                        name.trim()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let typo = config::Config::builder()
+            .add_source(config::File::from_str(
+                "[gateway]\nlissten = \"x\"",
+                config::FileFormat::Toml,
+            ))
+            .build()
+            .unwrap();
+        assert!(typo.try_deserialize::<Config>().is_err());
+    }
+
+    #[test]
+    fn a_cluster_needs_its_cookie() {
+        let mut config = Config::default();
+        config.cluster.enabled = true;
+        assert!(config.check().unwrap_err().contains("cookie"));
+    }
+}

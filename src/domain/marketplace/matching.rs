@@ -1,0 +1,224 @@
+//! How well a provider fits a request: six parts of 0 to 1 and fixed weights.
+//!
+//! The weights are the product's (`skill .30, location .25, availability .20, price .10, rating .10, response .05`).
+//! The score orders leads and is shown to the consumer with its parts; it decides nothing else. What a provider can
+//! really do is its agent's answer (`policy`).
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::domain::marketplace::language::When;
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::places::{Place, distance_km};
+use crate::domain::marketplace::pricing::Offering;
+use crate::domain::marketplace::profile::{Profile, Standing};
+use crate::domain::marketplace::schedule::Span;
+use crate::domain::marketplace::service::Service;
+use crate::kernel::clock::Timestamp;
+
+/// The name of the runner that reads the candidates and calls [`rank`].
+pub const RUNNER: &str = "match_providers";
+/// How many candidates an outcome carries at most.
+pub const MAX_RANKED: usize = 20;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Criteria {
+    pub service: Service,
+    pub place: Place,
+    pub when: When,
+    pub budget: Option<Money>,
+}
+
+/// A provider as the read models know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    pub provider_id: String,
+    pub profile: Profile,
+    pub rating: f64,
+    pub reviews: u32,
+    pub response_rate: f64,
+    /// The `calendar` rows around the asked window.
+    pub busy: Vec<Span>,
+}
+
+impl Candidate {
+    /// From a row of the view `providers` (see `provider_json`). `None`: the row is not of this shape.
+    pub fn from_row(row: &Value, busy: Vec<Span>) -> Option<Self> {
+        Some(Self {
+            provider_id: row.get("id")?.as_str()?.into(),
+            profile: Profile::deserialize(row.get("profile")?).ok()?,
+            rating: row.get("rating")?.as_f64()?,
+            reviews: u32::try_from(row.get("reviews")?.as_u64()?).ok()?,
+            response_rate: row.get("response_rate")?.as_f64()?,
+            busy,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ScoreParts {
+    pub skill: f64,
+    pub location: f64,
+    pub availability: f64,
+    pub price: f64,
+    pub rating: f64,
+    pub response: f64,
+}
+
+pub const WEIGHTS: ScoreParts = ScoreParts {
+    skill: 0.30,
+    location: 0.25,
+    availability: 0.20,
+    price: 0.10,
+    rating: 0.10,
+    response: 0.05,
+};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    pub total: f64,
+    pub parts: ScoreParts,
+}
+
+impl Score {
+    pub fn of(parts: ScoreParts) -> Self {
+        let w = WEIGHTS;
+        let total = w.skill * parts.skill
+            + w.location * parts.location
+            + w.availability * parts.availability
+            + w.price * parts.price
+            + w.rating * parts.rating
+            + w.response * parts.response;
+        Self { total, parts }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    pub provider_id: String,
+    pub name: String,
+    pub distance_km: f64,
+    pub score: Score,
+}
+
+/// What the runner returns.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Matches {
+    pub candidates: Vec<Scored>,
+}
+
+/// The best candidates first, at most [`MAX_RANKED`]; equal totals in the order of their ids. Who does not offer the
+/// service or does not come that far is left out.
+pub fn rank(request: &Criteria, candidates: Vec<Candidate>, now: Timestamp) -> Vec<Scored> {
+    let mut scored: Vec<Scored> =
+        candidates.iter().filter_map(|candidate| score(request, candidate, now)).collect();
+    scored.sort_by(|a, b| {
+        b.score.total.total_cmp(&a.score.total).then_with(|| a.provider_id.cmp(&b.provider_id))
+    });
+    scored.truncate(MAX_RANKED);
+    scored
+}
+
+fn score(request: &Criteria, candidate: &Candidate, now: Timestamp) -> Option<Scored> {
+    let profile = &candidate.profile;
+    let place = profile.services.iter().position(|o| o.service == request.service)?;
+    let offering = &profile.services[place];
+    let distance_km = distance_km(
+        (request.place.latitude, request.place.longitude),
+        (profile.base.latitude, profile.base.longitude),
+    );
+    if distance_km > profile.radius_km {
+        return None;
+    }
+    let parts = ScoreParts {
+        skill: skill(place),
+        location: location(distance_km, profile.radius_km),
+        availability: availability(request, candidate, offering, now),
+        price: price_fit(request.budget.as_ref(), offering, profile.max_discount_percent),
+        rating: rating(candidate.rating, candidate.reviews),
+        response: candidate.response_rate.clamp(0.0, 1.0),
+    };
+    Some(Scored {
+        provider_id: candidate.provider_id.clone(),
+        name: profile.name.clone(),
+        distance_km,
+        score: Score::of(parts),
+    })
+}
+
+/// 1 for the speciality (the first listed service), 0.8 for any other.
+fn skill(position: usize) -> f64 {
+    if position == 0 { 1.0 } else { 0.8 }
+}
+
+/// `exp(-2 d / r)`: 1 next door, 0.37 halfway, 0.14 at the edge of the radius.
+fn location(distance_km: f64, radius_km: f64) -> f64 {
+    (-2.0 * distance_km / radius_km.max(0.1)).exp()
+}
+
+/// 1 with a free start at the beginning of the window (or within an hour of it), falling to 0.5 at its end; 0.2 when
+/// the provider works that day but has no room; 0 when it does not work at all.
+fn availability(
+    request: &Criteria,
+    candidate: &Candidate,
+    offering: &Offering,
+    now: Timestamp,
+) -> f64 {
+    let calendar = candidate.profile.calendar(&candidate.busy);
+    let when = &request.when;
+    match calendar.first_free(when, i64::from(offering.duration_minutes), now) {
+        Some(slot) => {
+            let from = when.earliest.max(now);
+            let delay = (slot.starts_at.as_second() - from.as_second() - 3_600).max(0) as f64;
+            let window = (when.latest.as_second() - from.as_second()).max(3_600) as f64;
+            1.0 - 0.5 * (delay / window).min(1.0)
+        }
+        None if calendar.works_on_day_of(when.earliest.max(now)) => 0.2,
+        None => 0.0,
+    }
+}
+
+/// 1 when the list price is within the budget, falling to 0.5 when it takes the largest discount, and below in
+/// proportion when even that is too much; 0 in another currency, 0.5 when no budget was named.
+fn price_fit(budget: Option<&Money>, offering: &Offering, max_discount_percent: u8) -> f64 {
+    let Some(budget) = budget else { return 0.5 };
+    let list = offering.list_price();
+    if budget.currency != list.currency {
+        return 0.0;
+    }
+    let floor = offering.floor_price(max_discount_percent).amount_minor as f64;
+    let (budget, list) = (budget.amount_minor as f64, list.amount_minor as f64);
+    if budget >= list {
+        1.0
+    } else if budget >= floor {
+        0.5 + 0.5 * (budget - floor) / (list - floor)
+    } else {
+        0.5 * (budget / floor).max(0.0)
+    }
+}
+
+/// The Bayesian mean `(10·4.2 + n·r) / (10 + n)`, from 1..5 to 0..1: a few reviews move little.
+fn rating(mean: f64, reviews: u32) -> f64 {
+    const PRIOR_MEAN: f64 = 4.2;
+    const PRIOR_REVIEWS: f64 = 10.0;
+    let n = f64::from(reviews);
+    let smoothed = (PRIOR_REVIEWS * PRIOR_MEAN + n * mean) / (PRIOR_REVIEWS + n);
+    ((smoothed - 1.0) / 4.0).clamp(0.0, 1.0)
+}
+
+/// Standing as the score sees it, for callers that hold a provider's state and not its row.
+pub fn candidate(
+    provider_id: &str,
+    profile: &Profile,
+    standing: &Standing,
+    busy: Vec<Span>,
+) -> Candidate {
+    Candidate {
+        provider_id: provider_id.into(),
+        profile: profile.clone(),
+        rating: standing.rating,
+        reviews: standing.reviews,
+        response_rate: standing.response_rate(),
+        busy,
+    }
+}

@@ -1,0 +1,64 @@
+//! The provider's agent: what it answers to a lead, around the clock, within the limits its provider set.
+
+use jiff::Timestamp;
+
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::offer::{Decline, DeclineReason, Lead};
+use crate::domain::marketplace::places::distance_km;
+use crate::domain::marketplace::pricing::NoQuote;
+use crate::domain::marketplace::profile::Profile;
+use crate::domain::marketplace::schedule::{Span, later};
+
+/// How long an offer stands, unless it would start sooner.
+pub const OFFER_TTL_MINUTES: i64 = 30;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    pub price: Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+    pub message: String,
+}
+
+/// The first free slot in the asked window at the best price the budget needs, or the first reason why not.
+pub fn consider(
+    profile: &Profile,
+    busy: &[Span],
+    lead: &Lead,
+    now: Timestamp,
+) -> Result<Terms, Decline> {
+    let no = |reason| Decline { reason, lowest_price: None };
+    let offering = profile.offering(lead.service).ok_or(no(DeclineReason::NoSkill))?;
+    let here = (profile.base.latitude, profile.base.longitude);
+    let there = (lead.place.latitude, lead.place.longitude);
+    if distance_km(here, there) > profile.radius_km {
+        return Err(no(DeclineReason::OutOfArea));
+    }
+    let price =
+        offering.quote(lead.budget.as_ref(), profile.max_discount_percent).map_err(|no_quote| {
+            match no_quote {
+                NoQuote::OverBudget(lowest) => {
+                    Decline { reason: DeclineReason::OverBudget, lowest_price: Some(lowest) }
+                }
+                NoQuote::OtherCurrency => no(DeclineReason::OtherCurrency),
+            }
+        })?;
+    let slot = profile
+        .calendar(busy)
+        .first_free(&lead.when, i64::from(offering.duration_minutes), now)
+        .ok_or(no(DeclineReason::NotAvailable))?;
+    let discounted = price.amount_minor < offering.list_price().amount_minor;
+    let message = format!(
+        "{} can do your {} in {} minutes{}.",
+        profile.name,
+        lead.service.title(),
+        offering.duration_minutes,
+        if discounted { ", at a price that meets your budget" } else { "" },
+    );
+    Ok(Terms {
+        price,
+        slot,
+        expires_at: later(now, OFFER_TTL_MINUTES).min(slot.starts_at),
+        message,
+    })
+}

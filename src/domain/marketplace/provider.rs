@@ -1,0 +1,551 @@
+//! A provider and its agent: profile, calendar, and the answers to leads around the clock.
+//!
+//! The calendar has one owner, this entity, which decides one command at a time. That is what makes a double booking
+//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::domain::marketplace::booking::{self, Booking};
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::offer::{Decline, Lead, Offer, OfferStatus};
+use crate::domain::marketplace::places::Place;
+use crate::domain::marketplace::policy::{self, Terms};
+use crate::domain::marketplace::profile::{
+    Profile, ProfilePatch, ProviderCard, Standing, provider_json,
+};
+use crate::domain::marketplace::rejection::{Check, FieldError, summary};
+use crate::domain::marketplace::request::{self, Request};
+use crate::domain::marketplace::schedule::{Span, later};
+use crate::domain::marketplace::service::Service;
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::error::ErrorCode;
+
+#[cfg(test)]
+mod tests;
+
+/// Offers beyond these are forgotten (the one that expires first goes): holding their time works all the same.
+pub const MAX_OPEN_OFFERS: usize = 200;
+/// With more bookings ahead the calendar takes no new one.
+pub const MAX_HOLDS: usize = 1_000;
+/// An acceptance that was on its way when the offer expired is still honoured this long.
+pub const ACCEPTANCE_GRACE_MINUTES: i64 = 4;
+/// The `providers` row follows the response rate only every so many leads.
+const PROJECT_EVERY_LEADS: u32 = 16;
+
+pub struct Provider;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// By the owner. `standing` is only for profiles that the node itself seeds.
+    Enroll {
+        owner_id: String,
+        profile: Profile,
+        standing: Option<Standing>,
+    },
+    /// By the owner; `expected_version` is the one that the editor saw.
+    Update {
+        patch: ProfilePatch,
+        expected_version: Option<u64>,
+    },
+    /// Query; a profile is public.
+    Get,
+    /// Internal: a request asks the agent.
+    ConsiderLead {
+        lead: Lead,
+    },
+    HoldSlot(Hold),
+    /// Internal: a request that gave up, or a booking that was cancelled.
+    ReleaseSlot {
+        booking_id: String,
+    },
+    /// Internal: the request went another way.
+    WithdrawOffer {
+        offer_id: String,
+    },
+    /// Internal: the booking was reviewed.
+    RecordReview {
+        booking_id: String,
+        stars: u8,
+    },
+}
+
+/// The terms of an accepted offer, as the request received them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    pub booking_id: String,
+    pub offer_id: String,
+    pub request_id: String,
+    pub consumer_id: String,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Enrolled { owner_id: String, profile: Profile, standing: Standing, at: Timestamp },
+    Updated { profile: Profile, at: Timestamp },
+    LeadReceived { request_id: String, at: Timestamp },
+    OfferMade { offer: OpenOffer, at: Timestamp },
+    LeadDeclined { request_id: String, decline: Decline, at: Timestamp },
+    OfferWithdrawn { offer_id: String, at: Timestamp },
+    SlotHeld { booking_id: String, offer_id: String, slot: Span, at: Timestamp },
+    SlotReleased { booking_id: String, slot: Span, at: Timestamp },
+    ReviewRecorded { booking_id: String, stars: u8, at: Timestamp },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenOffer {
+    pub id: String,
+    pub request_id: String,
+    pub price: Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub booking_id: String,
+    pub slot: Span,
+}
+
+/// Bounded: [`MAX_OPEN_OFFERS`], and the bookings that have not ended ([`MAX_HOLDS`]).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub owner_id: String,
+    pub profile: Option<Profile>,
+    /// Counts enrolment and updates: the `ETag`.
+    pub version: u64,
+    pub standing: Standing,
+    pub offers: Vec<OpenOffer>,
+    pub holds: Vec<Held>,
+    pub updated_at: Option<Timestamp>,
+}
+
+impl State {
+    pub fn busy(&self) -> Vec<Span> {
+        self.holds.iter().map(|held| held.slot).collect()
+    }
+
+    fn held(&self, booking_id: &str) -> Option<&Held> {
+        self.holds.iter().find(|held| held.booking_id == booking_id)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// `provider_json`.
+    Provider(Value),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such provider")]
+    NotFound,
+    #[error("this provider belongs to somebody else")]
+    NotYours,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("this provider is enrolled already")]
+    AlreadyEnrolled,
+    #[error("the profile has changed: it is at version {current}")]
+    VersionMismatch { current: u64 },
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound => ErrorCode::NotFound,
+            Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
+            Self::AlreadyEnrolled | Self::VersionMismatch { .. } => ErrorCode::Conflict,
+            Self::Invalid { .. } => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::NotYours => "not_yours",
+            Self::InternalOnly => "internal_only",
+            Self::AlreadyEnrolled => "already_enrolled",
+            Self::VersionMismatch { .. } => "version_mismatch",
+            Self::Invalid { .. } => "invalid",
+        }
+    }
+}
+
+impl Entity for Provider {
+    const KIND: &'static str = "provider";
+    const GOLDEN: &'static str = include_str!("golden/provider.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if !cx.caller.is_internal() && is_internal(&command) {
+            return Err(Rejection::InternalOnly);
+        }
+        let Some(profile) = &state.profile else {
+            return match command {
+                Command::Enroll { owner_id, profile, standing } => {
+                    enroll(state, owner_id, profile, standing, cx)
+                }
+                _ => Err(Rejection::NotFound),
+            };
+        };
+        match command {
+            // Seeding again changes nothing.
+            Command::Enroll { .. } if *cx.caller == Caller::Runtime => Ok(shown(cx.key, state)),
+            Command::Enroll { .. } => Err(Rejection::AlreadyEnrolled),
+            Command::Update { patch, expected_version } => {
+                update(state, profile, patch, expected_version, cx)
+            }
+            Command::Get => Ok(shown(cx.key, state)),
+            Command::ConsiderLead { lead } => Ok(consider_lead(state, profile, lead, cx)),
+            Command::HoldSlot(hold) => Ok(hold_slot(state, profile, hold, cx)),
+            Command::ReleaseSlot { booking_id } => Ok(release_slot(state, booking_id, cx)),
+            Command::WithdrawOffer { offer_id } => {
+                let known = state.offers.iter().any(|offer| offer.id == offer_id);
+                let event = known.then_some(Event::OfferWithdrawn { offer_id, at: cx.now });
+                Ok(Decision { events: event.into_iter().collect(), ..Decision::reply(Reply::Done) })
+            }
+            Command::RecordReview { booking_id, stars } => {
+                let stars = stars.clamp(1, 5);
+                let event = Event::ReviewRecorded { booking_id, stars, at: cx.now };
+                Ok(Decision::reply(Reply::Done).event(event))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Enrolled { owner_id, profile, standing, at } => {
+                state.owner_id = owner_id.clone();
+                state.profile = Some(profile.clone());
+                state.standing = *standing;
+                state.version += 1;
+                state.updated_at = Some(*at);
+            }
+            Event::Updated { profile, at } => {
+                state.profile = Some(profile.clone());
+                state.version += 1;
+                state.updated_at = Some(*at);
+            }
+            Event::LeadReceived { .. } => {
+                let standing = &mut state.standing;
+                standing.leads_received = standing.leads_received.saturating_add(1);
+            }
+            Event::OfferMade { offer, at } => {
+                answered(state);
+                state.offers.retain(|known| known.expires_at > *at);
+                if state.offers.len() >= MAX_OPEN_OFFERS {
+                    forget_the_first_to_expire(&mut state.offers);
+                }
+                state.offers.push(offer.clone());
+            }
+            Event::LeadDeclined { .. } => answered(state),
+            Event::OfferWithdrawn { offer_id, .. } => {
+                state.offers.retain(|offer| offer.id != *offer_id);
+            }
+            Event::SlotHeld { booking_id, slot, at, .. } => {
+                // Every offer that this booking makes impossible goes, the accepted one with them.
+                let taken = slot.with_travel();
+                state.offers.retain(|offer| !offer.slot.overlaps(&taken));
+                state.holds.retain(|held| held.slot.ends_at > *at);
+                state.holds.push(Held { booking_id: booking_id.clone(), slot: *slot });
+            }
+            Event::SlotReleased { booking_id, .. } => {
+                state.holds.retain(|held| held.booking_id != *booking_id);
+            }
+            Event::ReviewRecorded { stars, at, .. } => {
+                state.standing = state.standing.with_review(*stars);
+                state.updated_at = Some(*at);
+            }
+        }
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Get)
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let calendar = |booking_id: &String, slot: &Span, deleted: bool| {
+            let row = json!({
+                "provider_id": key,
+                "booking_id": booking_id,
+                "starts_at": slot.starts_at,
+                "ends_at": slot.ends_at,
+                "deleted": deleted,
+            });
+            ViewRow::new("calendar", row)
+        };
+        let mut rows = Vec::new();
+        let mut changed = false;
+        for event in events {
+            match event {
+                Event::SlotHeld { booking_id, slot, .. } => {
+                    rows.push(calendar(booking_id, slot, false));
+                }
+                Event::SlotReleased { booking_id, slot, .. } => {
+                    rows.push(calendar(booking_id, slot, true));
+                }
+                Event::Enrolled { .. } | Event::Updated { .. } | Event::ReviewRecorded { .. } => {
+                    changed = true;
+                }
+                Event::LeadReceived { .. } => {
+                    changed |= state.standing.leads_received % PROJECT_EVERY_LEADS == 0;
+                }
+                Event::OfferMade { .. }
+                | Event::LeadDeclined { .. }
+                | Event::OfferWithdrawn { .. } => {}
+            }
+        }
+        if changed {
+            rows.push(ViewRow::new("providers", view(key, state)));
+        }
+        rows
+    }
+}
+
+fn is_internal(command: &Command) -> bool {
+    !matches!(command, Command::Enroll { .. } | Command::Update { .. } | Command::Get)
+}
+
+fn answered(state: &mut State) {
+    state.standing.leads_answered = state.standing.leads_answered.saturating_add(1);
+}
+
+fn forget_the_first_to_expire(offers: &mut Vec<OpenOffer>) {
+    let first = offers.iter().enumerate().min_by_key(|(_, offer)| offer.expires_at);
+    if let Some((n, _)) = first {
+        offers.remove(n);
+    }
+}
+
+fn view(key: &str, state: &State) -> Value {
+    match (&state.profile, state.updated_at) {
+        (Some(profile), Some(at)) => {
+            provider_json(key, &state.owner_id, profile, &state.standing, state.version, at)
+        }
+        _ => Value::Null,
+    }
+}
+
+fn shown(key: &str, state: &State) -> Decision<Provider> {
+    Decision::reply(Reply::Provider(view(key, state)))
+}
+
+/// Replies with the provider as it is after `event`.
+fn changed(state: &State, event: Event, cx: &DecideCx<'_>) -> Decision<Provider> {
+    let mut next = state.clone();
+    Provider::evolve(&mut next, &event);
+    shown(cx.key, &next).event(event)
+}
+
+fn enroll(
+    state: &State,
+    owner_id: String,
+    profile: Profile,
+    standing: Option<Standing>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Provider>, Rejection> {
+    if !cx.caller.may_act_for(&owner_id) {
+        return Err(Rejection::NotYours);
+    }
+    if standing.is_some() && *cx.caller != Caller::Runtime {
+        return Err(Rejection::InternalOnly);
+    }
+    check(&profile, "/profile")?;
+    let standing = standing.unwrap_or_default();
+    Ok(changed(state, Event::Enrolled { owner_id, profile, standing, at: cx.now }, cx))
+}
+
+fn update(
+    state: &State,
+    profile: &Profile,
+    patch: ProfilePatch,
+    expected_version: Option<u64>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Provider>, Rejection> {
+    if !cx.caller.may_act_for(&state.owner_id) {
+        return Err(Rejection::NotYours);
+    }
+    if expected_version.is_some_and(|expected| expected != state.version) {
+        return Err(Rejection::VersionMismatch { current: state.version });
+    }
+    let new = patch.apply(profile);
+    check(&new, "")?;
+    if new == *profile {
+        return Ok(shown(cx.key, state));
+    }
+    Ok(changed(state, Event::Updated { profile: new, at: cx.now }, cx))
+}
+
+fn check(profile: &Profile, pointer: &str) -> Result<(), Rejection> {
+    let mut check = Check::default();
+    profile.check(&mut check);
+    for error in &mut check.errors {
+        error.pointer.insert_str(0, pointer);
+    }
+    check.finish(|errors| Rejection::Invalid { errors })
+}
+
+fn consider_lead(
+    state: &State,
+    profile: &Profile,
+    lead: Lead,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let decision = Decision::reply(Reply::Done)
+        .event(Event::LeadReceived { request_id: lead.request_id.clone(), at: cx.now });
+    match policy::consider(profile, &state.busy(), &lead, cx.now) {
+        Ok(Terms { price, slot, expires_at, message }) => {
+            let id = cx.ids.mint("off");
+            let offer = Offer {
+                id: id.clone(),
+                provider: ProviderCard::new(cx.key, profile, &state.standing),
+                price: price.clone(),
+                starts_at: slot.starts_at,
+                ends_at: slot.ends_at,
+                message,
+                score: lead.score,
+                status: OfferStatus::Open,
+                created_at: cx.now,
+                expires_at,
+            };
+            let open =
+                OpenOffer { id, request_id: lead.request_id.clone(), price, slot, expires_at };
+            decision
+                .event(Event::OfferMade { offer: open, at: cx.now })
+                .effect(to_request(lead.request_id, request::Command::ReceiveOffer { offer }))
+        }
+        Err(decline) => {
+            let request_id = lead.request_id.clone();
+            let provider_id = cx.key.into();
+            let answer = request::Command::ReceiveDecline { provider_id, decline: decline.clone() };
+            decision
+                .event(Event::LeadDeclined { request_id, decline, at: cx.now })
+                .effect(to_request(lead.request_id, answer))
+        }
+    }
+}
+
+fn to_request(request_id: String, command: request::Command) -> Effect {
+    Effect::send::<Request>(request_id, &command)
+}
+
+fn hold_slot(
+    state: &State,
+    profile: &Profile,
+    hold: Hold,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let slot = Span { starts_at: hold.starts_at, ends_at: hold.ends_at };
+    let refusal = if state.held(&hold.booking_id).is_some() {
+        // Asked again: the booking is told again, and answers the request again.
+        return Decision::reply(Reply::Done).effect(confirmation(state, profile, hold, cx));
+    } else {
+        refusal(state, profile, &hold, &slot, cx.now)
+    };
+    if let Some(reason) = refusal {
+        let Hold { offer_id, booking_id, request_id, .. } = hold;
+        let refused = request::Command::HoldRefused { offer_id, booking_id, reason: reason.into() };
+        return Decision::reply(Reply::Done).effect(to_request(request_id, refused));
+    }
+    let taken = slot.with_travel();
+    let impossible = state
+        .offers
+        .iter()
+        .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
+        .map(|offer| {
+            let offer_id = offer.id.clone();
+            to_request(offer.request_id.clone(), request::Command::WithdrawOffer { offer_id })
+        })
+        .collect::<Vec<_>>();
+    let held = Event::SlotHeld {
+        booking_id: hold.booking_id.clone(),
+        offer_id: hold.offer_id.clone(),
+        slot,
+        at: cx.now,
+    };
+    Decision::reply(Reply::Done)
+        .event(held)
+        .effect(confirmation(state, profile, hold, cx))
+        .effects(impossible)
+}
+
+/// Why these terms cannot be kept.
+fn refusal(
+    state: &State,
+    profile: &Profile,
+    hold: &Hold,
+    slot: &Span,
+    now: Timestamp,
+) -> Option<&'static str> {
+    let floor = profile
+        .offering(hold.service)
+        .map(|offering| offering.floor_price(profile.max_discount_percent));
+    if slot.starts_at <= now || now > later(hold.expires_at, ACCEPTANCE_GRACE_MINUTES) {
+        Some("offer_expired")
+    } else if !profile.calendar(&state.busy()).is_free(slot) {
+        Some("slot_taken")
+    } else if state.holds.iter().filter(|held| held.slot.ends_at > now).count() >= MAX_HOLDS {
+        Some("calendar_full")
+    } else if state.offers.iter().any(|offer| offer.id == hold.offer_id) {
+        // An offer that stands keeps its price, whatever the profile says by now.
+        None
+    } else if floor.is_none_or(|floor| hold.price.amount_minor < floor.amount_minor) {
+        Some("offer_unknown")
+    } else {
+        None
+    }
+}
+
+fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>) -> Effect {
+    let agreed = booking::Agreed {
+        request_id: hold.request_id,
+        offer_id: hold.offer_id,
+        consumer_id: hold.consumer_id,
+        provider: ProviderCard::new(cx.key, profile, &state.standing),
+        provider_owner_id: state.owner_id.clone(),
+        service: hold.service,
+        details: hold.details,
+        place: hold.place,
+        price: hold.price,
+        starts_at: hold.starts_at,
+        ends_at: hold.ends_at,
+    };
+    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed))
+}
+
+fn release_slot(state: &State, booking_id: String, cx: &DecideCx<'_>) -> Decision<Provider> {
+    let decision = Decision::reply(Reply::Done);
+    let Some(held) = state.held(&booking_id) else { return decision };
+    let released =
+        Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
+    let decision = decision.event(released);
+    match cx.caller {
+        // The booking knows.
+        Caller::Entity { kind, .. } if kind == Booking::KIND => decision,
+        _ => {
+            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
+            decision.effect(Effect::send::<Booking>(booking_id, &command))
+        }
+    }
+}

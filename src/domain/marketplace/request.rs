@@ -1,0 +1,674 @@
+//! What a consumer asks for, from the first word to the booking or the end of the search.
+//!
+//! ```text
+//! Matching ──first offer──▶ Open ──AcceptOffer──▶ Accepting ──BookingConfirmed──▶ Booked
+//!    │                       │ ▲                      │
+//!    └──nobody──▶ Unmatched ◀┘ └─────HoldRefused──────┘        Cancelled, Expired: from Matching and Open
+//! ```
+//! A request is accepted at most once: while one acceptance is under way every other one is a conflict. An acceptance
+//! ends with the provider's answer, or is asked again, given up and undone after [`ACCEPTANCE_TIMEOUT_S`].
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::domain::marketplace::booking::{self, Booking};
+use crate::domain::marketplace::language::When;
+use crate::domain::marketplace::matching::{self, Criteria, Matches, Scored};
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::offer::{
+    Decline, DeclineReason, Lead, Offer, OfferStatus, offer_json,
+};
+use crate::domain::marketplace::places::Place;
+use crate::domain::marketplace::provider::{self, Provider};
+use crate::domain::marketplace::rejection::{Check, FieldError, summary};
+use crate::domain::marketplace::service::Service;
+use crate::domain::marketplace::session::{self, OfferSummary, Progress, Session};
+use crate::domain::marketplace::user::User;
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
+use crate::kernel::error::ErrorCode;
+
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use steps::{
+    Draft, abandon, accept, await_acceptance, cancel, confirm, create, decline_offer, end_offer,
+    expire, match_failed, overdue, picked, receive_decline, receive_offer, refuse_acceptance,
+    retry_match, take_matches,
+};
+
+/// How many of the best candidates are asked. Bounds leads and offers of the state too.
+pub const MAX_LEADS: usize = 8;
+pub const LIFETIME_H: i64 = 24;
+pub const MAX_DAYS_AHEAD: i64 = 180;
+pub const ACCEPTANCE_TIMEOUT_S: i64 = 60;
+const ACCEPTANCE_TRIES: u8 = 3;
+const MATCH_TRIES: u8 = 2;
+const MATCH_RETRY_S: i64 = 5;
+
+pub struct Request;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    pub consumer_id: String,
+    /// Where the agent talks about it.
+    pub session_id: Option<String>,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub when: When,
+    pub budget: Option<Money>,
+    pub time_zone: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    Create(Asked),
+    /// The consumer's.
+    AcceptOffer {
+        offer_id: String,
+    },
+    DeclineOffer {
+        offer_id: String,
+    },
+    Cancel {
+        reason: Option<String>,
+    },
+    /// Query.
+    Get,
+    /// Query: waits until the acceptance of this offer is decided.
+    AwaitAcceptance {
+        offer_id: String,
+    },
+    /// Internal: the session's agent accepts for its user.
+    AcceptPick {
+        pick: Pick,
+    },
+    /// Internal: the outcome of the matching run.
+    TakeMatches {
+        candidates: Vec<Scored>,
+    },
+    MatchFailed {
+        error: String,
+    },
+    RetryMatch,
+    /// Internal: a provider's agent.
+    ReceiveOffer {
+        offer: Offer,
+    },
+    ReceiveDecline {
+        provider_id: String,
+        decline: Decline,
+    },
+    WithdrawOffer {
+        offer_id: String,
+    },
+    HoldRefused {
+        offer_id: String,
+        booking_id: String,
+        reason: String,
+    },
+    /// Internal: the booking.
+    BookingConfirmed {
+        booking_id: String,
+        offer_id: String,
+    },
+    /// Internal: timers, and letters that came back.
+    ExpireOffer {
+        offer_id: String,
+    },
+    AcceptanceOverdue {
+        booking_id: String,
+    },
+    AbandonAcceptance {
+        booking_id: String,
+        reason: String,
+    },
+    Expire,
+}
+
+/// Which of the open offers is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pick {
+    /// The highest score.
+    Best,
+    Cheapest,
+    /// The n-th that arrived, from 1.
+    Nth(u8),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Created {
+        asked: Asked,
+        at: Timestamp,
+    },
+    MatchingFailed {
+        error: String,
+        at: Timestamp,
+    },
+    ProvidersMatched {
+        provider_ids: Vec<String>,
+        at: Timestamp,
+    },
+    OfferReceived {
+        offer: Offer,
+        at: Timestamp,
+    },
+    LeadDeclined {
+        provider_id: String,
+        decline: Decline,
+        at: Timestamp,
+    },
+    OfferExpired {
+        offer_id: String,
+        at: Timestamp,
+    },
+    OfferDeclined {
+        offer_id: String,
+        at: Timestamp,
+    },
+    /// The provider's time has gone to somebody else before this offer was accepted.
+    OfferWithdrawn {
+        offer_id: String,
+        at: Timestamp,
+    },
+    AcceptanceStarted {
+        offer_id: String,
+        booking_id: String,
+        at: Timestamp,
+    },
+    AcceptanceRetried {
+        booking_id: String,
+        at: Timestamp,
+    },
+    AcceptanceRefused {
+        offer_id: String,
+        booking_id: String,
+        reason: String,
+        at: Timestamp,
+    },
+    Booked {
+        offer_id: String,
+        booking_id: String,
+        at: Timestamp,
+    },
+    Cancelled {
+        reason: Option<String>,
+        at: Timestamp,
+    },
+    Expired {
+        at: Timestamp,
+    },
+    /// `no_providers`, `all_declined`, `slot_taken` or `matching_unavailable`.
+    Unmatched {
+        reason: String,
+        at: Timestamp,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    #[default]
+    Matching,
+    Open,
+    Accepting,
+    Booked,
+    Cancelled,
+    Expired,
+    Unmatched,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Matching => "matching",
+            Self::Open => "open",
+            Self::Accepting => "accepting",
+            Self::Booked => "booked",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Unmatched => "unmatched",
+        }
+    }
+
+    /// Offers may still come.
+    pub fn is_searching(self) -> bool {
+        matches!(self, Self::Matching | Self::Open)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    Pending,
+    Offered,
+    Declined(Decline),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AskedProvider {
+    pub provider_id: String,
+    pub answer: Answer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    pub offer_id: String,
+    pub booking_id: String,
+    pub tries: u8,
+}
+
+/// Bounded by [`MAX_LEADS`]: each lead brings at most one offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub asked: Option<Asked>,
+    pub status: Status,
+    pub leads: Vec<AskedProvider>,
+    pub offers: Vec<Offer>,
+    /// While accepting, and of the booked offer.
+    pub acceptance: Option<Acceptance>,
+    /// Why it ended.
+    pub reason: Option<String>,
+    pub match_failures: u8,
+    pub created_at: Option<Timestamp>,
+    pub updated_at: Option<Timestamp>,
+}
+
+impl State {
+    pub fn offer(&self, offer_id: &str) -> Option<&Offer> {
+        self.offers.iter().find(|offer| offer.id == offer_id)
+    }
+
+    fn open_offers(&self) -> impl Iterator<Item = &Offer> {
+        self.offers.iter().filter(|offer| offer.status == OfferStatus::Open)
+    }
+
+    fn pending_leads(&self) -> usize {
+        self.leads.iter().filter(|lead| lead.answer == Answer::Pending).count()
+    }
+
+    fn accepts(&self, booking_id: &str) -> bool {
+        self.acceptance.as_ref().is_some_and(|a| a.booking_id == booking_id)
+    }
+
+    fn booking_of(&self, offer_id: &str) -> Option<&str> {
+        self.acceptance.as_ref().filter(|a| a.offer_id == offer_id).map(|a| a.booking_id.as_str())
+    }
+
+    fn set_offer(&mut self, offer_id: &str, status: OfferStatus) {
+        for offer in self.offers.iter_mut().filter(|offer| offer.id == offer_id) {
+            offer.status = status;
+        }
+    }
+
+    fn close(&mut self, status: Status, open_offers_become: OfferStatus, reason: Option<String>) {
+        self.status = status;
+        self.reason = reason;
+        for offer in self.offers.iter_mut().filter(|offer| offer.status == OfferStatus::Open) {
+            offer.status = open_offers_become;
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// `request_json`.
+    Request(Value),
+    /// The provider has been asked to hold the time: `AwaitAcceptance` tells the end of it.
+    Accepting {
+        booking_id: String,
+    },
+    Accepted {
+        booking_id: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such request")]
+    NotFound,
+    #[error("there is no such offer")]
+    OfferNotFound,
+    #[error("a request can only be made for yourself")]
+    NotYours,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+    #[error("this request exists already")]
+    AlreadyExists,
+    #[error("another acceptance is under way")]
+    AlreadyAccepting,
+    #[error("this request is booked already")]
+    AlreadyBooked,
+    #[error("this request is {}", status.as_str())]
+    Closed { status: Status },
+    #[error("this offer has expired")]
+    OfferExpired,
+    #[error("this offer was declined")]
+    OfferDeclined,
+    #[error("the provider's time has been taken")]
+    SlotTaken,
+    #[error("there is no such open offer")]
+    NoOffers,
+    #[error("this provider was not asked")]
+    NotAsked,
+    #[error("this offer is not being accepted")]
+    NotAccepting,
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound | Self::OfferNotFound => ErrorCode::NotFound,
+            Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
+            Self::AlreadyExists
+            | Self::AlreadyAccepting
+            | Self::AlreadyBooked
+            | Self::Closed { .. }
+            | Self::SlotTaken
+            | Self::NotAccepting => ErrorCode::Conflict,
+            Self::Invalid { .. }
+            | Self::OfferExpired
+            | Self::OfferDeclined
+            | Self::NoOffers
+            | Self::NotAsked => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::OfferNotFound => "offer_not_found",
+            Self::NotYours => "not_yours",
+            Self::InternalOnly => "internal_only",
+            Self::Invalid { .. } => "invalid",
+            Self::AlreadyExists => "already_exists",
+            Self::AlreadyAccepting => "already_accepting",
+            Self::AlreadyBooked => "already_booked",
+            Self::Closed { .. } => "request_closed",
+            Self::OfferExpired => "offer_expired",
+            Self::OfferDeclined => "offer_declined",
+            Self::SlotTaken => "slot_taken",
+            Self::NoOffers => "no_offers",
+            Self::NotAsked => "not_asked",
+            Self::NotAccepting => "not_accepting",
+        }
+    }
+}
+
+impl Entity for Request {
+    const KIND: &'static str = "request";
+    const GOLDEN: &'static str = include_str!("golden/request.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        let Some(asked) = &state.asked else {
+            return match command {
+                Command::Create(asked) => create(state, asked, cx),
+                _ => Err(Rejection::NotFound),
+            };
+        };
+        if !cx.caller.may_act_for(&asked.consumer_id) {
+            return Err(Rejection::NotFound);
+        }
+        if !cx.caller.is_internal() && is_internal(&command) {
+            return Err(Rejection::InternalOnly);
+        }
+        let draft = Draft::new(state, cx);
+        match command {
+            Command::Create(_) => Err(Rejection::AlreadyExists),
+            Command::AcceptOffer { offer_id } => accept(draft, &offer_id),
+            Command::AcceptPick { pick } => {
+                let offer_id = picked(state, pick).ok_or(Rejection::NoOffers)?;
+                accept(draft, &offer_id)
+            }
+            Command::DeclineOffer { offer_id } => decline_offer(draft, &offer_id),
+            Command::Cancel { reason } => cancel(draft, reason),
+            Command::Get => Ok(Decision::reply(Reply::Request(request_json(cx.key, state)))),
+            Command::AwaitAcceptance { offer_id } => await_acceptance(state, &offer_id),
+            Command::TakeMatches { candidates } => Ok(take_matches(draft, candidates)),
+            Command::MatchFailed { error } => Ok(match_failed(draft, error)),
+            Command::RetryMatch => Ok(retry_match(draft)),
+            Command::ReceiveOffer { offer } => receive_offer(draft, offer),
+            Command::ReceiveDecline { provider_id, decline } => {
+                receive_decline(draft, provider_id, decline)
+            }
+            Command::WithdrawOffer { offer_id } => {
+                Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferWithdrawn {
+                    offer_id,
+                    at,
+                }))
+            }
+            Command::ExpireOffer { offer_id } => {
+                Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferExpired { offer_id, at }))
+            }
+            Command::HoldRefused { booking_id, reason, .. } => {
+                Ok(refuse_acceptance(draft, &booking_id, reason))
+            }
+            Command::BookingConfirmed { booking_id, offer_id } => {
+                Ok(confirm(draft, booking_id, offer_id))
+            }
+            Command::AcceptanceOverdue { booking_id } => Ok(overdue(draft, booking_id)),
+            Command::AbandonAcceptance { booking_id, reason } => {
+                Ok(abandon(draft, &booking_id, reason))
+            }
+            Command::Expire => Ok(expire(draft)),
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Created { asked, at } => {
+                state.asked = Some(asked.clone());
+                state.created_at = Some(*at);
+            }
+            Event::MatchingFailed { .. } => {
+                state.match_failures = state.match_failures.saturating_add(1);
+            }
+            Event::ProvidersMatched { provider_ids, .. } => {
+                let pending = |id: &String| AskedProvider {
+                    provider_id: id.clone(),
+                    answer: Answer::Pending,
+                };
+                state.leads = provider_ids.iter().map(pending).collect();
+            }
+            Event::OfferReceived { offer, .. } => {
+                set_answer(state, &offer.provider.id, Answer::Offered);
+                state.offers.push(offer.clone());
+                if state.status == Status::Matching {
+                    state.status = Status::Open;
+                }
+            }
+            Event::LeadDeclined { provider_id, decline, .. } => {
+                set_answer(state, provider_id, Answer::Declined(decline.clone()));
+            }
+            Event::OfferExpired { offer_id, .. } => state.set_offer(offer_id, OfferStatus::Expired),
+            Event::OfferDeclined { offer_id, .. } => {
+                state.set_offer(offer_id, OfferStatus::Declined);
+            }
+            Event::OfferWithdrawn { offer_id, .. } => {
+                state.set_offer(offer_id, OfferStatus::Unavailable);
+            }
+            Event::AcceptanceStarted { offer_id, booking_id, .. } => {
+                state.status = Status::Accepting;
+                state.acceptance = Some(Acceptance {
+                    offer_id: offer_id.clone(),
+                    booking_id: booking_id.clone(),
+                    tries: 1,
+                });
+            }
+            Event::AcceptanceRetried { .. } => {
+                if let Some(acceptance) = &mut state.acceptance {
+                    acceptance.tries = acceptance.tries.saturating_add(1);
+                }
+            }
+            Event::AcceptanceRefused { offer_id, .. } => {
+                state.status = Status::Open;
+                state.acceptance = None;
+                state.set_offer(offer_id, OfferStatus::Unavailable);
+            }
+            Event::Booked { offer_id, .. } => {
+                state.set_offer(offer_id, OfferStatus::Accepted);
+                state.close(Status::Booked, OfferStatus::Withdrawn, None);
+            }
+            Event::Cancelled { reason, .. } => {
+                state.close(Status::Cancelled, OfferStatus::Withdrawn, reason.clone());
+            }
+            Event::Expired { .. } => state.close(Status::Expired, OfferStatus::Expired, None),
+            Event::Unmatched { reason, .. } => {
+                state.close(Status::Unmatched, OfferStatus::Expired, Some(reason.clone()));
+            }
+        }
+        state.updated_at = Some(event.at());
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Get | Command::AwaitAcceptance { .. })
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        if events.is_empty() || state.asked.is_none() {
+            return Vec::new();
+        }
+        let touched = |offer: &&Offer| events.iter().any(|event| event.touches(&offer.id));
+        let offers = state.offers.iter().filter(touched).map(|offer| offer_row(key, state, offer));
+        std::iter::once(ViewRow::new("requests", request_json(key, state))).chain(offers).collect()
+    }
+
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        Some(match outcome.result.map(serde_json::from_value::<Matches>) {
+            Ok(Ok(Matches { candidates })) => Command::TakeMatches { candidates },
+            Ok(Err(error)) => Command::MatchFailed { error: error.to_string() },
+            Err(error) => Command::MatchFailed { error },
+        })
+    }
+
+    /// A provider that cannot take a lead has declined it; one that cannot be asked to hold time is given up.
+    fn send_failed(failure: SendFailure) -> Option<Command> {
+        if failure.kind != Provider::KIND {
+            return None;
+        }
+        match serde_json::from_value(failure.command).ok()? {
+            provider::Command::ConsiderLead { .. } => Some(Command::ReceiveDecline {
+                provider_id: failure.key,
+                decline: Decline { reason: DeclineReason::Unreachable, lowest_price: None },
+            }),
+            provider::Command::HoldSlot(hold) => Some(Command::AbandonAcceptance {
+                booking_id: hold.booking_id,
+                reason: failure.reason,
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl Event {
+    fn at(&self) -> Timestamp {
+        match self {
+            Self::Created { at, .. }
+            | Self::MatchingFailed { at, .. }
+            | Self::ProvidersMatched { at, .. }
+            | Self::OfferReceived { at, .. }
+            | Self::LeadDeclined { at, .. }
+            | Self::OfferExpired { at, .. }
+            | Self::OfferDeclined { at, .. }
+            | Self::OfferWithdrawn { at, .. }
+            | Self::AcceptanceStarted { at, .. }
+            | Self::AcceptanceRetried { at, .. }
+            | Self::AcceptanceRefused { at, .. }
+            | Self::Booked { at, .. }
+            | Self::Cancelled { at, .. }
+            | Self::Expired { at }
+            | Self::Unmatched { at, .. } => *at,
+        }
+    }
+
+    /// Whether the row of this offer is another one after this event.
+    fn touches(&self, id: &str) -> bool {
+        match self {
+            Self::OfferReceived { offer, .. } => offer.id == id,
+            Self::OfferExpired { offer_id, .. }
+            | Self::OfferDeclined { offer_id, .. }
+            | Self::OfferWithdrawn { offer_id, .. }
+            | Self::AcceptanceStarted { offer_id, .. }
+            | Self::AcceptanceRefused { offer_id, .. } => offer_id == id,
+            Self::Booked { .. }
+            | Self::Cancelled { .. }
+            | Self::Expired { .. }
+            | Self::Unmatched { .. } => true,
+            Self::Created { .. }
+            | Self::MatchingFailed { .. }
+            | Self::ProvidersMatched { .. }
+            | Self::LeadDeclined { .. }
+            | Self::AcceptanceRetried { .. } => false,
+        }
+    }
+}
+
+/// Users may send the others.
+fn is_internal(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Create(_)
+            | Command::AcceptOffer { .. }
+            | Command::DeclineOffer { .. }
+            | Command::Cancel { .. }
+            | Command::Get
+            | Command::AwaitAcceptance { .. }
+    )
+}
+
+fn set_answer(state: &mut State, provider_id: &str, answer: Answer) {
+    for lead in state.leads.iter_mut().filter(|lead| lead.provider_id == provider_id) {
+        lead.answer = answer.clone();
+    }
+}
+
+/// What the API, the read model and `request:updated` show.
+pub fn request_json(id: &str, state: &State) -> Value {
+    let Some(asked) = &state.asked else { return Value::Null };
+    json!({
+        "id": id,
+        "consumer_id": asked.consumer_id,
+        "session_id": asked.session_id,
+        "service": asked.service,
+        "status": state.status,
+        "reason": state.reason,
+        "details": asked.details,
+        "place": asked.place,
+        "earliest": asked.when.earliest,
+        "latest": asked.when.latest,
+        "exact": asked.when.exact,
+        "time_zone": asked.time_zone,
+        "budget": asked.budget,
+        "offers_count": state.offers.len(),
+        "booking_id": state.acceptance.as_ref().map(|a| &a.booking_id),
+        "created_at": state.created_at,
+        "updated_at": state.updated_at,
+    })
+}
+
+/// `offer_json` with the columns that rows are found by.
+fn offer_row(key: &str, state: &State, offer: &Offer) -> ViewRow {
+    let mut row = offer_json(key, offer, state.booking_of(&offer.id));
+    row["provider_id"] = json!(offer.provider.id);
+    row["consumer_id"] = json!(state.asked.as_ref().map(|asked| &asked.consumer_id));
+    ViewRow::new("offers", row)
+}

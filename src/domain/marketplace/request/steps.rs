@@ -1,0 +1,545 @@
+//! What each command of a request does.
+
+use super::*;
+
+/// A decision in the making, together with the state as it will be after it: announcements show the new state.
+pub(super) struct Draft<'a> {
+    cx: &'a DecideCx<'a>,
+    next: State,
+    decision: Decision<Request>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(state: &State, cx: &'a DecideCx<'a>) -> Self {
+        Self { cx, next: state.clone(), decision: Decision::reply(Reply::Done) }
+    }
+
+    fn event(&mut self, event: Event) {
+        Request::evolve(&mut self.next, &event);
+        self.decision.events.push(event);
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        self.decision.effects.push(effect);
+    }
+
+    fn reply(mut self, reply: Reply) -> Decision<Request> {
+        self.decision.reply = Some(reply);
+        self.decision
+    }
+
+    fn reply_request(self) -> Decision<Request> {
+        let reply = Reply::Request(request_json(self.cx.key, &self.next));
+        self.reply(reply)
+    }
+
+    fn asked(&self) -> &Asked {
+        self.next
+            .asked
+            .as_ref()
+            .expect("only `create` decides without a request, and it sets it first")
+    }
+
+    fn announce_request(&mut self) {
+        let request = request_json(self.cx.key, &self.next);
+        let consumer = self.asked().consumer_id.clone();
+        self.effect(Effect::notify(User::KIND, consumer, "request:updated", request));
+    }
+
+    fn announce_offer(&mut self, event: &str, offer_id: &str) {
+        let Some(offer) = self.next.offer(offer_id) else { return };
+        let offer = offer_json(self.cx.key, offer, self.next.booking_of(offer_id));
+        let data = json!({"request_id": self.cx.key, "offer": offer});
+        let consumer = self.asked().consumer_id.clone();
+        self.effect(Effect::notify(User::KIND, consumer, event, data));
+    }
+
+    /// The session's agent says it in its own words.
+    fn tell(&mut self, progress: Progress) {
+        let Some(session) = self.asked().session_id.clone() else { return };
+        let request_id = self.cx.key.to_owned();
+        let command = session::Command::RequestProgress { request_id, progress };
+        self.effect(Effect::send::<Session>(session, &command));
+    }
+
+    fn to_provider(&mut self, provider_id: &str, command: &provider::Command) {
+        self.effect(Effect::send::<Provider>(provider_id, command));
+    }
+
+    fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {
+        self.effect(Effect::schedule::<Request>(name, at, command));
+    }
+
+    fn run_match(&mut self) {
+        let Asked { service, place, when, budget, .. } = self.asked().clone();
+        let criteria = Criteria { service, place, when, budget };
+        let input = crate::kernel::entity::to_value(&criteria);
+        self.effect(Effect::run(matching::RUNNER, "match", input));
+    }
+
+    /// The request ends by `event`: its open offers are withdrawn, and it needs no timers any more.
+    fn close(&mut self, event: Event) {
+        let open: Vec<(String, String)> = self
+            .next
+            .open_offers()
+            .map(|offer| (offer.id.clone(), offer.provider.id.clone()))
+            .collect();
+        self.event(event);
+        self.effect(Effect::cancel("expiry"));
+        self.announce_request();
+        for (offer_id, provider_id) in open {
+            self.effect(Effect::cancel(offer_timer(&offer_id)));
+            self.announce_offer("offer:updated", &offer_id);
+            if self.next.booking_of(&offer_id).is_none() {
+                self.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+            }
+        }
+    }
+
+    /// Ends a search in which nobody is left to wait for and nothing to accept.
+    fn settle(&mut self) {
+        let next = &self.next;
+        let waiting = next.pending_leads() > 0 || next.open_offers().next().is_some();
+        if waiting || !next.status.is_searching() {
+            return;
+        }
+        let at = self.cx.now;
+        let has = |status| next.offers.iter().any(|offer| offer.status == status);
+        if has(OfferStatus::Expired) {
+            self.close(Event::Expired { at });
+            self.tell(Progress::Expired);
+        } else {
+            let reason = if has(OfferStatus::Unavailable) { "slot_taken" } else { "all_declined" };
+            self.unmatched(reason);
+        }
+    }
+
+    fn unmatched(&mut self, reason: &str) {
+        self.close(Event::Unmatched { reason: reason.into(), at: self.cx.now });
+        let declines = self.next.leads.iter().filter_map(|lead| match &lead.answer {
+            Answer::Declined(decline) => Some(decline),
+            _ => None,
+        });
+        let mut reasons = BTreeMap::<DeclineReason, u32>::new();
+        let mut lowest_price: Option<Money> = None;
+        for decline in declines {
+            *reasons.entry(decline.reason).or_default() += 1;
+            let price = decline.lowest_price.as_ref();
+            if let Some(price) = price
+                && lowest_price.as_ref().is_none_or(|low| price.amount_minor < low.amount_minor)
+            {
+                lowest_price = Some(price.clone());
+            }
+        }
+        self.tell(Progress::Unmatched { reason: reason.into(), reasons, lowest_price });
+    }
+}
+
+fn offer_timer(offer_id: &str) -> String {
+    format!("offer:{offer_id}")
+}
+
+fn in_seconds(now: Timestamp, seconds: i64) -> Timestamp {
+    now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+}
+
+pub(super) fn create(
+    state: &State,
+    mut asked: Asked,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Request>, Rejection> {
+    if !cx.caller.may_act_for(&asked.consumer_id) {
+        return Err(Rejection::NotYours);
+    }
+    check(&asked, cx.now)?;
+    asked.when.earliest = asked.when.earliest.max(cx.now);
+    let expires_at = in_seconds(cx.now, LIFETIME_H * 3_600).min(asked.when.latest);
+    let mut draft = Draft::new(state, cx);
+    draft.event(Event::Created { asked, at: cx.now });
+    draft.run_match();
+    draft.schedule("expiry", expires_at, &Command::Expire);
+    draft.announce_request();
+    Ok(draft.reply_request())
+}
+
+fn check(asked: &Asked, now: Timestamp) -> Result<(), Rejection> {
+    let mut check = Check::default();
+    let horizon = in_seconds(now, MAX_DAYS_AHEAD * 86_400);
+    check.that(asked.when.latest > now, "/when/latest", "must not be in the past");
+    check.that(
+        asked.when.earliest <= asked.when.latest,
+        "/when/latest",
+        "must not be before the earliest time",
+    );
+    let ahead = format!("must be within {MAX_DAYS_AHEAD} days");
+    check.that(asked.when.latest <= horizon, "/when/latest", ahead);
+    check.length(&asked.details, 0, 2_000, "/details");
+    check.place(&asked.place, "/place");
+    check.zone(&asked.time_zone, "/time_zone");
+    if let Some(budget) = &asked.budget {
+        check.money(budget, "/budget");
+    }
+    check.finish(|errors| Rejection::Invalid { errors })
+}
+
+pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Decision<Request> {
+    let next = &draft.next;
+    if next.status != Status::Matching || !next.leads.is_empty() {
+        return draft.decision;
+    }
+    let best: Vec<Scored> = candidates.into_iter().take(MAX_LEADS).collect();
+    if best.is_empty() {
+        draft.unmatched("no_providers");
+        return draft.decision;
+    }
+    let provider_ids = best.iter().map(|scored| scored.provider_id.clone()).collect();
+    draft.event(Event::ProvidersMatched { provider_ids, at: draft.cx.now });
+    draft.tell(Progress::Matched { providers: best.len() as u32 });
+    for scored in best {
+        let asked = draft.asked().clone();
+        let lead = Lead {
+            request_id: draft.cx.key.into(),
+            service: asked.service,
+            details: asked.details,
+            place: asked.place,
+            when: asked.when,
+            budget: asked.budget,
+            score: scored.score,
+        };
+        draft.to_provider(&scored.provider_id, &provider::Command::ConsiderLead { lead });
+    }
+    draft.decision
+}
+
+pub(super) fn match_failed(mut draft: Draft<'_>, error: String) -> Decision<Request> {
+    if draft.next.status != Status::Matching || !draft.next.leads.is_empty() {
+        return draft.decision;
+    }
+    // What went wrong is for operators, and bounded.
+    let error = error.chars().take(500).collect();
+    draft.event(Event::MatchingFailed { error, at: draft.cx.now });
+    if draft.next.match_failures < MATCH_TRIES {
+        let at = in_seconds(draft.cx.now, MATCH_RETRY_S);
+        draft.schedule("match_retry", at, &Command::RetryMatch);
+    } else {
+        draft.unmatched("matching_unavailable");
+    }
+    draft.decision
+}
+
+pub(super) fn retry_match(mut draft: Draft<'_>) -> Decision<Request> {
+    if draft.next.status == Status::Matching && draft.next.leads.is_empty() {
+        draft.run_match();
+    }
+    draft.decision
+}
+
+pub(super) fn receive_offer(
+    mut draft: Draft<'_>,
+    offer: Offer,
+) -> Result<Decision<Request>, Rejection> {
+    let provider_id = offer.provider.id.clone();
+    let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
+    let pending = lead.ok_or(Rejection::NotAsked)?.answer == Answer::Pending;
+    if !pending {
+        return Ok(draft.decision);
+    }
+    let wanted = draft.next.status.is_searching() || draft.next.status == Status::Accepting;
+    if !wanted {
+        let offer_id = offer.id;
+        draft.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+        return Ok(draft.decision);
+    }
+    let offer = Offer { status: OfferStatus::Open, ..offer };
+    let (id, expires_at) = (offer.id.clone(), offer.expires_at);
+    let first = draft.next.offers.is_empty();
+    let was = draft.next.status;
+    draft.event(Event::OfferReceived { offer: offer.clone(), at: draft.cx.now });
+    draft.schedule(offer_timer(&id), expires_at, &Command::ExpireOffer { offer_id: id.clone() });
+    if draft.next.status != was {
+        draft.announce_request();
+    }
+    draft.announce_offer("offer:new", &id);
+    if first {
+        let zone = draft.asked().place.time_zone.clone();
+        draft.tell(Progress::FirstOffer { offer: OfferSummary::of(&offer, &zone) });
+    }
+    tell_when_all_answered(&mut draft);
+    Ok(draft.decision)
+}
+
+pub(super) fn receive_decline(
+    mut draft: Draft<'_>,
+    provider_id: String,
+    decline: Decline,
+) -> Result<Decision<Request>, Rejection> {
+    let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
+    if lead.ok_or(Rejection::NotAsked)?.answer != Answer::Pending {
+        return Ok(draft.decision);
+    }
+    draft.event(Event::LeadDeclined { provider_id, decline, at: draft.cx.now });
+    tell_when_all_answered(&mut draft);
+    draft.settle();
+    Ok(draft.decision)
+}
+
+fn tell_when_all_answered(draft: &mut Draft<'_>) {
+    let next = &draft.next;
+    if next.status != Status::Open || next.pending_leads() > 0 || next.leads.len() < 2 {
+        return;
+    }
+    let open = next.open_offers().count() as u32;
+    let zone = &draft.asked().place.time_zone;
+    let cheapest = picked(next, Pick::Cheapest).and_then(|id| next.offer(&id).cloned());
+    if let Some(cheapest) = cheapest {
+        let cheapest = OfferSummary::of(&cheapest, zone);
+        draft.tell(Progress::AllAnswered { offers: open, cheapest });
+    }
+}
+
+/// An open offer ends by itself; while it is being accepted the acceptance decides.
+pub(super) fn end_offer(
+    mut draft: Draft<'_>,
+    offer_id: String,
+    event: impl FnOnce(String, Timestamp) -> Event,
+) -> Decision<Request> {
+    let open = draft.next.offer(&offer_id).is_some_and(|offer| offer.status == OfferStatus::Open);
+    if !open || draft.next.booking_of(&offer_id).is_some() {
+        return draft.decision;
+    }
+    draft.event(event(offer_id.clone(), draft.cx.now));
+    draft.effect(Effect::cancel(offer_timer(&offer_id)));
+    draft.announce_offer("offer:updated", &offer_id);
+    draft.settle();
+    draft.decision
+}
+
+pub(super) fn decline_offer(
+    mut draft: Draft<'_>,
+    offer_id: &str,
+) -> Result<Decision<Request>, Rejection> {
+    let offer = draft.next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
+    let provider_id = offer.provider.id.clone();
+    match offer.status {
+        OfferStatus::Declined => return Ok(draft.reply_request()),
+        OfferStatus::Open => {}
+        OfferStatus::Expired => return Err(Rejection::OfferExpired),
+        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Accepted | OfferStatus::Withdrawn => {
+            return Err(Rejection::Closed { status: draft.next.status });
+        }
+    }
+    if draft.next.booking_of(offer_id).is_some() {
+        return Err(Rejection::AlreadyAccepting);
+    }
+    let id = offer_id.to_owned();
+    draft.event(Event::OfferDeclined { offer_id: id.clone(), at: draft.cx.now });
+    draft.effect(Effect::cancel(offer_timer(offer_id)));
+    draft.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id: id });
+    draft.announce_offer("offer:updated", offer_id);
+    draft.settle();
+    Ok(draft.reply_request())
+}
+
+pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Request>, Rejection> {
+    let next = &draft.next;
+    let offer = next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
+    let booking_id = next.booking_of(offer_id).map(str::to_owned);
+    match (next.status, booking_id) {
+        (Status::Accepting, Some(booking_id)) => {
+            return Ok(draft.reply(Reply::Accepting { booking_id }));
+        }
+        (Status::Booked, Some(booking_id)) => {
+            return Ok(draft.reply(Reply::Accepted { booking_id }));
+        }
+        (Status::Accepting, None) => return Err(Rejection::AlreadyAccepting),
+        (Status::Booked, None) => return Err(Rejection::AlreadyBooked),
+        _ => {}
+    }
+    match offer.status {
+        OfferStatus::Open if offer.expires_at > draft.cx.now => {}
+        OfferStatus::Open | OfferStatus::Expired => return Err(Rejection::OfferExpired),
+        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Declined => return Err(Rejection::OfferDeclined),
+        OfferStatus::Accepted | OfferStatus::Withdrawn => {
+            return Err(Rejection::Closed { status: next.status });
+        }
+    }
+    let booking_id = draft.cx.ids.mint("bkg");
+    draft.event(Event::AcceptanceStarted {
+        offer_id: offer_id.into(),
+        booking_id: booking_id.clone(),
+        at: draft.cx.now,
+    });
+    ask_to_hold(&mut draft);
+    draft.announce_request();
+    Ok(draft.reply(Reply::Accepting { booking_id }))
+}
+
+/// Sends (again) what the acceptance under way waits for. The provider answers the same booking id once.
+fn ask_to_hold(draft: &mut Draft<'_>) {
+    let Some(Acceptance { offer_id, booking_id, .. }) = draft.next.acceptance.clone() else {
+        return;
+    };
+    let Some(offer) = draft.next.offer(&offer_id).cloned() else { return };
+    let asked = draft.asked().clone();
+    let hold = provider::Hold {
+        booking_id: booking_id.clone(),
+        offer_id,
+        request_id: draft.cx.key.into(),
+        consumer_id: asked.consumer_id,
+        service: asked.service,
+        details: asked.details,
+        place: asked.place,
+        price: offer.price,
+        starts_at: offer.starts_at,
+        ends_at: offer.ends_at,
+        expires_at: offer.expires_at,
+    };
+    draft.to_provider(&offer.provider.id, &provider::Command::HoldSlot(hold));
+    let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
+    draft.schedule("acceptance", at, &Command::AcceptanceOverdue { booking_id });
+}
+
+pub(super) fn await_acceptance(
+    state: &State,
+    offer_id: &str,
+) -> Result<Decision<Request>, Rejection> {
+    let offer = state.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
+    match (state.status, state.booking_of(offer_id)) {
+        (Status::Accepting, Some(_)) => Ok(Decision::wait()),
+        (Status::Booked, Some(booking_id)) => {
+            Ok(Decision::reply(Reply::Accepted { booking_id: booking_id.into() }))
+        }
+        _ if offer.status == OfferStatus::Unavailable => Err(Rejection::SlotTaken),
+        (Status::Booked, None) => Err(Rejection::AlreadyBooked),
+        _ => Err(Rejection::NotAccepting),
+    }
+}
+
+pub(super) fn refuse_acceptance(
+    mut draft: Draft<'_>,
+    booking_id: &str,
+    reason: String,
+) -> Decision<Request> {
+    let Some(acceptance) = under_way(&draft.next, booking_id) else { return draft.decision };
+    let offer_id = acceptance.offer_id;
+    draft.event(Event::AcceptanceRefused {
+        offer_id: offer_id.clone(),
+        booking_id: booking_id.into(),
+        reason,
+        at: draft.cx.now,
+    });
+    draft.effect(Effect::cancel("acceptance"));
+    draft.effect(Effect::cancel(offer_timer(&offer_id)));
+    draft.announce_request();
+    draft.announce_offer("offer:updated", &offer_id);
+    let others = draft.next.open_offers().count() as u32;
+    draft.tell(Progress::OfferRefused { offers: others });
+    draft.settle();
+    draft.decision
+}
+
+fn under_way(state: &State, booking_id: &str) -> Option<Acceptance> {
+    let accepting = state.status == Status::Accepting && state.accepts(booking_id);
+    state.acceptance.clone().filter(|_| accepting)
+}
+
+pub(super) fn overdue(mut draft: Draft<'_>, booking_id: String) -> Decision<Request> {
+    match under_way(&draft.next, &booking_id) {
+        None => draft.decision,
+        Some(acceptance) if acceptance.tries < ACCEPTANCE_TRIES => {
+            draft.event(Event::AcceptanceRetried { booking_id, at: draft.cx.now });
+            ask_to_hold(&mut draft);
+            draft.decision
+        }
+        Some(_) => abandon(draft, &booking_id, "no_answer".into()),
+    }
+}
+
+/// Gives an acceptance up. Whether the time was held is unknown, so it is released too: what the provider then finds
+/// held it undoes with the booking.
+pub(super) fn abandon(mut draft: Draft<'_>, booking_id: &str, reason: String) -> Decision<Request> {
+    let Some(acceptance) = under_way(&draft.next, booking_id) else { return draft.decision };
+    let offer = draft.next.offer(&acceptance.offer_id);
+    if let Some(provider_id) = offer.map(|offer| offer.provider.id.clone()) {
+        let booking_id = booking_id.into();
+        draft.to_provider(&provider_id, &provider::Command::ReleaseSlot { booking_id });
+    }
+    refuse_acceptance(draft, booking_id, reason)
+}
+
+pub(super) fn confirm(
+    mut draft: Draft<'_>,
+    booking_id: String,
+    offer_id: String,
+) -> Decision<Request> {
+    if under_way(&draft.next, &booking_id).is_none() {
+        let ours = draft.next.status == Status::Booked && draft.next.accepts(&booking_id);
+        if !ours {
+            // The acceptance was given up before: the booking must not stand.
+            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
+            draft.effect(Effect::send::<Booking>(booking_id, &command));
+        }
+        return draft.decision;
+    }
+    draft.effect(Effect::cancel("acceptance"));
+    draft.close(Event::Booked {
+        offer_id: offer_id.clone(),
+        booking_id: booking_id.clone(),
+        at: draft.cx.now,
+    });
+    if let Some(offer) = draft.next.offer(&offer_id) {
+        let offer = OfferSummary::of(offer, &draft.asked().place.time_zone);
+        draft.tell(Progress::Booked { booking_id, offer });
+    }
+    draft.decision
+}
+
+pub(super) fn cancel(
+    mut draft: Draft<'_>,
+    reason: Option<String>,
+) -> Result<Decision<Request>, Rejection> {
+    match draft.next.status {
+        Status::Matching | Status::Open => {}
+        Status::Cancelled => return Ok(draft.reply_request()),
+        Status::Accepting => return Err(Rejection::AlreadyAccepting),
+        Status::Booked => return Err(Rejection::AlreadyBooked),
+        status @ (Status::Expired | Status::Unmatched) => return Err(Rejection::Closed { status }),
+    }
+    let mut check = Check::default();
+    check.length(reason.as_deref().unwrap_or_default(), 0, 500, "/reason");
+    check.finish(|errors| Rejection::Invalid { errors })?;
+    draft.close(Event::Cancelled { reason, at: draft.cx.now });
+    draft.tell(Progress::Cancelled);
+    Ok(draft.reply_request())
+}
+
+pub(super) fn expire(mut draft: Draft<'_>) -> Decision<Request> {
+    match draft.next.status {
+        Status::Matching | Status::Open => {
+            draft.close(Event::Expired { at: draft.cx.now });
+            draft.tell(Progress::Expired);
+        }
+        // The acceptance ends in a moment, by itself.
+        Status::Accepting => {
+            let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
+            draft.schedule("expiry", at, &Command::Expire);
+        }
+        Status::Booked | Status::Cancelled | Status::Expired | Status::Unmatched => {}
+    }
+    draft.decision
+}
+
+/// Among the open offers.
+pub(super) fn picked(state: &State, pick: Pick) -> Option<String> {
+    let offer = match pick {
+        // Of equals the one that came first.
+        Pick::Best => state
+            .open_offers()
+            .reduce(|best, offer| if offer.score.total > best.score.total { offer } else { best }),
+        Pick::Cheapest => state.open_offers().min_by_key(|offer| offer.price.amount_minor),
+        Pick::Nth(n) => state.open_offers().nth(usize::from(n).checked_sub(1)?),
+    };
+    offer.map(|offer| offer.id.clone())
+}

@@ -1,0 +1,22 @@
+//! What can be asked for.
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    Haircut,
+    Cleaning,
+    Plumbing,
+    Photography,
+}
+
+impl Service {
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Haircut => "haircut",
+            Self::Cleaning => "cleaning",
+            Self::Plumbing => "plumbing",
+            Self::Photography => "photography",
+        }
+    }
+}

@@ -1,0 +1,527 @@
+//! A conversation between a user and the agent that finds providers for him.
+//!
+//! A message is durable before anything else happens. What it means is read from the words (`language`): the agent
+//! asks back until service, time and place are known, then creates a request and tells how that goes. Each of the
+//! agent's answers is streamed token by token on the session's topic and then published whole.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::domain::marketplace::language::Understanding;
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::offer::{DeclineReason, Offer};
+use crate::domain::marketplace::rejection::{Check, FieldError, is_currency, summary};
+use crate::domain::marketplace::request::{self, Request};
+use crate::domain::marketplace::schedule::zone;
+use crate::domain::marketplace::service::Service;
+use crate::kernel::entity::{
+    DecideCx, Decision, Effect, Entity, Publication, SendFailure, ViewRow,
+};
+use crate::kernel::error::ErrorCode;
+
+mod talk;
+#[cfg(test)]
+mod tests;
+mod words;
+
+pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
+pub const MAX_MEDIA: usize = 8;
+/// Messages that the state remembers, each cut to [`RECENT_CHARS`]: the agent's context, not the history.
+pub const MAX_RECENT: usize = 20;
+pub const RECENT_CHARS: usize = 500;
+
+pub struct Session;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Creates the session for the calling user, or opens it again.
+    Open {
+        time_zone: String,
+        locale: String,
+        currency: Option<String>,
+    },
+    SendMessage {
+        content: String,
+        media: Vec<String>,
+    },
+    /// Query, with a lossy publication.
+    Typing {
+        is_typing: bool,
+    },
+    /// `end` ends the session for all devices.
+    Close {
+        end: bool,
+    },
+    /// Query: is there such a session, and may the caller use it?
+    Check,
+    /// Internal: another entity's `Effect::notify`.
+    Publish {
+        event: String,
+        data: Value,
+    },
+    /// Internal: how a request is going.
+    RequestProgress {
+        request_id: String,
+        progress: Progress,
+    },
+    /// Internal: a request said no to what the agent asked of it.
+    RequestRefused {
+        request_id: String,
+        asked: AskedOf,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AskedOf {
+    Create,
+    Cancel,
+    Accept,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Progress {
+    Matched {
+        providers: u32,
+    },
+    FirstOffer {
+        offer: OfferSummary,
+    },
+    AllAnswered {
+        offers: u32,
+        cheapest: OfferSummary,
+    },
+    /// `reason` as in `request::Event::Unmatched`.
+    Unmatched {
+        reason: String,
+        reasons: BTreeMap<DeclineReason, u32>,
+        lowest_price: Option<Money>,
+    },
+    /// The accepted offer could not be kept; so many others are open.
+    OfferRefused {
+        offers: u32,
+    },
+    Booked {
+        booking_id: String,
+        offer: OfferSummary,
+    },
+    Cancelled,
+    Expired,
+}
+
+/// What the agent says about an offer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OfferSummary {
+    pub offer_id: String,
+    pub provider_name: String,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    /// Of the place where it happens.
+    pub time_zone: String,
+}
+
+impl OfferSummary {
+    pub fn of(offer: &Offer, time_zone: &str) -> Self {
+        Self {
+            offer_id: offer.id.clone(),
+            provider_name: offer.provider.name.clone(),
+            price: offer.price.clone(),
+            starts_at: offer.starts_at,
+            time_zone: time_zone.into(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Opened {
+        user_id: String,
+        time_zone: String,
+        locale: String,
+        currency: Option<String>,
+        at: Timestamp,
+    },
+    MessageReceived {
+        message_id: String,
+        content: String,
+        media: Vec<String>,
+        at: Timestamp,
+    },
+    /// What is known so far and not enough; `None`: forgotten.
+    DraftChanged {
+        draft: Option<Understanding>,
+    },
+    RequestStarted {
+        request_id: String,
+        service: Service,
+    },
+    RequestFollowed {
+        request_id: String,
+        status: request::Status,
+        offers: u32,
+    },
+    Responded {
+        message_id: String,
+        content: String,
+        data: Value,
+        at: Timestamp,
+    },
+    Published {
+        event: String,
+        data: Value,
+    },
+    Ended {
+        at: Timestamp,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Author {
+    User,
+    Agent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    pub author: Author,
+    pub content: String,
+}
+
+/// The request that the conversation is about: the last one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Current {
+    pub request_id: String,
+    pub service: Service,
+    pub status: request::Status,
+    pub offers: u32,
+}
+
+/// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub user_id: String,
+    pub time_zone: String,
+    pub locale: String,
+    pub currency: Option<String>,
+    pub messages: u64,
+    pub recent: Vec<Line>,
+    pub draft: Option<Understanding>,
+    pub current: Option<Current>,
+    pub ended: bool,
+    pub created_at: Option<Timestamp>,
+    pub last_active_at: Option<Timestamp>,
+}
+
+impl State {
+    fn remember(&mut self, author: Author, content: &str, at: Timestamp) {
+        self.messages += 1;
+        self.last_active_at = Some(at);
+        if self.recent.len() >= MAX_RECENT {
+            self.recent.remove(0);
+        }
+        let content = content.chars().take(RECENT_CHARS).collect();
+        self.recent.push(Line { author, content });
+    }
+
+    fn tz(&self) -> TimeZone {
+        zone(&self.time_zone).unwrap_or(TimeZone::UTC)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Opened {
+        session_id: String,
+        created: bool,
+    },
+    /// The user's own message.
+    Sent {
+        message_id: String,
+    },
+    Session {
+        session_id: String,
+        user_id: String,
+        time_zone: String,
+        locale: String,
+        ended: bool,
+        messages: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such session")]
+    NotFound,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("only a user may open a session")]
+    UserOnly,
+    #[error("this session has ended: open it again")]
+    Ended,
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound => ErrorCode::NotFound,
+            Self::InternalOnly | Self::UserOnly => ErrorCode::Forbidden,
+            Self::Ended => ErrorCode::Conflict,
+            Self::Invalid { .. } => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::InternalOnly => "internal_only",
+            Self::UserOnly => "user_only",
+            Self::Ended => "session_ended",
+            Self::Invalid { .. } => "invalid",
+        }
+    }
+}
+
+impl Entity for Session {
+    const KIND: &'static str = "session";
+    const GOLDEN: &'static str = include_str!("golden/session.jsonl");
+    const HAS_TOPIC: bool = true;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if state.created_at.is_none() {
+            return match command {
+                Command::Open { time_zone, locale, currency } => {
+                    open(state, time_zone, locale, currency, cx)
+                }
+                _ => Err(Rejection::NotFound),
+            };
+        }
+        if !cx.caller.may_act_for(&state.user_id) {
+            return Err(Rejection::NotFound);
+        }
+        let internal_only = || {
+            if cx.caller.is_internal() { Ok(()) } else { Err(Rejection::InternalOnly) }
+        };
+        match command {
+            Command::Open { time_zone, locale, currency } => {
+                open(state, time_zone, locale, currency, cx)
+            }
+            Command::Check => Ok(Decision::reply(Reply::Session {
+                session_id: cx.key.into(),
+                user_id: state.user_id.clone(),
+                time_zone: state.time_zone.clone(),
+                locale: state.locale.clone(),
+                ended: state.ended,
+                messages: state.messages,
+            })),
+            Command::Close { end } => Ok(close(state, end, cx)),
+            Command::Publish { event, data } => {
+                internal_only()?;
+                let publish = Effect::publish(&event, data.clone());
+                let published = Event::Published { event, data };
+                Ok(Decision::reply(Reply::Done).event(published).effect(publish))
+            }
+            Command::RequestProgress { .. } | Command::RequestRefused { .. } if state.ended => {
+                internal_only().map(|()| Decision::reply(Reply::Done))
+            }
+            _ if state.ended => Err(Rejection::Ended),
+            Command::Typing { is_typing } => {
+                let user_id = &state.user_id;
+                let data =
+                    json!({"session_id": cx.key, "user_id": user_id, "is_typing": is_typing});
+                Ok(Decision::reply(Reply::Done).effect(Effect::stream("chat:typing", data)))
+            }
+            Command::SendMessage { content, media } => {
+                check_message(&content, &media)?;
+                Ok(talk::answer(state, content, media, cx))
+            }
+            Command::RequestProgress { request_id, progress } => {
+                internal_only().map(|()| talk::tell(state, request_id, progress, cx))
+            }
+            Command::RequestRefused { request_id, asked, reason } => {
+                internal_only().map(|()| talk::refused(state, request_id, asked, &reason, cx))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Opened { user_id, time_zone, locale, currency, at } => {
+                state.user_id = user_id.clone();
+                state.time_zone = time_zone.clone();
+                state.locale = locale.clone();
+                state.currency = currency.clone();
+                state.ended = false;
+                state.created_at.get_or_insert(*at);
+                state.last_active_at = Some(*at);
+            }
+            Event::MessageReceived { content, at, .. } => {
+                state.remember(Author::User, content, *at);
+            }
+            Event::DraftChanged { draft } => state.draft = draft.clone(),
+            Event::RequestStarted { request_id, service } => {
+                state.draft = None;
+                state.current = Some(Current {
+                    request_id: request_id.clone(),
+                    service: *service,
+                    status: request::Status::Matching,
+                    offers: 0,
+                });
+            }
+            Event::RequestFollowed { request_id, status, offers } => {
+                let current = state.current.as_mut().filter(|c| c.request_id == *request_id);
+                if let Some(current) = current {
+                    current.status = *status;
+                    current.offers = *offers;
+                }
+            }
+            Event::Responded { content, at, .. } => state.remember(Author::Agent, content, *at),
+            Event::Published { .. } => {}
+            Event::Ended { at } => {
+                state.ended = true;
+                state.draft = None;
+                state.last_active_at = Some(*at);
+            }
+        }
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Check | Command::Typing { .. })
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let message =
+            |id: &str, role: &str, content: &str, media: Value, data: &Value, at: Timestamp| {
+                let row = json!({
+                    "id": id,
+                    "session_id": key,
+                    "role": role,
+                    "content": content,
+                    "media": media,
+                    "data": data,
+                    "created_at": at,
+                });
+                ViewRow::new("messages", row)
+            };
+        let mut rows = Vec::new();
+        let mut changed = false;
+        for event in events {
+            match event {
+                Event::MessageReceived { message_id, content, media, at } => {
+                    changed = true;
+                    rows.push(message(message_id, "user", content, json!(media), &json!({}), *at));
+                }
+                Event::Responded { message_id, content, data, at } => {
+                    changed = true;
+                    rows.push(message(message_id, "agent", content, json!([]), data, *at));
+                }
+                Event::Opened { .. } | Event::Ended { .. } => changed = true,
+                Event::DraftChanged { .. }
+                | Event::RequestStarted { .. }
+                | Event::RequestFollowed { .. }
+                | Event::Published { .. } => {}
+            }
+        }
+        if changed {
+            let row = json!({
+                "id": key,
+                "user_id": state.user_id,
+                "time_zone": state.time_zone,
+                "locale": state.locale,
+                "created_at": state.created_at,
+                "last_active_at": state.last_active_at,
+                "ended": state.ended,
+            });
+            rows.push(ViewRow::new("sessions", row));
+        }
+        rows
+    }
+
+    fn publication(publication: Publication) -> Option<Command> {
+        Some(Command::Publish { event: publication.event, data: publication.data })
+    }
+
+    fn send_failed(failure: SendFailure) -> Option<Command> {
+        if failure.kind != Request::KIND {
+            return None;
+        }
+        let asked = match serde_json::from_value(failure.command).ok()? {
+            request::Command::Create(_) => AskedOf::Create,
+            request::Command::Cancel { .. } => AskedOf::Cancel,
+            request::Command::AcceptPick { .. } => AskedOf::Accept,
+            _ => return None,
+        };
+        Some(Command::RequestRefused { request_id: failure.key, asked, reason: failure.reason })
+    }
+}
+
+fn open(
+    state: &State,
+    time_zone: String,
+    locale: String,
+    currency: Option<String>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Session>, Rejection> {
+    let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
+    let mut check = Check::default();
+    check.zone(&time_zone, "/time_zone");
+    check.length(&locale, 2, 35, "/locale");
+    if let Some(currency) = &currency {
+        check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
+    }
+    check.finish(|errors| Rejection::Invalid { errors })?;
+    let created = state.created_at.is_none();
+    let same = !created
+        && !state.ended
+        && (&state.time_zone, &state.locale, &state.currency) == (&time_zone, &locale, &currency);
+    let decision = Decision::reply(Reply::Opened { session_id: cx.key.into(), created });
+    if same {
+        return Ok(decision);
+    }
+    Ok(decision.event(Event::Opened { user_id, time_zone, locale, currency, at: cx.now }))
+}
+
+fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
+    let decision = Decision::reply(Reply::Done);
+    if !end || state.ended {
+        return decision;
+    }
+    decision
+        .event(Event::Ended { at: cx.now })
+        .effect(Effect::publish("session:ended", json!({"session_id": cx.key})))
+}
+
+fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {
+    let mut check = Check::default();
+    let empty = content.trim().is_empty() && media.is_empty();
+    check.that(!empty, "/content", "must not be empty");
+    check.that(
+        content.len() <= MAX_CONTENT_BYTES,
+        "/content",
+        format!("must have at most {MAX_CONTENT_BYTES} bytes"),
+    );
+    check.that(!content.contains('\0'), "/content", "must not contain NUL");
+    check.that(media.len() <= MAX_MEDIA, "/media", format!("at most {MAX_MEDIA}"));
+    for (n, url) in media.iter().enumerate() {
+        check.length(url, 1, 2_048, &format!("/media/{n}"));
+    }
+    check.finish(|errors| Rejection::Invalid { errors })
+}

@@ -1,0 +1,102 @@
+//! A user's inbox: owns the durable topic `user:<id>`, on which everything that concerns the user is announced.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication};
+use crate::kernel::error::ErrorCode;
+
+pub struct User;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Internal: another entity's `Effect::notify`.
+    Publish { event: String, data: Value },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Notified { event: String, data: Value },
+}
+
+/// Bounded: a counter. What was published is in the topic's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub notified: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("only the system may do this")]
+    InternalOnly,
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        ErrorCode::Forbidden
+    }
+
+    fn reason(&self) -> &'static str {
+        "internal_only"
+    }
+}
+
+impl Entity for User {
+    const KIND: &'static str = "user";
+    const GOLDEN: &'static str = include_str!("golden/user.jsonl");
+    const HAS_TOPIC: bool = true;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(_: &State, command: Command, cx: &DecideCx<'_>) -> Result<Decision<Self>, Rejection> {
+        if !cx.caller.is_internal() {
+            return Err(Rejection::InternalOnly);
+        }
+        let Command::Publish { event, data } = command;
+        let publish = Effect::publish(&event, data.clone());
+        Ok(Decision::reply(Reply::Done).event(Event::Notified { event, data }).effect(publish))
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        let Event::Notified { .. } = event;
+        state.notified += 1;
+    }
+
+    fn publication(publication: Publication) -> Option<Command> {
+        Some(Command::Publish { event: publication.event, data: publication.data })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::kernel::entity::spec::given;
+
+    fn publish() -> Command {
+        Command::Publish { event: "offer:new".into(), data: json!({"n": 1}) }
+    }
+
+    #[test]
+    fn a_notification_is_published_on_the_users_topic() {
+        let decision = given::<User>([])
+            .when(publish())
+            .then([Event::Notified { event: "offer:new".into(), data: json!({"n": 1}) }]);
+        assert_eq!(decision.effects, [Effect::publish("offer:new", json!({"n": 1}))]);
+    }
+
+    #[test]
+    fn users_cannot_write_to_an_inbox() {
+        given::<User>([]).by_user("alice").when(publish()).then_rejected("internal_only");
+    }
+}

@@ -1,0 +1,487 @@
+//! The entity runtime on a real PostgreSQL: durability, single effects, order, bounds, recovery.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all};
+use proxie::actors::{Options, RunError, Runner};
+use proxie::app::core::{Core, Fate};
+use proxie::cluster::Meta;
+use proxie::kernel::clock::{Clock, Timestamp};
+use proxie::kernel::entity::{Caller, Role};
+use proxie::kernel::error::AskError;
+use proxie::persistence::writer;
+use serde_json::Value;
+
+use crate::counter::{Command, Counter, Rejection, Reply};
+use crate::support::{Setup, core, database, eventually, pool, try_core};
+
+fn user(id: &str, command_id: &str) -> Meta {
+    Meta::new(Caller::User { id: id.into(), role: Role::Consumer }).id(command_id)
+}
+
+async fn ask(core: &Core, key: &str, command: Command, meta: Meta) -> Result<Reply, AskError> {
+    Ok(core.entities.of::<Counter>(key).ask(command, meta).await?.expect("not rejected"))
+}
+
+async fn total(core: &Core, key: &str) -> i64 {
+    match ask(core, key, Command::Get, Meta::runtime()).await {
+        Ok(Reply::Total(total)) => total,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_acknowledged_is_there_after_a_restart() {
+    let database = database().await;
+    let first = core(database.clone(), Setup::default()).await;
+    for n in 1..=25 {
+        assert_eq!(ask(&first, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(n)));
+    }
+    // Not stopped: as after a crash, the next one takes over.
+    let second = core(database, Setup::default()).await;
+    assert_eq!(total(&second, "a").await, 25);
+    // The fenced one cannot write any more, and soon knows.
+    assert!(matches!(
+        ask(&first, "a", Command::Add(1), Meta::runtime()).await,
+        Err(AskError::Unavailable { .. })
+    ));
+    first.fate().wait_for(|fate| *fate == Fate::Evicted).await.unwrap();
+    assert_eq!(total(&second, "a").await, 25);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_id_has_one_effect_and_one_answer() {
+    let database = database().await;
+    let first = core(database.clone(), Setup::default()).await;
+    let add = || ask(&first, "a", Command::Add(5), user("u", "c1"));
+    // Twice at the same time, then again.
+    let (one, two) = tokio::join!(add(), add());
+    assert_eq!((one, two), (Ok(Reply::Total(5)), Ok(Reply::Total(5))));
+    ask(&first, "a", Command::Add(1), user("u", "c2")).await.unwrap();
+    assert_eq!(add().await, Ok(Reply::Total(5)));
+    // Another command, another entity: the id is used.
+    assert_eq!(ask(&first, "a", Command::Add(6), user("u", "c1")).await, Err(AskError::IdReused));
+    assert_eq!(ask(&first, "b", Command::Add(5), user("u", "c1")).await, Err(AskError::IdReused));
+    // Somebody else's id is another id.
+    assert_eq!(ask(&first, "b", Command::Add(5), user("v", "c1")).await, Ok(Reply::Total(5)));
+    // A rejection is remembered as well, although it would be accepted now.
+    let up_to = |core: &Core, limit| {
+        let counter = core.entities.of::<Counter>("a");
+        async move { counter.ask(Command::AddUpTo { n: 10, limit }, user("u", "c3")).await.unwrap() }
+    };
+    assert_eq!(up_to(&first, 10).await, Err(Rejection::Limit { limit: 10 }));
+    ask(&first, "a", Command::Add(-6), user("u", "c4")).await.unwrap();
+    assert_eq!(up_to(&first, 10).await, Err(Rejection::Limit { limit: 10 }));
+
+    // After a restart only the store remembers; commands in flight beside the retry are not harmed by it.
+    let second = core(database, Setup::default()).await;
+    let others = (0..50).map(|n| {
+        ask(&second, "a", Command::Add(1), user("u", ["x", &n.to_string()].concat().leak()))
+    });
+    let retry = ask(&second, "a", Command::Add(5), user("u", "c1"));
+    let (retry, others) = tokio::join!(retry, join_all(others));
+    assert_eq!(retry, Ok(Reply::Total(5)));
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    assert_eq!(up_to(&second, 10).await, Err(Rejection::Limit { limit: 10 }));
+    assert_eq!(total(&second, "a").await, 50);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_entity_answers_in_order() {
+    let node = core(database().await, Setup::default()).await;
+    let counter = node.entities.of::<Counter>("hot");
+    let asks: Vec<_> =
+        (0..500).map(|_| counter.ask(Command::Add(1), Meta::runtime()).boxed()).collect();
+    let totals: Vec<i64> = join_all(asks)
+        .await
+        .into_iter()
+        .map(|answer| match answer {
+            Ok(Ok(Reply::Total(total))) => total,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(totals, (1..=500).collect::<Vec<_>>());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_item_does_not_fail_its_neighbours() {
+    let one_lane =
+        Setup { writer: writer::Options { lanes: 1, ..Default::default() }, ..Default::default() };
+    let node = core(database().await, one_lane).await;
+    // Load both first, so that all of it meets in one batch.
+    total(&node, "good").await;
+    total(&node, "bad").await;
+    let good = (0..20).map(|_| ask(&node, "good", Command::Add(1), Meta::runtime()));
+    let bad = ask(&node, "bad", Command::Note("a NUL \0 is no jsonb".into()), Meta::runtime());
+    let after = ask(&node, "bad", Command::Add(7), Meta::runtime());
+    let (good, bad, after) = tokio::join!(join_all(good), bad, after);
+    assert!(good.iter().all(Result::is_ok), "{good:?}");
+    assert_eq!(bad, Err(AskError::Internal));
+    assert_eq!(after, Ok(Reply::Total(7)));
+    assert_eq!((total(&node, "good").await, total(&node, "bad").await), (20, 7));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_costs_its_caller_only() {
+    let node = core(database().await, Setup::default()).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    assert_eq!(ask(&node, "a", Command::Panic, Meta::runtime()).await, Err(AskError::Internal));
+    eventually("the entity answers again", || async {
+        ask(&node, "a", Command::Add(1), Meta::runtime()).await.is_ok()
+    })
+    .await;
+    assert_eq!(total(&node, "a").await, 2);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_answer_at_once() {
+    let setup = Setup {
+        entities: Options { max_in_flight: 4, ..Default::default() },
+        ..Default::default()
+    };
+    let database = database().await;
+    let node = core(database.clone(), setup).await;
+    let pool = pool(database).await;
+    let counter = node.entities.of::<Counter>("a");
+    let late = Meta::runtime().timeout(Duration::ZERO);
+    assert_eq!(counter.ask(Command::Add(1), late).await, Err(AskError::DeadlineExceeded));
+    total(&node, "a").await;
+    // Nothing can be committed while somebody holds the lanes' rows.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
+    let mut in_flight: Vec<_> =
+        (0..4).map(|_| counter.ask(Command::Add(1), Meta::runtime()).boxed()).collect();
+    for ask in &mut in_flight {
+        assert!(futures_util::poll!(ask).is_pending());
+    }
+    // A full entity is full for reads too; everybody else is served.
+    assert_eq!(counter.ask(Command::Get, Meta::runtime()).await, Err(AskError::Overloaded));
+    assert_eq!(total(&node, "b").await, 0);
+    lock.rollback().await.unwrap();
+    for ask in in_flight {
+        assert!(ask.await.is_ok());
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_queries_are_bounded_and_keep_no_command_out() {
+    let setup = Setup {
+        entities: Options { max_in_flight: 4, ..Default::default() },
+        ..Default::default()
+    };
+    let node = core(database().await, setup).await;
+    let counter = node.entities.of::<Counter>("a");
+    let mut waiting = Vec::new();
+    while waiting.len() < 256 {
+        let mut ask = counter.ask(Command::WaitFor { at_least: 100 }, Meta::runtime()).boxed();
+        assert!(futures_util::poll!(&mut ask).is_pending());
+        // Answered behind it, so by now it is parked.
+        total(&node, "a").await;
+        waiting.push(ask);
+    }
+    let more = || {
+        counter.ask(
+            Command::WaitFor { at_least: 100 },
+            Meta::runtime().timeout(Duration::from_millis(300)),
+        )
+    };
+    assert_eq!(more().await, Err(AskError::Overloaded));
+    assert_eq!(ask(&node, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(1)));
+    drop(waiting);
+    eventually("there is room again", || async { more().await == Err(AskError::DeadlineExceeded) })
+        .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_can_wait_for_a_change() {
+    let node = core(database().await, Setup::default()).await;
+    let counter = node.entities.of::<Counter>("a");
+    let waiting = tokio::spawn(async move {
+        counter.ask(Command::WaitFor { at_least: 3 }, Meta::runtime()).await
+    });
+    for _ in 0..3 {
+        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    }
+    assert_eq!(waiting.await.unwrap(), Ok(Ok(Reply::Total(3))));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sends_arrive_once_even_over_a_crash() {
+    let database = database().await;
+    let first = core(database.clone(), Setup::default()).await;
+    let to: Vec<String> = (0..40).map(|n| format!("to{n}")).collect();
+    ask(&first, "from", Command::Spread { to: to.clone(), n: 3 }, Meta::runtime()).await.unwrap();
+    // In the middle of delivering, a successor takes over and finishes; some were delivered twice.
+    let second = core(database.clone(), Setup::default()).await;
+    for key in &to {
+        eventually("it arrives", || async { total(&second, key).await != 0 }).await;
+    }
+    let pool = pool(database).await;
+    eventually("the outbox is empty", || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from outbox").fetch_one(&pool).await.unwrap()
+            == 0
+    })
+    .await;
+    for key in &to {
+        assert_eq!(total(&second, key).await, 3, "{key}");
+    }
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timers_fire_once_late_rather_than_never() {
+    let database = database().await;
+    let clock = Clock::manual("2026-01-01T00:00:00Z".parse().unwrap());
+    let setup = || Setup { clock: clock.clone(), ..Default::default() };
+    let first = core(database.clone(), setup()).await;
+    let at = |s: i64| clock.now() + jiff::SignedDuration::from_secs(s);
+    let plan = |name: &str, at: Timestamp, n| Command::AddAt { at, n, name: name.into() };
+    ask(&first, "a", plan("one", at(60), 1), Meta::runtime()).await.unwrap();
+    ask(&first, "a", plan("two", at(60), 10), Meta::runtime()).await.unwrap();
+    ask(&first, "a", plan("two", at(120), 100), Meta::runtime()).await.unwrap();
+    ask(&first, "a", plan("gone", at(60), 1_000), Meta::runtime()).await.unwrap();
+    ask(&first, "a", Command::Forget { name: "gone".into() }, Meta::runtime()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(total(&first, "a").await, 0);
+    // The node is down when the first is due.
+    clock.advance_ms(61_000);
+    let second = core(database, setup()).await;
+    eventually("the first fires", || async { total(&second, "a").await == 1 }).await;
+    clock.advance_ms(60_000);
+    eventually("the second fires", || async { total(&second, "a").await == 101 }).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(total(&second, "a").await, 101);
+    second.stop().await;
+}
+
+struct Flaky(AtomicUsize);
+
+impl Runner for Flaky {
+    fn run(&self, _id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+        let n = self.0.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match (input.as_str(), n) {
+                (Some("final"), _) => Err(RunError::Final("no".into())),
+                (_, 0 | 1) => Err(RunError::Retry("not yet".into())),
+                _ => Ok(input),
+            }
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_are_retried_and_their_outcome_comes_back() {
+    let database = database().await;
+    let mut setup = Setup::default();
+    setup.runners.insert("test", Arc::new(Flaky(AtomicUsize::new(0))));
+    let node = core(database.clone(), setup).await;
+    let pool = pool(database).await;
+    for (runner, outcome) in [
+        ("hello", "ok:\"hello\""),
+        ("final", "error:no"),
+        ("missing", "error:there is no runner missing"),
+    ] {
+        ask(&node, "a", Command::Run { runner: runner.into() }, Meta::runtime()).await.unwrap();
+        eventually(outcome, || async {
+            let ran = "select count(*) from journal where event ->> 'Ran' = $1";
+            sqlx::query_scalar::<_, i64>(ran).bind(outcome).fetch_one(&pool).await.unwrap() == 1
+        })
+        .await;
+    }
+    eventually("the outbox is empty", || async {
+        sqlx::query_scalar::<_, i64>("select count(*) from outbox").fetch_one(&pool).await.unwrap()
+            == 0
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passive_entities_come_back_from_snapshot_and_events() {
+    let database = database().await;
+    let setup = || Setup {
+        entities: Options { idle_s: 0, snapshot_every: 10, ..Default::default() },
+        ..Default::default()
+    };
+    let node = core(database.clone(), setup()).await;
+    for _ in 0..25 {
+        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    }
+    eventually("it becomes passive", || async { node.registry.live() == 0 }).await;
+    let pool = pool(database.clone()).await;
+    let seq: i64 = sqlx::query_scalar("select seq from snapshots where key = 'a'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(seq, 25);
+    assert_eq!(total(&node, "a").await, 25);
+    // A snapshot of another layout is dropped and the journal read instead.
+    sqlx::query("update snapshots set data = '\\x01ffff0000000000000000'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    eventually("it becomes passive again", || async { node.registry.live() == 0 }).await;
+    assert_eq!(total(&node, "a").await, 25);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_cannot_start_is_parked_and_can_be_retried() {
+    let database = database().await;
+    let setup =
+        Setup { entities: Options { park_after: 2, ..Default::default() }, ..Default::default() };
+    let node = core(database.clone(), setup).await;
+    let pool = pool(database).await;
+    sqlx::query("insert into journal values ('counter', 'a', 1, 2, 0, '{\"Unheard\": 1}', 'test', null, now())")
+        .execute(&pool)
+        .await
+        .unwrap();
+    eventually("it is parked", || async {
+        let _ = ask(&node, "a", Command::Get, Meta::runtime()).await;
+        sqlx::query_scalar::<_, i64>("select count(*) from parked").fetch_one(&pool).await.unwrap()
+            == 1
+    })
+    .await;
+    match ask(&node, "a", Command::Get, Meta::runtime()).await {
+        Err(AskError::Unavailable { reason, .. }) => assert!(reason.contains("parked"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(total(&node, "b").await, 0);
+    sqlx::query("update journal set event = '{\"Added\": 4}'").execute(&pool).await.unwrap();
+    assert!(proxie::persistence::outbox::unpark(&pool, "counter", "a").await.unwrap());
+    eventually("it starts", || async {
+        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(4))
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_can_be_retried() {
+    let database = database().await;
+    let setup = Setup {
+        entities: Options { max_attempts: 1, park_after: 1, ..Default::default() },
+        ..Default::default()
+    };
+    let node = core(database.clone(), setup).await;
+    let pool = pool(database).await;
+    sqlx::query("insert into journal values ('counter', 'broken', 1, 2, 0, '{\"Unheard\": 1}', 'test', null, now())")
+        .execute(&pool)
+        .await
+        .unwrap();
+    ask(&node, "from", Command::Spread { to: vec!["broken".into()], n: 3 }, Meta::runtime())
+        .await
+        .unwrap();
+    let dead = || async { proxie::persistence::outbox::dead_letters(&pool, 10).await.unwrap() };
+    eventually("it is a dead letter", || async { dead().await.len() == 1 }).await;
+    sqlx::query("update journal set event = '{\"Added\": 4}' where key = 'broken'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    proxie::persistence::outbox::unpark(&pool, "counter", "broken").await.unwrap();
+    eventually("it starts", || async {
+        ask(&node, "broken", Command::Get, Meta::runtime()).await.is_ok()
+    })
+    .await;
+    assert!(
+        proxie::persistence::outbox::retry_dead_letter(&pool, &dead().await[0].id).await.unwrap()
+    );
+    eventually("it arrives after all", || async { total(&node, "broken").await == 7 }).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_live_node_is_refused() {
+    let database = database().await;
+    let node = core(database.clone(), Setup { data_lock_held: false, ..Default::default() }).await;
+    let second = try_core(database, Setup { data_lock_held: false, ..Default::default() }).await;
+    let error = second.err().expect("refused").to_string();
+    assert!(error.contains("is live on this database"), "{error}");
+    assert_eq!(total(&node, "a").await, 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_backends_lose_and_double_nothing() {
+    let database = database().await;
+    let node = Arc::new(core(database.clone(), Setup::default()).await);
+    let pool = pool(database.clone()).await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let workers: Vec<_> = (0..8)
+        .map(|w| {
+            let (node, stop) = (node.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut done = 0_i64;
+                while !stop.load(Ordering::SeqCst) {
+                    let id = format!("w{w}-{done}");
+                    // The same id until it is acknowledged: exactly one effect.
+                    while ask(&node, &format!("k{w}"), Command::Add(1), user("u", &id))
+                        .await
+                        .is_err()
+                    {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and state = 'active'",
+        )
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    for (w, worker) in workers.into_iter().enumerate() {
+        let done = worker.await.unwrap();
+        assert!(done > 0);
+        assert_eq!(total(&node, &format!("k{w}")).await, done, "worker {w}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publications_are_numbered_without_a_hole() {
+    let database = database().await;
+    let first = core(database.clone(), Setup::default()).await;
+    for n in 0..5 {
+        ask(&first, "a", Command::Publish { event: format!("e{n}") }, Meta::runtime())
+            .await
+            .unwrap();
+    }
+    let second = core(database.clone(), Setup::default()).await;
+    ask(&second, "a", Command::Publish { event: "e5".into() }, Meta::runtime()).await.unwrap();
+    let pool = pool(database).await;
+    let history =
+        proxie::persistence::publications::history(&pool, "counter", "a", 2, 100).await.unwrap();
+    assert_eq!(
+        history.items.iter().map(|p| (p.offset, p.event.as_str())).collect::<Vec<_>>(),
+        [(3, "e2"), (4, "e3"), (5, "e4"), (6, "e5")]
+    );
+    assert!(history.complete && history.head == 6);
+    assert!(
+        !proxie::persistence::publications::history(&pool, "counter", "a", 7, 100)
+            .await
+            .unwrap()
+            .complete
+    );
+    assert_eq!(first.identity.epoch, second.identity.epoch);
+    second.stop().await;
+}

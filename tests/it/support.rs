@@ -1,0 +1,146 @@
+//! What the tests stand on: one embedded PostgreSQL for the whole run, and a fresh database for each test.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use proxie::actors::{Options, Runner};
+use proxie::app::core::{self, Core, Settings};
+use proxie::kernel::clock::Clock;
+use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
+use proxie::persistence::membership::NodeInfo;
+use proxie::persistence::{store, writer};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::sync::OnceCell;
+
+use crate::counter::Counter;
+
+static SERVER: OnceCell<Embedded> = OnceCell::const_new();
+
+/// A folder that everybody may enter, since the server does not run as root. Those of runs that are over go.
+fn folder() -> PathBuf {
+    let base = std::env::temp_dir();
+    for old in std::fs::read_dir(&base).into_iter().flatten().flatten() {
+        let name = old.file_name().to_string_lossy().into_owned();
+        if let Some(pid) = name.strip_prefix("proxie-tests-")
+            && !PathBuf::from(format!("/proc/{pid}")).exists()
+        {
+            let _ = std::fs::remove_dir_all(old.path());
+        }
+    }
+    base.join(format!("proxie-tests-{}", std::process::id()))
+}
+
+/// The server has a runtime of its own: each test's runtime ends with the test.
+pub async fn server() -> &'static Embedded {
+    SERVER
+        .get_or_init(|| async {
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(1)
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async {
+                    let data = folder();
+                    let lock = DataLock::acquire(&data).unwrap();
+                    let options = ServerOptions {
+                        max_connections: 300,
+                        shared_buffers: "64MB".into(),
+                        ..ServerOptions::new(&data).without_durability()
+                    };
+                    let server = Embedded::start(options, lock).await.unwrap();
+                    let template = server.create_database("template_proxie", None).await.unwrap();
+                    let pool = PgPool::connect_with(template).await.unwrap();
+                    store::migrate(&pool).await.unwrap();
+                    pool.close().await;
+                    let _ = tx.send(server);
+                    std::future::pending::<()>().await
+                });
+            });
+            rx.await.expect("the test server starts")
+        })
+        .await
+}
+
+/// A fresh, migrated database.
+pub async fn database() -> PgConnectOptions {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::SeqCst));
+    // The template can be copied by one at a time.
+    static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _one = COPYING.lock().await;
+    server().await.create_database(&name, Some("template_proxie")).await.unwrap()
+}
+
+pub async fn pool(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(12)
+        .test_before_acquire(false)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+pub struct Setup {
+    pub clock: Clock,
+    pub entities: Options,
+    pub writer: writer::Options,
+    pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub data_lock_held: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            clock: Clock::System,
+            entities: Options::default(),
+            writer: writer::Options::default(),
+            runners: HashMap::new(),
+            data_lock_held: true,
+        }
+    }
+}
+
+/// A node without edges that knows [`Counter`].
+pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
+    try_core(database, setup).await.unwrap()
+}
+
+pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Core> {
+    let settings = Settings {
+        node: NodeInfo {
+            name: "test".into(),
+            address: String::new(),
+            version: "0".into(),
+            host: "test".into(),
+            pid: std::process::id() as i32,
+            lease_s: 3.0,
+            lanes: setup.writer.lanes,
+        },
+        data_lock_held: setup.data_lock_held,
+        read_ttl: Duration::from_millis(1_000),
+        clock: setup.clock,
+        writer: setup.writer,
+        entities: setup.entities,
+        runners: setup.runners,
+        dedupe_s: 86_400,
+        history_s: 86_400,
+    };
+    let mut prepared = core::prepare(pool(database).await, settings).await?;
+    prepared.registry.register::<Counter>().await?;
+    Ok(prepared.run())
+}
+
+/// Tries until it holds; a test that waits for ever says what for.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
