@@ -28,7 +28,10 @@ use sqlx::postgres::{PgConnectOptions, PgPool};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const RUNS: usize = 5;
+/// Odd, so that there is a median.
+fn runs() -> usize {
+    std::env::var("BENCH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(5)
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -58,16 +61,32 @@ async fn main() -> anyhow::Result<()> {
 fn machine() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("?").trim_start_matches([' ', '\t', ':']);
+    let cpu = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or("?")
+        .trim_start_matches([' ', '\t', ':']);
     let memory = read("/proc/meminfo");
     let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
-    println!("machine: {cores} × {cpu}, {}, kernel {}", memory.lines().next().unwrap_or("?").split_whitespace().collect::<Vec<_>>().join(" "), read("/proc/sys/kernel/osrelease").trim());
-    println!("proxie {}, ractor 0.16.5 with `cluster`, embedded PostgreSQL with fsync on; load before: {}", env!("CARGO_PKG_VERSION"), read("/proc/loadavg").trim());
+    println!(
+        "machine: {cores} × {cpu}, {}, kernel {}",
+        memory.lines().next().unwrap_or("?").split_whitespace().collect::<Vec<_>>().join(" "),
+        read("/proc/sys/kernel/osrelease").trim()
+    );
+    println!(
+        "proxie {}, ractor 0.16.5 with `cluster`, embedded PostgreSQL with fsync on; load before: {}",
+        env!("CARGO_PKG_VERSION"),
+        read("/proc/loadavg").trim()
+    );
 }
 
 async fn serve(folder: &PathBuf) -> anyhow::Result<Embedded> {
     let lock = DataLock::acquire(folder)?;
-    let options = ServerOptions { max_connections: 200, shared_buffers: "512MB".into(), ..ServerOptions::new(folder) };
+    let options = ServerOptions {
+        max_connections: 200,
+        shared_buffers: "512MB".into(),
+        ..ServerOptions::new(folder)
+    };
     Ok(Embedded::start(options, lock).await?)
 }
 
@@ -110,7 +129,9 @@ fn spread(values: &[f64]) -> String {
 }
 
 fn user_meta(n: u64) -> Meta {
-    Meta::new(Caller::User { id: "bench".into(), role: Role::Consumer }).id(format!("c{n:016}")).timeout(Duration::from_secs(60))
+    Meta::new(Caller::User { id: "bench".into(), role: Role::Consumer })
+        .id(format!("c{n:016}"))
+        .timeout(Duration::from_secs(60))
 }
 
 struct Load {
@@ -135,7 +156,8 @@ where
             tokio::spawn(async move {
                 let mut took = Vec::new();
                 let pace = rate.map(|rate| Duration::from_secs_f64(callers as f64 / rate));
-                let mut due = started + pace.unwrap_or_default().mul_f64(caller as f64 / callers as f64);
+                let mut due =
+                    started + pace.unwrap_or_default().mul_f64(caller as f64 / callers as f64);
                 while !stop.load(Ordering::Relaxed) {
                     if let Some(pace) = pace {
                         tokio::time::sleep_until(due.into()).await;
@@ -157,7 +179,8 @@ where
     }
     let elapsed = started.elapsed();
     took.sort();
-    let at = |q: f64| took.get((took.len() as f64 * q) as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3);
+    let at =
+        |q: f64| took.get((took.len() as f64 * q) as usize).map_or(0.0, |d| d.as_secs_f64() * 1e3);
     Load { per_s: took.len() as f64 / elapsed.as_secs_f64(), p50_ms: at(0.5), p99_ms: at(0.99) }
 }
 
@@ -166,10 +189,16 @@ const ENTITIES: u64 = 2_000;
 
 /// Durable commands a second: group commit against a transaction a command over the same kind of pool, and pgbench.
 async fn commit(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<()> {
-    println!("\n# durable commands/s: {ENTITIES} entities, 256 callers, each command a journal row and a dedupe row");
-    let core = Arc::new(start(server.create_database("commit", None).await?, Options::default(), 2).await?);
+    println!(
+        "\n# durable commands/s: {ENTITIES} entities, 256 callers, each command a journal row and a dedupe row"
+    );
+    let core = Arc::new(
+        start(server.create_database("commit", None).await?, Options::default(), 2).await?,
+    );
     let single = server.create_database("single", None).await?;
-    let pool = store::connect(single, &store::Options { max_connections: 24, allow_fsync_off: false }).await?;
+    let pool =
+        store::connect(single, &store::Options { max_connections: 24, allow_fsync_off: false })
+            .await?;
     sqlx::raw_sql(TABLES).execute(&pool).await?;
     let keys: Arc<Vec<String>> = Arc::new((0..ENTITIES).map(|n| format!("e{n}")).collect());
     let pgbench = pgbench(server, folder).await?;
@@ -178,7 +207,15 @@ async fn commit(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<(
         let (core, keys) = (core.clone(), keys.clone());
         load(256, WINDOW, rate, move |n| {
             let counter = core.entities.of::<Counter>(keys[(n % ENTITIES) as usize].clone());
-            async move { drop(counter.ask(Command::Add(1), user_meta(base + n)).await.expect("answered").expect("accepted")) }
+            async move {
+                drop(
+                    counter
+                        .ask(Command::Add(1), user_meta(base + n))
+                        .await
+                        .expect("answered")
+                        .expect("accepted"),
+                )
+            }
         })
     };
     let transactions = |base: u64| {
@@ -190,7 +227,7 @@ async fn commit(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<(
     };
     proxie(0, None).await;
     let (mut a, mut b, mut c, mut full) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for run in 1..=RUNS as u64 {
+    for run in 1..=runs() as u64 {
         let base = run * 1_000_000_000;
         let load = proxie(base, None).await;
         a.push(load.per_s);
@@ -202,16 +239,31 @@ async fn commit(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<(
     }
     let (ours, theirs) = (median(a.clone()), median(b.clone()));
     println!("proxie, group commit                  {ours:>9.0}/s   ({})", spread(&a));
-    println!("one transaction a command, same pool  {theirs:>9.0}/s   ({})   proxie is {:.1} ×   (at least 4)", spread(&b), ours / theirs);
+    println!(
+        "one transaction a command, same pool  {theirs:>9.0}/s   ({})   proxie is {:.1} ×   (at least 4)",
+        spread(&b),
+        ours / theirs
+    );
     if c.is_empty() {
         println!("pgbench: not found (Debian: postgresql-contrib, or set PGBENCH)");
     } else {
         let bench = median(c.clone());
-        println!("pgbench -M prepared, best of 8/16/32  {bench:>9.0}/s   ({})   proxie is {:.1} ×   (at least 1.5)", spread(&c), ours / bench);
+        println!(
+            "pgbench -M prepared, best of 8/16/32  {bench:>9.0}/s   ({})   proxie is {:.1} ×   (at least 1.5)",
+            spread(&c),
+            ours / bench
+        );
     }
-    println!("acknowledgement at full load: p50 {:.1} ms, p99 {:.1} ms", median(full.iter().map(|f| f.0).collect()), median(full.iter().map(|f| f.1).collect()));
+    println!(
+        "acknowledgement at full load: p50 {:.1} ms, p99 {:.1} ms",
+        median(full.iter().map(|f| f.0).collect()),
+        median(full.iter().map(|f| f.1).collect())
+    );
     let half = proxie(9_000_000_000, Some(ours / 2.0)).await;
-    println!("acknowledgement at half load ({:.0}/s): p50 {:.1} ms, p99 {:.1} ms", half.per_s, half.p50_ms, half.p99_ms);
+    println!(
+        "acknowledgement at half load ({:.0}/s): p50 {:.1} ms, p99 {:.1} ms",
+        half.per_s, half.p50_ms, half.p99_ms
+    );
     pool.close().await;
     Arc::into_inner(core).expect("nobody else holds it").stop().await;
     Ok(())
@@ -248,8 +300,11 @@ struct PgBench {
 /// The same two inserts in one transaction, by PostgreSQL's own tool.
 async fn pgbench(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<Option<PgBench>> {
     let named = std::env::var_os("PGBENCH").map(PathBuf::from);
-    let installed = (14..20).rev().map(|v| PathBuf::from(format!("/usr/lib/postgresql/{v}/bin/pgbench")));
-    let Some(program) = named.into_iter().chain(installed).find(|path| path.exists()) else { return Ok(None) };
+    let installed =
+        (14..20).rev().map(|v| PathBuf::from(format!("/usr/lib/postgresql/{v}/bin/pgbench")));
+    let Some(program) = named.into_iter().chain(installed).find(|path| path.exists()) else {
+        return Ok(None);
+    };
     let database = server.create_database("pgbench", None).await?;
     let pool = PgPool::connect_with(database.clone()).await?;
     sqlx::raw_sql(TABLES).execute(&pool).await?;
@@ -259,8 +314,8 @@ async fn pgbench(server: &Embedded, folder: &std::path::Path) -> anyhow::Result<
     std::fs::write(
         &script,
         "\\set k random(0, 1999)\n\\set a random(0, 9000000000000000)\n\\set b random(0, 9000000000000000)\nbegin;
-insert into journal values ('counter', 'e' || :k, :a, 2, 0, '{\"Added\": 1}', 'user:bench', 'c' || :b, now());
-insert into dedupe values ('bench', 'c' || :a || '-' || :b, 42, '{\"Ok\":{\"Total\":1}}', now());
+insert into journal values ('counter', 'e' || :k::int, :a::bigint, 2, 0, '{\"Added\": 1}', 'user-bench', 'c' || :b::bigint, now());
+insert into dedupe values ('bench', 'c' || :a::bigint || '-' || :b::bigint, 42, '{\"Ok\":{\"Total\": 1}}', now());
 commit;\n",
     )?;
     let socket = database.get_socket().expect("the embedded server has a socket").clone();
@@ -272,7 +327,10 @@ impl PgBench {
         let mut best = 0.0_f64;
         for clients in ["8", "16", "32"] {
             let output = tokio::process::Command::new(&self.program)
-                .args(["-n", "-M", "prepared", "-T", "3", "-j", "2", "-c", clients, "-U", "postgres", "-h"])
+                .args([
+                    "-n", "-M", "prepared", "-T", "3", "-j", "2", "-c", clients, "-U", "postgres",
+                    "-h",
+                ])
                 .arg(&self.socket)
                 .args(["-p", &self.port.to_string(), "-f"])
                 .arg(&self.script)
@@ -280,8 +338,12 @@ impl PgBench {
                 .output()
                 .await?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let tps = text.lines().find_map(|l| l.strip_prefix("tps = ")?.split_whitespace().next()?.parse::<f64>().ok());
-            best = best.max(tps.ok_or_else(|| anyhow::anyhow!("pgbench: {}", String::from_utf8_lossy(&output.stderr)))?);
+            let tps = text.lines().find_map(|l| {
+                l.strip_prefix("tps = ")?.split_whitespace().next()?.parse::<f64>().ok()
+            });
+            best = best.max(tps.ok_or_else(|| {
+                anyhow::anyhow!("pgbench: {}", String::from_utf8_lossy(&output.stderr))
+            })?);
         }
         Ok(best)
     }
@@ -290,21 +352,35 @@ impl PgBench {
 /// One entity, pipelined, against what one commit at a time would give.
 async fn hot(server: &Embedded) -> anyhow::Result<()> {
     println!("\n# durable commands/s on one hot entity");
-    let core = Arc::new(start(server.create_database("hot", None).await?, Options::default(), 2).await?);
+    let core =
+        Arc::new(start(server.create_database("hot", None).await?, Options::default(), 2).await?);
     let (mut latencies, mut rates) = (Vec::new(), Vec::new());
-    for run in 1..=RUNS as u64 {
+    for run in 1..=runs() as u64 {
         let one = |callers: u64, base: u64| {
             let core = core.clone();
             load(callers, Duration::from_secs(3), None, move |n| {
                 let counter = core.entities.of::<Counter>("hot");
-                async move { drop(counter.ask(Command::Add(1), user_meta(base + n)).await.expect("answered").expect("accepted")) }
+                async move {
+                    drop(
+                        counter
+                            .ask(Command::Add(1), user_meta(base + n))
+                            .await
+                            .expect("answered")
+                            .expect("accepted"),
+                    )
+                }
             })
         };
         latencies.push(one(1, run * 1_000_000_000).await.p50_ms);
         rates.push(one(512, run * 1_000_000_000 + 500_000_000).await.per_s);
     }
     let (latency, rate) = (median(latencies), median(rates.clone()));
-    println!("one at a time: {latency:.2} ms a commit = {:.0}/s; pipelined, 512 callers: {rate:.0}/s ({}) = {:.0} × (at least 50)", 1e3 / latency, spread(&rates), rate * latency / 1e3);
+    println!(
+        "one at a time: {latency:.2} ms a commit = {:.0}/s; pipelined, 512 callers: {rate:.0}/s ({}) = {:.0} × (at least 50)",
+        1e3 / latency,
+        spread(&rates),
+        rate * latency / 1e3
+    );
     Arc::into_inner(core).expect("nobody else holds it").stop().await;
     Ok(())
 }
@@ -315,7 +391,8 @@ async fn activation(server: &Embedded) -> anyhow::Result<()> {
     const N: u64 = 20_000;
     let database = server.create_database("activation", None).await?;
     let first = start(database.clone(), Options::default(), 2).await?;
-    let codec = proxie::persistence::codec::SnapshotCodec::of::<Counter>().map_err(anyhow::Error::msg)?;
+    let codec =
+        proxie::persistence::codec::SnapshotCodec::of::<Counter>().map_err(anyhow::Error::msg)?;
     let snapshot = codec.encode(&counter::State { total: 5, ..Default::default() });
     sqlx::query("insert into snapshots select 'counter', 'a' || n, 5, 0, $1 from generate_series(1, $2::bigint) n").bind(&snapshot).bind(N as i64).execute(&first.pool).await?;
     sqlx::query(
@@ -328,13 +405,20 @@ async fn activation(server: &Embedded) -> anyhow::Result<()> {
     sqlx::query("analyze").execute(&first.pool).await?;
     first.stop().await;
     let mut rates = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..runs() {
         let core = start(database.clone(), Options::default(), 2).await?;
         let started = Instant::now();
-        let asks = (1..=N).map(|n| core.entities.of::<Counter>(format!("a{n}")).ask(Command::Get, Meta::runtime().timeout(Duration::from_secs(60))));
+        let asks = (1..=N).map(|n| {
+            core.entities
+                .of::<Counter>(format!("a{n}"))
+                .ask(Command::Get, Meta::runtime().timeout(Duration::from_secs(60)))
+        });
         let totals = futures_util::future::join_all(asks).await;
         rates.push(N as f64 / started.elapsed().as_secs_f64());
-        anyhow::ensure!(totals.iter().all(|t| matches!(t, Ok(Ok(counter::Reply::Total(15))))), "a wrong total");
+        anyhow::ensure!(
+            totals.iter().all(|t| matches!(t, Ok(Ok(counter::Reply::Total(15))))),
+            "a wrong total"
+        );
         core.stop().await;
     }
     println!("{:.0}/s ({}), {N} entities (at least 5000)", median(rates.clone()), spread(&rates));
@@ -360,8 +444,19 @@ async fn memory(server: &Embedded) -> anyhow::Result<()> {
     drop(actors);
     tokio::time::sleep(Duration::from_secs(3)).await;
 
-    let core = start(database, Options { idle_s: 86_400, max_live: 10_000_000, memory_limit: u64::MAX, ..Default::default() }, 2).await?;
-    let events: Vec<&str> = Booking::GOLDEN.lines().filter(|line| !line.trim().is_empty()).take(2).collect();
+    let core = start(
+        database,
+        Options {
+            idle_s: 86_400,
+            max_live: 10_000_000,
+            memory_limit: u64::MAX,
+            ..Default::default()
+        },
+        2,
+    )
+    .await?;
+    let events: Vec<&str> =
+        Booking::GOLDEN.lines().filter(|line| !line.trim().is_empty()).take(2).collect();
     for (seq, line) in events.iter().enumerate() {
         let line: serde_json::Value = serde_json::from_str(line)?;
         sqlx::query(
@@ -377,7 +472,11 @@ async fn memory(server: &Embedded) -> anyhow::Result<()> {
     let mut at = 1;
     while at <= n {
         let end = (at + 9_999).min(n);
-        let asks = (at..=end).map(|n| core.entities.of::<Booking>(format!("bkg_{n:026}")).ask(booking::Command::Get, Meta::runtime().timeout(Duration::from_secs(60))));
+        let asks = (at..=end).map(|n| {
+            core.entities
+                .of::<Booking>(format!("bkg_{n:026}"))
+                .ask(booking::Command::Get, Meta::runtime().timeout(Duration::from_secs(60)))
+        });
         for answer in futures_util::future::join_all(asks).await {
             anyhow::ensure!(matches!(answer, Ok(Ok(booking::Reply::Booking(_)))), "{answer:?}");
         }
@@ -387,8 +486,15 @@ async fn memory(server: &Embedded) -> anyhow::Result<()> {
     let live = core.registry.live() as u64;
     let rss = resident_bytes();
     let per_live = rss.saturating_sub(fresh) as f64 / live as f64;
-    println!("bare ractor actor, same features: {per_bare:.0} B; live booking: {per_live:.0} B = {:.2} × (at most 1.3)", per_live / per_bare);
-    println!("{live} live in this process: resident {:.2} GiB in all, {:.2} GiB before them (at most 5)", rss as f64 / (1_u64 << 30) as f64, fresh as f64 / (1_u64 << 30) as f64);
+    println!(
+        "bare ractor actor, same features: {per_bare:.0} B; live booking: {per_live:.0} B = {:.2} × (at most 1.3)",
+        per_live / per_bare
+    );
+    println!(
+        "{live} live in this process: resident {:.2} GiB in all, {:.2} GiB before them (at most 5)",
+        rss as f64 / (1_u64 << 30) as f64,
+        fresh as f64 / (1_u64 << 30) as f64
+    );
     core.stop().await;
     Ok(())
 }

@@ -198,7 +198,8 @@ begin
     -- Slots that moved. The owner cannot change while this holds the lane row: a release locks it first.
     for r in
         select u.n from unnest(i_slot, i_epoch) with ordinality u(slot, epoch, n)
-        where not exists (select from slots s where s.slot = u.slot and s.incarnation = p_incarnation and s.epoch = u.epoch)
+        left join slots s on s.slot = u.slot and s.incarnation = p_incarnation and s.epoch = u.epoch
+        where s.slot is null
     loop
         bad := bad || r.n::int; statuses := statuses || 'moved'::text;
         fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
@@ -211,8 +212,9 @@ begin
             from unnest(i_kind, i_key, i_head) with ordinality u(kind, key, head, n)
             order by u.kind, u.key, u.n
         ) f
-        where (f.head > 0 and not exists (select from journal j where j.kind = f.kind and j.key = f.key and j.seq = f.head))
-           or exists (select from journal j where j.kind = f.kind and j.key = f.key and j.seq = f.head + 1)
+        left join journal h on h.kind = f.kind and h.key = f.key and h.seq = f.head
+        left join journal a on a.kind = f.kind and a.key = f.key and a.seq = f.head + 1
+        where (f.head > 0 and h.seq is null) or a.seq is not null
     loop
         if not (r.n = any(bad)) then
             bad := bad || r.n::int; statuses := statuses || 'stale'::text;
@@ -279,8 +281,8 @@ begin
         delete from dedupe d using unnest(d_item, d_user, d_id) u(item, user_id, id)
          where d.user_id = u.user_id and d.id = u.id and (u.item + 1) = any(bad)
            and d.xmin = pg_current_xact_id()::xid
-           and not exists (select from unnest(d_item, d_user, d_id) e(item, user_id, id)
-                           where e.user_id = u.user_id and e.id = u.id and not ((e.item + 1) = any(bad)));
+           -- the row of an id that two items name belongs to the first of them
+           and not exists (select from unnest(bad, statuses) b(n, status) where b.n = u.item + 1 and b.status = 'dup');
     end if;
 
     insert into journal (kind, key, seq, version, topic_head, event, caller, command_id, at)

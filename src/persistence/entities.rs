@@ -31,7 +31,12 @@ pub struct JournalEntry {
 }
 
 /// `None`: nothing was ever written about it.
-pub async fn show(pool: &PgPool, kind: &str, key: &str, slot: u16) -> Result<Option<Shown>, sqlx::Error> {
+pub async fn show(
+    pool: &PgPool,
+    kind: &str,
+    key: &str,
+    slot: u16,
+) -> Result<Option<Shown>, sqlx::Error> {
     let row = sqlx::query(
         "select coalesce((select max(seq) from journal where kind = $1 and key = $2), 0),
                 (select n.name from slots s join nodes n using (incarnation) where s.slot = $3),
@@ -60,7 +65,12 @@ pub async fn show(pool: &PgPool, kind: &str, key: &str, slot: u16) -> Result<Opt
 }
 
 /// The first `limit` events.
-pub async fn journal(pool: &PgPool, kind: &str, key: &str, limit: i64) -> Result<Vec<JournalEntry>, sqlx::Error> {
+pub async fn journal(
+    pool: &PgPool,
+    kind: &str,
+    key: &str,
+    limit: i64,
+) -> Result<Vec<JournalEntry>, sqlx::Error> {
     let rows = sqlx::query(
         "select seq, version, micros(at), caller, command_id, event::text from journal
          where kind = $1 and key = $2 order by seq limit $3",

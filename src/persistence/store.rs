@@ -46,7 +46,16 @@ pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgP
     let connect = connect
         .application_name("proxie")
         // lock_timeout and the like stay the server's; these two are what durability and bounded waits rest on.
-        .options([("synchronous_commit", "on"), ("statement_timeout", "30s")])
+        .options([
+            ("synchronous_commit", "on"),
+            ("statement_timeout", "30s"),
+            // Every statement of the runtime reads by key. Its plans are made while the tables are still small, and
+            // kept: without this they would scan a journal that has grown since.
+            ("enable_seqscan", "off"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("plan_cache_mode", "force_generic_plan"),
+        ])
         .statement_cache_capacity(64);
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections)
