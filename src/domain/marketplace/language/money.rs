@@ -73,7 +73,7 @@ fn amount_at(tokens: &[Token], at: usize, local: Option<&str>) -> Option<(Amount
 fn cue(tokens: &[Token], at: usize) -> bool {
     let word = |back: usize| at.checked_sub(back).map_or("", |n| tokens[n].text.as_str());
     let filler = |word: &str| {
-        matches!(word, "is" | "of" | ":" | "about" | "around" | "to" | "at" | "=" | "the" | "my" | "more" | "than" | "s" | "'" | "’" | "a" | "roughly" | "." | "only" | "for" | "most" | "i" | "can" | "are" | "around" | "under" | "–" | "-" | "up")
+        matches!(word, "is" | "of" | ":" | "about" | "around" | "to" | "at" | "=" | "the" | "my" | "more" | "than" | "s" | "'" | "’" | "a" | "roughly" | "." | "only" | "for" | "most" | "i" | "can" | "are" | "–" | "-" | "up")
     };
     for back in 1..=4 {
         match word(back) {

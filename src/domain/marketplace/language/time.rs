@@ -1,6 +1,6 @@
 //! When something is to happen: days and times of day, in the zone of the place.
 
-use jiff::civil::{Date, Time, Weekday, date, time};
+use jiff::civil::{Date, Time, Weekday, time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 
