@@ -288,9 +288,17 @@ fn accept(
     if continues {
         weight = weight.max(last.map_or(0, |last| last.weight));
     }
+    // "Wedding, Berlin"
+    let end = words[at + count - 1] + 1;
+    let in_its_city = tokens.get(end).is_some_and(|sign| sign.is(","))
+        && tokens.get(end + 1).is_some_and(|next| {
+            longest(tokens, &words[at..]).is_some_and(|(spots, _)| {
+                spots.iter().any(|n| fold(INDEX.spots[*n].city) == next.text && !INDEX.spots[*n].is_city)
+            })
+        });
     if WORDS.contains(&name.as_str()) {
         let said = before.is_some_and(|token| token.any(&["in", "near", "at", "to", "around"]));
-        return (capital && (said || continues)).then_some(weight);
+        return (capital && (said || continues || in_its_city)).then_some(weight);
     }
     // In lower letters many a small town is a word or a name.
     let spots = longest(tokens, &words[at..])?.0;

@@ -46,7 +46,7 @@ fn amount_at(tokens: &[Token], at: usize, local: Option<&str>) -> Option<(Amount
         .filter(|token| token.kind == Kind::Sign || token.text.len() == 3)
         .and_then(|token| currency(tokens, at, token, local));
     let from = at + before.map_or(0, |(_, used)| used);
-    let (minor, used) = number(tokens, from)?;
+    let (mut minor, used) = number(tokens, from)?;
     let mut end = from + used;
     let after = free(end).and_then(|token| currency(tokens, end, token, local));
     if before.is_none() {
@@ -63,6 +63,14 @@ fn amount_at(tokens: &[Token], at: usize, local: Option<&str>) -> Option<(Amount
         if after.is_none() && (ranged || !cued || !ends(tokens, end)) {
             return None;
         }
+    }
+    // "€40-60"
+    let to = free(end).filter(|token| before.is_some() && token.any(&["-", "–", "to"]));
+    if let Some((more, used)) = to.and_then(|_| number(tokens, end + 1))
+        && more > minor
+        && !free(end + 1 + used).is_some_and(|next| next.any(&["pm", "am", ":"]))
+    {
+        (minor, end) = (more, end + 1 + used);
     }
     end += after.map_or(0, |(_, used)| used);
     let currency = before.or(after).map(|(code, _)| code);

@@ -37,6 +37,10 @@ const MONTHS: [&str; 12] = [
     "december",
 ];
 
+const ORDINALS: [&str; 12] = [
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth",
+];
+
 const WEEKDAYS: [(&str, Weekday); 7] = [
     ("monday", Weekday::Monday),
     ("tuesday", Weekday::Tuesday),
@@ -59,6 +63,7 @@ pub(super) fn read(tokens: &mut [Token], now: Timestamp, tz: &TimeZone) -> Optio
         hours: None,
         part: None,
         moment: None,
+        within: None,
     };
     reader.read_all();
     reader.settle(now, local.time(), tz)
@@ -75,6 +80,8 @@ struct Reader<'a> {
     part: Option<(Time, Time)>,
     /// From now on; exact or not.
     moment: Option<(SignedDuration, bool)>,
+    /// How long from the moment on.
+    within: Option<SignedDuration>,
 }
 
 fn weekday(token: &Token) -> Option<Weekday> {
@@ -224,9 +231,17 @@ impl Reader<'_> {
         let ordinal = |n: usize| {
             self.tokens.get(n).is_some_and(|token| token.glued && token.any(&["st", "nd", "rd", "th"]))
         };
+        let month_before = |n: usize| {
+            (1..=2).any(|back| {
+                n.checked_sub(back).and_then(|n| self.tokens.get(n)).is_some_and(|t| month(t).is_some())
+            })
+        };
         let day = |n: usize| {
             let token = self.tokens.get(n).filter(|token| !token.taken)?;
-            token.number().and_then(|n| i8::try_from(n).ok()).filter(|n| (1..=31).contains(n))
+            let named = ORDINALS.iter().position(|name| token.is(name)).map(|n| n + 1);
+            let named = named.filter(|_| self.word(n + 1) == "of" || month_before(n));
+            let number = token.number().and_then(|n| i8::try_from(n).ok());
+            number.or(named.and_then(|n| i8::try_from(n).ok())).filter(|n| (1..=31).contains(n))
         };
         if let Some(of_month) = day(at) {
             let mut next = at + 1;

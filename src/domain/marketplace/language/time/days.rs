@@ -48,6 +48,13 @@ impl Reader<'_> {
             "weekend" | "weekends" => self.weekend(at),
             "week" => return self.week_at(at),
             "in" => return self.in_at(at),
+            "within" => {
+                let count = self.in_at(at);
+                if let Some((within, exact)) = &mut self.moment {
+                    (self.within, *within, *exact) = (Some(*within), SignedDuration::ZERO, false);
+                }
+                return count;
+            }
             _ => return self.weekday_at(at),
         }
         1
@@ -113,6 +120,11 @@ impl Reader<'_> {
     fn weekday_at(&mut self, at: usize) -> usize {
         let Some(day) = weekday(&self.tokens[at]) else { return 0 };
         let before = self.before(at, 1).to_owned();
+        // "I am here until Friday, come on Thursday"
+        let other = self.tokens[at + 1..].iter().any(|token| weekday(token).is_some());
+        if matches!(before.as_str(), "until" | "till" | "since") && other {
+            return 0;
+        }
         // Short ones are words too: "sun", "sat", "wed".
         let short = self.word(at).len() <= 3;
         if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
@@ -143,7 +155,8 @@ impl Reader<'_> {
         };
         if let Some((after, exact)) = self.moment.filter(|_| self.days.is_none() || self.hours.is_none()) {
             let earliest = now.checked_add(after).ok()?;
-            let span = if exact { SignedDuration::ZERO } else { SignedDuration::from_hours(3) };
+            let soon = self.within.unwrap_or(SignedDuration::from_hours(3));
+            let span = if exact { SignedDuration::ZERO } else { soon };
             return Some(When { earliest, latest: earliest.checked_add(span).ok()?, exact });
         }
         let week = self.week.map(|weeks| {

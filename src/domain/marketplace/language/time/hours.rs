@@ -78,6 +78,7 @@ impl Reader<'_> {
             let dotted = self.word(at + 1) == ".";
             let (half, _) = self.half_at(at + 3);
             let led = matches!(self.before(at, 1), "at" | "@" | "around" | "between" | "after" | "before" | "from");
+            let led = led || (at > 0 && self.tokens[at - 1].taken);
             let fraction = self.word(at + 3) == "." && self.tokens.get(at + 4).is_some_and(|t| t.glued && t.kind == Kind::Number);
             if !dotted || ((half != Half::Unsaid || led) && !fraction) {
                 (minutes, count, clock) = (said, 3, true);
@@ -91,6 +92,9 @@ impl Reader<'_> {
         let mut exact_clock = clock && (token.text.starts_with('0') || hour > 12);
         if self.word(at + count) == "o" && self.word(at + count + 2) == "clock" {
             count += 3;
+            sure = true;
+        } else if self.words(at + count, &["o", "clock"]) {
+            count += 2;
             sure = true;
         } else if self.word(at + count) == "oclock" {
             count += 1;
@@ -172,10 +176,21 @@ impl Reader<'_> {
         let lead = match self.word(at) {
             "at" | "around" | "about" | "roughly" | "approximately" | "circa" | "after" | "before" | "by" | "until"
             | "till" | "between" | "from" | "past" | "since" | "@" | "to" | "~" | "latest" | "for" => 1,
+            "earlier" | "later" if self.word(at + 1) == "than" => 2,
             _ => 0,
         };
-        let word = self.word(at).to_owned();
-        let skip = usize::from(lead == 1 && matches!(self.word(at + 1), "around" | "about" | "latest" | "like" | "exactly"));
+        // "not before 6" is after 6, "no later than 6" before.
+        let denied = matches!(self.before(at, 1), "not" | "no" | "never" | "earlier" | "later");
+        let word = match self.word(at) {
+            "before" if denied => "after",
+            "after" if denied => "before",
+            "earlier" if self.word(at + 1) == "than" => "after",
+            "later" if self.word(at + 1) == "than" && denied => "before",
+            "later" if self.word(at + 1) == "than" => "after",
+            word => word,
+        };
+        let word = word.to_owned();
+        let skip = usize::from(lead > 0 && matches!(self.word(at + 1), "around" | "about" | "latest" | "like" | "exactly"));
         let around = matches!(word.as_str(), "around" | "about" | "roughly" | "approximately" | "circa" | "~")
             || (skip == 1 && matches!(self.word(at + 1), "around" | "about"));
         let Some(first) = self.said_at(at + lead + skip) else { return 0 };
@@ -184,7 +199,8 @@ impl Reader<'_> {
         if ranged && (matches!(word.as_str(), "between" | "from") || self.word(next) != "and") {
             let second = self.said_at(next + 1);
             let telling = |second: &super::hours::Said| {
-                first.sure || second.sure || (matches!(word.as_str(), "between" | "from") && self.plain(next + 1 + second.count))
+                let after_day = self.days.is_some() && matches!(self.word(next), "-" | "–") && self.plain(next + 1 + second.count);
+                first.sure || second.sure || after_day || (matches!(word.as_str(), "between" | "from") && self.plain(next + 1 + second.count))
             };
             if let Some(second) = second.filter(telling)
                 && let Some(to) = self.settled(second, second.half)
