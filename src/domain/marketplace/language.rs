@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
-use crate::domain::marketplace::places::{self, Place, currency_of};
 use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::places::{self, Place, currency_of};
 use crate::domain::marketplace::service::Service;
 
 mod lexicon;
@@ -88,8 +88,11 @@ pub fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
 
 /// What a request needs and is not known yet. A budget is optional.
 pub fn missing(u: &Understanding) -> Vec<&'static str> {
-    let needed =
-        [("service", u.service.is_none()), ("when", u.when.is_none()), ("place", u.place.is_none())];
+    let needed = [
+        ("service", u.service.is_none()),
+        ("when", u.when.is_none()),
+        ("place", u.place.is_none()),
+    ];
     needed.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
 }
 
@@ -97,9 +100,7 @@ pub fn question(u: &Understanding) -> String {
     let what = u.service.map_or("it", Service::title);
     match (u.service, u.when, &u.place) {
         (None, None, None) => "What do you need, where and when?".into(),
-        (None, ..) => {
-            "What do you need: a haircut, cleaning, plumbing or photography?".into()
-        }
+        (None, ..) => "What do you need: a haircut, cleaning, plumbing or photography?".into(),
         (_, None, None) => format!("Where do you need the {what}, and when?"),
         (_, None, Some(place)) => format!("When do you need the {what} near {}?", place.name),
         (_, _, None) => format!("Where do you need the {what}? A city or a neighbourhood will do."),

@@ -51,14 +51,18 @@ fn amount_at(tokens: &[Token], at: usize, local: Option<&str>) -> Option<(Amount
     let after = free(end).and_then(|token| currency(tokens, end, token, local));
     if before.is_none() {
         // A part of a longer number or word.
-        let inside = at > 0 && tokens[at].glued && tokens[at - 1].kind == Kind::Sign && tokens[at - 1].any(&[":", "/", "."]);
+        let inside = at > 0
+            && tokens[at].glued
+            && tokens[at - 1].kind == Kind::Sign
+            && tokens[at - 1].any(&[":", "/", "."]);
         if inside {
             return None;
         }
         // "40-60 euros": the other end says the currency.
         let ranged = free(end).is_some_and(|token| token.any(&["-", "–", "to", "and"]))
             && number(tokens, end + 1).is_some_and(|(_, more)| {
-                free(end + 1 + more).is_some_and(|token| currency(tokens, end + 1 + more, token, local).is_some())
+                free(end + 1 + more)
+                    .is_some_and(|token| currency(tokens, end + 1 + more, token, local).is_some())
             });
         if after.is_none() && (ranged || !cued || !ends(tokens, end)) {
             return None;
@@ -81,12 +85,41 @@ fn amount_at(tokens: &[Token], at: usize, local: Option<&str>) -> Option<(Amount
 fn cue(tokens: &[Token], at: usize) -> bool {
     let word = |back: usize| at.checked_sub(back).map_or("", |n| tokens[n].text.as_str());
     let filler = |word: &str| {
-        matches!(word, "is" | "of" | ":" | "about" | "around" | "to" | "at" | "=" | "the" | "my" | "more" | "than" | "s" | "'" | "’" | "a" | "roughly" | "." | "only" | "for" | "most" | "i" | "can" | "are" | "–" | "-" | "up")
+        matches!(
+            word,
+            "is" | "of"
+                | ":"
+                | "about"
+                | "around"
+                | "to"
+                | "at"
+                | "="
+                | "the"
+                | "my"
+                | "more"
+                | "than"
+                | "s"
+                | "'"
+                | "’"
+                | "a"
+                | "roughly"
+                | "."
+                | "only"
+                | "for"
+                | "most"
+                | "i"
+                | "can"
+                | "are"
+                | "–"
+                | "-"
+                | "up"
+        )
     };
     for back in 1..=4 {
         match word(back) {
-            "max" | "maximum" | "budget" | "under" | "below" | "spend" | "pay" | "limit" | "maximal" | "price"
-            | "afford" | "cap" | "cheaper" | "less" | "exceed" | "costs" | "cost" => return true,
+            "max" | "maximum" | "budget" | "under" | "below" | "spend" | "pay" | "limit"
+            | "maximal" | "price" | "afford" | "cap" | "cheaper" | "less" | "exceed" | "costs"
+            | "cost" => return true,
             "to" if word(back + 1) == "up" => return true,
             "than" if matches!(word(back + 1), "more" | "less") => return true,
             "most" if word(back + 1) == "at" => return true,
@@ -101,10 +134,55 @@ fn cue(tokens: &[Token], at: usize) -> bool {
 /// What follows a sum without a currency is not the thing that it counts.
 fn ends(tokens: &[Token], at: usize) -> bool {
     const STOPS: &[&str] = &[
-        ",", "!", "?", ";", ")", "on", "in", "at", "near", "today", "tomorrow", "tonight", "for", "please", "and", "or",
-        "if", "max", "maximum", "this", "next", "but", "total", "is", "altogether", "thanks", "with", "per", "all", "-",
-        "around", "budget", "tops", "because", "the", "by", "would", "monday", "tuesday", "wednesday", "thursday",
-        "friday", "saturday", "sunday", "after", "before", "between", "–", "somewhere",
+        ",",
+        "!",
+        "?",
+        ";",
+        ")",
+        "on",
+        "in",
+        "at",
+        "near",
+        "today",
+        "tomorrow",
+        "tonight",
+        "for",
+        "please",
+        "and",
+        "or",
+        "if",
+        "max",
+        "maximum",
+        "this",
+        "next",
+        "but",
+        "total",
+        "is",
+        "altogether",
+        "thanks",
+        "with",
+        "per",
+        "all",
+        "-",
+        "around",
+        "budget",
+        "tops",
+        "because",
+        "the",
+        "by",
+        "would",
+        "monday",
+        "tuesday",
+        "wednesday",
+        "thursday",
+        "friday",
+        "saturday",
+        "sunday",
+        "after",
+        "before",
+        "between",
+        "–",
+        "somewhere",
     ];
     let Some(token) = tokens.get(at) else { return true };
     let sentence = token.is(".") && tokens.get(at + 1).is_none_or(|next| !next.glued);
@@ -121,7 +199,8 @@ fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
     let mut whole = i64::from(token.number()?);
     let (mut cents, mut used) = (0, 1);
     while let (Some(sign), Some(digits)) = (tokens.get(at + used), tokens.get(at + used + 1)) {
-        let separates = sign.any(&[",", ".", "'"]) && sign.glued && digits.glued && digits.kind == Kind::Number;
+        let separates =
+            sign.any(&[",", ".", "'"]) && sign.glued && digits.glued && digits.kind == Kind::Number;
         if !separates {
             break;
         }
@@ -143,9 +222,16 @@ fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
 }
 
 /// The currency that is named here, and how many tokens name it.
-fn currency(tokens: &[Token], at: usize, token: &Token, local: Option<&str>) -> Option<(&'static str, usize)> {
+fn currency(
+    tokens: &[Token],
+    at: usize,
+    token: &Token,
+    local: Option<&str>,
+) -> Option<(&'static str, usize)> {
     const DOLLARS: [&str; 6] = ["USD", "CAD", "AUD", "NZD", "SGD", "HKD"];
-    let of_place = |codes: &[&'static str]| codes.iter().find(|code| local == Some(**code)).copied().unwrap_or(codes[0]);
+    let of_place = |codes: &[&'static str]| {
+        codes.iter().find(|code| local == Some(**code)).copied().unwrap_or(codes[0])
+    };
     let next = tokens.get(at + 1).map_or("", |token| token.text.as_str());
     let code = match token.text.as_str() {
         "us" if next == "$" => return Some(("USD", 2)),

@@ -36,7 +36,11 @@ fn told_time(heard: &Understanding) -> String {
 
 fn told(heard: &Understanding) -> String {
     let place = heard.place.as_ref().map_or("-".into(), |place| {
-        if place.name == place.city { place.name.clone() } else { format!("{}, {}", place.name, place.city) }
+        if place.name == place.city {
+            place.name.clone()
+        } else {
+            format!("{}, {}", place.name, place.city)
+        }
     });
     let budget = heard.budget.as_ref().map_or("-".into(), |money| {
         let cents = money.amount_minor % 100;
@@ -49,8 +53,11 @@ fn told(heard: &Understanding) -> String {
 
 #[test]
 fn every_labelled_sentence_is_understood() {
-    let labelled: Vec<(&str, &str)> =
-        SENTENCES.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('\t')).collect();
+    let labelled: Vec<(&str, &str)> = SENTENCES
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('\t'))
+        .collect();
     let wrong: Vec<String> = labelled
         .iter()
         .filter(|(text, label)| told(&hear(text)) != *label)

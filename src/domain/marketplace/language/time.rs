@@ -33,12 +33,23 @@ const DAY_STARTS: Time = time(8, 0, 0, 0);
 const DAY_ENDS: Time = time(20, 0, 0, 0);
 
 const MONTHS: [&str; 12] = [
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
     "december",
 ];
 
 const ORDINALS: [&str; 12] = [
-    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth",
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth",
 ];
 
 const WEEKDAYS: [(&str, Weekday); 7] = [
@@ -91,7 +102,8 @@ fn weekday(token: &Token) -> Option<Weekday> {
         text,
         "mon" | "tue" | "tues" | "wed" | "thu" | "thur" | "thurs" | "fri" | "sat" | "sun"
     );
-    let typo = |name: &str| text.len() >= 6 && text.ends_with('y') && super::numbers::one_edit(text, name);
+    let typo =
+        |name: &str| text.len() >= 6 && text.ends_with('y') && super::numbers::one_edit(text, name);
     WEEKDAYS
         .iter()
         .find(|(name, _)| *name == singular || (short && name.starts_with(text)) || typo(name))
@@ -100,7 +112,8 @@ fn weekday(token: &Token) -> Option<Weekday> {
 
 fn month(token: &Token) -> Option<i8> {
     let text = token.text.as_str();
-    let found = MONTHS.iter().position(|name| *name == text || (text.len() == 3 && name.starts_with(text)));
+    let found =
+        MONTHS.iter().position(|name| *name == text || (text.len() == 3 && name.starts_with(text)));
     let found = found.or((text == "sept").then_some(8))?;
     i8::try_from(found + 1).ok()
 }
@@ -190,7 +203,9 @@ impl Reader<'_> {
     /// A date of the calendar.
     fn date_at(&mut self, at: usize) -> usize {
         let number = |n: usize| self.tokens.get(n).and_then(Token::number);
-        let short = |n: usize| number(n).and_then(|n| i8::try_from(n).ok()).filter(|n| (1..=31).contains(n));
+        let short = |n: usize| {
+            number(n).and_then(|n| i8::try_from(n).ok()).filter(|n| (1..=31).contains(n))
+        };
         // 2026-11-21
         if let (Some(year), "-", Some(month), "-", Some(day)) =
             (self.year(at), self.word(at + 1), short(at + 2), self.word(at + 3), short(at + 4))
@@ -218,9 +233,21 @@ impl Reader<'_> {
             };
             let orders = if sign == "." { &orders[..1] } else { &orders[..] };
             let date = orders.iter().find_map(|(day, month)| self.coming(*month, *day, year));
-            if let Some(date) = date.filter(|_| !clock && (sign == "/" || ends || year.is_some() || matches!(self.before(at, 1), "on" | "am"))) {
+            if let Some(date) = date.filter(|_| {
+                !clock
+                    && (sign == "/"
+                        || ends
+                        || year.is_some()
+                        || matches!(self.before(at, 1), "on" | "am"))
+            }) {
                 self.on(date);
-                return if year.is_some() { 5 } else if closed && sign == "." { 4 } else { 3 };
+                return if year.is_some() {
+                    5
+                } else if closed && sign == "." {
+                    4
+                } else {
+                    3
+                };
             }
         }
         self.named_month_at(at)
@@ -229,11 +256,15 @@ impl Reader<'_> {
     /// "21 November", "21st of November 2026", "Nov 21st", "on the 21st".
     fn named_month_at(&mut self, at: usize) -> usize {
         let ordinal = |n: usize| {
-            self.tokens.get(n).is_some_and(|token| token.glued && token.any(&["st", "nd", "rd", "th"]))
+            self.tokens
+                .get(n)
+                .is_some_and(|token| token.glued && token.any(&["st", "nd", "rd", "th"]))
         };
         let month_before = |n: usize| {
             (1..=2).any(|back| {
-                n.checked_sub(back).and_then(|n| self.tokens.get(n)).is_some_and(|t| month(t).is_some())
+                n.checked_sub(back)
+                    .and_then(|n| self.tokens.get(n))
+                    .is_some_and(|t| month(t).is_some())
             })
         };
         let day = |n: usize| {
@@ -248,7 +279,8 @@ impl Reader<'_> {
             let ordinal = ordinal(next);
             next += usize::from(ordinal || self.word(next) == ".");
             next += usize::from(self.word(next) == "of");
-            if let Some(month) = self.tokens.get(next).filter(|token| !token.taken).and_then(month) {
+            if let Some(month) = self.tokens.get(next).filter(|token| !token.taken).and_then(month)
+            {
                 next += 1;
                 let skipped = usize::from(self.word(next) == "," || self.word(next) == ".");
                 let year = self.year(next + skipped);
@@ -256,7 +288,10 @@ impl Reader<'_> {
                 self.on(date);
                 return next - at + if year.is_some() { skipped + 1 } else { 0 };
             }
-            if ordinal && self.before(at, 1) == "the" && !matches!(self.word(at + 2), "floor" | "time" | "street") {
+            if ordinal
+                && self.before(at, 1) == "the"
+                && !matches!(self.word(at + 2), "floor" | "time" | "street")
+            {
                 let found = (0..62).map(|n| self.plus_days(n)).find(|date| date.day() == of_month);
                 if let Some(date) = found {
                     self.on(date);

@@ -107,7 +107,8 @@ pub fn tokens(text: &str) -> Vec<Token> {
         let joined = kind == Kind::Word
             && between.is_some_and(|gap| {
                 gap.chars().all(|c| matches!(c, ' ' | '-' | '‐' | '.' | '\'' | '’'))
-                    && !gap.contains(". ") | (gap == ". " && short(&found[found.len().saturating_sub(2)..]))
+                    && !gap.contains(". ")
+                        | (gap == ". " && short(&found[found.len().saturating_sub(2)..]))
             });
         if kind == Kind::Word {
             word_before = Some(range.end);
@@ -126,7 +127,6 @@ pub fn tokens(text: &str) -> Vec<Token> {
     }
     found
 }
-
 
 /// "St. Petersburg" is one name, "in Berlin. Thanks" is not.
 fn short(last: &[Token]) -> bool {

@@ -40,8 +40,12 @@ impl Reader<'_> {
             "tomorrow" | "tomorow" | "tommorow" | "tommorrow" | "tomorrrow" | "tmrw" | "tmr" => {
                 self.on(self.plus_days(1));
             }
-            "asap" | "immediately" | "urgently" => self.moment = Some((SignedDuration::ZERO, false)),
-            "now" if self.before(at, 1) != "until" => self.moment = Some((SignedDuration::ZERO, false)),
+            "asap" | "immediately" | "urgently" => {
+                self.moment = Some((SignedDuration::ZERO, false))
+            }
+            "now" if self.before(at, 1) != "until" => {
+                self.moment = Some((SignedDuration::ZERO, false))
+            }
             "soon" if self.before(at, 1) == "as" && self.word(at + 1) == "as" => {
                 self.moment = Some((SignedDuration::ZERO, false));
             }
@@ -84,7 +88,9 @@ impl Reader<'_> {
         let (many, unit) = match self.word(next) {
             "a" | "an" | "one" if self.words(next + 1, &["couple", "of"]) => (2, next + 3),
             "a" if self.word(next + 1) == "few" => (3, next + 2),
-            "half" if matches!(self.word(next + 1), "an" | "a") && self.word(next + 2) == "hour" => {
+            "half"
+                if matches!(self.word(next + 1), "an" | "a") && self.word(next + 2) == "hour" =>
+            {
                 self.moment = Some((SignedDuration::from_mins(30), true));
                 return next + 3 - at;
             }
@@ -121,7 +127,9 @@ impl Reader<'_> {
         let Some(day) = weekday(&self.tokens[at]) else { return 0 };
         let before = self.before(at, 1).to_owned();
         // "I am here until Friday, come on Thursday"
-        let other = self.tokens[at + 1..].iter().any(|token| weekday(token).is_some());
+        let other = self.tokens[at + 1..]
+            .iter()
+            .any(|token| weekday(token).is_some() || token.any(&["today", "tomorrow", "tonight"]));
         if matches!(before.as_str(), "until" | "till" | "since") && other {
             return 0;
         }
@@ -130,22 +138,33 @@ impl Reader<'_> {
         if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
             return 0;
         }
-        let week_after = self.words(at + 1, &["next", "week"]) || self.words(at + 1, &["of", "next", "week"]);
+        let week_after =
+            self.words(at + 1, &["next", "week"]) || self.words(at + 1, &["of", "next", "week"]);
         let week_before = self.words(at.saturating_sub(2), &["next", "week"])
             || self.words(at.saturating_sub(3), &["next", "week", "on"]) && before == "on"
             || self.words(at.saturating_sub(3), &["next", "week", ","]);
-        let week = self.week.filter(|_| at < 1 || !week_after).or((week_after || week_before).then_some(1));
+        let week = self
+            .week
+            .filter(|_| at < 1 || !week_after)
+            .or((week_after || week_before).then_some(1));
         let offset = i64::from(day.to_monday_zero_offset());
         let date = match week {
             Some(weeks) => self.monday(weeks).saturating_add(jiff::Span::new().days(offset)),
-            None if before == "next" => self.monday(1).saturating_add(jiff::Span::new().days(offset)),
+            None if before == "next" => {
+                self.monday(1).saturating_add(jiff::Span::new().days(offset))
+            }
             None => self.coming_weekday(day),
         };
         self.on(date);
         if week_after { 2 + usize::from(self.word(at + 1) == "of") + 1 } else { 1 }
     }
 
-    pub(super) fn settle(self, now: Timestamp, clock: jiff::civil::Time, tz: &TimeZone) -> Option<When> {
+    pub(super) fn settle(
+        self,
+        now: Timestamp,
+        clock: jiff::civil::Time,
+        tz: &TimeZone,
+    ) -> Option<When> {
         let at = |date: jiff::civil::Date, time: jiff::civil::Time| {
             let zoned = date.to_datetime(time).to_zoned(tz.clone()).ok()?;
             Some(zoned.timestamp())
@@ -153,7 +172,9 @@ impl Reader<'_> {
         let shifted = |time: jiff::civil::Time, minutes: i64| {
             time.saturating_add(SignedDuration::from_mins(minutes))
         };
-        if let Some((after, exact)) = self.moment.filter(|_| self.days.is_none() || self.hours.is_none()) {
+        if let Some((after, exact)) =
+            self.moment.filter(|_| self.days.is_none() || self.hours.is_none())
+        {
             let earliest = now.checked_add(after).ok()?;
             let soon = self.within.unwrap_or(SignedDuration::from_hours(3));
             let span = if exact { SignedDuration::ZERO } else { soon };
@@ -177,7 +198,8 @@ impl Reader<'_> {
             Some(Hours::Midnight) => (jiff::civil::Time::midnight(), jiff::civil::Time::midnight()),
         };
         let Days { mut first, mut last } = days.unwrap_or_else(|| {
-            let late = if matches!(hours, Some(Hours::At(_))) { from <= clock } else { to <= clock };
+            let late =
+                if matches!(hours, Some(Hours::At(_))) { from <= clock } else { to <= clock };
             let day = self.plus_days(i64::from(late && hours != Some(Hours::Midnight)));
             Days { first: day, last: day }
         });

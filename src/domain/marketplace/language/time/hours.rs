@@ -25,10 +25,63 @@ struct Said {
 }
 
 const PLAIN_AFTER: &[&str] = &[
-    "", ",", ".", "!", "?", ";", "on", "in", "at", "near", "today", "tomorrow", "tonight", "for", "please", "and",
-    "or", "to", "-", "–", "around", "my", "if", "max", "up", "under", "by", "with", "this", "next", "ish", "sharp",
-    "budget", "the", "thanks", "would", "works", "is", "monday", "tuesday", "wednesday", "thursday", "friday",
-    "saturday", "sunday", "close", "latest", ")", "—", "because", "when", "not", "there", "a", "i", "but", "then",
+    "",
+    ",",
+    ".",
+    "!",
+    "?",
+    ";",
+    "on",
+    "in",
+    "at",
+    "near",
+    "today",
+    "tomorrow",
+    "tonight",
+    "for",
+    "please",
+    "and",
+    "or",
+    "to",
+    "-",
+    "–",
+    "around",
+    "my",
+    "if",
+    "max",
+    "up",
+    "under",
+    "by",
+    "with",
+    "this",
+    "next",
+    "ish",
+    "sharp",
+    "budget",
+    "the",
+    "thanks",
+    "would",
+    "works",
+    "is",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "close",
+    "latest",
+    ")",
+    "—",
+    "because",
+    "when",
+    "not",
+    "there",
+    "a",
+    "i",
+    "but",
+    "then",
 ];
 
 impl Reader<'_> {
@@ -58,7 +111,9 @@ impl Reader<'_> {
         let sure = |hour, minute, half, count| Some(Said { hour, minute, half, sure: true, count });
         match token.text.as_str() {
             "noon" | "midday" => return sure(12, 0, Half::Clock, 1),
-            "half" | "quarter" => return self.spoken_at(at, if token.is("half") { 30 } else { 15 }, 1),
+            "half" | "quarter" => {
+                return self.spoken_at(at, if token.is("half") { 30 } else { 15 }, 1);
+            }
             "a" if self.word(at + 1) == "quarter" => return self.spoken_at(at, 15, 2),
             _ => {}
         }
@@ -77,9 +132,13 @@ impl Reader<'_> {
         if let (":" | "." | "h", Some(said)) = (self.word(at + 1), minute(at + 2)) {
             let dotted = self.word(at + 1) == ".";
             let (half, _) = self.half_at(at + 3);
-            let led = matches!(self.before(at, 1), "at" | "@" | "around" | "between" | "after" | "before" | "from");
+            let led = matches!(
+                self.before(at, 1),
+                "at" | "@" | "around" | "between" | "after" | "before" | "from"
+            );
             let led = led || (at > 0 && self.tokens[at - 1].taken);
-            let fraction = self.word(at + 3) == "." && self.tokens.get(at + 4).is_some_and(|t| t.glued && t.kind == Kind::Number);
+            let fraction = self.word(at + 3) == "."
+                && self.tokens.get(at + 4).is_some_and(|t| t.glued && t.kind == Kind::Number);
             if !dotted || ((half != Half::Unsaid || led) && !fraction) {
                 (minutes, count, clock) = (said, 3, true);
             }
@@ -88,7 +147,7 @@ impl Reader<'_> {
                 count = 5;
             }
         }
-        let mut sure = clock;
+        let mut sure = clock || self.word(at + count) == "ish";
         let mut exact_clock = clock && (token.text.starts_with('0') || hour > 12);
         if self.word(at + count) == "o" && self.word(at + count + 2) == "clock" {
             count += 3;
@@ -99,7 +158,9 @@ impl Reader<'_> {
         } else if self.word(at + count) == "oclock" {
             count += 1;
             sure = true;
-        } else if self.word(at + count) == "uhr" || (self.word(at + count) == "h" && self.tokens[at + count].glued) {
+        } else if self.word(at + count) == "uhr"
+            || (self.word(at + count) == "h" && self.tokens[at + count].glued)
+        {
             count += 1;
             sure = true;
             exact_clock = true;
@@ -124,7 +185,12 @@ impl Reader<'_> {
         next += usize::from(matches!(self.word(next), "minutes"));
         let to = match self.word(next) {
             "past" => false,
-            "to" if matches!(minutes, 5 | 10 | 15 | 20 | 25) && !self.tokens[at].is("half") && (self.tokens[at].kind == Kind::Word) => true,
+            "to" if matches!(minutes, 5 | 10 | 15 | 20 | 25)
+                && !self.tokens[at].is("half")
+                && (self.tokens[at].kind == Kind::Word) =>
+            {
+                true
+            }
             _ => return None,
         };
         let hour = self.small(next + 1).filter(|hour| (1..=12).contains(hour) && minutes < 60)?;
@@ -157,8 +223,11 @@ impl Reader<'_> {
 
     fn parts(&mut self) {
         if self.part.is_none() {
-            let part = |at: &usize| part_of_day(&self.tokens[*at]).filter(|_| !matches!(self.before(*at, 1), "good"));
-            let at = (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
+            let part = |at: &usize| {
+                part_of_day(&self.tokens[*at]).filter(|_| !matches!(self.before(*at, 1), "good"))
+            };
+            let at =
+                (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
             self.part = at.as_ref().and_then(part);
         }
     }
@@ -174,8 +243,9 @@ impl Reader<'_> {
             return 1;
         }
         let lead = match self.word(at) {
-            "at" | "around" | "about" | "roughly" | "approximately" | "circa" | "after" | "before" | "by" | "until"
-            | "till" | "between" | "from" | "past" | "since" | "@" | "to" | "~" | "latest" | "for" => 1,
+            "at" | "around" | "about" | "roughly" | "approximately" | "circa" | "after"
+            | "before" | "by" | "until" | "till" | "between" | "from" | "past" | "since" | "@"
+            | "to" | "~" | "latest" | "for" => 1,
             "earlier" | "later" if self.word(at + 1) == "than" => 2,
             _ => 0,
         };
@@ -190,17 +260,28 @@ impl Reader<'_> {
             word => word,
         };
         let word = word.to_owned();
-        let skip = usize::from(lead > 0 && matches!(self.word(at + 1), "around" | "about" | "latest" | "like" | "exactly"));
-        let around = matches!(word.as_str(), "around" | "about" | "roughly" | "approximately" | "circa" | "~")
-            || (skip == 1 && matches!(self.word(at + 1), "around" | "about"));
+        let skip = usize::from(
+            lead > 0
+                && matches!(self.word(at + 1), "around" | "about" | "latest" | "like" | "exactly"),
+        );
+        let around = matches!(
+            word.as_str(),
+            "around" | "about" | "roughly" | "approximately" | "circa" | "~"
+        ) || (skip == 1 && matches!(self.word(at + 1), "around" | "about"));
         let Some(first) = self.said_at(at + lead + skip) else { return 0 };
         let next = at + lead + skip + first.count;
         let ranged = matches!(self.word(next), "and" | "to" | "-" | "–" | "until" | "till" | "—");
         if ranged && (matches!(word.as_str(), "between" | "from") || self.word(next) != "and") {
             let second = self.said_at(next + 1);
             let telling = |second: &super::hours::Said| {
-                let after_day = self.days.is_some() && matches!(self.word(next), "-" | "–") && self.plain(next + 1 + second.count);
-                first.sure || second.sure || after_day || (matches!(word.as_str(), "between" | "from") && self.plain(next + 1 + second.count))
+                let after_day = self.days.is_some()
+                    && matches!(self.word(next), "-" | "–")
+                    && self.plain(next + 1 + second.count);
+                first.sure
+                    || second.sure
+                    || after_day
+                    || (matches!(word.as_str(), "between" | "from")
+                        && self.plain(next + 1 + second.count))
             };
             if let Some(second) = second.filter(telling)
                 && let Some(to) = self.settled(second, second.half)
@@ -211,7 +292,9 @@ impl Reader<'_> {
                 return next + 1 + second.count - at;
             }
         }
-        if lead == 0 && !first.sure || (matches!(word.as_str(), "for" | "to" | "since" | "between") && !first.sure) {
+        if lead == 0 && !first.sure
+            || (matches!(word.as_str(), "for" | "to" | "since" | "between") && !first.sure)
+        {
             return 0;
         }
         if !first.sure && (!self.plain(next) || first.hour == 0 || self.moneyish(at)) {
@@ -245,7 +328,9 @@ impl Reader<'_> {
     }
 
     fn moneyish(&self, at: usize) -> bool {
-        (1..=3).any(|back| matches!(self.before(at, back), "budget" | "price" | "pay" | "costs" | "cost" | "spend"))
+        (1..=3).any(|back| {
+            matches!(self.before(at, back), "budget" | "price" | "pay" | "costs" | "cost" | "spend")
+        })
     }
 
     /// Next to a day, or as the whole answer, an hour needs no word before it: "tomorrow 5", "5".
@@ -253,12 +338,17 @@ impl Reader<'_> {
         if self.hours.is_some() {
             return 0;
         }
-        let Some(said) = self.said_at(at).filter(|said| (1..=24).contains(&said.hour)) else { return 0 };
+        let Some(said) = self.said_at(at).filter(|said| (1..=24).contains(&said.hour)) else {
+            return 0;
+        };
         let after_day = self.days.is_some()
             && at > 0
             && self.tokens[at - 1].taken
             && self.tokens[at - 1].kind == Kind::Word
-            && self.tokens.get(at + said.count).is_none_or(|t| t.any(&[",", ".", "near", "in", "at", "please"]));
+            && self
+                .tokens
+                .get(at + said.count)
+                .is_none_or(|t| t.any(&[",", ".", "near", "in", "at", "please"]));
         if !after_day {
             return 0;
         }
