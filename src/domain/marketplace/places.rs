@@ -301,7 +301,7 @@ pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usiz
         hint = hint.or_else(|| country(tokens, &words[at..]));
         at += step;
     }
-    let mut best: Option<((u32, u32, bool, bool, u32), &Spot, &Named)> = None;
+    let mut best: Option<(Rank, &Spot, &Named)> = None;
     for name in &named {
         for spot in name.spots.iter().map(|n| &INDEX.spots[*n]) {
             if hint.is_some_and(|hint| hint != spot.code) {
@@ -317,7 +317,7 @@ pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usiz
             let first = u32::MAX - u32::try_from(name.range.start).unwrap_or(u32::MAX);
             let weight = if in_named_city { 5 } else { name.weight };
             let at_home = home == Some(spot.code);
-            let rank = (weight, first, at_home, spot.is_city, spot.population);
+            let rank: Rank = (weight, first, at_home, spot.is_city, spot.population);
             if best.as_ref().is_none_or(|(other, ..)| rank > *other) {
                 best = Some((rank, spot, name));
             }
@@ -341,6 +341,9 @@ pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usiz
     };
     Some((place, range))
 }
+
+/// How it is said, how early, whether at home, whether a city, how many people.
+type Rank = (u32, u32, bool, bool, u32);
 
 struct Named {
     spots: &'static [usize],

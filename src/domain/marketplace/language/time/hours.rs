@@ -292,9 +292,8 @@ impl Reader<'_> {
                 return next + 1 + second.count - at;
             }
         }
-        if lead == 0 && !first.sure
-            || (matches!(word.as_str(), "for" | "to" | "since" | "between") && !first.sure)
-        {
+        let weak = lead == 0 || matches!(word.as_str(), "for" | "to" | "since" | "between");
+        if weak && !first.sure {
             return 0;
         }
         if !first.sure && (!self.plain(next) || first.hour == 0 || self.moneyish(at)) {
