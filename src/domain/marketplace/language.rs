@@ -1,11 +1,23 @@
-//! Stub.
+//! What a sentence asks for: a service, when, where, and for how much at most.
+//!
+//! A pure function of the words, the time and the user's zone: no model, no network, and the same answer each time,
+//! so that an entity may call it. Words that are read as one thing (a place, a sum) are not read as another.
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::marketplace::money::Money;
-use crate::domain::marketplace::places::Place;
+use crate::domain::marketplace::places::{self, Place, currency_of};
 use crate::domain::marketplace::service::Service;
+
+mod lexicon;
+mod money;
+mod numbers;
+#[cfg(test)]
+mod tests;
+mod time;
+pub(super) mod token;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct When {
@@ -19,6 +31,7 @@ pub enum Intent {
     #[default]
     Request,
     Greeting,
+    Thanks,
     Help,
     Cancel,
     Status,
@@ -35,59 +48,62 @@ pub struct Understanding {
     pub intent: Intent,
 }
 
-pub fn understand(text: &str, now: Timestamp, _tz: &TimeZone) -> Understanding {
-    let lower = text.to_lowercase();
-    let mut u = Understanding { details: text.into(), ..Default::default() };
-    u.intent = match lower.as_str() {
-        "hello" => Intent::Greeting,
-        "help" => Intent::Help,
-        "cancel" => Intent::Cancel,
-        "status" => Intent::Status,
-        "take the cheapest" => Intent::Accept,
-        _ => Intent::Request,
-    };
-    if lower.contains("haircut") {
-        u.service = Some(Service::Haircut);
-    }
-    if lower.contains("alexanderplatz") {
-        u.place = Some(Place {
-            name: "Alexanderplatz".into(),
-            city: "Berlin".into(),
-            country: "Germany".into(),
-            latitude: 52.522,
-            longitude: 13.413,
-            time_zone: "Europe/Berlin".into(),
-        });
-    }
-    if lower.contains("tomorrow") {
-        let at = now + jiff::SignedDuration::from_hours(24);
-        u.when = Some(When { earliest: at, latest: at, exact: true });
-    }
-    u
+/// The most of a message that becomes `details`, which is bounded over all answers too.
+const DETAILS_CHARS: usize = 2_000;
+
+/// Times are those of the place, where one is named, else of the user's zone `tz`.
+pub fn understand(text: &str, now: Timestamp, tz: &TimeZone) -> Understanding {
+    let mut tokens = token::tokens(text);
+    let home = tz.iana_name().unwrap_or("UTC");
+    let place = places::find_in(&tokens, home).map(|(place, range)| {
+        for token in &mut tokens[range] {
+            token.taken = true;
+        }
+        place
+    });
+    let service = lexicon::service(&tokens);
+    let there = place.as_ref().and_then(|place| TimeZone::get(&place.time_zone).ok());
+    let country = place.as_ref().map(|place| place.country.as_str()).or(places::country_of(home));
+    let budget = money::read(&mut tokens, country.and_then(currency_of));
+    let when = time::read(&mut tokens, now, there.as_ref().unwrap_or(tz));
+    let known = service.is_some() || when.is_some() || place.is_some() || budget.is_some();
+    let intent = lexicon::intent(&tokens, service.is_some(), known);
+    let details = text.trim().chars().take(DETAILS_CHARS).collect();
+    Understanding { service, when, place, budget, details, intent }
 }
 
+/// What was known and what the next message says: its words win.
 pub fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
+    if !new.details.is_empty() && new.details != draft.details {
+        let both = format!("{}\n{}", draft.details, new.details);
+        draft.details = both.trim().chars().take(DETAILS_CHARS).collect();
+    }
     draft.service = new.service.or(draft.service);
     draft.when = new.when.or(draft.when);
     draft.place = new.place.or(draft.place);
     draft.budget = new.budget.or(draft.budget);
+    draft.intent = new.intent;
     draft
 }
 
+/// What a request needs and is not known yet. A budget is optional.
 pub fn missing(u: &Understanding) -> Vec<&'static str> {
-    let mut missing = vec![];
-    if u.service.is_none() {
-        missing.push("service");
-    }
-    if u.when.is_none() {
-        missing.push("when");
-    }
-    if u.place.is_none() {
-        missing.push("place");
-    }
-    missing
+    let needed = [
+        ("service", u.service.is_none()),
+        ("when", u.when.is_none()),
+        ("place", u.place.is_none()),
+    ];
+    needed.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
 }
 
 pub fn question(u: &Understanding) -> String {
-    format!("Please tell me: {}?", missing(u).join(", "))
+    let what = u.service.map_or("it", Service::title);
+    match (u.service, u.when, &u.place) {
+        (None, None, None) => "What do you need, where and when?".into(),
+        (None, ..) => "What do you need: a haircut, cleaning, plumbing or photography?".into(),
+        (_, None, None) => format!("Where do you need the {what}, and when?"),
+        (_, None, Some(place)) => format!("When do you need the {what} near {}?", place.name),
+        (_, _, None) => format!("Where do you need the {what}? A city or a neighbourhood will do."),
+        _ => format!("Shall I look for the {what}?"),
+    }
 }

@@ -32,6 +32,7 @@ pub(super) fn answer(
     let current = state.current.as_ref();
     match heard.intent {
         Intent::Greeting => say(decision, words::greeting(), json!({}), cx),
+        Intent::Thanks => say(decision, words::welcome(), json!({}), cx),
         Intent::Help => say(decision, words::help(), json!({}), cx),
         Intent::Status => {
             say(decision, words::status(current, state.draft.is_some()), about(current), cx)

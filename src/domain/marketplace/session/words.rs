@@ -14,6 +14,10 @@ pub(super) fn greeting() -> String {
     "Hello! Tell me what you need, where and when, and I will find somebody for you.".into()
 }
 
+pub(super) fn welcome() -> String {
+    "You are welcome!".into()
+}
+
 pub(super) fn help() -> String {
     "I find haircuts, cleaning, plumbing and photography. Try: \"I need a haircut tomorrow at 5 pm near \
      Alexanderplatz in Berlin, up to 60 euros\". You can also ask for the status, accept the cheapest offer, or cancel."

@@ -1,0 +1,222 @@
+//! Days relative to today, and what all of it comes to.
+
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{DAY_ENDS, DAY_STARTS, Days, Hours, Reader, When, weekday};
+
+impl Reader<'_> {
+    pub(super) fn day_at(&mut self, at: usize) -> usize {
+        if self.words(at, &["day", "after", "tomorrow"]) {
+            self.on(self.plus_days(2));
+            return 3;
+        }
+        let weeks_on = |this: &Self, at: usize| {
+            // "a week from", "two weeks from"
+            let weeks = if this.word(at) == "a" { Some(1) } else { this.small(at) };
+            let said = matches!(this.word(at + 1), "week" | "weeks")
+                && matches!(this.word(at + 2), "from" | "after");
+            weeks.filter(|weeks| said && *weeks < 60).map(i64::from)
+        };
+        if let Some(weeks) = weeks_on(self, at) {
+            let from = match self.word(at + 3) {
+                "today" | "now" => Some(self.today),
+                "tomorrow" => Some(self.plus_days(1)),
+                _ => self.tokens.get(at + 3).and_then(weekday).map(|day| self.coming_weekday(day)),
+            };
+            if let Some(from) = from {
+                let from = from.duration_since(self.today).as_hours() / 24;
+                self.on(self.plus_days(from + weeks * 7));
+                return 4;
+            }
+        }
+        match self.word(at) {
+            "today" => self.on(self.today),
+            "tonight" | "tonite" => {
+                self.on(self.today);
+                self.part = Some((jiff::civil::time(18, 0, 0, 0), jiff::civil::time(22, 0, 0, 0)));
+            }
+            "tomorrow" | "tomorow" | "tommorow" | "tommorrow" | "tomorrrow" | "tmrw" | "tmr" => {
+                self.on(self.plus_days(1));
+            }
+            "asap" | "immediately" | "urgently" => {
+                self.moment = Some((SignedDuration::ZERO, false))
+            }
+            "now" if self.before(at, 1) != "until" => {
+                self.moment = Some((SignedDuration::ZERO, false))
+            }
+            "soon" if self.before(at, 1) == "as" && self.word(at + 1) == "as" => {
+                self.moment = Some((SignedDuration::ZERO, false));
+            }
+            "weekend" | "weekends" => self.weekend(at),
+            "week" => return self.week_at(at),
+            "in" => return self.in_at(at),
+            "within" => {
+                let count = self.in_at(at);
+                if let Some((within, exact)) = &mut self.moment {
+                    (self.within, *within, *exact) = (Some(*within), SignedDuration::ZERO, false);
+                }
+                return count;
+            }
+            _ => return self.weekday_at(at),
+        }
+        1
+    }
+
+    fn weekend(&mut self, at: usize) {
+        let next = i64::from(self.before(at, 1) == "next");
+        let sunday = self.monday(next).saturating_add(jiff::Span::new().days(6));
+        let saturday = sunday.saturating_sub(jiff::Span::new().days(1));
+        self.between(saturday.max(self.today), sunday);
+    }
+
+    fn week_at(&mut self, at: usize) -> usize {
+        let weeks = match self.before(at, 1) {
+            "next" | "following" => 1,
+            "this" => 0,
+            _ => return 0,
+        };
+        self.week = self.week.or(Some(weeks));
+        1
+    }
+
+    /// "in 3 days", "in an hour", "in half an hour", "in two weeks".
+    fn in_at(&mut self, at: usize) -> usize {
+        let mut next = at + 1;
+        next += usize::from(matches!(self.word(next), "about" | "around" | "approximately"));
+        let (many, unit) = match self.word(next) {
+            "a" | "an" | "one" if self.words(next + 1, &["couple", "of"]) => (2, next + 3),
+            "a" if self.word(next + 1) == "few" => (3, next + 2),
+            "half"
+                if matches!(self.word(next + 1), "an" | "a") && self.word(next + 2) == "hour" =>
+            {
+                self.moment = Some((SignedDuration::from_mins(30), true));
+                return next + 3 - at;
+            }
+            "a" | "an" => (1, next + 1),
+            _ => match self.small(next) {
+                Some(many) if many <= 10_000 => (i64::from(many), next + 1),
+                _ => return 0,
+            },
+        };
+        match self.word(unit) {
+            "minute" | "minutes" | "min" | "mins" => {
+                self.moment = Some((SignedDuration::from_mins(many), true));
+            }
+            "hour" | "hours" | "h" | "hrs" | "hr" => {
+                self.moment = Some((SignedDuration::from_hours(many), true));
+            }
+            "day" | "days" => self.on(self.plus_days(many)),
+            "week" | "weeks" => self.on(self.plus_days(many * 7)),
+            "month" | "months" => {
+                let day = self.today.saturating_add(jiff::Span::new().months(many.min(1_000)));
+                self.on(day);
+            }
+            _ => return 0,
+        }
+        unit + 1 - at
+    }
+
+    /// The next one, today included.
+    fn coming_weekday(&self, day: Weekday) -> jiff::civil::Date {
+        self.plus_days(i64::from(self.today.weekday().until(day)))
+    }
+
+    fn weekday_at(&mut self, at: usize) -> usize {
+        let Some(day) = weekday(&self.tokens[at]) else { return 0 };
+        let before = self.before(at, 1).to_owned();
+        // "I am here until Friday, come on Thursday"
+        let other = self.tokens[at + 1..]
+            .iter()
+            .any(|token| weekday(token).is_some() || token.any(&["today", "tomorrow", "tonight"]));
+        if matches!(before.as_str(), "until" | "till" | "since") && other {
+            return 0;
+        }
+        // Short ones are words too: "sun", "sat", "wed".
+        let short = self.word(at).len() <= 3;
+        if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
+            return 0;
+        }
+        let week_after =
+            self.words(at + 1, &["next", "week"]) || self.words(at + 1, &["of", "next", "week"]);
+        let week_before = self.words(at.saturating_sub(2), &["next", "week"])
+            || self.words(at.saturating_sub(3), &["next", "week", "on"]) && before == "on"
+            || self.words(at.saturating_sub(3), &["next", "week", ","]);
+        let week = self
+            .week
+            .filter(|_| at < 1 || !week_after)
+            .or((week_after || week_before).then_some(1));
+        let offset = i64::from(day.to_monday_zero_offset());
+        let date = match week {
+            Some(weeks) => self.monday(weeks).saturating_add(jiff::Span::new().days(offset)),
+            None if before == "next" => {
+                self.monday(1).saturating_add(jiff::Span::new().days(offset))
+            }
+            None => self.coming_weekday(day),
+        };
+        self.on(date);
+        if week_after { 2 + usize::from(self.word(at + 1) == "of") + 1 } else { 1 }
+    }
+
+    pub(super) fn settle(
+        self,
+        now: Timestamp,
+        clock: jiff::civil::Time,
+        tz: &TimeZone,
+    ) -> Option<When> {
+        let at = |date: jiff::civil::Date, time: jiff::civil::Time| {
+            let zoned = date.to_datetime(time).to_zoned(tz.clone()).ok()?;
+            Some(zoned.timestamp())
+        };
+        let shifted = |time: jiff::civil::Time, minutes: i64| {
+            time.saturating_add(SignedDuration::from_mins(minutes))
+        };
+        if let Some((after, exact)) =
+            self.moment.filter(|_| self.days.is_none() || self.hours.is_none())
+        {
+            let earliest = now.checked_add(after).ok()?;
+            let soon = self.within.unwrap_or(SignedDuration::from_hours(3));
+            let span = if exact { SignedDuration::ZERO } else { soon };
+            return Some(When { earliest, latest: earliest.checked_add(span).ok()?, exact });
+        }
+        let week = self.week.map(|weeks| {
+            let first = self.monday(weeks);
+            let last = first.saturating_add(jiff::Span::new().days(6));
+            Days { first: first.max(self.today), last: last.max(self.today) }
+        });
+        let days = self.days.or(week);
+        let hours = self.hours.or(self.part.map(|(from, to)| Hours::Between(from, to)));
+        let (from, to) = match hours {
+            None if days.is_none() => return None,
+            None => (DAY_STARTS, DAY_ENDS),
+            Some(Hours::At(time)) => (time, time),
+            Some(Hours::Around(time)) => (shifted(time, -60), shifted(time, 60)),
+            Some(Hours::Between(from, to)) => (from, to),
+            Some(Hours::After(time)) => (time, shifted(time, 180).max(DAY_ENDS)),
+            Some(Hours::Before(time)) => (DAY_STARTS.min(time), time),
+            Some(Hours::Midnight) => (jiff::civil::Time::midnight(), jiff::civil::Time::midnight()),
+        };
+        let Days { mut first, mut last } = days.unwrap_or_else(|| {
+            let late =
+                if matches!(hours, Some(Hours::At(_))) { from <= clock } else { to <= clock };
+            let day = self.plus_days(i64::from(late && hours != Some(Hours::Midnight)));
+            Days { first: day, last: day }
+        });
+        if hours == Some(Hours::Midnight) {
+            first = first.saturating_add(jiff::Span::new().days(1));
+            last = last.saturating_add(jiff::Span::new().days(1));
+        }
+        let exact = matches!(hours, Some(Hours::At(_) | Hours::Midnight)) && first == last;
+        let (mut earliest, mut latest) = (at(first, from)?, at(last, to)?);
+        if !exact && earliest < now {
+            // What is left of today.
+            earliest = earliest.max(now.min(latest));
+            if latest <= now && first == self.today && hours.is_none() {
+                earliest = now;
+                latest = at(first, jiff::civil::time(23, 59, 0, 0))?;
+            }
+        }
+        Some(When { earliest, latest: latest.max(earliest), exact })
+    }
+}

@@ -1,0 +1,357 @@
+//! Times of day.
+
+use jiff::civil::Time;
+
+use super::{Hours, Kind, Reader, part_of_day};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    Am,
+    Pm,
+    /// "17:00", "05:00": as it is said.
+    Clock,
+    Unsaid,
+}
+
+/// A time before it is known which half of the day it is in.
+#[derive(Clone, Copy)]
+struct Said {
+    hour: u32,
+    minute: u32,
+    half: Half,
+    /// Whether it can be nothing but a time.
+    sure: bool,
+    count: usize,
+}
+
+const PLAIN_AFTER: &[&str] = &[
+    "",
+    ",",
+    ".",
+    "!",
+    "?",
+    ";",
+    "on",
+    "in",
+    "at",
+    "near",
+    "today",
+    "tomorrow",
+    "tonight",
+    "for",
+    "please",
+    "and",
+    "or",
+    "to",
+    "-",
+    "–",
+    "around",
+    "my",
+    "if",
+    "max",
+    "up",
+    "under",
+    "by",
+    "with",
+    "this",
+    "next",
+    "ish",
+    "sharp",
+    "budget",
+    "the",
+    "thanks",
+    "would",
+    "works",
+    "is",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "close",
+    "latest",
+    ")",
+    "—",
+    "because",
+    "when",
+    "not",
+    "there",
+    "a",
+    "i",
+    "but",
+    "then",
+];
+
+impl Reader<'_> {
+    fn half_at(&self, at: usize) -> (Half, usize) {
+        match self.word(at) {
+            "am" => (Half::Am, 1),
+            "pm" => (Half::Pm, 1),
+            "a" | "p" if self.word(at + 1) == "m" => (self.letter(at), 2),
+            "a" | "p" if self.word(at + 1) == "." && self.word(at + 2) == "m" => {
+                (self.letter(at), 3 + usize::from(self.word(at + 3) == "."))
+            }
+            "in" if self.word(at + 1) == "the" => match self.word(at + 2) {
+                "morning" => (Half::Am, 3),
+                "afternoon" | "evening" => (Half::Pm, 3),
+                _ => (Half::Unsaid, 0),
+            },
+            _ => (Half::Unsaid, 0),
+        }
+    }
+
+    fn letter(&self, at: usize) -> Half {
+        if self.word(at) == "a" { Half::Am } else { Half::Pm }
+    }
+
+    fn said_at(&self, at: usize) -> Option<Said> {
+        let token = self.tokens.get(at).filter(|token| !token.taken)?;
+        let sure = |hour, minute, half, count| Some(Said { hour, minute, half, sure: true, count });
+        match token.text.as_str() {
+            "noon" | "midday" => return sure(12, 0, Half::Clock, 1),
+            "half" | "quarter" => {
+                return self.spoken_at(at, if token.is("half") { 30 } else { 15 }, 1);
+            }
+            "a" if self.word(at + 1) == "quarter" => return self.spoken_at(at, 15, 2),
+            _ => {}
+        }
+        let hour = self.small(at).filter(|hour| *hour < 100)?;
+        if let Some(said) = self.spoken_at(at, hour, 1) {
+            return Some(said);
+        }
+        if hour > 24 {
+            return None;
+        }
+        let minute = |n: usize| {
+            let token = self.tokens.get(n).filter(|t| t.text.len() == 2 && t.glued && !t.taken)?;
+            token.number().filter(|minute| *minute < 60)
+        };
+        let (mut minutes, mut count, mut clock) = (0, 1, false);
+        if let (":" | "." | "h", Some(said)) = (self.word(at + 1), minute(at + 2)) {
+            let dotted = self.word(at + 1) == ".";
+            let (half, _) = self.half_at(at + 3);
+            let led = matches!(
+                self.before(at, 1),
+                "at" | "@" | "around" | "between" | "after" | "before" | "from"
+            );
+            let led = led || (at > 0 && self.tokens[at - 1].taken);
+            let fraction = self.word(at + 3) == "."
+                && self.tokens.get(at + 4).is_some_and(|t| t.glued && t.kind == Kind::Number);
+            if !dotted || ((half != Half::Unsaid || led) && !fraction) {
+                (minutes, count, clock) = (said, 3, true);
+            }
+            // 17:00:00
+            if self.word(at + 3) == ":" && minute(at + 4).is_some() {
+                count = 5;
+            }
+        }
+        let mut sure = clock || self.word(at + count) == "ish";
+        let mut exact_clock = clock && (token.text.starts_with('0') || hour > 12);
+        if self.word(at + count) == "o" && self.word(at + count + 2) == "clock" {
+            count += 3;
+            sure = true;
+        } else if self.words(at + count, &["o", "clock"]) {
+            count += 2;
+            sure = true;
+        } else if self.word(at + count) == "oclock" {
+            count += 1;
+            sure = true;
+        } else if self.word(at + count) == "uhr"
+            || (self.word(at + count) == "h" && self.tokens[at + count].glued)
+        {
+            count += 1;
+            sure = true;
+            exact_clock = true;
+        }
+        let (half, more) = self.half_at(at + count);
+        if half != Half::Unsaid {
+            return (hour <= 12 || half == Half::Pm).then_some(Said {
+                hour,
+                minute: minutes,
+                half: if hour > 12 { Half::Clock } else { half },
+                sure: true,
+                count: count + more,
+            });
+        }
+        let half = if exact_clock { Half::Clock } else { Half::Unsaid };
+        Some(Said { hour, minute: minutes, half, sure, count })
+    }
+
+    /// "half past five", "quarter to six", "ten past nine".
+    fn spoken_at(&self, at: usize, minutes: u32, count: usize) -> Option<Said> {
+        let mut next = at + count;
+        next += usize::from(matches!(self.word(next), "minutes"));
+        let to = match self.word(next) {
+            "past" => false,
+            "to" if matches!(minutes, 5 | 10 | 15 | 20 | 25)
+                && !self.tokens[at].is("half")
+                && (self.tokens[at].kind == Kind::Word) =>
+            {
+                true
+            }
+            _ => return None,
+        };
+        let hour = self.small(next + 1).filter(|hour| (1..=12).contains(hour) && minutes < 60)?;
+        let (half, more) = self.half_at(next + 2);
+        let (hour, minute) = match (to, hour) {
+            (false, hour) => (hour, minutes),
+            (true, 1) => (12, 60 - minutes),
+            (true, hour) => (hour - 1, 60 - minutes),
+        };
+        Some(Said { hour, minute, half, sure: true, count: next + 2 + more - at })
+    }
+
+    fn settled(&self, said: Said, half: Half) -> Option<Time> {
+        let early = self.part.is_some_and(|(_, to)| to.hour() <= 12);
+        let late = self.part.is_some_and(|(from, _)| from.hour() >= 12);
+        let hour = match half {
+            Half::Am => said.hour % 12,
+            Half::Pm => said.hour % 12 + 12,
+            Half::Clock => said.hour % 24,
+            Half::Unsaid if said.hour > 12 => said.hour % 24,
+            Half::Unsaid if said.hour == 12 => 12,
+            Half::Unsaid if early => said.hour,
+            Half::Unsaid if late => said.hour + 12,
+            Half::Unsaid if (1..=7).contains(&said.hour) => said.hour + 12,
+            Half::Unsaid => said.hour,
+        };
+        let (hour, minute) = (i8::try_from(hour).ok()?, i8::try_from(said.minute).ok()?);
+        Time::new(hour, minute, 0, 0).ok()
+    }
+
+    fn parts(&mut self) {
+        if self.part.is_none() {
+            let part = |at: &usize| {
+                part_of_day(&self.tokens[*at]).filter(|_| !matches!(self.before(*at, 1), "good"))
+            };
+            let at =
+                (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
+            self.part = at.as_ref().and_then(part);
+        }
+    }
+
+    /// Ranges, "around", "after", "before", and what can be nothing but a time.
+    pub(super) fn hours_at(&mut self, at: usize) -> usize {
+        self.parts();
+        if self.hours.is_some() {
+            return 0;
+        }
+        if self.word(at) == "midnight" {
+            self.hours = Some(Hours::Midnight);
+            return 1;
+        }
+        let lead = match self.word(at) {
+            "at" | "around" | "about" | "roughly" | "approximately" | "circa" | "after"
+            | "before" | "by" | "until" | "till" | "between" | "from" | "past" | "since" | "@"
+            | "to" | "~" | "latest" | "for" => 1,
+            "earlier" | "later" if self.word(at + 1) == "than" => 2,
+            _ => 0,
+        };
+        // "not before 6" is after 6, "no later than 6" before.
+        let denied = matches!(self.before(at, 1), "not" | "no" | "never" | "earlier" | "later");
+        let word = match self.word(at) {
+            "before" if denied => "after",
+            "after" if denied => "before",
+            "earlier" if self.word(at + 1) == "than" => "after",
+            "later" if self.word(at + 1) == "than" && denied => "before",
+            "later" if self.word(at + 1) == "than" => "after",
+            word => word,
+        };
+        let word = word.to_owned();
+        let skip = usize::from(
+            lead > 0
+                && matches!(self.word(at + 1), "around" | "about" | "latest" | "like" | "exactly"),
+        );
+        let around = matches!(
+            word.as_str(),
+            "around" | "about" | "roughly" | "approximately" | "circa" | "~"
+        ) || (skip == 1 && matches!(self.word(at + 1), "around" | "about"));
+        let Some(first) = self.said_at(at + lead + skip) else { return 0 };
+        let next = at + lead + skip + first.count;
+        let ranged = matches!(self.word(next), "and" | "to" | "-" | "–" | "until" | "till" | "—");
+        if ranged && (matches!(word.as_str(), "between" | "from") || self.word(next) != "and") {
+            let second = self.said_at(next + 1);
+            let telling = |second: &super::hours::Said| {
+                let after_day = self.days.is_some()
+                    && matches!(self.word(next), "-" | "–")
+                    && self.plain(next + 1 + second.count);
+                first.sure
+                    || second.sure
+                    || after_day
+                    || (matches!(word.as_str(), "between" | "from")
+                        && self.plain(next + 1 + second.count))
+            };
+            if let Some(second) = second.filter(telling)
+                && let Some(to) = self.settled(second, second.half)
+                && let Some(from) = self.start(first, second, to)
+                && from < to
+            {
+                self.hours = Some(Hours::Between(from, to));
+                return next + 1 + second.count - at;
+            }
+        }
+        let weak = lead == 0 || matches!(word.as_str(), "for" | "to" | "since" | "between");
+        if weak && !first.sure {
+            return 0;
+        }
+        if !first.sure && (!self.plain(next) || first.hour == 0 || self.moneyish(at)) {
+            return 0;
+        }
+        let Some(time) = self.settled(first, first.half) else { return 0 };
+        let ish = self.word(next) == "ish" || self.words(next, &["-", "ish"]);
+        let or_later = self.words(next, &["or", "later"]) || self.words(next, &["onwards"]);
+        self.hours = Some(match word.as_str() {
+            _ if around || ish => Hours::Around(time),
+            "after" | "past" | "from" => Hours::After(time),
+            _ if or_later => Hours::After(time),
+            "before" | "by" | "until" | "till" => Hours::Before(time),
+            _ => Hours::At(time),
+        });
+        next - at
+    }
+
+    /// "11 to 2 pm" starts in the morning, "3 to 5 pm" does not.
+    fn start(&self, first: Said, second: Said, to: Time) -> Option<Time> {
+        if first.half == Half::Unsaid && second.half != Half::Unsaid && first.hour <= 12 {
+            let same = self.settled(first, second.half)?;
+            return if same < to { Some(same) } else { self.settled(first, Half::Am) };
+        }
+        self.settled(first, first.half)
+    }
+
+    fn plain(&self, at: usize) -> bool {
+        let Some(token) = self.tokens.get(at) else { return true };
+        token.taken || PLAIN_AFTER.contains(&token.text.as_str()) || part_of_day(token).is_some()
+    }
+
+    fn moneyish(&self, at: usize) -> bool {
+        (1..=3).any(|back| {
+            matches!(self.before(at, back), "budget" | "price" | "pay" | "costs" | "cost" | "spend")
+        })
+    }
+
+    /// Next to a day, or as the whole answer, an hour needs no word before it: "tomorrow 5", "5".
+    pub(super) fn bare_hour_at(&mut self, at: usize) -> usize {
+        if self.hours.is_some() {
+            return 0;
+        }
+        let Some(said) = self.said_at(at).filter(|said| (1..=24).contains(&said.hour)) else {
+            return 0;
+        };
+        let after_day = self.days.is_some()
+            && at > 0
+            && self.tokens[at - 1].taken
+            && self.tokens[at - 1].kind == Kind::Word
+            && self
+                .tokens
+                .get(at + said.count)
+                .is_none_or(|t| t.any(&[",", ".", "near", "in", "at", "please"]));
+        if !after_day {
+            return 0;
+        }
+        self.hours = self.settled(said, said.half).map(Hours::At);
+        said.count
+    }
+}

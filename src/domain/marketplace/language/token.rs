@@ -1,0 +1,134 @@
+//! A sentence as words, numbers and signs.
+
+use std::ops::Range;
+
+/// More of a message than this is not read.
+pub const MAX_CHARS: usize = 2_000;
+pub const MAX_TOKENS: usize = 400;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Word,
+    Number,
+    Sign,
+}
+
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub kind: Kind,
+    /// Lower case without accents.
+    pub text: String,
+    pub capital: bool,
+    /// Whether only spaces, hyphens, dots or apostrophes are between it and the word before: one name.
+    pub joined: bool,
+    /// Whether nothing at all is between it and the token before.
+    pub glued: bool,
+    /// Read as a part of something already.
+    pub taken: bool,
+}
+
+impl Token {
+    pub fn is(&self, word: &str) -> bool {
+        self.text == word
+    }
+
+    pub fn any(&self, words: &[&str]) -> bool {
+        words.contains(&self.text.as_str())
+    }
+
+    pub fn number(&self) -> Option<u32> {
+        if self.kind != Kind::Number || self.text.len() > 9 {
+            return None;
+        }
+        self.text.parse().ok()
+    }
+}
+
+/// Lower case, and Latin letters without their accents.
+pub fn fold(word: &str) -> String {
+    let mut folded = String::with_capacity(word.len());
+    for c in word.chars().flat_map(char::to_lowercase) {
+        match c {
+            'à' | 'á' | 'â' | 'ã' | 'ä' | 'å' | 'ā' | 'ă' | 'ą' => folded.push('a'),
+            'ç' | 'ć' | 'č' => folded.push('c'),
+            'ď' | 'đ' => folded.push('d'),
+            'è' | 'é' | 'ê' | 'ë' | 'ē' | 'ė' | 'ę' | 'ě' => folded.push('e'),
+            'ğ' => folded.push('g'),
+            'ì' | 'í' | 'î' | 'ï' | 'ī' | 'ı' => folded.push('i'),
+            'ł' => folded.push('l'),
+            'ñ' | 'ń' | 'ň' => folded.push('n'),
+            'ò' | 'ó' | 'ô' | 'õ' | 'ö' | 'ø' | 'ō' | 'ő' => folded.push('o'),
+            'ř' => folded.push('r'),
+            'ś' | 'š' | 'ş' | 'ș' => folded.push('s'),
+            'ß' => folded.push_str("ss"),
+            'ť' | 'ţ' | 'ț' => folded.push('t'),
+            'ù' | 'ú' | 'û' | 'ü' | 'ū' | 'ů' | 'ű' => folded.push('u'),
+            'ý' => folded.push('y'),
+            'ź' | 'ż' | 'ž' => folded.push('z'),
+            '\u{300}'..='\u{36f}' => {}
+            c => folded.push(c),
+        }
+    }
+    folded
+}
+
+pub fn tokens(text: &str) -> Vec<Token> {
+    let mut found: Vec<Token> = Vec::new();
+    let mut word_before: Option<usize> = None;
+    let mut end_before = 0;
+    let mut chars = text.char_indices().take(MAX_CHARS).peekable();
+    while let Some((start, c)) = chars.next() {
+        if found.len() >= MAX_TOKENS {
+            break;
+        }
+        if c.is_whitespace() || c.is_control() {
+            continue;
+        }
+        let kind = match c {
+            _ if c.is_ascii_digit() => Kind::Number,
+            _ if c.is_alphabetic() => Kind::Word,
+            _ => Kind::Sign,
+        };
+        let mut range: Range<usize> = start..start + c.len_utf8();
+        while let Some(&(at, next)) = chars.peek() {
+            let more = match kind {
+                Kind::Number => next.is_ascii_digit(),
+                Kind::Word => next.is_alphabetic() || ('\u{300}'..='\u{36f}').contains(&next),
+                Kind::Sign => false,
+            };
+            if !more {
+                break;
+            }
+            range.end = at + next.len_utf8();
+            chars.next();
+        }
+        let word = &text[range.clone()];
+        let between = word_before.map(|end| &text[end..range.start]);
+        let joined = kind == Kind::Word
+            && between.is_some_and(|gap| {
+                gap.chars().all(|c| matches!(c, ' ' | '-' | '‐' | '.' | '\'' | '’'))
+                    && !gap.contains(". ")
+                        | (gap == ". " && short(&found[found.len().saturating_sub(2)..]))
+            });
+        if kind == Kind::Word {
+            word_before = Some(range.end);
+        } else if kind == Kind::Number {
+            word_before = None;
+        }
+        found.push(Token {
+            kind,
+            text: fold(word),
+            capital: c.is_uppercase() || (c.is_alphabetic() && !c.is_lowercase()),
+            joined,
+            glued: range.start == end_before && start > 0,
+            taken: false,
+        });
+        end_before = range.end;
+    }
+    found
+}
+
+/// "St. Petersburg" is one name, "in Berlin. Thanks" is not.
+fn short(last: &[Token]) -> bool {
+    last.first().is_some_and(|token| token.kind == Kind::Word && token.text.len() <= 2)
+}
