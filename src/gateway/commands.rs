@@ -89,15 +89,16 @@ pub async fn create_request(call: Call<'_>, body: &Value) -> Outcome {
         let asked = asked_by_fields(&call, &parsed)?;
         return create(&call, &key, asked).await.map_err(|p| p.repoint(|at| request_pointer(at, &parsed)));
     };
-    // What a sentence means depends on the moment. A retry must be the same command, so it repeats what the request
-    // that was made from it remembers.
-    if let Some(asked) = already_asked(&call, &key).await? {
-        return create(&call, &key, asked).await;
+    // What a sentence means depends on the moment. Where the request exists already this is a retry: it repeats the
+    // command that the request remembers.
+    if let Some(request) = already_created(&call, &key).await? {
+        return repeat_create(&call, &key, request).await;
     }
     let asked = asked_by_sentence(&call, text, parsed.time_zone.as_deref())?;
     match create(&call, &key, asked).await {
-        Err(problem) if problem.code == ErrorCode::IdReused => match already_asked(&call, &key).await? {
-            Some(asked) => create(&call, &key, asked).await,
+        // The same sentence twice at once: the other one was first.
+        Err(problem) if problem.code == ErrorCode::IdReused => match already_created(&call, &key).await? {
+            Some(request) => repeat_create(&call, &key, request).await,
             None => Err(problem),
         },
         outcome => outcome.map_err(|problem| problem.repoint(|_| "/text".into())),
@@ -111,16 +112,25 @@ async fn create(call: &Call<'_>, key: &str, asked: Asked) -> Outcome {
     }
 }
 
-async fn already_asked(call: &Call<'_>, key: &str) -> Outcome<Option<Asked>> {
-    let request = match call.ask::<Request>(key, request::Command::Get, call.undeduplicated()).await {
-        Ok(request::Reply::Request(request)) => request,
-        Ok(_) => return Ok(None),
-        Err(problem) if problem.code == ErrorCode::NotFound => return Ok(None),
-        Err(problem) => return Err(problem),
-    };
-    let mut asked = request;
+async fn already_created(call: &Call<'_>, key: &str) -> Outcome<Option<Value>> {
+    match call.ask::<Request>(key, request::Command::Get, call.undeduplicated()).await {
+        Ok(request::Reply::Request(request)) => Ok(Some(request)),
+        Ok(_) => Ok(None),
+        Err(problem) if problem.code == ErrorCode::NotFound => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
+/// The first reply, or, where the request remembers it in other words (its window has been cut to the future), the
+/// request as it is: its key says that it came from this very command.
+async fn repeat_create(call: &Call<'_>, key: &str, request: Value) -> Outcome {
+    let mut asked = request.clone();
     asked["when"] = json!({"earliest": asked["earliest"], "latest": asked["latest"], "exact": asked["exact"]});
-    Ok(serde_json::from_value(asked).ok())
+    let Ok(asked) = serde_json::from_value(asked) else { return Ok(request) };
+    match create(call, key, asked).await {
+        Err(problem) if problem.code == ErrorCode::IdReused => Ok(request),
+        outcome => outcome,
+    }
 }
 
 /// Where the API has what the command calls `/when/…`.
