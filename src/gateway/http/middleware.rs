@@ -13,6 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument;
 
 use super::extract::bearer;
+use super::pages::KeepBody;
 use crate::gateway::Gateway;
 use crate::gateway::problem::{IsProblem, Problem};
 use crate::kernel::error::ErrorCode;
@@ -89,7 +90,8 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
     let head = request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     let status = response.status();
-    if (status.is_client_error() || status.is_server_error()) && response.extensions().get::<IsProblem>().is_none() {
+    let on_purpose = response.extensions().get::<IsProblem>().is_some() || response.extensions().get::<KeepBody>().is_some();
+    if (status.is_client_error() || status.is_server_error()) && !on_purpose {
         let kept = response.headers().get(header::ALLOW).cloned();
         response = of_status(status).into_response();
         if let Some(allow) = kept {
