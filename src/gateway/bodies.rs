@@ -13,7 +13,6 @@ use crate::gateway::problem::{FieldError, Outcome, Problem};
 
 /// Either a sentence, or the fields.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct CreateRequest {
     /// What is needed, where, when and for how much, in one sentence. With it only `time_zone` counts.
     pub text: Option<String>,
@@ -53,13 +52,11 @@ pub struct PointBody {
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct Cancel {
     pub reason: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct Review {
     /// 1 to 5 stars.
     pub rating: Option<u8>,
@@ -67,7 +64,6 @@ pub struct Review {
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct OpenSession {
     pub session_id: Option<String>,
     /// IANA name. Default: what the session had, or UTC.
@@ -78,7 +74,6 @@ pub struct OpenSession {
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub struct SendMessage {
     pub content: Option<String>,
     /// Addresses of pictures and the like.
