@@ -31,7 +31,7 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
     ("chat:stream", "A piece of the agent's answer; `chat:response` replaces them all", "session:", false, "session_id: string, message_id: string, index: integer, token: string"),
     ("chat:response", "The agent's answer", "session:", true, "session_id: string, message_id: string, content: string, data: object"),
     ("chat:typing", "Somebody types", "session:", false, "session_id: string, user_id: string, is_typing: boolean"),
-    ("request:updated", "A request has changed", "user:", true, "request: object"),
+    ("request:updated", "A request has changed: the whole of it", "user:", true, "id: string, service: string, status: string, offers_count: integer, booking_id: any"),
     ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: object"),
     ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: object"),
     ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: object"),
