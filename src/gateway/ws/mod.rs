@@ -6,6 +6,7 @@
 pub mod protocol;
 
 mod connection;
+mod dispatch;
 mod events;
 mod outgoing;
 mod subscribe;
