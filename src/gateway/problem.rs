@@ -31,8 +31,8 @@ pub struct Problem {
     pub errors: Vec<FieldError>,
     pub retry_after_ms: Option<u64>,
     /// Where HTTP has a better status than the code's own.
-    status: Option<StatusCode>,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) status: Option<StatusCode>,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 pub type Outcome<T = Value> = Result<T, Problem>;

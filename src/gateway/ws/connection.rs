@@ -94,7 +94,12 @@ pub struct Connection {
     pub outgoing: Arc<Outgoing>,
     pub topics: HashMap<Arc<str>, Listening>,
     pub generation: u64,
+    /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Pages of history that are being read, at most one a topic.
+    pub reading: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Replies that needed no waiting.
+    answers: Vec<Message>,
     /// Authentication is being completed: what the client sends meanwhile is read after it.
     pub authenticating: bool,
     /// A frame that came before its connection had subscribed to its user.
@@ -148,6 +153,8 @@ impl Connection {
             topics: HashMap::new(),
             generation: 0,
             in_flight: FuturesUnordered::new(),
+            reading: FuturesUnordered::new(),
+            answers: Vec::new(),
             authenticating: false,
             held: None,
             announced: false,
@@ -181,6 +188,8 @@ impl Connection {
                 connection.deadlines.auth = Some(now + Duration::from_millis(timeout));
             }
         }
+        // The drain may have begun between the upgrade and now.
+        connection.plan_to_leave();
         connection
     }
 
@@ -219,9 +228,8 @@ impl Connection {
                     self.incoming(message)?;
                 }
             }
-            Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => {
-                self.done(done).await?;
-            }
+            Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.done(done).await?,
+            Some(done) = self.reading.next(), if !self.reading.is_empty() => self.done(done).await?,
             () = self.outgoing.ready() => {}
             () = tokio::time::sleep_until(wake) => self.tick().await?,
             changed = self.revocations.changed() => {
@@ -231,10 +239,12 @@ impl Connection {
             }
             Ok(()) = self.draining.changed() => self.plan_to_leave(),
         }
+        self.send_answers().await?;
         // Outcomes that are there by now go into the same write.
         while let Some(Some(done)) = self.in_flight.next().now_or_never() {
             self.done(done).await?;
         }
+        self.send_answers().await?;
         self.send_publications().await?;
         self.flush().await?;
         match self.last_words {
@@ -263,7 +273,7 @@ impl Connection {
                     Ok(())
                 }
                 Parsed::Refused { id, problem } => {
-                    self.answer(id, Err(problem));
+                    self.answer(&id, Err(problem));
                     Ok(())
                 }
                 Parsed::Unanswerable(why) => {
@@ -277,10 +287,15 @@ impl Connection {
         }
     }
 
-    /// A reply that needs no waiting takes the same way as the others, so replies keep the order of their frames
-    /// where they can.
-    pub fn answer(&mut self, id: String, outcome: Outcome) {
-        self.in_flight.push(std::future::ready(Done::Reply { id, outcome }).boxed());
+    pub fn answer(&mut self, id: &str, outcome: Outcome) {
+        self.answers.push(protocol::reply(id, &outcome));
+    }
+
+    async fn send_answers(&mut self) -> Flow {
+        for answer in std::mem::take(&mut self.answers) {
+            self.feed(answer).await?;
+        }
+        Ok(())
     }
 
     async fn send_publications(&mut self) -> Flow {
@@ -359,6 +374,7 @@ impl Connection {
         // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
         self.topics.clear();
         self.in_flight.clear();
+        self.reading.clear();
         if let Ending::Close(close) = ending {
             metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string()).increment(1);
             let retry_after_ms = self.retry_after_ms(close);

@@ -41,7 +41,7 @@ impl Connection {
             return self.auth(frame);
         }
         let Some(claims) = self.claims.clone() else {
-            return self.answer(frame.id, Err(Problem::unauthenticated("authenticate first: send auth with a token")));
+            return self.answer(&frame.id, Err(Problem::unauthenticated("authenticate first: send auth with a token")));
         };
         if self.deadlines.listen.is_some() {
             // Listen to the user before anything the frame does is told there.
@@ -51,7 +51,7 @@ impl Connection {
         let limit = self.gateway.options.websocket.max_in_flight;
         if self.in_flight.len() >= limit {
             let problem = Problem::new(ErrorCode::Overloaded, format!("{limit} commands of this connection are in flight"));
-            return self.answer(frame.id, Err(problem.retry_after_ms(200)));
+            return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
         if events::is_command(&frame.event) {
             let gateway = self.gateway.clone();
@@ -64,33 +64,33 @@ impl Connection {
         let Frame { id, event, data } = frame;
         let check = Call { gateway: &self.gateway, user_id: &claims.sub, role: claims.role, id: &id }.check_user(&data);
         if let Err(problem) = check {
-            return self.answer(id, Err(problem));
+            return self.answer(&id, Err(problem));
         }
         match event.as_str() {
             "ping" => {
                 let now = self.gateway.now();
-                self.answer(id, Ok(json!({"now": now})));
+                self.answer(&id, Ok(json!({"now": now})));
             }
             "session:open" => self.open(id, data, claims),
             "session:resume" => match text(&data, "session_id") {
                 Ok(session) => self.subscribe(id, &format!("session:{session}"), &data["position"], None),
-                Err(problem) => self.answer(id, Err(problem)),
+                Err(problem) => self.answer(&id, Err(problem)),
             },
             "session:close" => self.close(id, data, claims),
             "topic:subscribe" => match text(&data, "topic").map(str::to_owned) {
                 Ok(topic) => self.subscribe(id, &topic, &data["position"], None),
-                Err(problem) => self.answer(id, Err(problem)),
+                Err(problem) => self.answer(&id, Err(problem)),
             },
             "topic:unsubscribe" => {
                 let outcome = text(&data, "topic").map(|topic| {
                     self.topics.remove(topic);
                     json!({})
                 });
-                self.answer(id, outcome);
+                self.answer(&id, outcome);
             }
             "topic:publish" => {
                 let outcome = events::publish(&self.gateway, &claims, &data);
-                self.answer(id, outcome);
+                self.answer(&id, outcome);
             }
             "presence:online" => {
                 let outcome = events::presence_status(&data).map(|status| {
@@ -98,9 +98,9 @@ impl Connection {
                     self.announced = true;
                     json!({})
                 });
-                self.answer(id, outcome);
+                self.answer(&id, outcome);
             }
-            other => self.answer(id, Err(events::unknown(other))),
+            other => self.answer(&id, Err(events::unknown(other))),
         }
     }
 
@@ -108,7 +108,7 @@ impl Connection {
         let Frame { id, event, data } = frame;
         let fresh = self.claims.is_none();
         if fresh && event == "auth:refresh" {
-            return self.answer(id, Err(Problem::unauthenticated("there is nothing to refresh: send auth")));
+            return self.answer(&id, Err(Problem::unauthenticated("there is nothing to refresh: send auth")));
         }
         let verified = match data.get("token") {
             None | Some(Value::Null) if !fresh && event == "auth" => Ok(None),
@@ -127,15 +127,15 @@ impl Connection {
                 if fresh {
                     self.last_words = Some(Close::Unauthenticated);
                 }
-                return self.answer(id, Err(problem));
+                return self.answer(&id, Err(problem));
             }
-            (_, Err(problem)) => return self.answer(id, Err(problem)),
+            (_, Err(problem)) => return self.answer(&id, Err(problem)),
             (Ok(claims), Ok(positions)) => (claims, positions),
         };
         if let Some(new) = claims {
             match &self.claims {
                 Some(old) if old.sub != new.sub => {
-                    return self.answer(id, Err(Problem::forbidden("the token is another user's")));
+                    return self.answer(&id, Err(Problem::forbidden("the token is another user's")));
                 }
                 Some(_) => {}
                 None => {
@@ -143,7 +143,7 @@ impl Connection {
                     let Some(user) = self.gateway.connections.of_user(&new.sub, max) else {
                         self.last_words = Some(Close::TooManyConnections);
                         let problem = Problem::new(ErrorCode::RateLimited, "too many connections of this user");
-                        return self.answer(id, Err(problem));
+                        return self.answer(&id, Err(problem));
                     };
                     self.user = Some(user);
                 }
@@ -209,10 +209,10 @@ impl Connection {
         let position = match checked {
             Ok(_) if full => {
                 let problem = Problem::rejected("too_many_subscriptions", format!("a connection may have {limit}"));
-                return self.answer(id, Err(problem));
+                return self.answer(&id, Err(problem));
             }
             Ok(position) => position,
-            Err(problem) => return self.answer(id, Err(problem)),
+            Err(problem) => return self.answer(&id, Err(problem)),
         };
         let topic: Arc<str> = topic.into();
         let generation = self.track(topic.clone());
@@ -237,16 +237,16 @@ impl Connection {
     fn close(&mut self, id: String, data: Value, claims: Arc<Claims>) {
         let session_id = match text(&data, "session_id") {
             Ok(session_id) => session_id.to_owned(),
-            Err(problem) => return self.answer(id, Err(problem)),
+            Err(problem) => return self.answer(&id, Err(problem)),
         };
         let end = match data.get("end") {
             None | Some(Value::Null) => false,
             Some(Value::Bool(end)) => *end,
-            Some(_) => return self.answer(id, Err(Problem::field("/end", "must be true or false"))),
+            Some(_) => return self.answer(&id, Err(Problem::field("/end", "must be true or false"))),
         };
         if !end {
             self.topics.remove(format!("session:{session_id}").as_str());
-            return self.answer(id, Ok(json!({})));
+            return self.answer(&id, Ok(json!({})));
         }
         // This device stays subscribed, so that it hears `session:ended` like the others.
         let gateway = self.gateway.clone();
@@ -407,7 +407,7 @@ impl Connection {
             .await;
             Done::Page { topic, generation, after, outcome }
         };
-        self.in_flight.push(reading.boxed());
+        self.reading.push(reading.boxed());
     }
 
     pub(super) async fn publication(&mut self, published: &Published) -> Flow {
