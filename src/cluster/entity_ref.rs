@@ -108,7 +108,7 @@ impl<E: Entity> EntityRef<E> {
         &self,
         command: E::Command,
         meta: Meta,
-    ) -> impl Future<Output = Answer<E>> + Send + 'static {
+    ) -> impl Future<Output = Answer<E>> + Send + use<E> {
         let answer = self.local.ask(E::KIND, &self.key, Box::new(command), meta);
         async move { Ok(*answer.await?.downcast().expect("a kind answers with its own types")) }
     }

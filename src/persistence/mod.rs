@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod commit;
 pub mod embedded;
+pub mod entities;
 pub mod keys;
 pub mod limits;
 pub mod loader;

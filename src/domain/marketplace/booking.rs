@@ -30,6 +30,7 @@ mod tests;
 /// Reminders, in hours before the start.
 const REMIND_HOURS: [u8; 2] = [24, 1];
 
+#[derive(Debug)]
 pub struct Booking;
 
 /// What both sides agreed on.
@@ -51,7 +52,7 @@ pub struct Agreed {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Internal: the provider holds the time.
-    Confirm(Agreed),
+    Confirm(Box<Agreed>),
     /// By either party, before the start. Internal: an acceptance that was given up.
     Cancel {
         reason: Option<String>,
@@ -75,7 +76,7 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    BookingRequested { agreed: Agreed, at: Timestamp },
+    BookingRequested { agreed: Box<Agreed>, at: Timestamp },
     BookingConfirmed { at: Timestamp },
     BookingStarted { at: Timestamp },
     BookingCompleted { at: Timestamp },
@@ -243,7 +244,7 @@ impl Entity for Booking {
     fn evolve(state: &mut State, event: &Event) {
         let at = match event {
             Event::BookingRequested { agreed, at } => {
-                state.agreed = Some(agreed.clone());
+                state.agreed = Some(Agreed::clone(agreed));
                 state.created_at = Some(*at);
                 at
             }
@@ -329,7 +330,7 @@ pub fn booking_json(id: &str, state: &State) -> Value {
     })
 }
 
-fn confirm(state: &State, agreed: Agreed, cx: &DecideCx<'_>) -> Decision<Booking> {
+fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Booking> {
     let at = cx.now;
     let hours = |n: u8| later(agreed.starts_at, -60 * i64::from(n));
     let timers = REMIND_HOURS

@@ -222,3 +222,124 @@ pub fn candidate(
         busy,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::marketplace::fixtures::{NOW, alexanderplatz, at, eur, five_pm, profile};
+    use crate::domain::marketplace::profile::provider_json;
+
+    fn criteria() -> Criteria {
+        Criteria {
+            service: Service::Haircut,
+            place: alexanderplatz(),
+            when: five_pm(),
+            budget: Some(eur(6_000)),
+        }
+    }
+
+    fn somebody(id: &str, change: impl FnOnce(&mut Candidate)) -> Candidate {
+        let mut somebody = Candidate {
+            provider_id: id.into(),
+            profile: profile(),
+            rating: 4.5,
+            reviews: 30,
+            response_rate: 0.9,
+            busy: vec![],
+        };
+        change(&mut somebody);
+        somebody
+    }
+
+    fn one(change: impl FnOnce(&mut Candidate)) -> ScoreParts {
+        rank(&criteria(), vec![somebody("prv_1", change)], at(NOW))[0].score.parts
+    }
+
+    fn near(value: f64, expected: f64) {
+        assert!((value - expected).abs() < 0.005, "{value} is not {expected}");
+    }
+
+    #[test]
+    fn the_weights_add_up_to_one() {
+        let all = ScoreParts {
+            skill: 1.0,
+            location: 1.0,
+            availability: 1.0,
+            price: 1.0,
+            rating: 1.0,
+            response: 1.0,
+        };
+        near(Score::of(all).total, 1.0);
+        near(Score::of(ScoreParts { skill: 1.0, price: 1.0, ..ScoreParts::default() }).total, 0.4);
+    }
+
+    #[test]
+    fn each_part_follows_its_formula() {
+        let best = one(|_| ());
+        near(best.skill, 1.0);
+        near(best.location, 0.86);
+        near(best.availability, 1.0);
+        near(best.price, 1.0);
+        near(best.rating, 0.856);
+        near(best.response, 0.9);
+
+        let second_trade = |c: &mut Candidate| {
+            let plumbing = Offering { service: Service::Plumbing, ..c.profile.services[0].clone() };
+            c.profile.services.insert(0, plumbing);
+        };
+        near(one(second_trade).skill, 0.8);
+        near(one(|c| c.profile.base.latitude = 52.567).location, 0.365);
+        near(one(|c| c.busy = vec![Span::new(five_pm().earliest, 45)]).availability, 0.2);
+        near(one(|c| c.profile.weekly.clear()).availability, 0.0);
+        near(one(|c| c.profile.services[0].price = eur(6_400)).price, 0.844);
+        near(one(|c| c.profile.services[0].price = eur(10_000)).price, 0.375);
+        near(one(|c| c.profile.services[0].price.currency = "USD".into()).price, 0.0);
+        near(one(|c| (c.rating, c.reviews) = (0.0, 0)).rating, 0.8);
+        near(one(|c| (c.rating, c.reviews) = (5.0, 1)).rating, 0.818);
+        let unlimited = Criteria { budget: None, ..criteria() };
+        near(rank(&unlimited, vec![somebody("prv_1", |_| ())], at(NOW))[0].score.parts.price, 0.5);
+    }
+
+    #[test]
+    fn later_in_the_window_is_less_available() {
+        let mut wide = criteria();
+        wide.when = When { latest: at("2026-01-13T18:00:00Z"), exact: false, ..five_pm() };
+        let busy_first = somebody("prv_1", |c| {
+            c.busy = vec![Span {
+                starts_at: at("2026-01-13T15:00:00Z"),
+                ends_at: at("2026-01-13T17:45:00Z"),
+            }];
+        });
+        near(rank(&wide, vec![busy_first], at(NOW))[0].score.parts.availability, 0.75);
+    }
+
+    #[test]
+    fn who_cannot_come_is_left_out() {
+        let far = somebody("prv_1", |c| c.profile.base.latitude = 52.7);
+        let other = somebody("prv_2", |c| c.profile.services[0].service = Service::Cleaning);
+        assert_eq!(rank(&criteria(), vec![far, other], at(NOW)), []);
+    }
+
+    #[test]
+    fn the_order_does_not_depend_on_the_order_of_rows() {
+        let everybody = || {
+            (0..30).map(|n| {
+                somebody(&format!("prv_{n:02}"), |c| c.rating = 3.0 + f64::from(n % 3) / 2.0)
+            })
+        };
+        let forwards = rank(&criteria(), everybody().collect(), at(NOW));
+        let backwards = rank(&criteria(), everybody().rev().collect(), at(NOW));
+        assert_eq!(forwards, backwards);
+        assert_eq!(forwards.len(), MAX_RANKED);
+        assert_eq!(forwards[0].provider_id, "prv_02");
+        assert!(forwards.windows(2).all(|w| w[0].score.total >= w[1].score.total));
+    }
+
+    #[test]
+    fn candidates_are_read_from_rows_of_the_read_model() {
+        let standing = Standing { rating: 4.5, reviews: 30, ..Standing::default() };
+        let row = provider_json("prv_1", "mirela", &profile(), &standing, 1, at(NOW));
+        assert_eq!(Candidate::from_row(&row, vec![]), Some(somebody("prv_1", |_| ())));
+        assert_eq!(Candidate::from_row(&serde_json::json!({"id": "prv_1"}), vec![]), None);
+    }
+}

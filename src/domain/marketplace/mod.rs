@@ -39,4 +39,8 @@ pub mod demo_providers;
 pub mod rejection;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod story_tests;

@@ -34,6 +34,7 @@ pub const ACCEPTANCE_GRACE_MINUTES: i64 = 4;
 /// The `providers` row follows the response rate only every so many leads.
 const PROJECT_EVERY_LEADS: u32 = 16;
 
+#[derive(Debug)]
 pub struct Provider;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -309,7 +310,7 @@ impl Entity for Provider {
                     changed = true;
                 }
                 Event::LeadReceived { .. } => {
-                    changed |= state.standing.leads_received % PROJECT_EVERY_LEADS == 0;
+                    changed |= state.standing.leads_received.is_multiple_of(PROJECT_EVERY_LEADS);
                 }
                 Event::OfferMade { .. }
                 | Event::LeadDeclined { .. }
@@ -531,7 +532,7 @@ fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>)
         starts_at: hold.starts_at,
         ends_at: hold.ends_at,
     };
-    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed))
+    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed.into()))
 }
 
 fn release_slot(state: &State, booking_id: String, cx: &DecideCx<'_>) -> Decision<Provider> {

@@ -23,16 +23,20 @@ use crate::domain::marketplace::offer::{
 };
 use crate::domain::marketplace::places::Place;
 use crate::domain::marketplace::provider::{self, Provider};
-use crate::domain::marketplace::rejection::{Check, FieldError, summary};
+use crate::domain::marketplace::rejection::Check;
 use crate::domain::marketplace::service::Service;
 use crate::domain::marketplace::session::{self, OfferSummary, Progress, Session};
 use crate::domain::marketplace::user::User;
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
-use crate::kernel::error::ErrorCode;
 
+mod rejection;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod view;
+
+pub use rejection::Rejection;
+pub use view::request_json;
 
 use steps::{
     Draft, abandon, accept, await_acceptance, cancel, confirm, create, decline_offer, end_offer,
@@ -49,6 +53,7 @@ const ACCEPTANCE_TRIES: u8 = 3;
 const MATCH_TRIES: u8 = 2;
 const MATCH_RETRY_S: i64 = 5;
 
+#[derive(Debug)]
 pub struct Request;
 
 /// What is asked for.
@@ -330,80 +335,6 @@ pub enum Reply {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {
-    #[error("there is no such request")]
-    NotFound,
-    #[error("there is no such offer")]
-    OfferNotFound,
-    #[error("a request can only be made for yourself")]
-    NotYours,
-    #[error("only the system may do this")]
-    InternalOnly,
-    #[error("{}", summary(errors))]
-    Invalid { errors: Vec<FieldError> },
-    #[error("this request exists already")]
-    AlreadyExists,
-    #[error("another acceptance is under way")]
-    AlreadyAccepting,
-    #[error("this request is booked already")]
-    AlreadyBooked,
-    #[error("this request is {}", status.as_str())]
-    Closed { status: Status },
-    #[error("this offer has expired")]
-    OfferExpired,
-    #[error("this offer was declined")]
-    OfferDeclined,
-    #[error("the provider's time has been taken")]
-    SlotTaken,
-    #[error("there is no such open offer")]
-    NoOffers,
-    #[error("this provider was not asked")]
-    NotAsked,
-    #[error("this offer is not being accepted")]
-    NotAccepting,
-}
-
-impl crate::kernel::entity::Rejection for Rejection {
-    fn code(&self) -> ErrorCode {
-        match self {
-            Self::NotFound | Self::OfferNotFound => ErrorCode::NotFound,
-            Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
-            Self::AlreadyExists
-            | Self::AlreadyAccepting
-            | Self::AlreadyBooked
-            | Self::Closed { .. }
-            | Self::SlotTaken
-            | Self::NotAccepting => ErrorCode::Conflict,
-            Self::Invalid { .. }
-            | Self::OfferExpired
-            | Self::OfferDeclined
-            | Self::NoOffers
-            | Self::NotAsked => ErrorCode::Rejected,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::NotFound => "not_found",
-            Self::OfferNotFound => "offer_not_found",
-            Self::NotYours => "not_yours",
-            Self::InternalOnly => "internal_only",
-            Self::Invalid { .. } => "invalid",
-            Self::AlreadyExists => "already_exists",
-            Self::AlreadyAccepting => "already_accepting",
-            Self::AlreadyBooked => "already_booked",
-            Self::Closed { .. } => "request_closed",
-            Self::OfferExpired => "offer_expired",
-            Self::OfferDeclined => "offer_declined",
-            Self::SlotTaken => "slot_taken",
-            Self::NoOffers => "no_offers",
-            Self::NotAsked => "not_asked",
-            Self::NotAccepting => "not_accepting",
-        }
-    }
-}
-
 impl Entity for Request {
     const KIND: &'static str = "request";
     const GOLDEN: &'static str = include_str!("golden/request.jsonl");
@@ -544,12 +475,7 @@ impl Entity for Request {
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
-        if events.is_empty() || state.asked.is_none() {
-            return Vec::new();
-        }
-        let touched = |offer: &&Offer| events.iter().any(|event| event.touches(&offer.id));
-        let offers = state.offers.iter().filter(touched).map(|offer| offer_row(key, state, offer));
-        std::iter::once(ViewRow::new("requests", request_json(key, state))).chain(offers).collect()
+        view::rows(key, state, events)
     }
 
     fn run_finished(outcome: RunOutcome) -> Option<Command> {
@@ -599,27 +525,6 @@ impl Event {
             | Self::Unmatched { at, .. } => *at,
         }
     }
-
-    /// Whether the row of this offer is another one after this event.
-    fn touches(&self, id: &str) -> bool {
-        match self {
-            Self::OfferReceived { offer, .. } => offer.id == id,
-            Self::OfferExpired { offer_id, .. }
-            | Self::OfferDeclined { offer_id, .. }
-            | Self::OfferWithdrawn { offer_id, .. }
-            | Self::AcceptanceStarted { offer_id, .. }
-            | Self::AcceptanceRefused { offer_id, .. } => offer_id == id,
-            Self::Booked { .. }
-            | Self::Cancelled { .. }
-            | Self::Expired { .. }
-            | Self::Unmatched { .. } => true,
-            Self::Created { .. }
-            | Self::MatchingFailed { .. }
-            | Self::ProvidersMatched { .. }
-            | Self::LeadDeclined { .. }
-            | Self::AcceptanceRetried { .. } => false,
-        }
-    }
 }
 
 /// Users may send the others.
@@ -639,36 +544,4 @@ fn set_answer(state: &mut State, provider_id: &str, answer: Answer) {
     for lead in state.leads.iter_mut().filter(|lead| lead.provider_id == provider_id) {
         lead.answer = answer.clone();
     }
-}
-
-/// What the API, the read model and `request:updated` show.
-pub fn request_json(id: &str, state: &State) -> Value {
-    let Some(asked) = &state.asked else { return Value::Null };
-    json!({
-        "id": id,
-        "consumer_id": asked.consumer_id,
-        "session_id": asked.session_id,
-        "service": asked.service,
-        "status": state.status,
-        "reason": state.reason,
-        "details": asked.details,
-        "place": asked.place,
-        "earliest": asked.when.earliest,
-        "latest": asked.when.latest,
-        "exact": asked.when.exact,
-        "time_zone": asked.time_zone,
-        "budget": asked.budget,
-        "offers_count": state.offers.len(),
-        "booking_id": state.acceptance.as_ref().map(|a| &a.booking_id),
-        "created_at": state.created_at,
-        "updated_at": state.updated_at,
-    })
-}
-
-/// `offer_json` with the columns that rows are found by.
-fn offer_row(key: &str, state: &State, offer: &Offer) -> ViewRow {
-    let mut row = offer_json(key, offer, state.booking_of(&offer.id));
-    row["provider_id"] = json!(offer.provider.id);
-    row["consumer_id"] = json!(state.asked.as_ref().map(|asked| &asked.consumer_id));
-    ViewRow::new("offers", row)
 }

@@ -34,6 +34,7 @@ pub const MAX_MEDIA: usize = 8;
 pub const MAX_RECENT: usize = 20;
 pub const RECENT_CHARS: usize = 500;
 
+#[derive(Debug)]
 pub struct Session;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication};
 use crate::kernel::error::ErrorCode;
 
+#[derive(Debug)]
 pub struct User;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

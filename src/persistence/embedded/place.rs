@@ -175,7 +175,7 @@ pub(super) fn init_cluster(
     for entry in fs::read_dir(home).map_err(|error| io_error("cannot read", home, error))?.flatten()
     {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            let _ = fs::remove_dir_all(entry.path());
+            process::discard_cluster(&entry.path());
         }
     }
     let fresh = home.join(format!("{UNFINISHED}{}", std::process::id()));
@@ -183,7 +183,7 @@ pub(super) fn init_cluster(
         fs::rename(&fresh, cluster).map_err(|error| io_error("cannot create", cluster, error))
     });
     if made.is_err() {
-        let _ = fs::remove_dir_all(&fresh);
+        process::discard_cluster(&fresh);
     }
     made
 }

@@ -249,6 +249,18 @@ pub(super) fn clear_orphans(cluster: &Path, socket_dir: &Path) -> Result<(), Err
     Ok(())
 }
 
+/// Deletes what an initdb that was killed has left. Its children may still be writing into it for a moment. What
+/// cannot be deleted is in nobody's way; the next start tries again.
+pub(super) fn discard_cluster(unfinished: &Path) {
+    let deadline = Instant::now() + STRAGGLER_LIMIT;
+    while unfinished.exists() && Instant::now() < deadline {
+        kill_all(unfinished);
+        if fs::remove_dir_all(unfinished).is_err() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
 fn kill_all(cluster: &Path) -> bool {
     for pid in servers_in(cluster) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);

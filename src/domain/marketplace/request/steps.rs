@@ -62,7 +62,7 @@ impl<'a> Draft<'a> {
         self.effect(Effect::send::<Session>(session, &command));
     }
 
-    fn to_provider(&mut self, provider_id: &str, command: &provider::Command) {
+    fn send_provider(&mut self, provider_id: &str, command: &provider::Command) {
         self.effect(Effect::send::<Provider>(provider_id, command));
     }
 
@@ -91,7 +91,7 @@ impl<'a> Draft<'a> {
             self.effect(Effect::cancel(offer_timer(&offer_id)));
             self.announce_offer("offer:updated", &offer_id);
             if self.next.booking_of(&offer_id).is_none() {
-                self.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+                self.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
             }
         }
     }
@@ -206,7 +206,7 @@ pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Dec
             budget: asked.budget,
             score: scored.score,
         };
-        draft.to_provider(&scored.provider_id, &provider::Command::ConsiderLead { lead });
+        draft.send_provider(&scored.provider_id, &provider::Command::ConsiderLead { lead });
     }
     draft.decision
 }
@@ -247,7 +247,7 @@ pub(super) fn receive_offer(
     let wanted = draft.next.status.is_searching() || draft.next.status == Status::Accepting;
     if !wanted {
         let offer_id = offer.id;
-        draft.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+        draft.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
         return Ok(draft.decision);
     }
     let offer = Offer { status: OfferStatus::Open, ..offer };
@@ -335,7 +335,7 @@ pub(super) fn decline_offer(
     let id = offer_id.to_owned();
     draft.event(Event::OfferDeclined { offer_id: id.clone(), at: draft.cx.now });
     draft.effect(Effect::cancel(offer_timer(offer_id)));
-    draft.to_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id: id });
+    draft.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id: id });
     draft.announce_offer("offer:updated", offer_id);
     draft.settle();
     Ok(draft.reply_request())
@@ -396,7 +396,7 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
         ends_at: offer.ends_at,
         expires_at: offer.expires_at,
     };
-    draft.to_provider(&offer.provider.id, &provider::Command::HoldSlot(hold));
+    draft.send_provider(&offer.provider.id, &provider::Command::HoldSlot(hold));
     let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
     draft.schedule("acceptance", at, &Command::AcceptanceOverdue { booking_id });
 }
@@ -464,7 +464,7 @@ pub(super) fn abandon(mut draft: Draft<'_>, booking_id: &str, reason: String) ->
     let offer = draft.next.offer(&acceptance.offer_id);
     if let Some(provider_id) = offer.map(|offer| offer.provider.id.clone()) {
         let booking_id = booking_id.into();
-        draft.to_provider(&provider_id, &provider::Command::ReleaseSlot { booking_id });
+        draft.send_provider(&provider_id, &provider::Command::ReleaseSlot { booking_id });
     }
     refuse_acceptance(draft, booking_id, reason)
 }

@@ -1,0 +1,374 @@
+//! The command line. Answers go to standard output, everything else to standard error; exit codes: 0 done, 1 failed,
+//! 2 usage or configuration.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use sqlx::postgres::PgPool;
+
+use crate::app::{demo, node};
+use crate::config::Config;
+use crate::gateway::auth::{Auth, fresh_key};
+use crate::kernel::clock::Clock;
+use crate::kernel::entity::Role;
+use crate::kernel::ids::{is_valid_id, slot_of};
+use crate::persistence::{embedded, entities, keys, membership, outbox, store};
+use crate::telemetry;
+
+#[derive(Parser)]
+#[command(name = "proxie", version, about = "An agent-native realtime backend")]
+struct Cli {
+    /// The configuration file (default: config.toml, where there is one)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node (the default)
+    Serve,
+    /// Show the main job: from a sentence to a booking that survives a kill -9
+    Demo {
+        /// Stay up afterwards
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Apply the database migrations
+    Migrate,
+    /// Check the configuration and exit
+    CheckConfig,
+    /// Print the OpenAPI document
+    Openapi,
+    /// Mint a development token, or revoke tokens
+    Token(TokenArgs),
+    /// See and steer the cluster
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
+    /// Look at entities
+    Entity {
+        #[command(subcommand)]
+        command: EntityCommand,
+    },
+    /// Deliveries that were given up
+    DeadLetter {
+        #[command(subcommand)]
+        command: DeadLetterCommand,
+    },
+}
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct TokenArgs {
+    #[command(subcommand)]
+    command: Option<TokenCommand>,
+    #[arg(long, required = true)]
+    user: Option<String>,
+    #[arg(long, default_value = "consumer")]
+    role: RoleArg,
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Refuse a user's tokens issued until now, or one token, everywhere within 2 s
+    Revoke {
+        #[arg(long, required_unless_present = "jti")]
+        user: Option<String>,
+        #[arg(long, conflicts_with = "user")]
+        jti: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RoleArg {
+    Consumer,
+    Provider,
+    Operator,
+}
+
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Nodes and slot ownership
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum EntityCommand {
+    /// State, version and owner node of an entity
+    Show {
+        kind: String,
+        key: String,
+        /// The journal too
+        #[arg(long)]
+        events: bool,
+    },
+    /// Entities that failed on every start
+    Parked,
+    /// Let a parked entity start again
+    Retry { kind: String, key: String },
+}
+
+#[derive(Subcommand)]
+enum DeadLetterCommand {
+    List,
+    /// Deliver it again
+    Retry { id: String },
+}
+
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // `--help` and `--version` are no errors.
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let config = match Config::load(cli.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("proxie: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.expect("the runtime starts");
+    let done = runtime.block_on(run(cli.command.unwrap_or(Command::Serve), config));
+    // What still runs holds nothing that matters: `run` has stopped and flushed.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("proxie: {}", one_line(&error));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+async fn run(command: Command, config: Config) -> anyhow::Result<()> {
+    match command {
+        Command::Serve => serve(&config).await,
+        Command::Demo { keep } => demo::run(&config, keep).await,
+        Command::CheckConfig => {
+            println!("the configuration is valid");
+            Ok(())
+        }
+        Command::Openapi => {
+            println!("{:#}", crate::gateway::openapi());
+            Ok(())
+        }
+        Command::Migrate => {
+            let pool = open(&config, true).await?;
+            store::migrate(&pool.pool).await?;
+            println!("the database is up to date");
+            pool.close().await;
+            Ok(())
+        }
+        Command::Token(args) => token(&config, args).await,
+        Command::Cluster { command: ClusterCommand::Status { json } } => status(&config, json).await,
+        Command::Entity { command } => entity(&config, command).await,
+        Command::DeadLetter { command } => dead_letter(&config, command).await,
+    }
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    telemetry::init_logs(&config.log);
+    telemetry::metrics();
+    if config.cluster.enabled {
+        bail!("this release runs one node: set cluster.enabled = false");
+    }
+    let mut signals = Signals::new()?;
+    let node = tokio::select! {
+        node = node::Node::start(config) => node?,
+        () = signals.recv() => bail!("interrupted while starting"),
+    };
+    println!("proxie ready on http://{}", node.address);
+    let end = tokio::select! {
+        reason = node.doomed() => Err(anyhow::anyhow!(reason)),
+        () = signals.recv() => Ok(()),
+    };
+    tracing::info!("draining");
+    tokio::select! {
+        () = node.stop() => {}
+        () = signals.recv() => tracing::warn!("a second signal: not waiting for the drain"),
+    }
+    end
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The store as commands besides `serve` see it: a running node's server, or one started for the moment.
+struct Opened {
+    pool: PgPool,
+    server: Option<embedded::Embedded>,
+}
+
+impl Opened {
+    async fn close(self) {
+        self.pool.close().await;
+        if let Some(server) = self.server {
+            let _ = server.stop().await;
+        }
+    }
+}
+
+async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
+    let (options, server) = if !config.embedded() {
+        (config.persistence.database_url.parse().context("DATABASE_URL is not a PostgreSQL URL")?, None)
+    } else if let Some(options) = embedded::connect_running(&config.node.data_dir)? {
+        (options, None)
+    } else {
+        if !create && !config.node.data_dir.join("postgres").exists() && !config.node.data_dir.join("postgres.location").exists() {
+            bail!("there is no store under {} yet: run `proxie serve` first", config.node.data_dir.display());
+        }
+        let (options, server) = node::open_store(config).await?;
+        (options, server)
+    };
+    let limits = store::Options { max_connections: 4, ..node::store_options(config) };
+    let pool = store::connect(options, &limits).await?;
+    Ok(Opened { pool, server })
+}
+
+async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
+    if let Some(TokenCommand::Revoke { user, jti }) = args.command {
+        let subject = match (user, jti) {
+            (Some(user), _) => format!("user:{user}"),
+            (None, Some(jti)) => format!("jti:{jti}"),
+            (None, None) => bail!("name a --user or a --jti"),
+        };
+        let store = open(config, false).await?;
+        keys::revoke(&store.pool, &subject).await?;
+        println!("revoked {subject}");
+        store.close().await;
+        return Ok(());
+    }
+    let user = args.user.unwrap_or_default();
+    if !config.dev_tokens() {
+        bail!("development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are");
+    }
+    if !is_valid_id(&user) {
+        bail!("a user id is 1 to 64 letters, digits, - or _");
+    }
+    let store = open(config, true).await?;
+    store::migrate(&store.pool).await?;
+    let auth = Auth::new(keys::signing_key(&store.pool, fresh_key()).await?, Clock::System);
+    let role = match args.role {
+        RoleArg::Consumer => Role::Consumer,
+        RoleArg::Provider => Role::Provider,
+        RoleArg::Operator => Role::Operator,
+    };
+    println!("{}", auth.mint(&user, role, config.auth.token_s));
+    store.close().await;
+    Ok(())
+}
+
+async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+    let store = open(config, false).await?;
+    let nodes = membership::nodes(&store.pool).await?;
+    let unowned = i64::from(crate::kernel::ids::SLOTS) - nodes.iter().map(|node| node.slots).sum::<i64>();
+    if json {
+        println!("{:#}", serde_json::json!({ "nodes": nodes, "slots": crate::kernel::ids::SLOTS, "unowned_slots": unowned }));
+    } else {
+        println!("{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}", "NODE", "INCARNATION", "ADDRESS", "VERSION", "STATE", "SLOTS", "ENTITIES", "CONNECTIONS");
+        for node in &nodes {
+            let state = if node.lease_left_ms > 0 { node.state.as_str() } else { "silent" };
+            println!(
+                "{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}",
+                node.id, node.incarnation, node.address, node.version, state, node.slots, node.entities, node.connections
+            );
+        }
+        println!("{unowned} of {} slots have no owner", crate::kernel::ids::SLOTS);
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn entity(config: &Config, command: EntityCommand) -> anyhow::Result<()> {
+    let store = open(config, false).await?;
+    let done = entity_in(&store.pool, command).await;
+    store.close().await;
+    done
+}
+
+async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
+    match command {
+        EntityCommand::Show { kind, key, events } => {
+            let journal = entities::journal(pool, &kind, &key, if events { i64::MAX } else { 0 }).await?;
+            let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
+                bail!("there is no {kind} {key}");
+            };
+            let state = node::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+            let mut shown = serde_json::to_value(shown)?;
+            shown["state"] = state;
+            if events {
+                shown["events"] = serde_json::to_value(journal)?;
+            }
+            println!("{shown:#}");
+        }
+        EntityCommand::Parked => {
+            for parked in outbox::parked(pool, 1_000).await? {
+                println!("{}", serde_json::to_string(&parked)?);
+            }
+        }
+        EntityCommand::Retry { kind, key } => {
+            if !outbox::unpark(pool, &kind, &key).await? {
+                bail!("{kind} {key} is not parked");
+            }
+            println!("{kind} {key} may start again");
+        }
+    }
+    Ok(())
+}
+
+async fn dead_letter(config: &Config, command: DeadLetterCommand) -> anyhow::Result<()> {
+    let store = open(config, false).await?;
+    let done = async {
+        match command {
+            DeadLetterCommand::List => {
+                for letter in outbox::dead_letters(&store.pool, 1_000).await? {
+                    println!("{}", serde_json::to_string(&letter)?);
+                }
+            }
+            DeadLetterCommand::Retry { id } => {
+                if !outbox::retry_dead_letter(&store.pool, &id).await? {
+                    bail!("there is no dead letter {id}");
+                }
+                println!("{id} will be delivered again");
+            }
+        }
+        Ok(())
+    }
+    .await;
+    store.close().await;
+    done
+}

@@ -1,0 +1,376 @@
+//! `proxie demo`: the main job, played over the real edges against a real node that is killed in the middle.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::config::Config;
+
+const SENTENCE: &str = "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
+const STEP: Duration = Duration::from_secs(20);
+
+pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let folder = Folder::new()?;
+    let term = Terminal::new();
+    term.title("Proxie: from one sentence to a booking that survives kill -9");
+
+    term.step("A node starts on a temporary embedded PostgreSQL, with demonstration providers.");
+    let mut node = NodeProcess::start(&folder, config)?;
+    term.fact(&format!("ready on {} after {}", node.url, ms(node.took)));
+    let token = folder.token()?;
+
+    term.step("Clara connects over a WebSocket and says what she needs.");
+    let mut clara = Client::connect(&node.url, &token).await?;
+    let welcome = clara.ask("auth", json!({})).await?;
+    let user_topic = "user:clara";
+    let session = clara.ask("session:open", json!({ "session_id": null, "time_zone": "Europe/Berlin", "locale": "en" })).await?;
+    let session_id = text(&session, "session_id")?;
+    term.says("Clara", SENTENCE);
+    let asked = Instant::now();
+    clara.ask("chat:message", json!({ "session_id": session_id, "content": SENTENCE, "media": [] })).await?;
+    term.actor(&format!("session {session_id}: her message is in the journal ({})", ms(asked.elapsed())));
+
+    // The agent's words arrive token by token, offers as providers' agents make them.
+    let mut offers: Vec<Value> = Vec::new();
+    let mut answered = false;
+    let deadline = Instant::now() + STEP;
+    while !(answered && !offers.is_empty() && clara.is_quiet(Duration::from_millis(400)).await?) {
+        ensure!(Instant::now() < deadline, "no offer within {} s", STEP.as_secs());
+        let Some(event) = clara.next_event(Duration::from_millis(400)).await? else { continue };
+        match event["event"].as_str() {
+            Some("chat:response") => {
+                term.says("Agent", event["data"]["content"].as_str().unwrap_or_default());
+                answered = true;
+            }
+            Some("offer:new") => {
+                let offer = &event["data"]["offer"];
+                term.actor(&format!("provider agent {}: {}", offer["provider"]["name"].as_str().unwrap_or("?"), describe(offer)));
+                offers.push(offer.clone());
+            }
+            _ => {}
+        }
+    }
+    let offers_took = asked.elapsed();
+
+    let best = offers
+        .iter()
+        .max_by(|a, b| score(a).total_cmp(&score(b)))
+        .expect("there is an offer");
+    term.step(&format!("Clara accepts the best of {} offers: {}.", offers.len(), best["provider"]["name"].as_str().unwrap_or("?")));
+    term.fact(&format!("score {:.2} = {}", score(best), parts(best)));
+    let accepting = Instant::now();
+    let accepted = clara.ask("offer:accept", json!({ "offer_id": best["id"] })).await?;
+    let booking_id = text(&accepted, "booking_id")?;
+    let accept_took = accepting.elapsed();
+    let confirmed = clara.wait_for("booking:confirmed").await?;
+    term.actor(&format!("request → provider holds the slot → booking {booking_id} ({})", ms(accept_took)));
+    ensure!(confirmed["data"]["booking"]["id"] == accepted["booking_id"], "another booking was confirmed");
+    let seen = confirmed["offset"].as_i64().context("a confirmation has an offset")?;
+    let epoch = welcome["topics"][user_topic]["position"]["epoch"].clone();
+
+    term.step("The node is killed without warning (SIGKILL).");
+    let killed = Instant::now();
+    node.kill();
+    drop(clara);
+    term.fact("gone: no shutdown, no flush, the WebSocket is cut");
+
+    term.step("It is started again, on the same data.");
+    let mut node = NodeProcess::start(&folder, config)?;
+    let mut clara = Client::connect(&node.url, &token).await?;
+    let positions = json!({ user_topic: { "epoch": epoch, "offset": seen - 1 } });
+    let back = clara.ask("auth", json!({ "positions": positions })).await?;
+    ensure!(back["topics"][user_topic]["recovered"] == true, "the topic's history was not recovered: {back}");
+    let again = clara.wait_for("booking:confirmed").await?;
+    ensure!(again["offset"].as_i64() == Some(seen) && again["data"] == confirmed["data"], "the confirmation came back changed");
+    let booking = clara.get(&node.url, &token, &format!("/v1/bookings/{booking_id}")).await?;
+    ensure!(booking["id"] == accepted["booking_id"] && booking["status"] == "confirmed", "the booking is not there: {booking}");
+    let recovered = killed.elapsed();
+    term.actor(&format!("Clara reconnects with her last position and gets offset {seen} again, in the same epoch"));
+    term.fact(&format!(
+        "the booking is there: {} with {}, {}, {}",
+        booking["service"].as_str().unwrap_or("?"),
+        booking["provider"]["name"].as_str().unwrap_or("?"),
+        booking["starts_at"].as_str().unwrap_or("?"),
+        price(&booking["price"])
+    ));
+
+    term.title("Figures of this run");
+    term.row("sentence → all offers", offers_took);
+    term.row("accept → booked, durably", accept_took);
+    term.row("SIGKILL → booking shown again", recovered);
+    term.row("the whole demonstration", started.elapsed());
+    if keep {
+        println!("\nThe node stays up: {}  (Ctrl-C ends it)", node.url);
+        println!("A token for Clara:  {token}");
+        let _ = tokio::signal::ctrl_c().await;
+    }
+    node.stop();
+    Ok(())
+}
+
+fn ms(took: Duration) -> String {
+    format!("{} ms", took.as_millis())
+}
+
+fn text(value: &Value, field: &str) -> anyhow::Result<String> {
+    Ok(value[field].as_str().with_context(|| format!("{field} is missing in {value}"))?.to_owned())
+}
+
+fn score(offer: &Value) -> f64 {
+    offer["score"]["total"].as_f64().unwrap_or(0.0)
+}
+
+fn parts(offer: &Value) -> String {
+    ["skill", "location", "availability", "price", "rating", "response"]
+        .map(|part| format!("{part} {:.2}", offer["score"]["parts"][part].as_f64().unwrap_or(0.0)))
+        .join(", ")
+}
+
+fn price(price: &Value) -> String {
+    format!("{:.2} {}", price["amount_minor"].as_f64().unwrap_or(0.0) / 100.0, price["currency"].as_str().unwrap_or(""))
+}
+
+fn describe(offer: &Value) -> String {
+    format!(
+        "{} at {}, rated {}",
+        price(&offer["price"]),
+        offer["starts_at"].as_str().unwrap_or("?"),
+        offer["provider"]["rating"]
+    )
+}
+
+/// The demonstration's own data folder; it goes when the demonstration ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("proxie-demo-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// This binary again, with the demonstration's store. It inherits none of the caller's database or port.
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .env_remove("DATABASE_URL")
+            .env_remove("REDIS_URL")
+            .env("PROXIE__PERSISTENCE__DATABASE_URL", "")
+            .env("PROXIE__CLUSTER__ENABLED", "false")
+            .env("PROXIE__AUTH__DEV_TOKENS", "true")
+            .env("PROXIE__NODE__DATA_DIR", self.0.join("data"))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    fn token(&self) -> anyhow::Result<String> {
+        let output = self.command()?.args(["token", "--user", "clara", "--role", "consumer"]).output()?;
+        let token = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+        ensure!(output.status.success() && !token.is_empty(), "no token: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(token)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Ok(elsewhere) = std::fs::read_to_string(self.0.join("data/postgres.location"))
+            && elsewhere.trim().starts_with("/var/lib/proxie/")
+        {
+            let _ = std::fs::remove_dir_all(elsewhere.trim());
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct NodeProcess {
+    child: Child,
+    url: String,
+    took: Duration,
+}
+
+impl NodeProcess {
+    fn start(folder: &Folder, config: &Config) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let log = std::fs::File::create(folder.0.join("node.log"))?;
+        let mut child = folder
+            .command()?
+            .arg("serve")
+            .env("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0")
+            .env("PROXIE__GATEWAY__DRAIN_MS", "0")
+            .env("PROXIE__LOG__LEVEL", &config.log.level)
+            .env("PROXIE__LOG__FORMAT", "json")
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        while let Ok(1..) = stdout.read_line(&mut line) {
+            if let Some(url) = line.trim().strip_prefix("proxie ready on ") {
+                return Ok(Self { child, url: url.to_owned(), took: started.elapsed() });
+            }
+            line.clear();
+        }
+        let _ = child.wait();
+        let log = std::fs::read_to_string(folder.0.join("node.log")).unwrap_or_default();
+        bail!("the node did not start: {}", log.lines().last().unwrap_or("it said nothing"))
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn stop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        // On the way out of a failed demonstration too. Its PostgreSQL ends with it.
+        self.kill();
+    }
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+struct Client {
+    socket: Socket,
+    events: std::collections::VecDeque<Value>,
+}
+
+impl Client {
+    async fn connect(url: &str, token: &str) -> anyhow::Result<Self> {
+        let mut request = format!("{}/v1/ws", url.replacen("http", "ws", 1)).into_client_request()?;
+        request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
+        request.headers_mut().insert("sec-websocket-protocol", "proxie.v1".parse()?);
+        let (socket, _) = tokio_tungstenite::connect_async(request).await.context("the WebSocket was refused")?;
+        Ok(Self { socket, events: Default::default() })
+    }
+
+    /// Sends a frame and waits for its reply; events that come first are kept.
+    async fn ask(&mut self, event: &str, data: Value) -> anyhow::Result<Value> {
+        let id = ulid::Ulid::generate().to_string();
+        let frame = json!({ "id": id, "event": event, "data": data }).to_string();
+        self.socket.send(Message::text(frame)).await?;
+        let deadline = Instant::now() + STEP;
+        loop {
+            let Some(frame) = self.read(deadline.saturating_duration_since(Instant::now())).await? else {
+                bail!("no reply to {event} within {} s", STEP.as_secs())
+            };
+            if frame["id"] == id.as_str() {
+                ensure!(frame["ok"] == true, "{event} was answered {}", frame["error"]);
+                return Ok(frame["data"].clone());
+            }
+            self.events.push_back(frame);
+        }
+    }
+
+    async fn read(&mut self, wait: Duration) -> anyhow::Result<Option<Value>> {
+        loop {
+            match tokio::time::timeout(wait, self.socket.next()).await {
+                Err(_) => return Ok(None),
+                Ok(Some(Ok(Message::Text(text)))) => return Ok(Some(serde_json::from_str(text.as_str())?)),
+                Ok(Some(Ok(Message::Close(frame)))) => bail!("the node closed the connection: {frame:?}"),
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => return Err(error.into()),
+                Ok(None) => bail!("the node closed the connection"),
+            }
+        }
+    }
+
+    async fn next_event(&mut self, wait: Duration) -> anyhow::Result<Option<Value>> {
+        match self.events.pop_front() {
+            Some(event) => Ok(Some(event)),
+            None => self.read(wait).await,
+        }
+    }
+
+    /// Nothing arrives for a while.
+    async fn is_quiet(&mut self, wait: Duration) -> anyhow::Result<bool> {
+        if let Some(event) = self.next_event(wait).await? {
+            self.events.push_front(event);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn wait_for(&mut self, name: &str) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + STEP;
+        while Instant::now() < deadline {
+            match self.next_event(STEP).await? {
+                Some(event) if event["event"] == name => return Ok(event),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        bail!("no {name} within {} s", STEP.as_secs())
+    }
+
+    /// A plain GET, to show that the REST side agrees.
+    async fn get(&self, url: &str, token: &str, path: &str) -> anyhow::Result<Value> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let host = url.trim_start_matches("http://");
+        let mut stream = tokio::net::TcpStream::connect(host).await?;
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = String::new();
+        tokio::time::timeout(STEP, stream.read_to_string(&mut answer)).await??;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "GET {path}: {}", head.lines().next().unwrap_or_default());
+        Ok(serde_json::from_str(body)?)
+    }
+}
+
+/// Plain words on any terminal, colour where it is one.
+struct Terminal {
+    colour: bool,
+    started: Instant,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let colour = std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none();
+        Self { colour, started: Instant::now() }
+    }
+
+    fn print(&self, style: &str, line: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = if self.colour { writeln!(out, "\x1b[{style}m{line}\x1b[0m") } else { writeln!(out, "{line}") };
+    }
+
+    fn title(&self, line: &str) {
+        self.print("1", &format!("\n{line}"));
+    }
+
+    fn step(&self, line: &str) {
+        self.print("1;34", &format!("\n[{:5.1} s] {line}", self.started.elapsed().as_secs_f64()));
+    }
+
+    fn says(&self, who: &str, what: &str) {
+        self.print("0", &format!("    {who}: \u{201c}{what}\u{201d}"));
+    }
+
+    fn actor(&self, line: &str) {
+        self.print("36", &format!("    · {line}"));
+    }
+
+    fn fact(&self, line: &str) {
+        self.print("32", &format!("    ✓ {line}"));
+    }
+
+    fn row(&self, what: &str, took: Duration) {
+        self.print("0", &format!("    {what:<34} {:>8}", ms(took)));
+    }
+}

@@ -1,0 +1,245 @@
+//! A whole node: store, core, gateway, listener; started and drained in this order and its reverse.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::actors::{Options, Runner};
+use crate::app::core::{self, Core, Fate, Settings};
+use crate::app::matching::MatchProviders;
+use crate::app::seed;
+use crate::config::Config;
+use crate::domain::marketplace::{booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User};
+use crate::gateway::auth::{Auth, fresh_key};
+use crate::gateway::{Gateway, Parts, Readiness};
+use crate::kernel::clock::Clock;
+use crate::persistence::embedded::{self, DataLock, Embedded};
+use crate::persistence::limits::Limits;
+use crate::persistence::membership::{NodeInfo, host_id};
+use crate::persistence::views::Views;
+use crate::persistence::{keys, store, writer};
+use crate::telemetry;
+
+pub struct Node {
+    pub address: SocketAddr,
+    pub core: Core,
+    pub auth: Auth,
+    embedded: Option<Embedded>,
+    drain: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+    drain_ms: u64,
+}
+
+/// Where the database is: the user's, or the embedded one, which this starts.
+pub async fn open_store(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<Embedded>)> {
+    if !config.embedded() {
+        let options = config.persistence.database_url.parse().context("DATABASE_URL is not a PostgreSQL URL")?;
+        return Ok((options, None));
+    }
+    let lock = DataLock::acquire(&config.node.data_dir)?;
+    let installed = &config.persistence.postgres_bin_dir;
+    let options = embedded::Options {
+        installed: (!installed.as_os_str().is_empty()).then(|| installed.clone()),
+        shared_buffers: config.persistence.shared_buffers.clone(),
+        max_connections: config.persistence.max_connections + 16,
+        ..embedded::Options::new(&config.node.data_dir)
+    };
+    let server = Embedded::start(options, lock).await?;
+    Ok((server.connect_options(), Some(server)))
+}
+
+pub fn store_options(config: &Config) -> store::Options {
+    store::Options {
+        max_connections: config.persistence.max_connections,
+        allow_fsync_off: config.persistence.allow_fsync_off,
+    }
+}
+
+impl Node {
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        // The port first: it is the likeliest thing to be taken, and costs nothing to find out.
+        let listener = TcpListener::bind(&config.gateway.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}: set PROXIE__GATEWAY__LISTEN to a free address", config.gateway.listen))?;
+        let address = listener.local_addr()?;
+        let (options, embedded) = open_store(config).await?;
+        let pool = store::connect(options, &store_options(config)).await?;
+        let clock = Clock::System;
+        let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
+        let key = keys::signing_key(&pool, fresh_key()).await?;
+        let auth = Auth::new(key, clock.clone());
+        let limits = match config.redis.url.as_str() {
+            "" => Limits::in_process(),
+            url => Limits::with_redis(url).await.context("cannot reach Redis: check REDIS_URL, or unset it")?,
+        };
+        if embedded.is_some() && config.seed.demo {
+            seed::demo(&core).await?;
+        }
+        let (drain, draining) = watch::channel(false);
+        let readiness: Readiness = {
+            let (lanes, lease, draining) = (core.lanes.clone(), core.lease.clone(), draining.clone());
+            Arc::new(move || crate::gateway::Ready {
+                store: lanes.all_up(),
+                lease: lease.is_fresh(),
+                draining: *draining.borrow(),
+            })
+        };
+        let gateway = Gateway::new(Parts {
+            config: config.clone(),
+            entities: core.entities.clone(),
+            topics: core.topics.clone(),
+            views: Views::new(pool.clone()),
+            history: crate::persistence::publications::Publications::new(pool.clone()),
+            auth: auth.clone(),
+            limits,
+            clock,
+            epoch: core.identity.epoch.as_str().into(),
+            readiness,
+            draining,
+            metrics: telemetry::metrics(),
+        })
+        .await?;
+        let tasks = vec![tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s))];
+        let serving = tokio::spawn(crate::gateway::serve(gateway, listener));
+        Ok(Self {
+            address,
+            core,
+            auth,
+            embedded,
+            drain,
+            serving,
+            tasks,
+            drain_ms: config.gateway.drain_ms,
+        })
+    }
+
+    /// Resolves with the reason when the node cannot go on.
+    pub async fn doomed(&self) -> String {
+        let store_gone = async {
+            match &self.embedded {
+                Some(server) => server.exited().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut fate = self.core.fate();
+        let evicted = fate.wait_for(|fate| *fate != Fate::Living);
+        tokio::select! {
+            reason = store_gone => format!("the embedded PostgreSQL is gone: {reason}"),
+            fate = evicted => match fate.as_deref() {
+                Ok(Fate::StoreReplaced) => "the database is not the one it was (another server or timeline): start again".into(),
+                _ => "another node has taken over this node's slots".into(),
+            },
+        }
+    }
+
+    /// Asks clients to reconnect, finishes what was accepted, and leaves no server behind.
+    pub async fn stop(self) {
+        let _ = self.drain.send(true);
+        tokio::time::sleep(Duration::from_millis(self.drain_ms)).await;
+        self.serving.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.core.stop().await;
+        if let Some(server) = self.embedded
+            && let Err(error) = server.stop().await
+        {
+            tracing::warn!(%error, "the embedded PostgreSQL did not stop in order");
+        }
+    }
+}
+
+async fn start_core(
+    config: &Config,
+    pool: &PgPool,
+    clock: Clock,
+    data_lock_held: bool,
+    address: SocketAddr,
+) -> anyhow::Result<Core> {
+    let mut runners: HashMap<&'static str, Arc<dyn Runner>> = HashMap::new();
+    runners.insert(matching::RUNNER, Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }));
+    let settings = Settings {
+        node: NodeInfo {
+            name: config.node.name.clone(),
+            address: address.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: host_id(),
+            pid: std::process::id() as i32,
+            lease_s: config.cluster.lease_s,
+            lanes: config.persistence.lanes,
+        },
+        data_lock_held,
+        read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),
+        clock,
+        writer: writer::Options {
+            lanes: config.persistence.lanes,
+            max_batch_items: config.persistence.max_batch_items,
+            max_queued: config.persistence.max_queued,
+            keep_publications: config.topics.history_limit,
+            ..writer::Options::default()
+        },
+        entities: Options {
+            max_in_flight: config.entities.max_in_flight,
+            snapshot_every: config.entities.snapshot_every,
+            idle_s: config.entities.idle_s,
+            max_live: config.entities.max_live,
+            memory_limit: config.entities.memory_limit_mb << 20,
+            park_after: config.entities.park_after,
+            max_attempts: config.entities.max_attempts,
+            ..Options::default()
+        },
+        runners,
+        dedupe_s: config.persistence.dedupe_s,
+        history_s: config.topics.history_s,
+    };
+    let mut prepared = core::prepare(pool.clone(), settings).await?;
+    prepared.registry.register::<User>().await?;
+    prepared.registry.register::<Session>().await?;
+    prepared.registry.register::<Request>().await?;
+    prepared.registry.register::<Provider>().await?;
+    prepared.registry.register::<Booking>().await?;
+    Ok(prepared.run())
+}
+
+/// Every node learns of a revocation within a second; two are promised.
+async fn watch_revocations(pool: PgPool, auth: Auth, token_s: i64) {
+    let mut tick = tokio::time::interval(Duration::from_millis(700));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Ok(rows) = keys::revocations(&pool, token_s.max(86_400) + 60).await {
+            auth.set_revocations(rows);
+        }
+    }
+}
+
+/// The state that a journal leads to, for whoever looks at an entity from outside.
+pub fn replay(kind: &str, journal: &[crate::persistence::entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
+    fn fold<E: crate::kernel::entity::Entity>(
+        journal: &[crate::persistence::entities::JournalEntry],
+    ) -> anyhow::Result<serde_json::Value> {
+        let mut state = E::State::default();
+        for entry in journal {
+            let event = crate::kernel::entity::decode_event::<E>(entry.version as u16, entry.event.clone())
+                .with_context(|| format!("event {} cannot be read", entry.seq))?;
+            E::evolve(&mut state, &event);
+        }
+        Ok(serde_json::to_value(state)?)
+    }
+    match kind {
+        "user" => fold::<User>(journal),
+        "session" => fold::<Session>(journal),
+        "request" => fold::<Request>(journal),
+        "provider" => fold::<Provider>(journal),
+        "booking" => fold::<Booking>(journal),
+        _ => anyhow::bail!("there is no kind {kind}; there are user, session, request, provider and booking"),
+    }
+}
