@@ -40,7 +40,10 @@ create table requests (
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
     offers_count  int not null default 0,
-    booking_id    text
+    booking_id    text,
+    reason        text,
+    exact         boolean,
+    time_zone     text
 );
 create index requests_consumer on requests (consumer_id, id);
 

@@ -5,6 +5,7 @@ pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod domain;
+pub mod gateway;
 pub mod kernel;
 pub mod persistence;
 pub mod telemetry;

@@ -1,0 +1,274 @@
+//! Who a token speaks for. The one type through which tokens are made and checked.
+//!
+//! Tokens are JWTs signed with Ed25519 by the cluster's key. Whatever else a token says about how it is signed, it is
+//! refused: the algorithm and the key are ours to choose, not the token's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::kernel::clock::Timestamp;
+use crate::kernel::entity::{Caller, Role};
+use crate::kernel::ids::{IdSource, is_valid_id};
+use crate::persistence::keys;
+
+const ISSUER: &str = "proxie";
+/// Nodes' clocks may differ by so much.
+const LEEWAY_S: i64 = 5;
+/// Longer ones are not ours, and not worth a signature check.
+const MAX_TOKEN_BYTES: usize = 4_096;
+
+/// RFC 8410: an Ed25519 private key in PKCS #8 is this and the 32 bytes of the seed.
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    pub iss: String,
+    pub aud: String,
+    pub sub: String,
+    pub role: Role,
+    pub jti: String,
+    /// Seconds since the epoch, as the other times.
+    pub iat: i64,
+    pub nbf: i64,
+    pub exp: i64,
+}
+
+impl Claims {
+    pub fn caller(&self) -> Caller {
+        Caller::User { id: self.sub.clone(), role: self.role }
+    }
+
+    pub fn expires_at(&self) -> Timestamp {
+        Timestamp::from_second(self.exp).unwrap_or(Timestamp::MAX)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    #[error("the access token is not valid")]
+    Invalid,
+    #[error("the access token has expired")]
+    Expired,
+    #[error("the access token was revoked")]
+    Revoked,
+}
+
+/// By `user:<id>` and `jti:<id>`: when, in seconds since the epoch.
+pub type Revocations = Arc<HashMap<String, i64>>;
+
+pub struct Auth {
+    kid: String,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+    public: String,
+    revocations: watch::Sender<Revocations>,
+}
+
+impl Auth {
+    pub fn new(key: &keys::SigningKey) -> Self {
+        let public = SigningKey::from_bytes(&key.secret).verifying_key().to_bytes();
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        // Times are checked against our own clock, which tests can move.
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        let public = base64url(&public);
+        Self {
+            kid: key.kid.clone(),
+            encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], &key.secret[..]].concat()),
+            decoding: DecodingKey::from_ed_components(&public).expect("the public key was just encoded"),
+            validation,
+            public,
+            revocations: watch::channel(Revocations::default()).0,
+        }
+    }
+
+    pub fn mint(&self, user_id: &str, role: Role, now: Timestamp, ttl_s: i64) -> String {
+        let iat = now.as_second();
+        let claims = Claims {
+            iss: ISSUER.into(),
+            aud: ISSUER.into(),
+            sub: user_id.into(),
+            role,
+            jti: IdSource::new(now, rand::random()).mint("tok"),
+            iat,
+            nbf: iat,
+            exp: iat + ttl_s,
+        };
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some(self.kid.clone());
+        encode(&header, &claims, &self.encoding).expect("claims serialise and the key signs")
+    }
+
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, AuthError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(AuthError::Invalid);
+        }
+        let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
+        if header.alg != Algorithm::EdDSA || header.kid.as_deref() != Some(&self.kid) {
+            return Err(AuthError::Invalid);
+        }
+        let claims = decode::<Claims>(token, &self.decoding, &self.validation)
+            .map_err(|_| AuthError::Invalid)?
+            .claims;
+        let now = now.as_second();
+        if !is_valid_id(&claims.sub) || claims.nbf > now + LEEWAY_S || claims.iat > now + LEEWAY_S {
+            return Err(AuthError::Invalid);
+        }
+        // A token is refused from its last second on: here leeway would only prolong it.
+        if claims.exp <= now {
+            return Err(AuthError::Expired);
+        }
+        if self.is_revoked(&claims) {
+            return Err(AuthError::Revoked);
+        }
+        Ok(claims)
+    }
+
+    /// A user's tokens are revoked up to and including the second of the revocation: to err is to refuse.
+    pub fn is_revoked(&self, claims: &Claims) -> bool {
+        let revocations = self.revocations.borrow();
+        if revocations.is_empty() {
+            return false;
+        }
+        revocations.contains_key(&format!("jti:{}", claims.jti))
+            || revocations.get(&format!("user:{}", claims.sub)).is_some_and(|at| claims.iat <= *at)
+    }
+
+    /// The whole list as the store has it now. Live connections are woken only when it has changed.
+    pub fn set_revocations(&self, revocations: Vec<(String, i64)>) {
+        let new: Revocations = Arc::new(revocations.into_iter().collect());
+        self.revocations.send_if_modified(|old| {
+            let changed = **old != *new;
+            *old = new;
+            changed
+        });
+    }
+
+    pub fn revocations(&self) -> watch::Receiver<Revocations> {
+        self.revocations.subscribe()
+    }
+
+    /// RFC 7517.
+    pub fn jwks(&self) -> Value {
+        json!({"keys": [{
+            "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": self.kid, "x": self.public,
+        }]})
+    }
+}
+
+/// RFC 4648, URL-safe, without padding.
+pub(crate) fn base64url(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let n = chunk.iter().fold(0_u32, |n, byte| n << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for at in 0..=chunk.len() {
+            out.push(char::from(ALPHABET[(n >> (18 - 6 * at)) as usize & 63]));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(seed: u8) -> Auth {
+        Auth::new(&keys::SigningKey { kid: "k1".into(), secret: [seed; 32] })
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn token(auth: &Auth) -> String {
+        auth.mint("alice", Role::Consumer, at(NOW), 60)
+    }
+
+    #[test]
+    fn a_token_says_who_and_until_when() {
+        let auth = auth(1);
+        let claims = auth.verify(&token(&auth), at(NOW)).unwrap();
+        assert_eq!((claims.sub.as_str(), claims.role, claims.exp), ("alice", Role::Consumer, NOW + 60));
+    }
+
+    #[test]
+    fn time_bounds_hold() {
+        let auth = auth(1);
+        let token = token(&auth);
+        assert!(auth.verify(&token, at(NOW + 59)).is_ok());
+        assert_eq!(auth.verify(&token, at(NOW + 60)), Err(AuthError::Expired));
+        assert!(auth.verify(&token, at(NOW - 4)).is_ok());
+        assert_eq!(auth.verify(&token, at(NOW - 60)), Err(AuthError::Invalid));
+    }
+
+    #[test]
+    fn another_key_does_not_count() {
+        assert_eq!(auth(1).verify(&token(&auth(2)), at(NOW)), Err(AuthError::Invalid));
+    }
+
+    #[test]
+    fn the_token_does_not_choose_its_algorithm() {
+        let auth = auth(1);
+        let good = token(&auth);
+        let parts: Vec<&str> = good.split('.').collect();
+        let none = base64url(br#"{"alg":"none","typ":"JWT","kid":"k1"}"#);
+        let hs256 = base64url(br#"{"alg":"HS256","typ":"JWT","kid":"k1"}"#);
+        // The classic confusion: the public key, which everybody knows, as an HMAC secret.
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some("k1".into());
+        let claims = auth.verify(&good, at(NOW)).unwrap();
+        let confused = encode(&header, &claims, &EncodingKey::from_secret(auth.public.as_bytes())).unwrap();
+        for bad in [
+            format!("{none}.{}.", parts[1]),
+            format!("{none}.{}.{}", parts[1], parts[2]),
+            format!("{hs256}.{}.{}", parts[1], parts[2]),
+            confused,
+            format!("{}.{}.", parts[0], parts[1]),
+            format!("{}.{}", parts[0], parts[1]),
+            String::new(),
+            "a.b.c".into(),
+            "x".repeat(10_000),
+        ] {
+            assert_eq!(auth.verify(&bad, at(NOW)), Err(AuthError::Invalid), "{bad}");
+        }
+    }
+
+    #[test]
+    fn revocations_count_from_their_second_on() {
+        let auth = auth(1);
+        let old = token(&auth);
+        let mut watched = auth.revocations();
+        auth.set_revocations(vec![("user:alice".into(), NOW)]);
+        assert!(watched.has_changed().unwrap());
+        watched.borrow_and_update();
+        assert_eq!(auth.verify(&old, at(NOW)), Err(AuthError::Revoked));
+        auth.set_revocations(vec![("user:alice".into(), NOW)]);
+        assert!(!watched.has_changed().unwrap(), "the same list wakes nobody");
+        let new = auth.mint("alice", Role::Consumer, at(NOW + 1), 60);
+        let jti = auth.verify(&new, at(NOW + 1)).unwrap().jti;
+        auth.set_revocations(vec![(format!("jti:{jti}"), NOW)]);
+        assert_eq!(auth.verify(&new, at(NOW + 1)), Err(AuthError::Revoked));
+        assert!(auth.verify(&old, at(NOW)).is_ok());
+    }
+
+    #[test]
+    fn base64url_is_rfc_4648() {
+        for (bytes, text) in [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("\u{3ff}", "z78")] {
+            assert_eq!(base64url(bytes.as_bytes()), text);
+        }
+    }
+}

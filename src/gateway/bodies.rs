@@ -1,0 +1,163 @@
+//! What clients send. Every field is optional to the parser, so that all wrong ones are told at once; what is needed
+//! is checked by the command. Unknown fields are ignored.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::service::Service;
+use crate::gateway::problem::{FieldError, Outcome, Problem};
+
+/// Either a sentence, or the fields.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct CreateRequest {
+    /// What is needed, where, when and for how much, in one sentence. With it only `time_zone` counts.
+    pub text: Option<String>,
+    /// IANA name; what "tomorrow at 5 pm" means. Default: the place's, or UTC.
+    pub time_zone: Option<String>,
+    #[schema(value_type = Option<String>, example = "haircut")]
+    pub service: Option<Service>,
+    pub details: Option<String>,
+    pub place: Option<PlaceBody>,
+    /// An exact time; or else `earliest` and `latest`.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub starts_at: Option<Timestamp>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub earliest: Option<Timestamp>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub latest: Option<Timestamp>,
+    #[schema(value_type = Option<super::http::schemas::Money>)]
+    pub budget: Option<Money>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum PlaceBody {
+    /// A place that the gazetteer knows: "Alexanderplatz, Berlin".
+    Name(String),
+    Point(PointBody),
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct PointBody {
+    pub latitude: f64,
+    pub longitude: f64,
+    pub name: Option<String>,
+    pub city: Option<String>,
+    pub country: Option<String>,
+    pub time_zone: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct Cancel {
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct Review {
+    /// 1 to 5 stars.
+    pub rating: Option<u8>,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct OpenSession {
+    pub session_id: Option<String>,
+    /// IANA name. Default: what the session had, or UTC.
+    pub time_zone: Option<String>,
+    pub locale: Option<String>,
+    /// What amounts without a currency mean.
+    pub currency: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct SendMessage {
+    pub content: Option<String>,
+    /// Addresses of pictures and the like.
+    pub media: Option<Vec<String>>,
+}
+
+/// Parses a body, naming every field that has the wrong form. `T`'s fields are all optional.
+pub fn parse<T: DeserializeOwned>(body: &Value) -> Outcome<T> {
+    let fields = object(body)?;
+    match T::deserialize(body) {
+        Ok(parsed) => Ok(parsed),
+        Err(whole) => {
+            // Each field alone: whichever does not parse by itself is wrong.
+            let errors: Vec<FieldError> = fields
+                .iter()
+                .filter_map(|(name, value)| {
+                    let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+                    let error = T::deserialize(&alone).err()?;
+                    Some(FieldError::new(pointer(name), error.to_string()))
+                })
+                .collect();
+            Err(if errors.is_empty() { Problem::field("", whole.to_string()) } else { Problem::fields(errors) })
+        }
+    }
+}
+
+pub fn object(body: &Value) -> Outcome<&Map<String, Value>> {
+    body.as_object().ok_or_else(|| Problem::field("", "must be a JSON object"))
+}
+
+/// A required string.
+pub fn text<'a>(body: &'a Value, name: &str) -> Outcome<&'a str> {
+    match body.get(name) {
+        Some(Value::String(text)) => Ok(text),
+        None | Some(Value::Null) => Err(Problem::field(&pointer(name), "is required")),
+        Some(_) => Err(Problem::field(&pointer(name), "must be a string")),
+    }
+}
+
+pub fn optional_text<'a>(body: &'a Value, name: &str) -> Outcome<Option<&'a str>> {
+    if body.get(name).is_none_or(Value::is_null) { Ok(None) } else { text(body, name).map(Some) }
+}
+
+/// RFC 6901.
+pub fn pointer(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// Postgres cannot keep U+0000 in jsonb, so it is refused at the door.
+pub fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        let body = json!({"service": "flying", "earliest": "soon", "details": "x", "unknown": 1});
+        let problem = parse::<CreateRequest>(&body).unwrap_err();
+        let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/earliest", "/service"]);
+    }
+
+    #[test]
+    fn a_place_is_a_name_or_a_point() {
+        let place = |value| parse::<CreateRequest>(&json!({"place": value})).map(|b| b.place);
+        assert!(matches!(place(json!("Berlin")), Ok(Some(PlaceBody::Name(_)))));
+        assert!(matches!(place(json!({"latitude": 1, "longitude": 2})), Ok(Some(PlaceBody::Point(_)))));
+        assert_eq!(place(json!({"latitude": 1})).unwrap_err().errors[0].pointer, "/place");
+    }
+
+    #[test]
+    fn nul_is_found_anywhere() {
+        assert!(has_nul(&json!({"a": ["x", {"b": "\0"}]})));
+        assert!(has_nul(&json!({"a\0": 1})));
+        assert!(!has_nul(&json!({"a": "\\u0000"})));
+    }
+}

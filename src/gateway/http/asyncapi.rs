@@ -1,0 +1,177 @@
+//! The AsyncAPI 3.0 document: every event of the WebSocket protocol, both ways, as tables.
+
+use serde_json::{Map, Value, json};
+
+/// Event, what it is for, the fields of `data` (`name?: type`), the fields of the reply's `data`.
+pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
+    ("auth", "Authenticates, or learns about the connection", "token?: string, positions?: object", "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object"),
+    ("auth:refresh", "A fresh token for the same user", "token: string", "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object"),
+    ("ping", "Is somebody there?", "", "now: string"),
+    ("session:open", "Opens a session, or a new one, and subscribes to it from now", "session_id?: string, time_zone?: string, locale?: string, currency?: string", "session_id: string, position: object"),
+    ("session:resume", "Subscribes to a session from a position", "session_id: string, position?: object", "recovered: boolean, position: object"),
+    ("session:close", "Unsubscribes this connection; with `end` the session ends for all devices", "session_id: string, end?: boolean", ""),
+    ("chat:message", "Says something; durable when it is answered", "session_id: string, content: string, media?: array", "message_id: string"),
+    ("chat:typing", "Tells the user's other devices", "session_id: string, is_typing: boolean", ""),
+    ("presence:online", "Announces the user", "status?: string", ""),
+    ("topic:subscribe", "Subscribes, from a position or from now", "topic: string, position?: object", "recovered: boolean, position: object"),
+    ("topic:unsubscribe", "Ends a subscription", "topic: string", ""),
+    ("topic:publish", "Publishes to an application topic", "topic: string, event: string, data?: any", "offset?: integer"),
+    ("request:create", "The body of POST /v1/requests", "text?: string, time_zone?: string, service?: string, details?: string, place?: any, starts_at?: string, earliest?: string, latest?: string, budget?: object", "id: string"),
+    ("request:cancel", "Gives a request up", "request_id: string, reason?: string", "id: string"),
+    ("offer:accept", "Accepts an offer and waits for the booking", "offer_id: string", "booking_id: string"),
+    ("offer:decline", "Declines an offer", "offer_id: string", "offer_id: string, request_id: string, status: string"),
+    ("booking:cancel", "Cancels a booking before it starts", "booking_id: string, reason?: string", "id: string"),
+    ("booking:review", "Reviews a completed booking", "booking_id: string, rating: integer, comment?: string", "id: string"),
+    ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "id: string"),
+];
+
+/// Event, what it means, the topics it comes on, whether it is durable, the fields of `data`.
+pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
+    ("chat:message", "A user's message, to all devices of the session", "session:", true, "session_id: string, message_id: string, role: string, content: string, media: array, created_at: string"),
+    ("chat:stream", "A piece of the agent's answer; `chat:response` replaces them all", "session:", false, "session_id: string, message_id: string, index: integer, token: string"),
+    ("chat:response", "The agent's answer", "session:", true, "session_id: string, message_id: string, content: string, data: object"),
+    ("chat:typing", "Somebody types", "session:", false, "session_id: string, user_id: string, is_typing: boolean"),
+    ("request:updated", "A request has changed: the whole of it", "user:", true, "id: string, service: string, status: string, offers_count: integer, booking_id: any"),
+    ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: object"),
+    ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: object"),
+    ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: object"),
+    ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: object"),
+    ("presence:changed", "Somebody comes or goes", "presence:", false, "user_id: string, status: string"),
+    ("session:ended", "The session has ended for all devices", "session:", true, "session_id: string"),
+    ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
+];
+
+/// Code, word, whether the client reconnects, and when it is sent.
+pub const CLOSE_CODES: &[(u16, &str, bool, &str)] = &[
+    (3000, "draining", true, "this node stops: reconnect after retry_after_ms"),
+    (3001, "evicted", true, "this node was declared dead"),
+    (3002, "timeout", true, "no authentication or no sign of life in time"),
+    (3008, "slow_consumer", true, "more was waiting for this client than is kept"),
+    (3009, "rate_limited", true, "too many frames or connections"),
+    (3500, "bad_request", false, "a frame that is not a JSON object with an id"),
+    (3501, "unauthenticated", false, "the token was refused or revoked"),
+    (3502, "token_expired", false, "the token has ended: reconnect with a fresh one"),
+    (3503, "forbidden", false, "this user may not connect"),
+    (3504, "too_large", false, "a frame larger than limits.frame_bytes"),
+];
+
+pub fn document() -> Value {
+    let mut messages = Map::new();
+    let mut sent = Vec::new();
+    let mut received = Vec::new();
+    for (event, summary, data, reply) in CLIENT_EVENTS {
+        let name = format!("client.{event}");
+        messages.insert(name.clone(), json!({
+            "name": event, "summary": summary,
+            "payload": frame(json!({"id": string("Unique; a ULID"), "event": {"const": event}, "data": fields(data)}), &["id", "event"]),
+        }));
+        received.push(json!({"$ref": format!("#/channels/ws/messages/{name}")}));
+        let name = format!("reply.{event}");
+        messages.insert(name.clone(), json!({
+            "name": format!("reply to {event}"), "summary": "The one reply to the frame with this id",
+            "payload": {"oneOf": [
+                frame(json!({"id": string("The frame's"), "ok": {"const": true}, "data": fields(reply)}), &["id", "ok", "data"]),
+                {"$ref": "#/components/schemas/Refusal"},
+            ]},
+        }));
+        sent.push(json!({"$ref": format!("#/channels/ws/messages/{name}")}));
+    }
+    for (event, summary, topics, durable, data) in SERVER_EVENTS {
+        let name = format!("server.{event}");
+        let mut properties = json!({"event": {"const": event}, "data": fields(data)});
+        if !topics.is_empty() {
+            properties["topic"] = string(&format!("Starts with {topics}"));
+        }
+        if *durable {
+            properties["offset"] = json!({"type": "integer", "minimum": 1, "description": "Contiguous within the topic's epoch"});
+        }
+        messages.insert(name.clone(), json!({"name": event, "summary": summary, "payload": frame(properties, &["event", "data"])}));
+        sent.push(json!({"$ref": format!("#/channels/ws/messages/{name}")}));
+    }
+    let closing: Vec<Value> = CLOSE_CODES
+        .iter()
+        .map(|(code, word, reconnect, when)| json!({"code": code, "reason": word, "reconnect": reconnect, "when": when}))
+        .collect();
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Proxie over WebSocket",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Text frames, one JSON object each; receivers ignore unknown fields. Every client frame has \
+                            an id and gets exactly one reply with it.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": {"ws": {
+            "address": "/v1/ws",
+            "bindings": {"ws": {"method": "GET", "headers": {"type": "object", "properties": {
+                "Sec-WebSocket-Protocol": {"const": "proxie.v1"},
+                "Authorization": {"type": "string", "description": "Bearer token; else `auth` within 10 s"},
+            }}}},
+            "messages": messages,
+        }},
+        "operations": {
+            "receive": {"action": "receive", "channel": {"$ref": "#/channels/ws"}, "messages": received},
+            "send": {"action": "send", "channel": {"$ref": "#/channels/ws"}, "messages": sent},
+        },
+        "components": {"schemas": {
+            "Refusal": frame(json!({
+                "id": string("The frame's"),
+                "ok": {"const": false},
+                "error": frame(json!({
+                    "code": {"enum": crate::kernel::error::ErrorCode::ALL},
+                    "message": {"type": "string"},
+                    "retryable": {"type": "boolean"},
+                    "retry_after_ms": {"type": "integer"},
+                    "reason": {"type": "string"},
+                    "errors": {"type": "array", "items": fields("pointer: string, message: string")},
+                }), &["code", "message", "retryable"]),
+            }), &["id", "ok", "error"]),
+            "Position": fields("epoch: string, offset: integer"),
+        }},
+        "x-close-codes": closing,
+    })
+}
+
+fn string(description: &str) -> Value {
+    json!({"type": "string", "description": description})
+}
+
+fn frame(properties: Value, required: &[&str]) -> Value {
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+/// `a: string, b?: integer` as a schema.
+fn fields(text: &str) -> Value {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for field in text.split(", ").filter(|field| !field.is_empty()) {
+        let (name, kind) = field.split_once(": ").unwrap_or((field, "any"));
+        let plain = name.trim_end_matches('?');
+        if plain == name {
+            required.push(plain);
+        }
+        let schema = match (plain, kind) {
+            ("position", _) => json!({"$ref": "#/components/schemas/Position"}),
+            (_, "any") => json!({}),
+            // What a client may leave out it may also send as null.
+            _ if plain != name => json!({"type": [kind, "null"]}),
+            _ => json!({"type": kind}),
+        };
+        properties.insert(plain.into(), schema);
+    }
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_become_schemas() {
+        let schema = fields("a: string, b?: integer");
+        assert_eq!(schema["required"], json!(["a"]));
+        assert_eq!(schema["properties"]["b"]["type"], json!(["integer", "null"]));
+        assert_eq!(document()["channels"]["ws"]["messages"].as_object().unwrap().len(), 2 * CLIENT_EVENTS.len() + SERVER_EVENTS.len());
+    }
+}

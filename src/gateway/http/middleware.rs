@@ -1,0 +1,256 @@
+//! What happens around every request, outermost first: an id and a span, problems for every error, CORS, a time
+//! limit; under `/v1` a token and a rate limit.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::Instrument;
+
+use super::extract::bearer;
+use super::pages::KeepBody;
+use crate::gateway::Gateway;
+use crate::gateway::problem::{IsProblem, Problem};
+use crate::kernel::error::ErrorCode;
+use crate::persistence::limits::{Policy, Verdict};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The id of a request, in its extensions.
+#[derive(Clone)]
+pub struct RequestId(Arc<str>);
+
+/// Gives each request an id (the client's, if it is a sane one), a span that carries it and the caller's trace, and
+/// its response the headers that all responses have.
+pub async fn identify(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_sane_id(id));
+    let id: Arc<str> = given.map_or_else(|| gateway.mint("rqt"), str::to_owned).into();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let trace = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let span = tracing::info_span!(
+        "request",
+        id = &*id,
+        trace = trace.unwrap_or_default(),
+        %method,
+        path = path.as_deref().unwrap_or("-"),
+    );
+    let started = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let elapsed = started.elapsed();
+    let status = response.status().as_u16();
+    span.in_scope(|| tracing::debug!(status, ms = elapsed.as_millis() as u64, "answered"));
+    let path = path.unwrap_or_else(|| "unmatched".into());
+    metrics::counter!("proxie_http_requests_total", "method" => method.as_str().to_owned(), "path" => path.clone(), "status" => status.to_string())
+        .increment(1);
+    metrics::histogram!("proxie_http_request_seconds", "path" => path).record(elapsed.as_secs_f64());
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn is_sane_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+/// The trace id of a W3C `traceparent`.
+fn trace_id(traceparent: &str) -> Option<String> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let zero = |text: &str| text.bytes().all(|b| b == b'0');
+    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    (valid && !zero(trace) && !zero(parent)).then(|| trace.to_owned())
+}
+
+/// Every error is a problem, also those that the framework makes; and a problem names its request.
+pub async fn as_problem(request: Request, next: Next) -> Response {
+    let id = request.extensions().get::<RequestId>().cloned();
+    let head = request.method() == Method::HEAD;
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let on_purpose = response.extensions().get::<IsProblem>().is_some() || response.extensions().get::<KeepBody>().is_some();
+    if (status.is_client_error() || status.is_server_error()) && !on_purpose {
+        let kept = response.headers().get(header::ALLOW).cloned();
+        response = of_status(status).into_response();
+        if let Some(allow) = kept {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    if let (Some(id), Some(IsProblem(problem)), false) = (id, response.extensions().get().cloned(), head) {
+        *response.body_mut() = problem.body_with(&id.0).into();
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    response
+}
+
+fn of_status(status: StatusCode) -> Problem {
+    let code = match status {
+        StatusCode::UNAUTHORIZED => ErrorCode::Unauthenticated,
+        StatusCode::FORBIDDEN => ErrorCode::Forbidden,
+        StatusCode::NOT_FOUND => ErrorCode::NotFound,
+        StatusCode::CONFLICT => ErrorCode::Conflict,
+        StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::TooLarge,
+        StatusCode::TOO_MANY_REQUESTS => ErrorCode::RateLimited,
+        StatusCode::SERVICE_UNAVAILABLE => ErrorCode::Unavailable,
+        StatusCode::GATEWAY_TIMEOUT => ErrorCode::DeadlineExceeded,
+        status if status.is_server_error() => ErrorCode::Internal,
+        _ => ErrorCode::BadRequest,
+    };
+    Problem::new(code, status.canonical_reason().unwrap_or("the request was refused").to_lowercase()).status(status)
+}
+
+pub async fn time_out(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(gateway.options.request_timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(ErrorCode::DeadlineExceeded, "there was no answer in time").into_response(),
+    }
+}
+
+pub fn cors(allowed_origins: &[String]) -> CorsLayer {
+    let origins = if allowed_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(allowed_origins.iter().filter_map(|origin| origin.parse().ok()))
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
+            REQUEST_ID,
+            name("idempotency-key"),
+            name("traceparent"),
+        ])
+        .expose_headers([
+            header::ETAG,
+            header::LOCATION,
+            header::RETRY_AFTER,
+            REQUEST_ID,
+            name("ratelimit"),
+            name("ratelimit-policy"),
+        ])
+}
+
+/// A valid token and quota left, else 401 or 429. The claims are then in the request's extensions.
+pub async fn authenticate(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let verified = match bearer(request.headers()) {
+        Some(token) => gateway.auth.verify(token, gateway.now()).map_err(|e| Problem::unauthenticated(e.to_string())),
+        None => Err(Problem::unauthenticated("an access token is needed: Authorization: Bearer …")),
+    };
+    let key = match &verified {
+        Ok(claims) => format!("user:{}", claims.sub),
+        // Who guesses tokens is limited too.
+        Err(_) => format!("ip:{}", client_address(&gateway, request.extensions(), request.headers())),
+    };
+    let policy = gateway.options.requests;
+    let verdict = gateway.limiter.hit(key, policy).await;
+    let mut response = match verified {
+        _ if !verdict.allowed => Problem::new(ErrorCode::RateLimited, "too many requests: slow down")
+            .retry_after_ms(u64::from(verdict.reset_s) * 1_000)
+            .into_response(),
+        Err(problem) => problem.into_response(),
+        Ok(claims) => {
+            request.extensions_mut().insert(claims);
+            next.run(request).await
+        }
+    };
+    rate_limit_headers(response.headers_mut(), policy, verdict);
+    response
+}
+
+/// `RateLimit` and `RateLimit-Policy` as in the IETF draft "RateLimit header fields for HTTP".
+fn rate_limit_headers(headers: &mut HeaderMap, policy: Policy, verdict: Verdict) {
+    let values = [
+        ("ratelimit-policy", format!("\"default\";q={};w={}", policy.quota, policy.window_s)),
+        ("ratelimit", format!("\"default\";r={};t={}", verdict.remaining, verdict.reset_s)),
+    ];
+    for (name, value) in values {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// Where the request comes from: what the first untrusted hop from us says, for only that was not written by a client.
+pub fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
+    let peer = extensions
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
+    let trusted = |address: IpAddr| gateway.options.trusted_proxies.iter().any(|network| network.contains(address));
+    if !trusted(peer) {
+        return peer;
+    }
+    let forwarded: Vec<IpAddr> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map_while(|address| address.trim().parse().ok())
+        .collect();
+    forwarded.iter().rev().copied().find(|address| !trusted(*address)).or(forwarded.first().copied()).unwrap_or(peer)
+}
+
+/// Browsers say where a page comes from: our own origin, or one that is configured. Others send nothing.
+pub fn origin_allowed(gateway: &Gateway, headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let Ok(origin) = origin.to_str() else { return false };
+    let allowed = &gateway.options.allowed_origins;
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let same = origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host);
+    same || allowed.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(origin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_traceparent_counts() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace_id(&format!("00-{trace}-00f067aa0ba902b7-01")).as_deref(), Some(trace));
+        for bad in [
+            String::new(),
+            format!("ff-{trace}-00f067aa0ba902b7-01"),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()),
+            "00-abc-def-01".into(),
+        ] {
+            assert_eq!(trace_id(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_sane_ids_are_taken_over() {
+        assert!(is_sane_id("a-1_B.c"));
+        for bad in ["", "a b", "a\n", "é", &"x".repeat(65)] {
+            assert!(!is_sane_id(bad));
+        }
+    }
+}

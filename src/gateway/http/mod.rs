@@ -1,0 +1,87 @@
+//! The HTTP edge: `/v1`, and what an operator or a client needs around it.
+
+pub mod asyncapi;
+pub mod openapi;
+pub(crate) mod schemas;
+
+mod api;
+mod extract;
+mod list;
+mod middleware;
+mod pages;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::gateway::problem::Problem;
+use crate::gateway::{Gateway, ws};
+use crate::kernel::error::ErrorCode;
+
+pub(super) use extract::bearer;
+pub(super) use middleware::{client_address, origin_allowed};
+
+/// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
+pub fn router(gateway: Arc<Gateway>) -> Router {
+    let v1 = Router::new()
+        .route("/requests", get(api::list_requests).post(api::create_request))
+        .route("/requests/{id}", get(api::get_request))
+        .route("/requests/{id}/cancel", post(api::cancel_request))
+        .route("/requests/{id}/offers", get(api::list_offers))
+        .route("/offers/{id}", get(api::get_offer))
+        .route("/offers/{id}/accept", post(api::accept_offer))
+        .route("/offers/{id}/decline", post(api::decline_offer))
+        .route("/bookings", get(api::list_bookings))
+        .route("/bookings/{id}", get(api::get_booking))
+        .route("/bookings/{id}/cancel", post(api::cancel_booking))
+        .route("/bookings/{id}/review", post(api::review_booking))
+        .route("/bookings/{id}/no-show", post(api::mark_no_show))
+        .route("/providers", get(api::list_providers).post(api::enroll_provider))
+        .route("/providers/{id}", get(api::get_provider).patch(api::update_provider))
+        .route("/sessions", get(api::list_sessions).post(api::open_session))
+        .route("/sessions/{id}", get(api::get_session))
+        .route("/sessions/{id}/messages", get(api::list_messages).post(api::send_message))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
+    Router::new()
+        .nest("/v1", v1)
+        // Authenticates by itself: a browser cannot set headers here.
+        .route("/v1/ws", get(ws::upgrade))
+        .route("/", get(pages::index))
+        .route("/style.css", get(pages::style))
+        .route("/docs", get(pages::docs))
+        .route("/docs/errors/{code}", get(pages::error_page))
+        .route("/openapi.json", get(pages::openapi))
+        .route("/asyncapi.json", get(pages::asyncapi))
+        .route("/.well-known/jwks.json", get(pages::jwks))
+        .route("/healthz", get(pages::healthz))
+        .route("/readyz", get(pages::readyz))
+        .route("/metrics", get(pages::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
+        .layer(middleware::cors(&gateway.options.allowed_origins))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(middleware::as_problem))
+        .layer(from_fn_with_state(gateway.clone(), middleware::identify))
+        .with_state(gateway)
+}
+
+async fn not_found() -> Problem {
+    Problem::new(ErrorCode::NotFound, "there is nothing at this path")
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::bad_request("this path does not take this method").status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::response::Response {
+    // The panic hook has logged it.
+    metrics::counter!("proxie_http_panics_total").increment(1);
+    axum::response::IntoResponse::into_response(Problem::new(ErrorCode::Internal, "the request could not be handled"))
+}

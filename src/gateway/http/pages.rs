@@ -1,0 +1,220 @@
+//! What needs no token: the node's health, its metrics and keys, and pages for people. No script, nothing from
+//! elsewhere: everything here works under `default-src 'none'`.
+
+use std::fmt::Write;
+use std::sync::{Arc, LazyLock};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::extract::Id;
+use super::{asyncapi, openapi};
+use crate::gateway::Gateway;
+use crate::gateway::problem::Problem;
+use crate::kernel::error::ErrorCode;
+
+type App = State<Arc<Gateway>>;
+
+/// The process answers; nothing more.
+pub async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// This node should get traffic.
+pub async fn readyz(State(gateway): App) -> Response {
+    let readiness = &gateway.readiness;
+    let checks = [
+        ("started", readiness.is_started()),
+        ("store", readiness.store_up()),
+        ("lease", readiness.lease_fresh()),
+        ("not_draining", !readiness.is_draining()),
+    ];
+    let ready = checks.iter().all(|(_, good)| *good);
+    let named: serde_json::Map<String, Value> =
+        checks.iter().map(|(name, good)| ((*name).into(), if *good { "ok" } else { "failed" }.into())).collect();
+    let body = Json(json!({
+        "status": if ready { "ready" } else { "not_ready" },
+        "node": gateway.options.node_name,
+        "checks": named,
+    }));
+    if ready {
+        return body.into_response();
+    }
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    // Checkers want to read which one it is.
+    response.extensions_mut().insert(KeepBody);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// An error whose body is not a problem on purpose.
+#[derive(Clone)]
+pub struct KeepBody;
+
+pub async fn metrics(State(gateway): App) -> Response {
+    metrics::gauge!("proxie_ws_connections").set(gateway.connections() as f64);
+    metrics::gauge!("proxie_topics").set(gateway.topics.len() as f64);
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], gateway.metrics.render()).into_response()
+}
+
+pub async fn jwks(State(gateway): App) -> Response {
+    let cache = HeaderValue::from_static("public, max-age=300");
+    ([(header::CACHE_CONTROL, cache)], Json(gateway.auth.jwks())).into_response()
+}
+
+static OPENAPI: LazyLock<Value> = LazyLock::new(openapi::document);
+static ASYNCAPI: LazyLock<Value> = LazyLock::new(asyncapi::document);
+static DOCS: LazyLock<String> = LazyLock::new(|| docs_page(&OPENAPI));
+
+pub async fn openapi() -> Json<&'static Value> {
+    Json(&OPENAPI)
+}
+
+pub async fn asyncapi() -> Json<&'static Value> {
+    Json(&ASYNCAPI)
+}
+
+pub async fn docs() -> Html<&'static str> {
+    Html(&DOCS)
+}
+
+pub async fn style() -> Response {
+    let kind = HeaderValue::from_static("text/css; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], STYLE).into_response()
+}
+
+const STYLE: &str = "
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+code, pre { font: 14px/1.4 ui-monospace, monospace; }
+pre { overflow-x: auto; padding: .75rem; border: 1px solid #8884; border-radius: .4rem; }
+h2 { margin-top: 2.5rem; text-transform: capitalize; }
+details { border: 1px solid #8884; border-radius: .4rem; margin: .4rem 0; padding: .4rem .75rem; }
+summary { cursor: pointer; }
+.method { display: inline-block; width: 4rem; font-weight: 600; }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem .75rem .15rem 0; vertical-align: top; }
+";
+
+fn page(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
+         <meta name=\"viewport\" content=\"width=device-width\"><link rel=\"stylesheet\" href=\"/style.css\"></head>\
+         <body>{body}</body></html>"
+    )
+}
+
+pub async fn index(State(gateway): App) -> Html<String> {
+    let state = if gateway.readiness.is_draining() { "draining" } else { "running" };
+    let body = format!(
+        "<h1>Proxie</h1><p>This is the node <code>{}</code>, version {}, {state}. Sessions, provider agents and \
+         bookings live here as durable actors; clients speak HTTP and WebSocket.</p><ul>\
+         <li><a href=\"/docs\">The HTTP API</a> (<a href=\"/openapi.json\">OpenAPI</a>)</li>\
+         <li><a href=\"/asyncapi.json\">The WebSocket protocol</a> (AsyncAPI), at <code>/v1/ws</code></li>\
+         <li><a href=\"/readyz\">Is it ready?</a></li><li><a href=\"/metrics\">Metrics</a></li></ul>",
+        escape(&gateway.options.node_name),
+        env!("CARGO_PKG_VERSION"),
+    );
+    Html(page("Proxie", &body))
+}
+
+/// What `type` of a problem points to.
+pub async fn error_page(Id(code): Id) -> Result<Html<String>, Problem> {
+    let code = ErrorCode::ALL.into_iter().find(|known| known.as_str() == code);
+    let code = code.ok_or_else(|| Problem::not_found("error code"))?;
+    let again = if code.retryable() {
+        "The same command, with the same id, may succeed later; where <code>Retry-After</code> or \
+         <code>retry_after_ms</code> is given, wait so long."
+    } else {
+        "The same command will get the same answer: something about it has to change."
+    };
+    let body = format!(
+        "<h1><code>{}</code></h1><p>{}. HTTP status {}.</p><p>{again}</p><p><a href=\"/docs\">All operations</a></p>",
+        code.as_str(),
+        code.title(),
+        code.http_status(),
+    );
+    Ok(Html(page(code.as_str(), &body)))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn docs_page(document: &Value) -> String {
+    let empty = serde_json::Map::new();
+    let text = |value: &Value| escape(value.as_str().unwrap_or_default());
+    let mut body = format!("<h1>Proxie: HTTP API</h1><p>{}</p>", text(&document["info"]["description"]));
+    for tag in document["tags"].as_array().into_iter().flatten() {
+        let _ = write!(body, "<h2>{}</h2>", text(&tag["name"]));
+        for (path, operations) in document["paths"].as_object().unwrap_or(&empty) {
+            for (method, operation) in operations.as_object().unwrap_or(&empty) {
+                if operation["tags"][0] != tag["name"] {
+                    continue;
+                }
+                let _ = write!(
+                    body,
+                    "<details><summary><code class=\"method\">{}</code><code>{}</code> {}</summary><table>",
+                    method.to_uppercase(),
+                    escape(path),
+                    text(&operation["summary"]),
+                );
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    let _ = write!(
+                        body,
+                        "<tr><td><code>{}</code></td><td>{}</td><td>{}</td></tr>",
+                        text(&parameter["name"]),
+                        text(&parameter["in"]),
+                        text(&parameter["description"]),
+                    );
+                }
+                body.push_str("</table>");
+                if let Some(schema) = schema_name(&operation["requestBody"]) {
+                    let _ = write!(body, "<p>Body: <a href=\"#{schema}\"><code>{schema}</code></a></p>");
+                }
+                body.push_str("<table>");
+                for (status, response) in operation["responses"].as_object().unwrap_or(&empty) {
+                    let schema = schema_name(response)
+                        .map(|name| format!("<a href=\"#{name}\"><code>{name}</code></a>"))
+                        .unwrap_or_default();
+                    let about = text(&response["description"]);
+                    let _ = write!(body, "<tr><td>{}</td><td>{about}</td><td>{schema}</td></tr>", escape(status));
+                }
+                body.push_str("</table></details>");
+            }
+        }
+    }
+    body.push_str("<h2>Schemas</h2>");
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap_or(&empty) {
+        let shown = serde_json::to_string_pretty(schema).unwrap_or_default();
+        let name = escape(name);
+        let _ = write!(
+            body,
+            "<details id=\"{name}\"><summary><code>{name}</code></summary><pre>{}</pre></details>",
+            escape(&shown),
+        );
+    }
+    page("Proxie: HTTP API", &body)
+}
+
+fn schema_name(of: &Value) -> Option<&str> {
+    let content = of["content"].as_object()?.values().next()?;
+    content["schema"]["$ref"].as_str()?.rsplit('/').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_docs_show_every_operation_and_nothing_from_elsewhere() {
+        let page = docs_page(&openapi::document());
+        for path in ["/v1/requests", "/v1/offers/{id}/accept", "/readyz"] {
+            assert!(page.contains(path), "{path}");
+        }
+        assert!(!page.contains("<script") && !page.contains("http://") && !page.contains("style="));
+    }
+}

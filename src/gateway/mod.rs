@@ -1,0 +1,266 @@
+//! The edges: HTTP and WebSocket. They see commands, entity references, topics and views.
+//!
+//! **Architecture invariant:** nothing here reads the journal, talks to a writer or names an entity's actor. HTTP
+//! handlers and WebSocket events call the same functions (`commands`), so both mean the same and share dedupe ids.
+
+pub mod auth;
+pub mod commands;
+pub mod problem;
+
+mod bodies;
+pub mod http;
+pub mod ws;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+
+use crate::cluster::{Entities, Lease, Topics};
+use crate::gateway::auth::Auth;
+use crate::gateway::problem::Problem;
+use crate::kernel::clock::{Clock, Timestamp};
+use crate::kernel::entity::Role;
+use crate::kernel::ids::IdSource;
+use crate::persistence::limits::{Policy, RateLimiter};
+use crate::persistence::views::Views;
+
+pub use http::router;
+
+/// What a client may do with application topics (`app:…`) that are named here; others do not exist.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub topic: String,
+    pub publish: Vec<Role>,
+    pub subscribe: Vec<Role>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub node_name: String,
+    /// Besides our own: for CORS and WebSocket alike.
+    pub allowed_origins: Vec<String>,
+    /// Addresses or networks (`10.0.0.0/8`) whose forwarded headers are believed.
+    pub trusted_proxies: Vec<Network>,
+    pub max_body_bytes: usize,
+    pub request_timeout: Duration,
+    /// Of one user, or of one address without a valid token.
+    pub requests: Policy,
+    /// Over how long a stopping node spreads "reconnect".
+    pub drain: Duration,
+    pub websocket: ws::Limits,
+    pub grants: Vec<Grant>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            node_name: "node-1".into(),
+            allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            max_body_bytes: 262_144,
+            request_timeout: Duration::from_secs(15),
+            requests: Policy { quota: 1_200, window_s: 60 },
+            drain: Duration::from_secs(2),
+            websocket: ws::Limits::default(),
+            grants: Vec::new(),
+        }
+    }
+}
+
+/// Whether this node should get traffic. `app` sets it, the edges read it.
+pub struct Readiness {
+    store_up: Box<dyn Fn() -> bool + Send + Sync>,
+    lease: Lease,
+    /// Seeding or recovery is not over: alive, but not ready.
+    started: AtomicBool,
+    draining: watch::Sender<bool>,
+}
+
+impl Readiness {
+    /// `store_up` is asked at every read and must be cheap.
+    pub fn new(lease: Lease, store_up: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            store_up: Box::new(store_up),
+            lease,
+            started: AtomicBool::new(false),
+            draining: watch::channel(false).0,
+        }
+    }
+
+    pub fn start(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// No new work is wanted here: sockets are told to reconnect elsewhere, `readyz` goes red.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    pub fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    pub fn store_up(&self) -> bool {
+        (self.store_up)()
+    }
+
+    pub fn lease_fresh(&self) -> bool {
+        self.lease.is_fresh()
+    }
+
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+}
+
+/// What `app` hands over.
+pub struct Parts {
+    pub entities: Entities,
+    pub topics: Topics,
+    pub views: Views,
+    pub auth: Arc<Auth>,
+    pub limiter: Arc<dyn RateLimiter>,
+    /// The epoch of the durable topics' offsets.
+    pub epoch: watch::Receiver<Arc<str>>,
+    pub readiness: Arc<Readiness>,
+    pub metrics: PrometheusHandle,
+    pub clock: Clock,
+    pub options: Options,
+}
+
+pub struct Gateway {
+    pub entities: Entities,
+    pub topics: Topics,
+    pub auth: Arc<Auth>,
+    pub readiness: Arc<Readiness>,
+    pub clock: Clock,
+    pub options: Options,
+    views: Views,
+    limiter: Arc<dyn RateLimiter>,
+    epoch: watch::Receiver<Arc<str>>,
+    /// Topics that live in this process only end with it, and their epoch with them.
+    local_epoch: Arc<str>,
+    metrics: PrometheusHandle,
+    connections: ws::Connections,
+}
+
+impl Gateway {
+    /// Starts the supervisor of the connections.
+    pub async fn start(parts: Parts) -> anyhow::Result<Arc<Self>> {
+        let connections = ws::Connections::start().await?;
+        let local_epoch = format!("lo{:x}", rand::random::<u64>()).into();
+        let Parts { entities, topics, views, auth, limiter, epoch, readiness, metrics, clock, options } = parts;
+        Ok(Arc::new(Self {
+            entities,
+            topics,
+            auth,
+            readiness,
+            clock,
+            options,
+            views,
+            limiter,
+            epoch,
+            local_epoch,
+            metrics,
+            connections,
+        }))
+    }
+
+    /// Sockets that are open on this node.
+    pub fn connections(&self) -> usize {
+        self.connections.open()
+    }
+
+    /// Tells every socket to reconnect elsewhere, and waits until they have gone or `limit` has passed.
+    pub async fn drain(&self, limit: Duration) {
+        self.readiness.drain();
+        let gone = async {
+            while self.connections() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, gone).await;
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn epoch(&self) -> Arc<str> {
+        self.epoch.borrow().clone()
+    }
+
+    /// The read models, while this node may answer from them: with the store up and the lease proven.
+    fn views(&self) -> Result<&Views, Problem> {
+        if self.readiness.store_up() && self.readiness.lease_fresh() {
+            Ok(&self.views)
+        } else {
+            Err(Problem::unavailable())
+        }
+    }
+
+    fn mint(&self, prefix: &str) -> String {
+        IdSource::new(self.now(), rand::random()).mint(prefix)
+    }
+}
+
+/// An address, or all that share its first bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl std::str::FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, bits) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
+        let bad = || format!("{text:?} is neither an address nor a network such as 10.0.0.0/8");
+        let address: IpAddr = address.trim().parse().map_err(|_| bad())?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(width), str::parse).map_err(|_| bad())?;
+        if bits > width { Err(bad()) } else { Ok(Self { address, bits }) }
+    }
+}
+
+impl Network {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let wide = |address: IpAddr| match address.to_canonical() {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()) << 96, 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        let ((a, a_width), (b, b_width)) = (wide(self.address), wide(address));
+        a_width == b_width && (self.bits == 0 || (a ^ b) >> (128 - u32::from(self.bits)) == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_contain_their_addresses() {
+        let contains = |network: &str, address: &str| {
+            network.parse::<Network>().unwrap().contains(address.parse().unwrap())
+        };
+        assert!(contains("10.0.0.0/8", "10.200.3.4"));
+        assert!(contains("10.0.0.0/8", "::ffff:10.1.1.1"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("127.0.0.1", "127.0.0.1"));
+        assert!(!contains("127.0.0.1", "127.0.0.2"));
+        assert!(contains("fd00::/8", "fd12::1"));
+        assert!(contains("0.0.0.0/0", "1.2.3.4") && !contains("0.0.0.0/0", "::1"));
+        for bad in ["", "10.0.0.0/33", "host", "1.2.3.4/x"] {
+            assert!(bad.parse::<Network>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The actor that owns a socket. One task does its I/O and its protocol, so a frame costs no hop to another task.
+//!
+//! It waits for whatever comes first: a frame, a publication, the outcome of a command, a deadline, a revocation, the
+//! node's drain. Publications and replies that are there at once go out in one write. Nothing is read from a client
+//! that does not take what it is sent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite;
+
+use super::dispatch::Done;
+use super::outgoing::Outgoing;
+use super::protocol::{self, Close, Frame, Parsed};
+use super::track::Track;
+use super::{Opened, UserConnection, events};
+use crate::cluster::topics::{Published, Subscription};
+use crate::gateway::Gateway;
+use crate::gateway::auth::{Claims, Revocations};
+use crate::gateway::problem::Outcome;
+
+pub struct ConnectionActor;
+
+/// Own the socket until it is closed.
+pub struct Run;
+
+impl ractor::Message for Run {}
+
+pub struct Arguments {
+    pub gateway: Arc<Gateway>,
+    pub socket: WebSocket,
+    /// From the `Authorization` header.
+    pub claims: Option<Arc<Claims>>,
+    pub user: Option<UserConnection>,
+    pub opened: Opened,
+}
+
+impl Actor for ConnectionActor {
+    type Msg = Run;
+    type State = Option<Box<Connection>>;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, _: ActorRef<Run>, arguments: Arguments) -> Result<Self::State, ActorProcessingErr> {
+        Ok(Some(Box::new(Connection::new(arguments))))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Run>,
+        Run: Run,
+        connection: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let Some(mut connection) = connection.take() {
+            let ending = connection.serve().await;
+            connection.finish(ending).await;
+        }
+        myself.stop(None);
+        Ok(())
+    }
+}
+
+/// How a connection ends.
+#[derive(Debug)]
+pub enum Ending {
+    /// The client has closed, or the socket is broken.
+    Gone,
+    Close(Close),
+}
+
+pub type Flow = Result<(), Ending>;
+
+/// One topic of this connection.
+pub struct Listening {
+    pub track: Track,
+    /// Of the subscribing frame: a later frame for the same topic takes over, and outcomes of the earlier one that
+    /// come after that are not for this subscription.
+    pub generation: u64,
+    pub handle: Option<Subscription>,
+}
+
+pub struct Connection {
+    pub gateway: Arc<Gateway>,
+    pub id: String,
+    pub claims: Option<Arc<Claims>>,
+    pub user: Option<UserConnection>,
+    pub outgoing: Arc<Outgoing>,
+    pub topics: HashMap<Arc<str>, Listening>,
+    pub generation: u64,
+    /// Commands whose outcome is awaited: bounded, a client is refused beyond.
+    pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Pages of history that are being read, at most one a topic.
+    pub reading: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Replies that needed no waiting.
+    answers: Vec<Message>,
+    /// Authentication is being completed: what the client sends meanwhile is read after it.
+    pub authenticating: bool,
+    /// A frame that came before its connection had subscribed to its user.
+    pub held: Option<Frame>,
+    /// Told on `presence:<user>`, so that leaving is told too.
+    pub announced: bool,
+    pub deadlines: Deadlines,
+    /// Ends the connection after the replies that are on their way.
+    pub last_words: Option<Close>,
+    socket: WebSocket,
+    bucket: Bucket,
+    revocations: watch::Receiver<Revocations>,
+    draining: watch::Receiver<bool>,
+    _opened: Opened,
+}
+
+/// When something has to happen by itself.
+#[derive(Debug)]
+pub struct Deadlines {
+    /// Until there is an authenticated user.
+    pub auth: Option<Instant>,
+    /// A connection that was authenticated by its header and says nothing listens to its user from here on.
+    pub listen: Option<Instant>,
+    pub token_warning: Option<Instant>,
+    pub token_end: Option<Instant>,
+    ping: Instant,
+    pong: Option<Instant>,
+    leave: Option<Instant>,
+}
+
+/// Time that a client with a header has to send positions with `auth` before it listens "from now".
+const LISTEN_AFTER: Duration = Duration::from_secs(1);
+/// A write that takes longer ends the connection: the client's window has been closed all the time.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A leaving connection waits so long for the outcomes of its commands.
+const LAST_REPLIES: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Publications that are taken from the queue for one write.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Frames that are read in a row before anything else gets its turn.
+const FRAMES_IN_A_ROW: usize = 32;
+
+impl Connection {
+    fn new(arguments: Arguments) -> Self {
+        let Arguments { gateway, socket, claims, user, opened } = arguments;
+        let now = Instant::now();
+        let limits = &gateway.options.websocket;
+        let mut connection = Self {
+            id: gateway.mint("con"),
+            outgoing: Arc::new(Outgoing::new(limits.send_buffer_bytes)),
+            topics: HashMap::new(),
+            generation: 0,
+            in_flight: FuturesUnordered::new(),
+            reading: FuturesUnordered::new(),
+            answers: Vec::new(),
+            authenticating: false,
+            held: None,
+            announced: false,
+            deadlines: Deadlines {
+                auth: None,
+                listen: None,
+                token_warning: None,
+                token_end: None,
+                // Spread, so that many connections that came at once do not ping at once.
+                ping: now + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
+                pong: None,
+                leave: None,
+            },
+            last_words: None,
+            socket,
+            bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
+            revocations: gateway.auth.revocations(),
+            draining: gateway.readiness.draining(),
+            claims: None,
+            user,
+            _opened: opened,
+            gateway,
+        };
+        match claims {
+            Some(claims) => {
+                connection.deadlines.listen = Some(now + LISTEN_AFTER);
+                connection.identify(claims);
+            }
+            None => {
+                let timeout = connection.gateway.options.websocket.auth_timeout_ms;
+                connection.deadlines.auth = Some(now + Duration::from_millis(timeout));
+            }
+        }
+        // The drain may have begun between the upgrade and now.
+        connection.plan_to_leave();
+        connection
+    }
+
+    /// From here on the connection speaks for this user, until this token ends.
+    pub fn identify(&mut self, claims: Arc<Claims>) {
+        let now = Instant::now();
+        let left = claims.expires_at().duration_since(self.gateway.now());
+        let left = Duration::try_from(left).unwrap_or_default();
+        self.deadlines.auth = None;
+        self.deadlines.token_end = Some(now + left);
+        self.deadlines.token_warning = Some(now + left.saturating_sub(Duration::from_secs(60)));
+        self.claims = Some(claims);
+    }
+
+    async fn serve(&mut self) -> Ending {
+        loop {
+            if let Err(ending) = self.step().await {
+                return ending;
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Flow {
+        // A client that is being told goodbye is not listened to any more.
+        let reads = !self.authenticating && self.last_words.is_none() && !self.is_leaving();
+        let wake = self.deadlines.next();
+        tokio::select! {
+            message = self.socket.next(), if reads => {
+                self.incoming(message)?;
+                // Whatever else has come is read before anything is written.
+                for _ in 0..FRAMES_IN_A_ROW {
+                    if self.authenticating || self.last_words.is_some() {
+                        break;
+                    }
+                    let Some(message) = self.socket.next().now_or_never() else { break };
+                    self.incoming(message)?;
+                }
+            }
+            Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.done(done).await?,
+            Some(done) = self.reading.next(), if !self.reading.is_empty() => self.done(done).await?,
+            () = self.outgoing.ready() => {}
+            () = tokio::time::sleep_until(wake) => self.tick().await?,
+            changed = self.revocations.changed() => {
+                if changed.is_ok() && self.claims.as_ref().is_some_and(|claims| self.gateway.auth.is_revoked(claims)) {
+                    return Err(Ending::Close(Close::Revoked));
+                }
+            }
+            Ok(()) = self.draining.changed() => self.plan_to_leave(),
+        }
+        self.send_answers().await?;
+        // Outcomes that are there by now go into the same write.
+        while let Some(Some(done)) = self.in_flight.next().now_or_never() {
+            self.done(done).await?;
+        }
+        self.send_answers().await?;
+        self.send_publications().await?;
+        self.flush().await?;
+        match self.last_words {
+            Some(close) => Err(Ending::Close(close)),
+            None if self.is_leaving() && self.in_flight.is_empty() => Err(Ending::Close(Close::Draining)),
+            None => Ok(()),
+        }
+    }
+
+    fn incoming(&mut self, message: Option<Result<Message, axum::Error>>) -> Flow {
+        let message = match message {
+            None => return Err(Ending::Gone),
+            Some(Err(error)) => return Err(ending_of(error)),
+            Some(Ok(message)) => message,
+        };
+        // Any sign of life is as good as a pong.
+        self.deadlines.pong = None;
+        if !self.bucket.take(Instant::now()) {
+            return Err(Ending::Close(Close::TooManyFrames));
+        }
+        match message {
+            Message::Text(text) => match protocol::parse(text.as_str()) {
+                Parsed::Frame(frame) => {
+                    metrics::counter!("proxie_ws_frames_total").increment(1);
+                    self.frame(frame);
+                    Ok(())
+                }
+                Parsed::Refused { id, problem } => {
+                    self.answer(&id, Err(problem));
+                    Ok(())
+                }
+                Parsed::Unanswerable(why) => {
+                    tracing::debug!(connection = %self.id, why, "a frame cannot be answered");
+                    Err(Ending::Close(Close::BadFrame))
+                }
+            },
+            Message::Binary(_) => Err(Ending::Close(Close::BadFrame)),
+            Message::Close(_) => Err(Ending::Gone),
+            Message::Ping(_) | Message::Pong(_) => Ok(()),
+        }
+    }
+
+    pub fn answer(&mut self, id: &str, outcome: Outcome) {
+        self.answers.push(protocol::reply(id, &outcome));
+    }
+
+    async fn send_answers(&mut self) -> Flow {
+        for answer in std::mem::take(&mut self.answers) {
+            self.feed(answer).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_publications(&mut self) -> Flow {
+        let mut batch: Vec<Published> = Vec::new();
+        if !self.outgoing.take(&mut batch, BATCH_BYTES) {
+            return Err(Ending::Close(Close::SlowConsumer));
+        }
+        for published in batch {
+            self.publication(&published).await?;
+        }
+        Ok(())
+    }
+
+    /// Into the socket's buffer, which is written when it is full or flushed.
+    pub async fn feed(&mut self, message: Message) -> Flow {
+        unless_too_slow(&self.outgoing, self.socket.feed(message)).await
+    }
+
+    async fn flush(&mut self) -> Flow {
+        unless_too_slow(&self.outgoing, self.socket.flush()).await
+    }
+
+    async fn tick(&mut self) -> Flow {
+        let now = Instant::now();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let limits = &self.gateway.options.websocket;
+        if due(self.deadlines.auth) {
+            return Err(Ending::Close(Close::AuthTimeout));
+        }
+        if due(self.deadlines.pong) {
+            return Err(Ending::Close(Close::HeartbeatTimeout));
+        }
+        if self.deadlines.leave.is_some_and(|at| at + LAST_REPLIES <= now) {
+            return Err(Ending::Close(Close::Draining));
+        }
+        if self.deadlines.ping <= now {
+            self.deadlines.ping = now + Duration::from_millis(limits.ping_ms);
+            self.deadlines.pong = Some(now + Duration::from_millis(limits.pong_timeout_ms));
+            self.feed(Message::Ping(Default::default())).await?;
+        }
+        if due(self.deadlines.token_end) {
+            return Err(Ending::Close(Close::TokenExpired));
+        }
+        if due(self.deadlines.token_warning) {
+            self.deadlines.token_warning = None;
+            if let Some(claims) = &self.claims {
+                let data = serde_json::json!({"expires_at": claims.expires_at()});
+                self.feed(protocol::event("token:expiring", &data)).await?;
+            }
+        }
+        if due(self.deadlines.listen) {
+            self.listen_to_user(None, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Not all at once: each connection of this node picks its moment.
+    fn plan_to_leave(&mut self) {
+        if *self.draining.borrow() && self.deadlines.leave.is_none() {
+            let spread = self.gateway.options.drain;
+            self.deadlines.leave = Some(Instant::now() + spread.mul_f64(rand::random_range(0.0..1.0)));
+        }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.deadlines.leave.is_some_and(|at| at <= Instant::now())
+    }
+
+    async fn finish(&mut self, ending: Ending) {
+        if self.announced
+            && let (Some(claims), Some(user)) = (&self.claims, &self.user)
+            && user.is_only_one()
+        {
+            events::announce(&self.gateway, &claims.sub, "offline");
+        }
+        // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
+        self.topics.clear();
+        self.in_flight.clear();
+        self.reading.clear();
+        if let Ending::Close(close) = ending {
+            metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string()).increment(1);
+            let retry_after_ms = self.retry_after_ms(close);
+            let frame = close.frame(retry_after_ms);
+            let said = self.socket.send(Message::Close(Some(frame)));
+            if tokio::time::timeout(CLOSE_TIMEOUT, said).await.is_err() {
+                return;
+            }
+        }
+        // Until the client has closed too: a socket that is dropped with unread data resets, and the reason is lost.
+        let closed = async { while let Some(Ok(_)) = self.socket.next().await {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+    }
+
+    fn retry_after_ms(&self, close: Close) -> Option<u64> {
+        let spread = self.gateway.options.drain.as_millis() as u64;
+        match close {
+            Close::Draining => Some(rand::random_range(0..=spread.max(500))),
+            Close::SlowConsumer | Close::HistoryLost | Close::TooManyFrames => Some(1_000),
+            Close::TooManyConnections => Some(5_000),
+            Close::AuthTimeout | Close::HeartbeatTimeout | Close::Internal => Some(500),
+            _ => None,
+        }
+    }
+}
+
+/// Waits for a write, but not for ever, and not while more piles up than is kept.
+async fn unless_too_slow(outgoing: &Outgoing, write: impl Future<Output = Result<(), axum::Error>>) -> Flow {
+    tokio::select! {
+        biased;
+        written = write => written.map_err(ending_of),
+        () = outgoing.cut_off() => Err(Ending::Close(Close::SlowConsumer)),
+        () = tokio::time::sleep(WRITE_TIMEOUT) => Err(Ending::Close(Close::SlowConsumer)),
+    }
+}
+
+fn ending_of(error: axum::Error) -> Ending {
+    match error.into_inner().downcast_ref::<tungstenite::Error>() {
+        Some(tungstenite::Error::Capacity(_)) => Ending::Close(Close::FrameTooLarge),
+        Some(tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        )) => Ending::Gone,
+        Some(tungstenite::Error::Protocol(_)) => Ending::Close(Close::ProtocolError),
+        Some(tungstenite::Error::Utf8(_)) => Ending::Close(Close::NotUtf8),
+        _ => Ending::Gone,
+    }
+}
+
+impl Deadlines {
+    fn next(&self) -> Instant {
+        // Twice: when it stops reading, and when it no longer waits for replies.
+        let leave = self.leave.map(|at| if at <= Instant::now() { at + LAST_REPLIES } else { at });
+        [self.auth, self.listen, self.token_warning, self.token_end, self.pong, leave]
+            .into_iter()
+            .flatten()
+            .fold(self.ping, Instant::min)
+    }
+}
+
+/// So many frames a second on average, and a burst at once.
+struct Bucket {
+    per_s: f64,
+    burst: f64,
+    left: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn new(per_s: u32, burst: u32, now: Instant) -> Self {
+        Self { per_s: f64::from(per_s), burst: f64::from(burst), left: f64::from(burst), at: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_s;
+        self.left = (self.left + earned).min(self.burst) - 1.0;
+        self.at = now;
+        self.left >= 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_allowed_and_a_flood_is_not() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(100, 500, start);
+        assert!((0..500).all(|_| bucket.take(start)));
+        assert!(!bucket.take(start));
+        let mut bucket = Bucket::new(100, 500, start);
+        let steady = |n: u64| start + Duration::from_millis(n * 10);
+        assert!((0..5_000).all(|n| bucket.take(steady(n))));
+    }
+}

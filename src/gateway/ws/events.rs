@@ -1,0 +1,96 @@
+//! Client events that are commands: the same functions as behind `/v1`, with the frame's id as command id.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::protocol::{Frame, app_frame, split_topic};
+use super::subscribe::may_publish;
+use crate::cluster::topics::Published;
+use crate::gateway::Gateway;
+use crate::gateway::auth::Claims;
+use crate::gateway::bodies::{optional_text, text};
+use crate::gateway::commands::{self, Call};
+use crate::gateway::problem::{Outcome, Problem};
+
+/// Whether [`run`] knows this event.
+pub fn is_command(event: &str) -> bool {
+    matches!(
+        event,
+        "chat:message"
+            | "chat:typing"
+            | "request:create"
+            | "request:cancel"
+            | "offer:accept"
+            | "offer:decline"
+            | "booking:cancel"
+            | "booking:review"
+            | "booking:no_show"
+    )
+}
+
+pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> Outcome {
+    let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: &frame.id };
+    let data = &frame.data;
+    match frame.event.as_str() {
+        "chat:message" => commands::send_message(call, text(data, "session_id")?, data).await,
+        "chat:typing" => {
+            call.check_user(data)?;
+            let typing = data.get("is_typing").and_then(Value::as_bool);
+            let typing = typing.ok_or_else(|| Problem::field("/is_typing", "is required and must be true or false"))?;
+            commands::typing(&call, text(data, "session_id")?, typing).await
+        }
+        "request:create" => commands::create_request(call, data).await,
+        "request:cancel" => commands::cancel_request(call, text(data, "request_id")?, data).await,
+        "offer:accept" => commands::accept_offer(call, text(data, "offer_id")?, data).await,
+        "offer:decline" => commands::decline_offer(call, text(data, "offer_id")?, data).await,
+        "booking:cancel" => commands::cancel_booking(call, text(data, "booking_id")?, data).await,
+        "booking:review" => commands::review_booking(call, text(data, "booking_id")?, data).await,
+        "booking:no_show" => commands::mark_no_show(call, text(data, "booking_id")?, data).await,
+        _ => Err(unknown(&frame.event)),
+    }
+}
+
+pub fn unknown(event: &str) -> Problem {
+    let shown: String = event.chars().take(64).collect();
+    Problem::field("/event", format!("{shown:?} is not an event I know"))
+}
+
+/// `presence:online`: told on the user's own presence topic.
+pub fn announce(gateway: &Gateway, user_id: &str, status: &str) {
+    let data = json!({"user_id": user_id, "status": status}).to_string();
+    gateway.topics.publish(&Published::new(&format!("presence:{user_id}"), None, "presence:changed", &data));
+}
+
+pub fn presence_status(data: &Value) -> Outcome<String> {
+    let status = optional_text(data, "status")?.unwrap_or("online");
+    if (1..=32).contains(&status.chars().count()) {
+        Ok(status.into())
+    } else {
+        Err(Problem::field("/status", "must have 1 to 32 characters"))
+    }
+}
+
+/// `topic:publish`: to application topics only, and only where configuration grants it.
+pub fn publish(gateway: &Gateway, claims: &Claims, data: &Value) -> Outcome {
+    let topic = text(data, "topic")?;
+    let event = text(data, "event")?;
+    split_topic(topic)?;
+    if !topic.starts_with("app:") || !may_publish(gateway, claims.role, topic) {
+        return Err(Problem::forbidden("you may not publish to this topic"));
+    }
+    if !event.starts_with("app:") || event.len() > 64 {
+        return Err(Problem::field("/event", "must start with app: and have at most 64 bytes"));
+    }
+    let payload = data.get("data").unwrap_or(&Value::Null);
+    if payload.get("user_id").is_some_and(|id| !id.is_null() && id.as_str() != Some(&claims.sub)) {
+        return Err(Problem::forbidden("user_id must be the token's"));
+    }
+    gateway.topics.publish(&Published {
+        topic: topic.into(),
+        offset: None,
+        event: event.into(),
+        frame: app_frame(topic, event, &claims.sub, payload).into(),
+    });
+    Ok(json!({}))
+}

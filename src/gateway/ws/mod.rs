@@ -1,0 +1,245 @@
+//! The WebSocket edge: `GET /v1/ws`.
+//!
+//! Each socket is owned by one actor ([`connection`]), which does its I/O and its protocol in one task. Read
+//! [`protocol`] first.
+
+pub mod protocol;
+
+mod connection;
+mod dispatch;
+mod events;
+mod outgoing;
+mod subscribe;
+mod track;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use crate::gateway::auth::Claims;
+use crate::gateway::http::{bearer, client_address, origin_allowed};
+use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::Gateway;
+use crate::kernel::error::ErrorCode;
+
+pub use protocol::Limits;
+
+/// The sockets of this node.
+pub struct Connections {
+    supervisor: ActorRef<Nothing>,
+    open: Arc<AtomicUsize>,
+    by_user: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl Connections {
+    pub async fn start() -> anyhow::Result<Self> {
+        let (supervisor, _) = Actor::spawn(None, ConnectionSupervisor, ())
+            .await
+            .map_err(|error| anyhow::anyhow!("the connections' supervisor did not start: {error}"))?;
+        Ok(Self { supervisor, open: Arc::default(), by_user: Arc::default() })
+    }
+
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn opened(&self) -> Opened {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Opened(self.open.clone())
+    }
+
+    /// `None`: the user has as many as are allowed.
+    fn of_user(&self, user_id: &str, max: usize) -> Option<UserConnection> {
+        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_user.entry(user_id.to_owned()).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(UserConnection { user_id: user_id.into(), by_user: self.by_user.clone() })
+    }
+}
+
+/// Counts a socket for as long as it lives.
+struct Opened(Arc<AtomicUsize>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts an authenticated socket of a user.
+struct UserConnection {
+    user_id: String,
+    by_user: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl UserConnection {
+    /// No other socket of this user is on this node.
+    fn is_only_one(&self) -> bool {
+        self.by_user.lock().unwrap_or_else(PoisonError::into_inner).get(&self.user_id) == Some(&1)
+    }
+}
+
+impl Drop for UserConnection {
+    fn drop(&mut self) {
+        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_user.get_mut(&self.user_id) {
+            *count -= 1;
+            if *count == 0 {
+                by_user.remove(&self.user_id);
+            }
+        }
+    }
+}
+
+/// Survives its children: a connection that fails ends alone.
+struct ConnectionSupervisor;
+
+/// The supervisor takes no messages.
+pub enum Nothing {}
+
+impl ractor::Message for Nothing {}
+
+impl Actor for ConnectionSupervisor {
+    type Msg = Nothing;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Nothing>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Nothing>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(_, error) = event {
+            metrics::counter!("proxie_ws_connection_failures_total").increment(1);
+            tracing::error!(%error, "a connection failed; its client reconnects");
+        }
+        Ok(())
+    }
+}
+
+/// Read and write buffers of a socket: most frames are small, and most sockets idle.
+const BUFFER_BYTES: usize = 4 * 1024;
+
+pub async fn upgrade(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+    extensions: axum::http::Extensions,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Outcome<Response> {
+    let upgrade = upgrade.map_err(|rejection| {
+        Problem::bad_request(format!("this is a WebSocket: {rejection}")).status(StatusCode::BAD_REQUEST)
+    })?;
+    if !origin_allowed(&gateway, &headers) {
+        return Err(Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins"));
+    }
+    if !speaks(&headers) {
+        return Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"));
+    }
+    if gateway.readiness.is_draining() {
+        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
+    }
+    let claims = authenticated(&gateway, &headers, &extensions).await?;
+    let user = match &claims {
+        Some(claims) => {
+            let max = gateway.options.websocket.max_connections_per_user;
+            let user = gateway.connections.of_user(&claims.sub, max);
+            Some(user.ok_or_else(|| Problem::new(ErrorCode::RateLimited, "too many connections of this user"))?)
+        }
+        None => None,
+    };
+    let opened = gateway.connections.opened();
+    let max_frame = gateway.options.websocket.max_frame_bytes;
+    let response = upgrade
+        .protocols([protocol::SUBPROTOCOL])
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_frame_size(max_frame)
+        .max_message_size(max_frame)
+        .on_upgrade(async move |socket| {
+            let supervisor = gateway.connections.supervisor.get_cell();
+            let arguments = connection::Arguments { gateway, socket, claims, user, opened };
+            match Actor::spawn_linked(None, connection::ConnectionActor, arguments, supervisor).await {
+                Ok((connection, _)) => {
+                    let _ = connection.cast(connection::Run);
+                }
+                Err(error) => tracing::error!(%error, "a connection did not start"),
+            }
+        });
+    Ok(response)
+}
+
+/// No subprotocol means ours.
+fn speaks(headers: &HeaderMap) -> bool {
+    let mut offered = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .peekable();
+    offered.peek().is_none() || offered.any(|name| name == protocol::SUBPROTOCOL)
+}
+
+/// The claims of the `Authorization` header, where there is one. Who opens sockets is limited as in `/v1`.
+async fn authenticated(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    extensions: &axum::http::Extensions,
+) -> Outcome<Option<Arc<Claims>>> {
+    let verified = match (headers.contains_key(header::AUTHORIZATION), bearer(headers)) {
+        (false, _) => Ok(None),
+        (true, None) => Err(Problem::unauthenticated("the Authorization header is not a bearer token")),
+        (true, Some(token)) => gateway
+            .auth
+            .verify(token, gateway.now())
+            .map(|claims| Some(Arc::new(claims)))
+            .map_err(|error| Problem::unauthenticated(error.to_string())),
+    };
+    let key = match &verified {
+        Ok(Some(claims)) => format!("user:{}", claims.sub),
+        _ => format!("ip:{}", client_address(gateway, extensions, headers)),
+    };
+    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
+    if !verdict.allowed {
+        return Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
+            .retry_after_ms(u64::from(verdict.reset_s) * 1_000));
+    }
+    verified
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_known_subprotocol_is_enough() {
+        let offers = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, line.parse().unwrap());
+            }
+            speaks(&headers)
+        };
+        assert!(offers(&[]));
+        assert!(offers(&["proxie.v1"]));
+        assert!(offers(&["graphql-ws, proxie.v1"]));
+        assert!(offers(&["graphql-ws", "proxie.v1"]));
+        assert!(!offers(&["graphql-ws"]));
+        assert!(!offers(&["proxie.v2"]));
+    }
+}

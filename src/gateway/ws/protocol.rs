@@ -1,0 +1,312 @@
+//! The protocol `proxie.v1`: frames, close codes, limits.
+//!
+//! Text frames, one JSON object each. A client frame is `{"id","event","data"?}` and gets exactly one reply,
+//! `{"id","ok":true,"data"}` or `{"id","ok":false,"error"}`. What the server sends by itself has no `id`:
+//! `{"event","topic"?,"offset"?,"data"}`. Receivers ignore unknown fields.
+//!
+//! A frame that cannot be answered (not JSON, not an object, no usable `id`) ends the connection with 3500: its sender
+//! would wait for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
+
+use axum::extract::ws::{CloseFrame, Message};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::gateway::bodies::has_nul;
+use crate::gateway::problem::{Outcome, Problem};
+use crate::kernel::ids::is_valid_id;
+
+pub const SUBPROTOCOL: &str = "proxie.v1";
+
+/// The defaults are the contract's minima.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub max_frame_bytes: usize,
+    pub frames_per_s: u32,
+    pub frame_burst: u32,
+    pub max_subscriptions: usize,
+    pub max_connections_per_user: usize,
+    /// Commands of one connection that are not answered yet.
+    pub max_in_flight: usize,
+    /// What may wait for a slow client.
+    pub send_buffer_bytes: usize,
+    pub auth_timeout_ms: u64,
+    pub ping_ms: u64,
+    /// After a ping.
+    pub pong_timeout_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_frame_bytes: 65_536,
+            frames_per_s: 100,
+            frame_burst: 500,
+            max_subscriptions: 512,
+            max_connections_per_user: 64,
+            max_in_flight: 64,
+            send_buffer_bytes: 1_048_576,
+            auth_timeout_ms: 10_000,
+            ping_ms: 25_000,
+            pong_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Limits {
+    /// `limits` of the reply to `auth`.
+    pub fn shown(&self) -> Value {
+        json!({
+            "frame_bytes": self.max_frame_bytes,
+            "frames_per_s": self.frames_per_s,
+            "frame_burst": self.frame_burst,
+            "subscriptions": self.max_subscriptions,
+            "connections_per_user": self.max_connections_per_user,
+            "in_flight": self.max_in_flight,
+            "send_buffer_bytes": self.send_buffer_bytes,
+        })
+    }
+}
+
+/// What a client sent.
+#[derive(Debug)]
+pub struct Frame {
+    pub id: String,
+    pub event: String,
+    /// Always an object.
+    pub data: Value,
+}
+
+#[derive(Debug)]
+pub enum Parsed {
+    Frame(Frame),
+    /// It has an id, so it is answered.
+    Refused { id: String, problem: Problem },
+    /// Nobody could match an answer to it.
+    Unanswerable(&'static str),
+}
+
+pub fn parse(text: &str) -> Parsed {
+    let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(text) else {
+        return Parsed::Unanswerable("not a JSON object");
+    };
+    let id = match fields.remove("id") {
+        Some(Value::String(id)) if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id,
+        _ => return Parsed::Unanswerable("no id of 1 to 64 visible characters"),
+    };
+    let refused = |id: String, problem: Problem| Parsed::Refused { id, problem };
+    let event = match fields.remove("event") {
+        Some(Value::String(event)) => event,
+        _ => return refused(id, Problem::field("/event", "is required and must be a string")),
+    };
+    let data = match fields.remove("data") {
+        None | Some(Value::Null) => json!({}),
+        Some(data @ Value::Object(_)) => data,
+        Some(_) => return refused(id, Problem::field("/data", "must be an object")),
+    };
+    if has_nul(&data) {
+        return refused(id, Problem::field("/data", "contains U+0000, which cannot be stored"));
+    }
+    Parsed::Frame(Frame { id, event, data })
+}
+
+/// The one reply to the frame with this id.
+pub fn reply(id: &str, outcome: &Outcome) -> Message {
+    #[derive(Serialize)]
+    struct Good<'a> {
+        id: &'a str,
+        ok: bool,
+        data: &'a Value,
+    }
+    #[derive(Serialize)]
+    struct Bad<'a> {
+        id: &'a str,
+        ok: bool,
+        error: Value,
+    }
+    let text = match outcome {
+        Ok(data) => serde_json::to_string(&Good { id, ok: true, data }),
+        Err(problem) => serde_json::to_string(&Bad { id, ok: false, error: problem.ws_error() }),
+    };
+    Message::text(text.expect("a reply serialises"))
+}
+
+/// An event for this connection only.
+pub fn event(event: &str, data: &Value) -> Message {
+    Message::text(json!({"event": event, "data": data}).to_string())
+}
+
+/// A client's publication on an application topic: who sent it is the server's word.
+pub fn app_frame(topic: &str, event: &str, from: &str, data: &Value) -> String {
+    #[derive(Serialize)]
+    struct AppFrame<'a> {
+        event: &'a str,
+        topic: &'a str,
+        from: &'a str,
+        data: Box<RawValue>,
+    }
+    let data = RawValue::from_string(data.to_string()).expect("JSON is JSON");
+    serde_json::to_string(&AppFrame { event, topic, from, data }).expect("a frame serialises")
+}
+
+/// Where a client stands in a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub epoch: String,
+    pub offset: i64,
+}
+
+/// `position` of a frame's data, where there is one.
+pub fn position(value: &Value) -> Outcome<Option<Position>> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    Position::deserialize(value)
+        .map(Some)
+        .map_err(|error| Problem::field("/position", format!("must be {{epoch, offset}}: {error}")))
+}
+
+/// `kind:key`. Application topics keep their whole name as the key.
+pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {
+    let wrong = || Problem::field("/topic", "must look like session:ses_…");
+    if topic.len() > 200 || topic.bytes().any(|b| !b.is_ascii_graphic()) {
+        return Err(wrong());
+    }
+    let (kind, key) = topic.split_once(':').ok_or_else(wrong)?;
+    let valid = if kind == "app" { !key.is_empty() } else { is_valid_id(key) };
+    if valid { Ok((kind, key)) } else { Err(wrong()) }
+}
+
+/// Why the server ends a connection. 3000–3499: reconnect. 3500–3999: not as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    Draining,
+    AuthTimeout,
+    HeartbeatTimeout,
+    SlowConsumer,
+    /// What the client has missed is no longer kept: it learns so when it resumes.
+    HistoryLost,
+    TooManyFrames,
+    TooManyConnections,
+    BadFrame,
+    Unauthenticated,
+    Revoked,
+    TokenExpired,
+    FrameTooLarge,
+    /// RFC 6455.
+    ProtocolError,
+    NotUtf8,
+    Internal,
+}
+
+impl Close {
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Draining => 3000,
+            Self::AuthTimeout | Self::HeartbeatTimeout => 3002,
+            Self::SlowConsumer | Self::HistoryLost => 3008,
+            Self::TooManyFrames | Self::TooManyConnections => 3009,
+            Self::BadFrame => 3500,
+            Self::Unauthenticated | Self::Revoked => 3501,
+            Self::TokenExpired => 3502,
+            Self::FrameTooLarge => 3504,
+            Self::ProtocolError => 1002,
+            Self::NotUtf8 => 1007,
+            Self::Internal => 1011,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::AuthTimeout => "authentication_timeout",
+            Self::HeartbeatTimeout => "heartbeat_timeout",
+            Self::SlowConsumer => "slow_consumer",
+            Self::HistoryLost => "history_lost",
+            Self::TooManyFrames => "too_many_frames",
+            Self::TooManyConnections => "too_many_connections",
+            Self::BadFrame => "bad_request",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Revoked => "revoked",
+            Self::TokenExpired => "token_expired",
+            Self::FrameTooLarge => "too_large",
+            Self::ProtocolError => "protocol_error",
+            Self::NotUtf8 => "not_utf8",
+            Self::Internal => "internal",
+        }
+    }
+
+    pub fn frame(self, retry_after_ms: Option<u64>) -> CloseFrame {
+        let mut reason = json!({"code": self.word()});
+        if let Some(ms) = retry_after_ms {
+            reason["retry_after_ms"] = json!(ms);
+        }
+        CloseFrame { code: self.code(), reason: reason.to_string().into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_answerable_or_not() {
+        #[derive(Debug, PartialEq)]
+        enum Is {
+            Good,
+            Refused,
+            Unanswerable,
+        }
+        for (text, expected) in [
+            (r#"{"id":"1","event":"ping"}"#, Is::Good),
+            (r#"{"id":"1","event":"ping","data":null,"more":1}"#, Is::Good),
+            (r#"{"id":"1","event":"ping","data":[]}"#, Is::Refused),
+            (r#"{"id":"1","event":7}"#, Is::Refused),
+            (r#"{"id":"1"}"#, Is::Refused),
+            (r#"{"id":"1","event":"e","data":{"a":"\u0000"}}"#, Is::Refused),
+            (r#"{"event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":1,"event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":"","event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":"a b","event":"ping"}"#, Is::Unanswerable),
+            ("[]", Is::Unanswerable),
+            ("{", Is::Unanswerable),
+            ("", Is::Unanswerable),
+        ] {
+            let is = match parse(text) {
+                Parsed::Frame(frame) => {
+                    assert!(frame.data.is_object());
+                    Is::Good
+                }
+                Parsed::Refused { id, .. } => {
+                    assert_eq!(id, "1");
+                    Is::Refused
+                }
+                Parsed::Unanswerable(_) => Is::Unanswerable,
+            };
+            assert_eq!(is, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn topics_have_a_kind_and_a_key() {
+        assert_eq!(split_topic("session:ses_1").unwrap(), ("session", "ses_1"));
+        assert_eq!(split_topic("app:room:7").unwrap(), ("app", "room:7"));
+        for bad in ["", "session", "session:", "session:a b", "user:a:b", &format!("app:{}", "x".repeat(300))] {
+            assert!(split_topic(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn close_reasons_fit_a_control_frame() {
+        for close in [Close::AuthTimeout, Close::TooManyConnections, Close::Draining] {
+            assert!(close.frame(Some(u64::from(u32::MAX))).reason.len() <= 123);
+        }
+    }
+
+    #[test]
+    fn positions_are_checked() {
+        assert_eq!(position(&Value::Null).unwrap(), None);
+        assert!(position(&json!({"epoch": "e", "offset": 2})).unwrap().is_some());
+        assert!(position(&json!({"epoch": "e"})).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! Where one connection stands in one topic: which publications it gets, in which order, and when history is read.
+//!
+//! Durable publications that arrive while history is read are not kept, only their offset is: a publication leaves
+//! after its commit, so the next page of history has it. That is why a replay needs no buffer.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Registered with the topic; where to start is being found out.
+    Starting,
+    /// A page of history is being read.
+    Reading,
+    Live,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Send,
+    Skip,
+    /// Read history after this offset.
+    Read { after: i64 },
+    /// What the client needs next is no longer kept.
+    Lost,
+}
+
+#[derive(Debug)]
+pub struct Track {
+    phase: Phase,
+    /// The offset that the client needs next.
+    next: i64,
+    /// The newest one that is known to exist.
+    newest: i64,
+}
+
+impl Track {
+    pub fn starting() -> Self {
+        Self { phase: Phase::Starting, next: 0, newest: 0 }
+    }
+
+    /// The client has everything up to `after`. Lossy topics start at 0 and have no history.
+    pub fn start(&mut self, after: i64) -> Next {
+        self.next = after + 1;
+        self.go_on()
+    }
+
+    /// A publication has come in.
+    pub fn publication(&mut self, offset: Option<i64>) -> Next {
+        let Some(offset) = offset else {
+            return if self.phase == Phase::Live { Next::Send } else { Next::Skip };
+        };
+        self.newest = self.newest.max(offset);
+        if self.phase != Phase::Live || offset < self.next {
+            Next::Skip
+        } else if offset == self.next {
+            self.next += 1;
+            Next::Send
+        } else {
+            self.go_on()
+        }
+    }
+
+    /// An item of a page of history. False: the client has it already.
+    pub fn replayed(&mut self, offset: i64) -> bool {
+        let wanted = offset == self.next;
+        self.next += i64::from(wanted);
+        wanted
+    }
+
+    /// A page has been sent; `after` is where it began, `head` the topic's newest offset.
+    pub fn page_ended(&mut self, after: i64, head: i64, complete: bool) -> Next {
+        self.newest = self.newest.max(head);
+        let stuck = self.next == after + 1 && self.next <= self.newest;
+        if !complete || stuck { Next::Lost } else { self.go_on() }
+    }
+
+    fn go_on(&mut self) -> Next {
+        if self.next <= self.newest {
+            self.phase = Phase::Reading;
+            Next::Read { after: self.next - 1 }
+        } else {
+            self.phase = Phase::Live;
+            Next::Skip
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_publications_come_once_and_in_order() {
+        let mut track = Track::starting();
+        assert_eq!(track.start(2), Next::Skip);
+        assert_eq!(track.publication(Some(2)), Next::Skip, "the client has it");
+        assert_eq!(track.publication(Some(3)), Next::Send);
+        assert_eq!(track.publication(Some(3)), Next::Skip, "twice");
+        assert_eq!(track.publication(None), Next::Send);
+    }
+
+    #[test]
+    fn a_hole_is_filled_from_history() {
+        let mut track = Track::starting();
+        track.start(0);
+        assert_eq!(track.publication(Some(3)), Next::Read { after: 0 });
+        assert_eq!(track.publication(None), Next::Skip, "lossy events do not wait for a replay");
+        assert_eq!(track.publication(Some(4)), Next::Skip, "history will have it");
+        assert!((1..=3).all(|offset| track.replayed(offset)));
+        assert_eq!(track.page_ended(0, 3, true), Next::Read { after: 3 });
+        assert!(track.replayed(4));
+        assert_eq!(track.page_ended(3, 4, true), Next::Skip);
+        assert_eq!(track.publication(Some(5)), Next::Send);
+    }
+
+    #[test]
+    fn nothing_falls_between_registration_and_start() {
+        let mut track = Track::starting();
+        assert_eq!(track.publication(Some(8)), Next::Skip);
+        assert_eq!(track.start(7), Next::Read { after: 7 });
+        assert!(track.replayed(8));
+        assert!(!track.replayed(8));
+        assert_eq!(track.page_ended(7, 8, true), Next::Skip);
+    }
+
+    #[test]
+    fn what_is_gone_is_said_to_be_lost() {
+        let mut track = Track::starting();
+        track.publication(Some(9));
+        assert_eq!(track.start(2), Next::Read { after: 2 });
+        assert_eq!(track.page_ended(2, 9, false), Next::Lost);
+        let mut track = Track::starting();
+        track.publication(Some(9));
+        track.start(8);
+        assert_eq!(track.page_ended(8, 8, true), Next::Lost, "a history that never gets there");
+    }
+}

@@ -1,0 +1,155 @@
+//! Reads of the read models and of the topics' history, for the edges and for matching.
+
+use serde_json::Value;
+use sqlx::Row;
+use sqlx::postgres::{PgPool, PgRow};
+
+use crate::kernel::clock::Timestamp;
+use crate::persistence::publications::{self, History};
+use crate::persistence::store::{from_micros, micros};
+
+mod marketplace;
+
+pub use marketplace::{Parties, Window};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Views {
+    pool: PgPool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The store is away: the same read may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<sqlx::Error> for ViewError {
+    fn from(error: sqlx::Error) -> Self {
+        let temporary = match &error {
+            sqlx::Error::Database(database) => database.code().is_none_or(|code| {
+                // Connection, resources, operator intervention, system error, serialisation.
+                ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class))
+            }),
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. } => false,
+            _ => true,
+        };
+        if temporary { Self::Unavailable(error.to_string()) } else { Self::Internal(error.to_string()) }
+    }
+}
+
+/// Where a list goes on: after the item that was made then and has this id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    pub at: Timestamp,
+    pub id: String,
+}
+
+#[derive(Debug)]
+pub struct Page {
+    pub items: Vec<Value>,
+    pub next: Option<Cursor>,
+}
+
+impl Views {
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// See [`publications::history`].
+    pub async fn history(&self, kind: &str, key: &str, after: i64, limit: i64) -> Result<History, ViewError> {
+        Ok(publications::history(&self.pool, kind, key, after, limit).await?)
+    }
+
+    pub async fn topic_head(&self, kind: &str, key: &str) -> Result<i64, ViewError> {
+        Ok(publications::head(&self.pool, kind, key).await?)
+    }
+
+    /// One row or none; the query yields one jsonb column as text.
+    async fn one(&self, sql: &'static str, id: &str) -> Result<Option<Value>, ViewError> {
+        let row = sqlx::query(sql).bind(id).fetch_optional(&self.pool).await?;
+        row.map(|row| json(&row, 0)).transpose()
+    }
+
+    /// One page of a list. `sql` binds `$1` the owner, `$2` and `$3` the cursor, `$4` the limit, and yields the item
+    /// as text, its time in microseconds and its id.
+    async fn page(
+        &self,
+        sql: &'static str,
+        owner: &str,
+        cursor: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
+        let rows = sqlx::query(sql)
+            .bind(owner)
+            .bind(micros(cursor.at))
+            .bind(&cursor.id)
+            .bind(limit as i64 + 1)
+            .fetch_all(&self.pool)
+            .await?;
+        into_page(&rows, limit)
+    }
+}
+
+/// One row more than asked for tells whether there is a next page.
+fn into_page(rows: &[PgRow], limit: usize) -> Result<Page, ViewError> {
+    let items = rows.iter().take(limit).map(|row| json(row, 0)).collect::<Result<Vec<_>, _>>()?;
+    let next = (rows.len() > limit)
+        .then(|| rows.get(limit - 1))
+        .flatten()
+        .map(|row| Cursor { at: from_micros(row.get(1)), id: row.get(2) });
+    Ok(Page { items, next })
+}
+
+fn json(row: &PgRow, at: usize) -> Result<Value, ViewError> {
+    let text: &str = row.try_get(at)?;
+    let mut value = serde_json::from_str(text).map_err(|e| ViewError::Internal(e.to_string()))?;
+    utc(&mut value);
+    Ok(value)
+}
+
+/// Postgres writes times in its session's zone (`…+00:00`); clients get `…Z`, as the entities write them.
+fn utc(value: &mut Value) {
+    let Value::Object(fields) = value else { return };
+    for (name, field) in fields {
+        if (name.ends_with("_at") || name == "earliest" || name == "latest")
+            && let Some(time) = field.as_str().and_then(|text| text.parse::<Timestamp>().ok())
+        {
+            *field = Value::String(time.to_string());
+        }
+    }
+}
+
+/// Before the first item of a list that goes up, or down, in time.
+impl Cursor {
+    pub fn first() -> Self {
+        Self { at: Timestamp::UNIX_EPOCH, id: String::new() }
+    }
+
+    pub fn last() -> Self {
+        // The year 9999 is in the range of both sides.
+        Self { at: from_micros(253_370_764_800_000_000), id: String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn times_become_utc() {
+        let mut row = json!({"created_at": "2026-05-04T10:00:00.5+02:00", "name": "2026-05-04", "ends_at": null});
+        utc(&mut row);
+        assert_eq!(row, json!({"created_at": "2026-05-04T08:00:00.5Z", "name": "2026-05-04", "ends_at": null}));
+        assert!(micros(Cursor::last().at) > micros(Cursor::first().at));
+    }
+}

@@ -1,0 +1,176 @@
+//! The marketplace's reads. Rows come out as the API shows them.
+
+use serde_json::Value;
+use sqlx::Row;
+
+use super::{Cursor, Page, ViewError, Views, into_page, json};
+use crate::kernel::clock::Timestamp;
+use crate::persistence::store::{from_micros, micros};
+
+/// Who may see an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parties {
+    pub consumer_id: String,
+    pub provider_owner_id: String,
+}
+
+/// What matching asks the providers for.
+#[derive(Clone, Debug)]
+pub struct Window {
+    pub service: String,
+    pub south: f64,
+    pub north: f64,
+    pub west: f64,
+    pub east: f64,
+    pub earliest: Timestamp,
+    pub latest: Timestamp,
+}
+
+/// Enough for any box around a place; ranking keeps far fewer.
+const MAX_CANDIDATES: i64 = 500;
+
+impl Views {
+    pub async fn request(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select to_jsonb(r)::text from requests r where id = $1", id).await
+    }
+
+    /// Newest first.
+    pub async fn requests_of(&self, consumer_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+        let sql = "select to_jsonb(r)::text, micros(created_at), id from requests r
+             where consumer_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+             order by created_at desc, id collate \"C\" desc limit $4";
+        self.page(sql, consumer_id, from, limit).await
+    }
+
+    /// With `consumer_id`, which the API does not show: [`Views::offer`]'s callers check it.
+    pub async fn offer(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select (to_jsonb(o) - 'provider_id')::text from offers o where id = $1", id).await
+    }
+
+    /// In the order they arrived.
+    pub async fn offers_of(&self, request_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+        let sql = "select (to_jsonb(o) - '{provider_id,consumer_id}'::text[])::text, micros(created_at), id from offers o
+             where request_id = $1 and (created_at, id collate \"C\") > (micros($2::bigint), $3)
+             order by created_at, id collate \"C\" limit $4";
+        self.page(sql, request_id, from, limit).await
+    }
+
+    pub async fn booking(&self, id: &str) -> Result<Option<(Value, Parties)>, ViewError> {
+        let row = sqlx::query("select detail::text, consumer_id, provider_owner_id from bookings where id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| {
+            let parties = Parties { consumer_id: row.get(1), provider_owner_id: row.get(2) };
+            Ok((json(&row, 0)?, parties))
+        })
+        .transpose()
+    }
+
+    /// As consumer or as provider, newest first.
+    pub async fn bookings_of(&self, user_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+        let sql = "select detail::text, micros(created_at), id from bookings
+             where (consumer_id = $1 or provider_owner_id = $1)
+               and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+             order by created_at desc, id collate \"C\" desc limit $4";
+        self.page(sql, user_id, from, limit).await
+    }
+
+    pub async fn provider(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select to_jsonb(p)::text from providers p where id = $1", id).await
+    }
+
+    /// The directory, by id; each filter may be missing. A city is compared without regard to case.
+    pub async fn providers(
+        &self,
+        service: Option<&str>,
+        city: Option<&str>,
+        owner_id: Option<&str>,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
+        let rows = sqlx::query(
+            "select to_jsonb(p)::text, 0::bigint, id from providers p
+             where ($1::text is null or services @> array[$1::text])
+               and ($2::text is null or lower(city) = lower($2::text))
+               and ($3::text is null or owner_id = $3::text)
+               and id collate \"C\" > $4
+             order by id collate \"C\" limit $5",
+        )
+        .bind(service)
+        .bind(city)
+        .bind(owner_id)
+        .bind(&from.id)
+        .bind(limit as i64 + 1)
+        .fetch_all(&self.pool)
+        .await?;
+        into_page(&rows, limit)
+    }
+
+    pub async fn session(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select to_jsonb(s)::text from sessions s where id = $1", id).await
+    }
+
+    pub async fn sessions_of(&self, user_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+        let sql = "select to_jsonb(s)::text, micros(created_at), id from sessions s
+             where user_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+             order by created_at desc, id collate \"C\" desc limit $4";
+        self.page(sql, user_id, from, limit).await
+    }
+
+    /// As they were said, or the last ones first.
+    pub async fn messages_of(
+        &self,
+        session_id: &str,
+        newest_first: bool,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
+        let sql = if newest_first {
+            "select to_jsonb(m)::text, micros(created_at), id from messages m
+             where session_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+             order by created_at desc, id collate \"C\" desc limit $4"
+        } else {
+            "select to_jsonb(m)::text, micros(created_at), id from messages m
+             where session_id = $1 and (created_at, id collate \"C\") > (micros($2::bigint), $3)
+             order by created_at, id collate \"C\" limit $4"
+        };
+        self.page(sql, session_id, from, limit).await
+    }
+
+    /// Providers of a service inside a box, nearest to its middle first, each with the busy times that touch the
+    /// asked window.
+    pub async fn candidates(&self, window: &Window) -> Result<Vec<(Value, Vec<(Timestamp, Timestamp)>)>, ViewError> {
+        let rows = sqlx::query(
+            "select to_jsonb(p)::text,
+                    coalesce((select array_agg(micros(lower(c.during)) order by c.during) from calendar c
+                               where c.provider_id = p.id and c.during && w.during), '{}'),
+                    coalesce((select array_agg(micros(upper(c.during)) order by c.during) from calendar c
+                               where c.provider_id = p.id and c.during && w.during), '{}')
+             from providers p,
+                  (select tstzrange(micros($6::bigint) - interval '1 day', micros($7::bigint) + interval '1 day')) w(during)
+             where p.services @> array[$1::text]
+               and p.latitude between $2 and $3 and p.longitude between $4 and $5
+             order by (p.latitude - ($2 + $3) / 2) ^ 2 + (p.longitude - ($4 + $5) / 2) ^ 2, p.id
+             limit $8",
+        )
+        .bind(&window.service)
+        .bind(window.south)
+        .bind(window.north)
+        .bind(window.west)
+        .bind(window.east)
+        .bind(micros(window.earliest))
+        .bind(micros(window.latest))
+        .bind(MAX_CANDIDATES)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let starts: Vec<i64> = row.try_get(1)?;
+                let ends: Vec<i64> = row.try_get(2)?;
+                let busy = starts.into_iter().map(from_micros).zip(ends.into_iter().map(from_micros)).collect();
+                Ok((json(row, 0)?, busy))
+            })
+            .collect()
+    }
+}
