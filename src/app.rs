@@ -1,3 +1,8 @@
-//! The composition root: what a node consists of, in which order it starts and stops.
+//! The composition root: what a node consists of, in which order it starts and stops, and the command line.
 
+pub mod cli;
 pub mod core;
+mod demo;
+mod matching;
+pub mod node;
+mod seed;

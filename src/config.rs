@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::kernel::entity::Role;
+
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {
         $(#[$doc])*
@@ -58,7 +60,20 @@ section!(WebSocket {
     pong_timeout_ms: u64 = 10_000,
 });
 
-section!(Topics { history_limit: i32 = 1_000, history_s: i64 = 604_800 });
+section!(Topics {
+    history_limit: i32 = 1_000,
+    history_s: i64 = 604_800,
+    grants: Vec<TopicGrant> = Vec::new(),
+});
+
+/// What clients may do with one application topic.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicGrant {
+    pub topic: String,
+    pub publish: Vec<Role>,
+    pub subscribe: Vec<Role>,
+}
 
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
 
@@ -156,7 +171,7 @@ impl Config {
             "node.name must be 1 to 64 letters, digits, - or _"
         } else if self.gateway.listen.parse::<std::net::SocketAddr>().is_err() {
             "gateway.listen must be an address with a port, such as 127.0.0.1:8080"
-        } else if !(self.cluster.lease_s * 1_000.0 > 2.0 * self.cluster.read_ttl_ms as f64) {
+        } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"

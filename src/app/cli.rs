@@ -120,7 +120,9 @@ enum EntityCommand {
 enum DeadLetterCommand {
     List,
     /// Deliver it again
-    Retry { id: String },
+    Retry {
+        id: String,
+    },
 }
 
 pub fn main() -> ExitCode {
@@ -166,7 +168,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Openapi => {
-            println!("{:#}", crate::gateway::openapi());
+            println!("{:#}", crate::gateway::http::openapi::document());
             Ok(())
         }
         Command::Migrate => {
@@ -177,7 +179,9 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Token(args) => token(&config, args).await,
-        Command::Cluster { command: ClusterCommand::Status { json } } => status(&config, json).await,
+        Command::Cluster { command: ClusterCommand::Status { json } } => {
+            status(&config, json).await
+        }
         Command::Entity { command } => entity(&config, command).await,
         Command::DeadLetter { command } => dead_letter(&config, command).await,
     }
@@ -216,7 +220,10 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn recv(&mut self) {
@@ -244,12 +251,25 @@ impl Opened {
 
 async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
     let (options, server) = if !config.embedded() {
-        (config.persistence.database_url.parse().context("DATABASE_URL is not a PostgreSQL URL")?, None)
+        (
+            config
+                .persistence
+                .database_url
+                .parse()
+                .context("DATABASE_URL is not a PostgreSQL URL")?,
+            None,
+        )
     } else if let Some(options) = embedded::connect_running(&config.node.data_dir)? {
         (options, None)
     } else {
-        if !create && !config.node.data_dir.join("postgres").exists() && !config.node.data_dir.join("postgres.location").exists() {
-            bail!("there is no store under {} yet: run `proxie serve` first", config.node.data_dir.display());
+        if !create
+            && !config.node.data_dir.join("postgres").exists()
+            && !config.node.data_dir.join("postgres.location").exists()
+        {
+            bail!(
+                "there is no store under {} yet: run `proxie serve` first",
+                config.node.data_dir.display()
+            );
         }
         let (options, server) = node::open_store(config).await?;
         (options, server)
@@ -274,20 +294,22 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
     }
     let user = args.user.unwrap_or_default();
     if !config.dev_tokens() {
-        bail!("development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are");
+        bail!(
+            "development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are"
+        );
     }
     if !is_valid_id(&user) {
         bail!("a user id is 1 to 64 letters, digits, - or _");
     }
     let store = open(config, true).await?;
     store::migrate(&store.pool).await?;
-    let auth = Auth::new(keys::signing_key(&store.pool, fresh_key()).await?, Clock::System);
+    let auth = Auth::new(&keys::signing_key(&store.pool, fresh_key()).await?);
     let role = match args.role {
         RoleArg::Consumer => Role::Consumer,
         RoleArg::Provider => Role::Provider,
         RoleArg::Operator => Role::Operator,
     };
-    println!("{}", auth.mint(&user, role, config.auth.token_s));
+    println!("{}", auth.mint(&user, role, Clock::System.now(), config.auth.token_s));
     store.close().await;
     Ok(())
 }
@@ -295,16 +317,37 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
 async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     let store = open(config, false).await?;
     let nodes = membership::nodes(&store.pool).await?;
-    let unowned = i64::from(crate::kernel::ids::SLOTS) - nodes.iter().map(|node| node.slots).sum::<i64>();
+    let unowned =
+        i64::from(crate::kernel::ids::SLOTS) - nodes.iter().map(|node| node.slots).sum::<i64>();
     if json {
-        println!("{:#}", serde_json::json!({ "nodes": nodes, "slots": crate::kernel::ids::SLOTS, "unowned_slots": unowned }));
+        println!(
+            "{:#}",
+            serde_json::json!({ "nodes": nodes, "slots": crate::kernel::ids::SLOTS, "unowned_slots": unowned })
+        );
     } else {
-        println!("{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}", "NODE", "INCARNATION", "ADDRESS", "VERSION", "STATE", "SLOTS", "ENTITIES", "CONNECTIONS");
+        println!(
+            "{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}",
+            "NODE",
+            "INCARNATION",
+            "ADDRESS",
+            "VERSION",
+            "STATE",
+            "SLOTS",
+            "ENTITIES",
+            "CONNECTIONS"
+        );
         for node in &nodes {
             let state = if node.lease_left_ms > 0 { node.state.as_str() } else { "silent" };
             println!(
                 "{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}",
-                node.id, node.incarnation, node.address, node.version, state, node.slots, node.entities, node.connections
+                node.id,
+                node.incarnation,
+                node.address,
+                node.version,
+                state,
+                node.slots,
+                node.entities,
+                node.connections
             );
         }
         println!("{unowned} of {} slots have no owner", crate::kernel::ids::SLOTS);
@@ -323,11 +366,13 @@ async fn entity(config: &Config, command: EntityCommand) -> anyhow::Result<()> {
 async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
     match command {
         EntityCommand::Show { kind, key, events } => {
-            let journal = entities::journal(pool, &kind, &key, if events { i64::MAX } else { 0 }).await?;
+            let journal =
+                entities::journal(pool, &kind, &key, if events { i64::MAX } else { 0 }).await?;
             let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
                 bail!("there is no {kind} {key}");
             };
-            let state = node::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+            let state =
+                node::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
             let mut shown = serde_json::to_value(shown)?;
             shown["state"] = state;
             if events {

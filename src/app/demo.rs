@@ -13,7 +13,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::config::Config;
 
-const SENTENCE: &str = "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
+const SENTENCE: &str =
+    "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
 const STEP: Duration = Duration::from_secs(20);
 
 pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
@@ -31,12 +32,22 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     let mut clara = Client::connect(&node.url, &token).await?;
     let welcome = clara.ask("auth", json!({})).await?;
     let user_topic = "user:clara";
-    let session = clara.ask("session:open", json!({ "session_id": null, "time_zone": "Europe/Berlin", "locale": "en" })).await?;
+    let session = clara
+        .ask(
+            "session:open",
+            json!({ "session_id": null, "time_zone": "Europe/Berlin", "locale": "en" }),
+        )
+        .await?;
     let session_id = text(&session, "session_id")?;
     term.says("Clara", SENTENCE);
     let asked = Instant::now();
-    clara.ask("chat:message", json!({ "session_id": session_id, "content": SENTENCE, "media": [] })).await?;
-    term.actor(&format!("session {session_id}: her message is in the journal ({})", ms(asked.elapsed())));
+    clara
+        .ask("chat:message", json!({ "session_id": session_id, "content": SENTENCE, "media": [] }))
+        .await?;
+    term.actor(&format!(
+        "session {session_id}: her message is in the journal ({})",
+        ms(asked.elapsed())
+    ));
 
     // The agent's words arrive token by token, offers as providers' agents make them.
     let mut offers: Vec<Value> = Vec::new();
@@ -52,7 +63,11 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
             }
             Some("offer:new") => {
                 let offer = &event["data"]["offer"];
-                term.actor(&format!("provider agent {}: {}", offer["provider"]["name"].as_str().unwrap_or("?"), describe(offer)));
+                term.actor(&format!(
+                    "provider agent {}: {}",
+                    offer["provider"]["name"].as_str().unwrap_or("?"),
+                    describe(offer)
+                ));
                 offers.push(offer.clone());
             }
             _ => {}
@@ -60,19 +75,27 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     }
     let offers_took = asked.elapsed();
 
-    let best = offers
-        .iter()
-        .max_by(|a, b| score(a).total_cmp(&score(b)))
-        .expect("there is an offer");
-    term.step(&format!("Clara accepts the best of {} offers: {}.", offers.len(), best["provider"]["name"].as_str().unwrap_or("?")));
+    let best =
+        offers.iter().max_by(|a, b| score(a).total_cmp(&score(b))).expect("there is an offer");
+    term.step(&format!(
+        "Clara accepts the best of {} offers: {}.",
+        offers.len(),
+        best["provider"]["name"].as_str().unwrap_or("?")
+    ));
     term.fact(&format!("score {:.2} = {}", score(best), parts(best)));
     let accepting = Instant::now();
     let accepted = clara.ask("offer:accept", json!({ "offer_id": best["id"] })).await?;
     let booking_id = text(&accepted, "booking_id")?;
     let accept_took = accepting.elapsed();
     let confirmed = clara.wait_for("booking:confirmed").await?;
-    term.actor(&format!("request → provider holds the slot → booking {booking_id} ({})", ms(accept_took)));
-    ensure!(confirmed["data"]["booking"]["id"] == accepted["booking_id"], "another booking was confirmed");
+    term.actor(&format!(
+        "request → provider holds the slot → booking {booking_id} ({})",
+        ms(accept_took)
+    ));
+    ensure!(
+        confirmed["data"]["booking"]["id"] == accepted["booking_id"],
+        "another booking was confirmed"
+    );
     let seen = confirmed["offset"].as_i64().context("a confirmation has an offset")?;
     let epoch = welcome["topics"][user_topic]["position"]["epoch"].clone();
 
@@ -87,13 +110,24 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     let mut clara = Client::connect(&node.url, &token).await?;
     let positions = json!({ user_topic: { "epoch": epoch, "offset": seen - 1 } });
     let back = clara.ask("auth", json!({ "positions": positions })).await?;
-    ensure!(back["topics"][user_topic]["recovered"] == true, "the topic's history was not recovered: {back}");
+    ensure!(
+        back["topics"][user_topic]["recovered"] == true,
+        "the topic's history was not recovered: {back}"
+    );
     let again = clara.wait_for("booking:confirmed").await?;
-    ensure!(again["offset"].as_i64() == Some(seen) && again["data"] == confirmed["data"], "the confirmation came back changed");
+    ensure!(
+        again["offset"].as_i64() == Some(seen) && again["data"] == confirmed["data"],
+        "the confirmation came back changed"
+    );
     let booking = clara.get(&node.url, &token, &format!("/v1/bookings/{booking_id}")).await?;
-    ensure!(booking["id"] == accepted["booking_id"] && booking["status"] == "confirmed", "the booking is not there: {booking}");
+    ensure!(
+        booking["id"] == accepted["booking_id"] && booking["status"] == "confirmed",
+        "the booking is not there: {booking}"
+    );
     let recovered = killed.elapsed();
-    term.actor(&format!("Clara reconnects with her last position and gets offset {seen} again, in the same epoch"));
+    term.actor(&format!(
+        "Clara reconnects with her last position and gets offset {seen} again, in the same epoch"
+    ));
     term.fact(&format!(
         "the booking is there: {} with {}, {}, {}",
         booking["service"].as_str().unwrap_or("?"),
@@ -135,7 +169,11 @@ fn parts(offer: &Value) -> String {
 }
 
 fn price(price: &Value) -> String {
-    format!("{:.2} {}", price["amount_minor"].as_f64().unwrap_or(0.0) / 100.0, price["currency"].as_str().unwrap_or(""))
+    format!(
+        "{:.2} {}",
+        price["amount_minor"].as_f64().unwrap_or(0.0) / 100.0,
+        price["currency"].as_str().unwrap_or("")
+    )
 }
 
 fn describe(offer: &Value) -> String {
@@ -153,7 +191,8 @@ struct Folder(PathBuf);
 impl Folder {
     fn new() -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("proxie-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        std::fs::create_dir_all(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -172,9 +211,15 @@ impl Folder {
     }
 
     fn token(&self) -> anyhow::Result<String> {
-        let output = self.command()?.args(["token", "--user", "clara", "--role", "consumer"]).output()?;
-        let token = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
-        ensure!(output.status.success() && !token.is_empty(), "no token: {}", String::from_utf8_lossy(&output.stderr));
+        let output =
+            self.command()?.args(["token", "--user", "clara", "--role", "consumer"]).output()?;
+        let token =
+            String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+        ensure!(
+            output.status.success() && !token.is_empty(),
+            "no token: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(token)
     }
 }
@@ -243,7 +288,8 @@ impl Drop for NodeProcess {
     }
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 struct Client {
     socket: Socket,
@@ -252,10 +298,12 @@ struct Client {
 
 impl Client {
     async fn connect(url: &str, token: &str) -> anyhow::Result<Self> {
-        let mut request = format!("{}/v1/ws", url.replacen("http", "ws", 1)).into_client_request()?;
+        let mut request =
+            format!("{}/v1/ws", url.replacen("http", "ws", 1)).into_client_request()?;
         request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
         request.headers_mut().insert("sec-websocket-protocol", "proxie.v1".parse()?);
-        let (socket, _) = tokio_tungstenite::connect_async(request).await.context("the WebSocket was refused")?;
+        let (socket, _) =
+            tokio_tungstenite::connect_async(request).await.context("the WebSocket was refused")?;
         Ok(Self { socket, events: Default::default() })
     }
 
@@ -266,7 +314,8 @@ impl Client {
         self.socket.send(Message::text(frame)).await?;
         let deadline = Instant::now() + STEP;
         loop {
-            let Some(frame) = self.read(deadline.saturating_duration_since(Instant::now())).await? else {
+            let Some(frame) = self.read(deadline.saturating_duration_since(Instant::now())).await?
+            else {
                 bail!("no reply to {event} within {} s", STEP.as_secs())
             };
             if frame["id"] == id.as_str() {
@@ -281,8 +330,12 @@ impl Client {
         loop {
             match tokio::time::timeout(wait, self.socket.next()).await {
                 Err(_) => return Ok(None),
-                Ok(Some(Ok(Message::Text(text)))) => return Ok(Some(serde_json::from_str(text.as_str())?)),
-                Ok(Some(Ok(Message::Close(frame)))) => bail!("the node closed the connection: {frame:?}"),
+                Ok(Some(Ok(Message::Text(text)))) => {
+                    return Ok(Some(serde_json::from_str(text.as_str())?));
+                }
+                Ok(Some(Ok(Message::Close(frame)))) => {
+                    bail!("the node closed the connection: {frame:?}")
+                }
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(error))) => return Err(error.into()),
                 Ok(None) => bail!("the node closed the connection"),
@@ -323,12 +376,18 @@ impl Client {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let host = url.trim_start_matches("http://");
         let mut stream = tokio::net::TcpStream::connect(host).await?;
-        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await?;
         let mut answer = String::new();
         tokio::time::timeout(STEP, stream.read_to_string(&mut answer)).await??;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        ensure!(head.starts_with("HTTP/1.1 200"), "GET {path}: {}", head.lines().next().unwrap_or_default());
+        ensure!(
+            head.starts_with("HTTP/1.1 200"),
+            "GET {path}: {}",
+            head.lines().next().unwrap_or_default()
+        );
         Ok(serde_json::from_str(body)?)
     }
 }
@@ -341,13 +400,18 @@ struct Terminal {
 
 impl Terminal {
     fn new() -> Self {
-        let colour = std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none();
+        let colour = std::io::IsTerminal::is_terminal(&std::io::stdout())
+            && std::env::var_os("NO_COLOR").is_none();
         Self { colour, started: Instant::now() }
     }
 
     fn print(&self, style: &str, line: &str) {
         let mut out = std::io::stdout().lock();
-        let _ = if self.colour { writeln!(out, "\x1b[{style}m{line}\x1b[0m") } else { writeln!(out, "{line}") };
+        let _ = if self.colour {
+            writeln!(out, "\x1b[{style}m{line}\x1b[0m")
+        } else {
+            writeln!(out, "{line}")
+        };
     }
 
     fn title(&self, line: &str) {

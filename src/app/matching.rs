@@ -2,7 +2,6 @@
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use jiff::SignedDuration;
 use serde_json::Value;
 
 use crate::actors::{RunError, Runner};
@@ -11,9 +10,7 @@ use crate::domain::marketplace::schedule::Span;
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;
-
-/// Candidates looked at for one request.
-const MAX_CANDIDATES: i64 = 500;
+use crate::persistence::views::Window;
 
 pub struct MatchProviders {
     pub views: Views,
@@ -24,20 +21,28 @@ impl Runner for MatchProviders {
     fn run(&self, _id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let (views, now) = (self.views.clone(), self.clock.now());
         async move {
-            let criteria: Criteria = serde_json::from_value(input).map_err(|e| RunError::Final(e.to_string()))?;
-            let day = SignedDuration::from_hours(24);
-            let around = (criteria.when.earliest - day, criteria.when.latest + day);
-            let place = (criteria.place.latitude, criteria.place.longitude);
-            let service = to_value(&criteria.service);
-            let rows = views
-                .candidates(service.as_str().unwrap_or_default(), place, around, MAX_CANDIDATES)
-                .await
-                .map_err(|e| RunError::Retry(e.to_string()))?;
+            let criteria: Criteria =
+                serde_json::from_value(input).map_err(|e| RunError::Final(e.to_string()))?;
+            let (latitude, longitude) = (criteria.place.latitude, criteria.place.longitude);
+            // The widest radius a profile may have is 200 km; a degree of latitude is 111 km.
+            let (north, east) = (1.85, 1.85 / latitude.to_radians().cos().abs().max(0.05));
+            let window = Window {
+                service: to_value(&criteria.service).as_str().unwrap_or_default().into(),
+                south: latitude - north,
+                north: latitude + north,
+                west: longitude - east,
+                east: longitude + east,
+                earliest: criteria.when.earliest,
+                latest: criteria.when.latest,
+            };
+            let rows =
+                views.candidates(&window).await.map_err(|e| RunError::Retry(e.to_string()))?;
             let candidates = rows
                 .into_iter()
-                .filter_map(|row| {
-                    let busy = row.busy.into_iter().map(|(starts_at, ends_at)| Span { starts_at, ends_at }).collect();
-                    Candidate::from_row(&row.provider, busy)
+                .filter_map(|(provider, busy)| {
+                    let busy =
+                        busy.into_iter().map(|(starts_at, ends_at)| Span { starts_at, ends_at });
+                    Candidate::from_row(&provider, busy.collect())
                 })
                 .collect();
             Ok(to_value(&Matches { candidates: rank(&criteria, candidates, now) }))

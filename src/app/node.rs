@@ -16,12 +16,14 @@ use crate::app::core::{self, Core, Fate, Settings};
 use crate::app::matching::MatchProviders;
 use crate::app::seed;
 use crate::config::Config;
-use crate::domain::marketplace::{booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User};
+use crate::domain::marketplace::{
+    booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
+};
 use crate::gateway::auth::{Auth, fresh_key};
-use crate::gateway::{Gateway, Parts, Readiness};
+use crate::gateway::{self, Gateway, Grant, Parts, Readiness, ws};
 use crate::kernel::clock::Clock;
 use crate::persistence::embedded::{self, DataLock, Embedded};
-use crate::persistence::limits::Limits;
+use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
@@ -30,9 +32,8 @@ use crate::telemetry;
 pub struct Node {
     pub address: SocketAddr,
     pub core: Core,
-    pub auth: Auth,
+    gateway: Arc<Gateway>,
     embedded: Option<Embedded>,
-    drain: watch::Sender<bool>,
     serving: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     drain_ms: u64,
@@ -41,7 +42,11 @@ pub struct Node {
 /// Where the database is: the user's, or the embedded one, which this starts.
 pub async fn open_store(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<Embedded>)> {
     if !config.embedded() {
-        let options = config.persistence.database_url.parse().context("DATABASE_URL is not a PostgreSQL URL")?;
+        let options = config
+            .persistence
+            .database_url
+            .parse()
+            .context("DATABASE_URL is not a PostgreSQL URL")?;
         return Ok((options, None));
     }
     let lock = DataLock::acquire(&config.node.data_dir)?;
@@ -66,55 +71,55 @@ pub fn store_options(config: &Config) -> store::Options {
 impl Node {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         // The port first: it is the likeliest thing to be taken, and costs nothing to find out.
-        let listener = TcpListener::bind(&config.gateway.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}: set PROXIE__GATEWAY__LISTEN to a free address", config.gateway.listen))?;
+        let listener = TcpListener::bind(&config.gateway.listen).await.with_context(|| {
+            format!(
+                "cannot listen on {}: set PROXIE__GATEWAY__LISTEN to a free address",
+                config.gateway.listen
+            )
+        })?;
         let address = listener.local_addr()?;
         let (options, embedded) = open_store(config).await?;
         let pool = store::connect(options, &store_options(config)).await?;
         let clock = Clock::System;
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
         let key = keys::signing_key(&pool, fresh_key()).await?;
-        let auth = Auth::new(key, clock.clone());
-        let limits = match config.redis.url.as_str() {
-            "" => Limits::in_process(),
-            url => Limits::with_redis(url).await.context("cannot reach Redis: check REDIS_URL, or unset it")?,
-        };
+        let auth = Arc::new(Auth::new(&key));
         if embedded.is_some() && config.seed.demo {
             seed::demo(&core).await?;
         }
-        let (drain, draining) = watch::channel(false);
-        let readiness: Readiness = {
-            let (lanes, lease, draining) = (core.lanes.clone(), core.lease.clone(), draining.clone());
-            Arc::new(move || crate::gateway::Ready {
-                store: lanes.all_up(),
-                lease: lease.is_fresh(),
-                draining: *draining.borrow(),
-            })
-        };
-        let gateway = Gateway::new(Parts {
-            config: config.clone(),
+        let lanes = core.lanes.clone();
+        let readiness = Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up()));
+        let (epoch, watched_epoch) = watch::channel(Arc::from(core.identity.epoch.as_str()));
+        let gateway = Gateway::start(Parts {
             entities: core.entities.clone(),
             topics: core.topics.clone(),
             views: Views::new(pool.clone()),
-            history: crate::persistence::publications::Publications::new(pool.clone()),
             auth: auth.clone(),
-            limits,
-            clock,
-            epoch: core.identity.epoch.as_str().into(),
-            readiness,
-            draining,
+            limiter: limiter(config).await?,
+            epoch: watched_epoch,
+            readiness: readiness.clone(),
             metrics: telemetry::metrics(),
+            clock,
+            options: gateway_options(config)?,
         })
         .await?;
-        let tasks = vec![tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s))];
-        let serving = tokio::spawn(crate::gateway::serve(gateway, listener));
+        let tasks =
+            vec![tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s))];
+        let router =
+            gateway::router(gateway.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let serving = tokio::spawn(async move {
+            // The epoch of a store does not change while a node lives: a replaced store ends it.
+            let _epoch = epoch;
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the listener failed");
+            }
+        });
+        readiness.start();
         Ok(Self {
             address,
             core,
-            auth,
+            gateway,
             embedded,
-            drain,
             serving,
             tasks,
             drain_ms: config.gateway.drain_ms,
@@ -142,8 +147,8 @@ impl Node {
 
     /// Asks clients to reconnect, finishes what was accepted, and leaves no server behind.
     pub async fn stop(self) {
-        let _ = self.drain.send(true);
-        tokio::time::sleep(Duration::from_millis(self.drain_ms)).await;
+        // Requests in flight are answered meanwhile; the sockets go one by one.
+        self.gateway.drain(Duration::from_millis(self.drain_ms + 500)).await;
         self.serving.abort();
         for task in &self.tasks {
             task.abort();
@@ -157,6 +162,56 @@ impl Node {
     }
 }
 
+async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
+    let local = LocalLimiter::new(200_000, Duration::from_secs(60));
+    Ok(match config.redis.url.as_str() {
+        "" => Arc::new(local),
+        url => {
+            let connecting =
+                tokio::time::timeout(Duration::from_secs(5), RedisLimiter::connect(url, local));
+            let redis =
+                connecting.await.context("Redis does not answer: check REDIS_URL, or unset it")?;
+            Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)
+        }
+    })
+}
+
+fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
+    let (http, ws) = (&config.gateway, &config.websocket);
+    let grants = config.topics.grants.iter().map(|grant| Grant {
+        topic: grant.topic.clone(),
+        publish: grant.publish.clone(),
+        subscribe: grant.subscribe.clone(),
+    });
+    Ok(gateway::Options {
+        node_name: config.node.name.clone(),
+        allowed_origins: http.allowed_origins.clone(),
+        trusted_proxies: http
+            .trusted_proxies
+            .iter()
+            .map(|network| network.parse().map_err(anyhow::Error::msg))
+            .collect::<Result<_, _>>()
+            .context("gateway.trusted_proxies")?,
+        max_body_bytes: http.max_body_bytes,
+        request_timeout: Duration::from_millis(http.request_timeout_ms),
+        requests: Policy { quota: http.requests_per_minute, window_s: 60 },
+        drain: Duration::from_millis(http.drain_ms),
+        websocket: ws::Limits {
+            max_frame_bytes: ws.max_frame_bytes,
+            frames_per_s: ws.frames_per_s,
+            frame_burst: ws.frame_burst,
+            max_subscriptions: ws.max_subscriptions,
+            max_connections_per_user: ws.max_connections_per_user,
+            max_in_flight: ws.max_in_flight,
+            send_buffer_bytes: ws.send_buffer_bytes,
+            auth_timeout_ms: ws.auth_timeout_ms,
+            ping_ms: ws.ping_ms,
+            pong_timeout_ms: ws.pong_timeout_ms,
+        },
+        grants: grants.collect(),
+    })
+}
+
 async fn start_core(
     config: &Config,
     pool: &PgPool,
@@ -165,7 +220,10 @@ async fn start_core(
     address: SocketAddr,
 ) -> anyhow::Result<Core> {
     let mut runners: HashMap<&'static str, Arc<dyn Runner>> = HashMap::new();
-    runners.insert(matching::RUNNER, Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }));
+    runners.insert(
+        matching::RUNNER,
+        Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }),
+    );
     let settings = Settings {
         node: NodeInfo {
             name: config.node.name.clone(),
@@ -210,7 +268,7 @@ async fn start_core(
 }
 
 /// Every node learns of a revocation within a second; two are promised.
-async fn watch_revocations(pool: PgPool, auth: Auth, token_s: i64) {
+async fn watch_revocations(pool: PgPool, auth: Arc<Auth>, token_s: i64) {
     let mut tick = tokio::time::interval(Duration::from_millis(700));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -222,14 +280,18 @@ async fn watch_revocations(pool: PgPool, auth: Auth, token_s: i64) {
 }
 
 /// The state that a journal leads to, for whoever looks at an entity from outside.
-pub fn replay(kind: &str, journal: &[crate::persistence::entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
+pub fn replay(
+    kind: &str,
+    journal: &[crate::persistence::entities::JournalEntry],
+) -> anyhow::Result<serde_json::Value> {
     fn fold<E: crate::kernel::entity::Entity>(
         journal: &[crate::persistence::entities::JournalEntry],
     ) -> anyhow::Result<serde_json::Value> {
         let mut state = E::State::default();
         for entry in journal {
-            let event = crate::kernel::entity::decode_event::<E>(entry.version as u16, entry.event.clone())
-                .with_context(|| format!("event {} cannot be read", entry.seq))?;
+            let event =
+                crate::kernel::entity::decode_event::<E>(entry.version as u16, entry.event.clone())
+                    .with_context(|| format!("event {} cannot be read", entry.seq))?;
             E::evolve(&mut state, &event);
         }
         Ok(serde_json::to_value(state)?)
@@ -240,6 +302,8 @@ pub fn replay(kind: &str, journal: &[crate::persistence::entities::JournalEntry]
         "request" => fold::<Request>(journal),
         "provider" => fold::<Provider>(journal),
         "booking" => fold::<Booking>(journal),
-        _ => anyhow::bail!("there is no kind {kind}; there are user, session, request, provider and booking"),
+        _ => anyhow::bail!(
+            "there is no kind {kind}; there are user, session, request, provider and booking"
+        ),
     }
 }

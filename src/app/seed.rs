@@ -11,24 +11,40 @@ use crate::persistence::views::Views;
 /// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
 /// goes on where it stopped.
 pub async fn demo(core: &Core) -> anyhow::Result<()> {
-    if !Views::new(core.pool.clone()).is_empty().await? {
+    let providers = demo_providers();
+    // The last one is there: an earlier start has finished this.
+    let (last, _) = providers.last().expect("there are demonstration providers");
+    if Views::new(core.pool.clone())
+        .provider(last)
+        .await
+        .map_err(|e| anyhow::anyhow!("{e}"))?
+        .is_some()
+    {
         return Ok(());
     }
-    let providers = demo_providers();
-    tracing::info!(providers = providers.len(), "filling a fresh store with demonstration providers");
+    tracing::info!(
+        providers = providers.len(),
+        "filling a fresh store with demonstration providers"
+    );
     let enrolments = providers.into_iter().map(|(key, command)| {
         let meta = Meta::runtime().id(format!("seed-{key}"));
         core.entities.of::<Provider>(key).ask(command, meta)
     });
     let failed = stream::iter(enrolments)
         .buffer_unordered(64)
-        .filter_map(|answer| std::future::ready(match answer {
-            Ok(Ok(_)) => None,
-            Ok(Err(rejection)) => Some(rejection.to_string()),
-            Err(error) => Some(error.to_string()),
-        }))
+        .filter_map(|answer| {
+            std::future::ready(match answer {
+                Ok(Ok(_)) => None,
+                Ok(Err(rejection)) => Some(rejection.to_string()),
+                Err(error) => Some(error.to_string()),
+            })
+        })
         .collect::<Vec<_>>()
         .await;
-    anyhow::ensure!(failed.is_empty(), "a demonstration provider could not be enrolled: {}", failed[0]);
+    anyhow::ensure!(
+        failed.is_empty(),
+        "a demonstration provider could not be enrolled: {}",
+        failed[0]
+    );
     Ok(())
 }

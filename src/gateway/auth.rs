@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -24,8 +26,9 @@ const LEEWAY_S: i64 = 5;
 const MAX_TOKEN_BYTES: usize = 4_096;
 
 /// RFC 8410: an Ed25519 private key in PKCS #8 is this and the 32 bytes of the seed.
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
@@ -72,6 +75,11 @@ pub struct Auth {
     revocations: watch::Sender<Revocations>,
 }
 
+/// A key for a store that has none yet.
+pub fn fresh_key() -> keys::SigningKey {
+    keys::SigningKey { kid: format!("key_{:016x}", rand::random::<u64>()), secret: rand::random() }
+}
+
 impl Auth {
     pub fn new(key: &keys::SigningKey) -> Self {
         let public = SigningKey::from_bytes(&key.secret).verifying_key().to_bytes();
@@ -86,7 +94,8 @@ impl Auth {
         Self {
             kid: key.kid.clone(),
             encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], &key.secret[..]].concat()),
-            decoding: DecodingKey::from_ed_components(&public).expect("the public key was just encoded"),
+            decoding: DecodingKey::from_ed_components(&public)
+                .expect("the public key was just encoded"),
             validation,
             public,
             revocations: watch::channel(Revocations::default()).0,
@@ -172,7 +181,8 @@ pub(crate) fn base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let n = chunk.iter().fold(0_u32, |n, byte| n << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let n = chunk.iter().fold(0_u32, |n, byte| n << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
         for at in 0..=chunk.len() {
             out.push(char::from(ALPHABET[(n >> (18 - 6 * at)) as usize & 63]));
         }
@@ -202,7 +212,10 @@ mod tests {
     fn a_token_says_who_and_until_when() {
         let auth = auth(1);
         let claims = auth.verify(&token(&auth), at(NOW)).unwrap();
-        assert_eq!((claims.sub.as_str(), claims.role, claims.exp), ("alice", Role::Consumer, NOW + 60));
+        assert_eq!(
+            (claims.sub.as_str(), claims.role, claims.exp),
+            ("alice", Role::Consumer, NOW + 60)
+        );
     }
 
     #[test]
@@ -231,7 +244,8 @@ mod tests {
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("k1".into());
         let claims = auth.verify(&good, at(NOW)).unwrap();
-        let confused = encode(&header, &claims, &EncodingKey::from_secret(auth.public.as_bytes())).unwrap();
+        let confused =
+            encode(&header, &claims, &EncodingKey::from_secret(auth.public.as_bytes())).unwrap();
         for bad in [
             format!("{none}.{}.", parts[1]),
             format!("{none}.{}.{}", parts[1], parts[2]),
@@ -267,7 +281,14 @@ mod tests {
 
     #[test]
     fn base64url_is_rfc_4648() {
-        for (bytes, text) in [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("\u{3ff}", "z78")] {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg"),
+            ("fo", "Zm8"),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg"),
+            ("\u{3ff}", "z78"),
+        ] {
             assert_eq!(base64url(bytes.as_bytes()), text);
         }
     }

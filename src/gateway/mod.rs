@@ -157,7 +157,18 @@ impl Gateway {
     pub async fn start(parts: Parts) -> anyhow::Result<Arc<Self>> {
         let connections = ws::Connections::start().await?;
         let local_epoch = format!("lo{:x}", rand::random::<u64>()).into();
-        let Parts { entities, topics, views, auth, limiter, epoch, readiness, metrics, clock, options } = parts;
+        let Parts {
+            entities,
+            topics,
+            views,
+            auth,
+            limiter,
+            epoch,
+            readiness,
+            metrics,
+            clock,
+            options,
+        } = parts;
         Ok(Arc::new(Self {
             entities,
             topics,

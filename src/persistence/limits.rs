@@ -1,4 +1,4 @@
-//! How often somebody may ask: one trait, and the implementation of a single node.
+//! How often somebody may ask: one trait; counting in this process, or in Redis so that several nodes count together.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use moka::sync::Cache;
+use redis::aio::ConnectionManager;
 
 /// So many hits in any `window_s` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,8 @@ impl LocalLimiter {
             *window = Window { started: now, previous: 0, current: 0 };
             age = Duration::ZERO;
         } else if age >= length {
-            *window = Window { started: window.started + length, previous: window.current, current: 0 };
+            *window =
+                Window { started: window.started + length, previous: window.current, current: 0 };
             age -= length;
         }
         let within_reach = 1.0 - age.as_secs_f64() / length.as_secs_f64();
@@ -80,6 +82,69 @@ impl RateLimiter for LocalLimiter {
         let verdict = self.hit_at(key, policy, Instant::now());
         Box::pin(std::future::ready(verdict))
     }
+}
+
+/// Counts in Redis. Losing it degrades to counting here; it never stops a request.
+pub struct RedisLimiter {
+    redis: ConnectionManager,
+    local: LocalLimiter,
+}
+
+const REDIS_TIMEOUT: Duration = Duration::from_millis(50);
+
+impl RedisLimiter {
+    pub async fn connect(url: &str, local: LocalLimiter) -> Result<Self, redis::RedisError> {
+        Ok(Self { redis: ConnectionManager::new(redis::Client::open(url)?).await?, local })
+    }
+}
+
+impl RateLimiter for RedisLimiter {
+    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
+        Box::pin(async move {
+            let shared = shared_hit(self.redis.clone(), &key, policy);
+            match tokio::time::timeout(REDIS_TIMEOUT, shared).await {
+                Ok(Ok(verdict)) => verdict,
+                _ => {
+                    metrics::counter!("proxie_redis_failures_total").increment(1);
+                    self.local.hit_at(key, policy, Instant::now())
+                }
+            }
+        })
+    }
+}
+
+/// The same two counters, by Redis's clock; they expire by themselves.
+async fn shared_hit(
+    mut redis: ConnectionManager,
+    key: &str,
+    policy: Policy,
+) -> Result<Verdict, redis::RedisError> {
+    static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
+        redis::Script::new(
+            "local now = redis.call('TIME')
+             local s = tonumber(now[1]) + tonumber(now[2]) / 1000000
+             local w = tonumber(ARGV[2])
+             local n = math.floor(s / w)
+             local cur, prev = KEYS[1] .. ':' .. n, KEYS[1] .. ':' .. (n - 1)
+             local used = math.ceil((tonumber(redis.call('GET', prev)) or 0) * (1 - (s - n * w) / w))
+                 + (tonumber(redis.call('GET', cur)) or 0)
+             local ok = 0
+             if used < tonumber(ARGV[1]) then
+                 redis.call('INCR', cur)
+                 redis.call('EXPIRE', cur, w * 2)
+                 ok = 1
+             end
+             return {ok, used, math.ceil(w - (s - n * w))}",
+        )
+    });
+    let (ok, used, reset_s): (u8, u32, u32) = SCRIPT
+        .key(format!("proxie:limit:{{{key}}}"))
+        .arg(policy.quota)
+        .arg(policy.window_s.max(1))
+        .invoke_async(&mut redis)
+        .await?;
+    let remaining = policy.quota.saturating_sub(used + u32::from(ok));
+    Ok(Verdict { allowed: ok == 1, remaining, reset_s: reset_s.max(1) })
 }
 
 #[cfg(test)]

@@ -23,12 +23,33 @@ use crate::persistence::publications::History;
 
 /// What comes back from the futures of a connection.
 pub enum Done {
-    Reply { id: String, outcome: Outcome },
+    Reply {
+        id: String,
+        outcome: Outcome,
+    },
     /// `id` is `None` where the connection subscribed to its user by itself.
-    Authenticated { id: Option<String>, fresh: bool, topics: Vec<(Arc<str>, u64, Outcome<Started>)> },
-    Opened { id: String, outcome: Outcome<String> },
-    Subscribed { id: String, topic: Arc<str>, generation: u64, session_id: Option<String>, outcome: Outcome<Started> },
-    Page { topic: Arc<str>, generation: u64, after: i64, outcome: Outcome<History> },
+    Authenticated {
+        id: Option<String>,
+        fresh: bool,
+        topics: Vec<(Arc<str>, u64, Outcome<Started>)>,
+    },
+    Opened {
+        id: String,
+        outcome: Outcome<String>,
+    },
+    Subscribed {
+        id: String,
+        topic: Arc<str>,
+        generation: u64,
+        session_id: Option<String>,
+        outcome: Outcome<Started>,
+    },
+    Page {
+        topic: Arc<str>,
+        generation: u64,
+        after: i64,
+        outcome: Outcome<History>,
+    },
 }
 
 /// How many topics of one `auth` are read at the same time.
@@ -41,7 +62,10 @@ impl Connection {
             return self.auth(frame);
         }
         let Some(claims) = self.claims.clone() else {
-            return self.answer(&frame.id, Err(Problem::unauthenticated("authenticate first: send auth with a token")));
+            return self.answer(
+                &frame.id,
+                Err(Problem::unauthenticated("authenticate first: send auth with a token")),
+            );
         };
         if self.deadlines.listen.is_some() {
             // Listen to the user before anything the frame does is told there.
@@ -50,7 +74,10 @@ impl Connection {
         }
         let limit = self.gateway.options.websocket.max_in_flight;
         if self.in_flight.len() >= limit {
-            let problem = Problem::new(ErrorCode::Overloaded, format!("{limit} commands of this connection are in flight"));
+            let problem = Problem::new(
+                ErrorCode::Overloaded,
+                format!("{limit} commands of this connection are in flight"),
+            );
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
         if events::is_command(&frame.event) {
@@ -62,7 +89,9 @@ impl Connection {
             return self.in_flight.push(command.boxed());
         }
         let Frame { id, event, data } = frame;
-        let check = Call { gateway: &self.gateway, user_id: &claims.sub, role: claims.role, id: &id }.check_user(&data);
+        let check =
+            Call { gateway: &self.gateway, user_id: &claims.sub, role: claims.role, id: &id }
+                .check_user(&data);
         if let Err(problem) = check {
             return self.answer(&id, Err(problem));
         }
@@ -73,7 +102,9 @@ impl Connection {
             }
             "session:open" => self.open(id, data, claims),
             "session:resume" => match text(&data, "session_id") {
-                Ok(session) => self.subscribe(id, &format!("session:{session}"), &data["position"], None),
+                Ok(session) => {
+                    self.subscribe(id, &format!("session:{session}"), &data["position"], None)
+                }
                 Err(problem) => self.answer(&id, Err(problem)),
             },
             "session:close" => self.close(id, data, claims),
@@ -108,7 +139,10 @@ impl Connection {
         let Frame { id, event, data } = frame;
         let fresh = self.claims.is_none();
         if fresh && event == "auth:refresh" {
-            return self.answer(&id, Err(Problem::unauthenticated("there is nothing to refresh: send auth")));
+            return self.answer(
+                &id,
+                Err(Problem::unauthenticated("there is nothing to refresh: send auth")),
+            );
         }
         let verified = match data.get("token") {
             None | Some(Value::Null) if !fresh && event == "auth" => Ok(None),
@@ -135,14 +169,18 @@ impl Connection {
         if let Some(new) = claims {
             match &self.claims {
                 Some(old) if old.sub != new.sub => {
-                    return self.answer(&id, Err(Problem::forbidden("the token is another user's")));
+                    return self
+                        .answer(&id, Err(Problem::forbidden("the token is another user's")));
                 }
                 Some(_) => {}
                 None => {
                     let max = self.gateway.options.websocket.max_connections_per_user;
                     let Some(user) = self.gateway.connections.of_user(&new.sub, max) else {
                         self.last_words = Some(Close::TooManyConnections);
-                        let problem = Problem::new(ErrorCode::RateLimited, "too many connections of this user");
+                        let problem = Problem::new(
+                            ErrorCode::RateLimited,
+                            "too many connections of this user",
+                        );
                         return self.answer(&id, Err(problem));
                     };
                     self.user = Some(user);
@@ -154,11 +192,20 @@ impl Connection {
     }
 
     /// Subscribes to the connection's user, if it has not, and to what the client names positions for.
-    pub(super) fn listen_to_user(&mut self, id: Option<String>, positions: Vec<(Arc<str>, Position)>) {
+    pub(super) fn listen_to_user(
+        &mut self,
+        id: Option<String>,
+        positions: Vec<(Arc<str>, Position)>,
+    ) {
         self.authenticate(id, false, positions);
     }
 
-    fn authenticate(&mut self, id: Option<String>, fresh: bool, positions: Vec<(Arc<str>, Position)>) {
+    fn authenticate(
+        &mut self,
+        id: Option<String>,
+        fresh: bool,
+        positions: Vec<(Arc<str>, Position)>,
+    ) {
         let Some(claims) = self.claims.clone() else { return };
         self.deadlines.listen = None;
         let own: Arc<str> = format!("user:{}", claims.sub).into();
@@ -181,7 +228,8 @@ impl Connection {
                 .map(|(topic, generation, position)| {
                     let (gateway, outgoing, claims) = (&gateway, outgoing.clone(), &claims);
                     async move {
-                        let started = subscribe::start(gateway, claims, outgoing, &topic, position).await;
+                        let started =
+                            subscribe::start(gateway, claims, outgoing, &topic, position).await;
                         (topic, generation, started)
                     }
                 })
@@ -196,7 +244,8 @@ impl Connection {
     /// Begins a subscription, in the place of an earlier one to the same topic.
     fn track(&mut self, topic: Arc<str>) -> u64 {
         self.generation += 1;
-        let listening = Listening { track: Track::starting(), generation: self.generation, handle: None };
+        let listening =
+            Listening { track: Track::starting(), generation: self.generation, handle: None };
         self.topics.insert(topic, listening);
         self.generation
     }
@@ -208,7 +257,10 @@ impl Connection {
         let checked = split_topic(topic).and_then(|_| protocol::position(position));
         let position = match checked {
             Ok(_) if full => {
-                let problem = Problem::rejected("too_many_subscriptions", format!("a connection may have {limit}"));
+                let problem = Problem::rejected(
+                    "too_many_subscriptions",
+                    format!("a connection may have {limit}"),
+                );
                 return self.answer(&id, Err(problem));
             }
             Ok(position) => position,
@@ -242,7 +294,9 @@ impl Connection {
         let end = match data.get("end") {
             None | Some(Value::Null) => false,
             Some(Value::Bool(end)) => *end,
-            Some(_) => return self.answer(&id, Err(Problem::field("/end", "must be true or false"))),
+            Some(_) => {
+                return self.answer(&id, Err(Problem::field("/end", "must be true or false")));
+            }
         };
         if !end {
             self.topics.remove(format!("session:{session_id}").as_str());
@@ -262,20 +316,34 @@ impl Connection {
         match done {
             Done::Reply { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
             Done::Opened { id, outcome: Ok(session_id) } => {
-                self.subscribe(id, &format!("session:{session_id}"), &Value::Null, Some(session_id.clone()));
+                self.subscribe(
+                    id,
+                    &format!("session:{session_id}"),
+                    &Value::Null,
+                    Some(session_id.clone()),
+                );
                 Ok(())
             }
-            Done::Opened { id, outcome: Err(problem) } => self.feed(protocol::reply(&id, &Err(problem))).await,
+            Done::Opened { id, outcome: Err(problem) } => {
+                self.feed(protocol::reply(&id, &Err(problem))).await
+            }
             Done::Subscribed { id, topic, generation, session_id, outcome } => {
-                let shown = outcome.as_ref().map_err(Clone::clone).map(|started| match session_id {
-                    Some(session_id) => json!({"session_id": session_id, "position": started.position}),
-                    None => started.shown(),
-                });
+                let shown =
+                    outcome.as_ref().map_err(Clone::clone).map(|started| match session_id {
+                        Some(session_id) => {
+                            json!({"session_id": session_id, "position": started.position})
+                        }
+                        None => started.shown(),
+                    });
                 self.feed(protocol::reply(&id, &shown)).await?;
                 self.begin(topic, generation, outcome.ok()).await
             }
-            Done::Authenticated { id, fresh, topics } => self.authenticated(id, fresh, topics).await,
-            Done::Page { topic, generation, after, outcome } => self.page(topic, generation, after, outcome).await,
+            Done::Authenticated { id, fresh, topics } => {
+                self.authenticated(id, fresh, topics).await
+            }
+            Done::Page { topic, generation, after, outcome } => {
+                self.page(topic, generation, after, outcome).await
+            }
         }
     }
 
@@ -288,7 +356,9 @@ impl Connection {
         self.authenticating = false;
         let Some(claims) = self.claims.clone() else { return Ok(()) };
         let own = format!("user:{}", claims.sub);
-        let failed = topics.iter().find_map(|(topic, _, outcome)| (**topic == *own).then_some(outcome.as_ref().err()?));
+        let failed = topics
+            .iter()
+            .find_map(|(topic, _, outcome)| (**topic == *own).then_some(outcome.as_ref().err()?));
         if let Some(problem) = failed.cloned() {
             // Without its own topic a connection would miss things and not know it.
             self.topics.clear();
@@ -345,7 +415,8 @@ impl Connection {
 
     /// The reply is out: now what was missed, then what is live.
     async fn begin(&mut self, topic: Arc<str>, generation: u64, started: Option<Started>) -> Flow {
-        let current = self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
+        let current =
+            self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
         let Some(listening) = current else { return Ok(()) };
         let Some(Started { handle, after, page, .. }) = started else {
             self.topics.remove(&topic);
@@ -359,21 +430,29 @@ impl Connection {
         }
     }
 
-    async fn page(&mut self, topic: Arc<str>, generation: u64, after: i64, outcome: Outcome<History>) -> Flow {
+    async fn page(
+        &mut self,
+        topic: Arc<str>,
+        generation: u64,
+        after: i64,
+        outcome: Outcome<History>,
+    ) -> Flow {
         let History { head, items, complete } = match outcome {
             Ok(history) => history,
             // The store is away. The client resumes where it is once it is back.
             Err(_) => return self.read_later(topic, generation, after),
         };
         for item in items {
-            let current = self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
+            let current =
+                self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
             let Some(listening) = current else { return Ok(()) };
             if listening.track.replayed(item.offset) {
                 let published = Published::new(&topic, Some(item.offset), &item.event, &item.data);
                 self.feed(Message::text(&*published.frame)).await?;
             }
         }
-        let current = self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
+        let current =
+            self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
         let Some(listening) = current else { return Ok(()) };
         let next = listening.track.page_ended(after, head, complete);
         self.go_on(topic, generation, next)
@@ -428,14 +507,18 @@ fn positions(data: &Value, max: usize) -> Outcome<Vec<(Arc<str>, Position)>> {
         Some(_) => return Err(Problem::field("/positions", "must be an object of topics")),
     };
     if given.len() >= max {
-        return Err(Problem::rejected("too_many_subscriptions", format!("a connection may have {max}")));
+        return Err(Problem::rejected(
+            "too_many_subscriptions",
+            format!("a connection may have {max}"),
+        ));
     }
     given
         .iter()
         .map(|(topic, value)| {
             split_topic(topic)?;
             let position = protocol::position(value)?;
-            let position = position.ok_or_else(|| Problem::field("/positions", "a position is {epoch, offset}"))?;
+            let position = position
+                .ok_or_else(|| Problem::field("/positions", "a position is {epoch, offset}"))?;
             Ok((Arc::from(topic.as_str()), position))
         })
         .collect()
