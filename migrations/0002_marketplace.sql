@@ -40,10 +40,7 @@ create table requests (
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
     offers_count  int not null default 0,
-    booking_id    text,
-    reason        text,
-    exact         boolean,
-    time_zone     text
+    booking_id    text
 );
 create index requests_consumer on requests (consumer_id, id);
 
