@@ -95,7 +95,11 @@ pub fn parse<T: DeserializeOwned>(body: &Value) -> Outcome<T> {
                     Some(FieldError::new(pointer(name), error.to_string()))
                 })
                 .collect();
-            Err(if errors.is_empty() { Problem::field("", whole.to_string()) } else { Problem::fields(errors) })
+            Err(if errors.is_empty() {
+                Problem::field("", whole.to_string())
+            } else {
+                Problem::fields(errors)
+            })
         }
     }
 }
@@ -127,7 +131,9 @@ pub fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Object(fields) => {
+            fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value))
+        }
         _ => false,
     }
 }
@@ -150,7 +156,10 @@ mod tests {
     fn a_place_is_a_name_or_a_point() {
         let place = |value| parse::<CreateRequest>(&json!({"place": value})).map(|b| b.place);
         assert!(matches!(place(json!("Berlin")), Ok(Some(PlaceBody::Name(_)))));
-        assert!(matches!(place(json!({"latitude": 1, "longitude": 2})), Ok(Some(PlaceBody::Point(_)))));
+        assert!(matches!(
+            place(json!({"latitude": 1, "longitude": 2})),
+            Ok(Some(PlaceBody::Point(_)))
+        ));
         assert_eq!(place(json!({"latitude": 1})).unwrap_err().errors[0].pointer, "/place");
     }
 

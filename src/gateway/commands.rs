@@ -8,15 +8,14 @@ use sha2::{Digest, Sha256};
 
 use crate::cluster::Meta;
 use crate::domain::marketplace::booking::{self, Booking};
-use crate::domain::marketplace::language::{self, When};
-use crate::domain::marketplace::places::Place;
 use crate::domain::marketplace::profile::{Profile, ProfilePatch};
 use crate::domain::marketplace::provider::{self, Provider};
 use crate::domain::marketplace::request::{self, Asked, Request};
-use crate::domain::marketplace::schedule::{self, Hours, Weekday};
+use crate::domain::marketplace::schedule::{Hours, Weekday};
 use crate::domain::marketplace::session::{self, Session};
 use crate::gateway::Gateway;
-use crate::gateway::bodies::{self, CreateRequest, PlaceBody, parse};
+use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer};
+use crate::gateway::bodies::{self, CreateRequest, parse};
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::entity::{Caller, Entity, Role};
 use crate::kernel::error::{AskError, ErrorCode};
@@ -45,7 +44,12 @@ impl Call<'_> {
         Meta::new(self.caller())
     }
 
-    async fn ask<E: Entity>(&self, key: &str, command: E::Command, meta: Meta) -> Outcome<E::Reply> {
+    async fn ask<E: Entity>(
+        &self,
+        key: &str,
+        command: E::Command,
+        meta: Meta,
+    ) -> Outcome<E::Reply> {
         match self.gateway.entities.of::<E>(key).ask(command, meta).await? {
             Ok(reply) => Ok(reply),
             Err(rejection) => Err(Problem::rejection(&rejection)),
@@ -87,7 +91,9 @@ pub async fn create_request(call: Call<'_>, body: &Value) -> Outcome {
     let key = derived_id("req", &[call.user_id, call.id, &body.to_string()]);
     let Some(text) = &parsed.text else {
         let asked = asked_by_fields(&call, &parsed)?;
-        return create(&call, &key, asked).await.map_err(|p| p.repoint(|at| request_pointer(at, &parsed)));
+        return create(&call, &key, asked)
+            .await
+            .map_err(|p| p.repoint(|at| request_pointer(at, &parsed)));
     };
     // What a sentence means depends on the moment. Where the request exists already this is a retry: it repeats the
     // command that the request remembers.
@@ -97,10 +103,12 @@ pub async fn create_request(call: Call<'_>, body: &Value) -> Outcome {
     let asked = asked_by_sentence(&call, text, parsed.time_zone.as_deref())?;
     match create(&call, &key, asked).await {
         // The same sentence twice at once: the other one was first.
-        Err(problem) if problem.code == ErrorCode::IdReused => match already_created(&call, &key).await? {
-            Some(request) => repeat_create(&call, &key, request).await,
-            None => Err(problem),
-        },
+        Err(problem) if problem.code == ErrorCode::IdReused => {
+            match already_created(&call, &key).await? {
+                Some(request) => repeat_create(&call, &key, request).await,
+                None => Err(problem),
+            }
+        }
         outcome => outcome.map_err(|problem| problem.repoint(|_| "/text".into())),
     }
 }
@@ -125,7 +133,8 @@ async fn already_created(call: &Call<'_>, key: &str) -> Outcome<Option<Value>> {
 /// request as it is: its key says that it came from this very command.
 async fn repeat_create(call: &Call<'_>, key: &str, request: Value) -> Outcome {
     let mut asked = request.clone();
-    asked["when"] = json!({"earliest": asked["earliest"], "latest": asked["latest"], "exact": asked["exact"]});
+    asked["when"] =
+        json!({"earliest": asked["earliest"], "latest": asked["latest"], "exact": asked["exact"]});
     let Ok(asked) = serde_json::from_value(asked) else { return Ok(request) };
     match create(call, key, asked).await {
         Err(problem) if problem.code == ErrorCode::IdReused => Ok(request),
@@ -133,98 +142,12 @@ async fn repeat_create(call: &Call<'_>, key: &str, request: Value) -> Outcome {
     }
 }
 
-/// Where the API has what the command calls `/when/…`.
-fn request_pointer(at: &str, body: &CreateRequest) -> String {
-    match at {
-        "/when/earliest" | "/when/latest" if body.starts_at.is_some() => "/starts_at".into(),
-        other => other.strip_prefix("/when").unwrap_or(other).into(),
-    }
-}
-
-fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -> Outcome<Asked> {
-    if text.trim().is_empty() || text.len() > session::MAX_CONTENT_BYTES {
-        return Err(Problem::field("/text", format!("must have 1 to {} bytes", session::MAX_CONTENT_BYTES)));
-    }
-    let tz = schedule::zone(time_zone.unwrap_or("UTC"))
-        .ok_or_else(|| Problem::field("/time_zone", "must be an IANA time zone such as Europe/Berlin"))?;
-    let heard = language::understand(text, call.gateway.now(), &tz);
-    let missing = language::missing(&heard);
-    let (Some(service), Some(place), Some(when), true) = (heard.service, heard.place.clone(), heard.when, missing.is_empty())
-    else {
-        let errors = missing.iter().map(|what| FieldError::new("/text", format!("does not say the {what}"))).collect();
-        return Err(Problem { errors, ..Problem::rejected("incomplete", language::question(&heard)) });
-    };
-    Ok(Asked {
-        consumer_id: call.user_id.into(),
-        session_id: None,
-        service,
-        details: heard.details.chars().take(2_000).collect(),
-        time_zone: place.time_zone.clone(),
-        place,
-        when,
-        budget: heard.budget,
-    })
-}
-
-fn asked_by_fields(call: &Call<'_>, body: &CreateRequest) -> Outcome<Asked> {
-    let mut errors = Vec::new();
-    let mut need = |given: bool, pointer: &str, message: &str| {
-        if !given {
-            errors.push(FieldError::new(pointer, message));
-        }
-    };
-    need(body.service.is_some(), "/service", "is required, or `text`");
-    need(body.place.is_some(), "/place", "is required, or `text`");
-    let when = match (body.starts_at, body.earliest, body.latest) {
-        (Some(at), _, _) => Some(When { earliest: at, latest: at, exact: true }),
-        (None, Some(earliest), Some(latest)) => Some(When { earliest, latest, exact: earliest == latest }),
-        (None, earliest, _) => {
-            need(earliest.is_some(), "/earliest", "is required with `latest`, or `starts_at`");
-            need(body.latest.is_some(), "/latest", "is required with `earliest`, or `starts_at`");
-            None
-        }
-    };
-    let place = body.place.as_ref().map(|place| find_place(place, body.time_zone.as_deref()));
-    if let Some(Err(error)) = &place {
-        errors.push(error.clone());
-    }
-    match (body.service, place, when, errors.is_empty()) {
-        (Some(service), Some(Ok(place)), Some(when), true) => Ok(Asked {
-            consumer_id: call.user_id.into(),
-            session_id: None,
-            service,
-            details: body.details.clone().unwrap_or_else(|| service.title().into()),
-            time_zone: body.time_zone.clone().unwrap_or_else(|| place.time_zone.clone()),
-            place,
-            when,
-            budget: body.budget.clone(),
-        }),
-        _ => Err(Problem::fields(errors)),
-    }
-}
-
-fn find_place(place: &PlaceBody, time_zone: Option<&str>) -> Result<Place, FieldError> {
-    match place {
-        PlaceBody::Point(point) => Ok(Place {
-            name: point.name.clone().unwrap_or_else(|| format!("{:.4}, {:.4}", point.latitude, point.longitude)),
-            city: point.city.clone().unwrap_or_default(),
-            country: point.country.clone().unwrap_or_default(),
-            latitude: point.latitude,
-            longitude: point.longitude,
-            time_zone: point.time_zone.as_deref().or(time_zone).unwrap_or("UTC").into(),
-        }),
-        PlaceBody::Name(name) => {
-            // The reader of sentences knows the gazetteer. The time does not matter to a place.
-            let heard = language::understand(&format!("near {name}"), jiff::Timestamp::UNIX_EPOCH, &jiff::tz::TimeZone::UTC);
-            heard.place.ok_or_else(|| FieldError::new("/place", "is not a place I know: give latitude and longitude"))
-        }
-    }
-}
-
 /// A request of the caller, else not found.
 pub async fn shown_request(call: &Call<'_>, id: &str) -> Outcome {
     let request = call.gateway.views()?.request(known_id(id, "request")?).await?;
-    request.filter(|r| r["consumer_id"] == call.user_id).ok_or_else(|| Problem::not_found("request"))
+    request
+        .filter(|r| r["consumer_id"] == call.user_id)
+        .ok_or_else(|| Problem::not_found("request"))
 }
 
 /// `request:cancel`. The request as it is then.
@@ -263,7 +186,9 @@ pub async fn accept_offer(call: Call<'_>, offer_id: &str, body: &Value) -> Outco
     let meta = call.meta();
     let deadline = meta.deadline;
     let accept = request::Command::AcceptOffer { offer_id: offer_id.into() };
-    if let request::Reply::Accepted { booking_id } = call.ask::<Request>(&request_id, accept, meta).await? {
+    if let request::Reply::Accepted { booking_id } =
+        call.ask::<Request>(&request_id, accept, meta).await?
+    {
         return Ok(json!({"booking_id": booking_id}));
     }
     // The acceptance is durable and goes on without us. The query waits for its end.
@@ -288,7 +213,9 @@ pub async fn decline_offer(call: Call<'_>, offer_id: &str, body: &Value) -> Outc
 pub async fn shown_booking(call: &Call<'_>, id: &str) -> Outcome {
     let booking = call.gateway.views()?.booking(known_id(id, "booking")?).await?;
     booking
-        .filter(|(_, parties)| parties.consumer_id == call.user_id || parties.provider_owner_id == call.user_id)
+        .filter(|(_, parties)| {
+            parties.consumer_id == call.user_id || parties.provider_owner_id == call.user_id
+        })
         .map(|(booking, _)| booking)
         .ok_or_else(|| Problem::not_found("booking"))
 }
@@ -350,7 +277,8 @@ pub async fn enroll_provider(call: Call<'_>, body: &Value) -> Outcome {
     only_providers(&call)?;
     let profile = complete_profile(parse(body)?)?;
     let key = derived_id("prv", &[call.user_id, call.id, &body.to_string()]);
-    let enroll = provider::Command::Enroll { owner_id: call.user_id.into(), profile, standing: None };
+    let enroll =
+        provider::Command::Enroll { owner_id: call.user_id.into(), profile, standing: None };
     let outcome = call.ask::<Provider>(&key, enroll, call.meta()).await;
     match outcome.map_err(|p| p.repoint(|at| at.strip_prefix("/profile").unwrap_or(at).into()))? {
         provider::Reply::Provider(provider) => Ok(provider),
@@ -360,9 +288,11 @@ pub async fn enroll_provider(call: Call<'_>, body: &Value) -> Outcome {
 
 fn complete_profile(patch: ProfilePatch) -> Outcome<Profile> {
     let mut errors = Vec::new();
-    for (given, pointer) in
-        [(patch.name.is_some(), "/name"), (patch.services.is_some(), "/services"), (patch.base.is_some(), "/base")]
-    {
+    for (given, pointer) in [
+        (patch.name.is_some(), "/name"),
+        (patch.services.is_some(), "/services"),
+        (patch.base.is_some(), "/base"),
+    ] {
         if !given {
             errors.push(FieldError::new(pointer, "is required"));
         }
@@ -371,7 +301,12 @@ fn complete_profile(patch: ProfilePatch) -> Outcome<Profile> {
         return Err(Problem::fields(errors));
     };
     // Weekdays from nine to five where nothing is said: a provider without hours would never make an offer.
-    let office = || Weekday::ALL[..5].iter().map(|day| (*day, vec![Hours { from_minute: 540, to_minute: 1_020 }])).collect();
+    let office = || {
+        Weekday::ALL[..5]
+            .iter()
+            .map(|day| (*day, vec![Hours { from_minute: 540, to_minute: 1_020 }]))
+            .collect()
+    };
     Ok(Profile {
         name,
         services,
@@ -387,7 +322,12 @@ fn complete_profile(patch: ProfilePatch) -> Outcome<Profile> {
 }
 
 /// Changes some fields; `expected_version` is the one the editor saw, `None` takes any.
-pub async fn update_provider(call: Call<'_>, id: &str, body: &Value, expected_version: Option<u64>) -> Outcome {
+pub async fn update_provider(
+    call: Call<'_>,
+    id: &str,
+    body: &Value,
+    expected_version: Option<u64>,
+) -> Outcome {
     call.check_user(body)?;
     let patch: ProfilePatch = parse(body)?;
     shown_provider(&call, id).await?;
@@ -416,7 +356,11 @@ pub async fn open_session(call: &Call<'_>, body: &Value, remembered: bool) -> Ou
         Some(id) => {
             let known = shown_session(call, &id).await?;
             let kept = |name: &str| known[name].as_str().unwrap_or_default().to_owned();
-            (id, time_zone.unwrap_or_else(|| kept("time_zone")), locale.unwrap_or_else(|| kept("locale")))
+            (
+                id,
+                time_zone.unwrap_or_else(|| kept("time_zone")),
+                locale.unwrap_or_else(|| kept("locale")),
+            )
         }
     };
     let meta = if remembered { call.meta() } else { call.undeduplicated() };
@@ -440,14 +384,20 @@ pub async fn send_message(call: Call<'_>, session_id: &str, body: &Value) -> Out
 /// `chat:typing`: lossy, so it gives up early.
 pub async fn typing(call: &Call<'_>, session_id: &str, is_typing: bool) -> Outcome {
     let meta = call.undeduplicated().timeout(Duration::from_secs(3));
-    call.ask::<Session>(known_id(session_id, "session")?, session::Command::Typing { is_typing }, meta).await?;
+    call.ask::<Session>(
+        known_id(session_id, "session")?,
+        session::Command::Typing { is_typing },
+        meta,
+    )
+    .await?;
     Ok(json!({}))
 }
 
 /// Ends a session for all devices.
 pub async fn end_session(call: &Call<'_>, session_id: &str) -> Outcome {
     let session_id = known_id(session_id, "session")?;
-    call.ask::<Session>(session_id, session::Command::Close { end: true }, call.undeduplicated()).await?;
+    call.ask::<Session>(session_id, session::Command::Close { end: true }, call.undeduplicated())
+        .await?;
     Ok(json!({}))
 }
 
@@ -461,14 +411,5 @@ mod tests {
         assert_eq!(id, derived_id("req", &["alice", "1"]));
         assert_ne!(id, derived_id("req", &["alic", "e1"]));
         assert!(is_valid_id(&id) && id.starts_with("req_") && id.len() == 30, "{id}");
-    }
-
-    #[test]
-    fn pointers_name_the_fields_of_the_api() {
-        let mut body = CreateRequest::default();
-        assert_eq!(request_pointer("/when/latest", &body), "/latest");
-        assert_eq!(request_pointer("/place/latitude", &body), "/place/latitude");
-        body.starts_at = Some(jiff::Timestamp::UNIX_EPOCH);
-        assert_eq!(request_pointer("/when/latest", &body), "/starts_at");
     }
 }

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod commands;
 pub mod problem;
 
+mod asking;
 mod bodies;
 pub mod http;
 pub mod ws;
@@ -157,7 +158,18 @@ impl Gateway {
     pub async fn start(parts: Parts) -> anyhow::Result<Arc<Self>> {
         let connections = ws::Connections::start().await?;
         let local_epoch = format!("lo{:x}", rand::random::<u64>()).into();
-        let Parts { entities, topics, views, auth, limiter, epoch, readiness, metrics, clock, options } = parts;
+        let Parts {
+            entities,
+            topics,
+            views,
+            auth,
+            limiter,
+            epoch,
+            readiness,
+            metrics,
+            clock,
+            options,
+        } = parts;
         Ok(Arc::new(Self {
             entities,
             topics,

@@ -76,8 +76,11 @@ impl Problem {
 
     /// Input that cannot be understood.
     pub fn fields(errors: Vec<FieldError>) -> Self {
-        let detail =
-            errors.iter().map(|e| format!("{}: {}", e.pointer, e.message)).collect::<Vec<_>>().join("; ");
+        let detail = errors
+            .iter()
+            .map(|e| format!("{}: {}", e.pointer, e.message))
+            .collect::<Vec<_>>()
+            .join("; ");
         Self { errors, ..Self::bad_request(detail) }
     }
 
@@ -98,7 +101,9 @@ impl Problem {
                 .and_then(|(_, fields)| fields.get("errors")?.as_array().cloned())
                 .unwrap_or_default()
                 .iter()
-                .filter_map(|e| Some(FieldError::new(e["pointer"].as_str()?, e["message"].as_str()?)))
+                .filter_map(|e| {
+                    Some(FieldError::new(e["pointer"].as_str()?, e["message"].as_str()?))
+                })
                 .collect(),
             _ => Vec::new(),
         };
@@ -134,7 +139,8 @@ impl Problem {
 
     pub fn http_status(&self) -> StatusCode {
         self.status.unwrap_or_else(|| {
-            StatusCode::from_u16(self.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            StatusCode::from_u16(self.code.http_status())
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
         })
     }
 
@@ -186,7 +192,8 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000).max(1)));
         }
         if self.code == ErrorCode::Unauthenticated {
-            let scheme = HeaderValue::from_static("Bearer realm=\"proxie\", error=\"invalid_token\"");
+            let scheme =
+                HeaderValue::from_static("Bearer realm=\"proxie\", error=\"invalid_token\"");
             headers.insert(header::WWW_AUTHENTICATE, scheme);
         }
         headers.extend(self.headers.iter().cloned());
@@ -244,13 +251,19 @@ mod tests {
 
     #[test]
     fn rejections_keep_their_reason_and_fields() {
-        let errors = vec![DomainError { pointer: "/when/latest".into(), message: "must not be in the past".into() }];
+        let errors = vec![DomainError {
+            pointer: "/when/latest".into(),
+            message: "must not be in the past".into(),
+        }];
         let problem = Problem::rejection(&request::Rejection::Invalid { errors });
         assert_eq!(problem.http_status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(problem.reason.as_deref(), Some("invalid"));
         assert_eq!(problem.errors, [FieldError::new("/when/latest", "must not be in the past")]);
         let taken = Problem::rejection(&request::Rejection::SlotTaken);
-        assert_eq!((taken.code, taken.reason.as_deref()), (ErrorCode::Conflict, Some("slot_taken")));
+        assert_eq!(
+            (taken.code, taken.reason.as_deref()),
+            (ErrorCode::Conflict, Some("slot_taken"))
+        );
     }
 
     #[test]
@@ -260,6 +273,8 @@ mod tests {
             assert!(response.headers().contains_key(header::RETRY_AFTER), "{code:?}");
         }
         let response = Problem::unauthenticated("").into_response();
-        assert!(response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
+        assert!(
+            response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer")
+        );
     }
 }

@@ -41,7 +41,11 @@ impl From<sqlx::Error> for ViewError {
             | sqlx::Error::ColumnIndexOutOfBounds { .. } => false,
             _ => true,
         };
-        if temporary { Self::Unavailable(error.to_string()) } else { Self::Internal(error.to_string()) }
+        if temporary {
+            Self::Unavailable(error.to_string())
+        } else {
+            Self::Internal(error.to_string())
+        }
     }
 }
 
@@ -64,7 +68,13 @@ impl Views {
     }
 
     /// See [`publications::history`].
-    pub async fn history(&self, kind: &str, key: &str, after: i64, limit: i64) -> Result<History, ViewError> {
+    pub async fn history(
+        &self,
+        kind: &str,
+        key: &str,
+        after: i64,
+        limit: i64,
+    ) -> Result<History, ViewError> {
         Ok(publications::history(&self.pool, kind, key, after, limit).await?)
     }
 
@@ -149,7 +159,10 @@ mod tests {
     fn times_become_utc() {
         let mut row = json!({"created_at": "2026-05-04T10:00:00.5+02:00", "name": "2026-05-04", "ends_at": null});
         utc(&mut row);
-        assert_eq!(row, json!({"created_at": "2026-05-04T08:00:00.5Z", "name": "2026-05-04", "ends_at": null}));
+        assert_eq!(
+            row,
+            json!({"created_at": "2026-05-04T08:00:00.5Z", "name": "2026-05-04", "ends_at": null})
+        );
         assert!(micros(Cursor::last().at) > micros(Cursor::first().at));
     }
 }

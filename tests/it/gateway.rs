@@ -15,10 +15,10 @@ use proxie::cluster::Meta;
 use proxie::domain::marketplace::booking::Booking;
 use proxie::domain::marketplace::matching::{self, Candidate, Criteria, Matches};
 use proxie::domain::marketplace::provider::Provider;
+use proxie::domain::marketplace::request;
 use proxie::domain::marketplace::schedule::Span;
 use proxie::domain::marketplace::session::Session;
 use proxie::domain::marketplace::user::{self, User};
-use proxie::domain::marketplace::request;
 use proxie::gateway::auth::Auth;
 use proxie::gateway::{Gateway, Options, Parts, Readiness, router};
 use proxie::kernel::clock::Clock;
@@ -51,7 +51,8 @@ impl Runner for Matching {
     fn run(&self, _: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let views = self.0.clone();
         async move {
-            let criteria: Criteria = serde_json::from_value(input).map_err(|e| RunError::Final(e.to_string()))?;
+            let criteria: Criteria =
+                serde_json::from_value(input).map_err(|e| RunError::Final(e.to_string()))?;
             let (latitude, longitude) = (criteria.place.latitude, criteria.place.longitude);
             let window = Window {
                 service: json!(criteria.service).as_str().unwrap_or_default().into(),
@@ -62,11 +63,15 @@ impl Runner for Matching {
                 earliest: criteria.when.earliest,
                 latest: criteria.when.latest,
             };
-            let rows = views.candidates(&window).await.map_err(|e| RunError::Retry(e.to_string()))?;
+            let rows =
+                views.candidates(&window).await.map_err(|e| RunError::Retry(e.to_string()))?;
             let candidates = rows
                 .into_iter()
                 .filter_map(|(row, busy)| {
-                    let busy = busy.into_iter().map(|(starts_at, ends_at)| Span { starts_at, ends_at }).collect();
+                    let busy = busy
+                        .into_iter()
+                        .map(|(starts_at, ends_at)| Span { starts_at, ends_at })
+                        .collect();
                     Candidate::from_row(&row, busy)
                 })
                 .collect();
@@ -130,7 +135,13 @@ impl Node {
         (parts.status, parts.headers, body)
     }
 
-    async fn http(&self, method: &str, path: &str, token: &str, body: Value) -> (StatusCode, HeaderMap, Value) {
+    async fn http(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: Value,
+    ) -> (StatusCode, HeaderMap, Value) {
         self.send(
             Request::builder()
                 .method(method)
@@ -184,8 +195,12 @@ impl Client {
         loop {
             let message = tokio::time::timeout(Duration::from_secs(20), self.socket.next()).await;
             match message.expect("a frame in time") {
-                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(text.as_str()).unwrap()),
-                Some(Ok(Message::Close(Some(close)))) => return Err((close.code.into(), close.reason.to_string())),
+                Some(Ok(Message::Text(text))) => {
+                    return Ok(serde_json::from_str(text.as_str()).unwrap());
+                }
+                Some(Ok(Message::Close(Some(close)))) => {
+                    return Err((close.code.into(), close.reason.to_string()));
+                }
                 Some(Ok(Message::Close(None)) | Err(_)) | None => return Err((0, String::new())),
                 Some(Ok(_)) => {}
             }
@@ -195,7 +210,10 @@ impl Client {
     async fn closed(&mut self) -> u16 {
         loop {
             if let Err((code, reason)) = self.frame().await {
-                assert!(code == 0 || serde_json::from_str::<Value>(&reason).unwrap()["code"].is_string());
+                assert!(
+                    code == 0
+                        || serde_json::from_str::<Value>(&reason).unwrap()["code"].is_string()
+                );
                 return code;
             }
         }
@@ -263,20 +281,32 @@ async fn from_a_sentence_to_a_booking() {
     let node = node(database, Options::default()).await;
     enrolled(&node).await;
     let mut client = node.signed_in("alice").await;
-    let opened = client.ask("session:open", json!({"session_id": null, "time_zone": "Europe/Berlin", "locale": "en"})).await;
+    let opened = client
+        .ask(
+            "session:open",
+            json!({"session_id": null, "time_zone": "Europe/Berlin", "locale": "en"}),
+        )
+        .await;
     let session = opened["data"]["session_id"].as_str().unwrap().to_owned();
     let position = opened["data"]["position"].clone();
     let said = json!({"session_id": session, "content": "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin", "media": []});
     let first = client.ask_as("msg-1", "chat:message", said.clone()).await;
     assert_eq!(first["ok"], true, "{first}");
-    assert_eq!(client.ask_as("msg-1", "chat:message", said.clone()).await, first, "a retry gets the first reply");
+    assert_eq!(
+        client.ask_as("msg-1", "chat:message", said.clone()).await,
+        first,
+        "a retry gets the first reply"
+    );
     let other = json!({"session_id": session, "content": "something else"});
     assert_eq!(client.ask_as("msg-1", "chat:message", other).await["error"]["code"], "id_reused");
     client.event("chat:response").await;
     let offer = client.event("offer:new").await;
     let offer_id = offer["data"]["offer"]["id"].as_str().unwrap().to_owned();
     let stranger = node.token("mallory", Role::Consumer);
-    assert_eq!(node.http("POST", &format!("/v1/offers/{offer_id}/accept"), &stranger, Value::Null).await.0, 404);
+    assert_eq!(
+        node.http("POST", &format!("/v1/offers/{offer_id}/accept"), &stranger, Value::Null).await.0,
+        404
+    );
     let accepted = client.ask_as("acc-1", "offer:accept", json!({"offer_id": offer_id})).await;
     assert_eq!(accepted["ok"], true, "{accepted}");
     let booking = accepted["data"]["booking_id"].as_str().unwrap().to_owned();
@@ -296,19 +326,33 @@ async fn from_a_sentence_to_a_booking() {
     let requests = node.get("/v1/requests?limit=1", &token).await;
     let request_id = requests["items"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(requests["items"][0]["status"], "booked");
-    assert_eq!(node.get(&format!("/v1/requests/{request_id}/offers"), &token).await["items"][0]["id"], json!(offer_id));
-    assert_eq!(node.http("GET", &format!("/v1/requests/{request_id}"), &stranger, Value::Null).await.0, 404);
+    assert_eq!(
+        node.get(&format!("/v1/requests/{request_id}/offers"), &token).await["items"][0]["id"],
+        json!(offer_id)
+    );
+    assert_eq!(
+        node.http("GET", &format!("/v1/requests/{request_id}"), &stranger, Value::Null).await.0,
+        404
+    );
     let messages = node.get(&format!("/v1/sessions/{session}/messages?limit=1"), &token).await;
     assert_eq!(messages["items"][0]["role"], "user");
-    let next = format!("/v1/sessions/{session}/messages?cursor={}", messages["next_cursor"].as_str().unwrap());
+    let next = format!(
+        "/v1/sessions/{session}/messages?cursor={}",
+        messages["next_cursor"].as_str().unwrap()
+    );
     assert_eq!(node.get(&next, &token).await["items"][0]["role"], "agent");
     // A second device reads it all from the start, in order, and then what is live.
     let mut second = node.signed_in("alice").await;
-    let resumed = second.ask("session:resume", json!({"session_id": session, "position": position})).await;
+    let resumed =
+        second.ask("session:resume", json!({"session_id": session, "position": position})).await;
     assert_eq!(resumed["data"]["recovered"], true, "{resumed}");
     let head = resumed["data"]["position"]["offset"].as_i64().unwrap();
     for expected in 1..=head {
-        let event = if second.events.is_empty() { second.frame().await.unwrap() } else { second.events.remove(0) };
+        let event = if second.events.is_empty() {
+            second.frame().await.unwrap()
+        } else {
+            second.events.remove(0)
+        };
         assert_eq!(event["offset"], json!(expected), "{event}");
     }
     second.ask("chat:message", json!({"session_id": session, "content": "help"})).await;
@@ -317,7 +361,12 @@ async fn from_a_sentence_to_a_booking() {
     let positions = json!({"user:alice": {"epoch": "another", "offset": 1}});
     let reply = third.ask("auth", json!({"token": token, "positions": positions})).await;
     assert_eq!(reply["data"]["topics"]["user:alice"]["recovered"], false);
-    for (topic, code) in [("user:bob", "forbidden"), ("session:ses_x", "not_found"), ("app:x", "forbidden"), ("nope", "bad_request")] {
+    for (topic, code) in [
+        ("user:bob", "forbidden"),
+        ("session:ses_x", "not_found"),
+        ("app:x", "forbidden"),
+        ("nope", "bad_request"),
+    ] {
         let reply = third.ask("topic:subscribe", json!({"topic": topic})).await;
         assert_eq!(reply["error"]["code"], json!(code), "{reply}");
     }
@@ -334,7 +383,10 @@ async fn a_long_replay_is_complete_and_in_order() {
         let user = node.core.entities.of::<User>("alice");
         async move {
             let data = json!({"n": n, "padding": "x".repeat(2_000)});
-            user.ask(user::Command::Publish { event: "test".into(), data }, Meta::runtime()).await.unwrap().unwrap();
+            user.ask(user::Command::Publish { event: "test".into(), data }, Meta::runtime())
+                .await
+                .unwrap()
+                .unwrap();
         }
     };
     for n in 1..=300 {
@@ -353,7 +405,10 @@ async fn a_long_replay_is_complete_and_in_order() {
     let read = async {
         for expected in 11..=400 {
             let frame = client.frame().await.unwrap();
-            assert_eq!((frame["offset"].as_i64(), frame["data"]["n"].as_i64()), (Some(expected), Some(expected)));
+            assert_eq!(
+                (frame["offset"].as_i64(), frame["data"]["n"].as_i64()),
+                (Some(expected), Some(expected))
+            );
         }
     };
     tokio::join!(live, read);
@@ -377,10 +432,15 @@ async fn sockets_close_as_documented() {
     client.socket.send(Message::binary(vec![1])).await.unwrap();
     assert_eq!(client.closed().await, 3500);
     let mut client = node.signed_in("alice").await;
-    client.raw(&json!({"id": "1", "event": "ping", "data": {"x": "y".repeat(70_000)}}).to_string()).await;
+    client
+        .raw(&json!({"id": "1", "event": "ping", "data": {"x": "y".repeat(70_000)}}).to_string())
+        .await;
     assert_eq!(client.closed().await, 3504);
     let mut client = node.connect().await;
-    assert_eq!(client.ask("auth", json!({"token": "nope"})).await["error"]["code"], "unauthenticated");
+    assert_eq!(
+        client.ask("auth", json!({"token": "nope"})).await["error"]["code"],
+        "unauthenticated"
+    );
     assert_eq!(client.closed().await, 3501);
     let mut client = node.connect().await;
     assert_eq!(client.ask("ping", json!({})).await["error"]["code"], "unauthenticated");
@@ -396,7 +456,10 @@ async fn sockets_close_as_documented() {
     assert_eq!(client.closed().await, 3502);
     let mut client = node.signed_in("alice").await;
     let other = node.token("bob", Role::Consumer);
-    assert_eq!(client.ask("auth:refresh", json!({"token": other})).await["error"]["code"], "forbidden");
+    assert_eq!(
+        client.ask("auth:refresh", json!({"token": other})).await["error"]["code"],
+        "forbidden"
+    );
     assert_eq!(client.ask("nonsense", json!({})).await["error"]["code"], "bad_request");
     assert!(client.ask("ping", json!({})).await["data"]["now"].is_string());
     node.auth.set_revocations(vec![("user:alice".into(), Clock::System.now().as_second())]);
@@ -409,9 +472,20 @@ async fn sockets_close_as_documented() {
             Err(error) => panic!("{error}"),
         }
     };
-    assert_eq!(refused(|headers| drop(headers.insert("authorization", "Bearer x".parse().unwrap()))).await, 401);
-    assert_eq!(refused(|headers| drop(headers.insert("origin", "http://evil.example".parse().unwrap()))).await, 403);
-    assert_eq!(refused(|headers| drop(headers.insert("sec-websocket-protocol", "other".parse().unwrap()))).await, 400);
+    assert_eq!(
+        refused(|headers| drop(headers.insert("authorization", "Bearer x".parse().unwrap()))).await,
+        401
+    );
+    assert_eq!(
+        refused(|headers| drop(headers.insert("origin", "http://evil.example".parse().unwrap())))
+            .await,
+        403
+    );
+    assert_eq!(
+        refused(|headers| drop(headers.insert("sec-websocket-protocol", "other".parse().unwrap())))
+            .await,
+        400
+    );
     let token = node.token("carol", Role::Consumer);
     let mut client = Client::open(node.address, |headers| {
         headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -419,7 +493,10 @@ async fn sockets_close_as_documented() {
     })
     .await
     .unwrap();
-    assert_eq!(client.ask("auth", json!({})).await["data"]["topics"]["user:carol"]["recovered"], true);
+    assert_eq!(
+        client.ask("auth", json!({})).await["data"]["topics"]["user:carol"]["recovered"],
+        true
+    );
     node.gateway.readiness.drain();
     assert_eq!(client.closed().await, 3000);
     eventually("all sockets are gone", async || node.gateway.connections() == 0).await;
@@ -432,31 +509,45 @@ async fn http_errors_are_problems() {
     let options = Options { requests: Policy { quota: 40, window_s: 60 }, ..Options::default() };
     let node = node(database().await, options).await;
     let token = node.token("alice", Role::Consumer);
-    let check = async |method: &str, path: &str, token: &str, body: Value, status: u16, code: &str| {
-        let (got, headers, problem) = node.http(method, path, token, body).await;
-        assert_eq!((got.as_u16(), problem["code"].as_str()), (status, Some(code)), "{method} {path}: {problem}");
-        assert_eq!(headers["content-type"], "application/problem+json");
-        assert_eq!(problem["request_id"], json!(headers["x-request-id"].to_str().unwrap()));
-        (headers, problem)
-    };
-    let (headers, _) = check("GET", "/v1/requests", "bad", Value::Null, 401, "unauthenticated").await;
+    let check =
+        async |method: &str, path: &str, token: &str, body: Value, status: u16, code: &str| {
+            let (got, headers, problem) = node.http(method, path, token, body).await;
+            assert_eq!(
+                (got.as_u16(), problem["code"].as_str()),
+                (status, Some(code)),
+                "{method} {path}: {problem}"
+            );
+            assert_eq!(headers["content-type"], "application/problem+json");
+            assert_eq!(problem["request_id"], json!(headers["x-request-id"].to_str().unwrap()));
+            (headers, problem)
+        };
+    let (headers, _) =
+        check("GET", "/v1/requests", "bad", Value::Null, 401, "unauthenticated").await;
     assert!(headers.contains_key("www-authenticate"));
     check("GET", "/nothing", &token, Value::Null, 404, "not_found").await;
     check("GET", "/v1/nothing", &token, Value::Null, 404, "not_found").await;
-    let (headers, _) = check("DELETE", "/v1/requests", &token, Value::Null, 405, "bad_request").await;
+    let (headers, _) =
+        check("DELETE", "/v1/requests", &token, Value::Null, 405, "bad_request").await;
     assert!(headers.contains_key("allow"));
     check("GET", "/v1/requests/req_x", &token, Value::Null, 404, "not_found").await;
     check("GET", "/v1/requests?limit=1000", &token, Value::Null, 400, "bad_request").await;
-    check("POST", "/v1/requests", &token, json!({"text": "x".repeat(300_000)}), 413, "too_large").await;
+    check("POST", "/v1/requests", &token, json!({"text": "x".repeat(300_000)}), 413, "too_large")
+        .await;
     check("POST", "/v1/requests", &token, json!({"text": "a\0b"}), 400, "bad_request").await;
     check("POST", "/v1/requests", &token, json!({"text": "hm"}), 422, "rejected").await;
-    let (_, problem) = check("POST", "/v1/requests", &token, json!({"service": "x"}), 400, "bad_request").await;
+    let (_, problem) =
+        check("POST", "/v1/requests", &token, json!({"service": "x"}), 400, "bad_request").await;
     assert_eq!(problem["errors"][0]["pointer"], "/service");
     let past = json!({
         "service": "haircut", "place": {"latitude": 95.0, "longitude": 13.4}, "starts_at": "2020-01-01T10:00:00Z",
     });
     let (_, problem) = check("POST", "/v1/requests", &token, past, 422, "rejected").await;
-    let pointers: Vec<&str> = problem["errors"].as_array().unwrap().iter().map(|e| e["pointer"].as_str().unwrap()).collect();
+    let pointers: Vec<&str> = problem["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["pointer"].as_str().unwrap())
+        .collect();
     assert_eq!(pointers, ["/starts_at", "/place/latitude"]);
     check("POST", "/v1/providers", &token, profile(), 403, "forbidden").await;
     let provider = enrolled(&node).await;
@@ -475,14 +566,22 @@ async fn http_errors_are_problems() {
     assert_eq!((status.as_u16(), headers["etag"].to_str().unwrap()), (200, "\"2\""));
     assert_eq!(node.send(patch("\"1\"")).await.0, 412);
     assert!(node.get(&path, &token).await.get("owner_id").is_none());
-    assert_eq!(node.get("/v1/providers?service=haircut&city=berlin", &token).await["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        node.get("/v1/providers?service=haircut&city=berlin", &token).await["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
     // A sentence is understood once: its retry is the same command.
     let sentence = || {
         Request::post("/v1/requests")
             .header("authorization", format!("Bearer {token}"))
             .header("content-type", "application/json")
             .header("idempotency-key", "k-1")
-            .body(Body::from(r#"{"text":"haircut tomorrow near Alexanderplatz","time_zone":"Europe/Berlin"}"#))
+            .body(Body::from(
+                r#"{"text":"haircut tomorrow near Alexanderplatz","time_zone":"Europe/Berlin"}"#,
+            ))
             .unwrap()
     };
     let (status, _, first) = node.send(sentence()).await;
@@ -495,9 +594,13 @@ async fn http_errors_are_problems() {
         .body(Body::from(r#"{"text":"a haircut tomorrow near Alexanderplatz"}"#))
         .unwrap();
     assert_eq!(node.send(reused).await.2["code"], "id_reused");
-    let text = Request::post("/v1/requests").header("authorization", format!("Bearer {token}")).body("x".into()).unwrap();
+    let text = Request::post("/v1/requests")
+        .header("authorization", format!("Bearer {token}"))
+        .body("x".into())
+        .unwrap();
     assert_eq!(node.send(text).await.0, 415);
-    for path in ["/healthz", "/readyz", "/openapi.json", "/asyncapi.json", "/.well-known/jwks.json"] {
+    for path in ["/healthz", "/readyz", "/openapi.json", "/asyncapi.json", "/.well-known/jwks.json"]
+    {
         assert!(node.get(path, "").await.is_object());
     }
     let mut limited = false;

@@ -116,8 +116,10 @@ pub async fn list_providers(State(gateway): App, user: User, list: List) -> Answ
         Some(_) => return Err(Problem::field("/owner", "can only be me")),
     };
     let views = gateway.views()?;
-    let mut page = views.providers(service, list.filter("city"), owner, list.up(), list.limit).await?;
-    page.items = page.items.into_iter().map(|provider| commands::public_provider(me, provider)).collect();
+    let mut page =
+        views.providers(service, list.filter("city"), owner, list.up(), list.limit).await?;
+    page.items =
+        page.items.into_iter().map(|provider| commands::public_provider(me, provider)).collect();
     Ok(Json(shown(page)))
 }
 
@@ -137,7 +139,12 @@ pub async fn enroll_provider(user: User, Body(body): Body) -> Outcome<Response> 
 }
 
 /// Takes the version that the editor saw (`If-Match: "3"`), or `*` for whatever is there.
-pub async fn update_provider(user: User, Id(id): Id, headers: HeaderMap, Body(body): Body) -> Outcome<Response> {
+pub async fn update_provider(
+    user: User,
+    Id(id): Id,
+    headers: HeaderMap,
+    Body(body): Body,
+) -> Outcome<Response> {
     let expected = expected_version(&headers)?;
     let outcome = commands::update_provider(user.call(), &id, &body, expected).await;
     outcome.map(with_etag).map_err(|problem| {

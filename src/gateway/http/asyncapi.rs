@@ -4,40 +4,147 @@ use serde_json::{Map, Value, json};
 
 /// Event, what it is for, the fields of `data` (`name?: type`), the fields of the reply's `data`.
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
-    ("auth", "Authenticates, or learns about the connection", "token?: string, positions?: object", "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object"),
-    ("auth:refresh", "A fresh token for the same user", "token: string", "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object"),
+    (
+        "auth",
+        "Authenticates, or learns about the connection",
+        "token?: string, positions?: object",
+        "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object",
+    ),
+    (
+        "auth:refresh",
+        "A fresh token for the same user",
+        "token: string",
+        "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object",
+    ),
     ("ping", "Is somebody there?", "", "now: string"),
-    ("session:open", "Opens a session, or a new one, and subscribes to it from now", "session_id?: string, time_zone?: string, locale?: string, currency?: string", "session_id: string, position: object"),
-    ("session:resume", "Subscribes to a session from a position", "session_id: string, position?: object", "recovered: boolean, position: object"),
-    ("session:close", "Unsubscribes this connection; with `end` the session ends for all devices", "session_id: string, end?: boolean", ""),
-    ("chat:message", "Says something; durable when it is answered", "session_id: string, content: string, media?: array", "message_id: string"),
+    (
+        "session:open",
+        "Opens a session, or a new one, and subscribes to it from now",
+        "session_id?: string, time_zone?: string, locale?: string, currency?: string",
+        "session_id: string, position: object",
+    ),
+    (
+        "session:resume",
+        "Subscribes to a session from a position",
+        "session_id: string, position?: object",
+        "recovered: boolean, position: object",
+    ),
+    (
+        "session:close",
+        "Unsubscribes this connection; with `end` the session ends for all devices",
+        "session_id: string, end?: boolean",
+        "",
+    ),
+    (
+        "chat:message",
+        "Says something; durable when it is answered",
+        "session_id: string, content: string, media?: array",
+        "message_id: string",
+    ),
     ("chat:typing", "Tells the user's other devices", "session_id: string, is_typing: boolean", ""),
     ("presence:online", "Announces the user", "status?: string", ""),
-    ("topic:subscribe", "Subscribes, from a position or from now", "topic: string, position?: object", "recovered: boolean, position: object"),
+    (
+        "topic:subscribe",
+        "Subscribes, from a position or from now",
+        "topic: string, position?: object",
+        "recovered: boolean, position: object",
+    ),
     ("topic:unsubscribe", "Ends a subscription", "topic: string", ""),
-    ("topic:publish", "Publishes to an application topic", "topic: string, event: string, data?: any", "offset?: integer"),
-    ("request:create", "The body of POST /v1/requests", "text?: string, time_zone?: string, service?: string, details?: string, place?: any, starts_at?: string, earliest?: string, latest?: string, budget?: object", "id: string"),
+    (
+        "topic:publish",
+        "Publishes to an application topic",
+        "topic: string, event: string, data?: any",
+        "offset?: integer",
+    ),
+    (
+        "request:create",
+        "The body of POST /v1/requests",
+        "text?: string, time_zone?: string, service?: string, details?: string, place?: any, starts_at?: string, earliest?: string, latest?: string, budget?: object",
+        "id: string",
+    ),
     ("request:cancel", "Gives a request up", "request_id: string, reason?: string", "id: string"),
-    ("offer:accept", "Accepts an offer and waits for the booking", "offer_id: string", "booking_id: string"),
-    ("offer:decline", "Declines an offer", "offer_id: string", "offer_id: string, request_id: string, status: string"),
-    ("booking:cancel", "Cancels a booking before it starts", "booking_id: string, reason?: string", "id: string"),
-    ("booking:review", "Reviews a completed booking", "booking_id: string, rating: integer, comment?: string", "id: string"),
+    (
+        "offer:accept",
+        "Accepts an offer and waits for the booking",
+        "offer_id: string",
+        "booking_id: string",
+    ),
+    (
+        "offer:decline",
+        "Declines an offer",
+        "offer_id: string",
+        "offer_id: string, request_id: string, status: string",
+    ),
+    (
+        "booking:cancel",
+        "Cancels a booking before it starts",
+        "booking_id: string, reason?: string",
+        "id: string",
+    ),
+    (
+        "booking:review",
+        "Reviews a completed booking",
+        "booking_id: string, rating: integer, comment?: string",
+        "id: string",
+    ),
     ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "id: string"),
 ];
 
 /// Event, what it means, the topics it comes on, whether it is durable, the fields of `data`.
 pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
-    ("chat:message", "A user's message, to all devices of the session", "session:", true, "session_id: string, message_id: string, role: string, content: string, media: array, created_at: string"),
-    ("chat:stream", "A piece of the agent's answer; `chat:response` replaces them all", "session:", false, "session_id: string, message_id: string, index: integer, token: string"),
-    ("chat:response", "The agent's answer", "session:", true, "session_id: string, message_id: string, content: string, data: object"),
-    ("chat:typing", "Somebody types", "session:", false, "session_id: string, user_id: string, is_typing: boolean"),
-    ("request:updated", "A request has changed: the whole of it", "user:", true, "id: string, service: string, status: string, offers_count: integer, booking_id: any"),
+    (
+        "chat:message",
+        "A user's message, to all devices of the session",
+        "session:",
+        true,
+        "session_id: string, message_id: string, role: string, content: string, media: array, created_at: string",
+    ),
+    (
+        "chat:stream",
+        "A piece of the agent's answer; `chat:response` replaces them all",
+        "session:",
+        false,
+        "session_id: string, message_id: string, index: integer, token: string",
+    ),
+    (
+        "chat:response",
+        "The agent's answer",
+        "session:",
+        true,
+        "session_id: string, message_id: string, content: string, data: object",
+    ),
+    (
+        "chat:typing",
+        "Somebody types",
+        "session:",
+        false,
+        "session_id: string, user_id: string, is_typing: boolean",
+    ),
+    (
+        "request:updated",
+        "A request has changed: the whole of it",
+        "user:",
+        true,
+        "id: string, service: string, status: string, offers_count: integer, booking_id: any",
+    ),
     ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: object"),
     ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: object"),
     ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: object"),
     ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: object"),
-    ("presence:changed", "Somebody comes or goes", "presence:", false, "user_id: string, status: string"),
-    ("session:ended", "The session has ended for all devices", "session:", true, "session_id: string"),
+    (
+        "presence:changed",
+        "Somebody comes or goes",
+        "presence:",
+        false,
+        "user_id: string, status: string",
+    ),
+    (
+        "session:ended",
+        "The session has ended for all devices",
+        "session:",
+        true,
+        "session_id: string",
+    ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
 
@@ -172,6 +279,9 @@ mod tests {
         let schema = fields("a: string, b?: integer");
         assert_eq!(schema["required"], json!(["a"]));
         assert_eq!(schema["properties"]["b"]["type"], json!(["integer", "null"]));
-        assert_eq!(document()["channels"]["ws"]["messages"].as_object().unwrap().len(), 2 * CLIENT_EVENTS.len() + SERVER_EVENTS.len());
+        assert_eq!(
+            document()["channels"]["ws"]["messages"].as_object().unwrap().len(),
+            2 * CLIENT_EVENTS.len() + SERVER_EVENTS.len()
+        );
     }
 }

@@ -29,14 +29,22 @@ pub struct User {
 
 impl User {
     pub fn call(&self) -> Call<'_> {
-        Call { gateway: &self.gateway, user_id: &self.claims.sub, role: self.claims.role, id: &self.command_id }
+        Call {
+            gateway: &self.gateway,
+            user_id: &self.claims.sub,
+            role: self.claims.role,
+            id: &self.command_id,
+        }
     }
 }
 
 impl FromRequestParts<Arc<Gateway>> for User {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+    async fn from_request_parts(
+        parts: &mut Parts,
+        gateway: &Arc<Gateway>,
+    ) -> Result<Self, Problem> {
         let claims = parts
             .extensions
             .get::<Claims>()
@@ -48,7 +56,11 @@ impl FromRequestParts<Arc<Gateway>> for User {
                 .to_str()
                 .ok()
                 .filter(|key| is_command_id(key))
-                .ok_or_else(|| Problem::bad_request("Idempotency-Key must have 1 to 64 visible ASCII characters"))?
+                .ok_or_else(|| {
+                    Problem::bad_request(
+                        "Idempotency-Key must have 1 to 64 visible ASCII characters",
+                    )
+                })?
                 .to_owned(),
         };
         Ok(Self { gateway: gateway.clone(), claims, command_id })
@@ -65,7 +77,10 @@ pub struct Id(pub String);
 impl FromRequestParts<Arc<Gateway>> for Id {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+    async fn from_request_parts(
+        parts: &mut Parts,
+        gateway: &Arc<Gateway>,
+    ) -> Result<Self, Problem> {
         match Path::<String>::from_request_parts(parts, gateway).await {
             Ok(Path(id)) => Ok(Self(id)),
             Err(_) => Err(Problem::new(ErrorCode::NotFound, "there is nothing at this path")),
@@ -81,9 +96,13 @@ impl FromRequest<Arc<Gateway>> for Body {
 
     async fn from_request(request: Request, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let limit = gateway.options.max_body_bytes;
-        let too_large = || Problem::new(ErrorCode::TooLarge, format!("a body may have at most {limit} bytes"));
+        let too_large =
+            || Problem::new(ErrorCode::TooLarge, format!("a body may have at most {limit} bytes"));
         let (parts, body) = request.into_parts();
-        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
+        let announced = parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|n| n > limit) {
             return Err(too_large());
         }
@@ -109,7 +128,9 @@ impl FromRequest<Arc<Gateway>> for Body {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return false };
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
+        return false;
+    };
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }

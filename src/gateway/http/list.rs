@@ -45,12 +45,13 @@ impl List {
                 .filter(|limit| (1..=MAX_LIMIT).contains(limit))
                 .ok_or_else(|| Problem::field("/limit", format!("must be 1 to {MAX_LIMIT}")))?,
         };
-        let cursor = match query.remove("cursor").filter(|text| !text.is_empty()) {
-            None => None,
-            Some(text) => {
-                Some(decode(&text).ok_or_else(|| Problem::field("/cursor", "is not one that a list has returned"))?)
-            }
-        };
+        let cursor =
+            match query.remove("cursor").filter(|text| !text.is_empty()) {
+                None => None,
+                Some(text) => Some(decode(&text).ok_or_else(|| {
+                    Problem::field("/cursor", "is not one that a list has returned")
+                })?),
+            };
         if query.values().any(|value| value.contains('\0')) {
             return Err(Problem::bad_request("the query contains U+0000"));
         }
@@ -61,7 +62,10 @@ impl List {
 impl FromRequestParts<Arc<Gateway>> for List {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+    async fn from_request_parts(
+        parts: &mut Parts,
+        gateway: &Arc<Gateway>,
+    ) -> Result<Self, Problem> {
         let Query(query) = Query::<HashMap<String, String>>::from_request_parts(parts, gateway)
             .await
             .map_err(|_| Problem::bad_request("the query is malformed"))?;
@@ -80,10 +84,13 @@ fn encode(cursor: &Cursor) -> String {
 }
 
 fn decode(text: &str) -> Option<Cursor> {
-    if !text.is_ascii() || text.len() % 2 != 0 || text.len() > 512 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) || text.len() > 512 {
         return None;
     }
-    let bytes = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16)).collect::<Result<_, _>>();
+    let bytes = (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16))
+        .collect::<Result<_, _>>();
     let plain = String::from_utf8(bytes.ok()?).ok()?;
     let (at, id) = plain.split_once(' ')?;
     let at = Timestamp::from_microsecond(at.parse().ok()?).ok()?;
@@ -100,7 +107,10 @@ mod tests {
 
     #[test]
     fn cursors_go_round() {
-        let cursor = Cursor { at: Timestamp::from_microsecond(1_800_000_000_123_456).unwrap(), id: "req_1".into() };
+        let cursor = Cursor {
+            at: Timestamp::from_microsecond(1_800_000_000_123_456).unwrap(),
+            id: "req_1".into(),
+        };
         assert_eq!(parse(&[("cursor", &encode(&cursor))]).unwrap().up(), cursor);
         for bad in ["x", "zz", "é1", "6162", &"0".repeat(1_000)] {
             assert_eq!(parse(&[("cursor", bad)]).unwrap_err().errors[0].pointer, "/cursor");

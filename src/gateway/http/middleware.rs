@@ -27,11 +27,20 @@ pub struct RequestId(Arc<str>);
 
 /// Gives each request an id (the client's, if it is a sane one), a span that carries it and the caller's trace, and
 /// its response the headers that all responses have.
-pub async fn identify(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_sane_id(id));
+pub async fn identify(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| is_sane_id(id));
     let id: Arc<str> = given.map_or_else(|| gateway.mint("rqt"), str::to_owned).into();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let trace = request.headers().get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
+    let trace =
+        request.headers().get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
     let span = tracing::info_span!(
@@ -49,7 +58,8 @@ pub async fn identify(State(gateway): State<Arc<Gateway>>, mut request: Request,
     let path = path.unwrap_or_else(|| "unmatched".into());
     metrics::counter!("proxie_http_requests_total", "method" => method.as_str().to_owned(), "path" => path.clone(), "status" => status.to_string())
         .increment(1);
-    metrics::histogram!("proxie_http_request_seconds", "path" => path).record(elapsed.as_secs_f64());
+    metrics::histogram!("proxie_http_request_seconds", "path" => path)
+        .record(elapsed.as_secs_f64());
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id);
@@ -69,18 +79,22 @@ pub async fn identify(State(gateway): State<Arc<Gateway>>, mut request: Request,
 }
 
 fn is_sane_id(id: &str) -> bool {
-    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    (1..=64).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// The trace id of a W3C `traceparent`.
 fn trace_id(traceparent: &str) -> Option<String> {
     let mut parts = traceparent.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, parent, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        text.len() == length
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     let zero = |text: &str| text.bytes().all(|b| b == b'0');
-    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    let valid =
+        hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
     (valid && !zero(trace) && !zero(parent)).then(|| trace.to_owned())
 }
 
@@ -90,7 +104,8 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
     let head = request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     let status = response.status();
-    let on_purpose = response.extensions().get::<IsProblem>().is_some() || response.extensions().get::<KeepBody>().is_some();
+    let on_purpose = response.extensions().get::<IsProblem>().is_some()
+        || response.extensions().get::<KeepBody>().is_some();
     if (status.is_client_error() || status.is_server_error()) && !on_purpose {
         let kept = response.headers().get(header::ALLOW).cloned();
         response = of_status(status).into_response();
@@ -98,7 +113,9 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::ALLOW, allow);
         }
     }
-    if let (Some(id), Some(IsProblem(problem)), false) = (id, response.extensions().get().cloned(), head) {
+    if let (Some(id), Some(IsProblem(problem)), false) =
+        (id, response.extensions().get().cloned(), head)
+    {
         *response.body_mut() = problem.body_with(&id.0).into();
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
@@ -118,13 +135,23 @@ fn of_status(status: StatusCode) -> Problem {
         status if status.is_server_error() => ErrorCode::Internal,
         _ => ErrorCode::BadRequest,
     };
-    Problem::new(code, status.canonical_reason().unwrap_or("the request was refused").to_lowercase()).status(status)
+    Problem::new(
+        code,
+        status.canonical_reason().unwrap_or("the request was refused").to_lowercase(),
+    )
+    .status(status)
 }
 
-pub async fn time_out(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+pub async fn time_out(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match tokio::time::timeout(gateway.options.request_timeout, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Problem::new(ErrorCode::DeadlineExceeded, "there was no answer in time").into_response(),
+        Err(_) => {
+            Problem::new(ErrorCode::DeadlineExceeded, "there was no answer in time").into_response()
+        }
     }
 }
 
@@ -158,22 +185,33 @@ pub fn cors(allowed_origins: &[String]) -> CorsLayer {
 }
 
 /// A valid token and quota left, else 401 or 429. The claims are then in the request's extensions.
-pub async fn authenticate(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+pub async fn authenticate(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let verified = match bearer(request.headers()) {
-        Some(token) => gateway.auth.verify(token, gateway.now()).map_err(|e| Problem::unauthenticated(e.to_string())),
+        Some(token) => gateway
+            .auth
+            .verify(token, gateway.now())
+            .map_err(|e| Problem::unauthenticated(e.to_string())),
         None => Err(Problem::unauthenticated("an access token is needed: Authorization: Bearer …")),
     };
     let key = match &verified {
         Ok(claims) => format!("user:{}", claims.sub),
         // Who guesses tokens is limited too.
-        Err(_) => format!("ip:{}", client_address(&gateway, request.extensions(), request.headers())),
+        Err(_) => {
+            format!("ip:{}", client_address(&gateway, request.extensions(), request.headers()))
+        }
     };
     let policy = gateway.options.requests;
     let verdict = gateway.limiter.hit(key, policy).await;
     let mut response = match verified {
-        _ if !verdict.allowed => Problem::new(ErrorCode::RateLimited, "too many requests: slow down")
-            .retry_after_ms(u64::from(verdict.reset_s) * 1_000)
-            .into_response(),
+        _ if !verdict.allowed => {
+            Problem::new(ErrorCode::RateLimited, "too many requests: slow down")
+                .retry_after_ms(u64::from(verdict.reset_s) * 1_000)
+                .into_response()
+        }
         Err(problem) => problem.into_response(),
         Ok(claims) => {
             request.extensions_mut().insert(claims);
@@ -202,7 +240,9 @@ pub fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &Head
     let peer = extensions
         .get::<ConnectInfo<SocketAddr>>()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
-    let trusted = |address: IpAddr| gateway.options.trusted_proxies.iter().any(|network| network.contains(address));
+    let trusted = |address: IpAddr| {
+        gateway.options.trusted_proxies.iter().any(|network| network.contains(address))
+    };
     if !trusted(peer) {
         return peer;
     }
@@ -213,7 +253,13 @@ pub fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &Head
         .flat_map(|value| value.split(','))
         .map_while(|address| address.trim().parse().ok())
         .collect();
-    forwarded.iter().rev().copied().find(|address| !trusted(*address)).or(forwarded.first().copied()).unwrap_or(peer)
+    forwarded
+        .iter()
+        .rev()
+        .copied()
+        .find(|address| !trusted(*address))
+        .or(forwarded.first().copied())
+        .unwrap_or(peer)
 }
 
 /// Browsers say where a page comes from: our own origin, or one that is configured. Others send nothing.

@@ -77,11 +77,15 @@ async fn not_found() -> Problem {
 }
 
 async fn method_not_allowed() -> Problem {
-    Problem::bad_request("this path does not take this method").status(StatusCode::METHOD_NOT_ALLOWED)
+    Problem::bad_request("this path does not take this method")
+        .status(StatusCode::METHOD_NOT_ALLOWED)
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::response::Response {
     // The panic hook has logged it.
     metrics::counter!("proxie_http_panics_total").increment(1);
-    axum::response::IntoResponse::into_response(Problem::new(ErrorCode::Internal, "the request could not be handled"))
+    axum::response::IntoResponse::into_response(Problem::new(
+        ErrorCode::Internal,
+        "the request could not be handled",
+    ))
 }

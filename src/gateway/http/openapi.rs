@@ -41,34 +41,143 @@ const fn with(mut op: Operation, query: &'static [(&'static str, &'static str)])
 }
 
 const OPERATIONS: &[Operation] = &[
-    op("post", "/v1/requests", "createRequest", "Ask for something, in a sentence or in fields", Some("CreateRequest"), Created("Request")),
+    op(
+        "post",
+        "/v1/requests",
+        "createRequest",
+        "Ask for something, in a sentence or in fields",
+        Some("CreateRequest"),
+        Created("Request"),
+    ),
     op("get", "/v1/requests", "listRequests", "Your requests, newest first", None, List("Request")),
     op("get", "/v1/requests/{id}", "getRequest", "A request", None, One("Request")),
-    op("post", "/v1/requests/{id}/cancel", "cancelRequest", "Give a request up", Some("Cancel"), One("Request")),
-    op("get", "/v1/requests/{id}/offers", "listOffers", "The offers to a request, in the order they arrived", None, List("Offer")),
-    op("get", "/v1/offers/{id}", "getOffer", "An offer", None, One("Offer")),
-    op("post", "/v1/offers/{id}/accept", "acceptOffer", "Accept an offer and wait for the booking", None, One("Accepted")),
-    op("post", "/v1/offers/{id}/decline", "declineOffer", "Decline an offer", None, One("Declined")),
-    op("get", "/v1/bookings", "listBookings", "Your bookings as consumer or provider, newest first", None, List("Booking")),
-    op("get", "/v1/bookings/{id}", "getBooking", "A booking", None, One("Booking")),
-    op("post", "/v1/bookings/{id}/cancel", "cancelBooking", "Cancel a booking before it starts", Some("Cancel"), One("Booking")),
-    op("post", "/v1/bookings/{id}/review", "reviewBooking", "Review a completed booking, as its consumer", Some("Review"), One("Booking")),
-    op("post", "/v1/bookings/{id}/no-show", "markNoShow", "Say that the consumer did not come, as the provider", None, One("Booking")),
-    with(
-        op("get", "/v1/providers", "listProviders", "The directory of providers", None, List("Provider")),
-        &[("service", "Who offers this"), ("city", "Who is there"), ("owner", "`me`: only one's own")],
+    op(
+        "post",
+        "/v1/requests/{id}/cancel",
+        "cancelRequest",
+        "Give a request up",
+        Some("Cancel"),
+        One("Request"),
     ),
-    op("post", "/v1/providers", "enrollProvider", "Become a provider", Some("Profile"), Created("Provider")),
+    op(
+        "get",
+        "/v1/requests/{id}/offers",
+        "listOffers",
+        "The offers to a request, in the order they arrived",
+        None,
+        List("Offer"),
+    ),
+    op("get", "/v1/offers/{id}", "getOffer", "An offer", None, One("Offer")),
+    op(
+        "post",
+        "/v1/offers/{id}/accept",
+        "acceptOffer",
+        "Accept an offer and wait for the booking",
+        None,
+        One("Accepted"),
+    ),
+    op(
+        "post",
+        "/v1/offers/{id}/decline",
+        "declineOffer",
+        "Decline an offer",
+        None,
+        One("Declined"),
+    ),
+    op(
+        "get",
+        "/v1/bookings",
+        "listBookings",
+        "Your bookings as consumer or provider, newest first",
+        None,
+        List("Booking"),
+    ),
+    op("get", "/v1/bookings/{id}", "getBooking", "A booking", None, One("Booking")),
+    op(
+        "post",
+        "/v1/bookings/{id}/cancel",
+        "cancelBooking",
+        "Cancel a booking before it starts",
+        Some("Cancel"),
+        One("Booking"),
+    ),
+    op(
+        "post",
+        "/v1/bookings/{id}/review",
+        "reviewBooking",
+        "Review a completed booking, as its consumer",
+        Some("Review"),
+        One("Booking"),
+    ),
+    op(
+        "post",
+        "/v1/bookings/{id}/no-show",
+        "markNoShow",
+        "Say that the consumer did not come, as the provider",
+        None,
+        One("Booking"),
+    ),
+    with(
+        op(
+            "get",
+            "/v1/providers",
+            "listProviders",
+            "The directory of providers",
+            None,
+            List("Provider"),
+        ),
+        &[
+            ("service", "Who offers this"),
+            ("city", "Who is there"),
+            ("owner", "`me`: only one's own"),
+        ],
+    ),
+    op(
+        "post",
+        "/v1/providers",
+        "enrollProvider",
+        "Become a provider",
+        Some("Profile"),
+        Created("Provider"),
+    ),
     op("get", "/v1/providers/{id}", "getProvider", "A provider", None, One("Provider")),
-    op("patch", "/v1/providers/{id}", "updateProvider", "Change your profile; takes the ETag as If-Match", Some("Profile"), One("Provider")),
+    op(
+        "patch",
+        "/v1/providers/{id}",
+        "updateProvider",
+        "Change your profile; takes the ETag as If-Match",
+        Some("Profile"),
+        One("Provider"),
+    ),
     op("get", "/v1/sessions", "listSessions", "Your sessions, newest first", None, List("Session")),
-    op("post", "/v1/sessions", "openSession", "Open a session, or a new one", Some("OpenSession"), Created("Session")),
+    op(
+        "post",
+        "/v1/sessions",
+        "openSession",
+        "Open a session, or a new one",
+        Some("OpenSession"),
+        Created("Session"),
+    ),
     op("get", "/v1/sessions/{id}", "getSession", "A session", None, One("Session")),
     with(
-        op("get", "/v1/sessions/{id}/messages", "listMessages", "What was said in a session", None, List("Message")),
+        op(
+            "get",
+            "/v1/sessions/{id}/messages",
+            "listMessages",
+            "What was said in a session",
+            None,
+            List("Message"),
+        ),
         &[("order", "`asc` (default) or `desc`")],
     ),
-    op("post", "/v1/sessions/{id}/messages", "sendMessage", "Say something; the answer comes on the session's topic", Some("SendMessage"), Created("Sent")),
+    op(
+        "post",
+        "/v1/sessions/{id}/messages",
+        "sendMessage",
+        "Say something; the answer comes on the session's topic",
+        Some("SendMessage"),
+        Created("Sent"),
+    ),
 ];
 
 /// Statuses every operation may answer, and those only some do.
@@ -129,7 +238,12 @@ pub fn document() -> Value {
 
 const PUBLIC: &[(&str, &str, &str, &str)] = &[
     ("/healthz", "The process runs", "application/json", "-"),
-    ("/readyz", "The node takes work", "application/json", "The store is away, the lease not proven, or the node drains"),
+    (
+        "/readyz",
+        "The node takes work",
+        "application/json",
+        "The store is away, the lease not proven, or the node drains",
+    ),
     ("/metrics", "Prometheus metrics", "text/plain", "-"),
     ("/openapi.json", "This document", "application/json", "-"),
     ("/asyncapi.json", "The WebSocket protocol", "application/json", "-"),
@@ -156,19 +270,25 @@ fn list_of(item: &str) -> Value {
 }
 
 fn described(operation: &Operation) -> Value {
-    let header = |name: &str, required: bool, text: &str| {
-        json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string"}})
-    };
-    let query = |name: &str, text: &str, schema: Value| {
-        json!({"name": name, "in": "query", "description": text, "schema": schema})
-    };
+    let header = |name: &str, required: bool, text: &str| json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string"}});
+    let query = |name: &str, text: &str, schema: Value| json!({"name": name, "in": "query", "description": text, "schema": schema});
     let mut parameters = Vec::new();
     if operation.path.contains("{id}") {
-        parameters.push(json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}));
+        parameters.push(
+            json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}),
+        );
     }
     if let List(_) = operation.answer {
-        parameters.push(query("limit", "How many", json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 20})));
-        parameters.push(query("cursor", "The `next_cursor` of the page before", json!({"type": "string"})));
+        parameters.push(query(
+            "limit",
+            "How many",
+            json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+        ));
+        parameters.push(query(
+            "cursor",
+            "The `next_cursor` of the page before",
+            json!({"type": "string"}),
+        ));
     }
     for (name, text) in operation.query {
         parameters.push(query(name, text, json!({"type": "string"})));
@@ -206,9 +326,9 @@ fn described(operation: &Operation) -> Value {
     });
     if let Some(body) = operation.body {
         // Commands whose body has nothing required take none at all, too.
-        let required = matches!(operation.answer, Created(_)) && body != "OpenSession" || operation.method == "patch";
-        described["requestBody"] =
-            json!({"required": required, "content": {"application/json": {"schema": reference(body)}}});
+        let required = matches!(operation.answer, Created(_)) && body != "OpenSession"
+            || operation.method == "patch";
+        described["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": reference(body)}}});
     }
     described
 }
@@ -239,7 +359,8 @@ mod tests {
         let document = document();
         let mut found = BTreeSet::new();
         references(&document, &mut found);
-        let defined: BTreeSet<String> = document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
+        let defined: BTreeSet<String> =
+            document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
         assert_eq!(found.difference(&defined).collect::<Vec<_>>(), Vec::<&String>::new());
     }
 
@@ -255,7 +376,10 @@ mod tests {
         let paths: BTreeSet<&str> = OPERATIONS.iter().map(|o| o.path).collect();
         assert_eq!(paths.len(), under_v1);
         for path in paths {
-            assert!(routes.contains(&format!("\"{}\"", path.strip_prefix("/v1").unwrap())), "{path}");
+            assert!(
+                routes.contains(&format!("\"{}\"", path.strip_prefix("/v1").unwrap())),
+                "{path}"
+            );
         }
     }
 
@@ -264,8 +388,12 @@ mod tests {
         let schema = &document()["components"]["schemas"]["Profile"]["properties"];
         let described: BTreeSet<&String> = schema.as_object().unwrap().keys().collect();
         let source = include_str!("../../domain/marketplace/profile.rs");
-        let patch = source.split("pub struct ProfilePatch {").nth(1).unwrap().split('}').next().unwrap();
-        let fields: Vec<&str> = patch.lines().filter_map(|l| l.trim().strip_prefix("pub ")?.split(':').next()).collect();
+        let patch =
+            source.split("pub struct ProfilePatch {").nth(1).unwrap().split('}').next().unwrap();
+        let fields: Vec<&str> = patch
+            .lines()
+            .filter_map(|l| l.trim().strip_prefix("pub ")?.split(':').next())
+            .collect();
         assert_eq!(described.len(), fields.len());
         assert!(fields.iter().all(|field| described.iter().any(|d| d == field)), "{fields:?}");
     }

@@ -33,8 +33,10 @@ pub async fn readyz(State(gateway): App) -> Response {
         ("not_draining", !readiness.is_draining()),
     ];
     let ready = checks.iter().all(|(_, good)| *good);
-    let named: serde_json::Map<String, Value> =
-        checks.iter().map(|(name, good)| ((*name).into(), if *good { "ok" } else { "failed" }.into())).collect();
+    let named: serde_json::Map<String, Value> = checks
+        .iter()
+        .map(|(name, good)| ((*name).into(), if *good { "ok" } else { "failed" }.into()))
+        .collect();
     let body = Json(json!({
         "status": if ready { "ready" } else { "not_ready" },
         "node": gateway.options.node_name,
@@ -147,7 +149,8 @@ fn escape(text: &str) -> String {
 fn docs_page(document: &Value) -> String {
     let empty = serde_json::Map::new();
     let text = |value: &Value| escape(value.as_str().unwrap_or_default());
-    let mut body = format!("<h1>Proxie: HTTP API</h1><p>{}</p>", text(&document["info"]["description"]));
+    let mut body =
+        format!("<h1>Proxie: HTTP API</h1><p>{}</p>", text(&document["info"]["description"]));
     for tag in document["tags"].as_array().into_iter().flatten() {
         let _ = write!(body, "<h2>{}</h2>", text(&tag["name"]));
         for (path, operations) in document["paths"].as_object().unwrap_or(&empty) {
@@ -173,7 +176,10 @@ fn docs_page(document: &Value) -> String {
                 }
                 body.push_str("</table>");
                 if let Some(schema) = schema_name(&operation["requestBody"]) {
-                    let _ = write!(body, "<p>Body: <a href=\"#{schema}\"><code>{schema}</code></a></p>");
+                    let _ = write!(
+                        body,
+                        "<p>Body: <a href=\"#{schema}\"><code>{schema}</code></a></p>"
+                    );
                 }
                 body.push_str("<table>");
                 for (status, response) in operation["responses"].as_object().unwrap_or(&empty) {
@@ -181,7 +187,11 @@ fn docs_page(document: &Value) -> String {
                         .map(|name| format!("<a href=\"#{name}\"><code>{name}</code></a>"))
                         .unwrap_or_default();
                     let about = text(&response["description"]);
-                    let _ = write!(body, "<tr><td>{}</td><td>{about}</td><td>{schema}</td></tr>", escape(status));
+                    let _ = write!(
+                        body,
+                        "<tr><td>{}</td><td>{about}</td><td>{schema}</td></tr>",
+                        escape(status)
+                    );
                 }
                 body.push_str("</table></details>");
             }

@@ -48,7 +48,11 @@ impl Actor for ConnectionActor {
     type State = Option<Box<Connection>>;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, _: ActorRef<Run>, arguments: Arguments) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Run>,
+        arguments: Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
         Ok(Some(Box::new(Connection::new(arguments))))
     }
 
@@ -164,7 +168,8 @@ impl Connection {
                 token_warning: None,
                 token_end: None,
                 // Spread, so that many connections that came at once do not ping at once.
-                ping: now + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
+                ping: now
+                    + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
                 pong: None,
                 leave: None,
             },
@@ -249,7 +254,9 @@ impl Connection {
         self.flush().await?;
         match self.last_words {
             Some(close) => Err(Ending::Close(close)),
-            None if self.is_leaving() && self.in_flight.is_empty() => Err(Ending::Close(Close::Draining)),
+            None if self.is_leaving() && self.in_flight.is_empty() => {
+                Err(Ending::Close(Close::Draining))
+            }
             None => Ok(()),
         }
     }
@@ -356,7 +363,8 @@ impl Connection {
     fn plan_to_leave(&mut self) {
         if *self.draining.borrow() && self.deadlines.leave.is_none() {
             let spread = self.gateway.options.drain;
-            self.deadlines.leave = Some(Instant::now() + spread.mul_f64(rand::random_range(0.0..1.0)));
+            self.deadlines.leave =
+                Some(Instant::now() + spread.mul_f64(rand::random_range(0.0..1.0)));
         }
     }
 
@@ -376,7 +384,8 @@ impl Connection {
         self.in_flight.clear();
         self.reading.clear();
         if let Ending::Close(close) = ending {
-            metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string()).increment(1);
+            metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string())
+                .increment(1);
             let retry_after_ms = self.retry_after_ms(close);
             let frame = close.frame(retry_after_ms);
             let said = self.socket.send(Message::Close(Some(frame)));
@@ -402,7 +411,10 @@ impl Connection {
 }
 
 /// Waits for a write, but not for ever, and not while more piles up than is kept.
-async fn unless_too_slow(outgoing: &Outgoing, write: impl Future<Output = Result<(), axum::Error>>) -> Flow {
+async fn unless_too_slow(
+    outgoing: &Outgoing,
+    write: impl Future<Output = Result<(), axum::Error>>,
+) -> Flow {
     tokio::select! {
         biased;
         written = write => written.map_err(ending_of),

@@ -37,7 +37,9 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
         "chat:typing" => {
             call.check_user(data)?;
             let typing = data.get("is_typing").and_then(Value::as_bool);
-            let typing = typing.ok_or_else(|| Problem::field("/is_typing", "is required and must be true or false"))?;
+            let typing = typing.ok_or_else(|| {
+                Problem::field("/is_typing", "is required and must be true or false")
+            })?;
             commands::typing(&call, text(data, "session_id")?, typing).await
         }
         "request:create" => commands::create_request(call, data).await,
@@ -59,7 +61,12 @@ pub fn unknown(event: &str) -> Problem {
 /// `presence:online`: told on the user's own presence topic.
 pub fn announce(gateway: &Gateway, user_id: &str, status: &str) {
     let data = json!({"user_id": user_id, "status": status}).to_string();
-    gateway.topics.publish(&Published::new(&format!("presence:{user_id}"), None, "presence:changed", &data));
+    gateway.topics.publish(&Published::new(
+        &format!("presence:{user_id}"),
+        None,
+        "presence:changed",
+        &data,
+    ));
 }
 
 pub fn presence_status(data: &Value) -> Outcome<String> {

@@ -5,6 +5,7 @@
 
 pub mod protocol;
 
+mod authentication;
 mod connection;
 mod dispatch;
 mod events;
@@ -22,10 +23,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
+use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::http::{bearer, client_address, origin_allowed};
 use crate::gateway::problem::{Outcome, Problem};
-use crate::gateway::Gateway;
 use crate::kernel::error::ErrorCode;
 
 pub use protocol::Limits;
@@ -39,9 +40,10 @@ pub struct Connections {
 
 impl Connections {
     pub async fn start() -> anyhow::Result<Self> {
-        let (supervisor, _) = Actor::spawn(None, ConnectionSupervisor, ())
-            .await
-            .map_err(|error| anyhow::anyhow!("the connections' supervisor did not start: {error}"))?;
+        let (supervisor, _) =
+            Actor::spawn(None, ConnectionSupervisor, ()).await.map_err(|error| {
+                anyhow::anyhow!("the connections' supervisor did not start: {error}")
+            })?;
         Ok(Self { supervisor, open: Arc::default(), by_user: Arc::default() })
     }
 
@@ -141,10 +143,13 @@ pub async fn upgrade(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Outcome<Response> {
     let upgrade = upgrade.map_err(|rejection| {
-        Problem::bad_request(format!("this is a WebSocket: {rejection}")).status(StatusCode::BAD_REQUEST)
+        Problem::bad_request(format!("this is a WebSocket: {rejection}"))
+            .status(StatusCode::BAD_REQUEST)
     })?;
     if !origin_allowed(&gateway, &headers) {
-        return Err(Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins"));
+        return Err(Problem::forbidden(
+            "pages of this origin may not connect: see gateway.allowed_origins",
+        ));
     }
     if !speaks(&headers) {
         return Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"));
@@ -157,7 +162,9 @@ pub async fn upgrade(
         Some(claims) => {
             let max = gateway.options.websocket.max_connections_per_user;
             let user = gateway.connections.of_user(&claims.sub, max);
-            Some(user.ok_or_else(|| Problem::new(ErrorCode::RateLimited, "too many connections of this user"))?)
+            Some(user.ok_or_else(|| {
+                Problem::new(ErrorCode::RateLimited, "too many connections of this user")
+            })?)
         }
         None => None,
     };
@@ -172,7 +179,9 @@ pub async fn upgrade(
         .on_upgrade(async move |socket| {
             let supervisor = gateway.connections.supervisor.get_cell();
             let arguments = connection::Arguments { gateway, socket, claims, user, opened };
-            match Actor::spawn_linked(None, connection::ConnectionActor, arguments, supervisor).await {
+            match Actor::spawn_linked(None, connection::ConnectionActor, arguments, supervisor)
+                .await
+            {
                 Ok((connection, _)) => {
                     let _ = connection.cast(connection::Run);
                 }
@@ -203,7 +212,9 @@ async fn authenticated(
 ) -> Outcome<Option<Arc<Claims>>> {
     let verified = match (headers.contains_key(header::AUTHORIZATION), bearer(headers)) {
         (false, _) => Ok(None),
-        (true, None) => Err(Problem::unauthenticated("the Authorization header is not a bearer token")),
+        (true, None) => {
+            Err(Problem::unauthenticated("the Authorization header is not a bearer token"))
+        }
         (true, Some(token)) => gateway
             .auth
             .verify(token, gateway.now())

@@ -81,7 +81,10 @@ pub struct Frame {
 pub enum Parsed {
     Frame(Frame),
     /// It has an id, so it is answered.
-    Refused { id: String, problem: Problem },
+    Refused {
+        id: String,
+        problem: Problem,
+    },
     /// Nobody could match an answer to it.
     Unanswerable(&'static str),
 }
@@ -91,7 +94,11 @@ pub fn parse(text: &str) -> Parsed {
         return Parsed::Unanswerable("not a JSON object");
     };
     let id = match fields.remove("id") {
-        Some(Value::String(id)) if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id,
+        Some(Value::String(id))
+            if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            id
+        }
         _ => return Parsed::Unanswerable("no id of 1 to 64 visible characters"),
     };
     let refused = |id: String, problem: Problem| Parsed::Refused { id, problem };
@@ -291,7 +298,14 @@ mod tests {
     fn topics_have_a_kind_and_a_key() {
         assert_eq!(split_topic("session:ses_1").unwrap(), ("session", "ses_1"));
         assert_eq!(split_topic("app:room:7").unwrap(), ("app", "room:7"));
-        for bad in ["", "session", "session:", "session:a b", "user:a:b", &format!("app:{}", "x".repeat(300))] {
+        for bad in [
+            "",
+            "session",
+            "session:",
+            "session:a b",
+            "user:a:b",
+            &format!("app:{}", "x".repeat(300)),
+        ] {
             assert!(split_topic(bad).is_err(), "{bad}");
         }
     }

@@ -90,7 +90,13 @@ pub async fn start(
     let at = |offset| Position { epoch: epoch.clone(), offset };
     let Some(position) = position else {
         let head = views.topic_head(kind, key).await?;
-        return Ok(Started { handle, after: head, recovered: true, position: at(head), page: None });
+        return Ok(Started {
+            handle,
+            after: head,
+            recovered: true,
+            position: at(head),
+            page: None,
+        });
     };
     if position.epoch == epoch && position.offset >= 0 {
         let history = views.history(kind, key, position.offset, PAGE).await?;
@@ -104,7 +110,13 @@ pub async fn start(
                 page: Some(history),
             });
         }
-        return Ok(Started { handle, after: head, recovered: false, position: at(head), page: None });
+        return Ok(Started {
+            handle,
+            after: head,
+            recovered: false,
+            position: at(head),
+            page: None,
+        });
     }
     let head = views.topic_head(kind, key).await?;
     Ok(Started { handle, after: head, recovered: false, position: at(head), page: None })

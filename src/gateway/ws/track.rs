@@ -18,7 +18,9 @@ pub enum Next {
     Send,
     Skip,
     /// Read history after this offset.
-    Read { after: i64 },
+    Read {
+        after: i64,
+    },
     /// What the client needs next is no longer kept.
     Lost,
 }

@@ -35,7 +35,12 @@ impl Views {
     }
 
     /// Newest first.
-    pub async fn requests_of(&self, consumer_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+    pub async fn requests_of(
+        &self,
+        consumer_id: &str,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
         let sql = "select to_jsonb(r)::text, micros(created_at), id from requests r
              where consumer_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
              order by created_at desc, id collate \"C\" desc limit $4";
@@ -48,7 +53,12 @@ impl Views {
     }
 
     /// In the order they arrived.
-    pub async fn offers_of(&self, request_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+    pub async fn offers_of(
+        &self,
+        request_id: &str,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
         let sql = "select (to_jsonb(o) - '{provider_id,consumer_id}'::text[])::text, micros(created_at), id from offers o
              where request_id = $1 and (created_at, id collate \"C\") > (micros($2::bigint), $3)
              order by created_at, id collate \"C\" limit $4";
@@ -56,10 +66,12 @@ impl Views {
     }
 
     pub async fn booking(&self, id: &str) -> Result<Option<(Value, Parties)>, ViewError> {
-        let row = sqlx::query("select detail::text, consumer_id, provider_owner_id from bookings where id = $1")
-            .bind(id)
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = sqlx::query(
+            "select detail::text, consumer_id, provider_owner_id from bookings where id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(|row| {
             let parties = Parties { consumer_id: row.get(1), provider_owner_id: row.get(2) };
             Ok((json(&row, 0)?, parties))
@@ -68,7 +80,12 @@ impl Views {
     }
 
     /// As consumer or as provider, newest first.
-    pub async fn bookings_of(&self, user_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+    pub async fn bookings_of(
+        &self,
+        user_id: &str,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
         let sql = "select detail::text, micros(created_at), id from bookings
              where (consumer_id = $1 or provider_owner_id = $1)
                and (created_at, id collate \"C\") < (micros($2::bigint), $3)
@@ -111,7 +128,12 @@ impl Views {
         self.one("select to_jsonb(s)::text from sessions s where id = $1", id).await
     }
 
-    pub async fn sessions_of(&self, user_id: &str, from: Cursor, limit: usize) -> Result<Page, ViewError> {
+    pub async fn sessions_of(
+        &self,
+        user_id: &str,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
         let sql = "select to_jsonb(s)::text, micros(created_at), id from sessions s
              where user_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
              order by created_at desc, id collate \"C\" desc limit $4";
@@ -140,7 +162,10 @@ impl Views {
 
     /// Providers of a service inside a box, nearest to its middle first, each with the busy times that touch the
     /// asked window.
-    pub async fn candidates(&self, window: &Window) -> Result<Vec<(Value, Vec<(Timestamp, Timestamp)>)>, ViewError> {
+    pub async fn candidates(
+        &self,
+        window: &Window,
+    ) -> Result<Vec<(Value, Vec<(Timestamp, Timestamp)>)>, ViewError> {
         let rows = sqlx::query(
             "select to_jsonb(p)::text,
                     coalesce((select array_agg(micros(lower(c.during)) order by c.during) from calendar c
@@ -168,7 +193,11 @@ impl Views {
             .map(|row| {
                 let starts: Vec<i64> = row.try_get(1)?;
                 let ends: Vec<i64> = row.try_get(2)?;
-                let busy = starts.into_iter().map(from_micros).zip(ends.into_iter().map(from_micros)).collect();
+                let busy = starts
+                    .into_iter()
+                    .map(from_micros)
+                    .zip(ends.into_iter().map(from_micros))
+                    .collect();
                 Ok((json(row, 0)?, busy))
             })
             .collect()
