@@ -2,5 +2,6 @@
 
 mod counter;
 mod embedded;
+mod gateway;
 mod runtime;
 mod support;
