@@ -2,6 +2,7 @@
 //! with kinds of their own.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub struct Core {
     pub lease: Lease,
     pub lanes: Lanes,
     pub identity: Identity,
+    /// Open client connections: the gateway sets it, the lease renewal reports it.
+    pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -115,6 +118,7 @@ impl Prepared {
         let entities = Entities::new(registry.clone());
         let _ = runtime.entities.set(entities.clone());
         let (fate, watched) = watch::channel(Fate::Living);
+        let connections = Arc::new(AtomicUsize::new(0));
         let tasks = vec![
             tokio::spawn(renew_lease(
                 pool.clone(),
@@ -122,6 +126,7 @@ impl Prepared {
                 registry.clone(),
                 identity.clone(),
                 rest.lease_s,
+                connections.clone(),
                 fate,
             )),
             tokio::spawn(services::fire_timers(pool.clone(), runtime.clone(), registry.clone())),
@@ -139,6 +144,7 @@ impl Prepared {
             runtime,
             registry,
             identity,
+            connections,
             fate: watched,
             tasks,
         }
@@ -182,6 +188,7 @@ async fn renew_lease(
     registry: Arc<Registry>,
     identity: Identity,
     lease_s: f64,
+    connections: Arc<AtomicUsize>,
     fate: watch::Sender<Fate>,
 ) {
     let mut fenced = rt.lanes.fenced();
@@ -199,7 +206,7 @@ async fn renew_lease(
         let sent = boottime_ms();
         let live = serde_json::json!({
             "entities": registry.live(),
-            "connections": CONNECTIONS.load(std::sync::atomic::Ordering::Relaxed),
+            "connections": connections.load(Ordering::Relaxed),
         });
         let renewal = membership::renew(&pool, rt.lease.incarnation(), lease_s, &live);
         match tokio::time::timeout(Duration::from_secs(2), renewal).await {
@@ -228,9 +235,6 @@ async fn renew_lease(
         }
     }
 }
-
-/// Open client connections of this process; the gateway counts, the lease renewal reports.
-pub static CONNECTIONS: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
 
 async fn sweep(pool: PgPool, clock: Clock, dedupe_s: i64, history_s: i64) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -305,5 +306,12 @@ pub fn replay(
         _ => anyhow::bail!(
             "there is no kind {kind}; there are user, session, request, provider and booking"
         ),
+    }
+}
+
+async fn report_connections(gateway: Arc<Gateway>, connections: Arc<AtomicUsize>) {
+    loop {
+        connections.store(gateway.connections(), Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }

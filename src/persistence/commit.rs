@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 
 use crate::kernel::entity::ViewRow;
 use crate::persistence::store::micros;
@@ -154,7 +154,7 @@ impl CommitItem {
 
 /// One call of `commit_batch`. `Ok` holds a result for every item.
 pub async fn call(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     incarnation: i64,
     lane: i32,
     batch: i64,
@@ -305,7 +305,7 @@ pub async fn call(
         .bind(v.view)
         .bind(v.row)
         .bind(keep_publications)
-        .fetch_all(pool)
+        .fetch_all(connection)
         .await?;
     let mut results = vec![CommitResult::Committed; items.len()];
     for row in rows {

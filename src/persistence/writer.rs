@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use rand::Rng;
-use sqlx::postgres::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, Postgres};
 use tokio::sync::{oneshot, watch};
 
 use crate::kernel::clock::Clock;
@@ -84,6 +85,7 @@ impl Lanes {
                 queued: queued.clone(),
                 up: up.clone(),
                 fenced: fenced.clone(),
+                connection: tokio::sync::Mutex::default(),
             };
             let (actor, _) = Actor::spawn(None, LaneActor, writer).await?;
             lanes.push(Lane { actor, queued, up });
@@ -172,6 +174,8 @@ struct Writer {
     queued: Arc<AtomicUsize>,
     up: Arc<AtomicBool>,
     fenced: Arc<watch::Sender<bool>>,
+    /// The lane's own: its plans are made, and one backend keeps them warm. Dropped with the first error on it.
+    connection: tokio::sync::Mutex<Option<PoolConnection<Postgres>>>,
 }
 
 struct State {
@@ -385,20 +389,32 @@ impl Writer {
         Some(number)
     }
 
+    async fn call(&self, number: i64, items: &[CommitItem]) -> Result<Vec<CommitResult>, sqlx::Error> {
+        let mut slot = self.connection.lock().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?,
+        };
+        let (now, keep) = (self.clock.now(), self.options.keep_publications);
+        let called = commit::call(&mut connection, self.incarnation, self.lane, number, now, items, keep).await;
+        let usable = match &called {
+            Ok(_) => true,
+            Err(error) => !matches!(classify(error), Failure::Unknown(_) | Failure::Starved(_)),
+        };
+        if usable {
+            *slot = Some(connection);
+        } else {
+            // Not back into the pool: it may be half dead.
+            drop(connection.detach());
+        }
+        called
+    }
+
     async fn write_one(&self, number: &mut i64, items: &[CommitItem]) -> Written {
         let patience = Instant::now() + Duration::from_millis(self.options.resolve_patience_ms);
         let mut attempt = 0;
         loop {
-            let called = commit::call(
-                &self.pool,
-                self.incarnation,
-                self.lane,
-                *number,
-                self.clock.now(),
-                items,
-                self.options.keep_publications,
-            )
-            .await;
+            let called = self.call(*number, items).await;
             let failure = match called {
                 Ok(results) => {
                     *number += 1;
