@@ -4,3 +4,4 @@ mod counter;
 mod embedded;
 mod runtime;
 mod support;
+mod tidy;
