@@ -7,6 +7,7 @@ pub mod auth;
 pub mod commands;
 pub mod problem;
 
+mod asking;
 mod bodies;
 pub mod http;
 pub mod ws;

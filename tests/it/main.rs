@@ -2,6 +2,7 @@
 
 mod counter;
 mod embedded;
+mod gateway;
 mod runtime;
 mod support;
 mod tidy;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
-use proxie::app::core::{self, Core, Settings};
+use proxie::app::core::{self, Core, Prepared, Settings};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
@@ -112,6 +112,13 @@ pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
 }
 
 pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Core> {
+    let mut prepared = try_prepare(database, setup).await?;
+    prepared.registry.register::<Counter>().await?;
+    Ok(prepared.run())
+}
+
+/// A node whose kinds are still to be registered.
+pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Prepared> {
     let settings = Settings {
         node: NodeInfo {
             name: "test".into(),
@@ -131,9 +138,7 @@ pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Resul
         dedupe_s: 86_400,
         history_s: 86_400,
     };
-    let mut prepared = core::prepare(pool(database).await, settings).await?;
-    prepared.registry.register::<Counter>().await?;
-    Ok(prepared.run())
+    core::prepare(pool(database).await, settings).await
 }
 
 /// Tries until it holds; a test that waits for ever says what for.

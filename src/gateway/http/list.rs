@@ -84,7 +84,7 @@ fn encode(cursor: &Cursor) -> String {
 }
 
 fn decode(text: &str) -> Option<Cursor> {
-    if !text.is_ascii() || text.len() % 2 != 0 || text.len() > 512 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) || text.len() > 512 {
         return None;
     }
     let bytes = (0..text.len())

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::Message;
-use futures_util::{FutureExt, StreamExt};
-use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use futures_util::FutureExt;
+use serde_json::{Value, json};
 
 use super::connection::{Connection, Ending, Flow, Listening};
 use super::events;
-use super::protocol::{self, Close, Frame, Position, split_topic};
+use super::protocol::{self, Close, Frame, split_topic};
 use super::subscribe::{self, PAGE, Started};
 use super::track::{Next, Track};
 use crate::cluster::topics::Published;
@@ -51,9 +50,6 @@ pub enum Done {
         outcome: Outcome<History>,
     },
 }
-
-/// How many topics of one `auth` are read at the same time.
-const TOPICS_AT_ONCE: usize = 8;
 
 impl Connection {
     /// Never waits: what takes time becomes a future whose outcome comes back through [`Connection::done`].
@@ -135,114 +131,8 @@ impl Connection {
         }
     }
 
-    fn auth(&mut self, frame: Frame) {
-        let Frame { id, event, data } = frame;
-        let fresh = self.claims.is_none();
-        if fresh && event == "auth:refresh" {
-            return self.answer(
-                &id,
-                Err(Problem::unauthenticated("there is nothing to refresh: send auth")),
-            );
-        }
-        let verified = match data.get("token") {
-            None | Some(Value::Null) if !fresh && event == "auth" => Ok(None),
-            Some(Value::String(token)) => self
-                .gateway
-                .auth
-                .verify(token, self.gateway.now())
-                .map(|claims| Some(Arc::new(claims)))
-                .map_err(|error| Problem::unauthenticated(error.to_string())),
-            _ => Err(Problem::unauthenticated("a token is needed")),
-        };
-        let positions = positions(&data, self.gateway.options.websocket.max_subscriptions);
-        let (claims, positions) = match (verified, positions) {
-            (Err(problem), _) => {
-                // Who was authenticated still is, by the token before.
-                if fresh {
-                    self.last_words = Some(Close::Unauthenticated);
-                }
-                return self.answer(&id, Err(problem));
-            }
-            (_, Err(problem)) => return self.answer(&id, Err(problem)),
-            (Ok(claims), Ok(positions)) => (claims, positions),
-        };
-        if let Some(new) = claims {
-            match &self.claims {
-                Some(old) if old.sub != new.sub => {
-                    return self
-                        .answer(&id, Err(Problem::forbidden("the token is another user's")));
-                }
-                Some(_) => {}
-                None => {
-                    let max = self.gateway.options.websocket.max_connections_per_user;
-                    let Some(user) = self.gateway.connections.of_user(&new.sub, max) else {
-                        self.last_words = Some(Close::TooManyConnections);
-                        let problem = Problem::new(
-                            ErrorCode::RateLimited,
-                            "too many connections of this user",
-                        );
-                        return self.answer(&id, Err(problem));
-                    };
-                    self.user = Some(user);
-                }
-            }
-            self.identify(new);
-        }
-        self.authenticate(Some(id), fresh, positions);
-    }
-
-    /// Subscribes to the connection's user, if it has not, and to what the client names positions for.
-    pub(super) fn listen_to_user(
-        &mut self,
-        id: Option<String>,
-        positions: Vec<(Arc<str>, Position)>,
-    ) {
-        self.authenticate(id, false, positions);
-    }
-
-    fn authenticate(
-        &mut self,
-        id: Option<String>,
-        fresh: bool,
-        positions: Vec<(Arc<str>, Position)>,
-    ) {
-        let Some(claims) = self.claims.clone() else { return };
-        self.deadlines.listen = None;
-        let own: Arc<str> = format!("user:{}", claims.sub).into();
-        let mut wanted: Vec<(Arc<str>, Option<Position>)> =
-            positions.into_iter().map(|(topic, position)| (topic, Some(position))).collect();
-        if !self.topics.contains_key(&own) && !wanted.iter().any(|(topic, _)| *topic == own) {
-            wanted.push((own, None));
-        }
-        let wanted: Vec<_> = wanted
-            .into_iter()
-            .map(|(topic, position)| {
-                let generation = self.track(topic.clone());
-                (topic, generation, position)
-            })
-            .collect();
-        self.authenticating = true;
-        let (gateway, outgoing) = (self.gateway.clone(), self.outgoing.clone());
-        let starting = async move {
-            let topics = futures_util::stream::iter(wanted)
-                .map(|(topic, generation, position)| {
-                    let (gateway, outgoing, claims) = (&gateway, outgoing.clone(), &claims);
-                    async move {
-                        let started =
-                            subscribe::start(gateway, claims, outgoing, &topic, position).await;
-                        (topic, generation, started)
-                    }
-                })
-                .buffered(TOPICS_AT_ONCE)
-                .collect()
-                .await;
-            Done::Authenticated { id, fresh, topics }
-        };
-        self.in_flight.push(starting.boxed());
-    }
-
     /// Begins a subscription, in the place of an earlier one to the same topic.
-    fn track(&mut self, topic: Arc<str>) -> u64 {
+    pub(super) fn track(&mut self, topic: Arc<str>) -> u64 {
         self.generation += 1;
         let listening =
             Listening { track: Track::starting(), generation: self.generation, handle: None };
@@ -347,74 +237,13 @@ impl Connection {
         }
     }
 
-    async fn authenticated(
-        &mut self,
-        id: Option<String>,
-        fresh: bool,
-        topics: Vec<(Arc<str>, u64, Outcome<Started>)>,
-    ) -> Flow {
-        self.authenticating = false;
-        let Some(claims) = self.claims.clone() else { return Ok(()) };
-        let own = format!("user:{}", claims.sub);
-        let failed = topics
-            .iter()
-            .find_map(|(topic, _, outcome)| (**topic == *own).then_some(outcome.as_ref().err()?));
-        if let Some(problem) = failed.cloned() {
-            // Without its own topic a connection would miss things and not know it.
-            self.topics.clear();
-            let soon = Instant::now() + Duration::from_secs(1);
-            if fresh {
-                self.claims = None;
-                self.user = None;
-                let timeout = Duration::from_millis(self.gateway.options.websocket.auth_timeout_ms);
-                self.deadlines.auth = Some(Instant::now() + timeout);
-                self.deadlines.token_end = None;
-                self.deadlines.token_warning = None;
-            } else {
-                self.deadlines.listen = Some(soon);
-            }
-            if let Some(id) = id {
-                self.feed(protocol::reply(&id, &Err(problem.clone()))).await?;
-            }
-            return match self.held.take() {
-                Some(frame) => self.feed(protocol::reply(&frame.id, &Err(problem))).await,
-                None => Ok(()),
-            };
-        }
-        if let Some(id) = id {
-            let shown: Map<String, Value> = topics
-                .iter()
-                .map(|(topic, _, outcome)| {
-                    let shown = match outcome {
-                        Ok(started) => started.shown(),
-                        Err(problem) => json!({"error": problem.ws_error()}),
-                    };
-                    (topic.to_string(), shown)
-                })
-                .collect();
-            let limits = &self.gateway.options.websocket;
-            let data = json!({
-                "user_id": claims.sub,
-                "role": claims.role,
-                "connection_id": self.id,
-                "expires_at": claims.expires_at(),
-                "ping_ms": limits.ping_ms,
-                "limits": limits.shown(),
-                "topics": shown,
-            });
-            self.feed(protocol::reply(&id, &Ok(data))).await?;
-        }
-        for (topic, generation, outcome) in topics {
-            self.begin(topic, generation, outcome.ok()).await?;
-        }
-        if let Some(frame) = self.held.take() {
-            self.frame(frame);
-        }
-        Ok(())
-    }
-
     /// The reply is out: now what was missed, then what is live.
-    async fn begin(&mut self, topic: Arc<str>, generation: u64, started: Option<Started>) -> Flow {
+    pub(super) async fn begin(
+        &mut self,
+        topic: Arc<str>,
+        generation: u64,
+        started: Option<Started>,
+    ) -> Flow {
         let current =
             self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
         let Some(listening) = current else { return Ok(()) };
@@ -497,29 +326,4 @@ impl Connection {
             next => self.go_on(published.topic.clone(), generation, next),
         }
     }
-}
-
-/// `positions` of `auth`: by topic.
-fn positions(data: &Value, max: usize) -> Outcome<Vec<(Arc<str>, Position)>> {
-    let given = match data.get("positions") {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Object(given)) => given,
-        Some(_) => return Err(Problem::field("/positions", "must be an object of topics")),
-    };
-    if given.len() >= max {
-        return Err(Problem::rejected(
-            "too_many_subscriptions",
-            format!("a connection may have {max}"),
-        ));
-    }
-    given
-        .iter()
-        .map(|(topic, value)| {
-            split_topic(topic)?;
-            let position = protocol::position(value)?;
-            let position = position
-                .ok_or_else(|| Problem::field("/positions", "a position is {epoch, offset}"))?;
-            Ok((Arc::from(topic.as_str()), position))
-        })
-        .collect()
 }

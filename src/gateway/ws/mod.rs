@@ -5,6 +5,7 @@
 
 pub mod protocol;
 
+mod authentication;
 mod connection;
 mod dispatch;
 mod events;
