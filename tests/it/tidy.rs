@@ -266,3 +266,28 @@ fn the_pages_a_newcomer_needs_are_there_and_their_links_lead_somewhere() {
         }
     }
 }
+
+#[test]
+fn kernel_and_domain_know_value_crates_only() {
+    const VALUES: &[&str] = &["serde", "serde_json", "thiserror", "jiff", "ulid"];
+    let manifest = read(&root().join("Cargo.toml"));
+    let dependencies =
+        manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let others: Vec<String> = dependencies
+        .lines()
+        .filter_map(|line| Some(line.split_once(" = ")?.0.replace('-', "_")))
+        .filter(|name| !VALUES.contains(&name.as_str()))
+        .collect();
+    assert!(others.iter().any(|name| name == "tokio"), "the manifest was read");
+    for source in sources().iter().filter(|source| !is_test_file(&source.name)) {
+        if rank(module(&source.name)) > 1 {
+            continue;
+        }
+        for line in &source.lines {
+            assert!(!line.contains("async fn "), "{}: {line}", source.name);
+            for name in &others {
+                assert!(!names_crate(line, name), "{} names {name}: {line}", source.name);
+            }
+        }
+    }
+}
