@@ -104,19 +104,17 @@ fn sources() -> Vec<Source> {
         .map(|path| {
             let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
             let text = read(&path);
-            let all: Vec<&str> = text.lines().collect();
-            // Inline test modules stand at the end of their file.
-            let end = all
-                .windows(2)
-                .position(|two| {
-                    two[0] == "#[cfg(test)]" && two[1].contains("mod ") && two[1].ends_with('{')
-                })
-                .unwrap_or(all.len());
-            let lines = all[..end]
-                .iter()
-                .map(|line| line.trim().to_owned())
-                .filter(|line| !line.is_empty() && !line.starts_with("//"))
-                .collect();
+            let mut lines = Vec::new();
+            let mut all = text.lines().peekable();
+            while let Some(line) = all.next() {
+                let inline_tests = line == "#[cfg(test)]"
+                    && all.peek().is_some_and(|next| next.contains("mod ") && next.ends_with('{'));
+                if inline_tests {
+                    all.by_ref().take_while(|line| *line != "}").for_each(drop);
+                } else if !line.trim().is_empty() && !line.trim().starts_with("//") {
+                    lines.push(line.trim().to_owned());
+                }
+            }
             Source { name, lines }
         })
         .collect()
