@@ -5,3 +5,4 @@ mod embedded;
 mod gateway;
 mod runtime;
 mod support;
+mod tidy;

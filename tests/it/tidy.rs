@@ -1,0 +1,291 @@
+//! The code reads itself: the layer table, the size of files, and that what has to be written down is.
+//!
+//! Every exception is listed with its reason, and one that nothing needs any more fails the test.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use proxie::kernel::error::ErrorCode;
+
+/// Modules by rank. A module imports strictly lower ranks, and itself.
+const RANKS: &[(&str, u8)] = &[
+    ("kernel", 0),
+    ("domain", 1),
+    ("persistence", 2),
+    ("cluster", 2),
+    ("ai", 2),
+    ("actors", 3),
+    ("gateway", 4),
+    ("app", 5),
+    ("config", 5),
+    ("telemetry", 5),
+    ("main", 5),
+    ("lib", 5),
+];
+
+/// Edges that the ranks forbid: (from, to, reason).
+const EDGES: &[(&str, &str, &str)] = &[
+    ("app", "config", "the composition root is one layer in several files"),
+    ("app", "telemetry", "the composition root is one layer in several files"),
+    ("telemetry", "config", "the log's settings are a section of the configuration"),
+];
+
+/// Edges that the ranks would allow and the design does not: (from, to).
+const FORBIDDEN: &[(&str, &str)] = &[("gateway", "actors")];
+
+/// Who may name a crate: (crate, places).
+const CRATES: &[(&str, &[&str])] = &[
+    ("ractor", &["cluster/", "actors/", "persistence/writer.rs", "gateway/ws/", "app"]),
+    ("ractor_cluster", &["cluster/", "app"]),
+    ("sqlx", &["persistence/", "app"]),
+    ("redis", &["persistence/"]),
+    ("bincode", &["persistence/codec.rs"]),
+    ("axum", &["gateway/", "app"]),
+    (
+        "tokio",
+        &["persistence/", "cluster/", "actors/", "gateway/", "app", "telemetry.rs", "main.rs"],
+    ),
+    ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),
+];
+
+/// Files that name a crate outside of its places: (file, crate, reason).
+const CRATE_USES: &[(&str, &str, &str)] = &[(
+    "actors/services.rs",
+    "sqlx",
+    "carries the pool from `app` to functions of `persistence`, and runs no statement itself",
+)];
+
+const MAX_LINES: usize = 500;
+
+/// Longer files: (file, reason).
+const LONG: &[(&str, &str)] =
+    &[("actors/entity.rs", "the one shell: its steps share one state and are read in one go")];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+struct Source {
+    /// Below `src`, `actors/entity.rs`.
+    name: String,
+    /// Without comments, blank lines and inline test modules.
+    lines: Vec<String>,
+}
+
+fn is_test_file(name: &str) -> bool {
+    name.ends_with("tests.rs") || name.contains("/tests/") || name.ends_with("/fixtures.rs")
+}
+
+fn sources() -> Vec<Source> {
+    let src = root().join("src");
+    files(&src, "rs")
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+            let text = read(&path);
+            let mut lines = Vec::new();
+            let mut all = text.lines().peekable();
+            while let Some(line) = all.next() {
+                let inline_tests = line == "#[cfg(test)]"
+                    && all.peek().is_some_and(|next| next.contains("mod ") && next.ends_with('{'));
+                if inline_tests {
+                    all.by_ref().take_while(|line| *line != "}").for_each(drop);
+                } else if !line.trim().is_empty() && !line.trim().starts_with("//") {
+                    lines.push(line.trim().to_owned());
+                }
+            }
+            Source { name, lines }
+        })
+        .collect()
+}
+
+fn module(name: &str) -> &str {
+    name.split(['/', '.']).next().unwrap()
+}
+
+fn rank(module: &str) -> u8 {
+    let known = RANKS.iter().find(|(name, _)| *name == module);
+    known.unwrap_or_else(|| panic!("module {module} has no rank: add it to the table")).1
+}
+
+/// The modules that a line names behind `crate::`, also in a group.
+fn crate_paths(line: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    line.match_indices("crate::")
+        .filter(|(at, _)| !line[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+        .flat_map(|(at, found)| {
+            let rest = &line[at + found.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => group.split(',').map(word).collect(),
+                None => vec![word(rest)],
+            }
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn names_crate(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, found)| {
+        let free = !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+        let rest = &line[at + found.len()..];
+        free && (rest.starts_with("::") || (line.starts_with("use ") && rest.starts_with(';')))
+    })
+}
+
+#[test]
+fn modules_import_lower_ranks_only() {
+    let mut used = BTreeSet::new();
+    for source in sources() {
+        let from = module(&source.name);
+        for to in source.lines.iter().flat_map(|line| crate_paths(line)) {
+            if from == to {
+                continue;
+            }
+            assert!(
+                !FORBIDDEN.contains(&(from, to.as_str())),
+                "{}: {from} does not know {to}",
+                source.name
+            );
+            if rank(from) > rank(&to) {
+                continue;
+            }
+            let allowed = EDGES.iter().find(|(a, b, _)| *a == from && *b == to);
+            let (a, b, _) = allowed.unwrap_or_else(|| {
+                panic!(
+                    "{}: {from} (rank {}) imports {to} (rank {})",
+                    source.name,
+                    rank(from),
+                    rank(&to)
+                )
+            });
+            used.insert((*a, *b));
+        }
+    }
+    let listed: BTreeSet<_> = EDGES.iter().map(|(a, b, _)| (*a, *b)).collect();
+    assert_eq!(used, listed, "an exception is not needed any more");
+}
+
+#[test]
+fn crates_are_named_in_their_places_only() {
+    let mut used = BTreeSet::new();
+    for source in sources().iter().filter(|source| !is_test_file(&source.name)) {
+        for (name, places) in CRATES {
+            if places.iter().any(|place| source.name.starts_with(place))
+                || !source.lines.iter().any(|line| names_crate(line, name))
+            {
+                continue;
+            }
+            let allowed = CRATE_USES.iter().find(|(file, c, _)| *file == source.name && c == name);
+            let (file, c, _) = allowed.unwrap_or_else(|| panic!("{} names {name}", source.name));
+            used.insert((*file, *c));
+        }
+    }
+    let listed: BTreeSet<_> = CRATE_USES.iter().map(|(file, c, _)| (*file, *c)).collect();
+    assert_eq!(used, listed, "an exception is not needed any more");
+}
+
+#[test]
+fn files_can_be_read_in_one_go() {
+    let long: Vec<(String, usize)> = sources()
+        .into_iter()
+        .filter(|source| !is_test_file(&source.name) && source.lines.len() > MAX_LINES)
+        .map(|source| (source.name, source.lines.len()))
+        .collect();
+    for (name, lines) in &long {
+        assert!(
+            LONG.iter().any(|(file, _)| file == name),
+            "{name} has {lines} lines of code: split it, or list the reason"
+        );
+    }
+    for (file, _) in LONG {
+        assert!(long.iter().any(|(name, _)| name == file), "{file} is short enough now");
+    }
+}
+
+#[test]
+fn every_migration_is_applied() {
+    let store = read(&root().join("src/persistence/store.rs"));
+    for file in files(&root().join("migrations"), "sql") {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(store.contains(&format!("migrations/{name}\"")), "{name} is not in store.rs");
+    }
+}
+
+#[test]
+fn every_error_code_has_a_page() {
+    let list = read(&root().join("docs/errors/README.md"));
+    for code in ErrorCode::ALL {
+        let page = format!("{}.md", code.as_str());
+        assert!(root().join("docs/errors").join(&page).is_file(), "docs/errors/{page} is missing");
+        assert!(list.contains(&format!("({page})")), "docs/errors/README.md does not list {page}");
+    }
+}
+
+#[test]
+fn the_pages_a_newcomer_needs_are_there_and_their_links_lead_somewhere() {
+    for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "config.toml", "LICENSE"] {
+        assert!(root().join(name).is_file(), "{name} is missing");
+    }
+    let mut pages = files(&root().join("docs"), "md");
+    pages.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    for page in pages {
+        let text = read(&page);
+        for (at, found) in text.match_indices("](") {
+            let target = text[at + found.len()..].split(')').next().unwrap();
+            let target = target.split('#').next().unwrap();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let there = page.parent().unwrap().join(target);
+            assert!(there.exists(), "{}: {target} does not exist", page.display());
+        }
+    }
+}
+
+#[test]
+fn kernel_and_domain_know_value_crates_only() {
+    const VALUES: &[&str] = &["serde", "serde_json", "thiserror", "jiff", "ulid"];
+    let manifest = read(&root().join("Cargo.toml"));
+    let dependencies =
+        manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let others: Vec<String> = dependencies
+        .lines()
+        .filter_map(|line| Some(line.split_once(" = ")?.0.replace('-', "_")))
+        .filter(|name| !VALUES.contains(&name.as_str()))
+        .collect();
+    assert!(others.iter().any(|name| name == "tokio"), "the manifest was read");
+    for source in sources().iter().filter(|source| !is_test_file(&source.name)) {
+        if rank(module(&source.name)) > 1 {
+            continue;
+        }
+        for line in &source.lines {
+            assert!(!line.contains("async fn "), "{}: {line}", source.name);
+            for name in &others {
+                assert!(!names_crate(line, name), "{} names {name}: {line}", source.name);
+            }
+        }
+    }
+}
