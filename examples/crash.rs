@@ -27,7 +27,8 @@ const CLIENTS: usize = 16;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let kills: u32 = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(200);
-    let binary = std::env::var_os("PROXIE_BIN").map_or_else(next_to_me, |path| Ok(PathBuf::from(path)))?;
+    let binary =
+        std::env::var_os("PROXIE_BIN").map_or_else(next_to_me, |path| Ok(PathBuf::from(path)))?;
     let folder = std::env::temp_dir().join(format!("proxie-crash-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let done = run(&binary, &folder, kills).await;
@@ -56,7 +57,13 @@ async fn run(binary: &Path, folder: &Path, kills: u32) -> anyhow::Result<()> {
     let clients: Vec<_> = (0..CLIENTS)
         .map(|n| {
             let token = token(binary, folder, n)?;
-            Ok(tokio::spawn(client(n, token, addresses.clone(), stopped.clone(), acknowledged.clone())))
+            Ok(tokio::spawn(client(
+                n,
+                token,
+                addresses.clone(),
+                stopped.clone(),
+                acknowledged.clone(),
+            )))
         })
         .collect::<anyhow::Result<_>>()?;
 
@@ -71,7 +78,11 @@ async fn run(binary: &Path, folder: &Path, kills: u32) -> anyhow::Result<()> {
         downtime.push(begun.elapsed());
         address.send_replace(Some(node.url.clone()));
         if kill % 20 == 0 {
-            println!("{kill} kills, {} commands acknowledged, {:.0} s", acknowledged.load(Ordering::Relaxed), started.elapsed().as_secs_f64());
+            println!(
+                "{kill} kills, {} commands acknowledged, {:.0} s",
+                acknowledged.load(Ordering::Relaxed),
+                started.elapsed().as_secs_f64()
+            );
         }
     }
     stop.send_replace(true);
@@ -95,7 +106,10 @@ async fn run(binary: &Path, folder: &Path, kills: u32) -> anyhow::Result<()> {
         downtime[downtime.len() - 1].as_millis()
     );
     node.stop();
-    ensure!(total > 0 && lost == 0 && doubled == 0 && foreign == 0, "the record and the store differ");
+    ensure!(
+        total > 0 && lost == 0 && doubled == 0 && foreign == 0,
+        "the record and the store differ"
+    );
     Ok(())
 }
 
@@ -115,7 +129,9 @@ fn command(binary: &Path, folder: &Path) -> Command {
 }
 
 fn token(binary: &Path, folder: &Path, n: usize) -> anyhow::Result<String> {
-    let output = command(binary, folder).args(["token", "--user", &format!("user{n}"), "--role", "consumer"]).output()?;
+    let output = command(binary, folder)
+        .args(["token", "--user", &format!("user{n}"), "--role", "consumer"])
+        .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.lines().last().unwrap_or_default().to_owned())
 }
@@ -128,7 +144,8 @@ struct Node {
 impl Node {
     fn start(binary: &Path, folder: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(folder.join("node.log"))?;
-        let mut child = command(binary, folder).arg("serve").stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut child =
+            command(binary, folder).arg("serve").stdout(Stdio::piped()).stderr(log).spawn()?;
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         while stdout.read_line(&mut line)? > 0 {
@@ -181,7 +198,8 @@ async fn client(
     let mut next = 0_u64;
     loop {
         let Some(url) = address.wait_for(Option::is_some).await?.clone() else { continue };
-        let _ = converse(n, &url, &opening, &mut record, &mut pending, &mut next, &stopped, &count).await;
+        let _ = converse(n, &url, &opening, &mut record, &mut pending, &mut next, &stopped, &count)
+            .await;
         if *stopped.borrow() && pending.is_none() && !record.session.is_empty() {
             return Ok(record);
         }
@@ -204,9 +222,13 @@ async fn converse(
     request.headers_mut().insert("authorization", format!("Bearer {}", record.token).parse()?);
     let (mut socket, _) = tokio_tungstenite::connect_async(request).await?;
     let mut ask = async |id: &str, event: &str, data: Value| -> anyhow::Result<Value> {
-        socket.send(Message::text(json!({ "id": id, "event": event, "data": data }).to_string())).await?;
+        socket
+            .send(Message::text(json!({ "id": id, "event": event, "data": data }).to_string()))
+            .await?;
         loop {
-            let frame = tokio::time::timeout(Duration::from_secs(15), socket.next()).await?.context("closed")??;
+            let frame = tokio::time::timeout(Duration::from_secs(15), socket.next())
+                .await?
+                .context("closed")??;
             let Message::Text(text) = frame else { continue };
             let frame: Value = serde_json::from_str(text.as_str())?;
             if frame["id"] == id {
@@ -263,7 +285,9 @@ async fn get(url: &str, token: &str, path: &str) -> anyhow::Result<Value> {
     for _ in 0..600 {
         let host = url.trim_start_matches("http://");
         let mut stream = tokio::net::TcpStream::connect(host).await?;
-        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;

@@ -39,13 +39,17 @@ async fn main() -> anyhow::Result<()> {
 /// Echo as small as axum makes it, with the buffers that a server would choose.
 async fn bare_axum() -> anyhow::Result<()> {
     let echo = |upgrade: WebSocketUpgrade| async move {
-        upgrade.read_buffer_size(4_096).write_buffer_size(4_096).on_upgrade(|mut socket| async move {
-            while let Some(Ok(message)) = socket.recv().await {
-                if matches!(message, AxumMessage::Text(_)) && socket.send(message).await.is_err() {
-                    return;
+        upgrade.read_buffer_size(4_096).write_buffer_size(4_096).on_upgrade(
+            |mut socket| async move {
+                while let Some(Ok(message)) = socket.recv().await {
+                    if matches!(message, AxumMessage::Text(_))
+                        && socket.send(message).await.is_err()
+                    {
+                        return;
+                    }
                 }
-            }
-        })
+            },
+        )
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("proxie ready on http://{}", listener.local_addr()?);
@@ -64,14 +68,19 @@ impl Server {
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();
         stdout.read_line(&mut line)?;
-        let url = line.trim().strip_prefix("proxie ready on ").context("the server did not start")?.to_owned();
+        let url = line
+            .trim()
+            .strip_prefix("proxie ready on ")
+            .context("the server did not start")?
+            .to_owned();
         Ok(Self { child, url })
     }
 
     /// CPU of the process so far, its PostgreSQL apart.
     fn cpu(&self) -> anyhow::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         Ok(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
     }
@@ -111,7 +120,10 @@ async fn compare(me: &Path, binary: &PathBuf, folder: &Path) -> anyhow::Result<(
         command.arg("axum");
         command
     })?;
-    println!("# server CPU a message, {CONNECTIONS} connections, one message in flight each, {RUNS} interleaved runs of {} s", WINDOW.as_secs());
+    println!(
+        "# server CPU a message, {CONNECTIONS} connections, one message in flight each, {RUNS} interleaved runs of {} s",
+        WINDOW.as_secs()
+    );
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         theirs.push(measure(&bare, None).await?);
@@ -128,7 +140,10 @@ async fn compare(me: &Path, binary: &PathBuf, folder: &Path) -> anyhow::Result<(
     let (bare_cpu, bare_rate) = median(&theirs);
     let (our_cpu, our_rate) = median(&ours);
     println!("bare axum echo                 {bare_cpu:>6.2} µs   {bare_rate:>8.0}/s");
-    println!("proxie, through the entity     {our_cpu:>6.2} µs   {our_rate:>8.0}/s   {:.2} × (at most 2)", our_cpu / bare_cpu);
+    println!(
+        "proxie, through the entity     {our_cpu:>6.2} µs   {our_rate:>8.0}/s   {:.2} × (at most 2)",
+        our_cpu / bare_cpu
+    );
     Ok(())
 }
 
@@ -164,10 +179,14 @@ async fn measure(server: &Server, token: Option<&str>) -> anyhow::Result<(f64, f
         messages += task.await??;
     }
     let cpu = server.cpu()? - before;
-    Ok((cpu.as_secs_f64() * 1e6 / messages as f64, messages as f64 / started.elapsed().as_secs_f64()))
+    Ok((
+        cpu.as_secs_f64() * 1e6 / messages as f64,
+        messages as f64 / started.elapsed().as_secs_f64(),
+    ))
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn connect(url: &str, token: Option<&str>) -> anyhow::Result<(Socket, String)> {
     let mut request = format!("{}/v1/ws", url.replacen("http", "ws", 1)).into_client_request()?;
@@ -186,7 +205,9 @@ async fn connect(url: &str, token: Option<&str>) -> anyhow::Result<(Socket, Stri
     ] {
         let id = ulid::Ulid::generate().to_string();
         let data = if event == "session:close" { json!({ "session_id": session }) } else { data };
-        socket.send(Message::text(json!({ "id": id, "event": event, "data": data }).to_string())).await?;
+        socket
+            .send(Message::text(json!({ "id": id, "event": event, "data": data }).to_string()))
+            .await?;
         loop {
             let Message::Text(text) = socket.next().await.context("closed")?? else { continue };
             let frame: Value = serde_json::from_str(text.as_str())?;

@@ -229,7 +229,7 @@ impl Outgoing {
 
 /// 100 ms doubled each time, at most 5 minutes, give or take a quarter.
 fn retry_delay(attempts: i32) -> jiff::SignedDuration {
-    let base_ms = (100_i64 << attempts.clamp(0, 12)).min(300_000);
+    let base_ms = (100_i64 << (attempts - 1).clamp(0, 12)).min(300_000);
     let ms = rand::rng().random_range(base_ms * 3 / 4..=base_ms * 5 / 4);
     jiff::SignedDuration::from_millis(ms)
 }

@@ -460,8 +460,10 @@ impl<E: Entity> Activation<E> {
                 Effect::Cancel { name } => timers.push(TimerChange::Cancel { name }),
             }
         }
-        if !publications.is_empty() && decision.events.is_empty() {
-            return Err(Stop::Failed("a durable publication without an event".into()));
+        if !publications.is_empty() && (decision.events.is_empty() || !E::HAS_TOPIC) {
+            return Err(Stop::Failed(
+                "a durable publication without an event, or without a topic of its own".into(),
+            ));
         }
         let outbox: Vec<OutboxRow> = outbox
             .into_iter()

@@ -104,8 +104,10 @@ impl Node {
             options: gateway_options(config)?,
         })
         .await?;
-        let tasks =
-            vec![tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s))];
+        let tasks = vec![
+            tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s)),
+            tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
+        ];
         let router =
             gateway::router(gateway.clone()).into_make_service_with_connect_info::<SocketAddr>();
         let serving = tokio::spawn(async move {

@@ -389,14 +389,20 @@ impl Writer {
         Some(number)
     }
 
-    async fn call(&self, number: i64, items: &[CommitItem]) -> Result<Vec<CommitResult>, sqlx::Error> {
+    async fn call(
+        &self,
+        number: i64,
+        items: &[CommitItem],
+    ) -> Result<Vec<CommitResult>, sqlx::Error> {
         let mut slot = self.connection.lock().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
             None => self.pool.acquire().await?,
         };
         let (now, keep) = (self.clock.now(), self.options.keep_publications);
-        let called = commit::call(&mut connection, self.incarnation, self.lane, number, now, items, keep).await;
+        let called =
+            commit::call(&mut connection, self.incarnation, self.lane, number, now, items, keep)
+                .await;
         let usable = match &called {
             Ok(_) => true,
             Err(error) => !matches!(classify(error), Failure::Unknown(_) | Failure::Starved(_)),
