@@ -170,3 +170,195 @@ impl Answer {
         body
     }
 }
+
+impl Http {
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], b"").await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+            .await
+    }
+
+    pub async fn post_as(&self, key: &str, path: &str, body: &Value) -> Answer {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        self.send("POST", path, &headers, body.to_string().as_bytes()).await
+    }
+
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
+            self.address,
+            body.len()
+        );
+        if let Some(token) = &self.token {
+            head += &format!("authorization: Bearer {token}\r\n");
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += "\r\n";
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await.expect("an answer");
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: HashMap<_, _> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        assert!(headers.contains_key("x-request-id"), "{method} {path}: {head}");
+        Answer { status, headers, text: text.to_owned() }
+    }
+
+    /// Waits until the first offer to this request is there.
+    pub async fn offer(&self, request_id: &str) -> Value {
+        let path = format!("/v1/requests/{request_id}/offers");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(&path).await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            if let Some(offer) = answer.json()["items"].get(0) {
+                return offer.clone();
+            }
+            assert!(tokio::time::Instant::now() < deadline, "never an offer to {request_id}");
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+}
+
+pub struct Ws {
+    socket: WebSocketStream<TcpStream>,
+    pub subprotocol: Option<String>,
+    /// Events that came while a reply was awaited.
+    waiting: VecDeque<Value>,
+}
+
+/// What comes from a node.
+#[derive(Debug)]
+pub enum Came {
+    Frame(Value),
+    /// The code, and the reason's JSON.
+    Closed(u16, Value),
+}
+
+impl Ws {
+    pub async fn raw(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    /// Sends, and does not mind when the node has had enough.
+    pub async fn try_raw(&mut self, message: Message) -> bool {
+        self.socket.send(message).await.is_ok()
+    }
+
+    pub async fn say(&mut self, id: &str, event: &str, data: Value) {
+        let frame = json!({"id": id, "event": event, "data": data}).to_string();
+        self.raw(Message::text(frame)).await;
+    }
+
+    async fn next(&mut self) -> Came {
+        loop {
+            let next = tokio::time::timeout(PATIENCE, self.socket.next());
+            match next.await.expect("a frame").expect("a close frame before the end") {
+                Ok(Message::Text(text)) => return Came::Frame(serde_json::from_str(&text).unwrap()),
+                Ok(Message::Close(Some(close))) => {
+                    let reason = serde_json::from_str(&close.reason).unwrap_or(Value::Null);
+                    return Came::Closed(close.code.into(), reason);
+                }
+                Ok(Message::Ping(_) | Message::Pong(_)) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Value {
+        match self.next().await {
+            Came::Frame(frame) => frame,
+            Came::Closed(code, reason) => panic!("closed with {code} {reason}"),
+        }
+    }
+
+    /// The reply to this id. Events that come before it are kept.
+    pub async fn reply(&mut self, id: &str) -> Value {
+        loop {
+            let frame = self.frame().await;
+            if frame["id"] == id {
+                return frame;
+            }
+            self.waiting.push_back(frame);
+        }
+    }
+
+    pub async fn ask_as(&mut self, id: &str, event: &str, data: Value) -> Value {
+        self.say(id, event, data).await;
+        self.reply(id).await
+    }
+
+    pub async fn ok(&mut self, event: &str, data: Value) -> Value {
+        let reply = self.ask_as(&id(), event, data).await;
+        assert_eq!(reply["ok"], true, "{event}: {reply}");
+        reply["data"].clone()
+    }
+
+    /// The code of the refusal.
+    pub async fn refused(&mut self, event: &str, data: Value) -> String {
+        let reply = self.ask_as(&id(), event, data).await;
+        assert_eq!(reply["ok"], false, "{event}: {reply}");
+        assert!(reply["error"]["message"].is_string() && reply["error"]["retryable"].is_boolean());
+        text(&reply["error"]["code"])
+    }
+
+    /// The next frame that is not a reply, in the order of arrival.
+    pub async fn event(&mut self) -> Value {
+        match self.waiting.pop_front() {
+            Some(event) => event,
+            None => self.frame().await,
+        }
+    }
+
+    /// Skips to an event with this name.
+    pub async fn event_named(&mut self, name: &str) -> Value {
+        loop {
+            let event = self.event().await;
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+
+    /// `n` durable events of this topic; others are skipped.
+    pub async fn durable(&mut self, topic: &str, n: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < n {
+            let event = self.event().await;
+            if event["topic"] == topic && event["offset"].is_i64() {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// Whatever else comes, the connection ends like this.
+    pub async fn closed(&mut self) -> (u16, Value) {
+        loop {
+            if let Came::Closed(code, reason) = self.next().await {
+                return (code, reason);
+            }
+        }
+    }
+}
