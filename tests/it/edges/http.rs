@@ -111,3 +111,258 @@ async fn every_wrong_field_is_named() {
     alice.post("/v1/requests", &json!({"text": "a haircut", "user_id": "bob"})).await.problem(403, "forbidden");
     node.user("x").post("/v1/providers", &hairdresser()).await.problem(403, "forbidden");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_sentence_to_a_booking_and_back() {
+    let node = TestNode::start().await;
+    let provider = node.hairdresser().await;
+    let (alice, bob) = (node.user("alice"), node.user("bob"));
+    let sentence = json!({
+        "text": "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros",
+        "time_zone": "Europe/Berlin",
+    });
+    let created = alice.post("/v1/requests", &sentence).await;
+    assert_eq!(created.status, 201, "{}", created.text);
+    let request = created.json();
+    let request_id = text(&request["id"]);
+    assert_eq!(created.headers["location"], format!("/v1/requests/{request_id}"));
+    assert_eq!(request["service"], "haircut");
+    assert_eq!(request["budget"], json!({"amount_minor": 6_000, "currency": "EUR"}));
+    let theirs = bob.post("/v1/requests", &sentence).await.json();
+    assert_ne!(theirs["id"], request["id"]);
+
+    let offer = alice.offer(&request_id).await;
+    assert_eq!(offer["provider"]["id"], provider.as_str());
+    assert_eq!(offer["starts_at"], request["earliest"]);
+    let accept = format!("/v1/offers/{}/accept", text(&offer["id"]));
+    let their_offer = bob.offer(&text(&theirs["id"])).await;
+
+    // To others it does not exist.
+    for path in [
+        format!("/v1/requests/{request_id}"),
+        format!("/v1/requests/{request_id}/offers"),
+        format!("/v1/offers/{}", text(&offer["id"])),
+    ] {
+        assert_eq!(alice.get(&path).await.status, 200, "{path}");
+        bob.get(&path).await.problem(404, "not_found");
+    }
+    bob.post(&accept, &json!({})).await.problem(404, "not_found");
+    bob.post(&format!("/v1/requests/{request_id}/cancel"), &json!({})).await.problem(404, "not_found");
+
+    let accepted = alice.post(&accept, &json!({})).await;
+    assert_eq!(accepted.status, 200, "{}", accepted.text);
+    let booking_id = text(&accepted.json()["booking_id"]);
+    let path = format!("/v1/bookings/{booking_id}");
+    let booking = alice.get(&path).await.json();
+    assert_eq!((&booking["status"], &booking["starts_at"]), (&json!("confirmed"), &offer["starts_at"]));
+    assert_eq!(node.user("pat").get(&path).await.status, 200, "the provider is a party");
+    bob.get(&path).await.problem(404, "not_found");
+    bob.post(&format!("{path}/cancel"), &json!({})).await.problem(404, "not_found");
+    alice.post(&accept, &json!({})).await.problem(409, "conflict");
+
+    // The slot is taken, until it is given back.
+    let late = format!("/v1/offers/{}/accept", text(&their_offer["id"]));
+    let problem = bob.post(&late, &json!({})).await.problem(409, "conflict");
+    assert!(problem["reason"].is_string(), "{problem}");
+    let cancelled = alice.post(&format!("{path}/cancel"), &json!({"reason": "ill"})).await;
+    assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+    assert_eq!(cancelled.json()["status"], "cancelled");
+    let again = text(&bob.post("/v1/requests", &sentence).await.json()["id"]);
+    let offer_again = bob.offer(&again).await;
+    assert_eq!(offer_again["starts_at"], offer["starts_at"]);
+    let accept = format!("/v1/offers/{}/accept", text(&offer_again["id"]));
+    let answer = bob.post(&accept, &json!({})).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(alice.get("/v1/bookings").await.json()["items"].as_array().unwrap().len(), 1);
+    assert_eq!(bob.get("/v1/bookings").await.json()["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idempotency_key_has_one_effect() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let sentence = json!({"text": "a haircut tomorrow at 5 pm near Alexanderplatz in Berlin"});
+    for body in [sentence.clone(), haircut(&in_days(3, 0))] {
+        let key = id();
+        let (first, twin) =
+            tokio::join!(alice.post_as(&key, "/v1/requests", &body), alice.post_as(&key, "/v1/requests", &body));
+        assert_eq!((first.status, twin.status), (201, 201), "{} {}", first.text, twin.text);
+        assert_eq!(first.json()["id"], twin.json()["id"]);
+        let later = alice.post_as(&key, "/v1/requests", &body).await;
+        assert_eq!((later.status, later.json()), (201, first.json()));
+        let other = haircut(&in_days(4, 0));
+        alice.post_as(&key, "/v1/requests", &other).await.problem(409, "id_reused");
+        // Keys belong to their user.
+        let bobs = node.user("bob").post_as(&key, "/v1/requests", &body).await;
+        assert_eq!(bobs.status, 201);
+        assert_ne!(bobs.json()["id"], first.json()["id"]);
+    }
+    assert_eq!(alice.get("/v1/requests").await.json()["items"].as_array().unwrap().len(), 2);
+
+    let session = text(&alice.post("/v1/sessions", &json!({})).await.json()["id"]);
+    let path = format!("/v1/sessions/{session}/messages");
+    let key = id();
+    let sent = alice.post_as(&key, &path, &json!({"content": "hello"})).await;
+    assert_eq!(sent.status, 201, "{}", sent.text);
+    assert_eq!(alice.post_as(&key, &path, &json!({"content": "hello"})).await.json(), sent.json());
+    alice.post_as(&key, &path, &json!({"content": "bye"})).await.problem(409, "id_reused");
+    let said = alice.get(&path).await.json();
+    let mine = said["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count();
+    assert_eq!(mine, 1, "{said}");
+    let bob = node.user("bob");
+    bob.get(&path).await.problem(404, "not_found");
+    bob.post(&path, &json!({"content": "hello"})).await.problem(404, "not_found");
+    alice.get("/v1/sessions/ses_nobody/messages").await.problem(404, "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_go_on_where_they_ended() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let mut made = Vec::new();
+    for n in 0..5 {
+        let answer = alice.post("/v1/requests", &haircut(&in_days(3, n * 60))).await;
+        made.push(text(&answer.json()["id"]));
+    }
+    made.reverse();
+    let (mut seen, mut cursor, mut sizes) = (Vec::new(), String::new(), Vec::new());
+    loop {
+        let page = alice.get(&format!("/v1/requests?limit=2&cursor={cursor}")).await.json();
+        let items = page["items"].as_array().unwrap();
+        sizes.push(items.len());
+        seen.extend(items.iter().map(|item| text(&item["id"])));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!((seen, sizes), (made, vec![2, 2, 1]));
+    let empty = node.user("bob").get("/v1/requests").await.json();
+    assert_eq!(empty, json!({"items": [], "next_cursor": null}));
+    for (query, pointer) in [("limit=0", "/limit"), ("limit=x", "/limit"), ("limit=101", "/limit"), ("cursor=zz", "/cursor")] {
+        let problem = alice.get(&format!("/v1/requests?{query}")).await.problem(400, "bad_request");
+        assert_eq!(pointers(&problem), [pointer]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn providers_are_edited_by_version() {
+    let node = TestNode::start().await;
+    let pat = node.user_as("pat", Role::Provider);
+    let created = pat.post("/v1/providers", &hairdresser()).await;
+    let path = format!("/v1/providers/{}", text(&created.json()["id"]));
+    let shown = pat.get(&path).await;
+    let tag = shown.headers["etag"].clone();
+    assert_eq!(created.headers["etag"], tag);
+    assert_eq!(shown.json()["owner_id"], "pat");
+    let seen = pat.send("GET", &path, &[("if-none-match", &tag)], b"").await;
+    assert_eq!((seen.status, seen.text.as_str()), (304, ""));
+    let edit = |client: super::Http, tag: Option<String>, body: Value| {
+        let path = path.clone();
+        async move {
+            let mut headers = vec![("content-type", "application/json")];
+            headers.extend(tag.as_deref().map(|tag| ("if-match", tag)));
+            client.send("PATCH", &path, &headers, body.to_string().as_bytes()).await
+        }
+    };
+    let name = |name: &str| json!({ "name": name });
+    edit(pat.clone(), None, name("Alex II")).await.problem(428, "bad_request");
+    let edited = edit(pat.clone(), Some(tag.clone()), name("Alex II")).await;
+    assert_eq!((edited.status, &edited.json()["name"]), (200, &json!("Alex II")), "{}", edited.text);
+    assert_ne!(edited.headers["etag"], tag);
+    edit(pat.clone(), Some(tag.clone()), name("Alex III")).await.problem(412, "conflict");
+    assert_eq!(edit(pat.clone(), Some("*".into()), name("Alex IV")).await.status, 200);
+    let wrong = edit(pat.clone(), Some("*".into()), json!({"radius_km": "far"})).await;
+    assert_eq!(pointers(&wrong.problem(400, "bad_request")), ["/radius_km"]);
+
+    // Providers are public, so whose they are is no secret to be kept by a 404.
+    let eve = node.user_as("eve", Role::Provider);
+    edit(eve.clone(), Some("*".into()), name("Eve's")).await.problem(403, "forbidden");
+    let public = eve.get(&path).await.json();
+    assert_eq!((&public["name"], public.get("owner_id")), (&json!("Alex IV"), None));
+    let listed = eve.get("/v1/providers?service=haircut&city=Berlin").await.json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(eve.get("/v1/providers?owner=me").await.json()["items"], json!([]));
+    eve.get("/v1/providers?service=flying").await.problem(400, "bad_request");
+    eve.get("/v1/providers/prv_nobody").await.problem(404, "not_found");
+    let incomplete = pat.post("/v1/providers", &json!({"name": "X"})).await.problem(400, "bad_request");
+    assert_eq!(pointers(&incomplete), ["/services", "/base"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_and_clients_find_what_they_need() {
+    let node = TestNode::start().await;
+    let client = node.anonymous();
+    for (path, kind, contains) in [
+        ("/healthz", "application/json", "ok"),
+        ("/readyz", "application/json", "ready"),
+        ("/metrics", "text/plain", "proxie_http_requests_total"),
+        ("/docs", "text/html", "/v1/requests"),
+        ("/", "text/html", "Proxie"),
+        ("/asyncapi.json", "application/json", "session:resume"),
+        ("/docs/errors/id_reused", "text/html", "id_reused"),
+    ] {
+        let answer = client.get(path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert!(answer.headers["content-type"].starts_with(kind), "{path}");
+        assert!(answer.text.contains(contains), "{path}");
+    }
+    let key = client.get("/.well-known/jwks.json").await.json()["keys"][0].clone();
+    assert_eq!((&key["kty"], &key["crv"]), (&json!("OKP"), &json!("Ed25519")));
+    assert!(key["x"].is_string() && key["kid"].is_string() && key.get("d").is_none(), "{key}");
+
+    let document = client.get("/openapi.json").await.json();
+    assert!(text(&document["openapi"]).starts_with("3.1."));
+    assert!(document["info"]["title"].is_string() && document["info"]["version"].is_string());
+    for (path, methods) in [
+        ("/v1/requests", &["get", "post"][..]), ("/v1/requests/{id}", &["get"]),
+        ("/v1/requests/{id}/cancel", &["post"]), ("/v1/requests/{id}/offers", &["get"]),
+        ("/v1/offers/{id}", &["get"]), ("/v1/offers/{id}/accept", &["post"]),
+        ("/v1/offers/{id}/decline", &["post"]), ("/v1/bookings", &["get"]),
+        ("/v1/bookings/{id}", &["get"]), ("/v1/bookings/{id}/cancel", &["post"]),
+        ("/v1/bookings/{id}/review", &["post"]), ("/v1/bookings/{id}/no-show", &["post"]),
+        ("/v1/providers", &["get", "post"]), ("/v1/providers/{id}", &["get", "patch"]),
+        ("/v1/sessions", &["get", "post"]), ("/v1/sessions/{id}", &["get"]),
+        ("/v1/sessions/{id}/messages", &["get", "post"]), ("/v1/ws", &["get"]),
+        ("/healthz", &["get"]), ("/readyz", &["get"]), ("/metrics", &["get"]),
+    ] {
+        for method in methods {
+            let operation = &document["paths"][path][method];
+            assert!(operation["operationId"].is_string(), "{method} {path}");
+            assert!(operation["responses"].as_object().is_some_and(|r| !r.is_empty()), "{method} {path}");
+        }
+    }
+    // What is described is there, and every reference leads somewhere.
+    let alice = node.user("alice");
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let answer = alice.send(&method.to_uppercase(), &path.replace("{id}", "x"), &[], b"").await;
+            assert_ne!(answer.status, 405, "{method} {path}");
+            assert!(!answer.text.contains("nothing at this path"), "{method} {path}");
+        }
+    }
+    let whole = document.to_string();
+    for reference in whole.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
+
+    let limits = alice.get("/v1/bookings").await;
+    assert!(limits.headers.contains_key("ratelimit") && limits.headers.contains_key("ratelimit-policy"));
+    node.node.gateway().readiness.drain();
+    assert_eq!(client.get("/readyz").await.status, 503);
+    assert_eq!(client.get("/healthz").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_requests_are_told_when_to_come_back() {
+    let node = TestNode::with(|config| config.gateway.requests_per_minute = 5).await;
+    let alice = node.user("alice");
+    for _ in 0..5 {
+        assert_eq!(alice.get("/v1/bookings").await.status, 200);
+    }
+    let answer = alice.get("/v1/bookings").await;
+    answer.problem(429, "rate_limited");
+    assert!((1..=60).contains(&answer.headers["retry-after"].parse::<u32>().unwrap()));
+    assert_eq!(node.user("bob").get("/v1/bookings").await.status, 200);
+}
