@@ -362,3 +362,10 @@ impl Ws {
         }
     }
 }
+
+impl Ws {
+    /// Among what has come while replies were awaited.
+    pub fn nothing_from(&self, topic: &str) -> bool {
+        !self.waiting.iter().any(|event| event["topic"] == topic && event["offset"].as_i64() > Some(8))
+    }
+}

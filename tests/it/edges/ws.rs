@@ -240,3 +240,213 @@ async fn one_id_has_one_effect() {
     assert_eq!(no["ok"], false);
     assert_eq!(two.ask_as(&key, "request:create", past).await, no);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_belong_to_their_user_and_resume_where_they_were() {
+    let node = TestNode::start().await;
+    let (mut one, mut two, mut eve) =
+        (node.ws("alice").await, node.ws("alice").await, node.ws("eve").await);
+    let opened = one.ok("session:open", json!({"session_id": null})).await;
+    let (session, start) = (text(&opened["session_id"]), opened["position"].clone());
+    let topic = format!("session:{session}");
+    for (event, data) in [
+        ("session:open", json!({"session_id": session})),
+        ("session:resume", json!({"session_id": session, "position": start})),
+        ("topic:subscribe", json!({"topic": topic})),
+        ("chat:message", message(&session, "hello")),
+        ("chat:typing", json!({"session_id": session, "is_typing": true})),
+        ("session:close", json!({"session_id": session, "end": true})),
+        ("topic:subscribe", json!({"topic": "session:ses_nobody"})),
+        ("chat:message", message("ses_nobody", "hello")),
+        ("offer:accept", json!({"offer_id": "off_nobody"})),
+        ("booking:cancel", json!({"booking_id": "bkg_nobody"})),
+        ("request:cancel", json!({"request_id": "req_nobody"})),
+        ("topic:subscribe", json!({"topic": "booking:bkg_nobody"})),
+    ] {
+        assert_eq!(eve.refused(event, data).await, "not_found", "{event}");
+    }
+    for topic in ["user:alice", "presence:alice", "app:room"] {
+        assert_eq!(eve.refused("topic:subscribe", json!({"topic": topic})).await, "forbidden");
+    }
+
+    two.ok("session:open", json!({"session_id": session})).await;
+    for n in 0..4 {
+        let from = if n % 2 == 0 { &mut one } else { &mut two };
+        from.ok("chat:message", message(&session, &format!("hello {n}"))).await;
+    }
+    let heard = one.durable(&topic, 8).await;
+    contiguous(&heard);
+    assert_eq!(two.durable(&topic, 8).await, heard, "two devices see the same");
+
+    // From anywhere in it: exactly what comes after, then what is live.
+    for from in [0, 3, 8] {
+        let mut late = node.ws("alice").await;
+        let position = json!({"epoch": start["epoch"], "offset": from});
+        let resume = json!({"session_id": session, "position": position});
+        let resumed = late.ok("session:resume", resume).await;
+        assert_eq!((&resumed["recovered"], &resumed["position"]["offset"]), (&json!(true), &json!(8)));
+        let missed = late.durable(&topic, 8 - from).await;
+        assert_eq!(missed, heard[from..]);
+        late.ok("chat:typing", json!({"session_id": session, "is_typing": true})).await;
+        let live = late.event().await;
+        assert_eq!((&live["event"], live.get("offset")), (&json!("chat:typing"), None));
+    }
+    for (epoch, offset) in [(json!("another"), 0), (start["epoch"].clone(), 99), (start["epoch"].clone(), -1)] {
+        let mut late = node.ws("alice").await;
+        let resume = json!({"session_id": session, "position": {"epoch": epoch, "offset": offset}});
+        let resumed = late.ok("session:resume", resume).await;
+        let now = json!({"epoch": start["epoch"], "offset": 8});
+        assert_eq!(resumed, json!({"recovered": false, "position": now}), "{epoch} {offset}");
+    }
+    let bad = json!({"session_id": session, "position": {"epoch": 1}});
+    assert_eq!(one.refused("session:resume", bad).await, "bad_request");
+    // By `auth`, together with the user's own topic.
+    let mut late = node.ws_silent("alice").await;
+    let positions = json!({ &topic: start, "user:alice": start, "session:ses_nobody": start });
+    let auth = late.ok("auth", json!({"positions": positions})).await;
+    assert_eq!(auth["topics"][&topic]["recovered"], true, "{auth}");
+    assert_eq!(auth["topics"]["session:ses_nobody"]["error"]["code"], "not_found", "{auth}");
+    assert_eq!(late.durable(&topic, 8).await, heard);
+
+    // Closing is for this connection, ending is for all.
+    two.ok("session:close", json!({"session_id": session})).await;
+    one.ok("chat:message", message(&session, "more")).await;
+    assert_eq!(one.durable(&topic, 2).await[1]["offset"], 10);
+    one.ok("session:close", json!({"session_id": session, "end": true})).await;
+    one.event_named("session:ended").await;
+    late.event_named("session:ended").await;
+    two.ok("ping", json!({})).await;
+    assert!(two.nothing_from(&topic), "a closed session is silent");
+    let reply = one.ask_as(&id(), "chat:message", message(&session, "x")).await;
+    assert_eq!(reply["ok"], false, "{reply}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_end_and_nodes_leave() {
+    let node = TestNode::start().await;
+    let mut short = node.try_ws(&[]).await.unwrap();
+    short.ok("auth", json!({"token": node.token("alice", Role::Consumer, 2)})).await;
+    assert!(short.event_named("token:expiring").await["data"]["expires_at"].is_string());
+    let (code, reason) = short.closed().await;
+    assert_eq!((code, &reason["code"]), (3502, &json!("token_expired")));
+
+    // A refresh in time keeps the connection.
+    let mut kept = node.try_ws(&[]).await.unwrap();
+    kept.ok("auth", json!({"token": node.token("alice", Role::Consumer, 2)})).await;
+    kept.ok("auth:refresh", json!({"token": node.token("alice", Role::Consumer, 600)})).await;
+    let mut bob = node.ws("bob").await;
+    tokio::time::sleep(Duration::from_millis(2_300)).await;
+    kept.ok("ping", json!({})).await;
+
+    let revoked = std::time::Instant::now();
+    keys::revoke(&node.node.core.pool, "user:alice").await.unwrap();
+    let (code, reason) = kept.closed().await;
+    assert_eq!((code, &reason["code"]), (3501, &json!("revoked")));
+    assert!(revoked.elapsed() < Duration::from_secs(2), "{:?}", revoked.elapsed());
+    bob.ok("ping", json!({})).await;
+
+    let gateway = node.node.gateway().clone();
+    let ((), (code, reason)) =
+        tokio::join!(gateway.drain(Duration::from_secs(5)), bob.closed());
+    assert_eq!((code, &reason["code"]), (3000, &json!("draining")));
+    assert!(reason["retry_after_ms"].is_u64());
+    assert_eq!(node.try_ws(&[]).await.err(), Some(503));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn application_topics_are_what_configuration_grants() {
+    let grant = |topic: &str, publish: &[Role]| TopicGrant {
+        topic: topic.into(),
+        publish: publish.to_vec(),
+        subscribe: vec![Role::Consumer],
+    };
+    let node = TestNode::with(|config| {
+        config.topics.grants =
+            vec![grant("app:room", &[Role::Consumer]), grant("app:news", &[Role::Operator])];
+        config.websocket.send_buffer_bytes = 262_144;
+        config.websocket.max_connections_per_user = 2;
+        config.websocket.max_subscriptions = 3;
+    })
+    .await;
+    let (mut alice, mut bob) = (node.ws("alice").await, node.ws("bob").await);
+    for ws in [&mut alice, &mut bob] {
+        ws.ok("topic:subscribe", json!({"topic": "app:room"})).await;
+        ws.ok("topic:subscribe", json!({"topic": "app:news"})).await;
+        assert_eq!(ws.refused("topic:subscribe", json!({"topic": "app:other"})).await, "rejected");
+    }
+    let publish = |topic: &str, event: &str| {
+        json!({"topic": topic, "event": event, "data": {"n": 1}, "from": "eve"})
+    };
+    alice.ok("topic:publish", publish("app:room", "app:hi")).await;
+    for ws in [&mut alice, &mut bob] {
+        let event = ws.event().await;
+        let wanted = json!({"event": "app:hi", "topic": "app:room", "from": "alice", "data": {"n": 1}});
+        assert_eq!(event, wanted);
+    }
+    for (topic, event, code) in [
+        ("app:news", "app:hi", "forbidden"),
+        ("app:other", "app:hi", "forbidden"),
+        ("user:alice", "app:hi", "forbidden"),
+        ("app:room", "booking:confirmed", "bad_request"),
+    ] {
+        assert_eq!(alice.refused("topic:publish", publish(topic, event)).await, code, "{topic}");
+    }
+    let other = json!({"topic": "app:room", "event": "app:hi", "data": {"user_id": "bob"}});
+    assert_eq!(alice.refused("topic:publish", other).await, "forbidden");
+    alice.ok("topic:unsubscribe", json!({"topic": "app:news"})).await;
+    assert_eq!(alice.refused("topic:subscribe", json!({"topic": "app:other"})).await, "forbidden");
+
+    // Two connections a user.
+    let _second = node.ws("alice").await;
+    let token = format!("Bearer {}", node.token("alice", Role::Consumer, 60));
+    assert_eq!(node.try_ws(&[("authorization", &token)]).await.err(), Some(429));
+
+    // Bob does not read any more, and is not waited for.
+    alice.ok("topic:unsubscribe", json!({"topic": "app:room"})).await;
+    let big = "x".repeat(60_000);
+    for n in 0..300 {
+        let data = json!({"topic": "app:room", "event": "app:big", "data": big});
+        alice.say(&format!("big{n}"), "topic:publish", data).await;
+    }
+    for n in 0..300 {
+        assert_eq!(alice.reply(&format!("big{n}")).await["ok"], true);
+    }
+    let (code, reason) = bob.closed().await;
+    assert_eq!((code, &reason["code"]), (3008, &json!("slow_consumer")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_want_the_same_hour_one_gets_it() {
+    let node = TestNode::start().await;
+    node.hairdresser().await;
+    for round in 0..5_i64 {
+        let (mut alice, mut bob) = (node.ws("alice").await, node.ws("bob").await);
+        let noon = Timestamp::now().as_second() / 86_400 * 86_400 + (2 + round) * 86_400 + 43_200;
+        let ask = |start: i64| {
+            let at = Timestamp::from_second(start).unwrap().to_string();
+            json!({"service": "haircut", "place": "Alexanderplatz, Berlin", "starts_at": at})
+        };
+        alice.ok("request:create", ask(noon)).await;
+        bob.ok("request:create", ask(noon + 900)).await;
+        let offer = |event: Value| json!({"offer_id": event["data"]["offer"]["id"]});
+        let hers = offer(alice.event_named("offer:new").await);
+        let his = offer(bob.event_named("offer:new").await);
+        let (a_id, b_id) = (id(), id());
+        let (a, b) = tokio::join!(
+            alice.ask_as(&a_id, "offer:accept", hers.clone()),
+            bob.ask_as(&b_id, "offer:accept", his.clone()),
+        );
+        assert_ne!(a["ok"], b["ok"], "{a} {b}");
+        let (winner, won, id, data, lost) = if a["ok"] == true {
+            (&mut alice, a.clone(), a_id, hers, b)
+        } else {
+            (&mut bob, b.clone(), b_id, his, a)
+        };
+        assert_eq!(lost["error"]["code"], "conflict", "{lost}");
+        assert_eq!(winner.ask_as(&id, "offer:accept", data).await, won, "the same again");
+    }
+    let count = |items: Value| items["items"].as_array().unwrap().len();
+    let alice = count(node.user("alice").get("/v1/bookings").await.json());
+    let bob = count(node.user("bob").get("/v1/bookings").await.json());
+    assert_eq!(alice + bob, 5);
+}
