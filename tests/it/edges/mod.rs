@@ -84,7 +84,8 @@ impl TestNode {
 
     /// With these headers; else the status of the refusal.
     pub async fn try_ws(&self, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
-        let mut request = format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
+        let mut request =
+            format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
@@ -177,8 +178,13 @@ impl Http {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
-            .await
+        self.send(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+        .await
     }
 
     pub async fn post_as(&self, key: &str, path: &str, body: &Value) -> Answer {
@@ -275,7 +281,9 @@ impl Ws {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.socket.next());
             match next.await.expect("a frame").expect("a close frame before the end") {
-                Ok(Message::Text(text)) => return Came::Frame(serde_json::from_str(&text).unwrap()),
+                Ok(Message::Text(text)) => {
+                    return Came::Frame(serde_json::from_str(&text).unwrap());
+                }
                 Ok(Message::Close(Some(close))) => {
                     let reason = serde_json::from_str(&close.reason).unwrap_or(Value::Null);
                     return Came::Closed(close.code.into(), reason);
@@ -366,6 +374,9 @@ impl Ws {
 impl Ws {
     /// Among what has come while replies were awaited.
     pub fn nothing_from(&self, topic: &str) -> bool {
-        !self.waiting.iter().any(|event| event["topic"] == topic && event["offset"].as_i64() > Some(8))
+        !self
+            .waiting
+            .iter()
+            .any(|event| event["topic"] == topic && event["offset"].as_i64() > Some(8))
     }
 }

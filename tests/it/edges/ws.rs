@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use proxie::config::TopicGrant;
 use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::Role;
-use proxie::config::TopicGrant;
 use proxie::persistence::keys;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -42,8 +42,11 @@ async fn the_conversation_from_a_sentence_to_a_booking() {
     assert!(text(&auth["connection_id"]).starts_with("con_"));
     assert!(auth["ping_ms"].is_u64() && auth["expires_at"].is_string());
     for (limit, least) in [
-        ("subscriptions", 512), ("connections_per_user", 64), ("frames_per_s", 100),
-        ("frame_burst", 500), ("frame_bytes", 65_536),
+        ("subscriptions", 512),
+        ("connections_per_user", 64),
+        ("frames_per_s", 100),
+        ("frame_burst", 500),
+        ("frame_bytes", 65_536),
     ] {
         assert!(auth["limits"][limit].as_u64().unwrap() >= least, "{limit}");
     }
@@ -129,7 +132,8 @@ async fn who_may_come_in() {
     let good = node.token("alice", Role::Consumer, 3_600);
     let old = Timestamp::from_second(1_000_000_000).unwrap();
     let expired = node.node.gateway().auth.mint("alice", Role::Consumer, old, 60);
-    for bad in ["Bearer nonsense".to_owned(), format!("Bearer {expired}"), format!("Basic {good}")] {
+    for bad in ["Bearer nonsense".to_owned(), format!("Bearer {expired}"), format!("Basic {good}")]
+    {
         assert_eq!(node.try_ws(&[("authorization", &bad)]).await.err(), Some(401), "{bad}");
     }
     assert_eq!(node.try_ws(&[("sec-websocket-protocol", "graphql-ws")]).await.err(), Some(400));
@@ -141,7 +145,9 @@ async fn who_may_come_in() {
     let data = by_header.ok("auth", json!({})).await;
     assert_eq!(data["user_id"], "alice");
 
-    for bad in [json!({"token": "nonsense"}), json!({"token": expired}), json!({}), json!({"token": 7})] {
+    for bad in
+        [json!({"token": "nonsense"}), json!({"token": expired}), json!({}), json!({"token": 7})]
+    {
         let mut ws = node.try_ws(&[]).await.unwrap();
         assert_eq!(ws.refused("auth", bad).await, "unauthenticated");
         let (code, reason) = ws.closed().await;
@@ -171,8 +177,12 @@ async fn frames_that_are_wrong() {
     })
     .await;
     for bad in [
-        Message::text("{"), Message::text("[]"), Message::text("7"), Message::text(""),
-        Message::text(r#"{"event":"ping"}"#), Message::binary(&b"{}"[..]),
+        Message::text("{"),
+        Message::text("[]"),
+        Message::text("7"),
+        Message::text(""),
+        Message::text(r#"{"event":"ping"}"#),
+        Message::binary(&b"{}"[..]),
     ] {
         let mut ws = node.ws("alice").await;
         ws.raw(bad.clone()).await;
@@ -182,7 +192,10 @@ async fn frames_that_are_wrong() {
     let mut ws = node.ws("alice").await;
     assert_eq!(ws.refused("no:such", json!({})).await, "bad_request");
     assert_eq!(ws.refused("chat:message", json!({})).await, "bad_request");
-    assert_eq!(ws.refused("chat:message", json!({"session_id": "s", "content": "\0"})).await, "bad_request");
+    assert_eq!(
+        ws.refused("chat:message", json!({"session_id": "s", "content": "\0"})).await,
+        "bad_request"
+    );
     assert_eq!(ws.refused("ping", json!([])).await, "bad_request");
     assert_eq!(ws.refused("topic:subscribe", json!({"topic": "nonsense"})).await, "bad_request");
     assert_eq!(ws.refused("topic:subscribe", json!({"topic": "what:x"})).await, "not_found");
@@ -219,7 +232,9 @@ async fn one_id_has_one_effect() {
     assert_eq!(one.ask_as(&key, "chat:message", said.clone()).await, first);
     let other = two.ask_as(&key, "chat:message", message(&session, "bye")).await;
     assert_eq!(other["error"]["code"], "id_reused", "{other}");
-    let event = two.ask_as(&key, "request:create", json!({"text": SENTENCE, "time_zone": "Europe/Berlin"})).await;
+    let event = two
+        .ask_as(&key, "request:create", json!({"text": SENTENCE, "time_zone": "Europe/Berlin"}))
+        .await;
     assert_eq!(event["error"]["code"], "id_reused", "{event}");
     let listed = node.user("alice").get(&format!("/v1/sessions/{session}/messages")).await.json();
     let mine = listed["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count();
@@ -284,14 +299,19 @@ async fn sessions_belong_to_their_user_and_resume_where_they_were() {
         let position = json!({"epoch": start["epoch"], "offset": from});
         let resume = json!({"session_id": session, "position": position});
         let resumed = late.ok("session:resume", resume).await;
-        assert_eq!((&resumed["recovered"], &resumed["position"]["offset"]), (&json!(true), &json!(8)));
+        assert_eq!(
+            (&resumed["recovered"], &resumed["position"]["offset"]),
+            (&json!(true), &json!(8))
+        );
         let missed = late.durable(&topic, 8 - from).await;
         assert_eq!(missed, heard[from..]);
         late.ok("chat:typing", json!({"session_id": session, "is_typing": true})).await;
         let live = late.event().await;
         assert_eq!((&live["event"], live.get("offset")), (&json!("chat:typing"), None));
     }
-    for (epoch, offset) in [(json!("another"), 0), (start["epoch"].clone(), 99), (start["epoch"].clone(), -1)] {
+    for (epoch, offset) in
+        [(json!("another"), 0), (start["epoch"].clone(), 99), (start["epoch"].clone(), -1)]
+    {
         let mut late = node.ws("alice").await;
         let resume = json!({"session_id": session, "position": {"epoch": epoch, "offset": offset}});
         let resumed = late.ok("session:resume", resume).await;
@@ -346,8 +366,7 @@ async fn tokens_end_and_nodes_leave() {
     bob.ok("ping", json!({})).await;
 
     let gateway = node.node.gateway().clone();
-    let ((), (code, reason)) =
-        tokio::join!(gateway.drain(Duration::from_secs(5)), bob.closed());
+    let ((), (code, reason)) = tokio::join!(gateway.drain(Duration::from_secs(5)), bob.closed());
     assert_eq!((code, &reason["code"]), (3000, &json!("draining")));
     assert!(reason["retry_after_ms"].is_u64());
     assert_eq!(node.try_ws(&[]).await.err(), Some(503));
@@ -374,13 +393,12 @@ async fn application_topics_are_what_configuration_grants() {
         ws.ok("topic:subscribe", json!({"topic": "app:news"})).await;
         assert_eq!(ws.refused("topic:subscribe", json!({"topic": "app:other"})).await, "rejected");
     }
-    let publish = |topic: &str, event: &str| {
-        json!({"topic": topic, "event": event, "data": {"n": 1}, "from": "eve"})
-    };
+    let publish = |topic: &str, event: &str| json!({"topic": topic, "event": event, "data": {"n": 1}, "from": "eve"});
     alice.ok("topic:publish", publish("app:room", "app:hi")).await;
     for ws in [&mut alice, &mut bob] {
         let event = ws.event().await;
-        let wanted = json!({"event": "app:hi", "topic": "app:room", "from": "alice", "data": {"n": 1}});
+        let wanted =
+            json!({"event": "app:hi", "topic": "app:room", "from": "alice", "data": {"n": 1}});
         assert_eq!(event, wanted);
     }
     for (topic, event, code) in [
