@@ -423,3 +423,129 @@ async fn too_many_requests_are_told_when_to_come_back() {
     assert!((1..=60).contains(&answer.headers["retry-after"].parse::<u32>().unwrap()));
     assert_eq!(node.user("bob").get("/v1/bookings").await.status, 200);
 }
+
+/// Values at the ends of their types: refused or taken, never an error of ours, and never a provider that is broken
+/// for others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extreme_values_break_nothing() {
+    let node = TestNode::start().await;
+    let (alice, pat) = (node.user("alice"), node.user_as("pat", Role::Provider));
+    let fields = |more: Value| {
+        let mut body = haircut(&in_days(3, 0));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let point = |latitude: f64, longitude: f64| json!({"place": {"latitude": latitude, "longitude": longitude, "time_zone": "Europe/Berlin"}});
+    let mut failures = Vec::new();
+    for body in [
+        fields(json!({"starts_at": "9999-12-30T21:59:59Z"})),
+        fields(json!({"starts_at": "-009999-01-02T01:59:59Z"})),
+        fields(
+            json!({"starts_at": null, "earliest": "9999-12-30T20:00:00Z", "latest": "9999-12-30T21:59:59Z"}),
+        ),
+        fields(json!({"starts_at": null, "earliest": in_days(9, 0), "latest": in_days(1, 0)})),
+        fields(json!({"budget": {"amount_minor": i64::MAX, "currency": "EUR"}})),
+        fields(json!({"budget": {"amount_minor": i64::MIN, "currency": "EUR"}})),
+        fields(json!({"budget": {"amount_minor": 1, "currency": "€€€"}})),
+        fields(json!({"details": "x".repeat(100_000)})),
+        fields(json!({"time_zone": "x".repeat(10_000)})),
+        fields(point(90.0, 180.0)),
+        fields(point(-90.0, -180.0)),
+        fields(point(1e300, 1e300)),
+        fields(json!({"place": "x".repeat(50_000)})),
+        json!({"text": "haircut in 99999999999999999999 days at 5 pm near Alexanderplatz in Berlin"}),
+        json!({"text": "haircut in 4000000 weeks at 25 pm near Alexanderplatz in Berlin up to 99999999999999999999 euros"}),
+        json!({"text": "haircut on 31.02.9999 at 5 pm near Alexanderplatz in Berlin"}),
+        json!({"text": "haircut on 9999-12-31 at 11 pm near Alexanderplatz in Berlin", "time_zone": "Pacific/Honolulu"}),
+        json!({"text": "İstanbul ﬁ ß \u{202e} 🦀🦀 haircut tomorrow at 5 pm near Alexanderplatz in Berlin 5🦀 pm"}),
+        json!({"text": "€".repeat(3_000)}),
+    ] {
+        let answer = alice.post("/v1/requests", &body).await;
+        if answer.status >= 500 {
+            failures.push(format!("{} {}: {body:.200}", answer.status, answer.text));
+        }
+    }
+    let profile = |more: Value| {
+        let mut body = hairdresser();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let offering = |amount: i64, minutes: u32, per: &str| {
+        json!({"services": [{
+            "service": "haircut", "per": per, "duration_minutes": minutes,
+            "price": {"amount_minor": amount, "currency": "EUR"},
+        }]})
+    };
+    for body in [
+        profile(json!({"radius_km": 1e308})),
+        profile(json!({"radius_km": -1.0})),
+        profile(json!({"minimum_notice_minutes": u32::MAX})),
+        profile(json!({"max_discount_percent": 255})),
+        profile(json!({"max_discount_percent": 100})),
+        profile(json!({"days_off": ["9999-12-31", "-009999-01-01"]})),
+        profile(json!({"weekly": {"monday": [{"from_minute": 65_535, "to_minute": 65_535}]}})),
+        profile(json!({"weekly": {"monday": [{"from_minute": 900, "to_minute": 60}]}})),
+        profile(offering(i64::MAX, 60, "hour")),
+        profile(offering(i64::MAX, 65_535, "hour")),
+        profile(offering(-1, 0, "service")),
+        profile(offering(0, 65_535, "service")),
+        profile(json!({"services": []})),
+        profile(json!({"name": ""})),
+        profile(json!({"languages": ["x".repeat(10_000)]})),
+        profile(
+            json!({"base": {"city": "", "country": "", "latitude": 91.0, "longitude": 181.0, "time_zone": "?"}}),
+        ),
+        profile(
+            json!({"base": {"city": "x", "country": "DE", "latitude": 90.0, "longitude": 180.0, "time_zone": "UTC"}}),
+        ),
+    ] {
+        let answer = pat.post("/v1/providers", &body).await;
+        if answer.status >= 500 {
+            failures.push(format!("{} {}: {body:.300}", answer.status, answer.text));
+        }
+    }
+    let hex = |plain: &str| plain.bytes().map(|b| format!("{b:02x}")).collect::<String>();
+    for cursor in ["-377705023201000000 x", "253402207200999999 x", "0 ", "0 '; drop table x"] {
+        for path in ["/v1/requests", "/v1/providers", "/v1/bookings", "/v1/sessions"] {
+            let answer = alice.get(&format!("{path}?cursor={}", hex(cursor))).await;
+            if answer.status >= 500 {
+                failures.push(format!("{} {path} {cursor}", answer.status));
+            }
+        }
+    }
+    for path in [
+        "/v1/requests?limit=1&limit=2",
+        "/v1/providers?city=%ff%00",
+        "/v1/requests?%ff",
+        "/v1/providers?city='",
+    ] {
+        let answer = alice.get(path).await;
+        if answer.status >= 500 {
+            failures.push(format!("{} {path}", answer.status));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+    // With all that in the store, the main job still works.
+    node.hairdresser().await;
+    let made = alice.post("/v1/requests", &haircut(&in_days(3, 0))).await;
+    alice.offer(&text(&made.json()["id"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_without_a_length_and_without_an_end() {
+    let node = TestNode::with(|config| {
+        config.gateway.max_body_bytes = 2_048;
+        config.gateway.request_timeout_ms = 800;
+    })
+    .await;
+    let alice = node.user("alice");
+    let chunked = format!("{:x}\r\n{{\"text\":\"{}\"}}\r\n0\r\n\r\n", 2_511, "x".repeat(2_500));
+    let answer =
+        alice.send_unmeasured("/v1/requests", "transfer-encoding: chunked", &chunked).await;
+    answer.problem(413, "too_large");
+    let answer = alice.send_unmeasured("/v1/requests", "content-length: 100", "{").await;
+    answer.problem(504, "deadline_exceeded");
+    let deep = "[".repeat(1_500);
+    let headers = [("content-type", "application/json")];
+    alice.send("POST", "/v1/requests", &headers, deep.as_bytes()).await.problem(400, "bad_request");
+}

@@ -199,18 +199,26 @@ impl Http {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Answer {
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
-            self.address,
-            body.len()
-        );
-        if let Some(token) = &self.token {
-            head += &format!("authorization: Bearer {token}\r\n");
-        }
+        let mut given = format!("content-length: {}\r\n", body.len());
         for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
+            given += &format!("{name}: {value}\r\n");
         }
-        head += "\r\n";
+        self.exchange(method, path, &given, body).await
+    }
+
+    /// A POST whose body is not as long as it says, or does not say.
+    pub async fn send_unmeasured(&self, path: &str, header: &str, body: &str) -> Answer {
+        let given = format!("content-type: application/json\r\n{header}\r\n");
+        self.exchange("POST", path, &given, body.as_bytes()).await
+    }
+
+    async fn exchange(&self, method: &str, path: &str, given: &str, body: &[u8]) -> Answer {
+        let token = self.token.as_ref();
+        let token = token.map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{token}{given}\r\n",
+            self.address,
+        );
         let exchange = async {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
             stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
@@ -378,5 +386,12 @@ impl Ws {
             .waiting
             .iter()
             .any(|event| event["topic"] == topic && event["offset"].as_i64() > Some(8))
+    }
+}
+
+impl Ws {
+    /// Past the protocol, onto the wire.
+    pub async fn bytes(&mut self, bytes: &[u8]) {
+        self.socket.get_mut().write_all(bytes).await.unwrap();
     }
 }

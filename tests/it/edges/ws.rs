@@ -468,3 +468,28 @@ async fn of_two_who_want_the_same_hour_one_gets_it() {
     let bob = count(node.user("bob").get("/v1/bookings").await.json());
     assert_eq!(alice + bob, 5);
 }
+
+/// Frames that break RFC 6455 itself, byte by byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_that_are_no_frames() {
+    let node = TestNode::start().await;
+    for (bytes, code) in [
+        (&[0x81, 0x81, 0, 0, 0, 0, 0xff][..], 1007),
+        (&[0x81, 0x01, b'a'], 1002),
+        (&[0x83, 0x80, 0, 0, 0, 0], 1002),
+        (&[0xc1, 0x80, 0, 0, 0, 0], 1002),
+        (&[0x80, 0x80, 0, 0, 0, 0], 1002),
+        (&[0x09, 0x80, 0, 0, 0, 0], 1002),
+        (&[0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], 3504),
+    ] {
+        let mut ws = node.ws("alice").await;
+        ws.bytes(bytes).await;
+        assert_eq!(ws.closed().await.0, code, "{bytes:x?}");
+    }
+    // In pieces it is still one frame, and pieces count together.
+    let mut ws = node.ws("alice").await;
+    let text = br#"{"id":"7","event":"ping"}"#;
+    ws.bytes(&[&[0x01, 0x80 | 7, 0, 0, 0, 0][..], &text[..7]].concat()).await;
+    ws.bytes(&[&[0x80, 0x80 | 18, 0, 0, 0, 0][..], &text[7..]].concat()).await;
+    assert_eq!(ws.reply("7").await["ok"], true);
+}
