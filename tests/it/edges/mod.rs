@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct TestNode {
     pub node: Node,
+    config: Config,
 }
 
 impl TestNode {
@@ -42,7 +43,13 @@ impl TestNode {
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
         change(&mut config);
-        Self { node: Node::start(&config).await.unwrap() }
+        Self { node: Node::start(&config).await.unwrap(), config }
+    }
+
+    /// Another process would do the same: everything that is not in the store is gone.
+    pub async fn restart(self) -> Self {
+        self.node.stop().await;
+        Self { node: Node::start(&self.config).await.unwrap(), config: self.config }
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
@@ -320,6 +327,14 @@ impl Ws {
         }
     }
 
+    /// The same where several replies are on their way, in whatever order.
+    pub async fn reply_of(&mut self, id: &str) -> Value {
+        match self.waiting.iter().position(|frame| frame["id"] == id) {
+            Some(at) => self.waiting.remove(at).unwrap(),
+            None => self.reply(id).await,
+        }
+    }
+
     pub async fn ask_as(&mut self, id: &str, event: &str, data: Value) -> Value {
         self.say(id, event, data).await;
         self.reply(id).await
@@ -369,6 +384,16 @@ impl Ws {
         events
     }
 
+    /// Forgets the events so far.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Events of this topic have come while replies were awaited.
+    pub fn has_heard(&self, topic: &str) -> bool {
+        self.waiting.iter().any(|event| event["topic"] == topic)
+    }
+
     /// Whatever else comes, the connection ends like this.
     pub async fn closed(&mut self) -> (u16, Value) {
         loop {
@@ -376,16 +401,6 @@ impl Ws {
                 return (code, reason);
             }
         }
-    }
-}
-
-impl Ws {
-    /// Among what has come while replies were awaited.
-    pub fn nothing_from(&self, topic: &str) -> bool {
-        !self
-            .waiting
-            .iter()
-            .any(|event| event["topic"] == topic && event["offset"].as_i64() > Some(8))
     }
 }
 

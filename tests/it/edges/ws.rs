@@ -330,13 +330,14 @@ async fn sessions_belong_to_their_user_and_resume_where_they_were() {
 
     // Closing is for this connection, ending is for all.
     two.ok("session:close", json!({"session_id": session})).await;
+    two.forget();
     one.ok("chat:message", message(&session, "more")).await;
     assert_eq!(one.durable(&topic, 2).await[1]["offset"], 10);
     one.ok("session:close", json!({"session_id": session, "end": true})).await;
     one.event_named("session:ended").await;
     late.event_named("session:ended").await;
     two.ok("ping", json!({})).await;
-    assert!(two.nothing_from(&topic), "a closed session is silent");
+    assert!(!two.has_heard(&topic), "a closed session is silent");
     let reply = one.ask_as(&id(), "chat:message", message(&session, "x")).await;
     assert_eq!(reply["ok"], false, "{reply}");
 }
@@ -492,4 +493,48 @@ async fn frames_that_are_no_frames() {
     ws.bytes(&[&[0x01, 0x80 | 7, 0, 0, 0, 0][..], &text[..7]].concat()).await;
     ws.bytes(&[&[0x80, 0x80 | 18, 0, 0, 0, 0][..], &text[7..]].concat()).await;
     assert_eq!(ws.reply("7").await["ok"], true);
+}
+
+/// What one connection says is done in the order in which it was said, also where the entity has to be loaded first;
+/// and positions, ids and tokens outlive the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_changes_nothing_and_order_is_kept() {
+    let node = TestNode::start().await;
+    let mut ws = node.ws("alice").await;
+    let opened = ws.ok("session:open", json!({})).await;
+    let (session, start) = (text(&opened["session_id"]), opened["position"].clone());
+    let topic = format!("session:{session}");
+    let key = id();
+    let first = ws.ask_as(&key, "chat:message", message(&session, "message 0")).await;
+    let before = ws.durable(&topic, 2).await;
+    let token = node.token("alice", Role::Consumer, 3_600);
+    drop(ws);
+
+    let node = node.restart().await;
+    let mut ws = node.try_ws(&[("authorization", &format!("Bearer {token}"))]).await.unwrap();
+    // At once, without waiting for anything.
+    let ids: Vec<String> = (1..=20).map(|_| id()).collect();
+    for (n, id) in ids.iter().enumerate() {
+        ws.say(id, "chat:message", message(&session, &format!("message {}", n + 1))).await;
+    }
+    for id in &ids {
+        let reply = ws.reply_of(id).await;
+        assert_eq!(reply["ok"], true, "{reply}");
+    }
+    assert_eq!(ws.ask_as(&key, "chat:message", message(&session, "message 0")).await, first);
+    let resume = json!({"session_id": session, "position": start});
+    assert_eq!(ws.ok("session:resume", resume).await["recovered"], true);
+    let events = ws.durable(&topic, 42).await;
+    assert_eq!(events[..2], before);
+    contiguous(&events);
+    let said: Vec<String> = events
+        .iter()
+        .filter(|event| event["event"] == "chat:message")
+        .map(|event| text(&event["data"]["content"]))
+        .collect();
+    assert_eq!(said, (0..=20).map(|n| format!("message {n}")).collect::<Vec<_>>());
+    let mut names = events.iter().map(|e| text(&e["event"])).collect::<Vec<_>>();
+    names.sort();
+    names.dedup();
+    assert_eq!(names, ["chat:message", "chat:response"]);
 }
