@@ -549,3 +549,39 @@ async fn bodies_without_a_length_and_without_an_end() {
     let headers = [("content-type", "application/json")];
     alice.send("POST", "/v1/requests", &headers, deep.as_bytes()).await.problem(400, "bad_request");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_allowed_origins_only() {
+    let node = TestNode::with(|config| {
+        config.gateway.allowed_origins = vec!["https://app.example".into()];
+    })
+    .await;
+    let alice = node.user("alice");
+    let preflight = |origin: &'static str| {
+        let client = node.anonymous();
+        async move {
+            let headers = [
+                ("origin", origin),
+                ("access-control-request-method", "POST"),
+                ("access-control-request-headers", "authorization,idempotency-key,content-type"),
+            ];
+            client.send("OPTIONS", "/v1/requests", &headers, b"").await
+        }
+    };
+    let good = preflight("https://app.example").await;
+    assert_eq!(good.status, 200, "a preflight carries no token");
+    assert_eq!(good.headers["access-control-allow-origin"], "https://app.example");
+    assert!(good.headers["access-control-allow-headers"].contains("idempotency-key"));
+    let bad = preflight("https://evil.example").await;
+    assert!(!bad.headers.contains_key("access-control-allow-origin"));
+    // Also an error can be read by a page that is allowed.
+    let origin = [("origin", "https://app.example")];
+    let answer = node.anonymous().send("GET", "/v1/bookings", &origin, b"").await;
+    answer.problem(401, "unauthenticated");
+    assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example");
+    assert!(node.try_ws(&[("origin", "https://app.example")]).await.is_ok());
+    let head = alice.send("HEAD", "/healthz", &[], b"").await;
+    assert_eq!((head.status, head.text.as_str()), (200, ""));
+    let head = alice.send("HEAD", "/v1/bookings/bkg_nobody", &[], b"").await;
+    assert_eq!((head.status, head.text.as_str()), (404, ""));
+}

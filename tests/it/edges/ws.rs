@@ -538,3 +538,42 @@ async fn a_restart_changes_nothing_and_order_is_kept() {
     names.dedup();
     assert_eq!(names, ["chat:message", "chat:response"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_parties_follow_a_booking() {
+    let node = TestNode::start().await;
+    node.hairdresser().await;
+    let (mut alice, mut pat, mut eve) =
+        (node.ws("alice").await, node.ws("pat").await, node.ws("eve").await);
+    let body = json!({"text": SENTENCE, "time_zone": "Europe/Berlin"});
+    let request = alice.ok("request:create", body).await;
+    let offer = alice.event_named("offer:new").await["data"].clone();
+    assert_eq!(offer["request_id"], request["id"]);
+    let accept = json!({"offer_id": offer["offer"]["id"]});
+    let booking = text(&alice.ok("offer:accept", accept).await["booking_id"]);
+    pat.event_named("booking:confirmed").await;
+    let topic = format!("booking:{booking}");
+    assert_eq!(eve.refused("topic:subscribe", json!({"topic": topic})).await, "not_found");
+    let mut heard = Vec::new();
+    for ws in [&mut alice, &mut pat] {
+        ws.ok("topic:subscribe", json!({"topic": topic})).await;
+    }
+    let cancel = json!({"booking_id": booking, "reason": "ill"});
+    assert_eq!(eve.refused("booking:cancel", cancel.clone()).await, "not_found");
+    assert_eq!(alice.ok("booking:cancel", cancel).await["status"], "cancelled");
+    for ws in [&mut alice, &mut pat] {
+        heard.push(ws.durable(&topic, 1).await);
+    }
+    assert_eq!(heard[0], heard[1]);
+    assert_eq!(heard[0][0]["event"], "booking:updated");
+    let shown = node.user("pat").get(&format!("/v1/bookings/{booking}")).await.json();
+    assert_eq!(shown["status"], "cancelled");
+
+    // Presence is one's own, and ends with the last connection.
+    let mut twin = node.ws("alice").await;
+    alice.ok("topic:subscribe", json!({"topic": "presence:alice"})).await;
+    twin.ok("presence:online", json!({"status": "away"})).await;
+    let changed = alice.event_named("presence:changed").await;
+    assert_eq!(changed["data"], json!({"user_id": "alice", "status": "away"}));
+    assert_eq!(changed.get("offset"), None);
+}
