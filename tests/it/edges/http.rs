@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 
 use super::{TestNode, hairdresser, id, text};
 
 fn in_days(days: i64, minutes: i64) -> String {
-    let at = jiff::Timestamp::now() + Duration::from_secs((days * 86_400 + minutes * 60) as u64);
+    let at = Clock::System.now() + Duration::from_secs((days * 86_400 + minutes * 60) as u64);
     jiff::Timestamp::from_second(at.as_second()).unwrap().to_string()
 }
 

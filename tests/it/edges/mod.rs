@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use proxie::app::node::Node;
 use proxie::config::Config;
-use proxie::kernel::clock::Timestamp;
+use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
@@ -53,7 +53,7 @@ impl TestNode {
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
-        self.node.gateway().auth.mint(user, role, Timestamp::now(), ttl_s)
+        self.node.gateway().auth.mint(user, role, Clock::System.now(), ttl_s)
     }
 
     /// Speaks HTTP as a consumer.

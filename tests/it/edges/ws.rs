@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proxie::config::TopicGrant;
-use proxie::kernel::clock::Timestamp;
+use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::Role;
 use proxie::persistence::keys;
 use serde_json::{Value, json};
@@ -440,7 +440,8 @@ async fn of_two_who_want_the_same_hour_one_gets_it() {
     node.hairdresser().await;
     for round in 0..5_i64 {
         let (mut alice, mut bob) = (node.ws("alice").await, node.ws("bob").await);
-        let noon = Timestamp::now().as_second() / 86_400 * 86_400 + (2 + round) * 86_400 + 43_200;
+        let noon =
+            Clock::System.now().as_second() / 86_400 * 86_400 + (2 + round) * 86_400 + 43_200;
         let ask = |start: i64| {
             let at = Timestamp::from_second(start).unwrap().to_string();
             json!({"service": "haircut", "place": "Alexanderplatz, Berlin", "starts_at": at})
