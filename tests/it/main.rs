@@ -1,6 +1,7 @@
 //! The integration tests: one binary, on real servers that it starts and stops itself.
 
 mod counter;
+mod edges;
 mod embedded;
 mod gateway;
 mod runtime;
