@@ -128,14 +128,15 @@ pub struct Shell<E>(pub PhantomData<fn() -> E>);
 
 impl<E: Entity> Actor for Shell<E> {
     type Msg = Message<E>;
-    type State = Activation<E>;
+    /// Boxed: ractor's task holds room for several moves of its state.
+    type State = Box<Activation<E>>;
     type Arguments = (Arc<KindTable<E>>, Arc<str>);
 
     async fn pre_start(
         &self,
         myself: ActorRef<Message<E>>,
         (table, key): Self::Arguments,
-    ) -> Result<Activation<E>, ActorProcessingErr> {
+    ) -> Result<Box<Activation<E>>, ActorProcessingErr> {
         let failed = Arc::new(AtomicBool::new(false));
         let entry = Entry {
             table: table.clone(),
@@ -143,7 +144,7 @@ impl<E: Entity> Actor for Shell<E> {
             failed: failed.clone(),
             actor: myself.get_id(),
         };
-        Ok(Activation {
+        Ok(Box::new(Activation {
             slot: slot_of(E::KIND, &key),
             table,
             key,
@@ -163,29 +164,37 @@ impl<E: Entity> Actor for Shell<E> {
             outgoing: None,
             failed,
             _entry: entry,
-        })
+        }))
     }
 
     async fn handle(
         &self,
         myself: ActorRef<Message<E>>,
         message: Message<E>,
-        a: &mut Activation<E>,
+        a: &mut Box<Activation<E>>,
     ) -> Result<(), ActorProcessingErr> {
         if !a.loaded
-            && let Err(stop) = a.load().await
+            && let Err(stop) = Box::pin(a.load()).await
         {
             return a.end(&myself, Some(message), stop);
         }
+        // The rare long ways are boxed: an idle actor's memory holds the largest future that its handler may become.
         let step = match message {
             Message::Ask(ask) => a.ask(&myself, *ask),
-            Message::Finished { ticket, result } => a.finished(&myself, ticket, result).await,
+            Message::Finished { ticket, result } => match a.finished(&myself, ticket, result) {
+                Ok(Next::RollBack) => Box::pin(a.roll_back(&myself)).await,
+                Ok(Next::GoOn) => Ok(()),
+                Err(stop) => Err(stop),
+            },
             Message::Delivered(delivered) => a.delivered(&myself, *delivered),
             Message::Wake => {
                 a.pump(&myself);
                 Ok(())
             }
-            Message::Owed => a.owed(&myself).await,
+            Message::Owed => match a.owed(&myself) {
+                Next::RollBack => Box::pin(a.roll_back(&myself)).await,
+                Next::GoOn => Ok(()),
+            },
             Message::Passivate => a.passivate(&myself),
         };
         match step {
@@ -201,6 +210,13 @@ pub enum Stop {
     Orderly(AskError),
     /// Supervision restarts it, with backoff.
     Failed(String),
+}
+
+/// What a message leads to.
+enum Next {
+    GoOn,
+    /// The state is to be read again.
+    RollBack,
 }
 
 fn away(reason: impl Into<String>) -> Stop {
@@ -599,14 +615,14 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    async fn finished(
+    fn finished(
         &mut self,
         myself: &ActorRef<Message<E>>,
         ticket: u64,
         result: CommitResult,
-    ) -> Result<(), Stop> {
+    ) -> Result<Next, Stop> {
         if self.pending.front().is_none_or(|p| p.ticket != ticket) {
-            return Ok(());
+            return Ok(Next::GoOn);
         }
         let mut pending = self.pending.pop_front().expect("there is a front");
         if let Some(hash) = pending.id_hash {
@@ -642,7 +658,7 @@ impl<E: Entity> Activation<E> {
                     self.pump(myself);
                 }
                 self.release();
-                return Ok(());
+                return Ok(Next::GoOn);
             }
             CommitResult::Duplicate { fingerprint, outcome } => {
                 let asked = pending.ask.dedupe(&self.key).map_or(0, |d| d.fingerprint);
@@ -676,7 +692,7 @@ impl<E: Entity> Activation<E> {
                     .extend(followers.into_iter().map(|(_, _, ask)| ask));
             }
         }
-        self.roll_back(myself).await
+        Ok(Next::RollBack)
     }
 
     /// What was decided after a commit that did not go through is decided again, on what the journal says.
@@ -787,19 +803,15 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    async fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Next {
         let idle = self.pending.is_empty() && self.redo.is_none();
-        let known = self
-            .outgoing
-            .as_ref()
-            .is_some_and(|o| o.is_due_within_s(0, self.table.runtime.clock.now()));
-        match idle && !known {
-            true => self.roll_back(myself).await,
-            false => {
-                self.pump(myself);
-                Ok(())
-            }
+        let now = self.table.runtime.clock.now();
+        let known = self.outgoing.as_ref().is_some_and(|o| o.is_due_within_s(0, now));
+        if idle && !known {
+            return Next::RollBack;
         }
+        self.pump(myself);
+        Next::GoOn
     }
 
     /// Writes a snapshot if there is something new, and stops. A command that arrives meanwhile keeps it awake.
