@@ -61,7 +61,8 @@ async fn kills_under_load_lose_and_double_nothing() {
 #[test]
 fn usage_and_configuration_errors_exit_2_in_one_line() {
     let folder = Folder::new("usage");
-    let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 6] = [
         (&["fly"], &[], "unrecognized"),
         (&["check-config"], &[("PROXIE__GATEWAY__LISTEN", "nowhere")], "gateway.listen"),
         (&["check-config"], &[("PROXIE__GATEWAY__LISSEN", "127.0.0.1:1")], "lissen"),
