@@ -2,7 +2,7 @@
 
 use super::numbers::in_words;
 use super::token::{Kind, Token};
-use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::money::{Money, minor_digits};
 
 const MOST_MINOR: i64 = 1_000_000_000;
 
@@ -34,7 +34,13 @@ pub(super) fn read(tokens: &mut [Token], local: Option<&str>) -> Option<Money> {
     }
     let best = best?;
     let currency = best.currency.or(local)?;
-    Some(Money::new(best.minor, currency))
+    // `number` counts hundredths.
+    let minor = match minor_digits(currency) {
+        0 => (best.minor / 100).max(1),
+        3 => best.minor * 10,
+        _ => best.minor,
+    };
+    Some(Money::new(minor, currency))
 }
 
 /// An amount that starts here, and where it ends.
