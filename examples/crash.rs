@@ -48,7 +48,7 @@ fn next_to_me() -> anyhow::Result<PathBuf> {
     Ok(binary)
 }
 
-async fn run(binary: &Path, folder: &Path, kills: u32) -> anyhow::Result<()> {
+pub async fn run(binary: &Path, folder: &Path, kills: u32) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut node = Node::start(binary, folder)?;
     let (address, addresses) = watch::channel(Some(node.url.clone()));

@@ -129,6 +129,11 @@ impl Node {
         })
     }
 
+    /// The edges of this node, for whoever runs it inside another process: tests and examples.
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
     /// Resolves with the reason when the node cannot go on.
     pub async fn doomed(&self) -> String {
         let store_gone = async {

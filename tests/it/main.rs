@@ -1,8 +1,10 @@
 //! The integration tests: one binary, on real servers that it starts and stops itself.
 
 mod counter;
+mod edges;
 mod embedded;
 mod gateway;
+mod process;
 mod runtime;
 mod support;
 mod tidy;

@@ -485,3 +485,49 @@ async fn publications_are_numbered_without_a_hole() {
     assert_eq!(first.identity.epoch, second.identity.epoch);
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_is_away_nothing_is_acknowledged_and_then_it_goes_on() {
+    use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
+    let folder = std::env::temp_dir().join(format!("proxie-it-away-{}", std::process::id()));
+    let start = || async {
+        let options = ServerOptions {
+            shared_buffers: "16MB".into(),
+            ..ServerOptions::new(&folder).without_durability()
+        };
+        Embedded::start(options, DataLock::acquire(&folder).unwrap()).await.unwrap()
+    };
+    let server = start().await;
+    let setup = Setup {
+        writer: writer::Options { resolve_patience_ms: 200, ..Default::default() },
+        ..Default::default()
+    };
+    let node = core(server.connect_options(), setup).await;
+    let mut acknowledged = 0;
+    for _ in 0..10 {
+        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        acknowledged += 1;
+    }
+    server.stop().await.unwrap();
+    let add = |n: u32| {
+        ask(&node, "a", Command::Add(1), user("u", if n == 0 { "first" } else { "second" }))
+    };
+    assert!(matches!(add(0).await, Err(AskError::Unavailable { .. } | AskError::DeadlineExceeded)));
+    eventually("the node is not ready", || async { !node.is_ready() }).await;
+    // Reads too: without a proven lease they may be old.
+    assert!(matches!(
+        ask(&node, "a", Command::Get, Meta::runtime()).await,
+        Err(AskError::Unavailable { .. })
+    ));
+    let server = start().await;
+    eventually("the node is ready again", || async { node.is_ready() }).await;
+    // The unanswered command again, with its id, and another one: each counts once.
+    for n in [0, 1] {
+        eventually("it is answered", || async { add(n).await.is_ok() }).await;
+        acknowledged += 1;
+    }
+    eventually("the total is right", || async { total(&node, "a").await == acknowledged }).await;
+    node.stop().await;
+    server.stop().await.unwrap();
+    let _ = std::fs::remove_dir_all(&folder);
+}

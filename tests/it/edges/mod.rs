@@ -1,0 +1,412 @@
+//! The edges from outside: a real node in this process, spoken to over TCP only.
+
+mod http;
+mod ws;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use proxie::app::node::Node;
+use proxie::config::Config;
+use proxie::kernel::clock::Clock;
+use proxie::kernel::entity::Role;
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use crate::support;
+
+/// What everything here is given before a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct TestNode {
+    pub node: Node,
+    config: Config,
+}
+
+impl TestNode {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        let database = support::database().await;
+        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.allow_fsync_off = true;
+        config.persistence.max_connections = 10;
+        config.gateway.listen = "127.0.0.1:0".into();
+        config.gateway.drain_ms = 0;
+        change(&mut config);
+        Self { node: Node::start(&config).await.unwrap(), config }
+    }
+
+    /// Another process would do the same: everything that is not in the store is gone.
+    pub async fn restart(self) -> Self {
+        self.node.stop().await;
+        Self { node: Node::start(&self.config).await.unwrap(), config: self.config }
+    }
+
+    pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
+        self.node.gateway().auth.mint(user, role, Clock::System.now(), ttl_s)
+    }
+
+    /// Speaks HTTP as a consumer.
+    pub fn user(&self, user: &str) -> Http {
+        self.user_as(user, Role::Consumer)
+    }
+
+    pub fn user_as(&self, user: &str, role: Role) -> Http {
+        Http { address: self.node.address, token: Some(self.token(user, role, 3_600)) }
+    }
+
+    pub fn anonymous(&self) -> Http {
+        Http { address: self.node.address, token: None }
+    }
+
+    /// A hairdresser at Alexanderplatz who always has time. Its id.
+    pub async fn hairdresser(&self) -> String {
+        let answer =
+            self.user_as("pat", Role::Provider).post("/v1/providers", &hairdresser()).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        text(&answer.json()["id"])
+    }
+
+    pub async fn ws(&self, user: &str) -> Ws {
+        let mut ws = self.ws_silent(user).await;
+        ws.ok("auth", json!({})).await;
+        ws
+    }
+
+    /// Authenticated by the header; nothing is said yet.
+    pub async fn ws_silent(&self, user: &str) -> Ws {
+        let token = self.token(user, Role::Consumer, 3_600);
+        self.try_ws(&[("authorization", &format!("Bearer {token}"))]).await.unwrap()
+    }
+
+    /// With these headers; else the status of the refusal.
+    pub async fn try_ws(&self, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
+        let mut request =
+            format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let stream = TcpStream::connect(self.node.address).await.unwrap();
+        match tokio_tungstenite::client_async(request, stream).await {
+            Ok((socket, response)) => Ok(Ws {
+                socket,
+                subprotocol: response
+                    .headers()
+                    .get("sec-websocket-protocol")
+                    .map(|name| name.to_str().unwrap().to_owned()),
+                waiting: VecDeque::new(),
+            }),
+            Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("the handshake failed: {error}"),
+        }
+    }
+}
+
+pub fn hairdresser() -> Value {
+    let all_day = json!([{"from_minute": 0, "to_minute": 1_440}]);
+    let weekly: serde_json::Map<String, Value> =
+        ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+            .into_iter()
+            .map(|day| (day.into(), all_day.clone()))
+            .collect();
+    json!({
+        "name": "Salon Alex",
+        "services": [{
+            "service": "haircut",
+            "price": {"amount_minor": 4_500, "currency": "EUR"},
+            "per": "service",
+            "duration_minutes": 45,
+        }],
+        "base": {
+            "city": "Berlin", "country": "DE",
+            "latitude": 52.5219, "longitude": 13.4132, "time_zone": "Europe/Berlin",
+        },
+        "radius_km": 20.0,
+        "weekly": weekly,
+        "minimum_notice_minutes": 0,
+    })
+}
+
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
+}
+
+pub fn id() -> String {
+    ulid::Ulid::generate().to_string()
+}
+
+/// An HTTP client without any comfort, so that nothing is hidden.
+#[derive(Clone)]
+pub struct Http {
+    pub address: std::net::SocketAddr,
+    pub token: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// A problem as promised: its code.
+    #[track_caller]
+    pub fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        let body = self.json();
+        assert_eq!((&body["status"], &body["code"]), (&json!(status), &json!(code)), "{body}");
+        for field in ["type", "title", "detail"] {
+            assert!(body[field].as_str().is_some_and(|s| !s.is_empty()), "{field} of {body}");
+        }
+        assert!(!self.headers["x-request-id"].is_empty());
+        body
+    }
+}
+
+impl Http {
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], b"").await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+        .await
+    }
+
+    pub async fn post_as(&self, key: &str, path: &str, body: &Value) -> Answer {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        self.send("POST", path, &headers, body.to_string().as_bytes()).await
+    }
+
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
+        let mut given = format!("content-length: {}\r\n", body.len());
+        for (name, value) in headers {
+            given += &format!("{name}: {value}\r\n");
+        }
+        self.exchange(method, path, &given, body).await
+    }
+
+    /// A POST whose body is not as long as it says, or does not say.
+    pub async fn send_unmeasured(&self, path: &str, header: &str, body: &str) -> Answer {
+        let given = format!("content-type: application/json\r\n{header}\r\n");
+        self.exchange("POST", path, &given, body.as_bytes()).await
+    }
+
+    async fn exchange(&self, method: &str, path: &str, given: &str, body: &[u8]) -> Answer {
+        let token = self.token.as_ref();
+        let token = token.map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n{token}{given}\r\n",
+            self.address,
+        );
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::time::timeout(PATIENCE, exchange).await.expect("an answer");
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: HashMap<_, _> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        assert!(headers.contains_key("x-request-id"), "{method} {path}: {head}");
+        Answer { status, headers, text: text.to_owned() }
+    }
+
+    /// Waits until the first offer to this request is there.
+    pub async fn offer(&self, request_id: &str) -> Value {
+        let path = format!("/v1/requests/{request_id}/offers");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(&path).await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            if let Some(offer) = answer.json()["items"].get(0) {
+                return offer.clone();
+            }
+            assert!(tokio::time::Instant::now() < deadline, "never an offer to {request_id}");
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+}
+
+pub struct Ws {
+    socket: WebSocketStream<TcpStream>,
+    pub subprotocol: Option<String>,
+    /// Events that came while a reply was awaited.
+    waiting: VecDeque<Value>,
+}
+
+/// What comes from a node.
+#[derive(Debug)]
+pub enum Came {
+    Frame(Value),
+    /// The code, and the reason's JSON.
+    Closed(u16, Value),
+}
+
+impl Ws {
+    pub async fn raw(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    /// Sends, and does not mind when the node has had enough.
+    pub async fn try_raw(&mut self, message: Message) -> bool {
+        self.socket.send(message).await.is_ok()
+    }
+
+    pub async fn say(&mut self, id: &str, event: &str, data: Value) {
+        let frame = json!({"id": id, "event": event, "data": data}).to_string();
+        self.raw(Message::text(frame)).await;
+    }
+
+    async fn next(&mut self) -> Came {
+        loop {
+            let next = tokio::time::timeout(PATIENCE, self.socket.next());
+            match next.await.expect("a frame").expect("a close frame before the end") {
+                Ok(Message::Text(text)) => {
+                    return Came::Frame(serde_json::from_str(&text).unwrap());
+                }
+                Ok(Message::Close(Some(close))) => {
+                    let reason = serde_json::from_str(&close.reason).unwrap_or(Value::Null);
+                    return Came::Closed(close.code.into(), reason);
+                }
+                Ok(Message::Ping(_) | Message::Pong(_)) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    async fn frame(&mut self) -> Value {
+        match self.next().await {
+            Came::Frame(frame) => frame,
+            Came::Closed(code, reason) => panic!("closed with {code} {reason}"),
+        }
+    }
+
+    /// The reply to this id. Events that come before it are kept.
+    pub async fn reply(&mut self, id: &str) -> Value {
+        loop {
+            let frame = self.frame().await;
+            if frame["id"] == id {
+                return frame;
+            }
+            self.waiting.push_back(frame);
+        }
+    }
+
+    /// The same where several replies are on their way, in whatever order.
+    pub async fn reply_of(&mut self, id: &str) -> Value {
+        match self.waiting.iter().position(|frame| frame["id"] == id) {
+            Some(at) => self.waiting.remove(at).unwrap(),
+            None => self.reply(id).await,
+        }
+    }
+
+    pub async fn ask_as(&mut self, id: &str, event: &str, data: Value) -> Value {
+        self.say(id, event, data).await;
+        self.reply(id).await
+    }
+
+    pub async fn ok(&mut self, event: &str, data: Value) -> Value {
+        let reply = self.ask_as(&id(), event, data).await;
+        assert_eq!(reply["ok"], true, "{event}: {reply}");
+        reply["data"].clone()
+    }
+
+    /// The code of the refusal.
+    pub async fn refused(&mut self, event: &str, data: Value) -> String {
+        let reply = self.ask_as(&id(), event, data).await;
+        assert_eq!(reply["ok"], false, "{event}: {reply}");
+        assert!(reply["error"]["message"].is_string() && reply["error"]["retryable"].is_boolean());
+        text(&reply["error"]["code"])
+    }
+
+    /// The next frame that is not a reply, in the order of arrival.
+    pub async fn event(&mut self) -> Value {
+        match self.waiting.pop_front() {
+            Some(event) => event,
+            None => self.frame().await,
+        }
+    }
+
+    /// Skips to an event with this name.
+    pub async fn event_named(&mut self, name: &str) -> Value {
+        loop {
+            let event = self.event().await;
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+
+    /// `n` durable events of this topic; others are skipped.
+    pub async fn durable(&mut self, topic: &str, n: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        while events.len() < n {
+            let event = self.event().await;
+            if event["topic"] == topic && event["offset"].is_i64() {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// Forgets the events so far.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Events of this topic have come while replies were awaited.
+    pub fn has_heard(&self, topic: &str) -> bool {
+        self.waiting.iter().any(|event| event["topic"] == topic)
+    }
+
+    /// Whatever else comes, the connection ends like this.
+    pub async fn closed(&mut self) -> (u16, Value) {
+        loop {
+            if let Came::Closed(code, reason) = self.next().await {
+                return (code, reason);
+            }
+        }
+    }
+}
+
+impl Ws {
+    /// Past the protocol, onto the wire.
+    pub async fn bytes(&mut self, bytes: &[u8]) {
+        self.socket.get_mut().write_all(bytes).await.unwrap();
+    }
+}
