@@ -222,6 +222,11 @@ fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
             break;
         }
     }
+    // "60,- €"
+    let dash = |n: usize, sign: &str| tokens.get(n).is_some_and(|t| t.glued && t.is(sign));
+    if dash(at + used, ",") && dash(at + used + 1, "-") {
+        used += 2;
+    }
     let thousands = tokens.get(at + used).is_some_and(|token| token.is("k") && token.glued);
     let minor = whole * 100 + cents;
     if thousands { Some((minor * 1_000, used + 1)) } else { Some((minor, used)) }

@@ -307,7 +307,8 @@ impl Reader<'_> {
                 return next - at + if year.is_some() { skipped + 1 } else { 0 };
             }
             if ordinal
-                && self.before(at, 1) == "the"
+                && (self.before(at, 1) == "the"
+                    || at.checked_sub(1).is_some_and(|n| weekday(&self.tokens[n]).is_some()))
                 && !matches!(
                     self.word(at + 2),
                     "floor" | "time" | "street" | "one" | "offer" | "option"

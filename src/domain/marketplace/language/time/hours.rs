@@ -82,6 +82,27 @@ const PLAIN_AFTER: &[&str] = &[
     "i",
     "but",
     "then",
+    "possible",
+    "ok",
+    "okay",
+    "fine",
+    "good",
+    "free",
+    "available",
+    "preferably",
+    "maybe",
+    "it",
+    "that",
+    "can",
+    "could",
+    "will",
+    "work",
+    "haircut",
+    "barber",
+    "cleaning",
+    "cleaner",
+    "plumber",
+    "photographer",
 ];
 
 impl Reader<'_> {
@@ -230,7 +251,9 @@ impl Reader<'_> {
     fn parts(&mut self) {
         if self.part.is_none() {
             let part = |at: &usize| {
-                part_of_day(&self.tokens[*at]).filter(|_| !matches!(self.before(*at, 1), "good"))
+                part_of_day(&self.tokens[*at]).filter(|_| {
+                    !matches!(self.before(*at, 1), "good") && self.before(*at, 2) != "since"
+                })
             };
             let at =
                 (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
