@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::marketplace::money::Money;
 use crate::domain::marketplace::places::{self, Place, currency_of};
+use crate::domain::marketplace::schedule;
 use crate::domain::marketplace::service::Service;
 
 mod lexicon;
@@ -95,7 +96,7 @@ pub fn answer(
 }
 
 fn zone(place: Option<&Place>, home: &TimeZone) -> TimeZone {
-    let there = place.and_then(|place| TimeZone::get(&place.time_zone).ok());
+    let there = place.and_then(|place| schedule::zone(&place.time_zone));
     there.unwrap_or_else(|| home.clone())
 }
 
