@@ -1,8 +1,8 @@
 //! Which service the words mean, and what the message is for.
 
-use super::Intent;
 use super::numbers::one_edit;
 use super::token::{Kind, Token};
+use super::{Intent, Which};
 use crate::domain::marketplace::service::Service;
 
 /// Words and phrases, the more telling first. A phrase is matched as its words one after the other.
@@ -28,6 +28,10 @@ const SERVICES: &[(Service, &[&str])] = &[
             "hairstyle",
             "hair done",
             "hair trimmed",
+            "cut and color",
+            "cut and colour",
+            "highlights",
+            "back and sides",
             "hair",
             "beard",
             "beard trim",
@@ -81,9 +85,16 @@ const SERVICES: &[(Service, &[&str])] = &[
             "flooding",
             "water pressure",
             "shower head",
+            "shower",
+            "bathtub",
+            "dishwasher",
+            "washing machine",
             "klempner",
             "installateur",
             "no hot water",
+            "heating",
+            "cistern",
+            "septic",
             "sanitary",
         ],
     ),
@@ -139,6 +150,11 @@ const SERVICES: &[(Service, &[&str])] = &[
             "mopping",
             "mopped",
             "window cleaning",
+            "windows washed",
+            "window washing",
+            "wash my windows",
+            "ironing",
+            "spotless",
             "scrub",
             "scrubbed",
             "putzfrau",
@@ -211,7 +227,7 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
         if *word != part {
             // Words that are right as they are.
             let typo =
-                part.len() >= 6 && word.len() >= 5 && one_edit(word, part) && !RIGHT.contains(word);
+                part.len() >= 6 && word.len() >= 5 && near(word, part) && !RIGHT.contains(word);
             if !typo {
                 return 0;
             }
@@ -223,12 +239,46 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
     if job { 4 + u32::from(exact) } else { 2 + u32::from(exact) }
 }
 
+/// One edit apart, as it is written or as it sounds: "photografer".
+fn near(word: &str, part: &str) -> bool {
+    if word.len().abs_diff(part.len()) > 2 {
+        return false;
+    }
+    one_edit(word, part)
+        || (part.contains("ph") && one_edit(&word.replace("ph", "f"), &part.replace("ph", "f")))
+}
+
 /// One letter away from a word for a service, and another word.
 const RIGHT: &[&str] = &[
     "cleaver", "clearing", "cleaned", "gleaning", "leaning", "learner", "clearer", "leaner",
     "caner", "drawing", "faded", "broiler", "boiled", "stylish", "leaving", "portray", "bunker",
     "bargers", "number", "barbed", "barter", "learning", "leaned",
 ];
+
+/// The offer that is meant, where the words choose one.
+fn chosen(words: &[&str]) -> Option<Which> {
+    const ORDINALS: [&str; 5] = ["first", "second", "third", "fourth", "fifth"];
+    if words.contains(&"cheapest") {
+        return Some(Which::Cheapest);
+    }
+    if words.iter().any(|word| matches!(*word, "best" | "top")) {
+        return Some(Which::Best);
+    }
+    let named = (1_u8..).zip(ORDINALS).find(|(_, name)| words.contains(name));
+    let numbered = words.windows(2).find_map(|pair| {
+        let n: u8 = match pair {
+            ["number" | "option" | "offer", n] => n.parse().ok()?,
+            [n, "st" | "nd" | "rd" | "th"] => n.parse().ok()?,
+            _ => return None,
+        };
+        (1..=99).contains(&n).then_some(n)
+    });
+    named.map(|(n, _)| n).or(numbered).map(Which::Nth)
+}
+
+fn which(words: &[&str]) -> Which {
+    chosen(words).unwrap_or(Which::Cheapest)
+}
 
 /// What the message is for, when it says nothing of a new request.
 pub(super) fn intent(tokens: &[Token], has_service: bool, known: bool) -> Intent {
@@ -306,10 +356,11 @@ pub(super) fn intent(tokens: &[Token], has_service: bool, known: bool) -> Intent
     ];
     if !has_service
         && (has(&accept)
+            || (short && !known && has(&["one", "offer", "option"]) && chosen(&words).is_some())
             || words.as_slice() == ["the", "cheapest"]
             || words.as_slice() == ["cheapest"])
     {
-        return Intent::Accept;
+        return Intent::Accept(which(&words));
     }
     let status = [
         "status",
@@ -341,7 +392,7 @@ pub(super) fn intent(tokens: &[Token], has_service: bool, known: bool) -> Intent
         "is it booked",
         "progress",
     ];
-    if !known && has(&status) || short && has(&["status of", "status"]) {
+    if !known && has(&status) || short && has(&["status"]) || has(&["status of"]) {
         return Intent::Status;
     }
     if known {

@@ -2,7 +2,7 @@
 
 use super::numbers::in_words;
 use super::token::{Kind, Token};
-use crate::domain::marketplace::money::Money;
+use crate::domain::marketplace::money::{Money, minor_digits};
 
 const MOST_MINOR: i64 = 1_000_000_000;
 
@@ -34,7 +34,13 @@ pub(super) fn read(tokens: &mut [Token], local: Option<&str>) -> Option<Money> {
     }
     let best = best?;
     let currency = best.currency.or(local)?;
-    Some(Money::new(best.minor, currency))
+    // `number` counts hundredths.
+    let minor = match minor_digits(currency) {
+        0 => (best.minor / 100).max(1),
+        3 => best.minor * 10,
+        _ => best.minor,
+    };
+    Some(Money::new(minor, currency))
 }
 
 /// An amount that starts here, and where it ends.
@@ -215,6 +221,11 @@ fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
         if digits.text.len() < 3 {
             break;
         }
+    }
+    // "60,- €"
+    let dash = |n: usize, sign: &str| tokens.get(n).is_some_and(|t| t.glued && t.is(sign));
+    if dash(at + used, ",") && dash(at + used + 1, "-") {
+        used += 2;
     }
     let thousands = tokens.get(at + used).is_some_and(|token| token.is("k") && token.glued);
     let minor = whole * 100 + cents;

@@ -75,11 +75,12 @@ pub(super) fn in_words(tokens: &[Token]) -> Option<(u32, usize)> {
 
 /// Whether one letter more, less, other or swapped makes one word of the other.
 pub(super) fn one_edit(a: &str, b: &str) -> bool {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    // Bytes of letters that are not ASCII count one by one: such a word is no typo of an English one.
+    let (a, b) = (a.as_bytes(), b.as_bytes());
     if a.len().abs_diff(b.len()) > 1 {
         return false;
     }
-    let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
     let (a, b) = (&a[same..], &b[same..]);
     match (a, b) {
         ([], []) => true,

@@ -1,6 +1,6 @@
 //! When something is to happen: days and times of day, in the zone of the place.
 
-use jiff::civil::{Date, Time, Weekday, time};
+use jiff::civil::{Date, DateTime, Time, Weekday, time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 
@@ -62,8 +62,22 @@ const WEEKDAYS: [(&str, Weekday); 7] = [
     ("sunday", Weekday::Sunday),
 ];
 
-/// Takes the tokens that say it.
-pub(super) fn read(tokens: &mut [Token], now: Timestamp, tz: &TimeZone) -> Option<When> {
+/// What was said in an earlier message.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    pub first: DateTime,
+    pub last: DateTime,
+    pub exact: bool,
+}
+
+/// Takes the tokens that say it. `answers`: the message answers a question, so "5" is an hour.
+pub(super) fn read(
+    tokens: &mut [Token],
+    now: Timestamp,
+    tz: &TimeZone,
+    before: Option<Before>,
+    answers: bool,
+) -> Option<When> {
     let local = now.to_zoned(tz.clone()).datetime();
     let mut reader = Reader {
         tokens,
@@ -75,6 +89,8 @@ pub(super) fn read(tokens: &mut [Token], now: Timestamp, tz: &TimeZone) -> Optio
         part: None,
         moment: None,
         within: None,
+        before,
+        answers,
     };
     reader.read_all();
     reader.settle(now, local.time(), tz)
@@ -93,6 +109,8 @@ struct Reader<'a> {
     moment: Option<(SignedDuration, bool)>,
     /// How long from the moment on.
     within: Option<SignedDuration>,
+    before: Option<Before>,
+    answers: bool,
 }
 
 fn weekday(token: &Token) -> Option<Weekday> {
@@ -289,8 +307,12 @@ impl Reader<'_> {
                 return next - at + if year.is_some() { skipped + 1 } else { 0 };
             }
             if ordinal
-                && self.before(at, 1) == "the"
-                && !matches!(self.word(at + 2), "floor" | "time" | "street")
+                && (self.before(at, 1) == "the"
+                    || at.checked_sub(1).is_some_and(|n| weekday(&self.tokens[n]).is_some()))
+                && !matches!(
+                    self.word(at + 2),
+                    "floor" | "time" | "street" | "one" | "offer" | "option"
+                )
             {
                 let found = (0..62).map(|n| self.plus_days(n)).find(|date| date.day() == of_month);
                 if let Some(date) = found {

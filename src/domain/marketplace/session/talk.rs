@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{AskedOf, Current, Event, Progress, Reply, Session, State, words};
-use crate::domain::marketplace::language::{self, Intent, Understanding};
+use crate::domain::marketplace::language::{self, Intent, Understanding, Which};
 use crate::domain::marketplace::request::{self, Asked, Pick, Request, Status};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
 
@@ -23,7 +23,10 @@ pub(super) fn answer(
         "media": media,
         "created_at": cx.now,
     });
-    let heard = language::understand(&content, cx.now, &state.tz());
+    let heard = match state.draft.clone() {
+        Some(draft) => language::answer(draft, &content, cx.now, &state.tz()),
+        None => language::understand(&content, cx.now, &state.tz()),
+    };
     let received =
         Event::MessageReceived { message_id: message_id.clone(), content, media, at: cx.now };
     let decision = Decision::reply(Reply::Sent { message_id })
@@ -38,7 +41,7 @@ pub(super) fn answer(
             say(decision, words::status(current, state.draft.is_some()), about(current), cx)
         }
         Intent::Cancel => cancel(decision, state, cx),
-        Intent::Accept => accept(decision, current, Pick::Cheapest, cx),
+        Intent::Accept(which) => accept(decision, current, pick(which), cx),
         Intent::Request => understand(decision, state, heard, cx),
     }
 }
@@ -54,13 +57,9 @@ fn to_request(request_id: &str, command: &request::Command) -> Effect {
 fn understand(
     decision: Decision<Session>,
     state: &State,
-    heard: Understanding,
+    known: Understanding,
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
-    let known = match state.draft.clone() {
-        Some(draft) => language::merge(draft, heard),
-        None => heard,
-    };
     let missing = language::missing(&known);
     let (Some(service), Some(place), Some(when), true) =
         (known.service, known.place.clone(), known.when, missing.is_empty())
@@ -99,6 +98,14 @@ fn cancel(decision: Decision<Session>, state: &State, cx: &DecideCx<'_>) -> Deci
             say(decision, words::cancelling(), about(Some(current)), cx)
         }
         current => say(decision, words::nothing_to_cancel(), about(current.as_ref()), cx),
+    }
+}
+
+fn pick(which: Which) -> Pick {
+    match which {
+        Which::Cheapest => Pick::Cheapest,
+        Which::Best => Pick::Best,
+        Which::Nth(n) => Pick::Nth(n),
     }
 }
 

@@ -185,8 +185,18 @@ impl Reader<'_> {
             let last = first.saturating_add(jiff::Span::new().days(6));
             Days { first: first.max(self.today), last: last.max(self.today) }
         });
-        let days = self.days.or(week);
-        let hours = self.hours.or(self.part.map(|(from, to)| Hours::Between(from, to)));
+        let said_days = self.days.or(week);
+        let said_hours = self.hours.or(self.part.map(|(from, to)| Hours::Between(from, to)));
+        // An hour alone is on the day that was said before, a day alone at the hour.
+        let before = self.before.filter(|before| before.last.date() >= self.today);
+        let days = said_days.or_else(|| {
+            let before = before.filter(|_| said_hours.is_some())?;
+            Some(Days { first: before.first.date().max(self.today), last: before.last.date() })
+        });
+        let hours = said_hours.or_else(|| {
+            let before = before.filter(|before| before.exact && said_days.is_some())?;
+            Some(Hours::At(before.first.time()))
+        });
         let (from, to) = match hours {
             None if days.is_none() => return None,
             None => (DAY_STARTS, DAY_ENDS),

@@ -82,6 +82,27 @@ const PLAIN_AFTER: &[&str] = &[
     "i",
     "but",
     "then",
+    "possible",
+    "ok",
+    "okay",
+    "fine",
+    "good",
+    "free",
+    "available",
+    "preferably",
+    "maybe",
+    "it",
+    "that",
+    "can",
+    "could",
+    "will",
+    "work",
+    "haircut",
+    "barber",
+    "cleaning",
+    "cleaner",
+    "plumber",
+    "photographer",
 ];
 
 impl Reader<'_> {
@@ -111,6 +132,12 @@ impl Reader<'_> {
         let sure = |hour, minute, half, count| Some(Said { hour, minute, half, sure: true, count });
         match token.text.as_str() {
             "noon" | "midday" => return sure(12, 0, Half::Clock, 1),
+            // "half six" is half past six
+            "half" if self.small(at + 1).is_some_and(|hour| (1..=12).contains(&hour)) => {
+                let (half, more) = self.half_at(at + 2);
+                let hour = self.small(at + 1)?;
+                return Some(Said { hour, minute: 30, half, sure: false, count: 2 + more });
+            }
             "half" | "quarter" => {
                 return self.spoken_at(at, if token.is("half") { 30 } else { 15 }, 1);
             }
@@ -224,7 +251,9 @@ impl Reader<'_> {
     fn parts(&mut self) {
         if self.part.is_none() {
             let part = |at: &usize| {
-                part_of_day(&self.tokens[*at]).filter(|_| !matches!(self.before(*at, 1), "good"))
+                part_of_day(&self.tokens[*at]).filter(|_| {
+                    !matches!(self.before(*at, 1), "good") && self.before(*at, 2) != "since"
+                })
             };
             let at =
                 (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
@@ -247,6 +276,7 @@ impl Reader<'_> {
             | "before" | "by" | "until" | "till" | "between" | "from" | "past" | "since" | "@"
             | "to" | "~" | "latest" | "for" => 1,
             "earlier" | "later" if self.word(at + 1) == "than" => 2,
+            "it" if self.before(at, 1) == "make" => 1,
             _ => 0,
         };
         // "not before 6" is after 6, "no later than 6" before.
@@ -348,7 +378,8 @@ impl Reader<'_> {
                 .tokens
                 .get(at + said.count)
                 .is_none_or(|t| t.any(&[",", ".", "near", "in", "at", "please"]));
-        if !after_day {
+        let whole = self.answers && at == 0 && said.count == self.tokens.len();
+        if !after_day && !whole {
             return 0;
         }
         self.hours = self.settled(said, said.half).map(Hours::At);
