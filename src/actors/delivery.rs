@@ -85,10 +85,6 @@ impl Outgoing {
         self.queues.is_empty()
     }
 
-    pub fn is_delivering(&self) -> bool {
-        self.in_flight > 0
-    }
-
     pub fn last_position(&self) -> i64 {
         self.queues.values().flatten().map(|row| row.row.position).max().unwrap_or(0)
     }
