@@ -163,10 +163,16 @@ create table revocations (
 --    and with them all later items of the same entity, which were decided on a state that is not true.
 -- 3. Everything else is written with one statement a table.
 --
--- Returns only the items that were not written: `status` is moved | stale | dup | gone | after.
+-- Items name their entity and rows their item by place, from 1. Returns only the items that were not written: `status`
+-- is moved | stale | dup | gone | after. Where there is a row an item, arrays are unnested in the select list: in FROM
+-- each of them would be stored and read again.
 create function commit_batch(
     p_incarnation bigint, p_lane int, p_batch bigint, p_at timestamptz,
-    i_slot int[], i_epoch bigint[], i_kind text[], i_key text[], i_head bigint[],
+    -- false: every id is taken to be new, and one that is not fails the call (23505); true: they are looked up
+    p_careful boolean,
+    -- each entity once, with the head that its first item expects
+    e_slot int[], e_epoch bigint[], e_kind text[], e_key text[], e_head bigint[],
+    i_entity int[],
     j_item int[], j_seq bigint[], j_version smallint[], j_topic_head bigint[], j_event text[], j_caller text[], j_command text[],
     d_item int[], d_user text[], d_id text[], d_fingerprint bigint[], d_outcome text[],
     s_item int[], s_seq bigint[], s_topic_head bigint[], s_data bytea[],
@@ -195,45 +201,32 @@ begin
         raise exception 'lane fenced' using errcode = 'PX001';
     end if;
 
-    -- Slots that moved. The owner cannot change while this holds the lane row: a release locks it first.
+    -- The owner of a slot cannot change while this holds the lane row: a release locks it first.
     for r in
-        select u.n from unnest(i_slot, i_epoch) with ordinality u(slot, epoch, n)
-        left join slots s on s.slot = u.slot and s.incarnation = p_incarnation and s.epoch = u.epoch
-        where s.slot is null
+        select i.n, e.status
+          from (select e.n, case when s.slot is null then 'moved' else 'stale' end as status
+                  from unnest(e_slot, e_epoch, e_kind, e_key, e_head) with ordinality e(slot, epoch, kind, key, head, n)
+                  left join slots s on s.slot = e.slot and s.incarnation = p_incarnation and s.epoch = e.epoch
+                 where s.slot is null or e.head <> coalesce((
+                     select j.seq from journal j where j.kind = e.kind and j.key = e.key order by j.seq desc limit 1), 0)
+               ) e, unnest(i_entity) with ordinality i(entity, n)
+         where i.entity = e.n
     loop
-        bad := bad || r.n::int; statuses := statuses || 'moved'::text;
+        bad := bad || r.n::int; statuses := statuses || r.status;
         fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
     end loop;
 
-    -- The head each entity's first item expects. Later items follow it within the batch.
-    for r in
-        select f.n from (
-            select distinct on (u.kind, u.key) u.n, u.kind, u.key, u.head
-            from unnest(i_kind, i_key, i_head) with ordinality u(kind, key, head, n)
-            order by u.kind, u.key, u.n
-        ) f
-        left join journal h on h.kind = f.kind and h.key = f.key and h.seq = f.head
-        left join journal a on a.kind = f.kind and a.key = f.key and a.seq = f.head + 1
-        where (f.head > 0 and h.seq is null) or a.seq is not null
-    loop
-        if not (r.n = any(bad)) then
-            bad := bad || r.n::int; statuses := statuses || 'stale'::text;
-            fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
-        end if;
-    end loop;
-
-    if cardinality(d_item) > 0 then
-        -- In key order, so that two lanes with the same ids wait for each other and do not deadlock.
-        with wanted as (
-            select u.* from unnest(d_item, d_user, d_id, d_fingerprint, d_outcome) u(item, user_id, id, fingerprint, outcome)
-            order by u.user_id, u.id, u.item
-        )
+    -- The ids come in key order, so that two lanes with the same ids wait for each other and do not deadlock.
+    if not p_careful then
         insert into dedupe (user_id, id, fingerprint, outcome, at)
-        select w.user_id, w.id, w.fingerprint, w.outcome, p_at from wanted w
+        select unnest(d_user), unnest(d_id), unnest(d_fingerprint), unnest(d_outcome), p_at;
+    else
+        insert into dedupe (user_id, id, fingerprint, outcome, at)
+        select unnest(d_user), unnest(d_id), unnest(d_fingerprint), unnest(d_outcome), p_at
         on conflict do nothing;
         get diagnostics found_rows = row_count;
         if found_rows < cardinality(d_item) then
-            -- Rare. A row is ours if it is as we wanted it and carries this transaction.
+            -- A row is ours if it carries this transaction and no earlier item named the id.
             for r in
                 select u.item, d.fingerprint, d.outcome
                 from unnest(d_item, d_user, d_id) u(item, user_id, id)
@@ -242,7 +235,7 @@ begin
                    or exists (select from unnest(d_item, d_user, d_id) e(item, user_id, id)
                               where e.user_id = u.user_id and e.id = u.id and e.item < u.item)
             loop
-                bad := bad || (r.item + 1); statuses := statuses || 'dup'::text;
+                bad := bad || r.item; statuses := statuses || 'dup'::text;
                 fingerprints := fingerprints || r.fingerprint; outcomes := outcomes || r.outcome;
             end loop;
         end if;
@@ -252,9 +245,9 @@ begin
         for r in
             select u.item from unnest(t_item, t_op, t_name, t_id) u(item, op, name, id)
             where u.op = 'fire' and not exists (
-                select from timers t where t.kind = i_kind[u.item + 1] and t.key = i_key[u.item + 1] and t.name = u.name and t.id = u.id)
+                select from timers t where t.kind = e_kind[i_entity[u.item]] and t.key = e_key[i_entity[u.item]] and t.name = u.name and t.id = u.id)
         loop
-            bad := bad || (r.item + 1); statuses := statuses || 'gone'::text;
+            bad := bad || r.item; statuses := statuses || 'gone'::text;
             fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
         end loop;
     end if;
@@ -263,84 +256,85 @@ begin
             select u.item from unnest(c_item, c_op, c_id) u(item, op, id)
             where u.op = 'take' and not exists (select from outbox o where o.id = u.id)
         loop
-            bad := bad || (r.item + 1); statuses := statuses || 'gone'::text;
+            bad := bad || r.item; statuses := statuses || 'gone'::text;
             fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
         end loop;
     end if;
 
     if cardinality(bad) > 0 then
         for r in
-            select u.n from unnest(i_kind, i_key) with ordinality u(kind, key, n)
+            select u.n from unnest(i_entity) with ordinality u(entity, n)
             where not (u.n = any(bad)) and exists (
-                select from unnest(bad) b(n) where b.n < u.n and i_kind[b.n] = u.kind and i_key[b.n] = u.key)
+                select from unnest(bad) b(n) where b.n < u.n and i_entity[b.n] = u.entity)
         loop
             bad := bad || r.n::int; statuses := statuses || 'after'::text;
             fingerprints := fingerprints || null::bigint; outcomes := outcomes || null::text;
         end loop;
         -- What the refused items claimed goes away again; rows that were there before stay.
         delete from dedupe d using unnest(d_item, d_user, d_id) u(item, user_id, id)
-         where d.user_id = u.user_id and d.id = u.id and (u.item + 1) = any(bad)
+         where d.user_id = u.user_id and d.id = u.id and u.item = any(bad)
            and d.xmin = pg_current_xact_id()::xid
            -- the row of an id that two items name belongs to the first of them
-           and not exists (select from unnest(bad, statuses) b(n, status) where b.n = u.item + 1 and b.status = 'dup');
+           and not exists (select from unnest(bad, statuses) b(n, status) where b.n = u.item and b.status = 'dup');
     end if;
 
     insert into journal (kind, key, seq, version, topic_head, event, caller, command_id, at)
-    select i_kind[u.item + 1], i_key[u.item + 1], u.seq, u.version, u.topic_head, u.event::jsonb, u.caller, u.command, p_at
-      from unnest(j_item, j_seq, j_version, j_topic_head, j_event, j_caller, j_command) u(item, seq, version, topic_head, event, caller, command)
-     where not ((u.item + 1) = any(bad));
+    select e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.seq, u.version, u.topic_head, u.event::jsonb, u.caller, u.command, p_at
+      from (select unnest(j_item) as item, unnest(j_seq) as seq, unnest(j_version) as version, unnest(j_topic_head) as topic_head,
+                   unnest(j_event) as event, unnest(j_caller) as caller, unnest(j_command) as command) u
+     where not (u.item = any(bad));
 
     if cardinality(s_item) > 0 then
         insert into snapshots (kind, key, seq, topic_head, data)
-        select distinct on (i_kind[u.item + 1], i_key[u.item + 1])
-               i_kind[u.item + 1], i_key[u.item + 1], u.seq, u.topic_head, u.data
+        select distinct on (e_kind[i_entity[u.item]], e_key[i_entity[u.item]])
+               e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.seq, u.topic_head, u.data
           from unnest(s_item, s_seq, s_topic_head, s_data) u(item, seq, topic_head, data)
-         where not ((u.item + 1) = any(bad))
-         order by i_kind[u.item + 1], i_key[u.item + 1], u.seq desc
+         where not (u.item = any(bad))
+         order by e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.seq desc
         on conflict (kind, key) do update set seq = excluded.seq, topic_head = excluded.topic_head, data = excluded.data;
     end if;
 
     if cardinality(o_item) > 0 then
         insert into outbox (id, slot, sender_kind, sender_key, position, target_kind, target_key, body, due_at)
-        select u.id, i_slot[u.item + 1], i_kind[u.item + 1], i_key[u.item + 1], u.position, u.target_kind, u.target_key, u.body, p_at
+        select u.id, e_slot[i_entity[u.item]], e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.position, u.target_kind, u.target_key, u.body, p_at
           from unnest(o_item, o_id, o_position, o_target_kind, o_target_key, o_body) u(item, id, position, target_kind, target_key, body)
-         where not ((u.item + 1) = any(bad));
+         where not (u.item = any(bad));
     end if;
     if cardinality(c_item) > 0 then
         delete from outbox o using unnest(c_item, c_op, c_id) u(item, op, id)
-         where o.id = u.id and u.op in ('done', 'take') and not ((u.item + 1) = any(bad));
+         where o.id = u.id and u.op in ('done', 'take') and not (u.item = any(bad));
         update outbox o set attempts = u.attempts, due_at = u.due, last_error = u.error,
                dead_at = case when u.op = 'dead' then p_at end
           from unnest(c_item, c_op, c_id, c_attempts, c_due, c_error) u(item, op, id, attempts, due, error)
-         where o.id = u.id and u.op in ('retry', 'dead') and not ((u.item + 1) = any(bad));
+         where o.id = u.id and u.op in ('retry', 'dead') and not (u.item = any(bad));
     end if;
 
     if cardinality(t_item) > 0 then
         delete from timers t using unnest(t_item, t_op, t_name, t_id) u(item, op, name, id)
-         where t.kind = i_kind[u.item + 1] and t.key = i_key[u.item + 1] and t.name = u.name
-           and (u.op = 'cancel' or (u.op = 'fire' and t.id = u.id)) and not ((u.item + 1) = any(bad));
+         where t.kind = e_kind[i_entity[u.item]] and t.key = e_key[i_entity[u.item]] and t.name = u.name
+           and (u.op = 'cancel' or (u.op = 'fire' and t.id = u.id)) and not (u.item = any(bad));
         insert into timers (kind, key, name, id, slot, due_at, command)
-        select distinct on (i_kind[u.item + 1], i_key[u.item + 1], u.name)
-               i_kind[u.item + 1], i_key[u.item + 1], u.name, u.id, i_slot[u.item + 1], u.due, u.command
+        select distinct on (e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.name)
+               e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.name, u.id, e_slot[i_entity[u.item]], u.due, u.command
           from unnest(t_item, t_op, t_name, t_id, t_due, t_command) with ordinality u(item, op, name, id, due, command, n)
-         where u.op = 'set' and not ((u.item + 1) = any(bad))
+         where u.op = 'set' and not (u.item = any(bad))
            -- a later cancel of the same batch wins
            and not exists (select from unnest(t_item, t_op, t_name) with ordinality x(item, op, name, n)
-                           where x.op = 'cancel' and x.name = u.name and x.n > u.n and not ((x.item + 1) = any(bad))
-                             and i_kind[x.item + 1] = i_kind[u.item + 1] and i_key[x.item + 1] = i_key[u.item + 1])
-         order by i_kind[u.item + 1], i_key[u.item + 1], u.name, u.n desc
+                           where x.op = 'cancel' and x.name = u.name and x.n > u.n and not (x.item = any(bad))
+                             and e_kind[i_entity[x.item]] = e_kind[i_entity[u.item]] and e_key[i_entity[x.item]] = e_key[i_entity[u.item]])
+         order by e_kind[i_entity[u.item]], e_key[i_entity[u.item]], u.name, u.n desc
         on conflict (kind, key, name) do update
            set id = excluded.id, slot = excluded.slot, due_at = excluded.due_at, command = excluded.command;
     end if;
 
     if cardinality(p_item) > 0 then
         insert into publications (topic, "offset", event, data, at)
-        select i_kind[u.item + 1] || ':' || i_key[u.item + 1], u."offset", u.event, u.data, p_at
+        select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]], u."offset", u.event, u.data, p_at
           from unnest(p_item, p_offset, p_event, p_data) u(item, "offset", event, data)
-         where not ((u.item + 1) = any(bad));
+         where not (u.item = any(bad));
         -- Bounded by count: trimmed in steps of 64, so that most commits do not pay for it.
         delete from publications p
-         using (select i_kind[u.item + 1] || ':' || i_key[u.item + 1] as topic, max(u."offset") as head
+         using (select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]] as topic, max(u."offset") as head
                   from unnest(p_item, p_offset) u(item, "offset") where u."offset" % 64 = 0 group by 1) h
          where p.topic = h.topic and p."offset" <= h.head - p_keep;
     end if;
@@ -349,7 +343,7 @@ begin
         for r in
             select u.view, jsonb_agg(u.row::jsonb order by u.n) as rows
               from unnest(v_item, v_view, v_row) with ordinality u(item, view, row, n)
-             where not ((u.item + 1) = any(bad)) group by u.view order by u.view
+             where not (u.item = any(bad)) group by u.view order by u.view
         loop
             execute format('select %I($1)', 'view_' || r.view) using r.rows;
         end loop;
@@ -357,10 +351,10 @@ begin
 
     if cardinality(bad) > 0 then
         update lanes l set result = (
-            select jsonb_agg(jsonb_build_array(b.n - 1, b.status, b.fingerprint, b.outcome))
+            select jsonb_agg(jsonb_build_array(b.n, b.status, b.fingerprint, b.outcome))
               from unnest(bad, statuses, fingerprints, outcomes) b(n, status, fingerprint, outcome))
          where l.incarnation = p_incarnation and l.lane = p_lane;
-        return query select b.n - 1, b.status, b.fingerprint, b.outcome
+        return query select b.n, b.status, b.fingerprint, b.outcome
                        from unnest(bad, statuses, fingerprints, outcomes) b(n, status, fingerprint, outcome);
     end if;
 end $$;

@@ -71,13 +71,19 @@ impl<E: Entity> ractor::Message for Message<E> {}
 /// A decided command whose consequences wait for its commit, or, without one, for the commits before it.
 struct Pending<E: Entity> {
     ticket: u64,
-    ask: Ask<E>,
+    ask: Box<Ask<E>>,
     answer: Answer<E>,
     publish: Vec<Published>,
     outbox: Vec<OutboxRow>,
-    id_hash: Option<u64>,
+    claim: Option<Claim>,
     commits: bool,
-    snapshot_seq: Option<i64>,
+}
+
+/// The id under which a command's first outcome is remembered.
+struct Claim {
+    id_hash: u64,
+    fingerprint: i64,
+    outcome: Arc<str>,
 }
 
 pub struct Activation<E: Entity> {
@@ -91,16 +97,17 @@ pub struct Activation<E: Entity> {
     snapshot_seq: i64,
     next_ticket: u64,
     next_position: i64,
-    pending: VecDeque<Pending<E>>,
+    /// Boxed, as a queue keeps its room when it is empty.
+    pending: VecDeque<Box<Pending<E>>>,
     /// Ids in flight, so that a retry waits for the first outcome: id hash → ticket.
     ids: HashMap<u64, u64>,
     /// Outcomes of the last few ids, so that a quick retry costs no read.
-    recent: VecDeque<(u64, i64, Arc<str>)>,
+    recent: VecDeque<Claim>,
     /// Retries of commands in flight, and queries that wait for a change.
-    followers: Vec<(u64, i64, Ask<E>)>,
-    waiting: Vec<Ask<E>>,
+    followers: Vec<(u64, i64, Box<Ask<E>>)>,
+    waiting: Vec<Box<Ask<E>>>,
     /// Commands to decide again once the state has been read anew.
-    redo: Option<Vec<Ask<E>>>,
+    redo: Option<Vec<Box<Ask<E>>>>,
     outgoing: Option<Box<Outgoing>>,
     failed: Arc<AtomicBool>,
     _entry: Entry<E>,
@@ -180,7 +187,7 @@ impl<E: Entity> Actor for Shell<E> {
         }
         // The rare long ways are boxed: an idle actor's memory holds the largest future that its handler may become.
         let step = match message {
-            Message::Ask(ask) => a.ask(&myself, *ask),
+            Message::Ask(ask) => a.ask(&myself, ask),
             Message::Finished { ticket, result } => match a.finished(&myself, ticket, result) {
                 Ok(Next::RollBack) => Box::pin(a.roll_back(&myself)).await,
                 Ok(Next::GoOn) => Ok(()),
@@ -242,7 +249,7 @@ impl<E: Entity> Activation<E> {
         let waiting =
             waiting.chain(self.waiting.drain(..)).chain(self.redo.take().into_iter().flatten());
         for ask in waiting.chain(message.and_then(|m| match m {
-            Message::Ask(ask) => Some(*ask),
+            Message::Ask(ask) => Some(ask),
             _ => None,
         })) {
             ask.answer(Err(error.clone()));
@@ -330,7 +337,7 @@ impl<E: Entity> Activation<E> {
         Stop::Failed(reason)
     }
 
-    fn ask(&mut self, myself: &ActorRef<Message<E>>, ask: Ask<E>) -> Result<(), Stop> {
+    fn ask(&mut self, myself: &ActorRef<Message<E>>, ask: Box<Ask<E>>) -> Result<(), Stop> {
         if let Some(redo) = &mut self.redo {
             redo.push(ask);
             return Ok(());
@@ -339,7 +346,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// One command: decided on the state as it will be when all pending commits are through.
-    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Ask<E>) -> Result<(), Stop> {
+    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Box<Ask<E>>) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
         if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             ask.answer(Err(AskError::DeadlineExceeded));
@@ -357,9 +364,8 @@ impl<E: Entity> Activation<E> {
                 self.followers.push((*ticket, dedupe.fingerprint, ask));
                 return Ok(());
             }
-            if let Some((_, fingerprint, outcome)) = self.recent.iter().find(|(h, _, _)| *h == hash)
-            {
-                let answer = remembered::<E>(*fingerprint, outcome, dedupe.fingerprint);
+            if let Some(claim) = self.recent.iter().find(|claim| claim.id_hash == hash) {
+                let answer = claim.recall::<E>(dedupe.fingerprint);
                 self.push_answer(ask, answer, Vec::new());
                 self.release();
                 return Ok(());
@@ -420,15 +426,18 @@ impl<E: Entity> Activation<E> {
     fn submit(
         &mut self,
         myself: &ActorRef<Message<E>>,
-        ask: Ask<E>,
+        ask: Box<Ask<E>>,
         answer: Answer<E>,
         decision: Decision<E>,
         mut dedupe: Option<DedupeRow>,
         id_hash: Option<u64>,
     ) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
-        if let (Some(row), Ok(outcome)) = (&mut dedupe, &answer) {
-            row.outcome = serde_json::to_string(outcome).expect("replies are plain data");
+        let mut claim = None;
+        if let (Some(row), Some(id_hash), Ok(outcome)) = (&mut dedupe, id_hash, &answer) {
+            row.outcome = serde_json::to_string(outcome).expect("replies are plain data").into();
+            let (fingerprint, outcome) = (row.fingerprint, row.outcome.clone());
+            claim = Some(Claim { id_hash, fingerprint, outcome });
         }
         let head = self.head;
         let topic = format!("{}:{}", E::KIND, self.key);
@@ -545,21 +554,19 @@ impl<E: Entity> Activation<E> {
             failed: self.failed.clone(),
             done: finish_with(myself, self.next_ticket),
         };
-        let snapshot_seq = item.snapshot.as_ref().map(|s| s.seq);
         if let Some(hash) = id_hash {
             self.ids.insert(hash, self.next_ticket);
         }
         let ticket = self.take_ticket();
-        self.pending.push_back(Pending {
+        self.pending.push_back(Box::new(Pending {
             ticket,
             ask,
             answer,
             publish,
             outbox,
-            id_hash,
+            claim,
             commits: true,
-            snapshot_seq,
-        });
+        }));
         match rt.lanes.submit(Box::new(item)) {
             Ok(()) => Ok(()),
             // The state is ahead of what can be committed: drop it with the activation.
@@ -568,7 +575,9 @@ impl<E: Entity> Activation<E> {
         }
     }
 
+    /// From here on the next one is counted, before this one is written: one that is not leads to a fresh load.
     fn snapshot(&mut self) -> SnapshotRow {
+        self.snapshot_seq = self.head;
         SnapshotRow {
             seq: self.head,
             topic_head: self.topic_head,
@@ -582,18 +591,17 @@ impl<E: Entity> Activation<E> {
     }
 
     /// An answer that needs no commit of its own, but waits for those before it.
-    fn push_answer(&mut self, ask: Ask<E>, answer: Answer<E>, publish: Vec<Published>) {
+    fn push_answer(&mut self, ask: Box<Ask<E>>, answer: Answer<E>, publish: Vec<Published>) {
         let ticket = self.take_ticket();
-        self.pending.push_back(Pending {
+        self.pending.push_back(Box::new(Pending {
             ticket,
             ask,
             answer,
             publish,
             outbox: Vec::new(),
-            id_hash: None,
+            claim: None,
             commits: false,
-            snapshot_seq: None,
-        });
+        }));
     }
 
     /// Lets go of what waits at the front and needs no commit.
@@ -625,32 +633,24 @@ impl<E: Entity> Activation<E> {
             return Ok(Next::GoOn);
         }
         let mut pending = self.pending.pop_front().expect("there is a front");
-        if let Some(hash) = pending.id_hash {
-            self.ids.remove(&hash);
+        if let Some(claim) = &pending.claim {
+            self.ids.remove(&claim.id_hash);
         }
-        let (followers, rest) =
-            std::mem::take(&mut self.followers).into_iter().partition(|(t, _, _)| *t == ticket);
-        self.followers = rest;
-        let followers: Vec<(u64, i64, Ask<E>)> = followers;
+        let followers: Vec<_> = self.followers.extract_if(.., |(t, _, _)| *t == ticket).collect();
         match result {
             CommitResult::Committed => {
                 self.table.succeeded(&self.key);
-                if let Some(seq) = pending.snapshot_seq {
-                    self.snapshot_seq = seq;
-                }
                 for published in &pending.publish {
                     self.table.runtime.topics.publish(published);
                 }
-                if let (Some(hash), Ok(outcome)) = (pending.id_hash, &pending.answer) {
-                    let text = serde_json::to_string(outcome).expect("replies are plain data");
-                    let fingerprint = pending.ask.dedupe(&self.key).map_or(0, |d| d.fingerprint);
+                if let Some(claim) = pending.claim.take() {
                     for (_, asked, follower) in followers {
-                        follower.answer(remembered::<E>(fingerprint, &text, asked));
+                        follower.answer(claim.recall::<E>(asked));
                     }
                     if self.recent.len() == RECENT {
                         self.recent.pop_front();
                     }
-                    self.recent.push_back((hash, fingerprint, text.into()));
+                    self.recent.push_back(claim);
                 }
                 pending.ask.answer(pending.answer);
                 if !pending.outbox.is_empty() {
@@ -661,11 +661,12 @@ impl<E: Entity> Activation<E> {
                 return Ok(Next::GoOn);
             }
             CommitResult::Duplicate { fingerprint, outcome } => {
-                let asked = pending.ask.dedupe(&self.key).map_or(0, |d| d.fingerprint);
+                let asked = pending.claim.map_or(0, |claim| claim.fingerprint);
+                let first = Claim { id_hash: 0, fingerprint, outcome: outcome.into() };
                 for (_, asked, follower) in followers {
-                    follower.answer(remembered::<E>(fingerprint, &outcome, asked));
+                    follower.answer(first.recall::<E>(asked));
                 }
-                pending.ask.answer(remembered::<E>(fingerprint, &outcome, asked));
+                pending.ask.answer(first.recall::<E>(asked));
             }
             CommitResult::Gone => pending.ask.answer(Err(AskError::Internal)),
             CommitResult::Invalid { constraint, message } => {
@@ -829,7 +830,6 @@ impl<E: Entity> Activation<E> {
         }
         if self.head > self.snapshot_seq && self.table.runtime.lanes.is_up(self.slot) {
             let snapshot = self.snapshot();
-            self.snapshot_seq = snapshot.seq;
             let again = myself.clone();
             let done = Box::new(move |result| {
                 if result == CommitResult::Committed {
@@ -862,12 +862,14 @@ fn finish_with<E: Entity>(
     Box::new(move |result| drop(myself.cast(Message::Finished { ticket, result })))
 }
 
-/// The answer that a remembered outcome gives to somebody who asks with `asked`.
-fn remembered<E: Entity>(fingerprint: i64, outcome: &str, asked: i64) -> Answer<E> {
-    if fingerprint != asked {
-        return Err(AskError::IdReused);
+impl Claim {
+    /// The answer to somebody who asks under this id with the fingerprint `asked`.
+    fn recall<E: Entity>(&self, asked: i64) -> Answer<E> {
+        if self.fingerprint != asked {
+            return Err(AskError::IdReused);
+        }
+        serde_json::from_str(&self.outcome).map_err(|_| AskError::Internal)
     }
-    serde_json::from_str(outcome).map_err(|_| AskError::Internal)
 }
 
 fn caller_name(caller: &Caller) -> String {
@@ -879,8 +881,9 @@ fn caller_name(caller: &Caller) -> String {
 }
 
 impl<E: Entity> Ask<E> {
-    fn internal(command: E::Command, origin: Origin<E>) -> Self {
-        Self { command, caller: Caller::Runtime, command_id: None, deadline: None, origin }
+    fn internal(command: E::Command, origin: Origin<E>) -> Box<Self> {
+        let caller = Caller::Runtime;
+        Box::new(Self { command, caller, command_id: None, deadline: None, origin })
     }
 
     fn answer(self, answer: Answer<E>) {
@@ -906,6 +909,6 @@ impl<E: Entity> Ask<E> {
         };
         let command = serde_json::to_vec(&self.command).expect("commands are plain data");
         let fingerprint = stable_hash(&[E::KIND.as_bytes(), key.as_bytes(), &command]) as i64;
-        Some(DedupeRow { user_id, id, fingerprint, outcome: String::new() })
+        Some(DedupeRow { user_id, id, fingerprint, outcome: "".into() })
     }
 }

@@ -1,5 +1,6 @@
 //! What one entity wants written at once ([`CommitItem`]), and the call that writes a batch of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,7 +45,7 @@ pub struct DedupeRow {
     pub user_id: String,
     pub id: String,
     pub fingerprint: i64,
-    pub outcome: String,
+    pub outcome: Arc<str>,
 }
 
 pub struct SnapshotRow {
@@ -152,18 +153,31 @@ impl CommitItem {
     }
 }
 
+/// Which batch of which lane this is.
+pub struct Batch {
+    pub incarnation: i64,
+    pub lane: i32,
+    pub number: i64,
+    pub at: Timestamp,
+    /// Command ids are looked up first. Without it an id that was used before fails the call, which is cheaper as long
+    /// as it is rare.
+    pub careful: bool,
+    /// Publications kept per topic.
+    pub keep_publications: i32,
+}
+
 /// One call of `commit_batch`. `Ok` holds a result for every item.
 pub async fn call(
     connection: &mut PgConnection,
-    incarnation: i64,
-    lane: i32,
-    batch: i64,
-    at: Timestamp,
-    items: &[CommitItem],
-    keep_publications: i32,
+    batch: &Batch,
+    items: &[Box<CommitItem>],
 ) -> Result<Vec<CommitResult>, sqlx::Error> {
-    let mut i = ItemColumns::default();
+    let at = batch.at;
+    let mut entities: HashMap<usize, i32> = HashMap::with_capacity(items.len());
+    let mut e = EntityColumns::default();
+    let mut i_entity = Vec::with_capacity(items.len());
     let mut j = JournalColumns::default();
+    let mut dedupe = Vec::new();
     let mut d = DedupeColumns::default();
     let mut s = SnapshotColumns::default();
     let mut o = OutboxColumns::default();
@@ -172,12 +186,16 @@ pub async fn call(
     let mut p = PublicationColumns::default();
     let mut v = ViewColumns::default();
     for (n, item) in items.iter().enumerate() {
-        let n = n as i32;
-        i.slot.push(i32::from(item.slot));
-        i.epoch.push(item.epoch);
-        i.kind.push(item.kind);
-        i.key.push(&item.key);
-        i.head.push(item.head);
+        let n = n as i32 + 1;
+        // `failed` is what the items of one activation share.
+        i_entity.push(*entities.entry(Arc::as_ptr(&item.failed) as usize).or_insert_with(|| {
+            e.slot.push(i32::from(item.slot));
+            e.epoch.push(item.epoch);
+            e.kind.push(item.kind);
+            e.key.push(&item.key);
+            e.head.push(item.head);
+            e.slot.len() as i32
+        }));
         for (k, row) in item.events.iter().enumerate() {
             j.item.push(n);
             j.seq.push(item.head + 1 + k as i64);
@@ -188,11 +206,7 @@ pub async fn call(
             j.command.push(item.command_id.as_deref());
         }
         if let Some(row) = &item.dedupe {
-            d.item.push(n);
-            d.user.push(&row.user_id);
-            d.id.push(&row.id);
-            d.fingerprint.push(row.fingerprint);
-            d.outcome.push(&row.outcome);
+            dedupe.push((&row.user_id, &row.id, n, row));
         }
         if let Some(row) = &item.snapshot {
             s.item.push(n);
@@ -253,16 +267,27 @@ pub async fn call(
             v.row.push(row.row.to_string());
         }
     }
+    // In key order, as the call wants them.
+    dedupe.sort_unstable_by_key(|(user, id, n, _)| (*user, *id, *n));
+    for (user, id, n, row) in dedupe {
+        d.item.push(n);
+        d.user.push(user);
+        d.id.push(id);
+        d.fingerprint.push(row.fingerprint);
+        d.outcome.push(&row.outcome);
+    }
     let rows = sqlx::query(CALL)
-        .bind(incarnation)
-        .bind(lane)
-        .bind(batch)
+        .bind(batch.incarnation)
+        .bind(batch.lane)
+        .bind(batch.number)
         .bind(micros(at))
-        .bind(i.slot)
-        .bind(i.epoch)
-        .bind(i.kind)
-        .bind(i.key)
-        .bind(i.head)
+        .bind(batch.careful)
+        .bind(e.slot)
+        .bind(e.epoch)
+        .bind(e.kind)
+        .bind(e.key)
+        .bind(e.head)
+        .bind(i_entity)
         .bind(j.item)
         .bind(j.seq)
         .bind(j.version)
@@ -304,7 +329,7 @@ pub async fn call(
         .bind(v.item)
         .bind(v.view)
         .bind(v.row)
-        .bind(keep_publications)
+        .bind(batch.keep_publications)
         .fetch_all(connection)
         .await?;
     let mut results = vec![CommitResult::Committed; items.len()];
@@ -316,17 +341,18 @@ pub async fn call(
 
 /// Times travel as microseconds and become `timestamptz` in the call: sqlx needs no date library for that.
 const CALL: &str = "select item, status, fingerprint, outcome from commit_batch(
-    $1, $2, $3, micros($4),
-    $5, $6, $7, $8, $9,
-    $10, $11, $12, $13, $14, $15, $16,
-    $17, $18, $19, $20, $21,
-    $22, $23, $24, $25,
-    $26, $27, $28, $29, $30, $31,
-    $32, $33, $34, $35, micros($36), $37,
-    $38, $39, $40, $41, micros($42), $43,
-    $44, $45, $46, $47,
-    $48, $49, $50,
-    $51)";
+    $1, $2, $3, micros($4), $5,
+    $6, $7, $8, $9, $10,
+    $11,
+    $12, $13, $14, $15, $16, $17, $18,
+    $19, $20, $21, $22, $23,
+    $24, $25, $26, $27,
+    $28, $29, $30, $31, $32, $33,
+    $34, $35, $36, $37, micros($38), $39,
+    $40, $41, $42, $43, micros($44), $45,
+    $46, $47, $48, $49,
+    $50, $51, $52,
+    $53)";
 
 fn set_result(
     results: &mut [CommitResult],
@@ -335,7 +361,8 @@ fn set_result(
     fingerprint: Option<i64>,
     outcome: Option<String>,
 ) {
-    let Some(result) = usize::try_from(item).ok().and_then(|n| results.get_mut(n)) else { return };
+    let place = usize::try_from(item).ok().and_then(|n| n.checked_sub(1));
+    let Some(result) = place.and_then(|n| results.get_mut(n)) else { return };
     *result = match status {
         "dup" => CommitResult::Duplicate {
             fingerprint: fingerprint.unwrap_or_default(),
@@ -402,7 +429,7 @@ pub async fn resolve(
 }
 
 #[derive(Default)]
-struct ItemColumns<'a> {
+struct EntityColumns<'a> {
     slot: Vec<i32>,
     epoch: Vec<i64>,
     kind: Vec<&'a str>,

@@ -125,6 +125,8 @@ impl Launcher {
         };
         command.env_clear().process_group(0).current_dir("/").stdin(Stdio::null());
         command.env("HOME", "/tmp").env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+        // A batch needs some MiB each time: a backend that gave them back would fault them in again.
+        command.env("MALLOC_TRIM_THRESHOLD_", "33554432").env("MALLOC_MMAP_THRESHOLD_", "16777216");
         for kept in ["PATH", "LD_LIBRARY_PATH"] {
             if let Some(value) = std::env::var_os(kept) {
                 command.env(kept, value);

@@ -1,0 +1,298 @@
+//! Writing one batch: the call, and what follows when it fails.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, Postgres};
+
+use super::{Ended, Options};
+use crate::kernel::clock::Clock;
+use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Resolution};
+
+/// After an id came twice, this many batches look ids up: retries come in crowds.
+const CAREFUL_BATCHES: u32 = 64;
+
+/// What it takes to write batches of one lane, one after the other.
+pub struct Writer {
+    pool: PgPool,
+    incarnation: i64,
+    lane: i32,
+    clock: Clock,
+    options: Options,
+    up: Arc<AtomicBool>,
+    next_batch: i64,
+    /// Batches that are still to be written with care.
+    careful: u32,
+    /// The lane's own: its plans are made, and one backend keeps them warm. Dropped with the first error on it.
+    connection: Option<PoolConnection<Postgres>>,
+}
+
+/// What went wrong with a call.
+enum Failure {
+    /// The statement failed and was rolled back; the batch number is still free.
+    Item(CommitResult),
+    Conflict,
+    /// A command id was used before, or twice in the batch, and nobody looked.
+    UsedId,
+    Fenced,
+    /// Whether it committed is not known.
+    Unknown(String),
+    /// Rolled back for want of something (disk, memory, connections): later it may succeed.
+    Starved(String),
+}
+
+fn classify(error: &sqlx::Error) -> Failure {
+    let sqlx::Error::Database(db) = error else {
+        return match error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+                Failure::Starved(error.to_string())
+            }
+            sqlx::Error::Encode(_) => Failure::Item(CommitResult::Invalid {
+                constraint: None,
+                message: error.to_string(),
+            }),
+            _ => Failure::Unknown(error.to_string()),
+        };
+    };
+    let code = db.code().unwrap_or_default().into_owned();
+    match code.as_str() {
+        "PX001" => Failure::Fenced,
+        "23505" if db.constraint() == Some("dedupe_pkey") => Failure::UsedId,
+        "57014" => Failure::Starved(db.message().to_owned()),
+        code if code.starts_with("40") => Failure::Conflict,
+        // 08 connection, 57 operator intervention (terminated backend, shutdown, starting up), 58 system error
+        code if code.starts_with("08")
+            || code.starts_with("57")
+            || code.starts_with("58")
+            || code.starts_with("XX") =>
+        {
+            Failure::Unknown(db.message().to_owned())
+        }
+        // 53 insufficient resources, 25 read-only transaction (a demoted primary)
+        code if code.starts_with("53") || code.starts_with("25") => {
+            Failure::Starved(db.message().to_owned())
+        }
+        _ => Failure::Item(CommitResult::Invalid {
+            constraint: db.constraint().map(str::to_owned),
+            message: format!("{code}: {}", db.message()),
+        }),
+    }
+}
+
+fn backoff(attempt: u32) -> Duration {
+    let base = Duration::from_millis(10 << attempt.min(6));
+    base.mul_f64(rand::rng().random_range(0.5..1.5))
+}
+
+impl Writer {
+    pub fn new(
+        pool: PgPool,
+        incarnation: i64,
+        lane: i32,
+        clock: Clock,
+        options: Options,
+        up: Arc<AtomicBool>,
+    ) -> Box<Self> {
+        let (next_batch, careful) = (1, 0);
+        Box::new(Self {
+            pool,
+            incarnation,
+            lane,
+            clock,
+            options,
+            up,
+            next_batch,
+            careful,
+            connection: None,
+        })
+    }
+
+    /// Writes the items and returns how they ended, and false when the lane is fenced. What ends while the rest waits
+    /// for the store is told at once.
+    pub async fn write(
+        &mut self,
+        items: Vec<Box<CommitItem>>,
+        tell: impl Fn(Vec<Ended>),
+    ) -> (Vec<Ended>, bool) {
+        let started = Instant::now();
+        let mut ended = Vec::with_capacity(items.len());
+        let mut queue = VecDeque::from([items]);
+        while let Some(mut items) = queue.pop_front() {
+            // Parts of a split batch come after what made them invalid.
+            let refused = items.extract_if(.., |item| item.failed.load(Ordering::SeqCst));
+            ended.extend(refused.map(|item| (item, CommitResult::Refused)));
+            if items.is_empty() {
+                continue;
+            }
+            match self.write_one(&items).await {
+                Written::Results(results) => {
+                    for (item, result) in items.into_iter().zip(results) {
+                        // Now, not when it is handed out: nothing that was decided on it may get into a batch.
+                        if result != CommitResult::Committed {
+                            item.failed.store(true, Ordering::SeqCst);
+                        }
+                        ended.push((item, result));
+                    }
+                }
+                Written::Split => {
+                    for item in items.into_iter().rev() {
+                        queue.push_front(vec![item]);
+                    }
+                }
+                down @ (Written::Away { .. } | Written::Fenced) => {
+                    self.up.store(false, Ordering::Release);
+                    let items = items.into_iter().chain(queue.drain(..).flatten());
+                    ended.extend(items.map(|item| (item, CommitResult::Unavailable)));
+                    let Written::Away { unresolved } = down else { return (ended, false) };
+                    tell(std::mem::take(&mut ended));
+                    if !self.wait_for_store(unresolved).await {
+                        return (ended, false);
+                    }
+                    self.up.store(true, Ordering::Release);
+                }
+            }
+        }
+        metrics::histogram!("proxie_commit_seconds").record(started.elapsed().as_secs_f64());
+        (ended, true)
+    }
+
+    async fn call(&mut self, items: &[Box<CommitItem>]) -> Result<Vec<CommitResult>, sqlx::Error> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?,
+        };
+        let batch = Batch {
+            incarnation: self.incarnation,
+            lane: self.lane,
+            number: self.next_batch,
+            at: self.clock.now(),
+            careful: self.careful > 0,
+            keep_publications: self.options.keep_publications,
+        };
+        let called = commit::call(&mut connection, &batch, items).await;
+        let usable = match &called {
+            Ok(_) => true,
+            Err(error) => !matches!(classify(error), Failure::Unknown(_) | Failure::Starved(_)),
+        };
+        if usable {
+            self.connection = Some(connection);
+        } else {
+            // Not back into the pool: it may be half dead.
+            drop(connection.detach());
+        }
+        called
+    }
+
+    async fn write_one(&mut self, items: &[Box<CommitItem>]) -> Written {
+        let patience = Instant::now() + Duration::from_millis(self.options.resolve_patience_ms);
+        let mut attempt = 0;
+        loop {
+            let called = self.call(items).await;
+            let failure = match called {
+                Ok(results) => {
+                    self.next_batch += 1;
+                    self.careful = self.careful.saturating_sub(1);
+                    return Written::Results(results);
+                }
+                Err(error) => classify(&error),
+            };
+            if matches!(failure, Failure::UsedId) && self.careful == 0 {
+                self.careful = CAREFUL_BATCHES;
+                continue;
+            }
+            attempt += 1;
+            match failure {
+                Failure::Fenced => return Written::Fenced,
+                Failure::Item(result) if items.len() == 1 => return Written::Results(vec![result]),
+                Failure::Item(_) => return Written::Split,
+                Failure::Conflict | Failure::UsedId if attempt <= 8 => {
+                    tokio::time::sleep(backoff(attempt)).await
+                }
+                Failure::Conflict | Failure::UsedId => return Written::Away { unresolved: false },
+                Failure::Starved(reason) => {
+                    tracing::warn!(lane = self.lane, reason, "the store did not take a batch");
+                    if Instant::now() > patience {
+                        return Written::Away { unresolved: false };
+                    }
+                    tokio::time::sleep(backoff(attempt)).await;
+                }
+                Failure::Unknown(reason) => {
+                    tracing::warn!(
+                        lane = self.lane,
+                        batch = self.next_batch,
+                        reason,
+                        "the answer to a commit was lost; resolving it"
+                    );
+                    metrics::counter!("proxie_commit_unknown_total").increment(1);
+                    loop {
+                        match commit::resolve(
+                            &self.pool,
+                            self.incarnation,
+                            self.lane,
+                            self.next_batch,
+                            items.len(),
+                        )
+                        .await
+                        {
+                            Ok(Resolution::Committed(results)) => {
+                                self.next_batch += 1;
+                                return Written::Results(results);
+                            }
+                            Ok(Resolution::Burned) => {
+                                self.next_batch += 1;
+                                break;
+                            }
+                            Ok(Resolution::Fenced) => return Written::Fenced,
+                            Err(_) if Instant::now() < patience => {
+                                tokio::time::sleep(backoff(attempt)).await
+                            }
+                            Err(_) => return Written::Away { unresolved: true },
+                        }
+                        attempt += 1;
+                    }
+                    if Instant::now() > patience {
+                        return Written::Away { unresolved: false };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the store answers again and the lost batch, if any, is settled. Nothing is loaded or decided in
+    /// this lane before: what a later activation reads is final.
+    async fn wait_for_store(&mut self, unresolved: bool) -> bool {
+        tracing::error!(
+            lane = self.lane,
+            "the store is away: commands are answered `unavailable` until it returns"
+        );
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            // Settling a batch that was never sent burns its number, which is harmless and proves that writing works.
+            match commit::resolve(&self.pool, self.incarnation, self.lane, self.next_batch, 0).await
+            {
+                Ok(Resolution::Fenced) => return false,
+                Ok(Resolution::Burned | Resolution::Committed(_)) => {
+                    self.next_batch += 1;
+                    tracing::info!(lane = self.lane, unresolved, "the store is back");
+                    return true;
+                }
+                Err(_) => tokio::time::sleep(backoff(attempt.min(5))).await,
+            }
+        }
+    }
+}
+
+enum Written {
+    Results(Vec<CommitResult>),
+    /// One of several items is at fault: try them one by one.
+    Split,
+    Away {
+        unresolved: bool,
+    },
+    Fenced,
+}
