@@ -88,6 +88,25 @@ async fn a_command_id_has_one_effect_and_one_answer() {
     assert!(others.iter().all(Result::is_ok), "{others:?}");
     assert_eq!(up_to(&second, 10).await, Err(Rejection::Limit { limit: 10 }));
     assert_eq!(total(&second, "a").await, 50);
+
+    // One id at the same moment at many entities, in one batch and over the lanes: it counts once.
+    for round in 0..5 {
+        let id = format!("same{round}");
+        let asks = (0..40).map(|n| {
+            let (key, id) = (format!("k{n}"), id.clone());
+            let second = &second;
+            async move { ask(second, &key, Command::Add(1), user("u", &id)).await }
+        });
+        let answers = join_all(asks).await;
+        let won = answers.iter().filter(|answer| answer.is_ok()).count();
+        assert_eq!(won, 1, "{answers:?}");
+        assert!(
+            answers.iter().all(|a| matches!(a, Ok(_) | Err(AskError::IdReused))),
+            "{answers:?}"
+        );
+    }
+    let totals = join_all((0..40).map(|n| format!("k{n}")).map(async |k| total(&second, &k).await));
+    assert_eq!(totals.await.iter().sum::<i64>(), 5);
     second.stop().await;
 }
 
