@@ -550,3 +550,36 @@ async fn while_the_store_is_away_nothing_is_acknowledged_and_then_it_goes_on() {
     server.stop().await.unwrap();
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_room_is_away_and_is_tried_again() {
+    let database = database().await;
+    let setup = Setup {
+        writer: writer::Options { resolve_patience_ms: 200, ..Default::default() },
+        ..Default::default()
+    };
+    let node = core(database.clone(), setup).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    let pool = pool(database).await;
+    // What a full disk does: whatever needs a new block fails, small updates still find room.
+    for statement in [
+        "create function full_disk() returns trigger language plpgsql as
+         $$ begin raise exception 'No space left on device' using errcode = 'disk_full'; end $$",
+        "create trigger full_disk before insert on journal for each row execute function full_disk()",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    for _ in 0..3 {
+        let answer = ask(&node, "a", Command::Add(1), user("u", "once")).await;
+        assert!(matches!(answer, Err(AskError::Unavailable { .. })), "{answer:?}");
+    }
+    assert!(!node.is_ready(), "it says that it can write, and cannot");
+    sqlx::query("drop trigger full_disk on journal").execute(&pool).await.unwrap();
+    eventually("there is room again", || async {
+        ask(&node, "a", Command::Add(1), user("u", "once")).await.is_ok()
+    })
+    .await;
+    assert_eq!(total(&node, "a").await, 2);
+    eventually("the node is ready again", || async { node.is_ready() }).await;
+    node.stop().await;
+}

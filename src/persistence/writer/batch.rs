@@ -27,6 +27,8 @@ pub struct Writer {
     next_batch: i64,
     /// Batches that are still to be written with care.
     careful: u32,
+    /// Times in a row that the store was there and had no room for a batch.
+    starved: u32,
     /// The lane's own: its plans are made, and one backend keeps them warm. Dropped with the first error on it.
     connection: Option<PoolConnection<Postgres>>,
 }
@@ -97,7 +99,7 @@ impl Writer {
         options: Options,
         up: Arc<AtomicBool>,
     ) -> Box<Self> {
-        let (next_batch, careful) = (1, 0);
+        let (next_batch, careful, starved) = (1, 0, 0);
         Box::new(Self {
             pool,
             incarnation,
@@ -107,6 +109,7 @@ impl Writer {
             up,
             next_batch,
             careful,
+            starved,
             connection: None,
         })
     }
@@ -196,6 +199,7 @@ impl Writer {
                 Ok(results) => {
                     self.next_batch += 1;
                     self.careful = self.careful.saturating_sub(1);
+                    self.starved = 0;
                     return Written::Results(results);
                 }
                 Err(error) => classify(&error),
@@ -215,7 +219,8 @@ impl Writer {
                 Failure::Conflict | Failure::UsedId => return Written::Away { unresolved: false },
                 Failure::Starved(reason) => {
                     tracing::warn!(lane = self.lane, reason, "the store did not take a batch");
-                    if Instant::now() > patience {
+                    if Instant::now() > patience || self.starved > 0 {
+                        self.starved += 1;
                         return Written::Away { unresolved: false };
                     }
                     tokio::time::sleep(backoff(attempt)).await;
@@ -269,6 +274,10 @@ impl Writer {
             lane = self.lane,
             "the store is away: commands are answered `unavailable` until it returns"
         );
+        // A store without room still takes the small update below: the next batch is the only proof. Longer each time.
+        if let Some(doublings) = self.starved.checked_sub(1) {
+            tokio::time::sleep(Duration::from_millis(500 << doublings.min(4))).await;
+        }
         let mut attempt = 0;
         loop {
             attempt += 1;
