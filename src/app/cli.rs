@@ -156,7 +156,15 @@ pub fn main() -> ExitCode {
 }
 
 fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    // Many errors repeat their cause in their own words.
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = text + colon + &cause;
+        }
+    }
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 async fn run(command: Command, config: Config) -> anyhow::Result<()> {

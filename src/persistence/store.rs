@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::Row;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +20,20 @@ pub enum StoreError {
         "the server runs with fsync = off, so an acknowledged command could be lost: turn it on, or set persistence.allow_fsync_off = true for throw-away data"
     )]
     FsyncOff,
+    #[error(
+        "the database's user may not create the extensions it needs. Let an administrator run once, in that database: create extension vector; create extension btree_gist"
+    )]
+    MayNotExtend,
+    #[error(
+        "the database has no pgvector: install it on its server (a package postgresql-NN-pgvector, or the provider's setting)"
+    )]
+    NoVector,
+    #[error(
+        "the database was made by another release of Proxie ({0}). Use the release that made it, or another database"
+    )]
+    OtherSchema(MigrateError),
     #[error("migration failed: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(MigrateError),
     #[error("{0}")]
     Sql(#[from] sqlx::Error),
 }
@@ -98,8 +110,19 @@ pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
             )
         })
         .collect::<Vec<_>>();
-    Migrator::with_migrations(migrations).run(pool).await?;
-    Ok(())
+    Migrator::with_migrations(migrations).run(pool).await.map_err(|error| match &error {
+        MigrateError::VersionMismatch(_) | MigrateError::VersionMissing(_) => {
+            StoreError::OtherSchema(error)
+        }
+        MigrateError::ExecuteMigration(sqlx::Error::Database(db), _) => {
+            match db.code().as_deref() {
+                Some("42501") if db.message().contains("extension") => StoreError::MayNotExtend,
+                Some("0A000" | "58P01") if db.message().contains("vector") => StoreError::NoVector,
+                _ => StoreError::Migrate(error),
+            }
+        }
+        _ => StoreError::Migrate(error),
+    })
 }
 
 use sqlx::SqlSafeStr;

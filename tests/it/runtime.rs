@@ -16,7 +16,7 @@ use proxie::persistence::writer;
 use serde_json::Value;
 
 use crate::counter::{Command, Counter, Rejection, Reply};
-use crate::support::{Setup, core, database, eventually, pool, try_core};
+use crate::support::{Setup, core, database, eventually, pool, server, try_core};
 
 fn user(id: &str, command_id: &str) -> Meta {
     Meta::new(Caller::User { id: id.into(), role: Role::Consumer }).id(command_id)
@@ -51,6 +51,22 @@ async fn what_is_acknowledged_is_there_after_a_restart() {
     first.fate().wait_for(|fate| *fate == Fate::Evicted).await.unwrap();
     assert_eq!(total(&second, "a").await, 25);
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_dead_mark_nothing_commits() {
+    let database = database().await;
+    let node = core(database.clone(), Setup::default()).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    // Only the mark: the slots are still this node's.
+    let pool = pool(database).await;
+    sqlx::query("update lanes set live = false").execute(&pool).await.unwrap();
+    let answer = ask(&node, "a", Command::Add(1), Meta::runtime()).await;
+    assert!(matches!(answer, Err(AskError::Unavailable { .. })), "{answer:?}");
+    node.fate().wait_for(|fate| *fate == Fate::Evicted).await.unwrap();
+    let events: i64 =
+        sqlx::query_scalar("select count(*) from journal").fetch_one(&pool).await.unwrap();
+    assert_eq!(events, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -581,5 +597,26 @@ async fn a_store_without_room_is_away_and_is_tried_again() {
     .await;
     assert_eq!(total(&node, "a").await, 2);
     eventually("the node is ready again", || async { node.is_ready() }).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_database_user_is_enough_once_the_extensions_are_there() {
+    use proxie::persistence::store::{StoreError, migrate};
+    let database = server().await.create_database("of_a_user", None).await.unwrap();
+    let administrator = pool(database.clone()).await;
+    for statement in ["create role of_a_user login", "alter database of_a_user owner to of_a_user"]
+    {
+        sqlx::query(statement).execute(&administrator).await.unwrap();
+    }
+    let mine = database.username("of_a_user");
+    let refused = migrate(&pool(mine.clone()).await).await.unwrap_err();
+    assert!(matches!(refused, StoreError::MayNotExtend), "{refused}");
+    for statement in ["create extension vector", "create extension btree_gist"] {
+        sqlx::query(statement).execute(&administrator).await.unwrap();
+    }
+    migrate(&pool(mine.clone()).await).await.unwrap();
+    let node = core(mine, Setup::default()).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
     node.stop().await;
 }
