@@ -5,6 +5,7 @@
 pub mod entity_ref;
 pub mod lease;
 pub mod topics;
+pub mod transport;
 
 pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta};
 pub use lease::Lease;

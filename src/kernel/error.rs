@@ -104,7 +104,7 @@ impl ErrorCode {
 }
 
 /// Why an entity gave no answer. A business "no" is not among these: it is a typed rejection.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AskError {
     #[error("the entity has too many commands in flight")]
     Overloaded,

@@ -3,6 +3,7 @@
 //! **Architecture invariant:** nothing here is async, reads a clock by itself, or does I/O.
 
 pub mod clock;
+pub mod codec;
 pub mod entity;
 pub mod error;
 pub mod ids;

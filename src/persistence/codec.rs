@@ -1,26 +1,14 @@
-//! The one place that names `bincode`: how snapshots become bytes and back.
+//! How snapshots become bytes and back.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::kernel::codec::{decode, encode};
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;
 
 const FORMAT: u8 = 1;
 const HEADER: usize = 1 + 2 + 8;
-
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, bincode::config::standard())
-        .expect("entity states are plain data")
-}
-
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let limit = bincode::config::standard().with_limit::<{ 16 * 1024 * 1024 }>();
-    match bincode::serde::decode_from_slice(bytes, limit) {
-        Ok((value, used)) if used == bytes.len() => Some(value),
-        _ => None,
-    }
-}
 
 /// Encodes and decodes the snapshots of one kind.
 #[derive(Clone, Copy, Debug)]

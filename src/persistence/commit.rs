@@ -35,6 +35,10 @@ pub struct CommitItem {
     pub done: Box<dyn FnOnce(CommitResult) + Send + Sync>,
 }
 
+/// Boxed, as an item is some hundred bytes long and passes through several queues.
+#[allow(clippy::vec_box)]
+pub type Items = Vec<Box<CommitItem>>;
+
 pub struct JournalRow {
     pub version: u16,
     pub topic_head: i64,

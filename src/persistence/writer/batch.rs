@@ -11,7 +11,7 @@ use sqlx::postgres::{PgPool, Postgres};
 
 use super::{Ended, Options};
 use crate::kernel::clock::Clock;
-use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Resolution};
+use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, Resolution};
 
 /// After an id came twice, this many batches look ids up: retries come in crowds.
 const CAREFUL_BATCHES: u32 = 64;
@@ -116,11 +116,7 @@ impl Writer {
 
     /// Writes the items and returns how they ended, and false when the lane is fenced. What ends while the rest waits
     /// for the store is told at once.
-    pub async fn write(
-        &mut self,
-        items: Vec<Box<CommitItem>>,
-        tell: impl Fn(Vec<Ended>),
-    ) -> (Vec<Ended>, bool) {
+    pub async fn write(&mut self, items: Items, tell: impl Fn(Vec<Ended>)) -> (Vec<Ended>, bool) {
         let started = Instant::now();
         let mut ended = Vec::with_capacity(items.len());
         let mut queue = VecDeque::from([items]);

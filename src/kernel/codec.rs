@@ -1,0 +1,22 @@
+//! The one place that names `bincode`: how values become bytes and back, for snapshots and between nodes.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A length that somebody else claims takes no more memory than this.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// # Panics
+/// Where serialising fails: plain data does not.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("it is plain data")
+}
+
+/// `None`: not such a value, or something behind it.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let limit = bincode::config::standard().with_limit::<MAX_BYTES>();
+    match bincode::serde::decode_from_slice(bytes, limit) {
+        Ok((value, used)) if used == bytes.len() => Some(value),
+        _ => None,
+    }
+}
