@@ -297,6 +297,17 @@ async fn timers_fire_once_late_rather_than_never() {
     eventually("the second fires", || async { total(&second, "a").await == 101 }).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(total(&second, "a").await, 101);
+    // A fire whose row is gone (fetched twice, replaced, cancelled meanwhile) comes to nothing.
+    let again = second.registry.kind("counter").unwrap().fire(
+        "a",
+        "two".into(),
+        "its row is gone".into(),
+        r#"{"Fired":100}"#,
+        Box::new(()),
+    );
+    again.unwrap();
+    ask(&second, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    assert_eq!(total(&second, "a").await, 102);
     second.stop().await;
 }
 
@@ -340,6 +351,57 @@ async fn runs_are_retried_and_their_outcome_comes_back() {
             == 0
     })
     .await;
+    node.stop().await;
+}
+
+/// Runs until it is let go.
+struct Held(Arc<tokio::sync::Semaphore>);
+
+impl Runner for Held {
+    fn run(&self, _: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+        let held = self.0.clone();
+        async move {
+            held.acquire().await.unwrap().forget();
+            Ok(input)
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_is_taken_once() {
+    let database = database().await;
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut setup = Setup::default();
+    setup.runners.insert("test", Arc::new(Held(held.clone())));
+    let node = core(database.clone(), setup).await;
+    let pool = pool(database).await;
+    ask(&node, "a", Command::Run { runner: "held".into() }, Meta::runtime()).await.unwrap();
+    // As when another run of the same effect was quicker: its commit took the row.
+    sqlx::query("delete from outbox").execute(&pool).await.unwrap();
+    held.add_permits(1);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    let ran: i64 = sqlx::query_scalar("select count(*) from journal where event ? 'Ran'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(ran, 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_past_its_deadline_is_never_decided() {
+    let database = database().await;
+    let node = core(database.clone(), Setup::default()).await;
+    let pool = pool(database).await;
+    // The entity cannot be read while somebody holds the table, so the command waits in its mailbox.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("lock table snapshots").execute(&mut *lock).await.unwrap();
+    let soon = Meta::runtime().timeout(Duration::from_millis(100));
+    assert_eq!(ask(&node, "a", Command::Add(1), soon).await, Err(AskError::DeadlineExceeded));
+    lock.rollback().await.unwrap();
+    assert_eq!(ask(&node, "a", Command::Add(10), Meta::runtime()).await, Ok(Reply::Total(10)));
     node.stop().await;
 }
 
