@@ -170,13 +170,16 @@ impl Node {
     }
 }
 
+/// What a request waits for Redis at most: it is slower than a hit ever is, and nobody notices it.
+const REDIS_PATIENCE: Duration = Duration::from_millis(50);
+
 async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
     let local = LocalLimiter::new(200_000, Duration::from_secs(60));
     Ok(match config.redis.url.as_str() {
         "" => Arc::new(local),
         url => {
-            let connecting =
-                tokio::time::timeout(Duration::from_secs(5), RedisLimiter::connect(url, local));
+            let connecting = RedisLimiter::connect(url, local, REDIS_PATIENCE);
+            let connecting = tokio::time::timeout(Duration::from_secs(5), connecting);
             let redis =
                 connecting.await.context("Redis does not answer: check REDIS_URL, or unset it")?;
             Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)

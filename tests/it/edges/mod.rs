@@ -1,6 +1,7 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
 mod http;
+mod limits;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
@@ -91,12 +92,19 @@ impl TestNode {
 
     /// With these headers; else the status of the refusal.
     pub async fn try_ws(&self, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
+        self.try_ws_over(TcpStream::connect(self.node.address).await.unwrap(), headers).await
+    }
+
+    pub async fn try_ws_over(
+        &self,
+        stream: TcpStream,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Ws, u16> {
         let mut request =
             format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
-        let stream = TcpStream::connect(self.node.address).await.unwrap();
         match tokio_tungstenite::client_async(request, stream).await {
             Ok((socket, response)) => Ok(Ws {
                 socket,
