@@ -85,6 +85,8 @@ impl Node {
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
         let key = keys::signing_key(&pool, fresh_key()).await?;
         let auth = Arc::new(Auth::new(&key));
+        // Before anything is answered: what was revoked in an earlier life stays so.
+        auth.set_revocations(revocations(&pool, config.auth.token_s).await?);
         if embedded.is_some() && config.seed.demo {
             seed::demo(&core).await?;
         }
@@ -284,10 +286,15 @@ async fn watch_revocations(pool: PgPool, auth: Arc<Auth>, token_s: i64) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Ok(rows) = keys::revocations(&pool, token_s.max(86_400) + 60).await {
+        if let Ok(rows) = revocations(&pool, token_s).await {
             auth.set_revocations(rows);
         }
     }
+}
+
+/// Those that may still concern a token.
+async fn revocations(pool: &PgPool, token_s: i64) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    keys::revocations(pool, token_s.max(86_400) + 60).await
 }
 
 /// The state that a journal leads to, for whoever looks at an entity from outside.
