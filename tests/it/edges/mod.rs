@@ -4,6 +4,7 @@ mod endings;
 mod forwarded;
 mod http;
 mod limits;
+mod outage;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
