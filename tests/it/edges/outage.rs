@@ -61,7 +61,7 @@ async fn insist(ws: &mut Ws, id: &str, event: &str, data: &Value) -> Value {
 }
 
 async fn server(folder: &Folder) -> Embedded {
-    let options = Options { shared_buffers: "16MB".into(), ..Options::new(&folder.data()) };
+    let options = Options { shared_buffers: "16MB".into(), ..Options::new(folder.data()) };
     let lock = DataLock::acquire(&folder.data()).unwrap();
     Embedded::start(options.without_durability(), lock).await.unwrap()
 }
