@@ -30,7 +30,7 @@ impl Drop for Folder {
     }
 }
 
-fn command(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+pub fn command(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(proxie());
     command
         .args(arguments)

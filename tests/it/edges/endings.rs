@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
@@ -17,7 +18,7 @@ use crate::support::eventually;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_read_is_cut_off_and_resumes() {
     let node = TestNode::with(|config| {
-        config.websocket.send_buffer_bytes = 100_000;
+        config.websocket.send_buffer_bytes = 400_000;
         config.topics.grants = vec![TopicGrant {
             topic: "app:noise".into(),
             publish: vec![Role::Consumer],
@@ -192,9 +193,19 @@ async fn a_revoked_token_is_refused_everywhere() {
     let later = node.node.gateway().auth.mint("alice", Role::Consumer, soon, 3_600);
     assert_eq!(http(&node, &later).await.status, 200);
 
-    // Another life of the node knows it from its first answer on.
+    // Another life of the node knows it from its first answer on: it gives none before it has read the list.
     drop(bob);
-    let node = node.restart().await;
+    let TestNode { node, config } = node;
+    node.stop().await;
+    let mut reader = PgConnection::connect(&config.persistence.database_url).await.unwrap();
+    let mut held = reader.begin().await.unwrap();
+    let lock = sqlx::query("lock table revocations in access exclusive mode");
+    lock.execute(&mut *held).await.unwrap();
+    let starting = tokio::spawn(async move { TestNode::of(config).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!starting.is_finished());
+    held.rollback().await.unwrap();
+    let node = starting.await.unwrap();
     http(&node, &kept).await.problem(401, "unauthenticated");
     assert_eq!(by_token(&node, &lost).await.err(), Some(401));
     assert_eq!(http(&node, &later).await.status, 200);

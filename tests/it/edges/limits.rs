@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Http;
-use crate::process::{Folder, Served, run, text};
+use crate::process::{Folder, Served, command, run, text};
 use crate::support::{self, eventually};
 
 /// A `redis-server` of this test's own, which forgets everything when it stops.
@@ -184,7 +184,9 @@ async fn without_redis_at_its_start_a_node_says_so_and_ends() {
         ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
         ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
     ];
-    let output = run(&folder, &["serve"], &environment);
+    let mut node = tokio::process::Command::from(command(&folder, &["serve"], &environment));
+    let ends = node.kill_on_drop(true).output();
+    let output = tokio::time::timeout(super::PATIENCE, ends).await.expect("an end").unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("check REDIS_URL, or unset it"));
 }

@@ -47,13 +47,17 @@ impl TestNode {
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
         change(&mut config);
+        Self::of(config).await
+    }
+
+    async fn of(config: Config) -> Self {
         Self { node: Node::start(&config).await.unwrap(), config }
     }
 
     /// Another process would do the same: everything that is not in the store is gone.
     pub async fn restart(self) -> Self {
         self.node.stop().await;
-        Self { node: Node::start(&self.config).await.unwrap(), config: self.config }
+        Self::of(self.config).await
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
