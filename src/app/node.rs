@@ -85,6 +85,8 @@ impl Node {
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
         let key = keys::signing_key(&pool, fresh_key()).await?;
         let auth = Arc::new(Auth::new(&key));
+        // Before anything is answered: what was revoked in an earlier life stays so.
+        auth.set_revocations(revocations(&pool, config.auth.token_s).await?);
         if embedded.is_some() && config.seed.demo {
             seed::demo(&core).await?;
         }
@@ -170,13 +172,16 @@ impl Node {
     }
 }
 
+/// What a request waits for Redis at most: it is slower than a hit ever is, and nobody notices it.
+const REDIS_PATIENCE: Duration = Duration::from_millis(50);
+
 async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
     let local = LocalLimiter::new(200_000, Duration::from_secs(60));
     Ok(match config.redis.url.as_str() {
         "" => Arc::new(local),
         url => {
-            let connecting =
-                tokio::time::timeout(Duration::from_secs(5), RedisLimiter::connect(url, local));
+            let connecting = RedisLimiter::connect(url, local, REDIS_PATIENCE);
+            let connecting = tokio::time::timeout(Duration::from_secs(5), connecting);
             let redis =
                 connecting.await.context("Redis does not answer: check REDIS_URL, or unset it")?;
             Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)
@@ -281,10 +286,15 @@ async fn watch_revocations(pool: PgPool, auth: Arc<Auth>, token_s: i64) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Ok(rows) = keys::revocations(&pool, token_s.max(86_400) + 60).await {
+        if let Ok(rows) = revocations(&pool, token_s).await {
             auth.set_revocations(rows);
         }
     }
+}
+
+/// Those that may still concern a token.
+async fn revocations(pool: &PgPool, token_s: i64) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    keys::revocations(pool, token_s.max(86_400) + 60).await
 }
 
 /// The state that a journal leads to, for whoever looks at an entity from outside.

@@ -88,13 +88,18 @@ impl RateLimiter for LocalLimiter {
 pub struct RedisLimiter {
     redis: ConnectionManager,
     local: LocalLimiter,
+    patience: Duration,
 }
 
-const REDIS_TIMEOUT: Duration = Duration::from_millis(50);
-
 impl RedisLimiter {
-    pub async fn connect(url: &str, local: LocalLimiter) -> Result<Self, redis::RedisError> {
-        Ok(Self { redis: ConnectionManager::new(redis::Client::open(url)?).await?, local })
+    /// A hit that Redis has not answered within `patience` is counted by `local`.
+    pub async fn connect(
+        url: &str,
+        local: LocalLimiter,
+        patience: Duration,
+    ) -> Result<Self, redis::RedisError> {
+        let redis = ConnectionManager::new(redis::Client::open(url)?).await?;
+        Ok(Self { redis, local, patience })
     }
 }
 
@@ -102,7 +107,7 @@ impl RateLimiter for RedisLimiter {
     fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
         Box::pin(async move {
             let shared = shared_hit(self.redis.clone(), &key, policy);
-            match tokio::time::timeout(REDIS_TIMEOUT, shared).await {
+            match tokio::time::timeout(self.patience, shared).await {
                 Ok(Ok(verdict)) => verdict,
                 _ => {
                     metrics::counter!("proxie_redis_failures_total").increment(1);

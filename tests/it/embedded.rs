@@ -27,10 +27,10 @@ const DATA_DIR: &str = "PROXIE_TEST_DATA_DIR";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A folder that is deleted at the end, also of a test that fails.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("proxie-it-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
@@ -38,7 +38,7 @@ impl Folder {
         Self(path)
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.0.join("data")
     }
 }
@@ -83,7 +83,7 @@ async fn keep_three(options: &PgConnectOptions) {
 }
 
 /// The pid of the server whose store this is, if it lives.
-fn postmaster(data_dir: &Path) -> Option<Pid> {
+pub fn postmaster(data_dir: &Path) -> Option<Pid> {
     let home = fs::read_to_string(data_dir.join("postgres.location"))
         .map(|home| PathBuf::from(home.trim()));
     let cluster = home.unwrap_or_else(|_| data_dir.into()).join("postgres");

@@ -1,7 +1,9 @@
 //! The binary as a user runs it: real processes, killed for real.
 
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 #[path = "../../examples/crash.rs"]
 #[allow(dead_code)]
@@ -12,10 +14,10 @@ fn proxie() -> &'static Path {
 }
 
 /// A folder that goes with the test.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("proxie-it-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -28,7 +30,7 @@ impl Drop for Folder {
     }
 }
 
-fn run(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn command(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(proxie());
     command
         .args(arguments)
@@ -36,10 +38,50 @@ fn run(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Out
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL");
     command.envs(environment.iter().copied());
-    command.output().unwrap()
+    command
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn run(folder: &Folder, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    command(folder, arguments, environment).output().unwrap()
+}
+
+/// `proxie serve`, killed at the end.
+pub struct Served {
+    child: Child,
+    pub address: SocketAddr,
+    log: PathBuf,
+}
+
+impl Served {
+    pub fn start(folder: &Folder, environment: &[(&str, &str)]) -> Self {
+        let log = folder.0.join("node.log");
+        let mut child = command(folder, &["serve"], environment)
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines.into_iter().find_map(|line| {
+            Some(line.strip_prefix("proxie ready on http://")?.trim().parse().unwrap())
+        });
+        let mut served = Self { child, address: ([0; 4], 0).into(), log };
+        served.address = address.unwrap_or_else(|| panic!("not ready: {}", served.log()));
+        served
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

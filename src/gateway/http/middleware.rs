@@ -246,20 +246,21 @@ pub fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &Head
     if !trusted(peer) {
         return peer;
     }
-    let forwarded: Vec<IpAddr> = headers
+    // From the right, since each hop adds on the right. What is left of something unreadable was not added by our own.
+    let hops = headers
         .get_all("x-forwarded-for")
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map_while(|address| address.trim().parse().ok())
-        .collect();
-    forwarded
-        .iter()
         .rev()
-        .copied()
-        .find(|address| !trusted(*address))
-        .or(forwarded.first().copied())
-        .unwrap_or(peer)
+        .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
+        .map_while(|address| std::str::from_utf8(address).ok()?.trim().parse().ok());
+    let mut client = peer;
+    for address in hops {
+        client = address;
+        if !trusted(address) {
+            break;
+        }
+    }
+    client
 }
 
 /// Browsers say where a page comes from: our own origin, or one that is configured. Others send nothing.

@@ -151,6 +151,9 @@ impl Connection {
         let Arguments { gateway, socket, claims, user, opened } = arguments;
         let now = Instant::now();
         let limits = &gateway.options.websocket;
+        let mut revocations = gateway.auth.revocations();
+        // The token may have been revoked between the upgrade and now.
+        revocations.mark_changed();
         let mut connection = Self {
             id: gateway.mint("con"),
             outgoing: Arc::new(Outgoing::new(limits.send_buffer_bytes)),
@@ -176,7 +179,7 @@ impl Connection {
             last_words: None,
             socket,
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
-            revocations: gateway.auth.revocations(),
+            revocations,
             draining: gateway.readiness.draining(),
             claims: None,
             user,
@@ -340,7 +343,9 @@ impl Connection {
         }
         if self.deadlines.ping <= now {
             self.deadlines.ping = now + Duration::from_millis(limits.ping_ms);
-            self.deadlines.pong = Some(now + Duration::from_millis(limits.pong_timeout_ms));
+            // Also where pings are sent more often than their answers are waited for, the first one's time runs.
+            let timeout = Duration::from_millis(limits.pong_timeout_ms);
+            self.deadlines.pong.get_or_insert(now + timeout);
             self.feed(Message::Ping(Default::default())).await?;
         }
         if due(self.deadlines.token_end) {

@@ -1,6 +1,10 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
+mod endings;
+mod forwarded;
 mod http;
+mod limits;
+mod outage;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
@@ -43,13 +47,17 @@ impl TestNode {
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
         change(&mut config);
+        Self::of(config).await
+    }
+
+    async fn of(config: Config) -> Self {
         Self { node: Node::start(&config).await.unwrap(), config }
     }
 
     /// Another process would do the same: everything that is not in the store is gone.
     pub async fn restart(self) -> Self {
         self.node.stop().await;
-        Self { node: Node::start(&self.config).await.unwrap(), config: self.config }
+        Self::of(self.config).await
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
@@ -91,12 +99,19 @@ impl TestNode {
 
     /// With these headers; else the status of the refusal.
     pub async fn try_ws(&self, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
+        self.try_ws_over(TcpStream::connect(self.node.address).await.unwrap(), headers).await
+    }
+
+    pub async fn try_ws_over(
+        &self,
+        stream: TcpStream,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Ws, u16> {
         let mut request =
             format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
-        let stream = TcpStream::connect(self.node.address).await.unwrap();
         match tokio_tungstenite::client_async(request, stream).await {
             Ok((socket, response)) => Ok(Ws {
                 socket,

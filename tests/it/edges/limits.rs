@@ -1,0 +1,192 @@
+//! Who is counted, where, and what happens beyond the limit.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use proxie::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use sqlx::ConnectOptions;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Http;
+use crate::process::{Folder, Served, command, run, text};
+use crate::support::{self, eventually};
+
+/// A `redis-server` of this test's own, which forgets everything when it stops.
+struct Redis {
+    folder: Folder,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Redis {
+    async fn start(name: &str) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut redis = Self { folder: Folder::new(name), port, child: None };
+        redis.start_again().await;
+        redis
+    }
+
+    async fn start_again(&mut self) {
+        let port = self.port.to_string();
+        let deadline = tokio::time::Instant::now() + super::PATIENCE;
+        while !self.answers().await {
+            assert!(tokio::time::Instant::now() < deadline, "redis-server does not start");
+            // Somebody may have taken the port for a moment.
+            if self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some()) {
+                let child = Command::new("redis-server")
+                    .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--dir"])
+                    .arg(&self.folder.0)
+                    .stdout(Stdio::null())
+                    .spawn();
+                self.child = Some(child.expect("redis-server: `./dev test` installs it"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The beginning of the answer to one command.
+    async fn ask(&self, command: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    async fn answers(&self) -> bool {
+        self.ask("PING").await.is_ok_and(|answer| answer == "+P")
+    }
+
+    /// There is a counter of this key.
+    async fn counts(&self, key: &str) -> bool {
+        self.ask(&format!("KEYS *{key}*")).await.unwrap() != "*0"
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A node's limiter. More patient than a node, so that a busy machine is not taken for a lost Redis.
+    async fn limiter(&self) -> RedisLimiter {
+        let local = LocalLimiter::new(100, Duration::from_secs(3_600));
+        RedisLimiter::connect(&self.url(), local, Duration::from_secs(1)).await.unwrap()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// How many of `n` hits at once are allowed.
+async fn allowed(limiter: &RedisLimiter, n: usize, key: &str) -> usize {
+    let policy = Policy { quota: 10, window_s: 3_600 };
+    let hits = join_all((0..n).map(|_| limiter.hit(key.into(), policy)));
+    let verdicts = tokio::time::timeout(super::PATIENCE, hits).await.expect("a verdict");
+    assert!(verdicts.iter().all(|v| v.allowed || (v.remaining == 0 && v.reset_s > 0)));
+    verdicts.iter().filter(|verdict| verdict.allowed).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_count_together_in_redis_and_each_for_itself_without_it() {
+    let mut redis = Redis::start("redis-shared").await;
+    let (a, b) = (redis.limiter().await, redis.limiter().await);
+    assert_eq!(allowed(&a, 6, "alice").await, 6);
+    assert_eq!(allowed(&b, 6, "alice").await, 4, "what the other has counted counts");
+    assert_eq!(allowed(&a, 1, "alice").await, 0);
+    assert_eq!(allowed(&b, 1, "bob").await, 1, "others are not concerned");
+
+    // Without Redis nobody is turned away for it, and there is still a limit.
+    redis.stop();
+    assert_eq!(allowed(&a, 12, "alice").await, 10);
+    assert_eq!(allowed(&b, 12, "alice").await, 10);
+
+    redis.start_again().await;
+    // Each hit that Redis counts is one that the other node sees.
+    eventually("both count in Redis again", || async {
+        let key = format!("again-{}", super::id());
+        allowed(&a, 10, &key).await == 10 && allowed(&b, 1, &key).await == 0
+    })
+    .await;
+    let key = "the other way round";
+    assert_eq!((allowed(&b, 10, key).await, allowed(&a, 1, key).await), (10, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_redis_answers_429_with_it_and_without_it() {
+    let mut redis = Redis::start("redis-served").await;
+    let folder = Folder::new("served-redis");
+    let (database, url) = (support::database().await.to_url_lossy().to_string(), redis.url());
+    let environment = [
+        ("DATABASE_URL", database.as_str()),
+        ("REDIS_URL", &url),
+        ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
+        ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10"),
+        ("PROXIE__AUTH__DEV_TOKENS", "true"),
+        ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("PROXIE__GATEWAY__REQUESTS_PER_MINUTE", "5"),
+    ];
+    let node = Served::start(&folder, &environment);
+    let client = |user: &str| {
+        let token = text(&run(&folder, &["token", "--user", user], &environment).stdout);
+        Http { address: node.address, token: Some(token.trim().lines().last().unwrap().into()) }
+    };
+    let at_most = |client: Http, n: usize| async move {
+        for _ in 0..n {
+            let answer = client.get("/v1/bookings").await;
+            if answer.status == 429 {
+                answer.problem(429, "rate_limited");
+                assert!((1..=60).contains(&answer.headers["retry-after"].parse::<u32>().unwrap()));
+                assert_eq!(answer.headers["ratelimit-policy"], "\"default\";q=5;w=60");
+                return;
+            }
+            assert_eq!(answer.status, 200, "{}", answer.text);
+        }
+        panic!("{n} requests, and no end");
+    };
+    // Five, and five more that a slow Redis may have left to the node itself.
+    at_most(client("alice"), 11).await;
+    assert!(redis.counts("user:alice").await);
+
+    redis.stop();
+    at_most(client("bob"), 6).await;
+
+    redis.start_again().await;
+    let carol = client("carol");
+    eventually("the node counts in Redis again", || async {
+        let status = carol.get("/v1/bookings").await.status;
+        assert!(matches!(status, 200 | 429), "{status}");
+        redis.counts("user:carol").await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_at_its_start_a_node_says_so_and_ends() {
+    let folder = Folder::new("no-redis");
+    let database = support::database().await.to_url_lossy().to_string();
+    let environment = [
+        ("DATABASE_URL", database.as_str()),
+        // Reserved, and nobody listens there.
+        ("REDIS_URL", "redis://127.0.0.1:1"),
+        ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
+        ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
+    ];
+    let mut node = tokio::process::Command::from(command(&folder, &["serve"], &environment));
+    let ends = node.kill_on_drop(true).output();
+    let output = tokio::time::timeout(super::PATIENCE, ends).await.expect("an end").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("check REDIS_URL, or unset it"));
+}

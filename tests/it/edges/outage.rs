@@ -1,0 +1,157 @@
+//! The store goes away under a node that is in use, and comes back.
+
+use std::time::Duration;
+
+use proxie::persistence::embedded::{DataLock, Embedded, Options};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+
+use super::{TestNode, Ws, id, text};
+use crate::embedded::{Folder, postmaster};
+use crate::support::eventually;
+
+/// The server and all of its processes, the server first: it starts no others then.
+fn signal_all(server: Pid, signal: Signal) {
+    kill_process(server, signal).unwrap();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            Pid::from_raw(line.trim().parse().ok()?)
+        };
+        if field("PPid:") == Some(server)
+            && let Some(pid) = field("Pid:")
+        {
+            // It may be over by now.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// A server that was stopped goes on, also when a test fails.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn new(server: Pid) -> Self {
+        signal_all(server, Signal::STOP);
+        Self(server)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal_all(self.0, Signal::CONT);
+    }
+}
+
+/// The same frame until it is taken. Nothing but `unavailable` is heard before.
+async fn insist(ws: &mut Ws, id: &str, event: &str, data: &Value) -> Value {
+    let deadline = tokio::time::Instant::now() + super::PATIENCE;
+    loop {
+        let reply = ws.ask_as(id, event, data.clone()).await;
+        if reply["ok"] == true {
+            return reply["data"].clone();
+        }
+        let error = &reply["error"];
+        assert_eq!((&error["code"], &error["retryable"]), (&json!("unavailable"), &json!(true)));
+        assert!(tokio::time::Instant::now() < deadline, "never taken: {reply}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn server(folder: &Folder) -> Embedded {
+    let options = Options { shared_buffers: "16MB".into(), ..Options::new(folder.data()) };
+    let lock = DataLock::acquire(&folder.data()).unwrap();
+    Embedded::start(options.without_durability(), lock).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
+    let folder = Folder::new("outage");
+    let store = server(&folder).await;
+    let database = store.create_database("outage", None).await.unwrap();
+    let node = TestNode::with(|config| {
+        config.persistence.database_url = database.to_url_lossy().to_string();
+    })
+    .await;
+    let mut ws = node.ws("alice").await;
+    let session = text(&ws.ok("session:open", json!({})).await["session_id"]);
+    let topic = format!("session:{session}");
+    let message = |content: &str| json!({"session_id": session, "content": content});
+    ws.ok("chat:message", message("before")).await;
+    let mut late = node.ws_silent("alice").await;
+    let (anyone, alice) = (node.anonymous(), node.user("alice"));
+    let ready = async |is: bool| {
+        let wanted = if is { 200 } else { 503 };
+        eventually("readiness follows the store", || async {
+            anyone.get("/readyz").await.status == wanted
+        })
+        .await;
+    };
+
+    // It is gone.
+    store.stop().await.unwrap();
+    let gone = id();
+    let reply = ws.ask_as(&gone, "chat:message", message("gone")).await;
+    let error = &reply["error"];
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("unavailable"), &json!(true)));
+    ready(false).await;
+    assert_eq!(anyone.get("/healthz").await.status, 200);
+    for answer in [
+        alice.get("/v1/bookings").await,
+        alice.post(&format!("/v1/sessions/{session}/messages"), &json!({"content": "http"})).await,
+    ] {
+        answer.problem(503, "unavailable");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    assert_eq!(ws.refused("chat:message", message("never")).await, "unavailable");
+    assert_eq!(late.refused("auth", json!({})).await, "unavailable");
+    ws.ok("ping", json!({})).await;
+
+    // The same connections, and the same ids.
+    let store = server(&folder).await;
+    let taken = insist(&mut ws, &gone, "chat:message", &message("gone")).await;
+    let again = insist(&mut ws, &gone, "chat:message", &message("gone")).await;
+    assert_eq!(again, taken, "the same again");
+    insist(&mut late, &id(), "auth", &json!({})).await;
+    ready(true).await;
+
+    // It is killed, and its supervisor starts another one, while a command is on its way.
+    let killed = id();
+    ws.say(&killed, "chat:message", message("killed")).await;
+    let server = postmaster(&folder.data()).expect("it runs");
+    kill_process(server, Signal::KILL).unwrap();
+    ws.reply(&killed).await;
+    insist(&mut ws, &killed, "chat:message", &message("killed")).await;
+    let next = || postmaster(&folder.data()).filter(|next| *next != server);
+    eventually("it is started again", || async { next().is_some() }).await;
+    ready(true).await;
+
+    // It does not answer for a while. The command waits, as does whoever retries it.
+    let frozen = Frozen::new(next().expect("it runs"));
+    let (waits, retry) = (id(), message("frozen"));
+    ws.say(&waits, "chat:message", retry.clone()).await;
+    late.say(&waits, "chat:message", retry.clone()).await;
+    ready(false).await;
+    alice.get("/v1/bookings").await.problem(503, "unavailable");
+    ws.ok("ping", json!({})).await;
+    drop(frozen);
+    ws.reply_of(&waits).await;
+    let taken = insist(&mut ws, &waits, "chat:message", &retry).await;
+    late.reply_of(&waits).await;
+    assert_eq!(insist(&mut late, &waits, "chat:message", &retry).await, taken);
+
+    // The socket that was there all the time has heard of each once.
+    let heard = ws.durable(&topic, 8).await;
+    let offsets: Vec<_> = heard.iter().map(|event| event["offset"].as_i64().unwrap()).collect();
+    assert_eq!(offsets, (1..=8).collect::<Vec<_>>());
+    let said = heard.iter().filter(|event| event["event"] == "chat:message");
+    let said: Vec<_> = said.map(|event| text(&event["data"]["content"])).collect();
+    assert_eq!(said, ["before", "gone", "killed", "frozen"]);
+    let kept = alice.get(&format!("/v1/sessions/{session}/messages")).await.json();
+    let mine = kept["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count();
+    assert_eq!(mine, 4, "{kept}");
+    node.node.stop().await;
+    store.stop().await.unwrap();
+}
