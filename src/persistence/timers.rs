@@ -25,7 +25,10 @@ pub async fn due(
     let rows = sqlx::query(
         "select t.kind, t.key, t.name, t.id, t.command from timers t
          join slots s on s.slot = t.slot and s.incarnation = $1
-         where t.due_at <= micros($2) order by t.due_at limit $3",
+         where t.due_at <= micros($2)
+           -- those of parked entities would fill the window and keep out all others
+           and not exists (select from parked p where p.kind = t.kind and p.key = t.key)
+         order by t.due_at limit $3",
     )
     .bind(incarnation)
     .bind(micros(now))

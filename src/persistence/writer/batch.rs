@@ -16,6 +16,14 @@ use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, R
 /// After an id came twice, this many batches look ids up: retries come in crowds.
 const CAREFUL_BATCHES: u32 = 64;
 
+/// A store that is reachable and says nothing for this long (a frozen process, a hanging disk) is away: callers hear
+/// so, and what became of the batch is found out when it speaks again.
+const SILENCE: Duration = Duration::from_secs(3);
+
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
 /// What it takes to write batches of one lane, one after the other.
 pub struct Writer {
     pool: PgPool,
@@ -172,7 +180,8 @@ impl Writer {
             careful: self.careful > 0,
             keep_publications: self.options.keep_publications,
         };
-        let called = commit::call(&mut connection, &batch, items).await;
+        let calling = commit::call(&mut connection, &batch, items);
+        let called = tokio::time::timeout(SILENCE, calling).await.unwrap_or_else(|_| Err(silent()));
         let usable = match &called {
             Ok(_) => true,
             Err(error) => !matches!(classify(error), Failure::Unknown(_) | Failure::Starved(_)),
@@ -184,6 +193,13 @@ impl Writer {
             drop(connection.detach());
         }
         called
+    }
+
+    /// How the next batch ended.
+    async fn resolve(&self, items: usize) -> Result<Resolution, sqlx::Error> {
+        let resolving =
+            commit::resolve(&self.pool, self.incarnation, self.lane, self.next_batch, items);
+        tokio::time::timeout(SILENCE, resolving).await.unwrap_or_else(|_| Err(silent()))
     }
 
     async fn write_one(&mut self, items: &[Box<CommitItem>]) -> Written {
@@ -230,15 +246,7 @@ impl Writer {
                     );
                     metrics::counter!("proxie_commit_unknown_total").increment(1);
                     loop {
-                        match commit::resolve(
-                            &self.pool,
-                            self.incarnation,
-                            self.lane,
-                            self.next_batch,
-                            items.len(),
-                        )
-                        .await
-                        {
+                        match self.resolve(items.len()).await {
                             Ok(Resolution::Committed(results)) => {
                                 self.next_batch += 1;
                                 return Written::Results(results);
@@ -278,8 +286,7 @@ impl Writer {
         loop {
             attempt += 1;
             // Settling a batch that was never sent burns its number, which is harmless and proves that writing works.
-            match commit::resolve(&self.pool, self.incarnation, self.lane, self.next_batch, 0).await
-            {
+            match self.resolve(0).await {
                 Ok(Resolution::Fenced) => return false,
                 Ok(Resolution::Burned | Resolution::Committed(_)) => {
                     self.next_batch += 1;

@@ -128,7 +128,7 @@ async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
     eventually("it is started again", || async { next().is_some() }).await;
     ready(true).await;
 
-    // It does not answer for a while. The command waits, as does whoever retries it.
+    // It does not answer for a while: whoever waits is told, as is whoever retries.
     let frozen = Frozen::new(next().expect("it runs"));
     let (waits, retry) = (id(), message("frozen"));
     ws.say(&waits, "chat:message", retry.clone()).await;
@@ -136,10 +136,10 @@ async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
     ready(false).await;
     alice.get("/v1/bookings").await.problem(503, "unavailable");
     ws.ok("ping", json!({})).await;
+    assert_eq!(ws.reply_of(&waits).await["error"]["code"], "unavailable");
+    assert_eq!(late.reply_of(&waits).await["error"]["code"], "unavailable");
     drop(frozen);
-    ws.reply_of(&waits).await;
     let taken = insist(&mut ws, &waits, "chat:message", &retry).await;
-    late.reply_of(&waits).await;
     assert_eq!(insist(&mut late, &waits, "chat:message", &retry).await, taken);
 
     // The socket that was there all the time has heard of each once.
