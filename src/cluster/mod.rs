@@ -4,6 +4,7 @@
 
 pub mod entity_ref;
 pub mod lease;
+pub mod placement;
 pub mod topics;
 pub mod transport;
 
