@@ -16,7 +16,7 @@ use proxie::persistence::writer;
 use serde_json::Value;
 
 use crate::counter::{Command, Counter, Rejection, Reply};
-use crate::support::{Setup, core, database, eventually, pool, server, try_core};
+use crate::support::{Cable, Setup, core, database, eventually, pool, server, try_core};
 
 fn user(id: &str, command_id: &str) -> Meta {
     Meta::new(Caller::User { id: id.into(), role: Role::Consumer }).id(command_id)
@@ -563,6 +563,58 @@ async fn killed_backends_lose_and_double_nothing() {
         assert!(done > 0);
         assert_eq!(total(&node, &format!("k{w}")).await, done, "worker {w}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_was_lost_counts_once() {
+    let database = database().await;
+    let cable = Cable::to(&database).await;
+    let node = core(cable.options.clone(), Setup::default()).await;
+    total(&node, "a").await;
+    let pool = pool(database).await;
+    // Without an id: nothing but the lane's row can tell what became of it.
+    for n in [2, 4, 6] {
+        // On this connection the statement is prepared: the call needs no answer to be carried out.
+        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        cable.mute();
+        let add = ask(&node, "a", Command::Add(1), Meta::runtime());
+        let lost = async {
+            eventually("it is committed", || async {
+                let events = sqlx::query_scalar::<_, i64>("select count(*) from journal");
+                events.fetch_one(&pool).await.unwrap() == n
+            })
+            .await;
+            cable.cut();
+        };
+        let (answer, ()) = tokio::join!(add, lost);
+        assert_eq!(answer, Ok(Reply::Total(n)));
+    }
+    eventually("it is readable", || async {
+        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(6))
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_proven_lease_nothing_is_read() {
+    let database = database().await;
+    let node = core(database.clone(), Setup::default()).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    let pool = pool(database).await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from leases for update").execute(&mut *lock).await.unwrap();
+    eventually("the lease is not renewed", || async { !node.lease.is_fresh() }).await;
+    let read = ask(&node, "a", Command::Get, Meta::runtime()).await;
+    assert!(matches!(read, Err(AskError::Unavailable { .. })), "{read:?}");
+    // A commit proves by itself that nobody has taken over.
+    assert_eq!(ask(&node, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(2)));
+    lock.rollback().await.unwrap();
+    eventually("it is renewed", || async {
+        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(2))
+    })
+    .await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

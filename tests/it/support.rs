@@ -149,3 +149,64 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// A cable between a node and its database that can be muted (what the server says is lost) and cut.
+pub struct Cable {
+    pub options: PgConnectOptions,
+    muted: tokio::sync::watch::Sender<bool>,
+    cut: tokio::sync::broadcast::Sender<()>,
+}
+
+impl Cable {
+    pub async fn to(database: &PgConnectOptions) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::{TcpListener, UnixStream};
+        let socket = format!(
+            "{}/.s.PGSQL.{}",
+            database.get_socket().expect("a local server").display(),
+            database.get_port()
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (muted, is_muted) = tokio::sync::watch::channel(false);
+        let (cut, _) = tokio::sync::broadcast::channel(1);
+        let ends = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = UnixStream::connect(&socket).await else { continue };
+                let (mut end, is_muted) = (ends.subscribe(), is_muted.clone());
+                tokio::spawn(async move {
+                    let (mut from_client, mut to_client) = client.into_split();
+                    let (mut from_server, mut to_server) = server.into_split();
+                    let there = tokio::io::copy(&mut from_client, &mut to_server);
+                    let back = async {
+                        let mut buffer = vec![0; 65_536];
+                        while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
+                            if !*is_muted.borrow() {
+                                let _ = to_client.write_all(&buffer[..n]).await;
+                            }
+                        }
+                    };
+                    tokio::select! { _ = there => {}, () = back => {}, _ = end.recv() => {} }
+                });
+            }
+        });
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(port)
+            .username(database.get_username())
+            .database(database.get_database().unwrap());
+        Self { options, muted, cut }
+    }
+
+    /// From now on nothing that the server says arrives.
+    pub fn mute(&self) {
+        self.muted.send_replace(true);
+    }
+
+    /// Ends every connection. New ones work.
+    pub fn cut(&self) {
+        self.muted.send_replace(false);
+        let _ = self.cut.send(());
+    }
+}
