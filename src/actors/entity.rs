@@ -64,6 +64,8 @@ pub enum Message<E: Entity> {
     Owed,
     /// Become passive if nothing is going on.
     Passivate,
+    /// The slot is being handed over: finish what has begun, and end.
+    Retire,
 }
 
 impl<E: Entity> ractor::Message for Message<E> {}
@@ -90,7 +92,10 @@ pub struct Activation<E: Entity> {
     table: Arc<KindTable<E>>,
     key: Arc<str>,
     slot: u16,
+    /// Of the slot when this activation began. Under another one it is not the one any more.
+    epoch: i64,
     loaded: bool,
+    retiring: bool,
     state: E::State,
     head: i64,
     topic_head: i64,
@@ -137,12 +142,12 @@ impl<E: Entity> Actor for Shell<E> {
     type Msg = Message<E>;
     /// Boxed: ractor's task holds room for several moves of its state.
     type State = Box<Activation<E>>;
-    type Arguments = (Arc<KindTable<E>>, Arc<str>);
+    type Arguments = (Arc<KindTable<E>>, Arc<str>, i64);
 
     async fn pre_start(
         &self,
         myself: ActorRef<Message<E>>,
-        (table, key): Self::Arguments,
+        (table, key, epoch): Self::Arguments,
     ) -> Result<Box<Activation<E>>, ActorProcessingErr> {
         let failed = Arc::new(AtomicBool::new(false));
         let entry = Entry {
@@ -155,7 +160,9 @@ impl<E: Entity> Actor for Shell<E> {
             slot: slot_of(E::KIND, &key),
             table,
             key,
+            epoch,
             loaded: false,
+            retiring: false,
             state: E::State::default(),
             head: 0,
             topic_head: 0,
@@ -203,8 +210,15 @@ impl<E: Entity> Actor for Shell<E> {
                 Next::GoOn => Ok(()),
             },
             Message::Passivate => a.passivate(&myself),
+            Message::Retire => {
+                a.retiring = true;
+                Ok(())
+            }
         };
         match step {
+            Ok(()) if a.retiring && a.pending.is_empty() && a.redo.is_none() => {
+                a.end(&myself, None, Stop::Orderly(AskError::NotHere))
+            }
             Ok(()) => Ok(()),
             Err(stop) => a.end(&myself, None, stop),
         }
@@ -350,6 +364,11 @@ impl<E: Entity> Activation<E> {
         let rt = self.table.runtime.clone();
         if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             ask.answer(Err(AskError::DeadlineExceeded));
+            return Ok(());
+        }
+        if !rt.slots.is_here(self.slot, self.epoch) {
+            // What is under way ends as it will; nothing new begins.
+            ask.answer(Err(AskError::NotHere));
             return Ok(());
         }
         if !rt.lanes.is_up(self.slot) {
@@ -529,7 +548,7 @@ impl<E: Entity> Activation<E> {
             (self.head - self.snapshot_seq >= rt.options.snapshot_every).then(|| self.snapshot());
         let item = CommitItem {
             slot: self.slot,
-            epoch: rt.lease.epoch(self.slot),
+            epoch: self.epoch,
             kind: E::KIND,
             key: self.key.clone(),
             head,
@@ -608,17 +627,17 @@ impl<E: Entity> Activation<E> {
     fn release(&mut self) {
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
-            // Without a commit only a fresh lease proves that this is still the one activation.
-            let fresh = self.table.runtime.lease.is_fresh();
-            if fresh {
-                for published in &pending.publish {
-                    self.table.runtime.topics.publish(published);
-                }
-            }
-            pending.ask.answer(if fresh {
-                pending.answer
-            } else {
+            // Without a commit only a fresh lease, and the slot, prove that this is still the one activation.
+            let rt = &self.table.runtime;
+            pending.ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
+                Err(AskError::NotHere)
+            } else if !rt.lease.is_fresh() {
                 Err(AskError::unavailable("the lease is not proven"))
+            } else {
+                for published in &pending.publish {
+                    rt.topics.publish(published);
+                }
+                pending.answer
             });
         }
     }
@@ -639,7 +658,7 @@ impl<E: Entity> Activation<E> {
         let followers: Vec<_> = self.followers.extract_if(.., |(t, _, _)| *t == ticket).collect();
         match result {
             CommitResult::Committed => {
-                self.table.succeeded(&self.key);
+                self.table.started(&self.key);
                 for published in &pending.publish {
                     self.table.runtime.topics.publish(published);
                 }
@@ -681,7 +700,14 @@ impl<E: Entity> Activation<E> {
                 }
                 pending.ask.answer(rejection.map(Err).ok_or(AskError::Internal));
             }
-            CommitResult::Moved => return Err(away("the entity lives elsewhere now")),
+            CommitResult::Moved => {
+                // Neither this nor anything decided after it was written, nor will be.
+                pending.ask.answer(Err(AskError::NotHere));
+                for (_, _, follower) in followers {
+                    follower.answer(Err(AskError::NotHere));
+                }
+                return Err(Stop::Orderly(AskError::NotHere));
+            }
             CommitResult::Unavailable => {
                 pending.ask.answer(Err(AskError::unavailable("the store is away")));
                 return Err(away("the store is away"));
@@ -768,7 +794,7 @@ impl<E: Entity> Activation<E> {
     fn bare_item(&self, done: Box<dyn FnOnce(CommitResult) + Send + Sync>) -> CommitItem {
         CommitItem {
             slot: self.slot,
-            epoch: self.table.runtime.lease.epoch(self.slot),
+            epoch: self.epoch,
             kind: E::KIND,
             key: self.key.clone(),
             head: self.head,

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::cluster::{Entities, Lease, Topics};
+use crate::cluster::{Entities, Lease, Slots, Topics};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::writer::Lanes;
@@ -69,6 +69,7 @@ pub struct Runtime {
     pub lanes: Lanes,
     pub loader: Loader,
     pub lease: Lease,
+    pub slots: Slots,
     pub clock: Clock,
     pub topics: Topics,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,

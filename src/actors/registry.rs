@@ -16,7 +16,8 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::actors::Runtime;
-use crate::actors::entity::{Ask, Message, Origin, Shell};
+use crate::actors::entity::{Answer, Ask, Message, Origin, Shell};
+use crate::cluster::slots::Place;
 use crate::cluster::{LocalEntities, Meta};
 use crate::kernel::entity::{Entity, Publication, Rejection};
 use crate::kernel::error::AskError;
@@ -73,6 +74,9 @@ impl<E: Entity> KindTable<E> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
+        let Place::Here { epoch } = self.runtime.slots.locate(slot_of(E::KIND, key)) else {
+            return Err(AskError::NotHere);
+        };
         let max = self.runtime.options.max_in_flight;
         let slip = |live: &Live<E>| {
             live.last_used_s.store(coarse_now_s(self.started), Ordering::Relaxed);
@@ -93,7 +97,7 @@ impl<E: Entity> KindTable<E> {
                 let (actor, _) = ractor::ActorRuntime::spawn_linked_instant(
                     None,
                     Shell::<E>(PhantomData),
-                    (self.clone(), key),
+                    (self.clone(), key, epoch),
                     self.supervisor.clone(),
                 )
                 .map_err(|e| AskError::unavailable(format!("the entity did not start: {e}")))?;
@@ -169,47 +173,54 @@ impl<E: Entity> KindTable<E> {
         }
     }
 
-    pub fn succeeded(&self, key: &str) {
-        self.started(key);
-    }
-
-    async fn ask(
-        self: Arc<Self>,
-        key: String,
+    /// The command is in the mailbox when this returns; the future waits for the answer.
+    fn ask(
+        self: &Arc<Self>,
+        key: &str,
         command: E::Command,
         meta: Meta,
-    ) -> Result<Result<E::Reply, E::Rejection>, AskError> {
+    ) -> impl Future<Output = Result<Result<E::Reply, E::Rejection>, AskError>> + Send + use<E>
+    {
+        let deadline = meta.deadline;
+        let sent = self.send(key, command, meta);
+        async move {
+            match tokio::time::timeout_at(deadline.into(), sent?).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(AskError::Unavailable {
+                    reason: "the entity restarts".into(),
+                    retry_after_ms: 50,
+                }),
+                Err(_) => Err(AskError::DeadlineExceeded),
+            }
+        }
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        key: &str,
+        command: E::Command,
+        meta: Meta,
+    ) -> Result<oneshot::Receiver<Answer<E>>, AskError> {
         if meta.deadline <= Instant::now() {
             return Err(AskError::DeadlineExceeded);
         }
-        if !self.runtime.lanes.is_up(slot_of(E::KIND, &key)) {
+        if !self.runtime.lanes.is_up(slot_of(E::KIND, key)) {
             return Err(AskError::unavailable("the store is away"));
         }
-        let (actor, slip) = self.take_slip(&key)?;
+        let (actor, slip) = self.take_slip(key)?;
         let (reply, answer) = oneshot::channel();
-        let deadline = meta.deadline;
         let ask = Ask {
             command,
             caller: meta.caller,
             command_id: meta.command_id,
-            deadline: Some(deadline),
+            deadline: Some(meta.deadline),
             origin: Origin::Caller { reply, slip: Some(slip) },
         };
         if actor.cast(Message::Ask(Box::new(ask))).is_err() {
-            self.ended(&key, actor.get_id());
-            return Err(AskError::Unavailable {
-                reason: "the entity has just stopped".into(),
-                retry_after_ms: 10,
-            });
+            self.ended(key, actor.get_id());
+            return Err(AskError::NotHere);
         }
-        match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(AskError::Unavailable {
-                reason: "the entity restarts".into(),
-                retry_after_ms: 50,
-            }),
-            Err(_) => Err(AskError::DeadlineExceeded),
-        }
+        Ok(answer)
     }
 
     fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
@@ -232,6 +243,15 @@ pub trait AnyKind: Send + Sync {
         command: &str,
         meta: Meta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
+    fn ask_outcome(
+        &self,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<String, AskError>>;
+    fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
+    /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
+    fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize;
     /// A due timer. `firing` is dropped when the fire has ended.
     fn fire(
         &self,
@@ -262,7 +282,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
                 .boxed();
         };
-        let ask = self.0.clone().ask(key.to_owned(), *command, meta);
+        let ask = self.0.ask(key, *command, meta);
         async move { ask.await.map(|answer| Box::new(answer) as Box<dyn Any + Send>) }.boxed()
     }
 
@@ -276,14 +296,32 @@ impl<E: Entity> AnyKind for Kind<E> {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
         };
-        let ask = self.0.clone().ask(key.to_owned(), command, meta);
-        async move {
-            Ok(match ask.await? {
-                Ok(reply) => Ok(serde_json::to_value(reply).expect("replies are plain data")),
-                Err(rejection) => Err(rejection.reason().to_owned()),
-            })
-        }
-        .boxed()
+        let ask = self.0.ask(key, command, meta);
+        async move { Ok(as_json::<E>(ask.await?)) }.boxed()
+    }
+
+    fn ask_outcome(
+        &self,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<String, AskError>> {
+        let command = match decode_command::<E>(command) {
+            Ok(command) => command,
+            Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
+        };
+        let ask = self.0.ask(key, command, meta);
+        async move { Ok(serde_json::to_string(&ask.await?).expect("replies are plain data")) }
+            .boxed()
+    }
+
+    fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>> {
+        serde_json::from_str(outcome).ok().map(as_json::<E>)
+    }
+
+    fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize {
+        let leaving = self.0.live.iter().filter(|live| leaving(slot_of(E::KIND, live.key())));
+        leaving.map(|live| drop(live.actor.cast(Message::Retire))).count()
     }
 
     fn fire(
@@ -344,6 +382,13 @@ impl<E: Entity> AnyKind for Kind<E> {
     }
 }
 
+fn as_json<E: Entity>(answer: Result<E::Reply, E::Rejection>) -> Result<Value, String> {
+    match answer {
+        Ok(reply) => Ok(serde_json::to_value(reply).expect("replies are plain data")),
+        Err(rejection) => Err(rejection.reason().to_owned()),
+    }
+}
+
 fn decode_command<E: Entity>(command: &str) -> Result<E::Command, String> {
     #[derive(serde::Deserialize)]
     struct Published {
@@ -398,6 +443,11 @@ impl Registry {
         self.kinds.iter().map(|(name, kind)| (*name, kind))
     }
 
+    /// See [`AnyKind::retire`].
+    pub fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize {
+        self.kinds.values().map(|kind| kind.retire(leaving)).sum()
+    }
+
     pub fn live(&self) -> usize {
         self.kinds.values().map(|kind| kind.live()).sum()
     }
@@ -413,9 +463,7 @@ impl LocalEntities for Registry {
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_any(key, command, meta),
-            None => {
-                std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
-            }
+            None => unknown_kind(kind),
         }
     }
 
@@ -428,11 +476,30 @@ impl LocalEntities for Registry {
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_json(key, command, meta),
-            None => {
-                std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
-            }
+            None => unknown_kind(kind),
         }
     }
+
+    fn ask_outcome(
+        &self,
+        kind: &str,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<String, AskError>> {
+        match self.kinds.get(kind) {
+            Some(table) => table.ask_outcome(key, command, meta),
+            None => unknown_kind(kind),
+        }
+    }
+
+    fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>> {
+        self.kinds.get(kind)?.outcome_json(outcome)
+    }
+}
+
+fn unknown_kind<T: Send + 'static>(kind: &str) -> BoxFuture<'static, Result<T, AskError>> {
+    std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
 }
 
 /// Survives its children: an entity that fails is logged here and starts again with its next command.

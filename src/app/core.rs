@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::actors::registry::{ParkNotice, Registry};
 use crate::actors::{Options, Runner, Runtime, services};
 use crate::cluster::lease::boottime_ms;
-use crate::cluster::{Entities, Lease, Topics};
+use crate::cluster::{Entities, Lease, Router, Slots, Topics};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::membership::{self, NodeInfo};
@@ -83,8 +83,8 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
     let registered =
         membership::register(&pool, &settings.node, settings.data_lock_held, settings.read_ttl)
             .await?;
-    let lease =
-        Lease::new(registered.incarnation, registered.epoch, settings.read_ttl.as_millis() as i64);
+    let lease = Lease::new(registered.incarnation, settings.read_ttl.as_millis() as i64);
+    let slots = Slots::all_mine(registered.incarnation, registered.epoch);
     lease.renewed(sent);
     let lanes =
         Lanes::start(pool.clone(), registered.incarnation, settings.clock.clone(), settings.writer)
@@ -93,6 +93,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         loader: Loader::start(pool.clone(), 2),
         lanes,
         lease,
+        slots,
         clock: settings.clock,
         topics: Topics::default(),
         runners: settings.runners,
@@ -115,7 +116,8 @@ impl Prepared {
     pub fn run(self) -> Core {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
-        let entities = Entities::new(registry.clone());
+        let router = Router::new(registry.clone(), runtime.slots.clone());
+        let entities = Entities::new(router);
         let _ = runtime.entities.set(entities.clone());
         let (fate, watched) = watch::channel(Fate::Living);
         let connections = Arc::new(AtomicUsize::new(0));

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 
+use crate::cluster::router::{Attempts, Router};
 use crate::kernel::entity::{Caller, Entity};
 use crate::kernel::error::AskError;
 
@@ -45,7 +47,8 @@ impl Meta {
 /// A reply or a rejection, or no answer.
 pub type Answer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
 
-/// The activations of this node; `actors` implements it.
+/// The activations of this node; `actors` implements it. A command is in its entity's mailbox when a call returns, so
+/// calls are carried out in their order; the futures only wait for the answers.
 pub trait LocalEntities: Send + Sync {
     /// `command` is the `E::Command` of the kind; the answer is a `Result<E::Reply, E::Rejection>`.
     fn ask(
@@ -63,22 +66,34 @@ pub trait LocalEntities: Send + Sync {
         key: &str,
         command: &str,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<serde_json::Value, String>, AskError>>;
+    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
+
+    /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
+    fn ask_outcome(
+        &self,
+        kind: &str,
+        key: &str,
+        command: &str,
+        meta: Meta,
+    ) -> BoxFuture<'static, Result<String, AskError>>;
+
+    /// What [`LocalEntities::ask_json`] makes of the answer of another node.
+    fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>>;
 }
 
 /// The door to all entities. Cheap to clone.
 #[derive(Clone)]
 pub struct Entities {
-    local: Arc<dyn LocalEntities>,
+    router: Router,
 }
 
 impl Entities {
-    pub fn new(local: Arc<dyn LocalEntities>) -> Self {
-        Self { local }
+    pub fn new(router: Router) -> Self {
+        Self { router }
     }
 
     pub fn of<E: Entity>(&self, key: impl Into<String>) -> EntityRef<E> {
-        EntityRef { local: self.local.clone(), key: key.into(), entity: PhantomData }
+        EntityRef { router: self.router.clone(), key: key.into(), entity: PhantomData }
     }
 
     pub fn ask_json(
@@ -87,13 +102,20 @@ impl Entities {
         key: &str,
         command: &str,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<serde_json::Value, String>, AskError>> {
-        self.local.ask_json(kind, key, command, meta)
+    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+        let ask = AskJson {
+            kind: kind.into(),
+            key: key.into(),
+            command: command.into(),
+            local: self.router.local.clone(),
+        };
+        let router = self.router.clone();
+        Box::pin(async move { router.route(ask, meta).await })
     }
 }
 
 pub struct EntityRef<E: Entity> {
-    local: Arc<dyn LocalEntities>,
+    router: Router,
     key: String,
     entity: PhantomData<fn() -> E>,
 }
@@ -109,13 +131,86 @@ impl<E: Entity> EntityRef<E> {
         command: E::Command,
         meta: Meta,
     ) -> impl Future<Output = Answer<E>> + Send + use<E> {
-        let answer = self.local.ask(E::KIND, &self.key, Box::new(command), meta);
-        async move { Ok(*answer.await?.downcast().expect("a kind answers with its own types")) }
+        let ask = AskTyped::<E> { key: self.key.clone(), command };
+        let router = self.router.clone();
+        async move { router.route(ask, meta).await }
     }
 
     /// Sends without waiting for the outcome; the in-flight bound of the entity holds all the same.
     pub fn tell(&self, command: E::Command, meta: Meta) {
-        let ask = self.local.ask(E::KIND, &self.key, Box::new(command), meta);
-        tokio::spawn(async move { drop(ask.await) });
+        tokio::spawn({
+            let ask = self.ask(command, meta);
+            async move { drop(ask.await) }
+        });
+    }
+}
+
+struct AskTyped<E: Entity> {
+    key: String,
+    command: E::Command,
+}
+
+impl<E: Entity> Attempts for AskTyped<E> {
+    type Answer = Result<E::Reply, E::Rejection>;
+
+    fn kind(&self) -> &str {
+        E::KIND
+    }
+
+    fn key(&self) -> &str {
+        &self.key
+    }
+
+    fn is_query(&self) -> bool {
+        E::is_query(&self.command)
+    }
+
+    async fn here(&self, local: &dyn LocalEntities, meta: Meta) -> Result<Self::Answer, AskError> {
+        let answer = local.ask(E::KIND, &self.key, Box::new(self.command.clone()), meta).await?;
+        Ok(*answer.downcast().expect("a kind answers with its own types"))
+    }
+
+    fn command(&self) -> String {
+        serde_json::to_string(&self.command).expect("commands are plain data")
+    }
+
+    fn decode(&self, outcome: &str) -> Option<Self::Answer> {
+        serde_json::from_str(outcome).ok()
+    }
+}
+
+struct AskJson {
+    kind: String,
+    key: String,
+    command: String,
+    local: Arc<dyn LocalEntities>,
+}
+
+impl Attempts for AskJson {
+    type Answer = Result<Value, String>;
+
+    fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Unknown here; who sends data gives it an id.
+    fn is_query(&self) -> bool {
+        false
+    }
+
+    async fn here(&self, local: &dyn LocalEntities, meta: Meta) -> Result<Self::Answer, AskError> {
+        local.ask_json(&self.kind, &self.key, &self.command, meta).await
+    }
+
+    fn command(&self) -> String {
+        self.command.clone()
+    }
+
+    fn decode(&self, outcome: &str) -> Option<Self::Answer> {
+        self.local.outcome_json(&self.kind, outcome)
     }
 }

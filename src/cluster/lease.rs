@@ -15,24 +15,17 @@ pub fn boottime_ms() -> i64 {
 #[derive(Clone, Debug)]
 pub struct Lease {
     incarnation: i64,
-    /// Every slot of this node has this epoch: slots are claimed together (single node).
-    epoch: i64,
     fresh_until_ms: Arc<AtomicI64>,
     read_ttl_ms: i64,
 }
 
 impl Lease {
-    pub fn new(incarnation: i64, epoch: i64, read_ttl_ms: i64) -> Self {
-        Self { incarnation, epoch, fresh_until_ms: Arc::new(AtomicI64::new(i64::MIN)), read_ttl_ms }
+    pub fn new(incarnation: i64, read_ttl_ms: i64) -> Self {
+        Self { incarnation, fresh_until_ms: Arc::new(AtomicI64::new(i64::MIN)), read_ttl_ms }
     }
 
     pub fn incarnation(&self) -> i64 {
         self.incarnation
-    }
-
-    /// The epoch of a slot as this node claimed it.
-    pub fn epoch(&self, _slot: u16) -> i64 {
-        self.epoch
     }
 
     /// A renewal that was sent at `sent_ms` has been confirmed.

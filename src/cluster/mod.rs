@@ -5,9 +5,13 @@
 pub mod entity_ref;
 pub mod lease;
 pub mod placement;
+pub mod router;
+pub mod slots;
 pub mod topics;
 pub mod transport;
 
 pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta};
 pub use lease::Lease;
+pub use router::Router;
+pub use slots::Slots;
 pub use topics::Topics;

@@ -110,6 +110,9 @@ pub enum AskError {
     Overloaded,
     #[error("{reason}")]
     Unavailable { reason: String, retry_after_ms: u64 },
+    /// It was not decided: the entity lives elsewhere by now, or its activation is on its way out. Asking again is safe.
+    #[error("the entity is on its way to another place")]
+    NotHere,
     #[error("the deadline passed")]
     DeadlineExceeded,
     #[error("this command id was used for another command")]
@@ -129,7 +132,7 @@ impl AskError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Overloaded => ErrorCode::Overloaded,
-            Self::Unavailable { .. } => ErrorCode::Unavailable,
+            Self::Unavailable { .. } | Self::NotHere => ErrorCode::Unavailable,
             Self::DeadlineExceeded => ErrorCode::DeadlineExceeded,
             Self::IdReused => ErrorCode::IdReused,
             Self::Internal => ErrorCode::Internal,
@@ -141,6 +144,7 @@ impl AskError {
         match self {
             Self::Unavailable { retry_after_ms, .. } => Some(*retry_after_ms),
             Self::Overloaded => Some(200),
+            Self::NotHere => Some(50),
             _ => None,
         }
     }

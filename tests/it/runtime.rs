@@ -94,6 +94,7 @@ async fn a_command_id_has_one_effect_and_one_answer() {
     assert_eq!(up_to(&first, 10).await, Err(Rejection::Limit { limit: 10 }));
 
     // After a restart only the store remembers; commands in flight beside the retry are not harmed by it.
+    let pool = pool(database.clone()).await;
     let second = core(database, Setup::default()).await;
     let others = (0..50).map(|n| {
         ask(&second, "a", Command::Add(1), user("u", ["x", &n.to_string()].concat().leak()))
@@ -113,7 +114,18 @@ async fn a_command_id_has_one_effect_and_one_answer() {
             let second = &second;
             async move { ask(second, &key, Command::Add(1), user("u", &id)).await }
         });
-        let answers = join_all(asks).await;
+        // While the lanes are held by something else, all of it gathers in one batch each.
+        let mut lock = pool.begin().await.unwrap();
+        sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
+        let hold =
+            join_all((0..8).map(|n| format!("hold{n}")).map(async |key| {
+                ask(&second, &key, Command::Add(1), Meta::runtime()).await.unwrap()
+            }));
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            lock.rollback().await.unwrap();
+        };
+        let (_, answers, ()) = tokio::join!(hold, join_all(asks), let_go);
         let won = answers.iter().filter(|answer| answer.is_ok()).count();
         assert_eq!(won, 1, "{answers:?}");
         assert!(

@@ -1,0 +1,254 @@
+//! Sends a command to where its entity lives, and again where it went to the wrong place or its answer was lost.
+//!
+//! A command is sent again only where that is safe: it was not decided (nobody served the slot, it met the wrong node,
+//! the activation was on its way out), it only reads, or it carries an id, under which it counts once. What crosses to
+//! another node without an id is given one here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use tokio::sync::{oneshot, watch};
+
+use crate::cluster::entity_ref::{LocalEntities, Meta};
+use crate::cluster::slots::{Place, Slots};
+use crate::cluster::transport::{
+    Credit, Envelope, Inbox, RemoteAnswer, RemoteAsk, SendError, Transport,
+};
+use crate::kernel::error::AskError;
+use crate::kernel::ids::slot_of;
+
+/// Between two attempts where nothing has been heard of a change.
+const RETRY: Duration = Duration::from_millis(25);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Router {
+    pub(super) local: Arc<dyn LocalEntities>,
+    pub(super) slots: Slots,
+    remote: Arc<OnceLock<Remote>>,
+}
+
+/// Asks on their way to other nodes.
+struct Remote {
+    transport: Arc<dyn Transport>,
+    /// By correlation: the node asked, and who waits.
+    pending: Arc<DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>>,
+    next: AtomicU64,
+    /// Announcements between nodes that are no asks.
+    control: Arc<dyn Control>,
+}
+
+/// Takes [`Envelope::Control`].
+pub trait Control: Send + Sync + 'static {
+    fn receive(&self, from: i64, message: Vec<u8>);
+}
+
+/// A command as it may be asked again: each attempt makes its own copy.
+pub(super) trait Attempts: Send + Sync {
+    type Answer: Send;
+    fn kind(&self) -> &str;
+    fn key(&self) -> &str;
+    fn is_query(&self) -> bool;
+    fn here(
+        &self,
+        local: &dyn LocalEntities,
+        meta: Meta,
+    ) -> impl Future<Output = Result<Self::Answer, AskError>> + Send;
+    fn command(&self) -> String;
+    fn decode(&self, outcome: &str) -> Option<Self::Answer>;
+}
+
+impl Router {
+    pub fn new(local: Arc<dyn LocalEntities>, slots: Slots) -> Self {
+        Self { local, slots, remote: Arc::default() }
+    }
+
+    /// From now on other nodes can be reached.
+    pub fn connect(&self, transport: Arc<dyn Transport>, control: Arc<dyn Control>) {
+        let remote =
+            Remote { transport, pending: Arc::default(), next: AtomicU64::new(1), control };
+        let _ = self.remote.set(remote);
+    }
+
+    pub fn is_clustered(&self) -> bool {
+        self.remote.get().is_some()
+    }
+
+    /// Nobody answers any more who was asked over this link.
+    pub fn link_down(&self, incarnation: i64) {
+        if let Some(remote) = self.remote.get() {
+            remote.pending.retain(|_, (peer, _)| *peer != incarnation);
+        }
+    }
+
+    /// Sends an announcement to another node. It may be lost.
+    pub fn announce(&self, incarnation: i64, message: Vec<u8>) -> Result<(), SendError> {
+        let remote = self.remote.get().ok_or(SendError::Unreachable)?;
+        remote.transport.send(incarnation, Envelope::Control(message))
+    }
+
+    pub(super) async fn route<A: Attempts>(
+        &self,
+        attempts: A,
+        mut meta: Meta,
+    ) -> Result<A::Answer, AskError> {
+        let slot = slot_of(attempts.kind(), attempts.key());
+        let mut changes: Option<watch::Receiver<u64>> = None;
+        let mut last = AskError::DeadlineExceeded;
+        let mut body = None;
+        while Instant::now() < meta.deadline {
+            if let Some(changes) = &mut changes {
+                changes.mark_unchanged();
+            }
+            let failed = match self.slots.locate(slot) {
+                Place::Here { .. } => {
+                    metrics::counter!("proxie_asks_total", "to" => "local").increment(1);
+                    match attempts.here(&*self.local, meta.clone()).await {
+                        Err(AskError::NotHere) => AskError::NotHere,
+                        answer => return answer,
+                    }
+                }
+                Place::Nowhere => AskError::NotHere,
+                Place::There { incarnation, epoch } => {
+                    let Some(remote) = self.remote.get() else { return Err(AskError::NotHere) };
+                    if !attempts.is_query() && meta.command_id.is_none() {
+                        meta.command_id = Some(format!("cmd_{}", ulid::Ulid::generate()));
+                    }
+                    metrics::counter!("proxie_asks_total", "to" => "remote").increment(1);
+                    let command = body.get_or_insert_with(|| attempts.command()).clone();
+                    let asked = remote.ask(&attempts, command, &meta, incarnation, epoch).await;
+                    match asked {
+                        Ok(RemoteAnswer::Outcome(outcome)) => {
+                            return attempts.decode(&outcome).ok_or(AskError::Internal);
+                        }
+                        Ok(RemoteAnswer::Failed(AskError::NotHere)) => AskError::NotHere,
+                        Ok(RemoteAnswer::Failed(error)) => return Err(error),
+                        Ok(RemoteAnswer::NotOwner { .. }) => {
+                            metrics::counter!("proxie_redirects_total").increment(1);
+                            AskError::NotHere
+                        }
+                        Err(AskError::NotHere) => {
+                            AskError::unavailable("the entity's node cannot be reached")
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            last = failed;
+            let wait = RETRY.min(meta.deadline.saturating_duration_since(Instant::now()));
+            let changes = changes.get_or_insert_with(|| self.slots.changes());
+            let _ = tokio::time::timeout(wait, changes.changed()).await;
+        }
+        Err(match last {
+            AskError::NotHere => AskError::unavailable("the entity is moving to another node"),
+            other => other,
+        })
+    }
+}
+
+impl Remote {
+    /// `Err(NotHere)`: it may be asked again.
+    async fn ask<A: Attempts>(
+        &self,
+        attempts: &A,
+        command: String,
+        meta: &Meta,
+        incarnation: i64,
+        epoch: i64,
+    ) -> Result<RemoteAnswer, AskError> {
+        let left = meta.deadline.saturating_duration_since(Instant::now());
+        let ask = RemoteAsk {
+            kind: attempts.kind().to_owned(),
+            key: attempts.key().to_owned(),
+            command,
+            caller: meta.caller.clone(),
+            command_id: meta.command_id.clone(),
+            remaining_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
+            epoch,
+            traceparent: None,
+        };
+        let correlation = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.pending.insert(correlation, (incarnation, answer));
+        let _forget = Forget { pending: &self.pending, correlation };
+        match self.transport.send(incarnation, Envelope::Ask { correlation, ask }) {
+            Ok(()) => {}
+            Err(SendError::Unreachable) => return Err(AskError::NotHere),
+            Err(SendError::Overloaded) => return Err(AskError::Overloaded),
+            Err(SendError::TooLarge) => {
+                return Err(AskError::BadCommand(SendError::TooLarge.to_string()));
+            }
+        }
+        match tokio::time::timeout_at(meta.deadline.into(), answered).await {
+            Ok(Ok(answer)) => Ok(answer),
+            // The link went down: what became of it is unknown, and the id makes asking again safe.
+            Ok(Err(_)) => Err(AskError::NotHere),
+            Err(_) => Err(AskError::DeadlineExceeded),
+        }
+    }
+}
+
+/// Takes an ask out of the pending ones, however it ends.
+struct Forget<'a> {
+    pending: &'a DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>,
+    correlation: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.pending.remove(&self.correlation);
+    }
+}
+
+impl Inbox for Router {
+    fn receive(&self, from: i64, envelope: Envelope, credit: Credit) {
+        let Some(remote) = self.remote.get() else { return };
+        match envelope {
+            Envelope::Ask { correlation, ask } => {
+                let slot = slot_of(&ask.kind, &ask.key);
+                let answering = match self.slots.locate(slot) {
+                    Place::Here { .. } => {
+                        let left = Duration::from_millis(ask.remaining_ms.into());
+                        let meta = Meta {
+                            caller: ask.caller,
+                            command_id: ask.command_id,
+                            deadline: Instant::now() + left,
+                        };
+                        // Handed to its entity before the next envelope is looked at: order is kept.
+                        Ok(self.local.ask_outcome(&ask.kind, &ask.key, &ask.command, meta))
+                    }
+                    _ => {
+                        let owned = self.slots.owned(slot);
+                        let owner = owned.owner.filter(|owner| *owner != self.slots.me());
+                        Err(RemoteAnswer::NotOwner { owner, epoch: owned.epoch })
+                    }
+                };
+                let transport = remote.transport.clone();
+                let reply = move |answer| {
+                    let _ = transport.send(from, Envelope::Answer { correlation, answer });
+                };
+                match answering {
+                    Err(answer) => reply(answer),
+                    Ok(outcome) => drop(tokio::spawn(async move {
+                        reply(match outcome.await {
+                            Ok(outcome) => RemoteAnswer::Outcome(outcome),
+                            Err(error) => RemoteAnswer::Failed(error),
+                        });
+                        // Until now the asker's window is taken: what it may keep busy here is bounded.
+                        drop(credit);
+                    })),
+                }
+            }
+            Envelope::Answer { correlation, answer } => {
+                if let Some((_, (peer, waiting))) = remote.pending.remove(&correlation)
+                    && peer == from
+                {
+                    let _ = waiting.send(answer);
+                }
+            }
+            Envelope::Control(message) => remote.control.receive(from, message),
+        }
+    }
+}

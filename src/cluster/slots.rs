@@ -1,0 +1,182 @@
+//! Who owns which slot, as this node knows it, and whether it may serve its own.
+//!
+//! The truth is in the store, and every commit checks it there. This table decides only where a command is sent, and
+//! when this node may answer without a commit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tokio::sync::watch;
+
+use crate::cluster::lease::boottime_ms;
+use crate::kernel::ids::SLOTS;
+
+/// `opens_at_ms` of a slot that is being handed over.
+const SEALED: i64 = i64::MAX;
+const NOBODY: i64 = 0;
+
+struct Slot {
+    owner: AtomicI64,
+    epoch: AtomicI64,
+    /// A successor of a dead node waits until that one cannot answer reads any more. On the clock of the lease.
+    opens_at_ms: AtomicI64,
+}
+
+/// Where the entities of a slot are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Here {
+        epoch: i64,
+    },
+    There {
+        incarnation: i64,
+        epoch: i64,
+    },
+    /// Nobody serves it at this moment: it has no owner, is being handed over, or waits for a dead owner's last reads.
+    Nowhere,
+}
+
+/// A slot's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    pub owner: Option<i64>,
+    pub epoch: i64,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Slots {
+    me: i64,
+    slots: Arc<[Slot]>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl Slots {
+    /// Nothing is known yet.
+    pub fn unknown(me: i64) -> Self {
+        Self::filled(me, NOBODY, 0)
+    }
+
+    /// All slots are this node's, claimed together: a node without a cluster.
+    pub fn all_mine(me: i64, epoch: i64) -> Self {
+        Self::filled(me, me, epoch)
+    }
+
+    fn filled(me: i64, owner: i64, epoch: i64) -> Self {
+        let slot = |_| Slot {
+            owner: AtomicI64::new(owner),
+            epoch: AtomicI64::new(epoch),
+            opens_at_ms: AtomicI64::new(0),
+        };
+        Self { me, slots: (0..SLOTS).map(slot).collect(), changed: Arc::new(watch::Sender::new(0)) }
+    }
+
+    pub fn me(&self) -> i64 {
+        self.me
+    }
+
+    pub fn locate(&self, slot: u16) -> Place {
+        let slot = &self.slots[usize::from(slot)];
+        let owner = slot.owner.load(Ordering::Acquire);
+        let epoch = slot.epoch.load(Ordering::Acquire);
+        match owner {
+            NOBODY => Place::Nowhere,
+            owner if owner != self.me => Place::There { incarnation: owner, epoch },
+            _ => match slot.opens_at_ms.load(Ordering::Acquire) {
+                0 => Place::Here { epoch },
+                SEALED => Place::Nowhere,
+                at if boottime_ms() < at => Place::Nowhere,
+                _ => Place::Here { epoch },
+            },
+        }
+    }
+
+    /// Whether an activation that began under `epoch` is still the one.
+    pub fn is_here(&self, slot: u16, epoch: i64) -> bool {
+        self.locate(slot) == Place::Here { epoch }
+    }
+
+    /// The owner and epoch, whether or not it serves.
+    pub fn owned(&self, slot: u16) -> Owned {
+        let slot = &self.slots[usize::from(slot)];
+        let owner = slot.owner.load(Ordering::Acquire);
+        Owned {
+            owner: (owner != NOBODY).then_some(owner),
+            epoch: slot.epoch.load(Ordering::Acquire),
+        }
+    }
+
+    pub fn count_mine(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.owner.load(Ordering::Relaxed) == self.me).count()
+    }
+
+    /// Takes over what the store says, unless something newer is known already. A slot that came to this node opens
+    /// `wait_ms` from now.
+    pub fn learn(&self, slot: u16, row: Owned, wait_ms: i64) {
+        let entry = &self.slots[usize::from(slot)];
+        if row.epoch < entry.epoch.load(Ordering::Acquire) {
+            return;
+        }
+        let owner = row.owner.unwrap_or(NOBODY);
+        let same = row.epoch == entry.epoch.load(Ordering::Acquire)
+            && owner == entry.owner.load(Ordering::Acquire);
+        if same {
+            return;
+        }
+        // Closed while it changes: nobody sees the new owner with the old epoch.
+        entry.opens_at_ms.store(SEALED, Ordering::Release);
+        entry.epoch.store(row.epoch, Ordering::Release);
+        entry.owner.store(owner, Ordering::Release);
+        let opens = if wait_ms > 0 { boottime_ms() + wait_ms } else { 0 };
+        entry.opens_at_ms.store(opens, Ordering::Release);
+    }
+
+    /// From now on this node serves nothing of the slot: it is being handed over.
+    pub fn seal(&self, slot: u16) {
+        self.slots[usize::from(slot)].opens_at_ms.store(SEALED, Ordering::Release);
+    }
+
+    /// The hand-over came to nothing.
+    pub fn unseal(&self, slot: u16) {
+        let entry = &self.slots[usize::from(slot)];
+        let _ = entry.opens_at_ms.compare_exchange(SEALED, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Wakes those who wait for a slot to be served somewhere.
+    pub fn announce(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_served_by_its_owner_unless_it_is_sealed_or_waits() {
+        let slots = Slots::unknown(7);
+        assert_eq!(slots.locate(0), Place::Nowhere);
+        slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
+        assert_eq!(slots.locate(0), Place::There { incarnation: 8, epoch: 1 });
+        slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
+        assert_eq!(slots.locate(0), Place::Here { epoch: 2 });
+        assert!(slots.is_here(0, 2) && !slots.is_here(0, 1));
+        // Old news changes nothing; the same news does not open what is sealed.
+        slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
+        slots.seal(0);
+        slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
+        assert_eq!(slots.locate(0), Place::Nowhere);
+        slots.unseal(0);
+        assert_eq!(slots.locate(0), Place::Here { epoch: 2 });
+        // From a dead owner: only after the wait.
+        slots.learn(1, Owned { owner: Some(7), epoch: 5 }, 60_000);
+        assert_eq!(slots.locate(1), Place::Nowhere);
+        slots.unseal(1);
+        assert_eq!(slots.locate(1), Place::Nowhere, "waiting is not sealing");
+        assert_eq!(slots.count_mine(), 2);
+    }
+}
