@@ -139,6 +139,44 @@ async fn a_command_id_has_one_effect_and_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_after_a_refused_command_is_decided_again() {
+    let database = database().await;
+    let pool = pool(database.clone()).await;
+    let first = core(database.clone(), Setup::default()).await;
+    ask(&first, "a", Command::Add(5), user("u", "used")).await.unwrap();
+    let node = core(database, Setup::default()).await;
+    total(&node, "a").await;
+    // The retry, which only the store knows for one, and what was decided behind it meet in one batch.
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
+    let hold = ask(&node, "a", Command::Add(1), Meta::runtime());
+    let retry = ask(&node, "a", Command::Add(5), user("u", "used"));
+    let after = (0..5).map(|n| format!("after{n}"));
+    let after =
+        join_all(after.map(async |id| ask(&node, "a", Command::Add(1), user("u", &id)).await));
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        lock.rollback().await.unwrap();
+    };
+    let (hold, retry, after, ()) = tokio::join!(hold, retry, after, let_go);
+    assert_eq!((hold, retry), (Ok(Reply::Total(6)), Ok(Reply::Total(5))));
+    assert_eq!(after, (7..=11).map(|n| Ok(Reply::Total(n))).collect::<Vec<_>>());
+
+    // Somebody else has written: the command is refused, its id is free again, and it is decided on what is true.
+    sqlx::query(
+        "insert into journal select kind, key, seq + 1, version, topic_head, '{\"Added\": 100}', caller, null, at
+         from journal where key = 'a' order by seq desc limit 1",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let answer = ask(&node, "a", Command::Add(1), user("u", "stale")).await;
+    assert_eq!(answer, Ok(Reply::Total(112)));
+    assert_eq!(total(&node, "a").await, 112);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hot_entity_answers_in_order() {
     let node = core(database().await, Setup::default()).await;
     let counter = node.entities.of::<Counter>("hot");
