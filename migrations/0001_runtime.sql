@@ -26,7 +26,9 @@ create sequence incarnations;
 create table nodes (
     incarnation bigint primary key,
     name        text not null,
-    address     text not null,
+    address     text not null,          -- where clients reach it
+    peer_address text not null default '',  -- where other nodes reach it
+    weight      int not null default 1,  -- its share of the slots, relative to the others
     version     text not null,
     state       text not null check (state in ('joining', 'active', 'draining', 'dead')),
     host        text not null,   -- boot id, host name and pid namespace: where `pid` means something
@@ -50,6 +52,21 @@ create table lanes (
     result      jsonb,
     primary key (incarnation, lane)
 ) with (fillfactor = 50);
+
+-- Raised with every change of members or slots: nodes read the tables again when it differs from what they know.
+create table cluster (
+    one         boolean primary key default true check (one),
+    version     bigint not null
+);
+insert into cluster (version) values (1);
+
+-- A silent node is declared dead when enough others say so.
+create table suspicions (
+    suspect     bigint not null references nodes,
+    by          bigint not null references nodes,
+    at          timestamptz not null default now(),
+    primary key (suspect, by)
+);
 
 create table slots (
     slot        int primary key,

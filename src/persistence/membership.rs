@@ -173,7 +173,7 @@ async fn live_nodes(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
         .collect())
 }
 
-fn process_exists(pid: i32) -> bool {
+pub fn process_exists(pid: i32) -> bool {
     rustix::process::Pid::from_raw(pid)
         .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }

@@ -11,6 +11,7 @@ pub mod entities;
 pub mod keys;
 pub mod limits;
 pub mod loader;
+pub mod members;
 pub mod membership;
 pub mod outbox;
 pub mod publications;

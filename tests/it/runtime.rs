@@ -336,6 +336,25 @@ async fn sends_arrive_once_even_over_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sends_to_one_receiver_keep_their_order() {
+    let database = database().await;
+    let pool = pool(database.clone()).await;
+    let node = core(database, Setup::default()).await;
+    let sends = (1..=20)
+        .map(|n| ask(&node, "from", Command::Spread { to: vec!["to".into()], n }, Meta::runtime()));
+    assert!(join_all(sends).await.iter().all(Result::is_ok));
+    eventually("all arrive", || async { total(&node, "to").await == 210 }).await;
+    let order: Vec<i64> = sqlx::query_scalar(
+        "select (event ->> 'Added')::bigint from journal where key = 'to' order by seq",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(order, (1..=20).collect::<Vec<_>>());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn timers_fire_once_late_rather_than_never() {
     let database = database().await;
     let clock = Clock::manual("2026-01-01T00:00:00Z".parse().unwrap());

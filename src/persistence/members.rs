@@ -1,0 +1,382 @@
+//! Members of a cluster and the slots they own: joining, renewing, claiming, handing over, declaring dead.
+//!
+//! Every change of ownership is a compare-and-swap under one lock, raises the slot's epoch, and tells the others
+//! (`notify proxie_cluster`). A slot of a live node is only ever released by its owner.
+
+use std::time::Duration;
+
+use sqlx::Row;
+use sqlx::postgres::{PgConnection, PgListener, PgPool};
+
+use crate::persistence::membership::{NodeInfo, RegisterError, process_exists};
+
+pub const CHANNEL: &str = "proxie_cluster";
+
+/// How long a takeover waits for the batch that the dead node may have in its lane, before it ends that backend.
+const LANE_PATIENCE: &str = "500ms";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Joining,
+    Active,
+    Draining,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub incarnation: i64,
+    pub name: String,
+    pub peer_address: String,
+    pub version: String,
+    pub weight: u32,
+    pub state: State,
+    /// By the database's clock; negative when it has run out.
+    pub lease_left_ms: i64,
+    /// How many active members suspect it.
+    pub suspected_by: u32,
+}
+
+/// Who is alive, as of one renewal.
+#[derive(Clone, Debug, Default)]
+pub struct Beat {
+    pub version: i64,
+    pub members: Vec<Member>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRow {
+    /// `None` for nobody, or one who is dead.
+    pub owner: Option<i64>,
+    pub epoch: i64,
+}
+
+/// Why a member is to be declared dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The lease has run out.
+    Lease,
+    /// Its port refuses connections and its link was reset.
+    Refused,
+    /// It is silent, and that many active members must say so.
+    Suspected { by: u32 },
+    /// An operator says so.
+    Operator,
+}
+
+/// Registers a new incarnation as joining. Another live node of the same name is an error, unless it is provably gone.
+pub async fn join(
+    pool: &PgPool,
+    node: &NodeInfo,
+    peer_address: &str,
+    weight: u32,
+) -> Result<i64, RegisterError> {
+    let twins = sqlx::query(
+        "select n.incarnation, n.host, n.pid, l.lease_until > now() from nodes n join leases l using (incarnation)
+         where n.state <> 'dead' and (n.name = $1 or n.peer_address = '')",
+    )
+    .bind(&node.name)
+    .fetch_all(pool)
+    .await?;
+    for twin in twins {
+        let (incarnation, host, pid): (i64, String, i32) = (twin.get(0), twin.get(1), twin.get(2));
+        let gone = host == node.host && !process_exists(pid);
+        if twin.get::<bool, _>(3) && !gone {
+            return Err(RegisterError::AnotherIsLive { name: node.name.clone(), pid });
+        }
+        evict(pool, None, incarnation, if gone { Evidence::Operator } else { Evidence::Lease })
+            .await?;
+    }
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    let incarnation: i64 = sqlx::query_scalar(
+        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid)
+         values (nextval('incarnations'), $1, $2, $3, $4, $5, 'joining', $6, $7) returning incarnation",
+    )
+    .bind(&node.name)
+    .bind(&node.address)
+    .bind(peer_address)
+    .bind(weight as i32)
+    .bind(&node.version)
+    .bind(&node.host)
+    .bind(node.pid)
+    .fetch_one(&mut *tx)
+    .await?;
+    sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")
+        .bind(incarnation)
+        .bind(node.lease_s)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("insert into lanes (incarnation, lane) select $1, generate_series(0, $2 - 1)")
+        .bind(incarnation)
+        .bind(i32::from(node.lanes))
+        .execute(&mut *tx)
+        .await?;
+    changed(&mut tx).await?;
+    tx.commit().await?;
+    Ok(incarnation)
+}
+
+/// Renews the lease and says who is alive. `None`: this incarnation was declared dead.
+pub async fn beat(
+    connection: &mut PgConnection,
+    incarnation: i64,
+    lease_s: f64,
+    live: &serde_json::Value,
+) -> Result<Option<Beat>, sqlx::Error> {
+    let rows = sqlx::query(
+        "with alive as (update nodes set live = $3::jsonb where incarnation = $1 and state <> 'dead' returning incarnation),
+              renewed as (update leases l set lease_until = now() + $2 * interval '1 second' from alive a
+                           where l.incarnation = a.incarnation returning 1)
+         select (select version from cluster), (select count(*) from renewed), n.incarnation, n.name, n.peer_address,
+                n.version, n.weight, n.state, (extract(epoch from l.lease_until - now()) * 1000)::bigint,
+                (select count(*) from suspicions s join nodes b on b.incarnation = s.by
+                  where s.suspect = n.incarnation and b.state = 'active' and s.at > now() - interval '3 seconds')
+           from nodes n join leases l using (incarnation) where n.state <> 'dead' order by n.incarnation",
+    )
+    .bind(incarnation)
+    .bind(lease_s)
+    .bind(live.to_string())
+    .fetch_all(connection)
+    .await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    if first.get::<i64, _>(1) == 0 {
+        return Ok(None);
+    }
+    let version = first.get(0);
+    let members = rows.iter().map(|row| Member {
+        incarnation: row.get(2),
+        name: row.get(3),
+        peer_address: row.get(4),
+        version: row.get(5),
+        weight: row.get::<i32, _>(6).max(0) as u32,
+        state: match row.get::<&str, _>(7) {
+            "joining" => State::Joining,
+            "draining" => State::Draining,
+            _ => State::Active,
+        },
+        lease_left_ms: row.get(8),
+        suspected_by: row.get::<i64, _>(9) as u32,
+    });
+    Ok(Some(Beat { version, members: members.collect() }))
+}
+
+/// All slots in order, with the version they belong to.
+pub async fn slots(pool: &PgPool) -> Result<(i64, Vec<SlotRow>), sqlx::Error> {
+    let row = sqlx::query(
+        "select (select version from cluster), array_agg(coalesce(n.incarnation, 0) order by s.slot),
+                array_agg(s.epoch order by s.slot)
+           from slots s left join nodes n on n.incarnation = s.incarnation and n.state <> 'dead'",
+    )
+    .fetch_one(pool)
+    .await?;
+    let (owners, epochs): (Vec<i64>, Vec<i64>) = (row.get(1), row.get(2));
+    let rows = owners
+        .into_iter()
+        .zip(epochs)
+        .map(|(owner, epoch)| SlotRow { owner: (owner != 0).then_some(owner), epoch });
+    Ok((row.get(0), rows.collect()))
+}
+
+/// Takes slots that nobody who lives owns. Returns those it got, with their new epochs.
+pub async fn claim(
+    pool: &PgPool,
+    me: i64,
+    wanted: &[(u16, i64)],
+) -> Result<Vec<(u16, i64)>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    let rows = sqlx::query(
+        "update slots s set incarnation = $1, epoch = s.epoch + 1
+           from unnest($2::int[], $3::bigint[]) u(slot, epoch)
+          where s.slot = u.slot and s.epoch = u.epoch
+            and not exists (select from nodes n where n.incarnation = s.incarnation and n.state <> 'dead')
+            and exists (select from nodes m join leases l using (incarnation)
+                         where m.incarnation = $1 and m.state = 'active' and l.lease_until > now())
+         returning s.slot, s.epoch",
+    )
+    .bind(me)
+    .bind(wanted.iter().map(|(slot, _)| i32::from(*slot)).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    if !rows.is_empty() {
+        changed(&mut tx).await?;
+    }
+    tx.commit().await?;
+    Ok(rows.iter().map(|row| (row.get::<i32, _>(0) as u16, row.get(1))).collect())
+}
+
+/// Gives slots of this node to another one, which may serve them at once: this one has stopped to. Whatever this node
+/// still tries to commit for them is refused. Returns the slots and their new epochs.
+pub async fn hand_over(
+    pool: &PgPool,
+    me: i64,
+    to: i64,
+    leaving: &[(u16, i64)],
+) -> Result<Vec<(u16, i64)>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    // A batch that is being written holds its lane's row and has checked its slots: it ends first.
+    sqlx::query("select from lanes where incarnation = $1 order by lane for update")
+        .bind(me)
+        .execute(&mut *tx)
+        .await?;
+    let rows = sqlx::query(
+        "update slots s set incarnation = $2, epoch = s.epoch + 1
+           from unnest($3::int[], $4::bigint[]) u(slot, epoch)
+          where s.slot = u.slot and s.epoch = u.epoch and s.incarnation = $1
+            and exists (select from nodes n where n.incarnation = $2 and n.state = 'active')
+         returning s.slot, s.epoch",
+    )
+    .bind(me)
+    .bind(to)
+    .bind(leaving.iter().map(|(slot, _)| i32::from(*slot)).collect::<Vec<_>>())
+    .bind(leaving.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    if !rows.is_empty() {
+        changed(&mut tx).await?;
+    }
+    tx.commit().await?;
+    Ok(rows.iter().map(|row| (row.get::<i32, _>(0) as u16, row.get(1))).collect())
+}
+
+/// Joining → active, or active → draining. False when it was declared dead meanwhile.
+pub async fn set_state(pool: &PgPool, incarnation: i64, state: State) -> Result<bool, sqlx::Error> {
+    let (name, before) = match state {
+        State::Joining => return Ok(false),
+        State::Active => ("active", "joining"),
+        State::Draining => ("draining", "active"),
+    };
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    let done =
+        sqlx::query("update nodes set state = $2 where incarnation = $1 and state in ($2, $3)")
+            .bind(incarnation)
+            .bind(name)
+            .bind(before)
+            .execute(&mut *tx)
+            .await?
+            .rows_affected();
+    changed(&mut tx).await?;
+    tx.commit().await?;
+    Ok(done == 1)
+}
+
+pub async fn suspect(pool: &PgPool, me: i64, suspect: i64) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into suspicions (suspect, by) select n.incarnation, $2 from nodes n where n.incarnation = $1 and n.state <> 'dead'
+         on conflict (suspect, by) do update set at = now()",
+    )
+    .bind(suspect)
+    .bind(me)
+    .execute(pool)
+    .await
+    .map(drop)
+}
+
+/// Declares a member dead, for ever. From the commit of this on, nothing of it is ever written again: its lanes are
+/// fenced. The evictor must be active itself and hold its lease, in the same transaction, so that two nodes cannot
+/// evict each other. False when somebody was quicker, or the evidence does not hold.
+pub async fn evict(
+    pool: &PgPool,
+    by: Option<i64>,
+    target: i64,
+    evidence: Evidence,
+) -> Result<bool, sqlx::Error> {
+    for attempt in 0..4 {
+        match try_evict(pool, by, target, evidence).await {
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
+                // A writer that is frozen in the middle of a call must not hold this up.
+                tracing::warn!(
+                    target,
+                    attempt,
+                    "the dead node's writer holds its lane; its backend is ended"
+                );
+                sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name like $1")
+                    .bind(format!("proxie lane {target}/%"))
+                    .execute(pool)
+                    .await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+    Ok(false)
+}
+
+async fn try_evict(
+    pool: &PgPool,
+    by: Option<i64>,
+    target: i64,
+    evidence: Evidence,
+) -> Result<bool, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    let rows = sqlx::query(
+        "select n.incarnation, n.state, l.lease_until > now(),
+                (select count(*) from suspicions s join nodes b on b.incarnation = s.by
+                  where s.suspect = n.incarnation and b.state = 'active' and s.at > now() - interval '3 seconds')
+           from nodes n join leases l using (incarnation)
+          where n.incarnation = any($1) order by n.incarnation for update",
+    )
+    .bind(by.into_iter().chain([target]).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    let row = |incarnation| rows.iter().find(|row| row.get::<i64, _>(0) == incarnation);
+    let fit = by.is_none_or(|by| {
+        row(by).is_some_and(|r| r.get::<&str, _>(1) == "active" && r.get::<bool, _>(2))
+    });
+    let holds = row(target).is_some_and(|r| {
+        r.get::<&str, _>(1) != "dead"
+            && match evidence {
+                Evidence::Lease => !r.get::<bool, _>(2),
+                Evidence::Suspected { by } => r.get::<i64, _>(3) >= i64::from(by),
+                Evidence::Refused | Evidence::Operator => true,
+            }
+    });
+    if !fit || !holds {
+        return Ok(false);
+    }
+    sqlx::query(sqlx::AssertSqlSafe(format!("set local lock_timeout = '{LANE_PATIENCE}'")))
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("update lanes set live = false where incarnation = $1")
+        .bind(target)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("update nodes set state = 'dead', ended_at = now() where incarnation = $1")
+        .bind(target)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("delete from suspicions where suspect = $1 or by = $1")
+        .bind(target)
+        .execute(&mut *tx)
+        .await?;
+    changed(&mut tx).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Hears of changes that other nodes made.
+pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// Changes of members and slots come one after the other.
+async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:register'))")
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("with c as (update cluster set version = version + 1) select pg_notify($1, '')")
+        .bind(CHANNEL)
+        .execute(connection)
+        .await
+        .map(drop)
+}
