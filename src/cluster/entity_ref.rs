@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 use serde_json::Value;
 
 use crate::cluster::router::{Attempts, Router};
@@ -131,9 +131,28 @@ impl<E: Entity> EntityRef<E> {
         command: E::Command,
         meta: Meta,
     ) -> impl Future<Output = Answer<E>> + Send + use<E> {
-        let ask = AskTyped::<E> { key: self.key.clone(), command };
-        let router = self.router.clone();
-        async move { router.route(ask, meta).await }
+        let way = if self.router.is_clustered() {
+            let ask = AskTyped::<E> { key: self.key.clone(), command };
+            Either::Left((self.router.clone(), ask, meta))
+        } else {
+            // There is one place it can be: no copy is made for a second attempt.
+            Either::Right(self.router.local.ask(E::KIND, &self.key, Box::new(command), meta))
+        };
+        async move {
+            match way {
+                Either::Left((router, ask, meta)) => router.route(ask, meta).await,
+                Either::Right(answer) => match answer.await {
+                    Ok(answer) => {
+                        Ok(*answer.downcast().expect("a kind answers with its own types"))
+                    }
+                    Err(AskError::NotHere) => Err(AskError::Unavailable {
+                        reason: "the entity has just stopped".into(),
+                        retry_after_ms: 10,
+                    }),
+                    Err(error) => Err(error),
+                },
+            }
+        }
     }
 
     /// Sends without waiting for the outcome; the in-flight bound of the entity holds all the same.

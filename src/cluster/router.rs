@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use metrics::Counter;
 use tokio::sync::{oneshot, watch};
 
 use crate::cluster::entity_ref::{LocalEntities, Meta};
@@ -28,6 +29,13 @@ pub struct Router {
     pub(super) local: Arc<dyn LocalEntities>,
     pub(super) slots: Slots,
     remote: Arc<OnceLock<Remote>>,
+    counters: Arc<Counters>,
+}
+
+struct Counters {
+    local: Counter,
+    remote: Counter,
+    redirects: Counter,
 }
 
 /// Asks on their way to other nodes.
@@ -62,7 +70,12 @@ pub(super) trait Attempts: Send + Sync {
 
 impl Router {
     pub fn new(local: Arc<dyn LocalEntities>, slots: Slots) -> Self {
-        Self { local, slots, remote: Arc::default() }
+        let counters = Counters {
+            local: metrics::counter!("proxie_asks_total", "to" => "local"),
+            remote: metrics::counter!("proxie_asks_total", "to" => "remote"),
+            redirects: metrics::counter!("proxie_redirects_total"),
+        };
+        Self { local, slots, remote: Arc::default(), counters: Arc::new(counters) }
     }
 
     /// From now on other nodes can be reached.
@@ -104,7 +117,7 @@ impl Router {
             }
             let failed = match self.slots.locate(slot) {
                 Place::Here { .. } => {
-                    metrics::counter!("proxie_asks_total", "to" => "local").increment(1);
+                    self.counters.local.increment(1);
                     match attempts.here(&*self.local, meta.clone()).await {
                         Err(AskError::NotHere) => AskError::NotHere,
                         answer => return answer,
@@ -116,7 +129,7 @@ impl Router {
                     if !attempts.is_query() && meta.command_id.is_none() {
                         meta.command_id = Some(format!("cmd_{}", ulid::Ulid::generate()));
                     }
-                    metrics::counter!("proxie_asks_total", "to" => "remote").increment(1);
+                    self.counters.remote.increment(1);
                     let command = body.get_or_insert_with(|| attempts.command()).clone();
                     let asked = remote.ask(&attempts, command, &meta, incarnation, epoch).await;
                     match asked {
@@ -126,7 +139,7 @@ impl Router {
                         Ok(RemoteAnswer::Failed(AskError::NotHere)) => AskError::NotHere,
                         Ok(RemoteAnswer::Failed(error)) => return Err(error),
                         Ok(RemoteAnswer::NotOwner { .. }) => {
-                            metrics::counter!("proxie_redirects_total").increment(1);
+                            self.counters.redirects.increment(1);
                             AskError::NotHere
                         }
                         Err(AskError::NotHere) => {

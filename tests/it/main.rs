@@ -4,6 +4,7 @@ mod counter;
 mod edges;
 mod embedded;
 mod gateway;
+mod members;
 mod process;
 mod runtime;
 mod support;

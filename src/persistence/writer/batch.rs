@@ -170,7 +170,7 @@ impl Writer {
     async fn call(&mut self, items: &[Box<CommitItem>]) -> Result<Vec<CommitResult>, sqlx::Error> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.pool.acquire().await?,
+            None => self.connect().await?,
         };
         let batch = Batch {
             incarnation: self.incarnation,
@@ -193,6 +193,16 @@ impl Writer {
             drop(connection.detach());
         }
         called
+    }
+
+    /// A connection under a name by which a successor finds it, should it be frozen in the middle of a call.
+    async fn connect(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        let naming = sqlx::query("select set_config('application_name', $1, false)")
+            .bind(format!("proxie lane {}/{}", self.incarnation, self.lane));
+        let named = tokio::time::timeout(SILENCE, naming.execute(&mut *connection)).await;
+        named.unwrap_or_else(|_| Err(silent()))?;
+        Ok(connection)
     }
 
     /// How the next batch ended.
