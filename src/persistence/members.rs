@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgListener, PgPool};
+use sqlx::postgres::{PgConnection, PgListener, PgPool, PgRow};
 
-use crate::persistence::membership::{NodeInfo, RegisterError, process_exists};
+use crate::persistence::membership::{NodeInfo, RegisterError, enrol, process_exists};
 
 pub const CHANNEL: &str = "proxie_cluster";
 
@@ -88,29 +88,7 @@ pub async fn join(
     }
     let mut tx = pool.begin().await?;
     lock(&mut tx).await?;
-    let incarnation: i64 = sqlx::query_scalar(
-        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid)
-         values (nextval('incarnations'), $1, $2, $3, $4, $5, 'joining', $6, $7) returning incarnation",
-    )
-    .bind(&node.name)
-    .bind(&node.address)
-    .bind(peer_address)
-    .bind(weight as i32)
-    .bind(&node.version)
-    .bind(&node.host)
-    .bind(node.pid)
-    .fetch_one(&mut *tx)
-    .await?;
-    sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")
-        .bind(incarnation)
-        .bind(node.lease_s)
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("insert into lanes (incarnation, lane) select $1, generate_series(0, $2 - 1)")
-        .bind(incarnation)
-        .bind(i32::from(node.lanes))
-        .execute(&mut *tx)
-        .await?;
+    let incarnation = enrol(&mut tx, node, peer_address, weight, "joining").await?;
     changed(&mut tx).await?;
     tx.commit().await?;
     Ok(incarnation)
@@ -199,11 +177,7 @@ pub async fn claim(
     .bind(wanted.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
     .fetch_all(&mut *tx)
     .await?;
-    if !rows.is_empty() {
-        changed(&mut tx).await?;
-    }
-    tx.commit().await?;
-    Ok(rows.iter().map(|row| (row.get::<i32, _>(0) as u16, row.get(1))).collect())
+    moved(tx, rows).await
 }
 
 /// Gives slots of this node to another one, which may serve them at once: this one has stopped to. Whatever this node
@@ -234,6 +208,14 @@ pub async fn hand_over(
     .bind(leaving.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
     .fetch_all(&mut *tx)
     .await?;
+    moved(tx, rows).await
+}
+
+/// Commits a change of slots.
+async fn moved(
+    mut tx: sqlx::Transaction<'_, sqlx::Postgres>,
+    rows: Vec<PgRow>,
+) -> Result<Vec<(u16, i64)>, sqlx::Error> {
     if !rows.is_empty() {
         changed(&mut tx).await?;
     }

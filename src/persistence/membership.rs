@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 
 use crate::kernel::ids::SLOTS;
 
@@ -116,27 +116,7 @@ pub async fn register(
     sqlx::query("delete from lanes where incarnation in (select incarnation from nodes where ended_at < now() - interval '1 day')")
         .execute(&mut *tx)
         .await?;
-    let incarnation: i64 = sqlx::query_scalar(
-        "insert into nodes (incarnation, name, address, version, state, host, pid)
-         values (nextval('incarnations'), $1, $2, $3, 'active', $4, $5) returning incarnation",
-    )
-    .bind(&node.name)
-    .bind(&node.address)
-    .bind(&node.version)
-    .bind(&node.host)
-    .bind(node.pid)
-    .fetch_one(&mut *tx)
-    .await?;
-    sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")
-        .bind(incarnation)
-        .bind(node.lease_s)
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("insert into lanes (incarnation, lane) select $1, generate_series(0, $2 - 1)")
-        .bind(incarnation)
-        .bind(i32::from(node.lanes))
-        .execute(&mut *tx)
-        .await?;
+    let incarnation = enrol(&mut tx, node, "", 1, "active").await?;
     let epoch: i64 =
         sqlx::query_scalar("select max(epoch) + 1 from slots").fetch_one(&mut *tx).await?;
     let claimed = sqlx::query("update slots set incarnation = $1, epoch = $2")
@@ -152,6 +132,41 @@ pub async fn register(
         tokio::time::sleep(read_ttl + Duration::from_millis(100)).await;
     }
     Ok(Registered { incarnation, epoch })
+}
+
+/// A new incarnation with its lease and its lanes.
+pub async fn enrol(
+    connection: &mut PgConnection,
+    node: &NodeInfo,
+    peer_address: &str,
+    weight: u32,
+    state: &str,
+) -> Result<i64, sqlx::Error> {
+    let incarnation: i64 = sqlx::query_scalar(
+        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid)
+         values (nextval('incarnations'), $1, $2, $3, $4, $5, $6, $7, $8) returning incarnation",
+    )
+    .bind(&node.name)
+    .bind(&node.address)
+    .bind(peer_address)
+    .bind(weight as i32)
+    .bind(&node.version)
+    .bind(state)
+    .bind(&node.host)
+    .bind(node.pid)
+    .fetch_one(&mut *connection)
+    .await?;
+    sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")
+        .bind(incarnation)
+        .bind(node.lease_s)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("insert into lanes (incarnation, lane) select $1, generate_series(0, $2 - 1)")
+        .bind(incarnation)
+        .bind(i32::from(node.lanes))
+        .execute(&mut *connection)
+        .await?;
+    Ok(incarnation)
 }
 
 async fn live_nodes(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
