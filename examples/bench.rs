@@ -115,7 +115,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
     let mut prepared = core::prepare(pool, settings).await?;
     prepared.registry.register::<Counter>().await?;
     prepared.registry.register::<Booking>().await?;
-    Ok(prepared.run())
+    prepared.run()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

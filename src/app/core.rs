@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::postgres::PgPool;
-use tokio::sync::{mpsc::UnboundedReceiver, watch};
+use sqlx::Connection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+use tokio::sync::{mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::actors::registry::{ParkNotice, Registry};
@@ -71,6 +72,7 @@ pub struct Core {
     /// Open client connections: the gateway sets it, the lease renewal reports it.
     pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
+    renewing: Option<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -113,7 +115,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
 
 impl Prepared {
     /// Opens the door to the entities and starts the services.
-    pub fn run(self) -> Core {
+    pub fn run(self) -> anyhow::Result<Core> {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
         let router = Router::new(registry.clone(), runtime.slots.clone());
@@ -121,23 +123,24 @@ impl Prepared {
         let _ = runtime.entities.set(entities.clone());
         let (fate, watched) = watch::channel(Fate::Living);
         let connections = Arc::new(AtomicUsize::new(0));
+        let renewal = Renewal {
+            options: pool.connect_options().as_ref().clone(),
+            runtime: runtime.clone(),
+            registry: registry.clone(),
+            identity: identity.clone(),
+            lease_s: rest.lease_s,
+            connections: connections.clone(),
+            fate,
+        };
+        let renewing = renewal.start()?;
         let tasks = vec![
-            tokio::spawn(renew_lease(
-                pool.clone(),
-                runtime.clone(),
-                registry.clone(),
-                identity.clone(),
-                rest.lease_s,
-                connections.clone(),
-                fate,
-            )),
             tokio::spawn(services::fire_timers(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::wake_owing(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::passivate(runtime.clone(), registry.clone())),
             tokio::spawn(services::sync_parked(pool.clone(), registry.clone(), notices)),
             tokio::spawn(sweep(pool.clone(), runtime.clock.clone(), rest.dedupe_s, rest.history_s)),
         ];
-        Core {
+        Ok(Core {
             pool,
             entities,
             topics: runtime.topics.clone(),
@@ -148,8 +151,9 @@ impl Prepared {
             identity,
             connections,
             fate: watched,
+            renewing: Some(renewing),
             tasks,
-        }
+        })
     }
 }
 
@@ -164,13 +168,14 @@ impl Core {
     }
 
     /// Writes what is waiting, releases the slots, and lets the next start begin at once.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let flushed = tokio::time::timeout(Duration::from_secs(10), self.lanes.stop()).await;
         if flushed.is_err() {
             tracing::warn!(
                 "the writers did not finish in time; what they had not acknowledged is not promised"
             );
         }
+        drop(self.renewing.take());
         for task in &self.tasks {
             task.abort();
         }
@@ -183,58 +188,91 @@ impl Core {
     }
 }
 
-/// Renews every third of `read_ttl`, so that one lost renewal does not silence the node.
-async fn renew_lease(
-    pool: PgPool,
-    rt: Arc<Runtime>,
+/// Renews the lease on a thread and a connection of its own: a node whose workers or pool are busy is no dead node.
+struct Renewal {
+    options: PgConnectOptions,
+    runtime: Arc<Runtime>,
     registry: Arc<Registry>,
     identity: Identity,
     lease_s: f64,
     connections: Arc<AtomicUsize>,
     fate: watch::Sender<Fate>,
-) {
-    let mut fenced = rt.lanes.fenced();
-    let mut tick = tokio::time::interval(Duration::from_millis(300));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut was_down = false;
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            _ = fenced.wait_for(|fenced| *fenced) => {
-                let _ = fate.send(Fate::Evicted);
-                return;
-            }
-        }
-        let sent = boottime_ms();
-        let live = serde_json::json!({
-            "entities": registry.live(),
-            "connections": connections.load(Ordering::Relaxed),
-        });
-        let renewal = membership::renew(&pool, rt.lease.incarnation(), lease_s, &live);
-        match tokio::time::timeout(Duration::from_secs(2), renewal).await {
-            Ok(Ok(true)) => {
-                if was_down
-                    && let Ok((system_id, timeline)) = store::probe(&pool).await
-                    && (system_id != identity.system_id || timeline != identity.timeline)
-                {
-                    let _ = fate.send(Fate::StoreReplaced);
+}
+
+impl Renewal {
+    /// Ends when the returned sender is dropped.
+    fn start(self) -> anyhow::Result<oneshot::Sender<()>> {
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("lease".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! { () = self.run() => {}, _ = stopped => {} }
+            });
+        })?;
+        Ok(stop)
+    }
+
+    /// Every third of `read_ttl`, so that one lost renewal does not silence the node.
+    async fn run(self) {
+        let mut fenced = self.runtime.lanes.fenced();
+        let mut tick = tokio::time::interval(Duration::from_millis(300));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut connection = None;
+        let mut was_down = false;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                _ = fenced.wait_for(|fenced| *fenced) => {
+                    let _ = self.fate.send(Fate::Evicted);
                     return;
                 }
-                was_down = false;
-                rt.lease.renewed(sent);
             }
-            Ok(Ok(false)) => {
-                let _ = fate.send(Fate::Evicted);
-                return;
-            }
-            Ok(Err(error)) => {
-                if !was_down {
-                    tracing::warn!(%error, "the lease could not be renewed");
+            let sent = boottime_ms();
+            let renewal = self.renew(&mut connection, was_down);
+            match tokio::time::timeout(Duration::from_secs(2), renewal).await {
+                Ok(Ok(Fate::Living)) => {
+                    was_down = false;
+                    self.runtime.lease.renewed(sent);
                 }
-                was_down = true;
+                Ok(Ok(fate)) => {
+                    let _ = self.fate.send(fate);
+                    return;
+                }
+                Ok(Err(error)) => {
+                    if !was_down {
+                        tracing::warn!(%error, "the lease could not be renewed");
+                    }
+                    (was_down, connection) = (true, None);
+                }
+                Err(_) => (was_down, connection) = (true, None),
             }
-            Err(_) => was_down = true,
         }
+    }
+
+    async fn renew(
+        &self,
+        connection: &mut Option<PgConnection>,
+        was_down: bool,
+    ) -> Result<Fate, sqlx::Error> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(PgConnection::connect_with(&self.options).await?),
+        };
+        let live = serde_json::json!({
+            "entities": self.registry.live(),
+            "connections": self.connections.load(Ordering::Relaxed),
+        });
+        let incarnation = self.runtime.lease.incarnation();
+        if !membership::renew(connection, incarnation, self.lease_s, &live).await? {
+            return Ok(Fate::Evicted);
+        }
+        if was_down {
+            let (system_id, timeline) = store::probe(connection).await?;
+            if system_id != self.identity.system_id || timeline != self.identity.timeline {
+                return Ok(Fate::StoreReplaced);
+            }
+        }
+        Ok(Fate::Living)
     }
 }
 

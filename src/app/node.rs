@@ -277,7 +277,7 @@ async fn start_core(
     prepared.registry.register::<Request>().await?;
     prepared.registry.register::<Provider>().await?;
     prepared.registry.register::<Booking>().await?;
-    Ok(prepared.run())
+    prepared.run()
 }
 
 /// Every node learns of a revocation within a second; two are promised.

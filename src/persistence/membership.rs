@@ -208,7 +208,7 @@ pub fn host_id() -> String {
 
 /// Renews the lease of a live incarnation. False: it was declared dead.
 pub async fn renew(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     incarnation: i64,
     lease_s: f64,
     live: &serde_json::Value,
@@ -220,7 +220,7 @@ pub async fn renew(
     .bind(incarnation)
     .bind(lease_s)
     .bind(live.to_string())
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(renewed.rows_affected() == 1)
 }

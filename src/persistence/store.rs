@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -154,11 +154,11 @@ pub async fn identify(pool: &PgPool, fresh_epoch: &str) -> Result<Identity, Stor
 }
 
 /// Whether the server answers, and is still the one it was.
-pub async fn probe(pool: &PgPool) -> Result<(String, i32), sqlx::Error> {
+pub async fn probe(connection: &mut PgConnection) -> Result<(String, i32), sqlx::Error> {
     let row = sqlx::query(
         "select s.system_identifier::text, c.timeline_id from pg_control_system() s, pg_control_checkpoint() c",
     )
-    .fetch_one(pool)
+    .fetch_one(connection)
     .await?;
     Ok((row.get(0), row.get(1)))
 }

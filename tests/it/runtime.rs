@@ -687,6 +687,23 @@ async fn without_a_proven_lease_nothing_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_busy_pool_costs_no_lease() {
+    let node = core(database().await, Setup::default()).await;
+    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    let mut taken = Vec::new();
+    let soon = Duration::from_millis(200);
+    while let Ok(Ok(connection)) = tokio::time::timeout(soon, node.pool.acquire()).await {
+        taken.push(connection);
+    }
+    assert!(!taken.is_empty());
+    // Longer than a lease that is not renewed would be believed.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(total(&node, "a").await, 1);
+    drop(taken);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn publications_are_numbered_without_a_hole() {
     let database = database().await;
     let first = core(database.clone(), Setup::default()).await;

@@ -114,7 +114,7 @@ pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
 pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Core> {
     let mut prepared = try_prepare(database, setup).await?;
     prepared.registry.register::<Counter>().await?;
-    Ok(prepared.run())
+    prepared.run()
 }
 
 /// A node whose kinds are still to be registered.
