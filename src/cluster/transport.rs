@@ -12,8 +12,9 @@
 //!
 //! What both implementations share is in `frame` (what travels), `link` (one link: queue, window, credits), `links`
 //! (which peer has which link), `handshake` and `node` (listen, dial, redial). [`framed`] writes frames to the
-//! connection; `clustered` hands the connection to ractor_cluster.
+//! connection; [`clustered`] hands the connection to ractor_cluster.
 
+pub mod clustered;
 mod frame;
 pub mod framed;
 mod handshake;

@@ -50,9 +50,7 @@ pub(super) struct Met {
     pub peer: i64,
     /// As agreed.
     pub terms: Terms,
-    #[allow(dead_code)]
     pub mailbox: u64,
-    #[allow(dead_code)]
     pub token: Token,
 }
 

@@ -51,7 +51,6 @@ pub(super) struct Connection<R, W> {
     pub read: R,
     pub write: W,
     pub met: Met,
-    #[allow(dead_code)]
     pub dialled: bool,
 }
 

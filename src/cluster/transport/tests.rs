@@ -31,6 +31,12 @@ macro_rules! for_each_transport {
                 super::contract::$name(|o, i| Box::pin(super::framed::start(o, i))).await;
             })*
         }
+        mod over_ractor_cluster {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::contract::$name(|o, i| Box::pin(super::clustered::start(o, i))).await;
+            })*
+        }
     };
 }
 
