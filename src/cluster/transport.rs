@@ -166,7 +166,7 @@ pub enum DownCause {
     Forgotten,
 }
 
-/// Takes what arrives. Called from the link's own task, in order; it must not block. What it is handed counts against
+/// Takes what arrives. Called in order for each peer; it must neither block nor panic. What it is handed counts against
 /// the sender's window until the returned [`Credit`] is dropped.
 pub trait Inbox: Send + Sync + 'static {
     fn receive(&self, from: i64, envelope: Envelope, credit: Credit);

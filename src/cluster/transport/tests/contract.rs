@@ -208,13 +208,28 @@ pub async fn silent_and_garbled_clients_do_no_harm(start: Start) {
     b.link(&a);
     a.up(&b).await;
     b.up(&a).await;
-    for garbage in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 100], &[255; 100_000]] {
+    // More of them than may be in their handshake at once.
+    for garbage in [
+        &b""[..],
+        b"no",
+        b"no",
+        b"no",
+        b"no",
+        b"no",
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 100],
+        &[255; 100_000],
+    ] {
         shout(&b.address, garbage).await;
         shout(&a.address, garbage).await;
     }
     a.transport.send(2, control(9, 0)).expect("the link is still there");
     assert_eq!(number(&b.received().await.1), 9);
     assert!(a.events.try_recv().is_err() && b.events.try_recv().is_err());
+    let mut c = Running::start(start, 0).await;
+    c.link(&b);
+    b.link(&c);
+    c.up(&b).await;
     drop(silent);
 }
 
