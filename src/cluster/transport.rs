@@ -7,7 +7,23 @@
 //! command's id makes the retry safe.
 //!
 //! Everything is bounded: a peer that does not read has a window of [`Limits::window_bytes`] outstanding, then
-//! [`SendError::Overloaded`]; an envelope above [`Limits::max_envelope_bytes`] is refused before it is sent.
+//! [`SendError::Overloaded`]; an envelope above [`Limits::max_envelope_bytes`] is refused before it is sent. Asks leave
+//! room in the window for control messages, and both leave room for answers.
+//!
+//! What both implementations share is in `frame` (what travels), `link` (one link: queue, window, credits), `links`
+//! (which peer has which link), `handshake` and `node` (listen, dial, redial). [`framed`] writes frames to the
+//! connection; [`clustered`] hands the connection to ractor_cluster.
+
+pub mod clustered;
+mod frame;
+pub mod framed;
+mod handshake;
+mod link;
+mod links;
+mod news;
+mod node;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -70,6 +86,19 @@ pub enum RemoteAnswer {
     },
 }
 
+/// How this node takes part. Not `Debug`: the cookie is a secret.
+#[derive(Clone)]
+pub struct Options {
+    pub incarnation: i64,
+    pub name: String,
+    /// `host:port` to listen on, and nowhere else. Port 0 takes a free one.
+    pub listen: String,
+    /// Whoever knows it is a node of this cluster.
+    pub cookie: String,
+    pub limits: Limits,
+}
+
+/// Both sides of a link keep to the smaller limits of the two.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes on the way to one peer that it has not yet taken from its inbox.
@@ -121,7 +150,7 @@ pub enum LinkEvent {
         peer: i64,
         cause: DownCause,
     },
-    /// A redial was refused: nobody listens there. Strong evidence that the process is gone, no proof.
+    /// A dial was refused: nobody listens there, or another incarnation does. Strong evidence that the process is gone, no proof.
     Refused {
         peer: i64,
     },
@@ -137,7 +166,7 @@ pub enum DownCause {
     Forgotten,
 }
 
-/// Takes what arrives. Called from the link's own task, in order; it must not block. What it is handed counts against
+/// Takes what arrives. Called in order for each peer; it must neither block nor panic. What it is handed counts against
 /// the sender's window until the returned [`Credit`] is dropped.
 pub trait Inbox: Send + Sync + 'static {
     fn receive(&self, from: i64, envelope: Envelope, credit: Credit);

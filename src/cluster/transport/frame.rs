@@ -1,0 +1,149 @@
+//! What one write carries, what an envelope weighs, and what both sides of a link agree on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::transport::{Envelope, Limits, RemoteAnswer};
+use crate::kernel::entity::Caller;
+use crate::kernel::error::AskError;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Frame {
+    /// Weight that the sender of this frame received earlier and that its inbox has let go of.
+    pub credits: u64,
+    pub envelopes: Vec<Envelope>,
+}
+
+/// The frame around its envelopes: two integers.
+const FRAME_OVERHEAD: usize = 32;
+
+/// More than the fixed part of any envelope, in memory and encoded.
+const ENVELOPE_OVERHEAD: usize = 256;
+
+/// Bytes that an envelope counts in the window, on both sides. An upper bound of its encoded length, so that a limit
+/// on weights is a limit on what travels, and nothing is encoded only to be measured.
+pub(super) fn weight(envelope: &Envelope) -> usize {
+    let content = match envelope {
+        Envelope::Ask { ask, .. } => {
+            let caller = match &ask.caller {
+                Caller::User { id, .. } => id.len(),
+                Caller::Entity { kind, key } => kind.len() + key.len(),
+                Caller::Runtime => 0,
+            };
+            ask.kind.len()
+                + ask.key.len()
+                + ask.command.len()
+                + caller
+                + ask.command_id.as_ref().map_or(0, String::len)
+                + ask.traceparent.as_ref().map_or(0, String::len)
+        }
+        Envelope::Answer { answer, .. } => match answer {
+            RemoteAnswer::Outcome(outcome) => outcome.len(),
+            RemoteAnswer::Failed(AskError::Unavailable { reason, .. }) => reason.len(),
+            RemoteAnswer::Failed(AskError::BadCommand(reason)) => reason.len(),
+            RemoteAnswer::Failed(_) | RemoteAnswer::NotOwner { .. } => 0,
+        },
+        Envelope::Control(bytes) => bytes.len(),
+    };
+    ENVELOPE_OVERHEAD + content
+}
+
+/// What a side takes. Both sides of a link keep to the smaller of both: they count the same window.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Terms {
+    pub window: usize,
+    pub envelope: usize,
+    pub frame: usize,
+    pub frame_envelopes: usize,
+}
+
+impl Terms {
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            window: limits.window_bytes,
+            envelope: limits.max_envelope_bytes,
+            frame: limits.max_frame_bytes,
+            frame_envelopes: limits.max_frame_envelopes,
+        }
+    }
+
+    pub fn agreed(self, other: Self) -> Self {
+        let window = self.window.min(other.window);
+        Self {
+            window,
+            // One of them fits into what is reserved for answers.
+            envelope: self.envelope.min(other.envelope).min(window / 8),
+            frame: self.frame.min(other.frame),
+            frame_envelopes: self.frame_envelopes.min(other.frame_envelopes),
+        }
+    }
+
+    /// A single envelope may be larger than a frame of several.
+    pub fn max_frame_length(&self) -> usize {
+        self.frame.max(self.envelope) + FRAME_OVERHEAD
+    }
+
+    /// How full the window may get by such an envelope. Asks cannot keep a ping out, and neither keeps an answer out.
+    pub fn share(&self, envelope: &Envelope) -> usize {
+        match envelope {
+            Envelope::Ask { .. } => self.window / 8 * 6,
+            Envelope::Control(_) => self.window / 8 * 7,
+            Envelope::Answer { .. } => self.window,
+        }
+    }
+
+    /// Credits below this wait for company, or for a frame that is sent anyway. Small enough never to keep an
+    /// envelope out for good: an eighth is free for each sort.
+    pub fn credit_batch(&self) -> usize {
+        self.window / 16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::transport::RemoteAsk;
+    use crate::kernel::codec;
+    use crate::kernel::entity::Role;
+
+    #[test]
+    fn an_envelope_is_never_longer_than_it_weighs() {
+        let long = |n: usize| "x".repeat(n);
+        for n in [0, 1, 250, 251, 70_000] {
+            let caller = match n % 3 {
+                0 => Caller::Runtime,
+                1 => Caller::User { id: long(n), role: Role::Consumer },
+                _ => Caller::Entity { kind: long(n), key: long(n) },
+            };
+            let ask = RemoteAsk {
+                kind: long(n),
+                key: long(n),
+                command: long(n),
+                caller,
+                command_id: Some(long(n)),
+                remaining_ms: u32::MAX,
+                epoch: i64::MIN,
+                traceparent: Some(long(n)),
+            };
+            let failed = AskError::Unavailable { reason: long(n), retry_after_ms: u64::MAX };
+            let answers = [
+                RemoteAnswer::Outcome(long(n)),
+                RemoteAnswer::Failed(failed),
+                RemoteAnswer::Failed(AskError::BadCommand(long(n))),
+                RemoteAnswer::NotOwner { owner: Some(i64::MIN), epoch: i64::MIN },
+            ];
+            let mut envelopes: Vec<Envelope> = answers
+                .into_iter()
+                .map(|answer| Envelope::Answer { correlation: u64::MAX, answer })
+                .collect();
+            envelopes.push(Envelope::Ask { correlation: u64::MAX, ask });
+            envelopes.push(Envelope::Control(vec![255; n]));
+            for envelope in &envelopes {
+                assert!(codec::encode(envelope).len() <= weight(envelope), "{envelope:?}");
+                assert!(std::mem::size_of_val(envelope) <= ENVELOPE_OVERHEAD);
+            }
+            let weights: usize = envelopes.iter().map(weight).sum();
+            let frame = Frame { credits: u64::MAX, envelopes };
+            assert!(codec::encode(&frame).len() <= weights + FRAME_OVERHEAD);
+        }
+    }
+}

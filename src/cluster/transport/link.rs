@@ -1,0 +1,157 @@
+//! One live link: what waits to be sent, the window of both directions, and the credits.
+//!
+//! Knows no connection: a carrier takes frames out with [`Link::next_frame`] and puts them in with [`Link::receive`].
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use crate::cluster::transport::frame::{Frame, Terms, weight};
+use crate::cluster::transport::{Credit, Envelope, Inbox, SendError};
+use crate::kernel::codec;
+
+pub(super) struct Link {
+    pub peer: i64,
+    pub terms: Terms,
+    queue: Mutex<Queue>,
+    /// Something waits to be sent. One task listens.
+    wake: Notify,
+    closed: watch::Sender<bool>,
+    /// Weight that arrived and that the inbox still holds.
+    held: AtomicUsize,
+    /// Weight that the inbox let go of and that the peer has not been told.
+    given_back: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Envelope>,
+    /// Weight of what waits and of what the peer has not given back: this side's share of the window.
+    outstanding: usize,
+}
+
+/// The peer broke a rule.
+#[derive(Debug)]
+pub(super) struct Broken(pub &'static str);
+
+impl Link {
+    pub fn new(peer: i64, terms: Terms) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            terms,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            closed: watch::Sender::new(false),
+            held: AtomicUsize::new(0),
+            given_back: AtomicUsize::new(0),
+        })
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn send(&self, envelope: Envelope) -> Result<(), SendError> {
+        let weight = weight(&envelope);
+        if weight > self.terms.envelope {
+            return Err(SendError::TooLarge);
+        }
+        {
+            let mut queue = self.queue();
+            if queue.outstanding + weight > self.terms.share(&envelope) {
+                return Err(SendError::Overloaded);
+            }
+            queue.outstanding += weight;
+            queue.waiting.push_back(envelope);
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Everything that waits, as far as it fits into one frame. For one task.
+    pub async fn next_frame(&self) -> Frame {
+        loop {
+            if let Some(frame) = self.take() {
+                return frame;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    fn take(&self) -> Option<Frame> {
+        let mut envelopes = Vec::new();
+        {
+            let mut queue = self.queue();
+            let mut total = 0;
+            while let Some(next) = queue.waiting.front()
+                && envelopes.len() < self.terms.frame_envelopes
+            {
+                total += weight(next);
+                if total > self.terms.frame && !envelopes.is_empty() {
+                    break;
+                }
+                envelopes.extend(queue.waiting.pop_front());
+            }
+        }
+        if envelopes.is_empty()
+            && self.given_back.load(Ordering::Acquire) < self.terms.credit_batch()
+        {
+            return None;
+        }
+        let credits = self.given_back.swap(0, Ordering::AcqRel) as u64;
+        Some(Frame { credits, envelopes })
+    }
+
+    /// Takes in an encoded frame. What it carries goes to the inbox, unless the link was closed.
+    pub fn receive(self: &Arc<Self>, bytes: &[u8], inbox: &dyn Inbox) -> Result<(), Broken> {
+        let frame: Frame = codec::decode(bytes).ok_or(Broken("an undecodable frame"))?;
+        if frame.envelopes.len() > self.terms.frame_envelopes {
+            return Err(Broken("a frame of too many envelopes"));
+        }
+        self.granted(frame.credits)?;
+        for envelope in frame.envelopes {
+            let weight = weight(&envelope);
+            if weight > self.terms.envelope {
+                return Err(Broken("an envelope that is too large"));
+            }
+            if self.held.fetch_add(weight, Ordering::AcqRel) + weight > self.terms.window {
+                return Err(Broken("more than its window"));
+            }
+            if *self.closed.borrow() {
+                return Ok(());
+            }
+            let link = self.clone();
+            inbox.receive(self.peer, envelope, Credit::new(move || link.give_back(weight)));
+        }
+        Ok(())
+    }
+
+    fn granted(&self, credits: u64) -> Result<(), Broken> {
+        let mut queue = self.queue();
+        let left = usize::try_from(credits).ok().and_then(|c| queue.outstanding.checked_sub(c));
+        queue.outstanding = left.ok_or(Broken("credit for what was never sent"))?;
+        Ok(())
+    }
+
+    fn give_back(&self, weight: usize) {
+        // Before the peer can learn of it: it may use the window at once.
+        self.held.fetch_sub(weight, Ordering::AcqRel);
+        let batch = self.terms.credit_batch();
+        let before = self.given_back.fetch_add(weight, Ordering::AcqRel);
+        if before < batch && before + weight >= batch {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Ends the tasks of the link; the table of links has let go of it before.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    pub async fn closed(&self) {
+        // The sender lives as long as `self`: there is no error to have.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+}

@@ -1,0 +1,310 @@
+//! Listens, dials, and dials again. What is done with a connection after its handshake is up to a [`Carrier`].
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::cluster::transport::frame::Terms;
+use crate::cluster::transport::handshake::{self, Identity, Met, Refusal};
+use crate::cluster::transport::links::Links;
+use crate::cluster::transport::news::News;
+use crate::cluster::transport::{
+    Envelope, Inbox, Limits, Options, Peer, SendError, Started, Transport,
+};
+
+/// How long a peer that is not linked may wait to be.
+const NOT_LINKED_YET: Duration = Duration::from_secs(1);
+/// A frame is decoded whole, and the codec takes no more than this.
+const MAX_FRAME_BYTES: usize = 8 << 20;
+
+/// Moves the frames of a link over a connection.
+pub(super) trait Carrier: Send + Sync + 'static {
+    /// What peers have to know to address frames to this node. 0 where they need not.
+    fn mailbox(&self) -> u64 {
+        0
+    }
+
+    /// Attaches a link for the peer, and detaches it when it ends. Dropped when it is to end now.
+    fn carry<R, W>(
+        &self,
+        connection: Connection<R, W>,
+        links: &Arc<Links>,
+    ) -> impl Future<Output = ()> + Send
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static;
+}
+
+/// A connection to a peer that has proved who it is.
+pub(super) struct Connection<R, W> {
+    pub read: R,
+    pub write: W,
+    pub met: Met,
+    pub dialled: bool,
+}
+
+/// Ends with its handle.
+pub(super) struct Task(JoinHandle<()>);
+
+impl Task {
+    pub fn spawn(runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(runtime.spawn(work))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Node<C> {
+    identity: Identity,
+    limits: Limits,
+    links: Arc<Links>,
+    carrier: C,
+}
+
+/// The transport that callers hold; all its tasks end with it.
+struct Running<C> {
+    node: Arc<Node<C>>,
+    runtime: Handle,
+    /// The task that cares for the link to each peer.
+    keepers: Mutex<HashMap<i64, Task>>,
+    _listener: Task,
+    _forwarder: Task,
+}
+
+pub(super) async fn start<C: Carrier>(
+    options: Options,
+    inbox: Arc<dyn Inbox>,
+    carrier: C,
+) -> io::Result<Started> {
+    let limits = options.limits;
+    check(&limits)?;
+    let listener = TcpListener::bind(&options.listen).await?;
+    let address = listener.local_addr()?.to_string();
+    let (news, events) = News::new();
+    let me =
+        Peer { incarnation: options.incarnation, name: options.name, address: address.clone() };
+    let node = Arc::new(Node {
+        identity: Identity {
+            me,
+            cookie: options.cookie,
+            terms: Terms::of(&limits),
+            mailbox: carrier.mailbox(),
+        },
+        limits,
+        links: Arc::new(Links::new(news.clone(), inbox)),
+        carrier,
+    });
+    let runtime = Handle::current();
+    let transport = Running {
+        _listener: Task::spawn(&runtime, node.clone().listen(listener)),
+        _forwarder: Task::spawn(&runtime, news.forward()),
+        node,
+        runtime,
+        keepers: Mutex::default(),
+    };
+    Ok(Started { transport: Arc::new(transport), events, address })
+}
+
+fn check(limits: &Limits) -> io::Result<()> {
+    let wrong = if limits.max_envelope_bytes > limits.window_bytes / 8 {
+        "window_bytes is less than eight of the largest envelopes"
+    } else if limits.max_frame_bytes.max(limits.max_envelope_bytes) > MAX_FRAME_BYTES {
+        "a frame may have 8 MiB at most"
+    } else if limits.max_frame_envelopes == 0 || limits.max_handshakes == 0 {
+        "a limit is zero"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, wrong))
+}
+
+impl<C: Carrier> Transport for Running<C> {
+    fn link(&self, peer: Peer) {
+        let incarnation = peer.incarnation;
+        if incarnation == self.node.identity.me.incarnation {
+            return;
+        }
+        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.node.links.add(incarnation) {
+            let keeper = Task::spawn(&self.runtime, self.node.clone().keep(peer));
+            keepers.insert(incarnation, keeper);
+        }
+    }
+
+    fn forget(&self, incarnation: i64) {
+        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        self.node.links.remove(incarnation);
+        keepers.remove(&incarnation);
+    }
+
+    fn send(&self, incarnation: i64, envelope: Envelope) -> Result<(), SendError> {
+        self.node.links.send(incarnation, envelope)
+    }
+
+    fn is_up(&self, incarnation: i64) -> bool {
+        self.node.links.live(incarnation).is_some()
+    }
+}
+
+impl<C: Carrier> Node<C> {
+    fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.limits.handshake_timeout_ms)
+    }
+
+    async fn listen(self: Arc<Self>, listener: TcpListener) {
+        let handshakes = Arc::new(Semaphore::new(self.limits.max_handshakes));
+        // Dropped, and its tasks ended, with this one.
+        let mut connections = JoinSet::new();
+        loop {
+            let permit = handshakes.clone().acquire_owned().await;
+            let accepted = loop {
+                tokio::select! {
+                    accepted = listener.accept() => break accepted,
+                    Some(_) = connections.join_next() => {}
+                }
+            };
+            match accepted {
+                Ok((stream, from)) => {
+                    let node = self.clone();
+                    connections.spawn(async move {
+                        match node.greet(stream).await {
+                            Ok(connection) => {
+                                drop(permit);
+                                node.carrier.carry(connection, &node.links).await;
+                            }
+                            Err(refusal) => debug!(%from, %refusal, "a connection was refused"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: that passes, and asking at once does not help.
+                    warn!(%error, "no connection of another node can be accepted");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// The handshake of the side that listens. A wrapping of the stream (TLS) belongs here: this is already a task of
+    /// the connection's own, under the deadline.
+    async fn greet(
+        &self,
+        stream: TcpStream,
+    ) -> Result<Connection<impl AsyncRead + use<C>, impl AsyncWrite + use<C>>, Refusal> {
+        stream.set_nodelay(true)?;
+        let (mut read, mut write) = stream.into_split();
+        let expects = |peer| self.links.expects(peer, NOT_LINKED_YET);
+        let met = handshake::answer((&mut read, &mut write), &self.identity, expects);
+        let met = timeout(self.handshake_timeout(), met).await.map_err(late)??;
+        Ok(Connection { read, write, met, dialled: false })
+    }
+
+    async fn call(
+        &self,
+        stream: TcpStream,
+        peer: i64,
+    ) -> Result<Connection<impl AsyncRead + use<C>, impl AsyncWrite + use<C>>, Refusal> {
+        stream.set_nodelay(true)?;
+        let (mut read, mut write) = stream.into_split();
+        let met = handshake::dial((&mut read, &mut write), &self.identity, peer);
+        let met = timeout(self.handshake_timeout(), met).await.map_err(late)??;
+        Ok(Connection { read, write, met, dialled: true })
+    }
+
+    /// Cares for the link to one peer until that is forgotten.
+    async fn keep(self: Arc<Self>, peer: Peer) {
+        let me = self.identity.me.incarnation;
+        if me < peer.incarnation { self.dial(peer).await } else { self.watch(peer).await }
+    }
+
+    async fn dial(&self, peer: Peer) {
+        let mut backoff = Backoff::new(&self.limits);
+        loop {
+            match self.connect(&peer).await {
+                Ok(stream) => match self.call(stream, peer.incarnation).await {
+                    Ok(connection) => {
+                        let began = Instant::now();
+                        self.carrier.carry(connection, &self.links).await;
+                        // One that breaks at once is no reason to be quick.
+                        if began.elapsed() > backoff.max {
+                            backoff = Backoff::new(&self.limits);
+                        }
+                    }
+                    Err(refusal) => {
+                        if let Refusal::Other(_) = refusal {
+                            self.links.refused(peer.incarnation);
+                        }
+                        debug!(peer.incarnation, %refusal, "no link to a node");
+                    }
+                },
+                Err(error) => debug!(peer.incarnation, %error, "no connection to a node"),
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Waits to be dialled. While there is no link it looks whether anybody listens there, because that a process is
+    /// gone has to show on this side too.
+    async fn watch(&self, peer: Peer) {
+        let mut backoff = Backoff::new(&self.limits);
+        loop {
+            while let Some(link) = self.links.live(peer.incarnation) {
+                link.closed().await;
+                backoff = Backoff::new(&self.limits);
+            }
+            sleep(backoff.next()).await;
+            if self.links.live(peer.incarnation).is_none() {
+                drop(self.connect(&peer).await);
+            }
+        }
+    }
+
+    async fn connect(&self, peer: &Peer) -> io::Result<TcpStream> {
+        let connecting = timeout(self.handshake_timeout(), TcpStream::connect(&peer.address));
+        let connected = connecting.await.map_err(late)?;
+        if connected.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+            self.links.refused(peer.incarnation);
+        }
+        connected
+    }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            next: Duration::from_millis(limits.redial_min_ms),
+            max: Duration::from_millis(limits.redial_max_ms),
+        }
+    }
+
+    /// Doubles, and is spread: nodes that lost the same peer do not all dial it at the same moment.
+    fn next(&mut self) -> Duration {
+        let base = self.next.min(self.max);
+        self.next = base * 2;
+        base.mul_f64(rand::rng().random_range(0.5..1.0))
+    }
+}
