@@ -263,3 +263,31 @@ impl Actor for Mailbox {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ractor::ActorStatus;
+
+    use super::*;
+    use crate::cluster::transport::Limits;
+
+    #[tokio::test]
+    async fn its_actors_end_with_it() {
+        let options = Options {
+            incarnation: 1,
+            name: "node-1".into(),
+            listen: "127.0.0.1:0".into(),
+            cookie: "c".into(),
+            limits: Limits::default(),
+        };
+        let carrier = Clustered::start(&options).await.unwrap();
+        let (server, mailbox) = (carrier.server.get_cell(), carrier.mailbox.get_cell());
+        assert!(server.get_children().is_empty(), "its own listener is gone");
+        drop(carrier);
+        let patience = Duration::from_secs(10);
+        for actor in [server, mailbox] {
+            actor.wait(Some(patience)).await.expect("it ends");
+            assert_eq!(actor.get_status(), ActorStatus::Stopped);
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 pub struct Wire {
     pub address: String,
@@ -71,5 +72,6 @@ pub async fn shout(address: &str, bytes: &[u8]) {
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let mut rest = Vec::new();
-    let _ = stream.read_to_end(&mut rest).await;
+    let read = timeout(super::PATIENCE, stream.read_to_end(&mut rest)).await;
+    assert!(read.is_ok(), "it did not hang up");
 }
