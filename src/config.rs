@@ -83,7 +83,7 @@ section!(Persistence {
     shared_buffers: String = "256MB".into(),
     max_connections: u32 = 24,
     lanes: u16 = 2,
-    max_batch_items: usize = 512,
+    max_batch_items: usize = 1_024,
     max_queued: usize = 8_192,
     dedupe_s: i64 = 86_400,
     allow_fsync_off: bool = false,
@@ -101,7 +101,7 @@ section!(Cluster {
 });
 
 section!(Entities {
-    max_in_flight: u32 = 1_024,
+    max_in_flight: u32 = 2_048,
     snapshot_every: i64 = 100,
     idle_s: u32 = 300,
     max_live: usize = 500_000,

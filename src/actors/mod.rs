@@ -52,7 +52,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            max_in_flight: 1_024,
+            max_in_flight: 2_048,
             snapshot_every: 100,
             idle_s: 300,
             max_live: 500_000,

@@ -35,7 +35,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             lanes: 2,
-            max_batch_items: 512,
+            max_batch_items: 1_024,
             max_batch_bytes: 2 * 1024 * 1024,
             max_queued: 8_192,
             keep_publications: 1_000,
