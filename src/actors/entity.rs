@@ -5,6 +5,7 @@
 //! everything assumed after it is dropped, the state is read again, and the commands that came later are decided anew.
 
 use std::any::Any;
+use std::cell::LazyCell;
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -459,8 +460,10 @@ impl<E: Entity> Activation<E> {
             claim = Some(Claim { id_hash, fingerprint, outcome });
         }
         let head = self.head;
-        let topic = format!("{}:{}", E::KIND, self.key);
-        let heard = rt.topics.has_subscribers(&topic);
+        // Most commands publish nothing.
+        let key = self.key.clone();
+        let topic = LazyCell::new(|| format!("{}:{key}", E::KIND));
+        let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
         let (mut publish, mut publications, mut outbox, mut timers) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for effect in decision.effects {
@@ -471,7 +474,7 @@ impl<E: Entity> Activation<E> {
                         self.topic_head += 1;
                         self.topic_head
                     });
-                    if heard {
+                    if *heard {
                         publish.push(Published::new(&topic, offset, &publication.event, &data));
                     }
                     if let Some(offset) = offset {

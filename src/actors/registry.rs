@@ -70,11 +70,15 @@ pub type ParkNotice = (&'static str, Arc<str>, String, u32);
 impl<E: Entity> KindTable<E> {
     /// The handle of a live entity, which is started if needed. Its slip is taken under the map's lock, so that it
     /// cannot retire in between.
-    fn take_slip(self: &Arc<Self>, key: &str) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
+    fn take_slip(
+        self: &Arc<Self>,
+        slot: u16,
+        key: &str,
+    ) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
-        let Place::Here { epoch } = self.runtime.slots.locate(slot_of(E::KIND, key)) else {
+        let Place::Here { epoch } = self.runtime.slots.locate(slot) else {
             return Err(AskError::NotHere);
         };
         let max = self.runtime.options.max_in_flight;
@@ -204,10 +208,11 @@ impl<E: Entity> KindTable<E> {
         if meta.deadline <= Instant::now() {
             return Err(AskError::DeadlineExceeded);
         }
-        if !self.runtime.lanes.is_up(slot_of(E::KIND, key)) {
+        let slot = slot_of(E::KIND, key);
+        if !self.runtime.lanes.is_up(slot) {
             return Err(AskError::unavailable("the store is away"));
         }
-        let (actor, slip) = self.take_slip(key)?;
+        let (actor, slip) = self.take_slip(slot, key)?;
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             command,
@@ -224,7 +229,7 @@ impl<E: Entity> KindTable<E> {
     }
 
     fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
-        let (actor, _slip) = self.take_slip(key)?;
+        let (actor, _slip) = self.take_slip(slot_of(E::KIND, key), key)?;
         actor.cast(message).map_err(|_| AskError::unavailable("the entity has just stopped"))
     }
 }

@@ -226,18 +226,13 @@ impl Writer {
                 }
                 Err(error) => classify(&error),
             };
-            if matches!(failure, Failure::UsedId) && self.careful == 0 {
-                self.careful = CAREFUL_BATCHES;
-                continue;
-            }
             attempt += 1;
             match failure {
                 Failure::Fenced => return Written::Fenced,
                 Failure::Item(result) if items.len() == 1 => return Written::Results(vec![result]),
                 Failure::Item(_) => return Written::Split,
-                Failure::Conflict | Failure::UsedId if attempt <= 8 => {
-                    tokio::time::sleep(backoff(attempt)).await
-                }
+                Failure::UsedId if attempt <= 8 => self.careful = CAREFUL_BATCHES,
+                Failure::Conflict if attempt <= 8 => tokio::time::sleep(backoff(attempt)).await,
                 Failure::Conflict | Failure::UsedId => return Written::Away { unresolved: false },
                 Failure::Starved(reason) => {
                     tracing::warn!(lane = self.lane, reason, "the store did not take a batch");
