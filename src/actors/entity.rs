@@ -469,7 +469,7 @@ impl<E: Entity> Activation<E> {
         for effect in decision.effects {
             match effect {
                 Effect::Publish { publication, durable } => {
-                    let data = publication.data.to_string();
+                    let data = LazyCell::new(|| publication.data.to_string());
                     let offset = durable.then(|| {
                         self.topic_head += 1;
                         self.topic_head
@@ -480,8 +480,8 @@ impl<E: Entity> Activation<E> {
                     if let Some(offset) = offset {
                         publications.push(PublicationRow {
                             offset,
+                            data: data.clone(),
                             event: publication.event,
-                            data,
                         });
                     }
                 }

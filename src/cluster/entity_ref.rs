@@ -133,14 +133,16 @@ impl<E: Entity> EntityRef<E> {
     ) -> impl Future<Output = Answer<E>> + Send + use<E> {
         let way = if self.router.is_clustered() {
             let ask = AskTyped::<E> { key: self.key.clone(), command };
-            Either::Left((self.router.clone(), ask, meta))
+            let router = self.router.clone();
+            // Boxed, as it is large, and where there is one node nobody should carry its room.
+            Either::Left(Box::pin(async move { router.route(ask, meta).await }))
         } else {
             // There is one place it can be: no copy is made for a second attempt.
             Either::Right(self.router.local.ask(E::KIND, &self.key, Box::new(command), meta))
         };
         async move {
             match way {
-                Either::Left((router, ask, meta)) => router.route(ask, meta).await,
+                Either::Left(answer) => answer.await,
                 Either::Right(answer) => match answer.await {
                     Ok(answer) => {
                         Ok(*answer.downcast().expect("a kind answers with its own types"))

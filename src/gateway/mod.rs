@@ -150,6 +150,8 @@ pub struct Gateway {
     /// Topics that live in this process only end with it, and their epoch with them.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
+    /// Of WebSocket, that could be read.
+    frames: metrics::Counter,
     connections: ws::Connections,
 }
 
@@ -182,6 +184,7 @@ impl Gateway {
             epoch,
             local_epoch,
             metrics,
+            frames: metrics::counter!("proxie_ws_frames_total"),
             connections,
         }))
     }

@@ -5,6 +5,7 @@
 //! that does not take what it is sent.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
 use super::dispatch::Done;
@@ -115,9 +116,31 @@ pub struct Connection {
     pub last_words: Option<Close>,
     socket: WebSocket,
     bucket: Bucket,
-    revocations: watch::Receiver<Revocations>,
+    /// News of the node. In a set, as its futures are looked at only when there is something new, and not at every
+    /// frame of every connection.
+    news: FuturesUnordered<BoxFuture<'static, News>>,
+    /// Wakes for the next of the deadlines, or earlier where that one has been put off.
+    alarm: Pin<Box<Sleep>>,
     draining: watch::Receiver<bool>,
     _opened: Opened,
+}
+
+/// What all connections of a node hear.
+enum News {
+    Revoked(watch::Receiver<Revocations>),
+    Draining,
+}
+
+async fn revocation(mut revocations: watch::Receiver<Revocations>) -> News {
+    match revocations.changed().await {
+        Ok(()) => News::Revoked(revocations),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn drain(mut draining: watch::Receiver<bool>) -> News {
+    let begins = draining.wait_for(|draining| *draining).await.is_ok();
+    if begins { News::Draining } else { std::future::pending().await }
 }
 
 /// When something has to happen by itself.
@@ -151,6 +174,7 @@ impl Connection {
         let Arguments { gateway, socket, claims, user, opened } = arguments;
         let now = Instant::now();
         let limits = &gateway.options.websocket;
+        let draining = gateway.readiness.draining();
         let mut revocations = gateway.auth.revocations();
         // The token may have been revoked between the upgrade and now.
         revocations.mark_changed();
@@ -179,8 +203,11 @@ impl Connection {
             last_words: None,
             socket,
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
-            revocations,
-            draining: gateway.readiness.draining(),
+            news: [revocation(revocations).boxed(), drain(draining.clone()).boxed()]
+                .into_iter()
+                .collect(),
+            alarm: Box::pin(tokio::time::sleep_until(now)),
+            draining,
             claims: None,
             user,
             _opened: opened,
@@ -223,7 +250,10 @@ impl Connection {
     async fn step(&mut self) -> Flow {
         // A client that is being told goodbye is not listened to any more.
         let reads = !self.authenticating && self.last_words.is_none() && !self.is_leaving();
-        let wake = self.deadlines.next();
+        let next = self.deadlines.next();
+        if self.alarm.is_elapsed() || next < self.alarm.deadline() {
+            self.alarm.as_mut().reset(next);
+        }
         tokio::select! {
             message = self.socket.next(), if reads => {
                 self.incoming(message)?;
@@ -239,13 +269,8 @@ impl Connection {
             Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.done(done).await?,
             Some(done) = self.reading.next(), if !self.reading.is_empty() => self.done(done).await?,
             () = self.outgoing.ready() => {}
-            () = tokio::time::sleep_until(wake) => self.tick().await?,
-            changed = self.revocations.changed() => {
-                if changed.is_ok() && self.claims.as_ref().is_some_and(|claims| self.gateway.auth.is_revoked(claims)) {
-                    return Err(Ending::Close(Close::Revoked));
-                }
-            }
-            Ok(()) = self.draining.changed() => self.plan_to_leave(),
+            () = &mut self.alarm => self.tick().await?,
+            Some(news) = self.news.next() => self.hear(news)?,
         }
         self.send_answers().await?;
         // Outcomes that are there by now go into the same write.
@@ -264,6 +289,20 @@ impl Connection {
         }
     }
 
+    fn hear(&mut self, news: News) -> Flow {
+        match news {
+            News::Draining => self.plan_to_leave(),
+            News::Revoked(revocations) => {
+                self.news.push(revocation(revocations).boxed());
+                let revoked = |claims: &Arc<Claims>| self.gateway.auth.is_revoked(claims);
+                if self.claims.as_ref().is_some_and(revoked) {
+                    return Err(Ending::Close(Close::Revoked));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn incoming(&mut self, message: Option<Result<Message, axum::Error>>) -> Flow {
         let message = match message {
             None => return Err(Ending::Gone),
@@ -278,7 +317,7 @@ impl Connection {
         match message {
             Message::Text(text) => match protocol::parse(text.as_str()) {
                 Parsed::Frame(frame) => {
-                    metrics::counter!("proxie_ws_frames_total").increment(1);
+                    self.gateway.frames.increment(1);
                     self.frame(frame);
                     Ok(())
                 }

@@ -42,13 +42,26 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
             })?;
             commands::typing(&call, text(data, "session_id")?, typing).await
         }
-        "request:create" => commands::create_request(call, data).await,
-        "request:cancel" => commands::cancel_request(call, text(data, "request_id")?, data).await,
-        "offer:accept" => commands::accept_offer(call, text(data, "offer_id")?, data).await,
-        "offer:decline" => commands::decline_offer(call, text(data, "offer_id")?, data).await,
-        "booking:cancel" => commands::cancel_booking(call, text(data, "booking_id")?, data).await,
-        "booking:review" => commands::review_booking(call, text(data, "booking_id")?, data).await,
-        "booking:no_show" => commands::mark_no_show(call, text(data, "booking_id")?, data).await,
+        // Boxed, so that a frame of a chat is not as large as the largest of these.
+        "request:create" => Box::pin(commands::create_request(call, data)).await,
+        "request:cancel" => {
+            Box::pin(commands::cancel_request(call, text(data, "request_id")?, data)).await
+        }
+        "offer:accept" => {
+            Box::pin(commands::accept_offer(call, text(data, "offer_id")?, data)).await
+        }
+        "offer:decline" => {
+            Box::pin(commands::decline_offer(call, text(data, "offer_id")?, data)).await
+        }
+        "booking:cancel" => {
+            Box::pin(commands::cancel_booking(call, text(data, "booking_id")?, data)).await
+        }
+        "booking:review" => {
+            Box::pin(commands::review_booking(call, text(data, "booking_id")?, data)).await
+        }
+        "booking:no_show" => {
+            Box::pin(commands::mark_no_show(call, text(data, "booking_id")?, data)).await
+        }
         _ => Err(unknown(&frame.event)),
     }
 }

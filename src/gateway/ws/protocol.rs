@@ -8,7 +8,8 @@
 //! would wait for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
 
 use axum::extract::ws::{CloseFrame, Message};
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -89,11 +90,58 @@ pub enum Parsed {
     Unanswerable(&'static str),
 }
 
+/// The fields of a frame as they came: of a name that comes twice, the last counts.
+#[derive(Default)]
+struct Fields {
+    id: Option<Value>,
+    event: Option<Value>,
+    data: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(field_identifier, rename_all = "lowercase")]
+        enum Name {
+            Id,
+            Event,
+            Data,
+            #[serde(other)]
+            Other,
+        }
+
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key()? {
+                    match name {
+                        Name::Id => fields.id = Some(map.next_value()?),
+                        Name::Event => fields.event = Some(map.next_value()?),
+                        Name::Data => fields.data = Some(map.next_value()?),
+                        Name::Other => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
 pub fn parse(text: &str) -> Parsed {
-    let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(text) else {
+    let Ok(fields) = serde_json::from_str::<Fields>(text) else {
         return Parsed::Unanswerable("not a JSON object");
     };
-    let id = match fields.remove("id") {
+    let id = match fields.id {
         Some(Value::String(id))
             if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
         {
@@ -102,11 +150,11 @@ pub fn parse(text: &str) -> Parsed {
         _ => return Parsed::Unanswerable("no id of 1 to 64 visible characters"),
     };
     let refused = |id: String, problem: Problem| Parsed::Refused { id, problem };
-    let event = match fields.remove("event") {
+    let event = match fields.event {
         Some(Value::String(event)) => event,
         _ => return refused(id, Problem::field("/event", "is required and must be a string")),
     };
-    let data = match fields.remove("data") {
+    let data = match fields.data {
         None | Some(Value::Null) => json!({}),
         Some(data @ Value::Object(_)) => data,
         Some(_) => return refused(id, Problem::field("/data", "must be an object")),
@@ -275,6 +323,8 @@ mod tests {
             (r#"{"id":1,"event":"ping"}"#, Is::Unanswerable),
             (r#"{"id":"","event":"ping"}"#, Is::Unanswerable),
             (r#"{"id":"a b","event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":"2","id":"1","event":"ping"}"#, Is::Good),
+            (r#"["1","ping",{}]"#, Is::Unanswerable),
             ("[]", Is::Unanswerable),
             ("{", Is::Unanswerable),
             ("", Is::Unanswerable),
