@@ -111,11 +111,12 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
         runners: HashMap::new(),
         dedupe_s: 86_400,
         history_s: 86_400,
+        cluster: None,
     };
     let mut prepared = core::prepare(pool, settings).await?;
     prepared.registry.register::<Counter>().await?;
     prepared.registry.register::<Booking>().await?;
-    prepared.run()
+    prepared.run().await
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -71,7 +71,9 @@ create table suspicions (
 create table slots (
     slot        int primary key,
     incarnation bigint,
-    epoch       bigint not null default 0
+    epoch       bigint not null default 0,
+    -- Taken after its owner's death, not handed over: the new owner waits until the old one has stopped to answer reads.
+    claimed     boolean not null default false
 ) with (fillfactor = 50);
 insert into slots (slot) select generate_series(0, 4095);
 

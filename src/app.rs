@@ -4,5 +4,7 @@ pub mod cli;
 pub mod core;
 mod demo;
 mod matching;
+pub mod member;
 pub mod node;
+mod pulses;
 mod seed;

@@ -96,9 +96,21 @@ section!(Cluster {
     listen: String = "127.0.0.1:9090".into(),
     advertise: String = String::new(),
     cookie: String = String::new(),
-    lease_s: f64 = 5.0,
+    transport: Transport = Transport::Framed,
+    weight: u32 = 1,
+    window_mb: usize = 16,
+    hand_over_s: u64 = 30,
+    lease_s: f64 = 4.0,
     read_ttl_ms: u64 = 1_000,
 });
+
+/// What carries messages between nodes: the same on all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    Framed,
+    RactorCluster,
+}
 
 section!(Entities {
     max_in_flight: u32 = 2_048,
@@ -171,6 +183,13 @@ impl Config {
             "node.name must be 1 to 64 letters, digits, - or _"
         } else if self.gateway.listen.parse::<std::net::SocketAddr>().is_err() {
             "gateway.listen must be an address with a port, such as 127.0.0.1:8080"
+        } else if self.cluster.enabled
+            && self.cluster.advertise.is_empty()
+            && crate::app::member::advertised(&self.cluster.listen).is_none()
+        {
+            "cluster.advertise is needed where cluster.listen names no address that others can reach"
+        } else if !(1..=1_024).contains(&self.cluster.window_mb) || self.cluster.weight > 1_000 {
+            "cluster.window_mb must be between 1 and 1024, cluster.weight at most 1000"
         } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {

@@ -3,17 +3,20 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgPool;
 
+use crate::app::node::Doom;
 use crate::app::{demo, node};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::Role;
 use crate::kernel::ids::{is_valid_id, slot_of};
+use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
 use crate::telemetry;
 
@@ -98,6 +101,10 @@ enum ClusterCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Let a node give its entities to the others, send its clients there, and end
+    Drain { node: String },
+    /// Declare a node dead. One that lives comes back by itself, as a new incarnation
+    Evict { node: String },
 }
 
 #[derive(Subcommand)]
@@ -187,9 +194,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Token(args) => token(&config, args).await,
-        Command::Cluster { command: ClusterCommand::Status { json } } => {
-            status(&config, json).await
-        }
+        Command::Cluster { command } => cluster(&config, command).await,
         Command::Entity { command } => entity(&config, command).await,
         Command::DeadLetter { command } => dead_letter(&config, command).await,
     }
@@ -198,17 +203,26 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log);
     telemetry::metrics();
-    if config.cluster.enabled {
-        bail!("this release runs one node: set cluster.enabled = false");
-    }
     let mut signals = Signals::new()?;
     let node = tokio::select! {
         node = node::Node::start(config) => node?,
         () = signals.recv() => bail!("interrupted while starting"),
     };
-    println!("proxie ready on http://{}", node.address);
+    if std::env::var_os(REJOINING).is_none() {
+        println!("proxie ready on http://{}", node.address);
+    } else {
+        tracing::info!(address = %node.address, "back in the cluster");
+    }
     let end = tokio::select! {
-        reason = node.doomed() => Err(anyhow::anyhow!(reason)),
+        doom = node.doomed() => Err(match doom {
+            Doom::Evicted if config.cluster.enabled => {
+                node.abandon().await;
+                return Err(rejoin());
+            }
+            Doom::Evicted => anyhow::anyhow!("another node has taken over this node's slots"),
+            Doom::Other(reason) => anyhow::anyhow!(reason),
+        }),
+        () = node.asked_to_leave() => Ok(()),
         () = signals.recv() => Ok(()),
     };
     tracing::info!("draining");
@@ -217,6 +231,24 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         () = signals.recv() => tracing::warn!("a second signal: not waiting for the drain"),
     }
     end
+}
+
+/// Set in a process that has replaced itself: it was ready once, and says so only once.
+const REJOINING: &str = "PROXIE_REJOINING";
+
+/// A node that was declared dead begins anew under another incarnation. The process replaces itself, so that nothing
+/// of its former life, which may be behind by any amount of time, can be left. Returns only if that fails.
+fn rejoin() -> anyhow::Error {
+    use std::os::unix::process::CommandExt;
+    tracing::warn!("this node was declared dead by others; it comes back under a new incarnation");
+    let mut arguments = std::env::args_os();
+    // The file may have been replaced meanwhile, by an upgrade: this is the one that runs.
+    let mut command = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    anyhow::Error::new(command.args(arguments).env(REJOINING, "1").exec())
+        .context("this node was declared dead and cannot start again")
 }
 
 /// SIGINT and SIGTERM.
@@ -322,9 +354,51 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+async fn cluster(config: &Config, command: ClusterCommand) -> anyhow::Result<()> {
     let store = open(config, false).await?;
-    let nodes = membership::nodes(&store.pool).await?;
+    let done = match command {
+        ClusterCommand::Status { json } => status(&store.pool, json).await,
+        ClusterCommand::Drain { node } => drain(&store.pool, &node).await,
+        ClusterCommand::Evict { node } => evict(&store.pool, &node).await,
+    };
+    store.close().await;
+    done
+}
+
+async fn living(pool: &PgPool, node: &str) -> anyhow::Result<i64> {
+    let incarnation = members::living(pool, node).await?;
+    incarnation.with_context(|| {
+        format!("there is no living node {node} in a cluster: see `proxie cluster status`")
+    })
+}
+
+async fn drain(pool: &PgPool, node: &str) -> anyhow::Result<()> {
+    let incarnation = living(pool, node).await?;
+    if !members::set_state(pool, incarnation, State::Draining).await? {
+        bail!("{node} is still joining: try again when it is active");
+    }
+    loop {
+        let nodes = membership::nodes(pool).await?;
+        let Some(left) = nodes.iter().find(|node| node.incarnation == incarnation) else { break };
+        eprint!("\r{node} has {} slots and {} connections left ", left.slots, left.connections);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    eprintln!();
+    println!("{node} has left");
+    Ok(())
+}
+
+async fn evict(pool: &PgPool, node: &str) -> anyhow::Result<()> {
+    let incarnation = living(pool, node).await?;
+    if !members::evict(pool, None, incarnation, Evidence::Operator).await? {
+        bail!("{node} was declared dead by somebody else at this moment");
+    }
+    println!("{node} (incarnation {incarnation}) is dead; if its process lives, it comes back as a new one");
+    Ok(())
+}
+
+async fn status(pool: &PgPool, json: bool) -> anyhow::Result<()> {
+    let nodes = membership::nodes(pool).await?;
     let unowned =
         i64::from(crate::kernel::ids::SLOTS) - nodes.iter().map(|node| node.slots).sum::<i64>();
     if json {
@@ -360,7 +434,6 @@ async fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         }
         println!("{unowned} of {} slots have no owner", crate::kernel::ids::SLOTS);
     }
-    store.close().await;
     Ok(())
 }
 

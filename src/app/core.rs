@@ -1,5 +1,5 @@
-//! The runtime of a node without its edges: store, lease, writers, entities, services. Tests and benchmarks start it
-//! with kinds of their own.
+//! The runtime of a node without its edges: store, lease, writers, entities, services, and its part in the cluster.
+//! Tests and benchmarks start it with kinds of their own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
-use tokio::sync::{mpsc::UnboundedReceiver, oneshot, watch};
+use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::actors::registry::{ParkNotice, Registry};
 use crate::actors::{Options, Runner, Runtime, services};
+use crate::app::member::{self, Membership, Standing};
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::{Entities, Lease, Router, Slots, Topics};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
+use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
 use crate::persistence::store::{self, Identity};
 use crate::persistence::writer::{self, Lanes};
@@ -32,9 +34,11 @@ pub struct Settings {
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub dedupe_s: i64,
     pub history_s: i64,
+    /// `None`: one node, which owns every slot.
+    pub cluster: Option<member::Options>,
 }
 
-/// A node that owns its slots and whose kinds are being registered.
+/// A node that is registered in the store, and whose kinds are being registered.
 pub struct Prepared {
     pub registry: Registry,
     notices: UnboundedReceiver<ParkNotice>,
@@ -45,9 +49,12 @@ pub struct Prepared {
 }
 
 struct Rest {
+    name: String,
     lease_s: f64,
+    read_ttl: Duration,
     dedupe_s: i64,
     history_s: i64,
+    cluster: Option<member::Options>,
 }
 
 /// Why a node cannot go on and its process should end.
@@ -72,6 +79,8 @@ pub struct Core {
     /// Open client connections: the gateway sets it, the lease renewal reports it.
     pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
+    standing: watch::Receiver<Standing>,
+    leaving: Arc<watch::Sender<bool>>,
     renewing: Option<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -82,15 +91,22 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
     let identity = store::identify(&pool, &format!("ep{:x}", rand::random::<u64>())).await?;
     let lease_s = settings.node.lease_s;
     let sent = boottime_ms();
-    let registered =
-        membership::register(&pool, &settings.node, settings.data_lock_held, settings.read_ttl)
-            .await?;
-    let lease = Lease::new(registered.incarnation, settings.read_ttl.as_millis() as i64);
-    let slots = Slots::all_mine(registered.incarnation, registered.epoch);
+    let node = &settings.node;
+    let slots = match &settings.cluster {
+        None => {
+            let all = membership::register(&pool, node, settings.data_lock_held, settings.read_ttl);
+            let all = all.await?;
+            Slots::all_mine(all.incarnation, all.epoch)
+        }
+        Some(cluster) => {
+            let joined = members::join(&pool, node, &cluster.advertise, cluster.weight).await?;
+            Slots::unknown(joined)
+        }
+    };
+    let lease = Lease::new(slots.me(), settings.read_ttl.as_millis() as i64);
     lease.renewed(sent);
     let lanes =
-        Lanes::start(pool.clone(), registered.incarnation, settings.clock.clone(), settings.writer)
-            .await?;
+        Lanes::start(pool.clone(), slots.me(), settings.clock.clone(), settings.writer).await?;
     let runtime = Arc::new(Runtime {
         loader: Loader::start(pool.clone(), 2),
         lanes,
@@ -109,20 +125,29 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         runtime,
         pool,
         identity,
-        settings_rest: Rest { lease_s, dedupe_s: settings.dedupe_s, history_s: settings.history_s },
+        settings_rest: Rest {
+            name: settings.node.name,
+            lease_s,
+            read_ttl: settings.read_ttl,
+            dedupe_s: settings.dedupe_s,
+            history_s: settings.history_s,
+            cluster: settings.cluster,
+        },
     })
 }
 
 impl Prepared {
-    /// Opens the door to the entities and starts the services.
-    pub fn run(self) -> anyhow::Result<Core> {
+    /// Opens the door to the entities, to other nodes, and starts the services.
+    pub async fn run(self) -> anyhow::Result<Core> {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
         let router = Router::new(registry.clone(), runtime.slots.clone());
-        let entities = Entities::new(router);
+        let entities = Entities::new(router.clone());
         let _ = runtime.entities.set(entities.clone());
         let (fate, watched) = watch::channel(Fate::Living);
         let connections = Arc::new(AtomicUsize::new(0));
+        let (beats, heard_beats) = watch::channel(Beat::default());
+        let beat_now = Arc::new(Notify::new());
         let renewal = Renewal {
             options: pool.connect_options().as_ref().clone(),
             runtime: runtime.clone(),
@@ -131,15 +156,33 @@ impl Prepared {
             lease_s: rest.lease_s,
             connections: connections.clone(),
             fate,
+            beats,
+            now: beat_now.clone(),
         };
         let renewing = renewal.start()?;
-        let tasks = vec![
+        let leaving = Arc::new(watch::Sender::new(false));
+        let (standing, stands) = watch::channel(Standing::alone());
+        let mut tasks = vec![
             tokio::spawn(services::fire_timers(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::wake_owing(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::passivate(runtime.clone(), registry.clone())),
             tokio::spawn(services::sync_parked(pool.clone(), registry.clone(), notices)),
             tokio::spawn(sweep(pool.clone(), runtime.clock.clone(), rest.dedupe_s, rest.history_s)),
         ];
+        if let Some(options) = rest.cluster {
+            let membership = Membership {
+                pool: pool.clone(),
+                runtime: runtime.clone(),
+                registry: registry.clone(),
+                router,
+                read_ttl: rest.read_ttl,
+                beats: heard_beats,
+                beat_now,
+                leaving: leaving.subscribe(),
+                standing,
+            };
+            tasks.extend(membership.start(rest.name, options).await?);
+        }
         Ok(Core {
             pool,
             entities,
@@ -151,6 +194,8 @@ impl Prepared {
             identity,
             connections,
             fate: watched,
+            standing: stands,
+            leaving,
             renewing: Some(renewing),
             tasks,
         })
@@ -162,9 +207,25 @@ impl Core {
         self.fate.clone()
     }
 
-    /// The store takes commits and the lease is proven: commands will be answered.
+    /// Commands will be answered: the store takes commits, the lease is proven, and this node takes part.
     pub fn is_ready(&self) -> bool {
-        self.lanes.all_up() && self.lease.is_fresh()
+        self.lanes.all_up() && self.lease.is_fresh() && self.standing.borrow().active
+    }
+
+    /// What part this node takes in its cluster.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// Gives every slot to other nodes, as far as there are any, and waits until that is done or `limit` has passed.
+    /// Commands are answered meanwhile, here or there.
+    pub async fn hand_over(&self, limit: Duration) {
+        self.leaving.send_replace(true);
+        let mut standing = self.standing.clone();
+        let done = standing.wait_for(|standing| !standing.owes_slots);
+        if tokio::time::timeout(limit, done).await.is_err() {
+            tracing::warn!("not every slot was handed over in time; others take them when this node has left");
+        }
     }
 
     /// Writes what is waiting, releases the slots, and lets the next start begin at once.
@@ -197,6 +258,9 @@ struct Renewal {
     lease_s: f64,
     connections: Arc<AtomicUsize>,
     fate: watch::Sender<Fate>,
+    beats: watch::Sender<Beat>,
+    /// Members have changed: somebody wants to know at once.
+    now: Arc<Notify>,
 }
 
 impl Renewal {
@@ -222,6 +286,7 @@ impl Renewal {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
+                () = self.now.notified() => {}
                 _ = fenced.wait_for(|fenced| *fenced) => {
                     let _ = self.fate.send(Fate::Evicted);
                     return;
@@ -230,11 +295,12 @@ impl Renewal {
             let sent = boottime_ms();
             let renewal = self.renew(&mut connection, was_down);
             match tokio::time::timeout(Duration::from_secs(2), renewal).await {
-                Ok(Ok(Fate::Living)) => {
+                Ok(Ok(Ok(beat))) => {
                     was_down = false;
                     self.runtime.lease.renewed(sent);
+                    self.beats.send_replace(beat);
                 }
-                Ok(Ok(fate)) => {
+                Ok(Ok(Err(fate))) => {
                     let _ = self.fate.send(fate);
                     return;
                 }
@@ -253,7 +319,7 @@ impl Renewal {
         &self,
         connection: &mut Option<PgConnection>,
         was_down: bool,
-    ) -> Result<Fate, sqlx::Error> {
+    ) -> Result<Result<Beat, Fate>, sqlx::Error> {
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(PgConnection::connect_with(&self.options).await?),
@@ -263,16 +329,15 @@ impl Renewal {
             "connections": self.connections.load(Ordering::Relaxed),
         });
         let incarnation = self.runtime.lease.incarnation();
-        if !membership::renew(connection, incarnation, self.lease_s, &live).await? {
-            return Ok(Fate::Evicted);
-        }
+        let beat = members::beat(connection, incarnation, self.lease_s, &live).await?;
+        let Some(beat) = beat else { return Ok(Err(Fate::Evicted)) };
         if was_down {
             let (system_id, timeline) = store::probe(connection).await?;
             if system_id != self.identity.system_id || timeline != self.identity.timeline {
-                return Ok(Fate::StoreReplaced);
+                return Ok(Err(Fate::StoreReplaced));
             }
         }
-        Ok(Fate::Living)
+        Ok(Ok(beat))
     }
 }
 

@@ -14,9 +14,11 @@ use tokio::task::JoinHandle;
 
 use crate::actors::{Options, Runner};
 use crate::app::core::{self, Core, Fate, Settings};
+use crate::app::member;
 use crate::app::matching::MatchProviders;
 use crate::app::seed;
-use crate::config::Config;
+use crate::cluster::transport;
+use crate::config::{Config, Transport};
 use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
 };
@@ -38,6 +40,15 @@ pub struct Node {
     serving: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     drain_ms: u64,
+    hand_over: Duration,
+}
+
+/// Why a node ends by itself.
+#[derive(Debug)]
+pub enum Doom {
+    /// Other nodes have declared it dead. It may come back as a new incarnation.
+    Evicted,
+    Other(String),
 }
 
 /// Where the database is: the user's, or the embedded one, which this starts.
@@ -87,11 +98,13 @@ impl Node {
         let auth = Arc::new(Auth::new(&key));
         // Before anything is answered: what was revoked in an earlier life stays so.
         auth.set_revocations(revocations(&pool, config.auth.token_s).await?);
+        settled(&core).await?;
         if embedded.is_some() && config.seed.demo {
             seed::demo(&core).await?;
         }
-        let lanes = core.lanes.clone();
-        let readiness = Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up()));
+        let (lanes, standing) = (core.lanes.clone(), core.standing());
+        let serves = move || lanes.all_up() && standing.borrow().active;
+        let readiness = Arc::new(Readiness::new(core.lease.clone(), serves));
         let (epoch, watched_epoch) = watch::channel(Arc::from(core.identity.epoch.as_str()));
         let gateway = Gateway::start(Parts {
             entities: core.entities.clone(),
@@ -128,6 +141,7 @@ impl Node {
             serving,
             tasks,
             drain_ms: config.gateway.drain_ms,
+            hand_over: Duration::from_secs(config.cluster.hand_over_s),
         })
     }
 
@@ -137,7 +151,7 @@ impl Node {
     }
 
     /// Resolves with the reason when the node cannot go on.
-    pub async fn doomed(&self) -> String {
+    pub async fn doomed(&self) -> Doom {
         let store_gone = async {
             match &self.embedded {
                 Some(server) => server.exited().await,
@@ -147,16 +161,31 @@ impl Node {
         let mut fate = self.core.fate();
         let evicted = fate.wait_for(|fate| *fate != Fate::Living);
         tokio::select! {
-            reason = store_gone => format!("the embedded PostgreSQL is gone: {reason}"),
+            reason = store_gone => Doom::Other(format!("the embedded PostgreSQL is gone: {reason}")),
             fate = evicted => match fate.as_deref() {
-                Ok(Fate::StoreReplaced) => "the database is not the one it was (another server or timeline): start again".into(),
-                _ => "another node has taken over this node's slots".into(),
+                Ok(Fate::StoreReplaced) => Doom::Other("the database is not the one it was (another server or timeline): start again".into()),
+                _ => Doom::Evicted,
             },
         }
     }
 
-    /// Asks clients to reconnect, finishes what was accepted, and leaves no server behind.
+    /// Resolves when an operator wants this node to leave.
+    pub async fn asked_to_leave(&self) {
+        let mut standing = self.core.standing();
+        if standing.wait_for(|standing| standing.draining).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Sends everybody away who is connected to a node that was declared dead. Nothing is flushed: it could not be.
+    pub async fn abandon(&self) {
+        self.gateway.evict(Duration::from_secs(1)).await;
+    }
+
+    /// Gives its slots to other nodes, asks clients to reconnect, finishes what was accepted, and leaves no server behind.
     pub async fn stop(self) {
+        // Commands are answered meanwhile, so nobody has to notice.
+        self.core.hand_over(self.hand_over).await;
         // Requests in flight are answered meanwhile; the sockets go one by one.
         self.gateway.drain(Duration::from_millis(self.drain_ms + 500)).await;
         self.serving.abort();
@@ -268,6 +297,7 @@ async fn start_core(
             ..Options::default()
         },
         runners,
+        cluster: config.cluster.enabled.then(|| cluster_options(config)),
         dedupe_s: config.persistence.dedupe_s,
         history_s: config.topics.history_s,
     };
@@ -277,7 +307,52 @@ async fn start_core(
     prepared.registry.register::<Request>().await?;
     prepared.registry.register::<Provider>().await?;
     prepared.registry.register::<Booking>().await?;
-    prepared.run()
+    prepared.run().await
+}
+
+fn cluster_options(config: &Config) -> member::Options {
+    let cluster = &config.cluster;
+    member::Options {
+        listen: cluster.listen.clone(),
+        advertise: match cluster.advertise.as_str() {
+            "" => cluster.listen.clone(),
+            advertise => advertise.into(),
+        },
+        cookie: cluster.cookie.clone(),
+        weight: cluster.weight,
+        pipe: match cluster.transport {
+            Transport::Framed => member::Pipe::Framed,
+            Transport::RactorCluster => member::Pipe::RactorCluster,
+        },
+        limits: transport::Limits {
+            window_bytes: cluster.window_mb << 20,
+            max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
+            ..transport::Limits::default()
+        },
+    }
+}
+
+/// Until this node takes part and every slot has an owner: from then on commands are answered.
+async fn settled(core: &Core) -> anyhow::Result<()> {
+    let mut standing = core.standing();
+    let mut fate = core.fate();
+    let ready = async {
+        loop {
+            let ready = standing.wait_for(|standing| standing.active && standing.settled);
+            match tokio::time::timeout(Duration::from_secs(10), ready).await {
+                Ok(_) => return,
+                Err(_) => tracing::warn!(
+                    "this node is not yet part of the cluster: it needs links to all active nodes (cluster.advertise, cluster.cookie, firewalls), see `proxie cluster status`"
+                ),
+            }
+        }
+    };
+    tokio::select! {
+        () = ready => Ok(()),
+        _ = fate.wait_for(|fate| *fate != Fate::Living) => {
+            anyhow::bail!("this node was declared dead while it was joining: start it again")
+        }
+    }
 }
 
 /// Every node learns of a revocation within a second; two are promised.

@@ -5,6 +5,7 @@
 pub mod entity_ref;
 pub mod lease;
 pub mod placement;
+pub mod pulse;
 pub mod router;
 pub mod slots;
 pub mod topics;

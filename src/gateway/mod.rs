@@ -78,7 +78,17 @@ pub struct Readiness {
     lease: Lease,
     /// Seeding or recovery is not over: alive, but not ready.
     started: AtomicBool,
-    draining: watch::Sender<bool>,
+    leaving: watch::Sender<Leaving>,
+}
+
+/// Whether sockets are to go from this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// One after the other, within the drain's time.
+    Draining,
+    /// Now: others have taken over.
+    Evicted,
 }
 
 impl Readiness {
@@ -88,7 +98,7 @@ impl Readiness {
             store_up: Box::new(store_up),
             lease,
             started: AtomicBool::new(false),
-            draining: watch::channel(false).0,
+            leaving: watch::channel(Leaving::No).0,
         }
     }
 
@@ -98,7 +108,12 @@ impl Readiness {
 
     /// No new work is wanted here: sockets are told to reconnect elsewhere, `readyz` goes red.
     pub fn drain(&self) {
-        self.draining.send_replace(true);
+        self.leaving.send_replace(Leaving::Draining);
+    }
+
+    /// This node was declared dead: whoever is connected must go elsewhere at once.
+    pub fn evict(&self) {
+        self.leaving.send_replace(Leaving::Evicted);
     }
 
     pub fn is_started(&self) -> bool {
@@ -114,11 +129,11 @@ impl Readiness {
     }
 
     pub fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+        *self.leaving.borrow() != Leaving::No
     }
 
-    fn draining(&self) -> watch::Receiver<bool> {
-        self.draining.subscribe()
+    fn leaving(&self) -> watch::Receiver<Leaving> {
+        self.leaving.subscribe()
     }
 }
 
@@ -197,6 +212,16 @@ impl Gateway {
     /// Tells every socket to reconnect elsewhere, and waits until they have gone or `limit` has passed.
     pub async fn drain(&self, limit: Duration) {
         self.readiness.drain();
+        self.gone(limit).await;
+    }
+
+    /// Closes every socket with 3001.
+    pub async fn evict(&self, limit: Duration) {
+        self.readiness.evict();
+        self.gone(limit).await;
+    }
+
+    async fn gone(&self, limit: Duration) {
         let gone = async {
             while self.connections() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgListener, PgPool, PgRow};
 
-use crate::persistence::membership::{NodeInfo, RegisterError, enrol, process_exists};
-
-pub const CHANNEL: &str = "proxie_cluster";
+use crate::persistence::membership::{
+    CHANNEL, NodeInfo, RegisterError, changed, enrol, process_exists,
+};
 
 /// How long a takeover waits for the batch that the dead node may have in its lane, before it ends that backend.
 const LANE_PATIENCE: &str = "500ms";
@@ -48,6 +48,8 @@ pub struct SlotRow {
     /// `None` for nobody, or one who is dead.
     pub owner: Option<i64>,
     pub epoch: i64,
+    /// Taken after the death of the one before, and not handed over by it.
+    pub claimed: bool,
 }
 
 /// Why a member is to be declared dead.
@@ -63,7 +65,8 @@ pub enum Evidence {
     Operator,
 }
 
-/// Registers a new incarnation as joining. Another live node of the same name is an error, unless it is provably gone.
+/// Registers a new incarnation as joining. Another live node of the same name is an error. Those of this host whose
+/// process is gone are declared dead on the way, whatever their name: nobody knows it as surely as this node.
 pub async fn join(
     pool: &PgPool,
     node: &NodeInfo,
@@ -71,15 +74,19 @@ pub async fn join(
     weight: u32,
 ) -> Result<i64, RegisterError> {
     let twins = sqlx::query(
-        "select n.incarnation, n.host, n.pid, l.lease_until > now() from nodes n join leases l using (incarnation)
-         where n.state <> 'dead' and (n.name = $1 or n.peer_address = '')",
+        "select n.incarnation, n.host, n.pid, l.lease_until > now(), n.name = $1 or n.peer_address = '' from nodes n join leases l using (incarnation)
+         where n.state <> 'dead' and (n.name = $1 or n.peer_address = '' or n.host = $2)",
     )
     .bind(&node.name)
+    .bind(&node.host)
     .fetch_all(pool)
     .await?;
     for twin in twins {
         let (incarnation, host, pid): (i64, String, i32) = (twin.get(0), twin.get(1), twin.get(2));
         let gone = host == node.host && !process_exists(pid);
+        if !gone && !twin.get::<bool, _>(4) {
+            continue;
+        }
         if twin.get::<bool, _>(3) && !gone {
             return Err(RegisterError::AnotherIsLive { name: node.name.clone(), pid });
         }
@@ -142,16 +149,19 @@ pub async fn beat(
 pub async fn slots(pool: &PgPool) -> Result<(i64, Vec<SlotRow>), sqlx::Error> {
     let row = sqlx::query(
         "select (select version from cluster), array_agg(coalesce(n.incarnation, 0) order by s.slot),
-                array_agg(s.epoch order by s.slot)
+                array_agg(s.epoch order by s.slot), array_agg(s.claimed order by s.slot)
            from slots s left join nodes n on n.incarnation = s.incarnation and n.state <> 'dead'",
     )
     .fetch_one(pool)
     .await?;
     let (owners, epochs): (Vec<i64>, Vec<i64>) = (row.get(1), row.get(2));
-    let rows = owners
-        .into_iter()
-        .zip(epochs)
-        .map(|(owner, epoch)| SlotRow { owner: (owner != 0).then_some(owner), epoch });
+    let rows = owners.into_iter().zip(epochs).zip(row.get::<Vec<bool>, _>(3)).map(
+        |((owner, epoch), claimed)| SlotRow {
+            owner: (owner != 0).then_some(owner),
+            epoch,
+            claimed,
+        },
+    );
     Ok((row.get(0), rows.collect()))
 }
 
@@ -164,7 +174,7 @@ pub async fn claim(
     let mut tx = pool.begin().await?;
     lock(&mut tx).await?;
     let rows = sqlx::query(
-        "update slots s set incarnation = $1, epoch = s.epoch + 1
+        "update slots s set incarnation = $1, epoch = s.epoch + 1, claimed = true
            from unnest($2::int[], $3::bigint[]) u(slot, epoch)
           where s.slot = u.slot and s.epoch = u.epoch
             and not exists (select from nodes n where n.incarnation = s.incarnation and n.state <> 'dead')
@@ -196,7 +206,7 @@ pub async fn hand_over(
         .execute(&mut *tx)
         .await?;
     let rows = sqlx::query(
-        "update slots s set incarnation = $2, epoch = s.epoch + 1
+        "update slots s set incarnation = $2, epoch = s.epoch + 1, claimed = false
            from unnest($3::int[], $4::bigint[]) u(slot, epoch)
           where s.slot = u.slot and s.epoch = u.epoch and s.incarnation = $1
             and exists (select from nodes n where n.incarnation = $2 and n.state = 'active')
@@ -209,6 +219,26 @@ pub async fn hand_over(
     .fetch_all(&mut *tx)
     .await?;
     moved(tx, rows).await
+}
+
+/// Which of the slots are still this node's, under the epochs it knows. Waits for a hand-over that is being committed.
+pub async fn still_owned(
+    pool: &PgPool,
+    me: i64,
+    slots: &[(u16, i64)],
+) -> Result<Vec<u16>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    lock(&mut tx).await?;
+    let rows = sqlx::query(
+        "select s.slot from slots s join unnest($2::int[], $3::bigint[]) u(slot, epoch) using (slot, epoch) where s.incarnation = $1",
+    )
+    .bind(me)
+    .bind(slots.iter().map(|(slot, _)| i32::from(*slot)).collect::<Vec<_>>())
+    .bind(slots.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(rows.iter().map(|row| row.get::<i32, _>(0) as u16).collect())
 }
 
 /// Commits a change of slots.
@@ -306,8 +336,14 @@ async fn try_evict(
     .fetch_all(&mut *tx)
     .await?;
     let row = |incarnation| rows.iter().find(|row| row.get::<i64, _>(0) == incarnation);
+    // One that joins takes nobody's word for it, but a lease that has run out everybody can see: the last node of a
+    // cluster may be the one that died.
     let fit = by.is_none_or(|by| {
-        row(by).is_some_and(|r| r.get::<&str, _>(1) == "active" && r.get::<bool, _>(2))
+        row(by).is_some_and(|r| {
+            let state: &str = r.get(1);
+            let may = state == "active" || (state == "joining" && evidence == Evidence::Lease);
+            may && r.get::<bool, _>(2)
+        })
     });
     let holds = row(target).is_some_and(|r| {
         r.get::<&str, _>(1) != "dead"
@@ -340,6 +376,14 @@ async fn try_evict(
     Ok(true)
 }
 
+/// The incarnation of the node of this name that lives.
+pub async fn living(pool: &PgPool, name: &str) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar("select incarnation from nodes where name = $1 and state <> 'dead' and peer_address <> ''")
+        .bind(name)
+        .fetch_optional(pool)
+        .await
+}
+
 /// Hears of changes that other nodes made.
 pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
@@ -350,14 +394,6 @@ pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
 /// Changes of members and slots come one after the other.
 async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:register'))")
-        .execute(connection)
-        .await
-        .map(drop)
-}
-
-async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("with c as (update cluster set version = version + 1) select pg_notify($1, '')")
-        .bind(CHANNEL)
         .execute(connection)
         .await
         .map(drop)

@@ -206,23 +206,15 @@ pub fn host_id() -> String {
     )
 }
 
-/// Renews the lease of a live incarnation. False: it was declared dead.
-pub async fn renew(
-    connection: &mut PgConnection,
-    incarnation: i64,
-    lease_s: f64,
-    live: &serde_json::Value,
-) -> Result<bool, sqlx::Error> {
-    let renewed = sqlx::query(
-        "with alive as (update nodes set live = $3::jsonb where incarnation = $1 and state <> 'dead' returning incarnation)
-         update leases l set lease_until = now() + $2 * interval '1 second' from alive a where l.incarnation = a.incarnation",
-    )
-    .bind(incarnation)
-    .bind(lease_s)
-    .bind(live.to_string())
-    .execute(connection)
-    .await?;
-    Ok(renewed.rows_affected() == 1)
+pub const CHANNEL: &str = "proxie_cluster";
+
+/// Tells all nodes that members or slots are not what they were.
+pub async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("with c as (update cluster set version = version + 1) select pg_notify($1, '')")
+        .bind(CHANNEL)
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// An orderly end: the next start need not wait.
@@ -240,6 +232,7 @@ pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
         .bind(incarnation)
         .execute(&mut *tx)
         .await?;
+    changed(&mut tx).await?;
     tx.commit().await
 }
 

@@ -92,7 +92,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     prepared.registry.register::<request::Request>().await.unwrap();
     prepared.registry.register::<Provider>().await.unwrap();
     prepared.registry.register::<Booking>().await.unwrap();
-    let core = prepared.run().unwrap();
+    let core = prepared.run().await.unwrap();
     let auth = Arc::new(Auth::new(&SigningKey { kid: "k1".into(), secret: [7; 32] }));
     let lanes = core.lanes.clone();
     let readiness = Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up()));

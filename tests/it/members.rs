@@ -39,7 +39,7 @@ async fn slots_are_claimed_once_and_handed_over_by_their_owner() {
     let pool = pool(database().await).await;
     let (a, b) = (active(&pool, "a", 5.0).await, active(&pool, "b", 5.0).await);
     let (version, slots) = members::slots(&pool).await.unwrap();
-    assert_eq!((slots.len(), slots[7]), (4096, SlotRow { owner: None, epoch: 0 }));
+    assert_eq!((slots.len(), slots[7]), (4096, SlotRow { owner: None, epoch: 0, claimed: false }));
     // Both want it: one gets it.
     let (one, two) = tokio::join!(
         members::claim(&pool, a, &[(7, 0), (8, 0)]),
@@ -54,7 +54,7 @@ async fn slots_are_claimed_once_and_handed_over_by_their_owner() {
     assert!(members::hand_over(&pool, b, b, &[(8, 1)]).await.unwrap().is_empty());
     assert!(members::hand_over(&pool, a, b, &[(8, 0)]).await.unwrap().is_empty(), "old epoch");
     assert_eq!(members::hand_over(&pool, a, b, &[(8, 1)]).await.unwrap(), [(8, 2)]);
-    assert_eq!(owner(&pool, 8).await, SlotRow { owner: Some(b), epoch: 2 });
+    assert_eq!(owner(&pool, 8).await, SlotRow { owner: Some(b), epoch: 2, claimed: false });
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn a_dead_member_stays_dead_and_loses_its_slots() {
         .await
         .unwrap();
     assert!(!live, "its lanes are fenced");
-    assert_eq!(owner(&pool, 7).await, SlotRow { owner: None, epoch: 1 });
+    assert_eq!(owner(&pool, 7).await, SlotRow { owner: None, epoch: 1, claimed: true });
     assert_eq!(members::claim(&pool, b, &[(7, 1)]).await.unwrap(), [(7, 2)]);
     // The same name again is another incarnation.
     assert!(active(&pool, "a", 5.0).await > b);

@@ -114,7 +114,7 @@ pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
 pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Core> {
     let mut prepared = try_prepare(database, setup).await?;
     prepared.registry.register::<Counter>().await?;
-    prepared.run()
+    prepared.run().await
 }
 
 /// A node whose kinds are still to be registered.
@@ -137,6 +137,7 @@ pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Re
         runners: setup.runners,
         dedupe_s: 86_400,
         history_s: 86_400,
+        cluster: None,
     };
     core::prepare(pool(database).await, settings).await
 }

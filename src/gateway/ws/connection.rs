@@ -24,8 +24,8 @@ use super::protocol::{self, Close, Frame, Parsed};
 use super::track::Track;
 use super::{Opened, UserConnection, events};
 use crate::cluster::topics::{Published, Subscription};
-use crate::gateway::Gateway;
 use crate::gateway::auth::{Claims, Revocations};
+use crate::gateway::{Gateway, Leaving};
 use crate::gateway::problem::Outcome;
 
 pub struct ConnectionActor;
@@ -121,14 +121,14 @@ pub struct Connection {
     news: FuturesUnordered<BoxFuture<'static, News>>,
     /// Wakes for the next of the deadlines, or earlier where that one has been put off.
     alarm: Pin<Box<Sleep>>,
-    draining: watch::Receiver<bool>,
+    leaving: watch::Receiver<Leaving>,
     _opened: Opened,
 }
 
 /// What all connections of a node hear.
 enum News {
     Revoked(watch::Receiver<Revocations>),
-    Draining,
+    Leaving(watch::Receiver<Leaving>),
 }
 
 async fn revocation(mut revocations: watch::Receiver<Revocations>) -> News {
@@ -138,9 +138,11 @@ async fn revocation(mut revocations: watch::Receiver<Revocations>) -> News {
     }
 }
 
-async fn drain(mut draining: watch::Receiver<bool>) -> News {
-    let begins = draining.wait_for(|draining| *draining).await.is_ok();
-    if begins { News::Draining } else { std::future::pending().await }
+async fn leave(mut leaving: watch::Receiver<Leaving>) -> News {
+    match leaving.changed().await {
+        Ok(()) => News::Leaving(leaving),
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// When something has to happen by itself.
@@ -174,7 +176,7 @@ impl Connection {
         let Arguments { gateway, socket, claims, user, opened } = arguments;
         let now = Instant::now();
         let limits = &gateway.options.websocket;
-        let draining = gateway.readiness.draining();
+        let leaving = gateway.readiness.leaving();
         let mut revocations = gateway.auth.revocations();
         // The token may have been revoked between the upgrade and now.
         revocations.mark_changed();
@@ -203,11 +205,11 @@ impl Connection {
             last_words: None,
             socket,
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
-            news: [revocation(revocations).boxed(), drain(draining.clone()).boxed()]
+            news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()
                 .collect(),
             alarm: Box::pin(tokio::time::sleep_until(now)),
-            draining,
+            leaving,
             claims: None,
             user,
             _opened: opened,
@@ -223,7 +225,7 @@ impl Connection {
                 connection.deadlines.auth = Some(now + Duration::from_millis(timeout));
             }
         }
-        // The drain may have begun between the upgrade and now.
+        // It may have begun between the upgrade and now.
         connection.plan_to_leave();
         connection
     }
@@ -291,7 +293,14 @@ impl Connection {
 
     fn hear(&mut self, news: News) -> Flow {
         match news {
-            News::Draining => self.plan_to_leave(),
+            News::Leaving(leaving) => {
+                let evicted = *leaving.borrow() == Leaving::Evicted;
+                self.news.push(leave(leaving).boxed());
+                if evicted {
+                    return Err(Ending::Close(Close::Evicted));
+                }
+                self.plan_to_leave();
+            }
             News::Revoked(revocations) => {
                 self.news.push(revocation(revocations).boxed());
                 let revoked = |claims: &Arc<Claims>| self.gateway.auth.is_revoked(claims);
@@ -405,7 +414,7 @@ impl Connection {
 
     /// Not all at once: each connection of this node picks its moment.
     fn plan_to_leave(&mut self) {
-        if *self.draining.borrow() && self.deadlines.leave.is_none() {
+        if *self.leaving.borrow() != Leaving::No && self.deadlines.leave.is_none() {
             let spread = self.gateway.options.drain;
             self.deadlines.leave =
                 Some(Instant::now() + spread.mul_f64(rand::random_range(0.0..1.0)));
@@ -445,7 +454,7 @@ impl Connection {
     fn retry_after_ms(&self, close: Close) -> Option<u64> {
         let spread = self.gateway.options.drain.as_millis() as u64;
         match close {
-            Close::Draining => Some(rand::random_range(0..=spread.max(500))),
+            Close::Draining | Close::Evicted => Some(rand::random_range(0..=spread.max(500))),
             Close::SlowConsumer | Close::HistoryLost | Close::TooManyFrames => Some(1_000),
             Close::TooManyConnections => Some(5_000),
             Close::AuthTimeout | Close::HeartbeatTimeout | Close::Internal => Some(500),

@@ -236,6 +236,8 @@ pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     Draining,
+    /// Declared dead by other nodes.
+    Evicted,
     AuthTimeout,
     HeartbeatTimeout,
     SlowConsumer,
@@ -258,6 +260,7 @@ impl Close {
     pub fn code(self) -> u16 {
         match self {
             Self::Draining => 3000,
+            Self::Evicted => 3001,
             Self::AuthTimeout | Self::HeartbeatTimeout => 3002,
             Self::SlowConsumer | Self::HistoryLost => 3008,
             Self::TooManyFrames | Self::TooManyConnections => 3009,
@@ -274,6 +277,7 @@ impl Close {
     pub fn word(self) -> &'static str {
         match self {
             Self::Draining => "draining",
+            Self::Evicted => "evicted",
             Self::AuthTimeout => "authentication_timeout",
             Self::HeartbeatTimeout => "heartbeat_timeout",
             Self::SlowConsumer => "slow_consumer",

@@ -1,0 +1,83 @@
+//! The heartbeats between nodes: one small message to every other, from a task that waits for nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::watch;
+
+use crate::cluster::Router;
+use crate::cluster::lease::boottime_ms;
+use crate::cluster::pulse::Pulse;
+use crate::cluster::router::Control;
+use crate::persistence::members::Beat;
+
+const INTERVAL: Duration = Duration::from_millis(300);
+/// A heartbeat of this node's own that is so late says that it was stopped, or starved.
+const ASLEEP_MS: i64 = 900;
+
+/// The first byte of a heartbeat.
+const PING: u8 = 0;
+
+/// What is heard of each linked peer.
+#[derive(Default)]
+pub struct Pulses {
+    peers: DashMap<i64, Pulse>,
+    /// When this node last sent its own.
+    sent_ms: AtomicI64,
+}
+
+impl Pulses {
+    pub fn up(&self, peer: i64) {
+        self.peers.insert(peer, Pulse::new(boottime_ms(), INTERVAL.as_millis() as i64));
+    }
+
+    pub fn forget(&self, peer: i64) {
+        self.peers.remove(&peer);
+    }
+
+    /// `Some`: for how long a peer that should have been heard was not.
+    pub fn silent_ms(&self, peer: i64, now_ms: i64) -> Option<i64> {
+        let pulse = self.peers.get(&peer)?;
+        pulse.is_silent(now_ms).then(|| pulse.silent_ms(now_ms))
+    }
+
+    /// This node's own heart beats. If not, nobody else can be blamed for what was not heard.
+    pub fn is_awake(&self, now_ms: i64) -> bool {
+        now_ms - self.sent_ms.load(Ordering::Acquire) < ASLEEP_MS
+    }
+
+    fn tick(&self) {
+        let now = boottime_ms();
+        if !self.is_awake(now) {
+            self.peers.iter_mut().for_each(|mut pulse| pulse.forgive(now));
+        }
+        self.sent_ms.store(now, Ordering::Release);
+    }
+}
+
+impl Control for Pulses {
+    fn receive(&self, from: i64, message: Vec<u8>) {
+        if message.first() == Some(&PING)
+            && let Some(mut pulse) = self.peers.get_mut(&from)
+        {
+            pulse.heard(boottime_ms());
+        }
+    }
+}
+
+pub async fn ping(router: Router, pulses: Arc<Pulses>, beats: watch::Receiver<Beat>) {
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        pulses.tick();
+        let peers: Vec<i64> =
+            beats.borrow().members.iter().map(|member| member.incarnation).collect();
+        for peer in peers {
+            // To oneself, or to whom there is no link: nothing is sent.
+            let _ = router.announce(peer, vec![PING]);
+        }
+    }
+}
