@@ -393,7 +393,9 @@ async fn evict(pool: &PgPool, node: &str) -> anyhow::Result<()> {
     if !members::evict(pool, None, incarnation, Evidence::Operator).await? {
         bail!("{node} was declared dead by somebody else at this moment");
     }
-    println!("{node} (incarnation {incarnation}) is dead; if its process lives, it comes back as a new one");
+    println!(
+        "{node} (incarnation {incarnation}) is dead; if its process lives, it comes back as a new one"
+    );
     Ok(())
 }
 

@@ -224,7 +224,9 @@ impl Core {
         let mut standing = self.standing.clone();
         let done = standing.wait_for(|standing| !standing.owes_slots);
         if tokio::time::timeout(limit, done).await.is_err() {
-            tracing::warn!("not every slot was handed over in time; others take them when this node has left");
+            tracing::warn!(
+                "not every slot was handed over in time; others take them when this node has left"
+            );
         }
     }
 

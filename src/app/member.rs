@@ -19,8 +19,10 @@ use crate::actors::Runtime;
 use crate::actors::registry::Registry;
 use crate::app::pulses::{self, Pulses};
 use crate::cluster::Router;
+use crate::cluster::fanout::Fanout;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::placement::{Candidate, solve};
+use crate::cluster::router::{Control, control};
 use crate::cluster::slots::Owned;
 use crate::cluster::transport::{self, DownCause, LinkEvent, Peer, Transport};
 use crate::kernel::ids::SLOTS;
@@ -93,6 +95,7 @@ pub struct Membership {
 struct Known {
     transport: Arc<dyn Transport>,
     pulses: Arc<Pulses>,
+    fanout: Arc<Fanout>,
     beat: Beat,
     beat_at_ms: i64,
     /// Since when this node has been heard in the store without a pause.
@@ -108,6 +111,23 @@ struct Known {
     unsure: Vec<(u16, i64)>,
     /// Batches that each newcomer has had.
     given: HashMap<i64, u32>,
+}
+
+/// What comes from other nodes besides asks.
+struct Controls {
+    pulses: Arc<Pulses>,
+    fanout: Arc<Fanout>,
+}
+
+impl Control for Controls {
+    fn receive(&self, from: i64, message: Vec<u8>) {
+        match message.split_first() {
+            Some((&control::PING, _)) => self.pulses.heard(from),
+            Some((&control::TOPICS, rest)) => self.fanout.receive(from, rest),
+            // Of a later release.
+            _ => {}
+        }
+    }
 }
 
 impl Drop for Known {
@@ -145,12 +165,17 @@ impl Membership {
         let started =
             started.with_context(|| format!("cannot listen for other nodes on {listen}"))?;
         let pulses = Arc::new(Pulses::default());
-        self.router.connect(started.transport.clone(), pulses.clone());
+        let topics = self.runtime.topics.clone();
+        let fanout = Fanout::new(self.router.clone(), self.runtime.slots.clone(), topics.clone());
+        topics.connect(fanout.clone());
+        let controls = Controls { pulses: pulses.clone(), fanout: fanout.clone() };
+        self.router.connect(started.transport.clone(), Arc::new(controls));
         // Nobody is told of the table's state before this node has seen it.
         self.beats.mark_changed();
         let known = Known {
             transport: started.transport,
             pulses: pulses.clone(),
+            fanout: fanout.clone(),
             beat: Beat::default(),
             beat_at_ms: boottime_ms(),
             steady_since_ms: boottime_ms(),
@@ -167,6 +192,7 @@ impl Membership {
         Ok(vec![
             tokio::spawn(listening),
             tokio::spawn(pinging),
+            tokio::spawn(fanout.run()),
             tokio::spawn(self.run(known, started.events)),
         ])
     }
@@ -214,6 +240,7 @@ impl Membership {
                 known.reset.remove(&peer);
                 known.refused.remove(&peer);
                 known.pulses.up(peer);
+                known.fanout.link_up(peer);
             }
             LinkEvent::Down { peer, cause } => {
                 known.up.remove(&peer);
@@ -278,6 +305,7 @@ impl Membership {
             if old != me && !beat.members.iter().any(|member| member.incarnation == old) {
                 known.transport.forget(old);
                 known.pulses.forget(old);
+                known.fanout.forget(old);
                 known.up.remove(&old);
                 known.reset.remove(&old);
                 known.refused.remove(&old);

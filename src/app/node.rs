@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use crate::actors::{Options, Runner};
 use crate::app::core::{self, Core, Fate, Settings};
-use crate::app::member;
 use crate::app::matching::MatchProviders;
+use crate::app::member;
 use crate::app::seed;
 use crate::cluster::transport;
 use crate::config::{Config, Transport};

@@ -10,15 +10,12 @@ use tokio::sync::watch;
 use crate::cluster::Router;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::pulse::Pulse;
-use crate::cluster::router::Control;
+use crate::cluster::router::control;
 use crate::persistence::members::Beat;
 
 const INTERVAL: Duration = Duration::from_millis(300);
 /// A heartbeat of this node's own that is so late says that it was stopped, or starved.
 const ASLEEP_MS: i64 = 900;
-
-/// The first byte of a heartbeat.
-const PING: u8 = 0;
 
 /// What is heard of each linked peer.
 #[derive(Default)]
@@ -35,6 +32,12 @@ impl Pulses {
 
     pub fn forget(&self, peer: i64) {
         self.peers.remove(&peer);
+    }
+
+    pub fn heard(&self, peer: i64) {
+        if let Some(mut pulse) = self.peers.get_mut(&peer) {
+            pulse.heard(boottime_ms());
+        }
     }
 
     /// `Some`: for how long a peer that should have been heard was not.
@@ -57,16 +60,6 @@ impl Pulses {
     }
 }
 
-impl Control for Pulses {
-    fn receive(&self, from: i64, message: Vec<u8>) {
-        if message.first() == Some(&PING)
-            && let Some(mut pulse) = self.peers.get_mut(&from)
-        {
-            pulse.heard(boottime_ms());
-        }
-    }
-}
-
 pub async fn ping(router: Router, pulses: Arc<Pulses>, beats: watch::Receiver<Beat>) {
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,7 +70,7 @@ pub async fn ping(router: Router, pulses: Arc<Pulses>, beats: watch::Receiver<Be
             beats.borrow().members.iter().map(|member| member.incarnation).collect();
         for peer in peers {
             // To oneself, or to whom there is no link: nothing is sent.
-            let _ = router.announce(peer, vec![PING]);
+            let _ = router.announce(peer, vec![control::PING]);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! **Architecture invariant:** nothing here knows SQL, HTTP or a domain. Activations are behind [`LocalEntities`].
 
 pub mod entity_ref;
+pub mod fanout;
 pub mod lease;
 pub mod placement;
 pub mod pulse;

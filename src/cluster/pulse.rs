@@ -20,7 +20,11 @@ const GAIN: f64 = 1.0 / 8.0;
 impl Pulse {
     /// Heard for the first time; heartbeats are expected every `interval_ms`.
     pub fn new(now_ms: i64, interval_ms: i64) -> Self {
-        Self { last_ms: now_ms, mean_ms: interval_ms as f64, deviation_ms: interval_ms as f64 / 4.0 }
+        Self {
+            last_ms: now_ms,
+            mean_ms: interval_ms as f64,
+            deviation_ms: interval_ms as f64 / 4.0,
+        }
     }
 
     pub fn heard(&mut self, now_ms: i64) {

@@ -48,6 +48,12 @@ struct Remote {
     control: Arc<dyn Control>,
 }
 
+/// Kinds of [`Envelope::Control`]: its first byte.
+pub mod control {
+    pub const PING: u8 = 0;
+    pub const TOPICS: u8 = 1;
+}
+
 /// Takes [`Envelope::Control`].
 pub trait Control: Send + Sync + 'static {
     fn receive(&self, from: i64, message: Vec<u8>);

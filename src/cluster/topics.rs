@@ -1,14 +1,16 @@
-//! Topics on this node: who listens, and handing publications to them.
+//! Topics on this node: who listens, and handing publications to them. What goes between nodes is in `fanout`.
 //!
 //! A publication is serialised once and shared by reference. Delivery never waits for a subscriber: each bounds what
 //! it buffers and is cut off beyond that.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use serde_json::value::RawValue;
+
+use crate::cluster::fanout::Fanout;
 
 /// One publication as it goes to clients.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ impl Published {
 /// Takes publications. Must not block: buffer within a bound, or drop oneself.
 pub trait Subscriber: Send + Sync {
     fn deliver(&self, published: &Published);
+    /// Publications of the topic may have been missed: its history tells.
+    fn resync(&self, topic: &Arc<str>);
 }
 
 type Subscribers = HashMap<u64, Arc<dyn Subscriber>>;
@@ -52,6 +56,8 @@ type Subscribers = HashMap<u64, Arc<dyn Subscriber>>;
 pub struct Topics {
     topics: Arc<DashMap<Arc<str>, Subscribers>>,
     next_id: Arc<AtomicU64>,
+    /// Set once, in a cluster.
+    fanout: Arc<OnceLock<Arc<Fanout>>>,
 }
 
 impl Topics {
@@ -59,11 +65,42 @@ impl Topics {
     pub fn subscribe(&self, topic: &str, subscriber: Arc<dyn Subscriber>) -> Subscription {
         let topic: Arc<str> = topic.into();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.topics.entry(topic.clone()).or_default().insert(id, subscriber);
+        let mut subscribers = self.topics.entry(topic.clone()).or_default();
+        subscribers.insert(id, subscriber);
+        let first = subscribers.len() == 1;
+        drop(subscribers);
+        if first && let Some(fanout) = self.fanout.get() {
+            fanout.changed(&topic);
+        }
         Subscription { topics: self.clone(), topic, id }
     }
 
+    /// From now on topics reach other nodes.
+    pub fn connect(&self, fanout: Arc<Fanout>) {
+        let _ = self.fanout.set(fanout);
+    }
+
+    /// To all who listen, on whatever node. For topics of entities that live here.
     pub fn publish(&self, published: &Published) {
+        self.deliver(published);
+        if let Some(fanout) = self.fanout.get() {
+            fanout.forward(published);
+        }
+    }
+
+    /// The same for a topic that is no entity's, from any node. False: it cannot be reached now.
+    pub fn post(&self, published: &Published) -> bool {
+        match self.fanout.get() {
+            Some(fanout) => fanout.post(published),
+            None => {
+                self.deliver(published);
+                true
+            }
+        }
+    }
+
+    /// To all who listen on this node.
+    pub fn deliver(&self, published: &Published) {
         if let Some(subscribers) = self.topics.get(&published.topic) {
             for subscriber in subscribers.values() {
                 subscriber.deliver(published);
@@ -71,8 +108,24 @@ impl Topics {
         }
     }
 
+    pub fn resync(&self, topic: &Arc<str>) {
+        if let Some(subscribers) = self.topics.get(topic) {
+            subscribers.values().for_each(|subscriber| subscriber.resync(topic));
+        }
+    }
+
     pub fn has_subscribers(&self, topic: &str) -> bool {
+        self.is_subscribed(topic) || self.fanout.get().is_some_and(|fanout| fanout.is_heard(topic))
+    }
+
+    /// Somebody on this node listens.
+    pub fn is_subscribed(&self, topic: &str) -> bool {
         self.topics.contains_key(topic)
+    }
+
+    /// All that are listened to on this node.
+    pub fn names(&self) -> Vec<Arc<str>> {
+        self.topics.iter().map(|topic| topic.key().clone()).collect()
     }
 
     pub fn len(&self) -> usize {
@@ -101,6 +154,12 @@ impl Drop for Subscription {
         if let Some(mut subscribers) = self.topics.topics.get_mut(&self.topic) {
             subscribers.remove(&self.id);
         }
-        self.topics.topics.remove_if(&self.topic, |_, subscribers| subscribers.is_empty());
+        let last =
+            self.topics.topics.remove_if(&self.topic, |_, subscribers| subscribers.is_empty());
+        if last.is_some()
+            && let Some(fanout) = self.topics.fanout.get()
+        {
+            fanout.changed(&self.topic);
+        }
     }
 }

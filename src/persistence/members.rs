@@ -378,10 +378,12 @@ async fn try_evict(
 
 /// The incarnation of the node of this name that lives.
 pub async fn living(pool: &PgPool, name: &str) -> Result<Option<i64>, sqlx::Error> {
-    sqlx::query_scalar("select incarnation from nodes where name = $1 and state <> 'dead' and peer_address <> ''")
-        .bind(name)
-        .fetch_optional(pool)
-        .await
+    sqlx::query_scalar(
+        "select incarnation from nodes where name = $1 and state <> 'dead' and peer_address <> ''",
+    )
+    .bind(name)
+    .fetch_optional(pool)
+    .await
 }
 
 /// Hears of changes that other nodes made.

@@ -19,14 +19,14 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
 use super::dispatch::Done;
-use super::outgoing::Outgoing;
+use super::outgoing::{Item, Outgoing};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::track::Track;
 use super::{Opened, UserConnection, events};
-use crate::cluster::topics::{Published, Subscription};
+use crate::cluster::topics::Subscription;
 use crate::gateway::auth::{Claims, Revocations};
-use crate::gateway::{Gateway, Leaving};
 use crate::gateway::problem::Outcome;
+use crate::gateway::{Gateway, Leaving};
 
 pub struct ConnectionActor;
 
@@ -357,12 +357,15 @@ impl Connection {
     }
 
     async fn send_publications(&mut self) -> Flow {
-        let mut batch: Vec<Published> = Vec::new();
+        let mut batch: Vec<Item> = Vec::new();
         if !self.outgoing.take(&mut batch, BATCH_BYTES) {
             return Err(Ending::Close(Close::SlowConsumer));
         }
-        for published in batch {
-            self.publication(&published).await?;
+        for item in batch {
+            match item {
+                Item::Publication(published) => self.publication(&published).await?,
+                Item::Resync(topic) => self.resync(topic)?,
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::connection::{Connection, Ending, Flow, Listening};
 use super::events;
 use super::protocol::{self, Close, Frame, split_topic};
-use super::subscribe::{self, PAGE, Started};
+use super::subscribe::{self, PAGE, Started, is_ephemeral};
 use super::track::{Next, Track};
 use crate::cluster::topics::Published;
 use crate::gateway::auth::Claims;
@@ -316,6 +316,17 @@ impl Connection {
             Done::Page { topic, generation, after, outcome }
         };
         self.reading.push(reading.boxed());
+    }
+
+    /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.
+    pub(super) fn resync(&mut self, topic: Arc<str>) -> Flow {
+        let Some(listening) = self.topics.get_mut(&topic) else { return Ok(()) };
+        if is_ephemeral(&topic) {
+            return Ok(());
+        }
+        let next = listening.track.resync();
+        let generation = listening.generation;
+        self.go_on(topic, generation, next)
     }
 
     pub(super) async fn publication(&mut self, published: &Published) -> Flow {

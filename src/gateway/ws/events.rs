@@ -74,7 +74,8 @@ pub fn unknown(event: &str) -> Problem {
 /// `presence:online`: told on the user's own presence topic.
 pub fn announce(gateway: &Gateway, user_id: &str, status: &str) {
     let data = json!({"user_id": user_id, "status": status}).to_string();
-    gateway.topics.publish(&Published::new(
+    // Nobody hears of it where the topic cannot be reached: it is a lossy event.
+    let _ = gateway.topics.post(&Published::new(
         &format!("presence:{user_id}"),
         None,
         "presence:changed",
@@ -106,11 +107,11 @@ pub fn publish(gateway: &Gateway, claims: &Claims, data: &Value) -> Outcome {
     if payload.get("user_id").is_some_and(|id| !id.is_null() && id.as_str() != Some(&claims.sub)) {
         return Err(Problem::forbidden("user_id must be the token's"));
     }
-    gateway.topics.publish(&Published {
+    let posted = gateway.topics.post(&Published {
         topic: topic.into(),
         offset: None,
         event: event.into(),
         frame: app_frame(topic, event, &claims.sub, payload).into(),
     });
-    Ok(json!({}))
+    if posted { Ok(json!({})) } else { Err(Problem::unavailable()) }
 }

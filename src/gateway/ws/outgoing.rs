@@ -1,7 +1,7 @@
 //! What waits to be sent to one client. Bounded in bytes: whoever does not read fast enough is cut off and can resume.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -16,9 +16,17 @@ pub struct Outgoing {
     cut_off: Notify,
 }
 
+/// What a topic has for its listener.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Publication(Published),
+    /// Something may have been missed: look at the history.
+    Resync(Arc<str>),
+}
+
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Published>,
+    waiting: VecDeque<Item>,
     bytes: usize,
     overflowed: bool,
 }
@@ -26,8 +34,11 @@ struct Queue {
 /// What one publication costs besides its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
-fn cost(published: &Published) -> usize {
-    published.frame.len() + OVERHEAD_BYTES
+fn cost(item: &Item) -> usize {
+    match item {
+        Item::Publication(published) => published.frame.len() + OVERHEAD_BYTES,
+        Item::Resync(_) => OVERHEAD_BYTES,
+    }
 }
 
 impl Outgoing {
@@ -39,16 +50,16 @@ impl Outgoing {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves at most `max_bytes` (but at least one publication) into `batch`. False: more came than is kept.
-    pub fn take(&self, batch: &mut Vec<Published>, max_bytes: usize) -> bool {
+    /// Moves at most `max_bytes` (but at least one item) into `batch`. False: more came than is kept.
+    pub fn take(&self, batch: &mut Vec<Item>, max_bytes: usize) -> bool {
         let mut queue = self.queue();
         let mut taken = 0;
         while taken < max_bytes
-            && let Some(published) = queue.waiting.pop_front()
+            && let Some(item) = queue.waiting.pop_front()
         {
-            taken += cost(&published);
-            queue.bytes -= cost(&published);
-            batch.push(published);
+            taken += cost(&item);
+            queue.bytes -= cost(&item);
+            batch.push(item);
         }
         if !queue.waiting.is_empty() {
             self.ready.notify_one();
@@ -65,13 +76,13 @@ impl Outgoing {
     }
 }
 
-impl Subscriber for Outgoing {
-    fn deliver(&self, published: &Published) {
+impl Outgoing {
+    fn push(&self, item: Item) {
         let mut queue = self.queue();
         if queue.overflowed {
             return;
         }
-        if queue.bytes + cost(published) > self.limit_bytes {
+        if queue.bytes + cost(&item) > self.limit_bytes {
             // The client will get all of it by its position, so nothing of this needs to be kept.
             *queue = Queue { overflowed: true, ..Queue::default() };
             drop(queue);
@@ -79,13 +90,23 @@ impl Subscriber for Outgoing {
             self.ready.notify_one();
             return;
         }
-        queue.bytes += cost(published);
-        queue.waiting.push_back(published.clone());
+        queue.bytes += cost(&item);
+        queue.waiting.push_back(item);
         let first = queue.waiting.len() == 1;
         drop(queue);
         if first {
             self.ready.notify_one();
         }
+    }
+}
+
+impl Subscriber for Outgoing {
+    fn deliver(&self, published: &Published) {
+        self.push(Item::Publication(published.clone()));
+    }
+
+    fn resync(&self, topic: &Arc<str>) {
+        self.push(Item::Resync(topic.clone()));
     }
 }
 

@@ -38,8 +38,8 @@ impl Started {
 enum Kind {
     /// Its owner's commits assign offsets.
     Durable,
-    /// Lives in this process, without history.
-    Local,
+    /// Without history.
+    Ephemeral,
 }
 
 async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<Kind> {
@@ -48,16 +48,21 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<K
     let call = Call { gateway, user_id: &claims.sub, role: claims.role, id: "" };
     match kind {
         "user" if key == claims.sub => Ok(Kind::Durable),
-        "presence" if key == claims.sub => Ok(Kind::Local),
+        "presence" if key == claims.sub => Ok(Kind::Ephemeral),
         "user" | "presence" => Err(Problem::forbidden("this topic belongs to another user")),
         "session" => commands::shown_session(&call, key).await.map(|_| Kind::Durable),
         "booking" => commands::shown_booking(&call, key).await.map(|_| Kind::Durable),
         "app" => match grant(gateway, topic) {
-            Some(grant) if grant.subscribe.contains(&claims.role) => Ok(Kind::Local),
+            Some(grant) if grant.subscribe.contains(&claims.role) => Ok(Kind::Ephemeral),
             _ => Err(Problem::forbidden("this application topic is not granted to you")),
         },
         _ => Err(Problem::not_found("topic")),
     }
+}
+
+/// Nothing of the topic is kept.
+pub fn is_ephemeral(topic: &str) -> bool {
+    topic.starts_with("app:") || topic.starts_with("presence:")
 }
 
 fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
@@ -78,7 +83,7 @@ pub async fn start(
 ) -> Outcome<Started> {
     let kind = authorise(gateway, claims, topic).await?;
     let handle = gateway.topics.subscribe(topic, outgoing);
-    if let Kind::Local = kind {
+    if let Kind::Ephemeral = kind {
         // Nobody can say what was missed here, so only a newcomer has missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };

@@ -32,11 +32,13 @@ pub struct Track {
     next: i64,
     /// The newest one that is known to exist.
     newest: i64,
+    /// Something may have been missed that the page under way does not have.
+    again: bool,
 }
 
 impl Track {
     pub fn starting() -> Self {
-        Self { phase: Phase::Starting, next: 0, newest: 0 }
+        Self { phase: Phase::Starting, next: 0, newest: 0, again: false }
     }
 
     /// The client has everything up to `after`. Lossy topics start at 0 and have no history.
@@ -75,8 +77,17 @@ impl Track {
         if !complete || stuck { Next::Lost } else { self.go_on() }
     }
 
+    /// Publications may have been missed. Live ones go on meanwhile: those that history has too are skipped there.
+    pub fn resync(&mut self) -> Next {
+        if self.phase == Phase::Live {
+            return Next::Read { after: self.next - 1 };
+        }
+        self.again = true;
+        Next::Skip
+    }
+
     fn go_on(&mut self) -> Next {
-        if self.next <= self.newest {
+        if std::mem::take(&mut self.again) || self.next <= self.newest {
             self.phase = Phase::Reading;
             Next::Read { after: self.next - 1 }
         } else {
@@ -122,6 +133,29 @@ mod tests {
         assert!(track.replayed(8));
         assert!(!track.replayed(8));
         assert_eq!(track.page_ended(7, 8, true), Next::Skip);
+    }
+
+    #[test]
+    fn what_was_missed_between_nodes_is_found_in_history() {
+        let mut track = Track::starting();
+        track.start(0);
+        assert_eq!(track.resync(), Next::Read { after: 0 });
+        assert_eq!(track.publication(None), Next::Send, "lossy events go on");
+        assert_eq!(track.publication(Some(1)), Next::Send);
+        assert!(!track.replayed(1), "it was live");
+        assert!(track.replayed(2), "it was missed");
+        assert_eq!(track.page_ended(0, 2, true), Next::Skip);
+        assert_eq!(track.publication(Some(3)), Next::Send);
+        // While a page is being read: it may be older than what was missed.
+        assert_eq!(track.publication(Some(5)), Next::Read { after: 3 });
+        assert_eq!(track.resync(), Next::Skip);
+        assert!(track.replayed(4) && track.replayed(5));
+        assert_eq!(track.page_ended(3, 5, true), Next::Read { after: 5 });
+        assert_eq!(track.page_ended(5, 5, true), Next::Skip);
+        // Before it has started, too.
+        let mut track = Track::starting();
+        track.resync();
+        assert_eq!(track.start(7), Next::Read { after: 7 });
     }
 
     #[test]

@@ -1,0 +1,322 @@
+//! Topics between nodes. A topic belongs to the node that owns its slot; a node whose clients listen to it says so
+//! there, and gets one message a publication, however many its clients are.
+//!
+//! Messages between nodes may be lost: with a link, with an owner, or because a node does not keep up. Whoever may have
+//! missed something is told to look at the history (`Subscriber::resync`): when a listener is registered, when the
+//! topic's owner or the link to it is another one than before, and when the owner could not send.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use metrics::Counter;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::cluster::Router;
+use crate::cluster::router::control;
+use crate::cluster::slots::{Place, Slots};
+use crate::cluster::topics::{Published, Topics};
+use crate::cluster::transport::SendError;
+use crate::kernel::codec;
+use crate::kernel::ids::slot_of;
+
+/// Topics in one message.
+const CHUNK: usize = 256;
+/// Registrations that were not answered are sent again.
+const RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Message {
+    /// To the owner: from now on I want these.
+    Listen(Vec<Arc<str>>),
+    /// From the owner: from now on you get these.
+    Listens(Vec<Arc<str>>),
+    Leave(Vec<Arc<str>>),
+    /// To listeners.
+    Publication {
+        topic: Arc<str>,
+        offset: Option<i64>,
+        event: Arc<str>,
+        frame: Arc<str>,
+    },
+    /// To the owner, to be published there: nothing of it is kept.
+    Post {
+        topic: Arc<str>,
+        event: Arc<str>,
+        frame: Arc<str>,
+    },
+    /// To a listener: something could not be sent.
+    Missed,
+}
+
+struct Registration {
+    owner: i64,
+    /// Of the slot: an owner that lost it meanwhile, and has it again, knows no listeners.
+    epoch: i64,
+    /// The owner has answered.
+    listens: bool,
+}
+
+/// This node's part in the topics of the cluster.
+pub struct Fanout {
+    router: Router,
+    slots: Slots,
+    topics: Topics,
+    /// Nodes that listen to topics which are owned here.
+    listeners: DashMap<Arc<str>, HashSet<i64>>,
+    /// Nodes that missed something and are to be told.
+    behind: Mutex<HashSet<i64>>,
+    /// Topics that clients of this node listen to, and where that was said.
+    registered: Mutex<HashMap<Arc<str>, Registration>>,
+    /// Topics that got their first listener here, or lost the last.
+    changed: Mutex<HashSet<Arc<str>>>,
+    wake: Notify,
+    look_at_all: Notify,
+    sent: Counter,
+}
+
+/// Where a topic belongs: with the entity whose topic it is.
+pub fn topic_slot(topic: &str) -> u16 {
+    let (kind, key) = topic.split_once(':').unwrap_or(("", topic));
+    slot_of(kind, key)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fanout {
+    pub fn new(router: Router, slots: Slots, topics: Topics) -> Arc<Self> {
+        Arc::new(Self {
+            router,
+            slots,
+            topics,
+            listeners: DashMap::new(),
+            behind: Mutex::default(),
+            registered: Mutex::default(),
+            changed: Mutex::default(),
+            wake: Notify::new(),
+            look_at_all: Notify::new(),
+            sent: metrics::counter!("proxie_publications_sent_total"),
+        })
+    }
+
+    /// Somebody on another node listens.
+    pub fn is_heard(&self, topic: &str) -> bool {
+        self.listeners.contains_key(topic)
+    }
+
+    /// The first listener of this node has come, or the last has gone.
+    pub fn changed(&self, topic: &Arc<str>) {
+        lock(&self.changed).insert(topic.clone());
+        self.wake.notify_one();
+    }
+
+    /// Of a topic that is owned here, to the nodes that listen.
+    pub fn forward(&self, published: &Published) {
+        let Some(listeners) = self.listeners.get(&published.topic) else { return };
+        for peer in listeners.iter() {
+            let message = Message::Publication {
+                topic: published.topic.clone(),
+                offset: published.offset,
+                event: published.event.clone(),
+                frame: published.frame.clone(),
+            };
+            match self.send(*peer, &message) {
+                Ok(()) => self.sent.increment(1),
+                // Lost with the link: it registers again over the next one.
+                Err(SendError::Unreachable) => {}
+                Err(_) => {
+                    lock(&self.behind).insert(*peer);
+                    self.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
+    pub fn post(&self, published: &Published) -> bool {
+        match self.slots.locate(topic_slot(&published.topic)) {
+            Place::Here { .. } => {
+                self.topics.publish(published);
+                true
+            }
+            Place::There { incarnation, .. } => {
+                let message = Message::Post {
+                    topic: published.topic.clone(),
+                    event: published.event.clone(),
+                    frame: published.frame.clone(),
+                };
+                self.send(incarnation, &message).is_ok()
+            }
+            Place::Nowhere => false,
+        }
+    }
+
+    fn send(&self, peer: i64, message: &Message) -> Result<(), SendError> {
+        let mut bytes = vec![control::TOPICS];
+        bytes.extend(codec::encode(message));
+        self.router.announce(peer, bytes)
+    }
+
+    /// There is a new link: what was registered over the old one may have been lost.
+    pub fn link_up(&self, peer: i64) {
+        for registration in lock(&self.registered).values_mut() {
+            if registration.owner == peer {
+                registration.listens = false;
+            }
+        }
+        self.look_at_all.notify_one();
+    }
+
+    /// The node is dead.
+    pub fn forget(&self, peer: i64) {
+        self.listeners.retain(|_, listeners| {
+            listeners.remove(&peer);
+            !listeners.is_empty()
+        });
+        lock(&self.behind).remove(&peer);
+    }
+
+    /// A message of another node, without its first byte.
+    pub fn receive(&self, from: i64, bytes: &[u8]) {
+        let Some(message) = codec::decode::<Message>(bytes) else { return };
+        match message {
+            Message::Listen(topics) => {
+                let owned = |topic: &Arc<str>| {
+                    matches!(self.slots.locate(topic_slot(topic)), Place::Here { .. })
+                };
+                let owned: Vec<Arc<str>> = topics.into_iter().filter(owned).collect();
+                for topic in &owned {
+                    self.listeners.entry(topic.clone()).or_default().insert(from);
+                }
+                // Where it belongs to somebody else, the listener will learn so and ask there.
+                if !owned.is_empty() {
+                    let _ = self.send(from, &Message::Listens(owned));
+                }
+            }
+            Message::Listens(topics) => {
+                for topic in topics {
+                    let known = match lock(&self.registered).get_mut(&topic) {
+                        Some(registration) if registration.owner == from => {
+                            registration.listens = true;
+                            true
+                        }
+                        _ => false,
+                    };
+                    if known {
+                        self.topics.resync(&topic);
+                    }
+                }
+            }
+            Message::Leave(topics) => {
+                for topic in topics {
+                    if let Some(mut listeners) = self.listeners.get_mut(&topic) {
+                        listeners.remove(&from);
+                    }
+                    self.listeners.remove_if(&topic, |_, listeners| listeners.is_empty());
+                }
+            }
+            Message::Publication { topic, offset, event, frame } => {
+                self.topics.deliver(&Published { topic, offset, event, frame });
+            }
+            Message::Post { topic, event, frame } => {
+                let published = Published { topic, offset: None, event, frame };
+                // Sent while the slot was on its way elsewhere: it goes after it, once.
+                if matches!(self.slots.locate(topic_slot(&published.topic)), Place::Here { .. }) {
+                    self.topics.publish(&published);
+                }
+            }
+            Message::Missed => {
+                let missed: Vec<Arc<str>> = lock(&self.registered)
+                    .iter()
+                    .filter(|(_, registration)| registration.owner == from)
+                    .map(|(topic, _)| topic.clone())
+                    .collect();
+                missed.iter().for_each(|topic| self.topics.resync(topic));
+            }
+        }
+    }
+
+    /// Keeps the registrations as they should be.
+    pub async fn run(self: Arc<Self>) {
+        let mut moved = self.slots.changes();
+        let mut tick = tokio::time::interval(RETRY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let all = tokio::select! {
+                () = self.wake.notified() => false,
+                () = self.look_at_all.notified() => true,
+                changed = moved.changed() => if changed.is_ok() { true } else { return },
+                _ = tick.tick() => lock(&self.registered).values().any(|r| !r.listens),
+            };
+            let mut names = std::mem::take(&mut *lock(&self.changed));
+            if all {
+                self.listeners.retain(|topic, _| {
+                    !matches!(self.slots.locate(topic_slot(topic)), Place::There { .. })
+                });
+                names.extend(self.topics.names());
+                names.extend(lock(&self.registered).keys().cloned());
+            }
+            self.register(names);
+            self.tell_behind();
+        }
+    }
+
+    fn register(&self, topics: HashSet<Arc<str>>) {
+        let me = self.slots.me();
+        let mut listen: HashMap<i64, Vec<Arc<str>>> = HashMap::new();
+        let mut leave: HashMap<i64, Vec<Arc<str>>> = HashMap::new();
+        let mut resync = Vec::new();
+        let mut registered = lock(&self.registered);
+        for topic in topics {
+            if !self.topics.is_subscribed(&topic) {
+                if let Some(old) = registered.remove(&topic).filter(|old| old.owner != me) {
+                    leave.entry(old.owner).or_default().push(topic);
+                }
+                continue;
+            }
+            match self.slots.locate(topic_slot(&topic)) {
+                Place::There { incarnation: owner, epoch } => {
+                    let known = registered.get(&topic);
+                    if known.is_none_or(|known| known.epoch != epoch || !known.listens) {
+                        let registration = Registration { owner, epoch, listens: false };
+                        registered.insert(topic.clone(), registration);
+                        listen.entry(owner).or_default().push(topic);
+                    }
+                }
+                Place::Here { epoch } => {
+                    let registration = Registration { owner: me, epoch, listens: true };
+                    let old = registered.insert(topic.clone(), registration);
+                    if old.is_some_and(|old| old.owner != me) {
+                        resync.push(topic);
+                    }
+                }
+                // It will be somewhere soon, and then all are looked at again.
+                Place::Nowhere => {}
+            }
+        }
+        drop(registered);
+        for (what, by_owner) in
+            [(Message::Listen as fn(Vec<Arc<str>>) -> Message, listen), (Message::Leave, leave)]
+        {
+            for (owner, topics) in by_owner {
+                for chunk in topics.chunks(CHUNK) {
+                    let _ = self.send(owner, &what(chunk.to_vec()));
+                }
+            }
+        }
+        resync.iter().for_each(|topic| self.topics.resync(topic));
+    }
+
+    fn tell_behind(&self) {
+        let behind: Vec<i64> = lock(&self.behind).iter().copied().collect();
+        for peer in behind {
+            if self.send(peer, &Message::Missed) != Err(SendError::Overloaded) {
+                lock(&self.behind).remove(&peer);
+            }
+        }
+    }
+}
