@@ -8,3 +8,4 @@ pub mod member;
 pub mod node;
 mod pulses;
 mod seed;
+pub mod sight;

@@ -4,7 +4,7 @@
 //! (`cluster::placement`), and carries out its own share of it: it claims what nobody who lives owns, and hands over
 //! what should be another's. The store decides every race.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,25 +18,18 @@ use tokio::task::JoinHandle;
 use crate::actors::Runtime;
 use crate::actors::registry::Registry;
 use crate::app::pulses::{self, Pulses};
+use crate::app::sight::{Sight, Verdict};
 use crate::cluster::Router;
 use crate::cluster::fanout::Fanout;
 use crate::cluster::lease::boottime_ms;
-use crate::cluster::placement::{Candidate, solve};
 use crate::cluster::router::{Control, control};
 use crate::cluster::slots::Owned;
-use crate::cluster::transport::{self, DownCause, LinkEvent, Peer, Transport};
+use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
 use crate::kernel::ids::SLOTS;
-use crate::persistence::members::{self, Beat, Evidence, Member, State};
+use crate::persistence::members::{self, Beat, State};
 
 /// Beyond the time for which a dead node may still answer reads: the drift of clocks.
 const MARGIN_MS: i64 = 100;
-/// Who has missed heartbeats of its own (the store was away) gives the others this time to be heard there again.
-const STEADY_MS: i64 = 2_000;
-/// Two nodes that cannot reach each other, and that the others all reach, are one too many after this time.
-const CUT_OFF_MS: i64 = 6_000;
-/// Slots that are handed over at once: their entities pause for as long as that takes. A newcomer gets fewer at first.
-const MOVES: usize = 64;
-const FIRST_MOVES: usize = 8;
 /// Between two batches, unless this node leaves.
 const PACE: Duration = Duration::from_millis(20);
 /// What entities of a batch may take to finish what they have begun.
@@ -93,24 +86,15 @@ pub struct Membership {
 
 /// What the loop remembers between two rounds.
 struct Known {
+    sight: Sight,
     transport: Arc<dyn Transport>,
     pulses: Arc<Pulses>,
     fanout: Arc<Fanout>,
-    beat: Beat,
-    beat_at_ms: i64,
-    /// Since when this node has been heard in the store without a pause.
-    steady_since_ms: i64,
     slots_version: i64,
     /// Versions of slots and members that the last plan was made from.
     planned: (i64, i64),
-    up: HashSet<i64>,
-    /// Links that were reset, and whose redial was refused.
-    reset: HashSet<i64>,
-    refused: HashSet<i64>,
     /// Sealed here, and perhaps another's by now: what became of them was not heard.
     unsure: Vec<(u16, i64)>,
-    /// Batches that each newcomer has had.
-    given: HashMap<i64, u32>,
 }
 
 /// What comes from other nodes besides asks.
@@ -132,7 +116,7 @@ impl Control for Controls {
 
 impl Drop for Known {
     fn drop(&mut self) {
-        for member in &self.beat.members {
+        for member in self.sight.members() {
             self.transport.forget(member.incarnation);
         }
     }
@@ -173,19 +157,13 @@ impl Membership {
         // Nobody is told of the table's state before this node has seen it.
         self.beats.mark_changed();
         let known = Known {
+            sight: Sight::new(self.me(), boottime_ms()),
             transport: started.transport,
             pulses: pulses.clone(),
             fanout: fanout.clone(),
-            beat: Beat::default(),
-            beat_at_ms: boottime_ms(),
-            steady_since_ms: boottime_ms(),
             slots_version: -1,
             planned: (-1, -1),
-            up: HashSet::new(),
-            reset: HashSet::new(),
-            refused: HashSet::new(),
             unsure: Vec::new(),
-            given: HashMap::new(),
         };
         let listening = listen_to_store(self.pool.clone(), self.beat_now.clone());
         let pinging = pulses::ping(self.router.clone(), pulses, self.beats.clone());
@@ -234,55 +212,37 @@ impl Membership {
     }
 
     fn link(&self, known: &mut Known, event: LinkEvent) {
+        known.sight.link(&event);
         match event {
             LinkEvent::Up { peer } => {
-                known.up.insert(peer);
-                known.reset.remove(&peer);
-                known.refused.remove(&peer);
                 known.pulses.up(peer);
                 known.fanout.link_up(peer);
             }
-            LinkEvent::Down { peer, cause } => {
-                known.up.remove(&peer);
-                if cause == DownCause::Reset {
-                    known.reset.insert(peer);
-                }
-                self.router.link_down(peer);
-            }
-            LinkEvent::Refused { peer } => {
-                known.refused.insert(peer);
-            }
+            LinkEvent::Down { peer, .. } => self.router.link_down(peer),
+            LinkEvent::Refused { .. } => {}
         }
     }
 
     /// True: there is more to do at once.
     async fn round(&mut self, known: &mut Known) -> Result<bool, sqlx::Error> {
         self.hear(known);
-        if known.beat.members.is_empty() {
+        if known.sight.members().is_empty() {
             return Ok(false);
         }
         if !known.unsure.is_empty() {
             self.resolve(known).await?;
         }
-        if known.beat.version != known.slots_version {
+        if known.sight.version() != known.slots_version {
             self.learn(known).await?;
         }
-        let me = known.beat.members.iter().find(|member| member.incarnation == self.me());
-        let state = me.map(|member| member.state);
-        match state {
-            Some(State::Joining) if self.is_linked_to_all(known) => {
-                members::set_state(&self.pool, self.me(), State::Active).await?;
-                self.beat_now.notify_one();
-            }
-            Some(State::Active) if *self.leaving.borrow() => {
-                members::set_state(&self.pool, self.me(), State::Draining).await?;
-                self.beat_now.notify_one();
-            }
-            _ => {}
+        let leaving = *self.leaving.borrow();
+        if let Some(state) = known.sight.next_state(leaving) {
+            members::set_state(&self.pool, self.me(), state).await?;
+            self.beat_now.notify_one();
         }
-        self.bury(known, state).await?;
-        let more = self.place(known, state).await?;
-        self.tell(known, state);
+        self.bury(known).await?;
+        let more = self.place(known).await?;
+        self.tell(known);
         Ok(more)
     }
 
@@ -295,44 +255,19 @@ impl Membership {
         if beat.members.is_empty() {
             return;
         }
-        let now = boottime_ms();
-        if now - known.beat_at_ms > STEADY_MS {
-            known.steady_since_ms = now;
+        for dead in known.sight.hear(beat, boottime_ms()) {
+            known.transport.forget(dead);
+            known.pulses.forget(dead);
+            known.fanout.forget(dead);
+            self.router.link_down(dead);
         }
-        known.beat_at_ms = now;
-        let me = self.me();
-        for old in known.beat.members.iter().map(|member| member.incarnation) {
-            if old != me && !beat.members.iter().any(|member| member.incarnation == old) {
-                known.transport.forget(old);
-                known.pulses.forget(old);
-                known.fanout.forget(old);
-                known.up.remove(&old);
-                known.reset.remove(&old);
-                known.refused.remove(&old);
-                known.given.remove(&old);
-                self.router.link_down(old);
-            }
-        }
-        for member in beat.members.iter().filter(|member| member.incarnation != me) {
+        for member in known.sight.others() {
             known.transport.link(Peer {
                 incarnation: member.incarnation,
                 name: member.name.clone(),
                 address: member.peer_address.clone(),
             });
         }
-        known.beat = beat;
-    }
-
-    fn others<'a>(&self, known: &'a Known) -> impl Iterator<Item = &'a Member> + use<'a> {
-        let me = self.me();
-        known.beat.members.iter().filter(move |member| member.incarnation != me)
-    }
-
-    /// Whoever becomes active can reach all who are, and be reached by them.
-    fn is_linked_to_all(&self, known: &Known) -> bool {
-        self.others(known)
-            .filter(|member| member.state == State::Active)
-            .all(|member| known.up.contains(&member.incarnation))
     }
 
     /// Takes over what the store says of the slots.
@@ -354,32 +289,18 @@ impl Membership {
         self.read_ttl.as_millis() as i64 + MARGIN_MS
     }
 
-    /// Declares dead who provably, or by the word of enough, is gone.
-    async fn bury(&self, known: &Known, state: Option<State>) -> Result<(), sqlx::Error> {
+    /// Declares dead who is.
+    async fn bury(&self, known: &Known) -> Result<(), sqlx::Error> {
         let now = boottime_ms();
-        let active = known.beat.members.iter().filter(|m| m.state == State::Active).count();
-        let needed = if active >= 3 { 2 } else { 1 };
-        // Who was away itself (stopped, starved) accuses nobody.
-        let awake = known.pulses.is_awake(now);
-        for member in self.others(known) {
-            let peer = member.incarnation;
-            let gone = known.reset.contains(&peer) && known.refused.contains(&peer);
-            let evidence = if member.lease_left_ms < 0 && now - known.steady_since_ms > STEADY_MS {
-                Evidence::Lease
-            } else if state != Some(State::Active) || member.state == State::Joining || !awake {
-                continue;
-            } else if gone {
-                Evidence::Refused
-            } else if let Some(silent_ms) = known.pulses.silent_ms(peer, now) {
+        let silent_ms = |peer| known.pulses.silent_ms(peer, now);
+        for verdict in known.sight.verdicts(silent_ms, known.pulses.is_awake(now), now) {
+            let Verdict { peer, evidence, suspect } = verdict;
+            if suspect {
                 metrics::counter!("proxie_suspicions_total").increment(1);
                 members::suspect(&self.pool, self.me(), peer).await?;
-                let cut_off = silent_ms > CUT_OFF_MS && self.me() < peer;
-                Evidence::Suspected { by: if cut_off { 1 } else { needed } }
-            } else {
-                continue;
-            };
+            }
             if members::evict(&self.pool, Some(self.me()), peer, evidence).await? {
-                tracing::warn!(node = member.name, incarnation = peer, ?evidence, "a node is dead");
+                tracing::warn!(incarnation = peer, ?evidence, "a node is dead");
                 metrics::counter!("proxie_evictions_total").increment(1);
                 self.beat_now.notify_one();
             }
@@ -387,64 +308,31 @@ impl Membership {
         Ok(())
     }
 
-    /// This node's share of the plan. True: there is more of it.
-    async fn place(&self, known: &mut Known, state: Option<State>) -> Result<bool, sqlx::Error> {
-        if known.planned == (known.slots_version, known.beat.version) {
+    /// Carries out this node's share of the plan. True: there is more of it.
+    async fn place(&self, known: &mut Known) -> Result<bool, sqlx::Error> {
+        let versions = (known.slots_version, known.sight.version());
+        if known.planned == versions {
             return Ok(false);
         }
-        let members = &known.beat.members;
-        let active = || members.iter().filter(|m| m.state == State::Active);
-        let newest = active().map(|m| release(&m.version)).max();
-        let candidates: Vec<Candidate> = active()
-            .map(|m| Candidate {
-                incarnation: m.incarnation,
-                weight: m.weight,
-                may_gain: Some(release(&m.version)) == newest,
-            })
-            .collect();
         let slots = &self.runtime.slots;
-        let living: HashSet<i64> = members.iter().map(|m| m.incarnation).collect();
-        let owners: Vec<Option<i64>> = (0..SLOTS)
-            .map(|slot| slots.owned(slot).owner.filter(|owner| living.contains(owner)))
-            .collect();
-        let plan = solve(&candidates, &owners);
-        let me = Some(self.me());
-        let mut claims = Vec::new();
-        let mut moves: HashMap<i64, Vec<(u16, i64)>> = HashMap::new();
-        let mut more = false;
-        for (slot, (owner, target)) in owners.iter().zip(&plan).enumerate() {
-            let slot = slot as u16;
-            let entry = (slot, slots.owned(slot).epoch);
-            match (*owner, *target) {
-                (None, target) if target == me => claims.push(entry),
-                (owner, Some(target)) if owner == me && Some(target) != me => {
-                    let given = known.given.get(&target).copied().unwrap_or(0);
-                    let leaving = moves.entry(target).or_default();
-                    if leaving.len() < (FIRST_MOVES << given.min(8)).min(MOVES) {
-                        leaving.push(entry);
-                    } else {
-                        more = true;
-                    }
-                }
-                _ => {}
-            }
-        }
-        if !claims.is_empty() && state == Some(State::Active) {
-            for (slot, epoch) in members::claim(&self.pool, self.me(), &claims).await? {
+        let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
+        let share = known.sight.share(&owned);
+        if !share.claims.is_empty() {
+            for (slot, epoch) in members::claim(&self.pool, self.me(), &share.claims).await? {
                 // Whoever had it before may be dead, and believe for a while that it is not. Nobody had the first epoch.
                 let wait_ms = if epoch == 1 { 0 } else { self.wait_ms() };
-                slots.learn(slot, Owned { owner: me, epoch }, wait_ms);
+                slots.learn(slot, Owned { owner: Some(self.me()), epoch }, wait_ms);
             }
             slots.announce();
         }
-        for (to, leaving) in moves {
+        for (to, leaving) in share.moves {
             self.hand_over(known, to, leaving).await?;
-            *known.given.entry(to).or_default() += 1;
+            known.sight.gave(to);
         }
-        if !more {
-            known.planned = (known.slots_version, known.beat.version);
+        if !share.more {
+            known.planned = versions;
         }
-        Ok(more)
+        Ok(share.more)
     }
 
     /// Seal, finish, flush, release: the next owner starts the entities with their first commands.
@@ -492,34 +380,27 @@ impl Membership {
         Ok(())
     }
 
-    fn tell(&self, known: &Known, state: Option<State>) {
-        let slots = &self.runtime.slots;
-        let living: HashSet<i64> = known.beat.members.iter().map(|m| m.incarnation).collect();
-        let settled = (0..SLOTS)
-            .all(|slot| slots.owned(slot).owner.is_some_and(|owner| living.contains(&owner)));
+    fn tell(&self, known: &Known) {
+        let (sight, slots) = (&known.sight, &self.runtime.slots);
+        let settled =
+            (0..SLOTS).all(|slot| slots.owned(slot).owner.is_some_and(|o| sight.is_living(o)));
         let mine = slots.count_mine();
-        let takers =
-            self.others(known).any(|member| member.state == State::Active && member.weight > 0);
+        let state = sight.state();
         metrics::gauge!("proxie_slots").set(mine as f64);
-        metrics::gauge!("proxie_nodes").set(living.len() as f64);
+        metrics::gauge!("proxie_nodes").set(sight.members().len() as f64);
         self.standing.send_if_modified(|standing| {
             let now = Standing {
                 active: state == Some(State::Active),
                 draining: state == Some(State::Draining),
                 settled,
                 owes_slots: state == Some(State::Active)
-                    || (state == Some(State::Draining) && mine > 0 && takers),
+                    || (state == Some(State::Draining) && mine > 0 && sight.has_takers()),
             };
             let changed = *standing != now;
             *standing = now;
             changed
         });
     }
-}
-
-/// Releases in their order: numbers by value.
-fn release(version: &str) -> Vec<u64> {
-    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
 /// Hears of changes that other nodes made, so that nobody has to wait for the next beat.

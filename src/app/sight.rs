@@ -1,0 +1,341 @@
+//! What a node knows of its cluster, and what it decides from it: whom to declare dead, which slots to claim and to hand
+//! over. Pure, without clock or I/O, so that it can be tried under thousands of schedules.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::cluster::placement::{Candidate, solve};
+use crate::cluster::slots::Owned;
+use crate::cluster::transport::{DownCause, LinkEvent};
+use crate::persistence::members::{Beat, Evidence, Member, State};
+
+/// Who has missed heartbeats of its own (the store was away) gives the others this time to be heard there again.
+pub const STEADY_MS: i64 = 2_000;
+/// Two nodes that cannot reach each other, and that the others all reach, are one too many after this time.
+pub const CUT_OFF_MS: i64 = 6_000;
+/// Slots that are handed over at once: their entities pause for as long as that takes. A newcomer gets fewer at first.
+const MOVES: usize = 64;
+const FIRST_MOVES: usize = 8;
+
+/// Times are milliseconds on the clock of the lease.
+pub struct Sight {
+    me: i64,
+    beat: Beat,
+    beat_at_ms: i64,
+    /// Since when this node has been heard in the store without a pause.
+    steady_since_ms: i64,
+    up: HashSet<i64>,
+    /// Links that were reset, and whose redial was refused.
+    reset: HashSet<i64>,
+    refused: HashSet<i64>,
+    /// Batches that each newcomer has had.
+    given: HashMap<i64, u32>,
+}
+
+/// A node that should be declared dead. The store checks the evidence once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub peer: i64,
+    pub evidence: Evidence,
+    /// The others should know of the suspicion first.
+    pub suspect: bool,
+}
+
+/// This node's share of the plan.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Slots, with their epochs, that nobody who lives owns.
+    pub claims: Vec<(u16, i64)>,
+    /// Slots for other nodes, at most one batch for each.
+    pub moves: BTreeMap<i64, Vec<(u16, i64)>>,
+    /// There is more to hand over after these batches.
+    pub more: bool,
+}
+
+impl Sight {
+    pub fn new(me: i64, now_ms: i64) -> Self {
+        Self {
+            me,
+            beat: Beat::default(),
+            beat_at_ms: now_ms,
+            steady_since_ms: now_ms,
+            up: HashSet::new(),
+            reset: HashSet::new(),
+            refused: HashSet::new(),
+            given: HashMap::new(),
+        }
+    }
+
+    pub fn version(&self) -> i64 {
+        self.beat.version
+    }
+
+    pub fn members(&self) -> &[Member] {
+        &self.beat.members
+    }
+
+    pub fn others(&self) -> impl Iterator<Item = &Member> {
+        self.beat.members.iter().filter(|member| member.incarnation != self.me)
+    }
+
+    pub fn is_living(&self, incarnation: i64) -> bool {
+        self.beat.members.iter().any(|member| member.incarnation == incarnation)
+    }
+
+    /// This node's own.
+    pub fn state(&self) -> Option<State> {
+        self.beat.members.iter().find(|member| member.incarnation == self.me).map(|me| me.state)
+    }
+
+    /// Takes over a beat. Returns who has died since the last one.
+    pub fn hear(&mut self, beat: Beat, now_ms: i64) -> Vec<i64> {
+        if now_ms - self.beat_at_ms > STEADY_MS {
+            self.steady_since_ms = now_ms;
+        }
+        self.beat_at_ms = now_ms;
+        let before = std::mem::replace(&mut self.beat, beat).members;
+        let dead = before.iter().map(|member| member.incarnation);
+        let dead: Vec<i64> = dead.filter(|old| *old != self.me && !self.is_living(*old)).collect();
+        for old in &dead {
+            for set in [&mut self.up, &mut self.reset, &mut self.refused] {
+                set.remove(old);
+            }
+            self.given.remove(old);
+        }
+        dead
+    }
+
+    pub fn link(&mut self, event: &LinkEvent) {
+        match *event {
+            LinkEvent::Up { peer } => {
+                self.up.insert(peer);
+                self.reset.remove(&peer);
+                self.refused.remove(&peer);
+            }
+            LinkEvent::Down { peer, cause } => {
+                self.up.remove(&peer);
+                if cause == DownCause::Reset {
+                    self.reset.insert(peer);
+                }
+            }
+            LinkEvent::Refused { peer } => {
+                self.refused.insert(peer);
+            }
+        }
+    }
+
+    /// The state that this node should go to. Whoever becomes active can reach all who are, and be reached by them.
+    pub fn next_state(&self, leaving: bool) -> Option<State> {
+        let linked = || {
+            self.others()
+                .filter(|member| member.state == State::Active)
+                .all(|member| self.up.contains(&member.incarnation))
+        };
+        match self.state()? {
+            State::Joining if linked() => Some(State::Active),
+            State::Active if leaving => Some(State::Draining),
+            _ => None,
+        }
+    }
+
+    /// Who provably, or by the word of enough, is gone. `silent_ms`: for how long a peer that should have been heard was
+    /// not. `awake`: this node's own heart beats; who was stopped or starved itself accuses nobody.
+    pub fn verdicts(
+        &self,
+        silent_ms: impl Fn(i64) -> Option<i64>,
+        awake: bool,
+        now_ms: i64,
+    ) -> Vec<Verdict> {
+        let active = self.beat.members.iter().filter(|m| m.state == State::Active).count();
+        let needed = if active >= 3 { 2 } else { 1 };
+        let steady = now_ms - self.steady_since_ms > STEADY_MS;
+        let may_accuse = self.state() == Some(State::Active) && awake;
+        let verdict = |member: &Member| {
+            let peer = member.incarnation;
+            if member.lease_left_ms < 0 && steady {
+                return Some(Verdict { peer, evidence: Evidence::Lease, suspect: false });
+            }
+            if !may_accuse || member.state == State::Joining {
+                return None;
+            }
+            if self.reset.contains(&peer) && self.refused.contains(&peer) {
+                return Some(Verdict { peer, evidence: Evidence::Refused, suspect: false });
+            }
+            let silent_ms = silent_ms(peer)?;
+            // Nobody else finds it silent: the two cannot reach each other, and the older one stays.
+            let cut_off = silent_ms > CUT_OFF_MS && self.me < peer;
+            let by = if cut_off { 1 } else { needed };
+            Some(Verdict { peer, evidence: Evidence::Suspected { by }, suspect: true })
+        };
+        self.others().filter_map(verdict).collect()
+    }
+
+    /// What this node has to claim and to hand over. `owned`: every slot's owner and epoch as this node knows them.
+    pub fn share(&self, owned: &[Owned]) -> Share {
+        let active = || self.beat.members.iter().filter(|m| m.state == State::Active);
+        let newest = active().map(|m| release(&m.version)).max();
+        let candidates: Vec<Candidate> = active()
+            .map(|m| Candidate {
+                incarnation: m.incarnation,
+                weight: m.weight,
+                may_gain: Some(release(&m.version)) == newest,
+            })
+            .collect();
+        let owners: Vec<Option<i64>> =
+            owned.iter().map(|slot| slot.owner.filter(|owner| self.is_living(*owner))).collect();
+        let plan = solve(&candidates, &owners);
+        let me = Some(self.me);
+        let mut share = Share::default();
+        for (slot, (owner, target)) in owners.iter().zip(&plan).enumerate() {
+            let entry = (slot as u16, owned[slot].epoch);
+            match (*owner, *target) {
+                (None, target) if target == me => share.claims.push(entry),
+                (owner, Some(target)) if owner == me && Some(target) != me => {
+                    let given = self.given.get(&target).copied().unwrap_or(0);
+                    let batch = share.moves.entry(target).or_default();
+                    if batch.len() < (FIRST_MOVES << given.min(8)).min(MOVES) {
+                        batch.push(entry);
+                    } else {
+                        share.more = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.state() != Some(State::Active) {
+            share.claims.clear();
+        }
+        share
+    }
+
+    pub fn gave(&mut self, to: i64) {
+        *self.given.entry(to).or_default() += 1;
+    }
+
+    /// Somebody could take this node's slots.
+    pub fn has_takers(&self) -> bool {
+        self.others().any(|member| member.state == State::Active && member.weight > 0)
+    }
+}
+
+/// Releases in their order: numbers by value.
+fn release(version: &str) -> Vec<u64> {
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::ids::SLOTS;
+
+    fn member(incarnation: i64, state: State) -> Member {
+        Member {
+            incarnation,
+            name: format!("n{incarnation}"),
+            peer_address: String::new(),
+            version: "1.2.0".into(),
+            weight: 1,
+            state,
+            lease_left_ms: 4_000,
+            suspected_by: 0,
+        }
+    }
+
+    fn sight(me: i64, members: Vec<Member>) -> Sight {
+        let mut sight = Sight::new(me, 0);
+        sight.hear(Beat { version: 1, members }, 0);
+        sight
+    }
+
+    fn evidence(sight: &Sight, silent_ms: Option<i64>) -> Vec<(i64, Evidence)> {
+        let verdicts = sight.verdicts(|_| silent_ms, true, 10);
+        verdicts.iter().map(|verdict| (verdict.peer, verdict.evidence)).collect()
+    }
+
+    #[test]
+    fn a_silent_node_is_judged_by_two_and_one_of_a_pair_that_is_cut_off_goes() {
+        use State::Active;
+        let three = sight(2, [1, 2, 3].map(|n| member(n, Active)).to_vec());
+        assert_eq!(evidence(&three, None), []);
+        let by = |by| Evidence::Suspected { by };
+        assert_eq!(evidence(&three, Some(2_000)), [(1, by(2)), (3, by(2))]);
+        assert_eq!(evidence(&three, Some(6_001)), [(1, by(2)), (3, by(1))], "the older one stays");
+        let two = sight(2, vec![member(1, Active), member(2, Active)]);
+        assert_eq!(evidence(&two, Some(2_000)), [(1, by(1))]);
+        // Who joins, drains, or was stopped itself accuses nobody, and nobody accuses who joins.
+        for state in [State::Joining, State::Draining] {
+            assert_eq!(
+                evidence(&sight(2, vec![member(1, Active), member(2, state)]), Some(9_000)),
+                []
+            );
+        }
+        assert_eq!(two.verdicts(|_| Some(9_000), false, 10), []);
+        let joins = sight(2, vec![member(1, State::Joining), member(2, Active)]);
+        assert_eq!(evidence(&joins, Some(9_000)), []);
+    }
+
+    #[test]
+    fn a_reset_and_a_refusal_are_enough_and_each_alone_is_not() {
+        let mut sight = sight(2, [1, 2, 3].map(|n| member(n, State::Active)).to_vec());
+        sight.link(&LinkEvent::Up { peer: 3 });
+        sight.link(&LinkEvent::Refused { peer: 3 });
+        assert_eq!(evidence(&sight, None), []);
+        sight.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
+        assert_eq!(evidence(&sight, None), [(3, Evidence::Refused)]);
+        sight.link(&LinkEvent::Up { peer: 3 });
+        sight.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
+        assert_eq!(evidence(&sight, None), []);
+    }
+
+    #[test]
+    fn a_lease_counts_for_who_has_reached_the_store_all_the_time() {
+        let silent = Member { lease_left_ms: -1, ..member(1, State::Active) };
+        let members = vec![silent, member(2, State::Joining)];
+        let mut sight = Sight::new(2, 0);
+        let mut at = |now| {
+            sight.hear(Beat { version: 1, members: members.clone() }, now);
+            !sight.verdicts(|_| None, false, now).is_empty()
+        };
+        assert!(!at(300), "the store may have been away");
+        assert!(!at(1_900) && at(2_300));
+        assert!(!at(9_000), "it was: the others renew in a moment, too");
+        assert!(!at(10_900) && at(11_100));
+    }
+
+    #[test]
+    fn nodes_claim_what_is_nobodys_and_hand_over_what_is_anothers() {
+        use State::Active;
+        let mut one = sight(1, vec![member(1, Active)]);
+        let nobody = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
+        let share = one.share(&nobody);
+        assert_eq!((share.claims.len(), share.claims[9]), (4_096, (9, 3)), "7 does not live");
+        let mine = vec![Owned { owner: Some(1), epoch: 4 }; usize::from(SLOTS)];
+        assert_eq!(one.share(&mine), Share::default());
+        one.hear(Beat { version: 2, members: vec![member(1, Active), member(2, Active)] }, 0);
+        for expected in [8, 16, 32, 64, 64] {
+            let share = one.share(&mine);
+            assert_eq!((share.moves[&2].len(), share.more), (expected, true), "slowly at first");
+            one.gave(2);
+        }
+        // A newer release takes everything over in time; an older one gets nothing from it.
+        let old = Member { version: "1.1.9".into(), ..member(2, Active) };
+        one.hear(Beat { version: 3, members: vec![member(1, Active), old] }, 0);
+        assert_eq!(one.share(&mine), Share::default());
+        one.hear(Beat { version: 4, members: vec![member(1, State::Draining)] }, 0);
+        assert_eq!(one.share(&nobody), Share::default(), "who drains takes nothing");
+    }
+
+    #[test]
+    fn a_node_is_active_once_it_is_linked_to_all_who_are() {
+        let mut sight = sight(3, vec![member(1, State::Active), member(3, State::Joining)]);
+        assert_eq!(sight.next_state(false), None);
+        sight.link(&LinkEvent::Up { peer: 1 });
+        assert_eq!(sight.next_state(false), Some(State::Active));
+        sight.hear(Beat { version: 2, members: vec![member(3, State::Active)] }, 0);
+        assert_eq!(sight.next_state(true), Some(State::Draining));
+    }
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert!(release("0.10.0") > release("0.9.9") && release("1.0.0") > release("0.99.0"));
+    }
+}
