@@ -111,6 +111,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
         runners: HashMap::new(),
         dedupe_s: 86_400,
         history_s: 86_400,
+        witness: None,
         cluster: None,
     };
     let mut prepared = core::prepare(pool, settings).await?;

@@ -16,6 +16,7 @@ use std::time::Instant;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
+use crate::actors::Witnessed;
 use crate::actors::delivery::{Delivered, Outgoing};
 use crate::actors::registry::{KindTable, Slip};
 use crate::cluster::topics::Published;
@@ -80,6 +81,8 @@ struct Pending<E: Entity> {
     outbox: Vec<OutboxRow>,
     claim: Option<Claim>,
     commits: bool,
+    /// Of the journal, with this command's events.
+    head: i64,
 }
 
 /// The id under which a command's first outcome is remembered.
@@ -342,8 +345,20 @@ impl<E: Entity> Activation<E> {
         self.next_position = self.outgoing.as_ref().map_or(0, |o| o.last_position()) + 1;
         self.loaded = true;
         self.table.started(&self.key);
+        if let Some(witness) = &self.table.runtime.witness {
+            witness.loaded(self.witnessed(), self.head);
+        }
         metrics::counter!("proxie_activations_total", "kind" => E::KIND).increment(1);
         Ok(())
+    }
+
+    fn witnessed(&self) -> Witnessed<'_> {
+        Witnessed {
+            kind: E::KIND,
+            key: &self.key,
+            incarnation: self.table.runtime.lease.incarnation(),
+            epoch: self.epoch,
+        }
     }
 
     fn start_failed(&self, reason: String) -> Stop {
@@ -588,6 +603,7 @@ impl<E: Entity> Activation<E> {
             outbox,
             claim,
             commits: true,
+            head: self.head,
         }));
         match rt.lanes.submit(Box::new(item)) {
             Ok(()) => Ok(()),
@@ -623,6 +639,7 @@ impl<E: Entity> Activation<E> {
             outbox: Vec::new(),
             claim: None,
             commits: false,
+            head: self.head,
         }));
     }
 
@@ -662,6 +679,9 @@ impl<E: Entity> Activation<E> {
         match result {
             CommitResult::Committed => {
                 self.table.started(&self.key);
+                if let Some(witness) = &self.table.runtime.witness {
+                    witness.committed(self.witnessed(), pending.head);
+                }
                 for published in &pending.publish {
                     self.table.runtime.topics.publish(published);
                 }

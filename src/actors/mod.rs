@@ -31,6 +31,23 @@ pub enum RunError {
     Final(String),
 }
 
+/// Is told of every activation and its commits: for tests that do not believe what entities say of themselves.
+pub trait Witness: Send + Sync {
+    /// It has read a journal of `head` events.
+    fn loaded(&self, activation: Witnessed<'_>, head: i64);
+    /// It has heard that a command is committed, with which the journal has `head` events.
+    fn committed(&self, activation: Witnessed<'_>, head: i64);
+}
+
+/// An activation, as a [`Witness`] is told of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Witnessed<'a> {
+    pub kind: &'static str,
+    pub key: &'a str,
+    pub incarnation: i64,
+    pub epoch: i64,
+}
+
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Commands an entity may have in flight; beyond it callers hear `overloaded` at once.
@@ -74,6 +91,7 @@ pub struct Runtime {
     pub topics: Topics,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub options: Options,
+    pub witness: Option<Arc<dyn Witness>>,
     /// Set once, right after the registry that needs this runtime exists.
     pub entities: OnceLock<Entities>,
 }

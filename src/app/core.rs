@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::actors::registry::{ParkNotice, Registry};
-use crate::actors::{Options, Runner, Runtime, services};
+use crate::actors::{Options, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::{Entities, Lease, Router, Slots, Topics};
@@ -34,6 +34,7 @@ pub struct Settings {
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub dedupe_s: i64,
     pub history_s: i64,
+    pub witness: Option<Arc<dyn Witness>>,
     /// `None`: one node, which owns every slot.
     pub cluster: Option<member::Options>,
 }
@@ -116,6 +117,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         topics: Topics::default(),
         runners: settings.runners,
         options: settings.entities,
+        witness: settings.witness,
         entities: OnceLock::new(),
     });
     let (registry, notices) = Registry::new(runtime.clone());

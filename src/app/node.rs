@@ -297,6 +297,7 @@ async fn start_core(
             ..Options::default()
         },
         runners,
+        witness: None,
         cluster: config.cluster.enabled.then(|| cluster_options(config)),
         dedupe_s: config.persistence.dedupe_s,
         history_s: config.topics.history_s,

@@ -137,6 +137,7 @@ pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Re
         runners: setup.runners,
         dedupe_s: 86_400,
         history_s: 86_400,
+        witness: None,
         cluster: None,
     };
     core::prepare(pool(database).await, settings).await
