@@ -102,8 +102,9 @@ impl Running {
         let options = Options {
             incarnation,
             name: format!("node-{incarnation}"),
-            listen: listen.into(),
+            listener: bind(listen).await.expect("it listens"),
             cookie: cookie.into(),
+            tls: None,
             limits,
         };
         let started = start(options, Arc::new(Recorder(sender))).await.expect("it starts");

@@ -70,7 +70,7 @@ pub async fn another_incarnation_is_not_the_one_that_was_meant(start: Start) {
     let mut a = Running::start(start, 1).await;
     let mut b = Running::start(start, 7).await;
     b.link(&a);
-    let old = Peer { incarnation: 5, name: "node".into(), address: b.address.clone() };
+    let old = Peer { incarnation: 5, ..b.peer() };
     a.transport.link(old);
     a.told(LinkEvent::Refused { peer: 5 }).await;
     a.told(LinkEvent::Refused { peer: 5 }).await;
@@ -278,8 +278,9 @@ pub async fn everything_ends_with_the_transport(start: Start) {
     let options = Options {
         incarnation: 1,
         name: "node-1".into(),
-        listen: "127.0.0.1:0".into(),
+        listener: bind("127.0.0.1:0").await.unwrap(),
         cookie: COOKIE.into(),
+        tls: None,
         limits: limits(),
     };
     let mut started = start(options, inbox).await.unwrap();
