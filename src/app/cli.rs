@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgPool;
 
-use crate::app::{demo, node};
+use crate::app::{certificates, demo, node};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -97,6 +97,14 @@ enum ClusterCommand {
     Status {
         #[arg(long)]
         json: bool,
+    },
+    /// Make certificates for the links between nodes, and an authority that signs them
+    Certificates {
+        #[arg(long, value_name = "DIR")]
+        folder: PathBuf,
+        /// The name of each node
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
     },
 }
 
@@ -187,9 +195,10 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Token(args) => token(&config, args).await,
-        Command::Cluster { command: ClusterCommand::Status { json } } => {
-            status(&config, json).await
-        }
+        Command::Cluster { command } => match command {
+            ClusterCommand::Status { json } => status(&config, json).await,
+            ClusterCommand::Certificates { folder, names } => certificates::create(&folder, &names),
+        },
         Command::Entity { command } => entity(&config, command).await,
         Command::DeadLetter { command } => dead_letter(&config, command).await,
     }

@@ -57,14 +57,14 @@ impl Tls {
             )
         })?;
         let mine = chain[0].clone();
-        let read_key = || PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, e));
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, e))?;
         let unfit = |error| wrong(key, format_args!("no key for {}: {error}", cert.display()));
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
             .map_err(io::Error::other)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), read_key()?)
+            .with_single_cert(chain.clone(), secret.clone_key())
             .map_err(unfit)?;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
@@ -72,7 +72,7 @@ impl Tls {
             .with_protocol_versions(&[&TLS13])
             .map_err(io::Error::other)?
             .with_root_certificates(roots)
-            .with_client_auth_cert(chain, read_key()?)
+            .with_client_auth_cert(chain, secret)
             .map_err(unfit)?;
         client.resumption = Resumption::disabled();
         Ok(Self {
