@@ -69,8 +69,8 @@ pub fn create(folder: &Path, names: &[String]) -> anyhow::Result<()> {
 fn check(name: &str) -> anyhow::Result<()> {
     ensure!(
         is_valid_id(name) && tls::is_possible_name(name),
-        "{name:?}: a node with TLS is called by 1 to 63 letters, digits, - and _, does not begin or end with -, and not \
-         by digits only"
+        "with TLS a node cannot be called {name:?}: {}",
+        tls::POSSIBLE_NAMES
     );
     ensure!(
         name != "ca" && !name.ends_with("-key"),

@@ -90,8 +90,7 @@ impl Tls {
         let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
         if !is_possible_name(name) {
             return Err(wrong(format!(
-                "with TLS a node cannot be called {name:?}: a name that a certificate can hold has 1 to 63 letters, \
-                 digits, - and _, neither begins nor ends with -, and is not digits only"
+                "with TLS a node cannot be called {name:?}: {POSSIBLE_NAMES}"
             )));
         }
         names(&self.mine, name)
@@ -119,6 +118,10 @@ impl Tls {
         self.connector.connect(server_name(name).map_err(io::Error::other)?, stream).await
     }
 }
+
+/// For people who chose another one.
+pub const POSSIBLE_NAMES: &str = "a name that a certificate can hold has 1 to 63 letters, digits, - and _, neither \
+                                  begins nor ends with -, and is not digits only";
 
 /// Whether a certificate can hold the name.
 pub fn is_possible_name(name: &str) -> bool {
