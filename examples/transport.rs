@@ -14,7 +14,7 @@ use anyhow::{Context, bail, ensure};
 use dashmap::DashMap;
 use proxie::cluster::transport::{
     Credit, Envelope, Inbox, Limits, Options, Peer, RemoteAnswer, RemoteAsk, Started, Transport,
-    clustered, framed,
+    bind, clustered, framed,
 };
 use proxie::kernel::entity::Caller;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -238,7 +238,11 @@ impl Client {
         let waiting = Arc::new(DashMap::new());
         let started = open(pipe, 1, Arc::new(Answers(waiting.clone()))).await?;
         let mut peer = Process::start(&["answer", pipe, &started.address])?;
-        started.transport.link(Peer { incarnation: 2, name: "b".into(), address: peer.line()? });
+        started.transport.link(Peer {
+            incarnation: 2,
+            name: "node-2".into(),
+            address: peer.line()?,
+        });
         let transport = started.transport;
         while !transport.is_up(2) {
             sleep(Duration::from_millis(5)).await;
@@ -301,7 +305,7 @@ async fn answer(pipe: &str, address: &str) -> anyhow::Result<()> {
     let echo = Arc::new(Echoes::default());
     let started = open(pipe, 2, echo.clone()).await?;
     let _ = echo.0.set(started.transport.clone());
-    started.transport.link(Peer { incarnation: 1, name: "a".into(), address: address.into() });
+    started.transport.link(Peer { incarnation: 1, name: "node-1".into(), address: address.into() });
     println!("{}", started.address);
     std::future::pending().await
 }
@@ -310,8 +314,9 @@ async fn open(pipe: &str, incarnation: i64, inbox: Arc<dyn Inbox>) -> std::io::R
     let options = Options {
         incarnation,
         name: format!("node-{incarnation}"),
-        listen: "127.0.0.1:0".into(),
+        listener: bind("127.0.0.1:0").await?,
         cookie: COOKIE.into(),
+        tls: None,
         limits: Limits::default(),
     };
     match pipe {

@@ -1,5 +1,6 @@
 //! The composition root: what a node consists of, in which order it starts and stops, and the command line.
 
+pub mod certificates;
 pub mod cli;
 pub mod core;
 mod demo;

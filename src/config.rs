@@ -96,6 +96,9 @@ section!(Cluster {
     listen: String = "127.0.0.1:9090".into(),
     advertise: String = String::new(),
     cookie: String = String::new(),
+    tls_cert: PathBuf = PathBuf::new(),
+    tls_key: PathBuf = PathBuf::new(),
+    tls_ca: PathBuf = PathBuf::new(),
     transport: Transport = Transport::Framed,
     weight: u32 = 1,
     window_mb: usize = 16,
@@ -188,6 +191,11 @@ impl Config {
             && crate::app::member::advertised(&self.cluster.listen).is_none()
         {
             "cluster.advertise is needed where cluster.listen names no address that others can reach"
+        } else if [&self.cluster.tls_key, &self.cluster.tls_ca]
+            .iter()
+            .any(|path| path.as_os_str().is_empty() != self.cluster.tls_cert.as_os_str().is_empty())
+        {
+            "cluster.tls_cert, cluster.tls_key and cluster.tls_ca go together: all three, or none"
         } else if !(1..=1_024).contains(&self.cluster.window_mb) || self.cluster.weight > 1_000 {
             "cluster.window_mb must be between 1 and 1024, cluster.weight at most 1000"
         } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {

@@ -136,7 +136,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         history_s: 86_400,
         witness: start.recorder.map(|at| Arc::new(Reporter::new(at)) as Arc<dyn Witness>),
         cluster: Some(member::Options {
-            listen: start.listen.clone(),
+            listener: transport::bind(&start.listen).await?,
+            tls: None,
             advertise: start.advertise.clone(),
             cookie: "chaos".into(),
             weight: 1,

@@ -24,13 +24,34 @@ use super::node::Report;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Seen {
     /// An addition was begun, perhaps for the second time: only the first counts.
-    Began { id: String, key: String, at: u64 },
-    Added { id: String, total: i64, at: u64 },
-    Got { key: String, total: i64, began: u64, at: u64 },
-    SpreadBegan { id: String, key: String, to: String },
-    Spread { id: String },
+    Began {
+        id: String,
+        key: String,
+        at: u64,
+    },
+    Added {
+        id: String,
+        total: i64,
+        at: u64,
+    },
+    Got {
+        key: String,
+        total: i64,
+        began: u64,
+        at: u64,
+    },
+    SpreadBegan {
+        id: String,
+        key: String,
+        to: String,
+    },
+    Spread {
+        id: String,
+    },
     /// Everything is over: judge.
-    Judge { database: String },
+    Judge {
+        database: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -95,7 +116,9 @@ async fn take(record: Arc<Mutex<Record>>, socket: TcpStream) -> anyhow::Result<(
                     record.reports.push(report);
                     None
                 }
-                Line::Seen(Seen::Judge { database }) => Some((std::mem::take(&mut *record), database)),
+                Line::Seen(Seen::Judge { database }) => {
+                    Some((std::mem::take(&mut *record), database))
+                }
                 Line::Seen(seen) => {
                     record.see(seen);
                     None
@@ -222,7 +245,9 @@ impl Record {
         for report in &self.reports {
             if let Report::Committed { incarnation, key, epoch, head } = report {
                 let range = ranges.entry(key).or_default().entry((*epoch, *incarnation));
-                range.and_modify(|r| *r = (r.0.min(*head), r.1.max(*head))).or_insert((*head, *head));
+                range
+                    .and_modify(|r| *r = (r.0.min(*head), r.1.max(*head)))
+                    .or_insert((*head, *head));
             }
         }
         for (key, ranges) in ranges {
@@ -261,8 +286,11 @@ impl Record {
             // By when they began; `highest` is the greatest total that anybody had heard before.
             let mut ends: Vec<(u64, i64)> = adds.iter().chain(&reads).map(|o| (o.1, o.2)).collect();
             ends.sort_unstable();
-            let mut begins: Vec<(u64, i64, bool)> =
-                adds.iter().map(|o| (o.0, o.2, true)).chain(reads.iter().map(|o| (o.0, o.2, false))).collect();
+            let mut begins: Vec<(u64, i64, bool)> = adds
+                .iter()
+                .map(|o| (o.0, o.2, true))
+                .chain(reads.iter().map(|o| (o.0, o.2, false)))
+                .collect();
             begins.sort_unstable();
             let (mut heard, mut highest) = (0, 0);
             for (began, total, adds) in begins {
@@ -271,7 +299,9 @@ impl Record {
                     heard += 1;
                 }
                 if total < highest + i64::from(adds) {
-                    wrong(format!("{key}: {total} was answered after somebody had heard {highest}"));
+                    wrong(format!(
+                        "{key}: {total} was answered after somebody had heard {highest}"
+                    ));
                 }
             }
             // Nobody hears of what was not yet begun: the additions up to a total are all begun before it is answered.

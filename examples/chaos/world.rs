@@ -171,7 +171,8 @@ impl Cable {
                             Ok(server) => {
                                 let _ = server.set_nodelay(true);
                                 let (there, back) = server.into_split();
-                                Box::pin(pipe(read, write, there, back, cut, from.ip())) as std::pin::Pin<Box<dyn Future<Output = ()> + Send>>
+                                Box::pin(pipe(read, write, there, back, cut, from.ip()))
+                                    as std::pin::Pin<Box<dyn Future<Output = ()> + Send>>
                             }
                             Err(_) => return,
                         },
@@ -192,7 +193,11 @@ impl Cable {
 
     pub fn cut(&self, from: IpAddr, is_cut: bool) {
         self.cut.send_modify(|cut| {
-            if is_cut { cut.insert(from) } else { cut.remove(&from) };
+            if is_cut {
+                cut.insert(from)
+            } else {
+                cut.remove(&from)
+            };
         });
     }
 }
@@ -286,17 +291,14 @@ impl World {
         let ip = IpAddr::V4(Ipv4Addr::new(127, 0, 1, n as u8 + 1));
         let listen = std::net::TcpListener::bind((ip, 0))?.local_addr()?;
         let peers = Cable::to(Place::Tcp(listen)).await?;
-        let socket = self.store.database.get_socket().context("a socket")?.join(format!(
-            ".s.PGSQL.{}",
-            self.store.database.get_port()
-        ));
-        let store = Cable::to(Place::Unix(socket)).await?;
-        let database = self
+        let socket = self
             .store
             .database
-            .clone()
-            .host("127.0.0.1")
-            .port(store.address.port());
+            .get_socket()
+            .context("a socket")?
+            .join(format!(".s.PGSQL.{}", self.store.database.get_port()));
+        let store = Cable::to(Place::Unix(socket)).await?;
+        let database = self.store.database.clone().host("127.0.0.1").port(store.address.port());
         let database = PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
             .port(store.address.port())
@@ -327,7 +329,11 @@ impl World {
 
     /// Tells clients where nodes are.
     pub fn publish(&self) {
-        let there = self.nodes.iter().enumerate().filter_map(|(n, node)| Some((n, node.process.as_ref()?.address)));
+        let there = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter_map(|(n, node)| Some((n, node.process.as_ref()?.address)));
         self.addresses.send_replace(there.collect());
     }
 
@@ -362,7 +368,9 @@ impl World {
                 return Ok(());
             }
             if started.elapsed() > limit {
-                bail!("the cluster did not settle: {active} of {nodes} nodes active, {moving} on their way, {owned} slots owned");
+                bail!(
+                    "the cluster did not settle: {active} of {nodes} nodes active, {moving} on their way, {owned} slots owned"
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

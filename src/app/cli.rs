@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgPool;
 
 use crate::app::node::Doom;
-use crate::app::{demo, node};
+use crate::app::{certificates, demo, node};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -105,6 +105,14 @@ enum ClusterCommand {
     Drain { node: String },
     /// Declare a node dead. One that lives comes back by itself, as a new incarnation
     Evict { node: String },
+    /// Make certificates for the links between nodes, and an authority that signs them
+    Certificates {
+        #[arg(long, value_name = "DIR")]
+        folder: PathBuf,
+        /// The name of each node
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -355,11 +363,15 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
 }
 
 async fn cluster(config: &Config, command: ClusterCommand) -> anyhow::Result<()> {
+    if let ClusterCommand::Certificates { folder, names } = command {
+        return certificates::create(&folder, &names);
+    }
     let store = open(config, false).await?;
     let done = match command {
         ClusterCommand::Status { json } => status(&store.pool, json).await,
         ClusterCommand::Drain { node } => drain(&store.pool, &node).await,
         ClusterCommand::Evict { node } => evict(&store.pool, &node).await,
+        ClusterCommand::Certificates { .. } => Ok(()),
     };
     store.close().await;
     done

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sqlx::postgres::PgPool;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ use crate::cluster::fanout::Fanout;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::router::{Control, control};
 use crate::cluster::slots::Owned;
+use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
 use crate::kernel::ids::SLOTS;
 use crate::persistence::members::{self, Beat, State};
@@ -43,10 +45,12 @@ pub enum Pipe {
 
 /// How this node takes part.
 pub struct Options {
-    pub listen: String,
+    pub listener: TcpListener,
     /// Where the others reach it.
     pub advertise: String,
     pub cookie: String,
+    /// Of this node, for links that nobody else can read or join.
+    pub tls: Option<Tls>,
     pub weight: u32,
     pub pipe: Pipe,
     pub limits: transport::Limits,
@@ -133,12 +137,12 @@ impl Membership {
         name: String,
         options: Options,
     ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-        let listen = options.listen.clone();
         let ours = transport::Options {
             incarnation: self.me(),
             name,
-            listen: options.listen,
+            listener: options.listener,
             cookie: options.cookie,
+            tls: options.tls,
             limits: options.limits,
         };
         let inbox = Arc::new(self.router.clone());
@@ -146,8 +150,7 @@ impl Membership {
             Pipe::Framed => transport::framed::start(ours, inbox).await,
             Pipe::RactorCluster => transport::clustered::start(ours, inbox).await,
         };
-        let started =
-            started.with_context(|| format!("cannot listen for other nodes on {listen}"))?;
+        let started = started.context("cannot take part in the cluster")?;
         let pulses = Arc::new(Pulses::default());
         let topics = self.runtime.topics.clone();
         let fanout = Fanout::new(self.router.clone(), self.runtime.slots.clone(), topics.clone());

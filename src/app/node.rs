@@ -17,7 +17,7 @@ use crate::app::core::{self, Core, Fate, Settings};
 use crate::app::matching::MatchProviders;
 use crate::app::member;
 use crate::app::seed;
-use crate::cluster::transport;
+use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, Transport};
 use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
@@ -266,6 +266,10 @@ async fn start_core(
         matching::RUNNER,
         Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }),
     );
+    let cluster = match config.cluster.enabled {
+        true => Some(cluster_options(config).await?),
+        false => None,
+    };
     let settings = Settings {
         node: NodeInfo {
             name: config.node.name.clone(),
@@ -298,7 +302,7 @@ async fn start_core(
         },
         runners,
         witness: None,
-        cluster: config.cluster.enabled.then(|| cluster_options(config)),
+        cluster,
         dedupe_s: config.persistence.dedupe_s,
         history_s: config.topics.history_s,
     };
@@ -311,10 +315,19 @@ async fn start_core(
     prepared.run().await
 }
 
-fn cluster_options(config: &Config) -> member::Options {
+async fn cluster_options(config: &Config) -> anyhow::Result<member::Options> {
     let cluster = &config.cluster;
-    member::Options {
-        listen: cluster.listen.clone(),
+    let tls = match cluster.tls_cert.as_os_str().is_empty() {
+        true => None,
+        false => {
+            let tls = Tls::load(&cluster.tls_cert, &cluster.tls_key, &cluster.tls_ca)?;
+            tls.check_name(&config.node.name)?;
+            Some(tls)
+        }
+    };
+    Ok(member::Options {
+        listener: transport::bind(&cluster.listen).await?,
+        tls,
         advertise: match cluster.advertise.as_str() {
             "" => cluster.listen.clone(),
             advertise => advertise.into(),
@@ -330,7 +343,7 @@ fn cluster_options(config: &Config) -> member::Options {
             max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
             ..transport::Limits::default()
         },
-    }
+    })
 }
 
 /// Until this node takes part and every slot has an owner: from then on commands are answered.

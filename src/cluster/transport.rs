@@ -11,8 +11,8 @@
 //! room in the window for control messages, and both leave room for answers.
 //!
 //! What both implementations share is in `frame` (what travels), `link` (one link: queue, window, credits), `links`
-//! (which peer has which link), `handshake` and `node` (listen, dial, redial). [`framed`] writes frames to the
-//! connection; [`clustered`] hands the connection to ractor_cluster.
+//! (which peer has which link), `handshake` and `node` (listen, dial, redial), and [`tls`], which a connection may be
+//! wrapped in. [`framed`] writes frames to the connection; [`clustered`] hands the connection to ractor_cluster.
 
 pub mod clustered;
 mod frame;
@@ -24,12 +24,16 @@ mod news;
 mod node;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
+use std::io;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 
+use crate::cluster::transport::tls::Tls;
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
 
@@ -87,15 +91,25 @@ pub enum RemoteAnswer {
 }
 
 /// How this node takes part. Not `Debug`: the cookie is a secret.
-#[derive(Clone)]
 pub struct Options {
     pub incarnation: i64,
     pub name: String,
-    /// `host:port` to listen on, and nowhere else. Port 0 takes a free one.
-    pub listen: String,
+    /// See [`bind`]. Made by the caller, who learns that the port is taken before anybody learns of the node.
+    pub listener: TcpListener,
     /// Whoever knows it is a node of this cluster.
     pub cookie: String,
+    /// With it every link is inside TLS, and a node is also who its certificate says. All nodes have it, or none does.
+    pub tls: Option<Tls>,
     pub limits: Limits,
+}
+
+/// Listens on `host:port`, and nowhere else. Port 0 takes a free one.
+///
+/// # Errors
+/// An address that cannot be listened on; the error names it.
+pub async fn bind(listen: &str) -> io::Result<TcpListener> {
+    let bound = TcpListener::bind(listen).await;
+    bound.map_err(|error| io::Error::new(error.kind(), format!("{listen}: {error}")))
 }
 
 /// Both sides of a link keep to the smaller limits of the two.

@@ -45,6 +45,9 @@ const CRATES: &[(&str, &[&str])] = &[
         "tokio",
         &["persistence/", "cluster/", "actors/", "gateway/", "app", "telemetry.rs", "main.rs"],
     ),
+    ("rustls", &["cluster/transport/tls.rs"]),
+    ("tokio_rustls", &["cluster/transport/tls.rs"]),
+    ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),
 ];
 

@@ -19,7 +19,6 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, Message};
 use ractor_cluster::node::NodeConnectionMode;
 use ractor_cluster::{IncomingEncryptionMode, NodeServer, NodeServerMessage};
 use sha2::Sha256;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -37,7 +36,7 @@ const TOKEN: usize = size_of::<Token>();
 const CAST_OVERHEAD: u64 = 256;
 
 /// # Errors
-/// Limits that cannot be kept, and an address that cannot be listened on.
+/// Limits that cannot be kept, and a certificate that is not this node's.
 pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Started> {
     let carrier = Clustered::start(&options).await.map_err(io::Error::other)?;
     node::start(options, inbox, carrier).await
@@ -134,11 +133,7 @@ impl Carrier for Clustered {
         self.mailbox.get_id().pid()
     }
 
-    async fn carry<R, W>(&self, connection: Connection<R, W>, links: &Arc<Links>)
-    where
-        R: AsyncRead + Send + Unpin + 'static,
-        W: AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn carry(&self, connection: Connection, links: &Arc<Links>) {
         let Connection { read, write, met, dialled } = connection;
         // What is there is half open. Its session would win the election over this one.
         if let Some(old) = links.live(met.peer) {
@@ -269,15 +264,16 @@ mod tests {
     use ractor::ActorStatus;
 
     use super::*;
-    use crate::cluster::transport::Limits;
+    use crate::cluster::transport::{Limits, bind};
 
     #[tokio::test]
     async fn its_actors_end_with_it() {
         let options = Options {
             incarnation: 1,
             name: "node-1".into(),
-            listen: "127.0.0.1:0".into(),
+            listener: bind("127.0.0.1:0").await.unwrap(),
             cookie: "c".into(),
+            tls: None,
             limits: Limits::default(),
         };
         let carrier = Clustered::start(&options).await.unwrap();

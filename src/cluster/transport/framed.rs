@@ -19,7 +19,7 @@ const LENGTH: usize = size_of::<u32>();
 const READ_BUFFER: usize = 64 << 10;
 
 /// # Errors
-/// Limits that cannot be kept, and an address that cannot be listened on.
+/// Limits that cannot be kept, and a certificate that is not this node's.
 pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Started> {
     node::start(options, inbox, Framed).await
 }
@@ -27,11 +27,7 @@ pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Starte
 struct Framed;
 
 impl Carrier for Framed {
-    async fn carry<R, W>(&self, connection: Connection<R, W>, links: &Arc<Links>)
-    where
-        R: AsyncRead + Send + Unpin + 'static,
-        W: AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn carry(&self, connection: Connection, links: &Arc<Links>) {
         let Connection { read, write, met, .. } = connection;
         let link = Link::new(met.peer, met.terms);
         if !links.attach(&link) {

@@ -4,6 +4,10 @@
 //! that could be used to guess the cookie. Each proof covers both nonces and its side's role: it can be neither
 //! replayed nor reflected. Then the dialling side names itself and the incarnation it means; the other one does the
 //! same and says whether it takes the link; a last byte confirms it.
+//!
+//! The cookie says that it is a node, and not which. That is what certificates are for: inside TLS the dialling side
+//! has seen that of the node it means before it says a word here, and the answering side compares what it was shown
+//! with the name that is claimed, and with the name of the peer that it waits for.
 
 use std::future::Future;
 use std::io;
@@ -66,6 +70,10 @@ pub(super) enum Refusal {
     Other(i64),
     #[error("it asked for incarnation {0}")]
     Stale(i64),
+    #[error("its certificate is not that of the node it says it is")]
+    Certificate,
+    #[error("the incarnation it says it is belongs to another node")]
+    Name,
     #[error("it is not linked")]
     NotLinked,
     #[error("it dialled the wrong way")]
@@ -82,7 +90,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let nonces = exchange(read, write, true).await?;
-    write.write_all(&nonces.mac(&mine.cookie, b"dials").finalize().into_bytes()).await?;
+    send(write, &nonces.mac(&mine.cookie, b"dials").finalize().into_bytes()).await?;
     check(read, nonces.mac(&mine.cookie, b"answers")).await?;
     put(write, &mine.hello(expected)).await?;
     let theirs: Hello = get(read).await?;
@@ -92,27 +100,32 @@ where
     if read.read_u8().await? != CONFIRMED {
         return Err(Refusal::NotLinked);
     }
-    write.write_u8(CONFIRMED).await?;
+    send(write, &[CONFIRMED]).await?;
     Ok(mine.met(&theirs, &nonces))
 }
 
-/// `expects` says whether a link to the incarnation is wanted.
+/// `certified` says whether the other side has shown that it is the node of that name; without TLS anybody has.
+/// `expects` is the name of the node that the incarnation belongs to, if a link to it is wanted.
 pub(super) async fn answer<R, W, F>(
     (read, write): (&mut R, &mut W),
     mine: &Identity,
+    certified: impl FnOnce(&str) -> bool,
     expects: impl FnOnce(i64) -> F,
 ) -> Result<Met, Refusal>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
-    F: Future<Output = bool>,
+    F: Future<Output = Option<String>>,
 {
     let nonces = exchange(read, write, false).await?;
     check(read, nonces.mac(&mine.cookie, b"dials")).await?;
-    write.write_all(&nonces.mac(&mine.cookie, b"answers").finalize().into_bytes()).await?;
+    send(write, &nonces.mac(&mine.cookie, b"answers").finalize().into_bytes()).await?;
     let theirs: Hello = get(read).await?;
     let peer = theirs.me.incarnation;
-    // Said before anything is judged: the dialling side learns whom it met.
+    if !certified(&theirs.me.name) {
+        return Err(Refusal::Certificate);
+    }
+    // Said before anything else is judged: the dialling side learns whom it met.
     put(write, &mine.hello(peer)).await?;
     if theirs.you != mine.me.incarnation {
         return Err(Refusal::Stale(theirs.you));
@@ -120,10 +133,13 @@ where
     if peer >= mine.me.incarnation {
         return Err(Refusal::Direction);
     }
-    if !expects(peer).await {
-        return Err(Refusal::NotLinked);
+    match expects(peer).await {
+        None => return Err(Refusal::NotLinked),
+        // A node with a certificate of its own is not any other node by naming its incarnation.
+        Some(name) if name != theirs.me.name => return Err(Refusal::Name),
+        Some(_) => {}
     }
-    write.write_u8(CONFIRMED).await?;
+    send(write, &[CONFIRMED]).await?;
     if read.read_u8().await? != CONFIRMED {
         return Err(Refusal::Foreign);
     }
@@ -172,7 +188,7 @@ where
     let mut opening = [0; MAGIC.len() + NONCE];
     opening[..MAGIC.len()].copy_from_slice(MAGIC);
     opening[MAGIC.len()..].copy_from_slice(&mine);
-    write.write_all(&opening).await?;
+    send(write, &opening).await?;
     let mut magic = [0; MAGIC.len()];
     read.read_exact(&mut magic).await?;
     if magic != *MAGIC {
@@ -199,7 +215,13 @@ async fn put<W: AsyncWrite + Unpin>(write: &mut W, value: &impl Serialize) -> io
     let length = u16::try_from(body.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend(body);
-    write.write_all(&bytes).await
+    send(write, &bytes).await
+}
+
+/// Flushed, because inside TLS what was written may stay behind otherwise, and the other side waits for it.
+async fn send<W: AsyncWrite + Unpin>(write: &mut W, bytes: &[u8]) -> io::Result<()> {
+    write.write_all(bytes).await?;
+    write.flush().await
 }
 
 async fn get<T: DeserializeOwned>(read: &mut (impl AsyncRead + Unpin)) -> Result<T, Refusal> {
@@ -240,7 +262,8 @@ mod tests {
         expects: bool,
     ) -> Result<Met, Refusal> {
         let (mut read, mut write) = split(stream);
-        answer((&mut read, &mut write), mine, |_| async move { expects }).await
+        let expects = expects.then(|| String::from("n"));
+        answer((&mut read, &mut write), mine, |_| true, |_| async move { expects }).await
     }
 
     async fn meet(

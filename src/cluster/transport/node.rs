@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::Rng;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite, split};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -19,6 +20,7 @@ use crate::cluster::transport::frame::Terms;
 use crate::cluster::transport::handshake::{self, Identity, Met, Refusal};
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::news::News;
+use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{
     Envelope, Inbox, Limits, Options, Peer, SendError, Started, Transport,
 };
@@ -36,20 +38,16 @@ pub(super) trait Carrier: Send + Sync + 'static {
     }
 
     /// Attaches a link for the peer, and detaches it when it ends. Dropped when it is to end now.
-    fn carry<R, W>(
-        &self,
-        connection: Connection<R, W>,
-        links: &Arc<Links>,
-    ) -> impl Future<Output = ()> + Send
-    where
-        R: AsyncRead + Send + Unpin + 'static,
-        W: AsyncWrite + Send + Unpin + 'static;
+    fn carry(&self, connection: Connection, links: &Arc<Links>) -> impl Future<Output = ()> + Send;
 }
 
+pub(super) type Read = Box<dyn AsyncRead + Send + Unpin>;
+pub(super) type Write = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// A connection to a peer that has proved who it is.
-pub(super) struct Connection<R, W> {
-    pub read: R,
-    pub write: W,
+pub(super) struct Connection {
+    pub read: Read,
+    pub write: Write,
     pub met: Met,
     pub dialled: bool,
 }
@@ -71,6 +69,9 @@ impl Drop for Task {
 
 struct Node<C> {
     identity: Identity,
+    tls: Option<Tls>,
+    /// What it listens on.
+    from: IpAddr,
     limits: Limits,
     links: Arc<Links>,
     carrier: C,
@@ -93,8 +94,11 @@ pub(super) async fn start<C: Carrier>(
 ) -> io::Result<Started> {
     let limits = options.limits;
     check(&limits)?;
-    let listener = TcpListener::bind(&options.listen).await?;
-    let address = listener.local_addr()?.to_string();
+    if let Some(tls) = &options.tls {
+        tls.check_name(&options.name)?;
+    }
+    let listens = options.listener.local_addr()?;
+    let address = listens.to_string();
     let (news, events) = News::new();
     let me =
         Peer { incarnation: options.incarnation, name: options.name, address: address.clone() };
@@ -105,13 +109,15 @@ pub(super) async fn start<C: Carrier>(
             terms: Terms::of(&limits),
             mailbox: carrier.mailbox(),
         },
+        tls: options.tls,
+        from: listens.ip(),
         limits,
         links: Arc::new(Links::new(news.clone(), inbox)),
         carrier,
     });
     let runtime = Handle::current();
     let transport = Running {
-        _listener: Task::spawn(&runtime, node.clone().listen(listener)),
+        _listener: Task::spawn(&runtime, node.clone().listen(options.listener)),
         _forwarder: Task::spawn(&runtime, news.forward()),
         node,
         runtime,
@@ -140,7 +146,7 @@ impl<C: Carrier> Transport for Running<C> {
             return;
         }
         let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.node.links.add(incarnation) {
+        if self.node.links.add(incarnation, &peer.name) {
             let keeper = Task::spawn(&self.runtime, self.node.clone().keep(peer));
             keepers.insert(incarnation, keeper);
         }
@@ -200,30 +206,49 @@ impl<C: Carrier> Node<C> {
         }
     }
 
-    /// The handshake of the side that listens. A wrapping of the stream (TLS) belongs here: this is already a task of
-    /// the connection's own, under the deadline.
-    async fn greet(
-        &self,
-        stream: TcpStream,
-    ) -> Result<Connection<impl AsyncRead + use<C>, impl AsyncWrite + use<C>>, Refusal> {
+    /// The handshake of the side that listens, with that of TLS before it: both together have to be done in time.
+    async fn greet(&self, stream: TcpStream) -> Result<Connection, Refusal> {
         stream.set_nodelay(true)?;
-        let (mut read, mut write) = stream.into_split();
-        let expects = |peer| self.links.expects(peer, NOT_LINKED_YET);
-        let met = handshake::answer((&mut read, &mut write), &self.identity, expects);
-        let met = timeout(self.handshake_timeout(), met).await.map_err(late)??;
-        Ok(Connection { read, write, met, dialled: false })
+        let greeting = async {
+            let (mut read, mut write, shown): (Read, Write, _) = match &self.tls {
+                None => {
+                    let (read, write) = stream.into_split();
+                    (Box::new(read), Box::new(write), None)
+                }
+                Some(tls) => {
+                    let (stream, shown) = tls.accept(stream).await?;
+                    let (read, write) = split(stream);
+                    (Box::new(read), Box::new(write), Some(shown))
+                }
+            };
+            let certified = |name: &str| shown.as_ref().is_none_or(|shown| shown.is_of(name));
+            let expects = |peer| self.links.expects(peer, NOT_LINKED_YET);
+            let ends = (&mut read, &mut write);
+            let met = handshake::answer(ends, &self.identity, certified, expects).await?;
+            Ok(Connection { read, write, met, dialled: false })
+        };
+        timeout(self.handshake_timeout(), greeting).await.map_err(late)?
     }
 
-    async fn call(
-        &self,
-        stream: TcpStream,
-        peer: i64,
-    ) -> Result<Connection<impl AsyncRead + use<C>, impl AsyncWrite + use<C>>, Refusal> {
+    /// The same of the side that dials.
+    async fn call(&self, stream: TcpStream, peer: &Peer) -> Result<Connection, Refusal> {
         stream.set_nodelay(true)?;
-        let (mut read, mut write) = stream.into_split();
-        let met = handshake::dial((&mut read, &mut write), &self.identity, peer);
-        let met = timeout(self.handshake_timeout(), met).await.map_err(late)??;
-        Ok(Connection { read, write, met, dialled: true })
+        let calling = async {
+            let (mut read, mut write): (Read, Write) = match &self.tls {
+                None => {
+                    let (read, write) = stream.into_split();
+                    (Box::new(read), Box::new(write))
+                }
+                Some(tls) => {
+                    let (read, write) = split(tls.connect(stream, &peer.name).await?);
+                    (Box::new(read), Box::new(write))
+                }
+            };
+            let ends = (&mut read, &mut write);
+            let met = handshake::dial(ends, &self.identity, peer.incarnation).await?;
+            Ok(Connection { read, write, met, dialled: true })
+        };
+        timeout(self.handshake_timeout(), calling).await.map_err(late)?
     }
 
     /// Cares for the link to one peer until that is forgotten.
@@ -236,7 +261,7 @@ impl<C: Carrier> Node<C> {
         let mut backoff = Backoff::new(&self.limits);
         loop {
             match self.connect(&peer).await {
-                Ok(stream) => match self.call(stream, peer.incarnation).await {
+                Ok(stream) => match self.call(stream, &peer).await {
                     Ok(connection) => {
                         let began = Instant::now();
                         self.carrier.carry(connection, &self.links).await;
@@ -275,13 +300,32 @@ impl<C: Carrier> Node<C> {
     }
 
     async fn connect(&self, peer: &Peer) -> io::Result<TcpStream> {
-        let connecting = timeout(self.handshake_timeout(), TcpStream::connect(&peer.address));
+        let connecting = timeout(self.handshake_timeout(), connect(&peer.address, self.from));
         let connected = connecting.await.map_err(late)?;
         if connected.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
             self.links.refused(peer.incarnation);
         }
         connected
     }
+}
+
+/// From the interface that this node listens on, where that can be: others may know it by nothing else.
+async fn connect(address: &str, from: IpAddr) -> io::Result<TcpStream> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for there in lookup_host(address).await? {
+        let socket = if there.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let fits = from.is_ipv4() == there.is_ipv4()
+            && !from.is_unspecified()
+            && from.is_loopback() == there.ip().is_loopback();
+        if fits {
+            socket.bind((from, 0).into())?;
+        }
+        match socket.connect(there).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn late(_: tokio::time::error::Elapsed) -> io::Error {

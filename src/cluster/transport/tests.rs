@@ -1,5 +1,7 @@
 //! What every transport keeps, run for each. Waits are generous and bounded; nothing is asserted about time.
 
+mod authority;
+mod certified;
 mod contract;
 mod rogue;
 mod wire;
@@ -22,38 +24,70 @@ pub type Start = fn(Options, Arc<dyn Inbox>) -> Starting;
 const PATIENCE: Duration = Duration::from_secs(30);
 pub const COOKIE: &str = "a cookie";
 
-/// Runs each function of `contract` for each transport.
+fn over_framed(options: Options, inbox: Arc<dyn Inbox>) -> Starting {
+    Box::pin(framed::start(options, inbox))
+}
+
+fn over_clustered(options: Options, inbox: Arc<dyn Inbox>) -> Starting {
+    Box::pin(clustered::start(options, inbox))
+}
+
+/// With the certificate that a node of its name has.
+fn within_tls(options: Options) -> Options {
+    Options { tls: Some(authority::OURS.tls(&options.name)), ..options }
+}
+
+/// Runs each function of a module for each transport.
 macro_rules! for_each_transport {
-    ($($name:ident)*) => {
-        mod over_framed_tcp {
+    ($module:ident $names:tt $($over:ident: $start:expr),*) => {
+        $(for_each_transport! { @one $module, $over, $start, $names })*
+    };
+    (@one $module:ident, $over:ident, $start:expr, { $($name:ident)* }) => {
+        mod $over {
+            use super::*;
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::contract::$name(|o, i| Box::pin(super::framed::start(o, i))).await;
-            })*
-        }
-        mod over_ractor_cluster {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::contract::$name(|o, i| Box::pin(super::clustered::start(o, i))).await;
+                super::$module::$name($start).await;
             })*
         }
     };
 }
 
 for_each_transport! {
-    order_is_kept_in_both_directions
-    a_large_batch_and_the_largest_envelope_arrive
-    nobody_without_the_cookie_gets_in
-    another_incarnation_is_not_the_one_that_was_meant
-    a_receiver_that_keeps_its_credits_blocks_only_itself
-    answers_and_control_get_through_while_the_window_is_full_of_asks
-    the_death_of_a_peer_shows_on_both_sides_of_the_dial
-    a_broken_link_is_made_again
-    a_half_open_link_does_not_lock_the_newcomer_out
-    silent_and_garbled_clients_do_no_harm
-    forgetting_ends_and_refuses
-    it_waits_for_the_other_side_to_link
-    everything_ends_with_the_transport
+    contract {
+        order_is_kept_in_both_directions
+        a_large_batch_and_the_largest_envelope_arrive
+        nobody_without_the_cookie_gets_in
+        another_incarnation_is_not_the_one_that_was_meant
+        a_receiver_that_keeps_its_credits_blocks_only_itself
+        answers_and_control_get_through_while_the_window_is_full_of_asks
+        the_death_of_a_peer_shows_on_both_sides_of_the_dial
+        a_broken_link_is_made_again
+        a_half_open_link_does_not_lock_the_newcomer_out
+        silent_and_garbled_clients_do_no_harm
+        forgetting_ends_and_refuses
+        it_waits_for_the_other_side_to_link
+        everything_ends_with_the_transport
+    }
+    over_framed_tcp: over_framed,
+    over_framed_tls: |options, inbox| over_framed(within_tls(options), inbox),
+    over_ractor_cluster: over_clustered,
+    over_ractor_cluster_tls: |options, inbox| over_clustered(within_tls(options), inbox)
+}
+
+for_each_transport! {
+    certified {
+        certified_nodes_link_and_their_asks_flow
+        nobody_is_linked_without_a_certificate
+        another_authority_is_not_enough
+        a_node_is_not_another_by_its_incarnation
+        a_server_of_another_name_is_not_the_one_that_was_meant
+        the_cookie_is_asked_for_inside
+        tls_and_plaintext_do_not_link
+        silence_ends_at_the_deadline
+    }
+    certified_over_framed: over_framed,
+    certified_over_clustered: over_clustered
 }
 
 /// A running transport with an inbox that the test reads.
@@ -86,26 +120,25 @@ pub fn limits() -> Limits {
     }
 }
 
+pub async fn options(incarnation: i64) -> Options {
+    Options {
+        incarnation,
+        name: format!("node-{incarnation}"),
+        listener: bind("127.0.0.1:0").await.expect("it listens"),
+        cookie: COOKIE.into(),
+        tls: None,
+        limits: limits(),
+    }
+}
+
 impl Running {
     pub async fn start(start: Start, incarnation: i64) -> Self {
-        Self::start_with(start, incarnation, COOKIE, "127.0.0.1:0", limits()).await
+        Self::start_with(start, options(incarnation).await).await
     }
 
-    pub async fn start_with(
-        start: Start,
-        incarnation: i64,
-        cookie: &str,
-        listen: &str,
-        limits: Limits,
-    ) -> Self {
+    pub async fn start_with(start: Start, options: Options) -> Self {
         let (sender, inbox) = unbounded_channel();
-        let options = Options {
-            incarnation,
-            name: format!("node-{incarnation}"),
-            listen: listen.into(),
-            cookie: cookie.into(),
-            limits,
-        };
+        let incarnation = options.incarnation;
         let started = start(options, Arc::new(Recorder(sender))).await.expect("it starts");
         let Started { transport, events, address } = started;
         Self { incarnation, transport, events, address, inbox }

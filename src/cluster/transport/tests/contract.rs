@@ -49,10 +49,14 @@ pub async fn a_large_batch_and_the_largest_envelope_arrive(start: Start) {
     assert_eq!(number(&b.received().await.1), 501);
 }
 
+async fn guessing(incarnation: i64) -> Options {
+    Options { cookie: "guess".into(), ..options(incarnation).await }
+}
+
 pub async fn nobody_without_the_cookie_gets_in(start: Start) {
-    let mut a = Running::start_with(start, 1, "guess", "127.0.0.1:0", limits()).await;
+    let mut a = Running::start_with(start, guessing(1).await).await;
     let mut b = Running::start(start, 2).await;
-    let mut c = Running::start_with(start, 3, "guess", "127.0.0.1:0", limits()).await;
+    let mut c = Running::start_with(start, guessing(3).await).await;
     for (one, other) in [(&a, &b), (&b, &a), (&b, &c), (&c, &b), (&a, &c), (&c, &a)] {
         one.link(other);
     }
@@ -70,7 +74,7 @@ pub async fn another_incarnation_is_not_the_one_that_was_meant(start: Start) {
     let mut a = Running::start(start, 1).await;
     let mut b = Running::start(start, 7).await;
     b.link(&a);
-    let old = Peer { incarnation: 5, name: "node".into(), address: b.address.clone() };
+    let old = Peer { incarnation: 5, ..b.peer() };
     a.transport.link(old);
     a.told(LinkEvent::Refused { peer: 5 }).await;
     a.told(LinkEvent::Refused { peer: 5 }).await;
@@ -275,14 +279,7 @@ impl Inbox for Nothing {
 pub async fn everything_ends_with_the_transport(start: Start) {
     let inbox: Arc<dyn Inbox> = Arc::new(Nothing);
     let held: Weak<dyn Inbox> = Arc::downgrade(&inbox);
-    let options = Options {
-        incarnation: 1,
-        name: "node-1".into(),
-        listen: "127.0.0.1:0".into(),
-        cookie: COOKIE.into(),
-        limits: limits(),
-    };
-    let mut started = start(options, inbox).await.unwrap();
+    let mut started = start(options(1).await, inbox).await.unwrap();
     let mut b = Running::start(start, 2).await;
     let mut c = Running::start(start, 0).await;
     for other in [&b, &c] {

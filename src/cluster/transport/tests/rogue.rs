@@ -13,7 +13,7 @@ use crate::kernel::codec;
 
 /// A listening node, and the connection of a peer that has just introduced itself.
 async fn rogue() -> (Running, TcpStream) {
-    let mut node = Running::start(|o, i| Box::pin(framed::start(o, i)), 2).await;
+    let mut node = Running::start(over_framed, 2).await;
     let me = Peer { incarnation: 1, name: "rogue".into(), address: "127.0.0.1:1".into() };
     node.transport.link(me.clone());
     let identity = Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox: 0 };

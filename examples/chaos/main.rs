@@ -1,0 +1,4 @@
+mod node;
+mod recorder;
+mod world;
+fn main() {}
