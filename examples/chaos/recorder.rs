@@ -241,7 +241,9 @@ impl Record {
 
     /// Activations of an entity follow each other: what they committed are ranges that do not overlap.
     fn interleaving(&self, wrong: &mut impl FnMut(String)) {
-        let mut ranges: HashMap<&str, BTreeMap<(i64, i64), (i64, i64)>> = HashMap::new();
+        /// By (epoch, incarnation): the first and the last head.
+        type Ranges = BTreeMap<(i64, i64), (i64, i64)>;
+        let mut ranges: HashMap<&str, Ranges> = HashMap::new();
         for report in &self.reports {
             if let Report::Committed { incarnation, key, epoch, head } = report {
                 let range = ranges.entry(key).or_default().entry((*epoch, *incarnation));

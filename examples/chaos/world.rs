@@ -71,14 +71,18 @@ impl Store {
     }
 }
 
-/// A process that prints `ready ADDRESS`.
+/// A process that prints `ready ADDRESS`, again when it has begun anew.
 pub struct Process {
     child: Child,
-    pub address: SocketAddr,
 }
 
 impl Process {
-    pub fn start(role: &str, log: &Path) -> anyhow::Result<Self> {
+    /// Returns when it is ready for the first time.
+    pub fn start(
+        role: &str,
+        log: &Path,
+        on_ready: impl Fn(SocketAddr) + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut child = Command::new(std::env::current_exe()?)
             .args(std::env::var("PROXIE_CHAOS_ARGS").iter().flat_map(|args| args.split(' ')))
@@ -88,15 +92,22 @@ impl Process {
             .stderr(log)
             .spawn()?;
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let address = lines
-            .map_while(Result::ok)
-            .find_map(|line| line.split_once("ready ")?.1.trim().parse().ok());
-        let Some(address) = address else {
+        let (first, ready) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let address = line.split_once("ready ").and_then(|(_, at)| at.trim().parse().ok());
+                if let Some(address) = address {
+                    on_ready(address);
+                    let _ = first.send(());
+                }
+            }
+        });
+        if ready.recv_timeout(Duration::from_secs(60)).is_err() {
             let _ = child.kill();
             let _ = child.wait();
             bail!("a process did not start: see its log");
-        };
-        Ok(Self { child, address })
+        }
+        Ok(Self { child })
     }
 
     pub fn id(&self) -> u32 {
@@ -235,6 +246,9 @@ async fn pipe(
     }
 }
 
+/// Where clients find the nodes.
+pub type Addresses = watch::Sender<HashMap<usize, SocketAddr>>;
+
 /// A node by its number, whatever process it is at the moment.
 pub struct Node {
     pub start: Start,
@@ -249,9 +263,15 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn launch(&mut self) -> anyhow::Result<()> {
+    pub fn launch(&mut self, addresses: &Addresses, n: usize) -> anyhow::Result<()> {
         let role = format!("node {}", serde_json::to_string(&self.start)?);
-        let process = Process::start(&role, &self.log)
+        let addresses = addresses.clone();
+        let ready = move |address| {
+            addresses.send_modify(|addresses| {
+                addresses.insert(n, address);
+            });
+        };
+        let process = Process::start(&role, &self.log, ready)
             .with_context(|| format!("{}: {}", self.start.name, self.log.display()))?;
         self.process = Some(process);
         Ok(())
@@ -260,10 +280,10 @@ impl Node {
 
 pub struct World {
     pub store: Store,
-    pub recorder: Process,
+    _recorder: Process,
+    pub recorder: SocketAddr,
     pub nodes: Vec<Node>,
-    /// Where clients find the nodes that can be asked.
-    pub addresses: watch::Sender<HashMap<usize, SocketAddr>>,
+    pub addresses: Addresses,
     folder: PathBuf,
 }
 
@@ -271,10 +291,14 @@ impl World {
     pub async fn new(folder: &Path, nodes: usize) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let store = Store::start(&folder.join("store")).await?;
-        let recorder = Process::start("recorder", &folder.join("recorder.log"))?;
+        let (listens, recorder) = std::sync::mpsc::channel();
+        let process = Process::start("recorder", &folder.join("recorder.log"), move |address| {
+            let _ = listens.send(address);
+        })?;
         let mut world = Self {
             store,
-            recorder,
+            _recorder: process,
+            recorder: recorder.recv()?,
             nodes: Vec::new(),
             addresses: watch::Sender::default(),
             folder: folder.into(),
@@ -298,43 +322,60 @@ impl World {
             .context("a socket")?
             .join(format!(".s.PGSQL.{}", self.store.database.get_port()));
         let store = Cable::to(Place::Unix(socket)).await?;
-        let database = self.store.database.clone().host("127.0.0.1").port(store.address.port());
         let database = PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
             .port(store.address.port())
-            .username(database.get_username())
-            .database(database.get_database().context("a database")?);
+            .username(self.store.database.get_username())
+            .database(self.store.database.get_database().context("a database")?);
         let start = Start {
             name: format!("node-{n}"),
             database: database.to_url_lossy().to_string(),
             listen: listen.to_string(),
             advertise: peers.address.to_string(),
             version: "1.0.0".into(),
-            recorder: Some(self.recorder.address),
+            recorder: Some(self.recorder),
             snapshot_every: 20,
         };
         let log = self.folder.join(format!("node-{n}.log"));
         let mut node = Node { start, ip, peers, store, process: None, log };
-        node.launch()?;
+        node.launch(&self.addresses, n)?;
         self.nodes.push(node);
-        self.publish();
         Ok(n)
     }
 
     pub fn launch(&mut self, n: usize) -> anyhow::Result<()> {
-        self.nodes[n].launch()?;
-        self.publish();
+        let addresses = self.addresses.clone();
+        self.nodes[n].launch(&addresses, n)
+    }
+
+    pub fn process(&mut self, n: usize) -> &mut Process {
+        self.nodes[n].process.as_mut().expect("it runs")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, n: usize) {
+        self.nodes[n].process = None;
+        self.addresses.send_modify(|addresses| {
+            addresses.remove(&n);
+        });
+    }
+
+    /// SIGTERM, and what follows.
+    pub async fn drain(&mut self, n: usize) -> anyhow::Result<()> {
+        self.addresses.send_modify(|addresses| {
+            addresses.remove(&n);
+        });
+        let process = self.process(n);
+        process.signal(Signal::TERM);
+        if !process.ended(Duration::from_secs(60)).await {
+            bail!("node {n} does not end");
+        }
+        self.nodes[n].process = None;
         Ok(())
     }
 
-    /// Tells clients where nodes are.
-    pub fn publish(&self) {
-        let there = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter_map(|(n, node)| Some((n, node.process.as_ref()?.address)));
-        self.addresses.send_replace(there.collect());
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|n| self.nodes[*n].process.is_some()).collect()
     }
 
     /// Links from one node to another, and back.
