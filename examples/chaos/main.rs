@@ -3,6 +3,9 @@
 //!
 //! `cargo run --release --example chaos -- faults [N] [SEED]` · `… failover` · `… drain` · `… idle` · `… remote`
 
+#[path = "../../tests/it/counter.rs"]
+#[allow(dead_code)]
+mod counter;
 mod suite;
 
 fn main() -> anyhow::Result<()> {

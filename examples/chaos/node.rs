@@ -1,18 +1,14 @@
 //! A node as `proxie serve` makes it, without edges: clients ask its counters over a line protocol. It tells the
 //! recorder of every activation and every commit.
 
-#[path = "../../tests/it/counter.rs"]
-#[allow(dead_code)]
-mod counter;
-
 use std::collections::HashMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream as Socket};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use crate::counter::{Command, Counter, Reply};
 use anyhow::Context;
-pub use counter::{Command, Counter, Reply};
 use proxie::actors::{Options, Witness, Witnessed};
 use proxie::app::core::{self, Core, Fate, Settings};
 use proxie::app::member::{self, Pipe};

@@ -11,7 +11,7 @@ mod node;
 #[path = "recorder.rs"]
 mod recorder;
 #[path = "world.rs"]
-mod world;
+pub mod world;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -21,6 +21,8 @@ use super::node::{Client, Start};
 
 /// How this executable is told to be a part of the world: by the environment, so that a test binary can be one, too.
 pub const ROLE: &str = "PROXIE_CHAOS";
+/// Arguments with which this executable looks at its role.
+pub static ARGUMENTS: std::sync::OnceLock<&'static [&'static str]> = std::sync::OnceLock::new();
 
 pub struct Store {
     folder: PathBuf,
@@ -85,7 +87,7 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(std::env::var("PROXIE_CHAOS_ARGS").iter().flat_map(|args| args.split(' ')))
+            .args(ARGUMENTS.get().copied().unwrap_or_default())
             .env(ROLE, role)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

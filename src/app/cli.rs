@@ -225,7 +225,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         doom = node.doomed() => Err(match doom {
             Doom::Evicted if config.cluster.enabled => {
                 node.abandon().await;
-                return Err(rejoin());
+                return Err(rejoin(node.address));
             }
             Doom::Evicted => anyhow::anyhow!("another node has taken over this node's slots"),
             Doom::Other(reason) => anyhow::anyhow!(reason),
@@ -246,7 +246,7 @@ const REJOINING: &str = "PROXIE_REJOINING";
 
 /// A node that was declared dead begins anew under another incarnation. The process replaces itself, so that nothing
 /// of its former life, which may be behind by any amount of time, can be left. Returns only if that fails.
-fn rejoin() -> anyhow::Error {
+fn rejoin(address: std::net::SocketAddr) -> anyhow::Error {
     use std::os::unix::process::CommandExt;
     tracing::warn!("this node was declared dead by others; it comes back under a new incarnation");
     let mut arguments = std::env::args_os();
@@ -255,6 +255,8 @@ fn rejoin() -> anyhow::Error {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
+    // The port was perhaps any free one; clients know this one.
+    command.env("PROXIE__GATEWAY__LISTEN", address.to_string());
     anyhow::Error::new(command.args(arguments).env(REJOINING, "1").exec())
         .context("this node was declared dead and cannot start again")
 }

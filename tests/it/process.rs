@@ -54,7 +54,9 @@ pub struct Served {
 
 impl Served {
     pub fn start(folder: &Folder, environment: &[(&str, &str)]) -> Self {
-        let log = folder.0.join("node.log");
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = folder.0.join(format!("node-{n}.log"));
         let mut child = command(folder, &["serve"], environment)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
@@ -67,6 +69,16 @@ impl Served {
         let mut served = Self { child, address: ([0; 4], 0).into(), log };
         served.address = address.unwrap_or_else(|| panic!("not ready: {}", served.log()));
         served
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub fn ended(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     pub fn log(&self) -> String {

@@ -8,6 +8,7 @@ mod outage;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -107,23 +108,40 @@ impl TestNode {
         stream: TcpStream,
         headers: &[(&'static str, &str)],
     ) -> Result<Ws, u16> {
-        let mut request =
-            format!("ws://{}/v1/ws", self.node.address).into_client_request().unwrap();
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, value.parse().unwrap());
-        }
-        match tokio_tungstenite::client_async(request, stream).await {
-            Ok((socket, response)) => Ok(Ws {
-                socket,
-                subprotocol: response
-                    .headers()
-                    .get("sec-websocket-protocol")
-                    .map(|name| name.to_str().unwrap().to_owned()),
-                waiting: VecDeque::new(),
-            }),
-            Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
-            Err(error) => panic!("the handshake failed: {error}"),
-        }
+        connect_over(self.node.address, stream, headers).await
+    }
+}
+
+/// A socket to a node, for a token.
+pub async fn connect(address: SocketAddr, token: &str) -> Ws {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let headers = [("authorization", format!("Bearer {token}"))];
+    let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut ws = connect_over(address, stream, &headers).await.unwrap();
+    ws.ok("auth", json!({})).await;
+    ws
+}
+
+async fn connect_over(
+    address: SocketAddr,
+    stream: TcpStream,
+    headers: &[(&'static str, &str)],
+) -> Result<Ws, u16> {
+    let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, response)) => Ok(Ws {
+            socket,
+            subprotocol: response
+                .headers()
+                .get("sec-websocket-protocol")
+                .map(|name| name.to_str().unwrap().to_owned()),
+            waiting: VecDeque::new(),
+        }),
+        Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("the handshake failed: {error}"),
     }
 }
 
@@ -163,7 +181,7 @@ pub fn id() -> String {
 /// An HTTP client without any comfort, so that nothing is hidden.
 #[derive(Clone)]
 pub struct Http {
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     pub token: Option<String>,
 }
 
