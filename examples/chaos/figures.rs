@@ -99,7 +99,7 @@ pub async fn failover(folder: &Path, keys: usize) -> anyhow::Result<()> {
         ("cut from the store", 6.0, f64::MAX),
     ] {
         let folder = folder.join(what.replace(' ', "-"));
-        let mut world = World::new(&folder, 3).await?;
+        let mut world = World::new(&folder, 3, what == "cut off").await?;
         world.settled(3, Duration::from_secs(30)).await?;
         let load = load(&world, keys, Duration::from_millis(2));
         wake(&load, keys).await?;
@@ -192,7 +192,7 @@ async fn thaw(world: &mut World, direct: Client, victims: &[String]) -> anyhow::
 
 /// A node leaves in order, with `keys` live entities under load.
 pub async fn drain(folder: &Path, keys: usize) -> anyhow::Result<()> {
-    let mut world = World::new(folder, 3).await?;
+    let mut world = World::new(folder, 3, false).await?;
     world.settled(3, Duration::from_secs(30)).await?;
     let load = load(&world, keys, Duration::ZERO);
     wake(&load, keys).await?;
@@ -235,7 +235,7 @@ pub async fn drain(folder: &Path, keys: usize) -> anyhow::Result<()> {
 
 /// Six nodes with nothing to do.
 pub async fn idle(folder: &Path) -> anyhow::Result<()> {
-    let mut world = World::new(folder, 6).await?;
+    let mut world = World::new(folder, 6, false).await?;
     world.settled(6, Duration::from_secs(30)).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let pool = world.store.pool().await?;

@@ -41,7 +41,7 @@ pub async fn role() -> Option<anyhow::Result<()>> {
 pub async fn faults(folder: &Path, faults: u64, seed: u64) -> anyhow::Result<()> {
     println!("seed {seed}");
     let started = Instant::now();
-    let mut world = World::new(folder, 3).await?;
+    let mut world = World::new(folder, 3, true).await?;
     world.settled(3, Duration::from_secs(30)).await?;
     let mut recorder = Recorder::connect(world.recorder).await?;
     let (stop, stopped) = watch::channel(false);

@@ -286,11 +286,13 @@ pub struct World {
     pub recorder: SocketAddr,
     pub nodes: Vec<Node>,
     pub addresses: Addresses,
+    /// Nodes reach each other through cables. Who dials a cable is never refused, as by a machine that is off.
+    cables: bool,
     folder: PathBuf,
 }
 
 impl World {
-    pub async fn new(folder: &Path, nodes: usize) -> anyhow::Result<Self> {
+    pub async fn new(folder: &Path, nodes: usize, cables: bool) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let store = Store::start(&folder.join("store")).await?;
         let (listens, recorder) = std::sync::mpsc::channel();
@@ -303,6 +305,7 @@ impl World {
             recorder: recorder.recv()?,
             nodes: Vec::new(),
             addresses: watch::Sender::default(),
+            cables,
             folder: folder.into(),
         };
         for n in 0..nodes {
@@ -333,7 +336,7 @@ impl World {
             name: format!("node-{n}"),
             database: database.to_url_lossy().to_string(),
             listen: listen.to_string(),
-            advertise: peers.address.to_string(),
+            advertise: if self.cables { peers.address } else { listen }.to_string(),
             version: "1.0.0".into(),
             recorder: Some(self.recorder),
             snapshot_every: 20,
