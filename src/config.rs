@@ -125,7 +125,7 @@ section!(Entities {
     max_attempts: i32 = 12,
 });
 
-section!(Seed { demo: bool = true });
+section!(Seed { demo: Option<bool> = None });
 
 section!(Log { level: String = "info".into(), format: Option<LogFormat> = None });
 
@@ -210,6 +210,11 @@ impl Config {
 
     pub fn embedded(&self) -> bool {
         self.persistence.database_url.is_empty()
+    }
+
+    /// Demonstration providers: by default on the embedded store only.
+    pub fn seeds_demo(&self) -> bool {
+        self.seed.demo.unwrap_or(self.embedded())
     }
 
     /// `proxie token` hands out tokens without asking who you are: fine on a throw-away store, not elsewhere.

@@ -233,11 +233,60 @@ pub async fn drain(folder: &Path, keys: usize) -> anyhow::Result<()> {
     world.stop().await
 }
 
+/// Asks between two nodes, beside calls over bare ractor_cluster in the same run.
+pub async fn remote(folder: &Path) -> anyhow::Result<()> {
+    const RUNS: usize = 5;
+    let bare = std::env::current_exe()?.with_file_name("transport");
+    ensure!(bare.exists(), "build it first: cargo build --release --examples");
+    let world = World::new(folder, 2, false).await?;
+    world.settled(2, Duration::from_secs(30)).await?;
+    let client = Client::connect(world.addresses.borrow()[&0]).await?;
+    for in_flight in [512, 1] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for run in 0..=RUNS {
+            let output = std::process::Command::new(&bare)
+                .args(["drive", "bare", &in_flight.to_string(), "3"])
+                .output()?;
+            let line = String::from_utf8(output.stdout)?;
+            let figures: Vec<f64> =
+                line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+            ensure!(figures.len() == 3, "bare ractor_cluster: {line}");
+            let op = Op::Drive { in_flight, ms: 3_000 };
+            let outcome = client.ask("", op, None, Duration::from_secs(30)).await?;
+            let Outcome::Measured { per_s, p50_us, p99_us } = outcome else { bail!("{outcome:?}") };
+            // The first one warms up.
+            if run > 0 {
+                theirs.push([figures[0], figures[1], figures[2]]);
+                ours.push([per_s, p50_us, p99_us]);
+            }
+        }
+        let median = |runs: &[[f64; 3]], at: usize| {
+            let mut all: Vec<f64> = runs.iter().map(|run| run[at]).collect();
+            all.sort_by(f64::total_cmp);
+            (all[all.len() / 2], all[0], all[all.len() - 1])
+        };
+        println!(
+            "{in_flight} in flight, 100 bytes, medians of {RUNS} interleaved runs (least to most)"
+        );
+        for (name, runs) in [("ractor_cluster, bare", &theirs), ("entities", &ours)] {
+            let [rate, p50, p99] = [0, 1, 2].map(|at| median(runs, at));
+            println!(
+                "  {name:<22} {:>8.0}/s ({:.0} to {:.0})   p50 {:>6.0} µs   p99 {:>6.0} µs",
+                rate.0, rate.1, rate.2, p50.0, p99.0
+            );
+        }
+        let ratio = median(&ours, 0).0 / median(&theirs, 0).0;
+        println!("  {ratio:.2} × (at least {})", if in_flight == 1 { "1/1.3" } else { "2" });
+    }
+    world.stop().await
+}
+
 /// Six nodes with nothing to do.
 pub async fn idle(folder: &Path) -> anyhow::Result<()> {
     let mut world = World::new(folder, 6, false).await?;
     world.settled(6, Duration::from_secs(30)).await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // PostgreSQL counts what a backend has done ten seconds late.
+    tokio::time::sleep(Duration::from_secs(15)).await;
     let pool = world.store.pool().await?;
     let writes = async || -> anyhow::Result<i64> {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -24,7 +24,10 @@ fn main() -> anyhow::Result<()> {
             Some("failover") => suite::figures::failover(&folder, number(1, 5_000) as usize).await,
             Some("drain") => suite::figures::drain(&folder, number(1, 50_000) as usize).await,
             Some("idle") => suite::figures::idle(&folder).await,
-            _ => anyhow::bail!("usage: chaos faults [N] [SEED] | failover [N] | drain [N] | idle"),
+            Some("remote") => suite::figures::remote(&folder).await,
+            _ => anyhow::bail!(
+                "usage: chaos faults [N] [SEED] | failover [N] | drain [N] | idle | remote"
+            ),
         };
         match &done {
             Ok(()) => drop(std::fs::remove_dir_all(&folder)),

@@ -5,16 +5,18 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream as Socket};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::counter::{Command, Counter, Reply};
 use anyhow::Context;
 use proxie::actors::{Options, Witness, Witnessed};
 use proxie::app::core::{self, Core, Fate, Settings};
 use proxie::app::member::{self, Pipe};
+use proxie::cluster::slots::Place;
 use proxie::cluster::{Meta, transport};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::error::AskError;
+use proxie::kernel::ids::slot_of;
 use proxie::persistence::membership::{NodeInfo, host_id};
 use proxie::persistence::{store, writer};
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,11 @@ pub enum Op {
     Echo(String),
     /// Adds to another counter, through the outbox.
     Spread(String),
+    /// Asks counters of other nodes for an echo of 100 bytes, so many at once, for so long.
+    Drive {
+        in_flight: usize,
+        ms: u64,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,10 +58,15 @@ pub struct Request {
     pub timeout_ms: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
     Total(i64),
     Done,
+    Measured {
+        per_s: f64,
+        p50_us: f64,
+        p99_us: f64,
+    },
     /// Ask again.
     Failed(String),
 }
@@ -215,6 +227,9 @@ async fn ask(core: &Core, request: Request) -> Outcome {
         Op::Get => Command::Get,
         Op::Echo(text) => Command::Echo(text),
         Op::Spread(to) => Command::Spread { to: vec![to], n: 1 },
+        Op::Drive { in_flight, ms } => {
+            return drive(core, in_flight, Duration::from_millis(ms)).await;
+        }
     };
     match core.entities.of::<Counter>(&request.key).ask(command, meta).await {
         Ok(Ok(Reply::Total(total))) => Outcome::Total(total),
@@ -225,6 +240,48 @@ async fn ask(core: &Core, request: Request) -> Outcome {
             other => format!("{other:?}"),
         }),
     }
+}
+
+async fn drive(core: &Core, in_flight: usize, window: Duration) -> Outcome {
+    let slots = &core.runtime.slots;
+    let is_elsewhere =
+        |key: &String| matches!(slots.locate(slot_of("counter", key)), Place::There { .. });
+    let keys: Arc<Vec<String>> = Arc::new(
+        (0..4_000).map(|n| format!("echo-{n}")).filter(is_elsewhere).take(1_000).collect(),
+    );
+    if keys.is_empty() {
+        return Outcome::Failed("everything is here".into());
+    }
+    let began = Instant::now();
+    let askers: Vec<_> = (0..in_flight)
+        .map(|asker| {
+            let (entities, keys) = (core.entities.clone(), keys.clone());
+            tokio::spawn(async move {
+                let mut waits = Vec::new();
+                let mut n = asker * 7;
+                while began.elapsed() < window {
+                    n += 1;
+                    let key = &keys[n % keys.len()];
+                    let asked = Instant::now();
+                    let echo = Command::Echo("x".repeat(100));
+                    let answer = entities.of::<Counter>(key).ask(echo, Meta::runtime()).await;
+                    if !matches!(answer, Ok(Ok(Reply::Echo(_)))) {
+                        break;
+                    }
+                    waits.push(asked.elapsed().as_nanos() as u64);
+                }
+                waits
+            })
+        })
+        .collect();
+    let mut waits = Vec::new();
+    for asker in askers {
+        waits.extend(asker.await.unwrap_or_default());
+    }
+    let per_s = waits.len() as f64 / began.elapsed().as_secs_f64();
+    waits.sort_unstable();
+    let at = |share: f64| waits[(waits.len() as f64 * share) as usize] as f64 / 1e3;
+    Outcome::Measured { per_s, p50_us: at(0.5), p99_us: at(0.99) }
 }
 
 /// A client's connection to a node. Many requests at once.

@@ -39,6 +39,9 @@ enum Command {
         /// Stay up afterwards
         #[arg(long)]
         keep: bool,
+        /// Play it against running nodes instead: connect to the first, reconnect to the last
+        #[arg(long, value_name = "URL", conflicts_with = "keep")]
+        at: Vec<String>,
     },
     /// Apply the database migrations
     Migrate,
@@ -185,7 +188,11 @@ fn one_line(error: &anyhow::Error) -> String {
 async fn run(command: Command, config: Config) -> anyhow::Result<()> {
     match command {
         Command::Serve => serve(&config).await,
-        Command::Demo { keep } => demo::run(&config, keep).await,
+        Command::Demo { keep, at } if at.is_empty() => demo::run(&config, keep).await,
+        Command::Demo { at, .. } => {
+            let token = mint(&config, "clara", Role::Consumer).await?;
+            demo::run_at(&at, token).await
+        }
         Command::CheckConfig => {
             println!("the configuration is valid");
             Ok(())
@@ -342,26 +349,31 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
         store.close().await;
         return Ok(());
     }
-    let user = args.user.unwrap_or_default();
-    if !config.dev_tokens() {
-        bail!(
-            "development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are"
-        );
-    }
-    if !is_valid_id(&user) {
-        bail!("a user id is 1 to 64 letters, digits, - or _");
-    }
-    let store = open(config, true).await?;
-    store::migrate(&store.pool).await?;
-    let auth = Auth::new(&keys::signing_key(&store.pool, fresh_key()).await?);
     let role = match args.role {
         RoleArg::Consumer => Role::Consumer,
         RoleArg::Provider => Role::Provider,
         RoleArg::Operator => Role::Operator,
     };
-    println!("{}", auth.mint(&user, role, Clock::System.now(), config.auth.token_s));
-    store.close().await;
+    println!("{}", mint(config, &args.user.unwrap_or_default(), role).await?);
     Ok(())
+}
+
+/// A development token.
+async fn mint(config: &Config, user: &str, role: Role) -> anyhow::Result<String> {
+    if !config.dev_tokens() {
+        bail!(
+            "development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are"
+        );
+    }
+    if !is_valid_id(user) {
+        bail!("a user id is 1 to 64 letters, digits, - or _");
+    }
+    let store = open(config, true).await?;
+    store::migrate(&store.pool).await?;
+    let auth = Auth::new(&keys::signing_key(&store.pool, fresh_key()).await?);
+    let token = auth.mint(user, role, Clock::System.now(), config.auth.token_s);
+    store.close().await;
+    Ok(token)
 }
 
 async fn cluster(config: &Config, command: ClusterCommand) -> anyhow::Result<()> {

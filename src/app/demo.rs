@@ -17,6 +17,7 @@ const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
 const STEP: Duration = Duration::from_secs(20);
 
+/// On a temporary store, with a node that dies in the middle.
 pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     let started = Instant::now();
     let folder = Folder::new()?;
@@ -27,11 +28,68 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     let mut node = NodeProcess::start(&folder, config)?;
     term.fact(&format!("ready on {} after {}", node.url, ms(node.took)));
     let token = folder.token()?;
+    let (clara, booked) = book(&term, &node.url, &token).await?;
 
+    term.step("The node is killed without warning (SIGKILL).");
+    let killed = Instant::now();
+    node.kill();
+    drop(clara);
+    term.fact("gone: no shutdown, no flush, the WebSocket is cut");
+
+    term.step("It is started again, on the same data.");
+    let mut node = NodeProcess::start(&folder, config)?;
+    booked.find_again(&term, &node.url, &token).await?;
+    let recovered = killed.elapsed();
+
+    booked.figures(&term);
+    term.row("SIGKILL → booking shown again", recovered);
+    term.row("the whole demonstration", started.elapsed());
+    if keep {
+        println!("\nThe node stays up: {}  (Ctrl-C ends it)", node.url);
+        println!("A token for Clara:  {token}");
+        let _ = tokio::signal::ctrl_c().await;
+    }
+    node.stop();
+    Ok(())
+}
+
+/// Against nodes that run: connects to the first, and comes back to the last.
+pub async fn run_at(nodes: &[String], token: String) -> anyhow::Result<()> {
+    let (Some(first), Some(last)) = (nodes.first(), nodes.last()) else { bail!("name a node") };
+    let started = Instant::now();
+    let term = Terminal::new();
+    term.title(&format!("Proxie: from one sentence to a booking, on {first}"));
+    let (clara, booked) = book(&term, first, &token).await?;
+    drop(clara);
+
+    term.step(&format!("The connection is cut. Clara comes back over {last}."));
+    let cut = Instant::now();
+    booked.find_again(&term, last, &token).await?;
+    let recovered = cut.elapsed();
+
+    booked.figures(&term);
+    term.row("cut → booking shown again", recovered);
+    term.row("the whole demonstration", started.elapsed());
+    Ok(())
+}
+
+/// What Clara has in the end.
+struct Booked {
+    booking_id: String,
+    confirmed: Value,
+    seen: i64,
+    epoch: Value,
+    offers_took: Duration,
+    accept_took: Duration,
+}
+
+const USER_TOPIC: &str = "user:clara";
+
+/// From the sentence to the confirmation.
+async fn book(term: &Terminal, url: &str, token: &str) -> anyhow::Result<(Client, Booked)> {
     term.step("Clara connects over a WebSocket and says what she needs.");
-    let mut clara = Client::connect(&node.url, &token).await?;
+    let mut clara = Client::connect(url, token).await?;
     let welcome = clara.ask("auth", json!({})).await?;
-    let user_topic = "user:clara";
     let session = clara
         .ask(
             "session:open",
@@ -97,57 +155,49 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
         "another booking was confirmed"
     );
     let seen = confirmed["offset"].as_i64().context("a confirmation has an offset")?;
-    let epoch = welcome["topics"][user_topic]["position"]["epoch"].clone();
+    let epoch = welcome["topics"][USER_TOPIC]["position"]["epoch"].clone();
+    Ok((clara, Booked { booking_id, confirmed, seen, epoch, offers_took, accept_took }))
+}
 
-    term.step("The node is killed without warning (SIGKILL).");
-    let killed = Instant::now();
-    node.kill();
-    drop(clara);
-    term.fact("gone: no shutdown, no flush, the WebSocket is cut");
-
-    term.step("It is started again, on the same data.");
-    let mut node = NodeProcess::start(&folder, config)?;
-    let mut clara = Client::connect(&node.url, &token).await?;
-    let positions = json!({ user_topic: { "epoch": epoch, "offset": seen - 1 } });
-    let back = clara.ask("auth", json!({ "positions": positions })).await?;
-    ensure!(
-        back["topics"][user_topic]["recovered"] == true,
-        "the topic's history was not recovered: {back}"
-    );
-    let again = clara.wait_for("booking:confirmed").await?;
-    ensure!(
-        again["offset"].as_i64() == Some(seen) && again["data"] == confirmed["data"],
-        "the confirmation came back changed"
-    );
-    let booking = clara.get(&node.url, &token, &format!("/v1/bookings/{booking_id}")).await?;
-    ensure!(
-        booking["id"] == accepted["booking_id"] && booking["status"] == "confirmed",
-        "the booking is not there: {booking}"
-    );
-    let recovered = killed.elapsed();
-    term.actor(&format!(
-        "Clara reconnects with her last position and gets offset {seen} again, in the same epoch"
-    ));
-    term.fact(&format!(
-        "the booking is there: {} with {}, {}, {}",
-        booking["service"].as_str().unwrap_or("?"),
-        booking["provider"]["name"].as_str().unwrap_or("?"),
-        booking["starts_at"].as_str().unwrap_or("?"),
-        price(&booking["price"])
-    ));
-
-    term.title("Figures of this run");
-    term.row("sentence → all offers", offers_took);
-    term.row("accept → booked, durably", accept_took);
-    term.row("SIGKILL → booking shown again", recovered);
-    term.row("the whole demonstration", started.elapsed());
-    if keep {
-        println!("\nThe node stays up: {}  (Ctrl-C ends it)", node.url);
-        println!("A token for Clara:  {token}");
-        let _ = tokio::signal::ctrl_c().await;
+impl Booked {
+    /// Over a new connection, from the position before the confirmation.
+    async fn find_again(&self, term: &Terminal, url: &str, token: &str) -> anyhow::Result<()> {
+        let Self { booking_id, confirmed, seen, epoch, .. } = self;
+        let mut clara = Client::connect(url, token).await?;
+        let positions = json!({ USER_TOPIC: { "epoch": epoch, "offset": seen - 1 } });
+        let back = clara.ask("auth", json!({ "positions": positions })).await?;
+        ensure!(
+            back["topics"][USER_TOPIC]["recovered"] == true,
+            "the topic's history was not recovered: {back}"
+        );
+        let again = clara.wait_for("booking:confirmed").await?;
+        ensure!(
+            again["offset"].as_i64() == Some(*seen) && again["data"] == confirmed["data"],
+            "the confirmation came back changed"
+        );
+        let booking = clara.get(url, token, &format!("/v1/bookings/{booking_id}")).await?;
+        ensure!(
+            booking["id"] == booking_id.as_str() && booking["status"] == "confirmed",
+            "the booking is not there: {booking}"
+        );
+        term.actor(&format!(
+            "Clara reconnects with her last position and gets offset {seen} again, in the same epoch"
+        ));
+        term.fact(&format!(
+            "the booking is there: {} with {}, {}, {}",
+            booking["service"].as_str().unwrap_or("?"),
+            booking["provider"]["name"].as_str().unwrap_or("?"),
+            booking["starts_at"].as_str().unwrap_or("?"),
+            price(&booking["price"])
+        ));
+        Ok(())
     }
-    node.stop();
-    Ok(())
+
+    fn figures(&self, term: &Terminal) {
+        term.title("Figures of this run");
+        term.row("sentence → all offers", self.offers_took);
+        term.row("accept → booked, durably", self.accept_took);
+    }
 }
 
 fn ms(took: Duration) -> String {

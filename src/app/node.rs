@@ -99,7 +99,7 @@ impl Node {
         // Before anything is answered: what was revoked in an earlier life stays so.
         auth.set_revocations(revocations(&pool, config.auth.token_s).await?);
         settled(&core).await?;
-        if embedded.is_some() && config.seed.demo {
+        if config.seeds_demo() {
             seed::demo(&core).await?;
         }
         let (lanes, standing) = (core.lanes.clone(), core.standing());

@@ -286,6 +286,69 @@ async fn a_node_that_is_drained_is_not_missed() {
     assert!(utf8(&gone.stderr).contains("no living node node-2"), "{}", utf8(&gone.stderr));
 }
 
+/// Clients that do as the protocol says: closed with 3000, they reconnect elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_fails_no_call() {
+    let mut nodes = Nodes::start("rolling", 3).await;
+    nodes.settled(3).await;
+    let (addresses, known) = tokio::sync::watch::channel(
+        vec![0, 1, 2].into_iter().map(|n| nodes.address(n)).collect::<Vec<_>>(),
+    );
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut clients = Vec::new();
+    for n in 0..9_usize {
+        let token = nodes.token(&format!("user-{n}"), "consumer");
+        let (known, stopped) = (known.clone(), stopped.clone());
+        clients.push(tokio::spawn(async move {
+            let (mut calls, mut reconnects, mut at) = (0, 0, n);
+            let somewhere = |at: usize| {
+                let known = known.borrow();
+                known[at % known.len()]
+            };
+            let mut socket = connect(somewhere(at), &token).await;
+            let open = json!({"session_id": null, "time_zone": "UTC", "locale": "en"});
+            let session = text(&socket.ok("session:open", open).await["session_id"]);
+            while !*stopped.borrow() {
+                let say = json!({"session_id": session, "content": "hello"});
+                match socket.try_ask("chat:message", say).await {
+                    Ok(reply) => {
+                        assert_eq!(reply["ok"], true, "{reply}");
+                        calls += 1;
+                    }
+                    // It was not taken any more: its reply would have come before the goodbye.
+                    Err(3000) => {
+                        reconnects += 1;
+                        at += 1;
+                        socket = connect(somewhere(at), &token).await;
+                    }
+                    Err(code) => panic!("closed with {code}"),
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            (calls, reconnects)
+        }));
+    }
+    for n in 0..3 {
+        // As a load balancer sees it: `readyz` turns red first, and newcomers go elsewhere.
+        addresses.send_modify(|all| all.retain(|address| *address != nodes.address(n)));
+        nodes.nodes[n].as_ref().unwrap().signal(Signal::TERM);
+        assert_eq!(nodes.nodes[n].as_mut().unwrap().ended(), Some(0));
+        let fresh = nodes.launch(n, &[]);
+        nodes.nodes[n] = Some(fresh);
+        addresses.send_modify(|all| all.push(nodes.address(n)));
+        nodes.settled(3).await;
+    }
+    stop.send_replace(true);
+    let (mut calls, mut reconnects) = (0, 0);
+    for client in clients {
+        let (called, reconnected) = client.await.unwrap();
+        calls += called;
+        reconnects += reconnected;
+    }
+    println!("{calls} calls, {reconnects} reconnects, none failed");
+    assert!(calls > 100 && reconnects >= 9, "{calls} {reconnects}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_node_comes_back_by_itself_and_strangers_do_not_get_in() {
     let nodes = Nodes::start("evicted", 2).await;

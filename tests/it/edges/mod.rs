@@ -373,6 +373,21 @@ impl Ws {
         self.reply(id).await
     }
 
+    /// The reply, or the code with which the connection was closed instead.
+    pub async fn try_ask(&mut self, event: &str, data: Value) -> Result<Value, u16> {
+        let id = id();
+        let frame = json!({"id": id, "event": event, "data": data}).to_string();
+        // Whether it was taken shows in what comes.
+        let _ = self.try_raw(Message::text(frame)).await;
+        loop {
+            match self.next().await {
+                Came::Frame(frame) if frame["id"] == id.as_str() => return Ok(frame),
+                Came::Frame(_) => {}
+                Came::Closed(code, _) => return Err(code),
+            }
+        }
+    }
+
     pub async fn ok(&mut self, event: &str, data: Value) -> Value {
         let reply = self.ask_as(&id(), event, data).await;
         assert_eq!(reply["ok"], true, "{event}: {reply}");
