@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sqlx::postgres::PgPool;
@@ -97,6 +97,8 @@ struct Known {
     slots_version: i64,
     /// Versions of slots and members that the last plan was made from.
     planned: (i64, i64),
+    /// When this node learned of the last death.
+    death_ms: i64,
     /// Sealed here, and perhaps another's by now: what became of them was not heard.
     unsure: Vec<(u16, i64)>,
 }
@@ -166,6 +168,7 @@ impl Membership {
             fanout: fanout.clone(),
             slots_version: -1,
             planned: (-1, -1),
+            death_ms: boottime_ms(),
             unsure: Vec::new(),
         };
         let listening = listen_to_store(self.pool.clone(), self.beat_now.clone());
@@ -259,6 +262,7 @@ impl Membership {
             return;
         }
         for dead in known.sight.hear(beat, boottime_ms()) {
+            known.death_ms = boottime_ms();
             known.transport.forget(dead);
             known.pulses.forget(dead);
             known.fanout.forget(dead);
@@ -321,12 +325,17 @@ impl Membership {
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
         let share = known.sight.share(&owned);
         if !share.claims.is_empty() {
-            for (slot, epoch) in members::claim(&self.pool, self.me(), &share.claims).await? {
+            let taken = members::claim(&self.pool, self.me(), &share.claims).await?;
+            for (slot, epoch) in &taken {
                 // Whoever had it before may be dead, and believe for a while that it is not. Nobody had the first epoch.
-                let wait_ms = if epoch == 1 { 0 } else { self.wait_ms() };
-                slots.learn(slot, Owned { owner: Some(self.me()), epoch }, wait_ms);
+                let wait_ms = if *epoch == 1 { 0 } else { self.wait_ms() };
+                slots.learn(*slot, Owned { owner: Some(self.me()), epoch: *epoch }, wait_ms);
             }
             slots.announce();
+            if taken.iter().any(|(_, epoch)| *epoch > 1) {
+                let took_ms = boottime_ms() - known.death_ms + self.wait_ms();
+                metrics::histogram!("proxie_takeover_seconds").record(took_ms as f64 / 1_000.0);
+            }
         }
         for (to, leaving) in share.moves {
             self.hand_over(known, to, leaving).await?;
@@ -345,6 +354,7 @@ impl Membership {
         to: i64,
         leaving: Vec<(u16, i64)>,
     ) -> Result<(), sqlx::Error> {
+        let began = Instant::now();
         let slots = &self.runtime.slots;
         let set: HashSet<u16> = leaving.iter().map(|(slot, _)| *slot).collect();
         known.unsure = leaving;
@@ -369,6 +379,7 @@ impl Membership {
         known.unsure.clear();
         slots.announce();
         metrics::counter!("proxie_slot_moves_total").increment(moved.len() as u64);
+        metrics::histogram!("proxie_hand_over_seconds").record(began.elapsed().as_secs_f64());
         Ok(())
     }
 

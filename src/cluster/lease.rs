@@ -33,6 +33,11 @@ impl Lease {
         self.fresh_until_ms.fetch_max(sent_ms + self.read_ttl_ms, Ordering::AcqRel);
     }
 
+    /// Since the last proven renewal was sent.
+    pub fn age_ms(&self) -> i64 {
+        boottime_ms() - (self.fresh_until_ms.load(Ordering::Acquire) - self.read_ttl_ms)
+    }
+
     /// This node may answer without a commit.
     pub fn is_fresh(&self) -> bool {
         boottime_ms() < self.fresh_until_ms.load(Ordering::Acquire)

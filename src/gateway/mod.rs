@@ -128,6 +128,10 @@ impl Readiness {
         self.lease.is_fresh()
     }
 
+    pub fn lease_age_s(&self) -> f64 {
+        self.lease.age_ms() as f64 / 1_000.0
+    }
+
     pub fn is_draining(&self) -> bool {
         *self.leaving.borrow() != Leaving::No
     }

@@ -59,6 +59,7 @@ pub struct KeepBody;
 pub async fn metrics(State(gateway): App) -> Response {
     metrics::gauge!("proxie_ws_connections").set(gateway.connections() as f64);
     metrics::gauge!("proxie_topics").set(gateway.topics.len() as f64);
+    metrics::gauge!("proxie_lease_age_seconds").set(gateway.readiness.lease_age_s());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], gateway.metrics.render()).into_response()
 }
