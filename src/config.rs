@@ -188,7 +188,7 @@ impl Config {
             "gateway.listen must be an address with a port, such as 127.0.0.1:8080"
         } else if self.cluster.enabled
             && self.cluster.advertise.is_empty()
-            && crate::app::member::advertised(&self.cluster.listen).is_none()
+            && !is_reachable(&self.cluster.listen)
         {
             "cluster.advertise is needed where cluster.listen names no address that others can reach"
         } else if [&self.cluster.tls_key, &self.cluster.tls_ca]
@@ -221,6 +221,12 @@ impl Config {
     pub fn dev_tokens(&self) -> bool {
         self.auth.dev_tokens.unwrap_or(self.embedded())
     }
+}
+
+/// Others can be told to find this node there.
+fn is_reachable(listen: &str) -> bool {
+    let address = listen.parse::<std::net::SocketAddr>();
+    address.is_ok_and(|address| !address.ip().is_unspecified() && address.port() != 0)
 }
 
 #[cfg(test)]

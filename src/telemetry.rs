@@ -9,10 +9,7 @@ use crate::config::{Log, LogFormat};
 
 /// Logs go to standard error: standard output belongs to what a command answers.
 pub fn init_logs(log: &Log) {
-    // PostgreSQL says on every start that what is there is there.
-    let quiet = |level: &str| format!("sqlx::postgres::notice=warn,{level}");
-    let filter = EnvFilter::try_new(quiet(&log.level));
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new(quiet("info")));
+    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let format = log.format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json });

@@ -5,7 +5,6 @@
 //! what should be another's. The store decides every race.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -427,10 +426,4 @@ async fn listen_to_store(pool: PgPool, beat_now: Arc<Notify>) {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-}
-
-/// Where others are told to find this node, when it does not say so itself.
-pub fn advertised(listen: &str) -> Option<String> {
-    let address: SocketAddr = listen.parse().ok()?;
-    (!address.ip().is_unspecified() && address.port() != 0).then(|| listen.to_owned())
 }

@@ -61,6 +61,8 @@ pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgP
         .options([
             ("synchronous_commit", "on"),
             ("statement_timeout", "30s"),
+            // Else it says at every start that what is there is there.
+            ("client_min_messages", "warning"),
             // Every statement of the runtime reads by key. Its plans are made while the tables are still small, and
             // kept: without this they would scan a journal that has grown since.
             ("enable_seqscan", "off"),
