@@ -9,9 +9,11 @@ use futures_util::future::{BoxFuture, join_all};
 use proxie::actors::{Options, RunError, Runner};
 use proxie::app::core::{Core, Fate};
 use proxie::cluster::Meta;
+use proxie::cluster::slots::Owned;
 use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
+use proxie::kernel::ids::slot_of;
 use proxie::persistence::writer;
 use serde_json::Value;
 
@@ -67,6 +69,43 @@ async fn after_the_dead_mark_nothing_commits() {
     let events: i64 =
         sqlx::query_scalar("select count(*) from journal").fetch_one(&pool).await.unwrap();
     assert_eq!(events, 1);
+}
+
+/// A slot was released, and this node does not know it yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_comes_after_its_slot_was_released_writes_nothing() {
+    let database = database().await;
+    let node = core(database.clone(), Setup::default()).await;
+    for key in ["a", "b"] {
+        ask(&node, key, Command::Add(1), Meta::runtime()).await.unwrap();
+    }
+    let pool = pool(database).await;
+    let events = async || -> i64 {
+        sqlx::query_scalar("select count(*) from journal").fetch_one(&pool).await.unwrap()
+    };
+    let slot = slot_of("counter", "a");
+    assert_ne!(slot, slot_of("counter", "b"));
+    sqlx::query("update slots set epoch = epoch + 1 where slot = $1")
+        .bind(i32::from(slot))
+        .execute(&pool)
+        .await
+        .unwrap();
+    // What was decided on the way, and what is decided on top of it, is gone; a neighbour in the same batch is not.
+    let (one, two, neighbour) = tokio::join!(
+        ask(&node, "a", Command::Add(1), user("u", "1")),
+        ask(&node, "a", Command::Add(1), user("u", "2")),
+        ask(&node, "b", Command::Add(1), user("u", "3"))
+    );
+    assert!(matches!(one, Err(AskError::Unavailable { .. })), "{one:?}");
+    assert!(matches!(two, Err(AskError::Unavailable { .. })), "{two:?}");
+    assert_eq!((neighbour, events().await), (Ok(Reply::Total(2)), 3));
+    assert_eq!(*node.fate().borrow(), Fate::Living, "the rest of the node goes on");
+    // As soon as the node knows, its activation answers no read either.
+    let epoch = node.runtime.slots.owned(slot).epoch + 1;
+    node.runtime.slots.learn(slot, Owned { owner: Some(i64::MAX), epoch }, 0);
+    let read = ask(&node, "a", Command::Get, Meta::runtime()).await;
+    assert!(read.is_err(), "{read:?}");
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
