@@ -106,7 +106,7 @@ struct Controls {
 impl Control for Controls {
     fn receive(&self, from: i64, message: Vec<u8>) {
         match message.split_first() {
-            Some((&control::PING, _)) => self.pulses.heard(from),
+            Some((&control::PING, _)) => self.pulses.heard(from, boottime_ms()),
             Some((&control::TOPICS, rest)) => self.fanout.receive(from, rest),
             // Of a later release.
             _ => {}
@@ -215,7 +215,7 @@ impl Membership {
         known.sight.link(&event);
         match event {
             LinkEvent::Up { peer } => {
-                known.pulses.up(peer);
+                known.pulses.up(peer, boottime_ms());
                 known.fanout.link_up(peer);
             }
             LinkEvent::Down { peer, .. } => self.router.link_down(peer),

@@ -49,26 +49,34 @@ pub struct Slots {
     me: i64,
     slots: Arc<[Slot]>,
     changed: Arc<watch::Sender<u64>>,
+    /// Read only for a slot that waits.
+    now_ms: fn() -> i64,
 }
 
 impl Slots {
     /// Nothing is known yet.
     pub fn unknown(me: i64) -> Self {
-        Self::filled(me, NOBODY, 0)
+        Self::on_clock(me, SLOTS, boottime_ms)
     }
 
     /// All slots are this node's, claimed together: a node without a cluster.
     pub fn all_mine(me: i64, epoch: i64) -> Self {
-        Self::filled(me, me, epoch)
+        Self::filled(me, SLOTS, boottime_ms, me, epoch)
     }
 
-    fn filled(me: i64, owner: i64, epoch: i64) -> Self {
+    /// Nothing is known yet. Simulations have fewer slots, and a time of their own.
+    pub fn on_clock(me: i64, count: u16, now_ms: fn() -> i64) -> Self {
+        Self::filled(me, count, now_ms, NOBODY, 0)
+    }
+
+    fn filled(me: i64, count: u16, now_ms: fn() -> i64, owner: i64, epoch: i64) -> Self {
         let slot = |_| Slot {
             owner: AtomicI64::new(owner),
             epoch: AtomicI64::new(epoch),
             opens_at_ms: AtomicI64::new(0),
         };
-        Self { me, slots: (0..SLOTS).map(slot).collect(), changed: Arc::new(watch::Sender::new(0)) }
+        let changed = Arc::new(watch::Sender::new(0));
+        Self { me, slots: (0..count).map(slot).collect(), changed, now_ms }
     }
 
     pub fn me(&self) -> i64 {
@@ -85,7 +93,7 @@ impl Slots {
             _ => match slot.opens_at_ms.load(Ordering::Acquire) {
                 0 => Place::Here { epoch },
                 SEALED => Place::Nowhere,
-                at if boottime_ms() < at => Place::Nowhere,
+                at if (self.now_ms)() < at => Place::Nowhere,
                 _ => Place::Here { epoch },
             },
         }
@@ -127,7 +135,7 @@ impl Slots {
         entry.opens_at_ms.store(SEALED, Ordering::Release);
         entry.epoch.store(row.epoch, Ordering::Release);
         entry.owner.store(owner, Ordering::Release);
-        let opens = if wait_ms > 0 { boottime_ms() + wait_ms } else { 0 };
+        let opens = if wait_ms > 0 { (self.now_ms)() + wait_ms } else { 0 };
         entry.opens_at_ms.store(opens, Ordering::Release);
     }
 
