@@ -317,35 +317,48 @@ impl Membership {
         let slots = &self.runtime.slots;
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
         let share = known.sight.share(&owned);
+        let mut done = true;
         if !share.claims.is_empty() {
-            for (slot, epoch) in members::claim(&self.pool, self.me(), &share.claims).await? {
+            let claimed = members::claim(&self.pool, self.me(), &share.claims).await?;
+            // Somebody was quicker, or the store has not heard of this node for too long: then it tries again.
+            done &= claimed.len() == share.claims.len();
+            for (slot, epoch) in claimed {
                 // Whoever had it before may be dead, and believe for a while that it is not. Nobody had the first epoch.
                 let wait_ms = if epoch == 1 { 0 } else { self.wait_ms() };
                 slots.learn(slot, Owned { owner: Some(self.me()), epoch }, wait_ms);
             }
             slots.announce();
         }
+        let mut more = share.more;
         for (to, leaving) in share.moves {
-            self.hand_over(known, to, leaving).await?;
+            let wanted = leaving.len();
+            // What waits is handed over once it serves.
+            let sealed: Vec<_> =
+                leaving.into_iter().filter(|(slot, _)| slots.seal(*slot)).collect();
+            more |= sealed.len() < wanted;
+            if sealed.is_empty() {
+                tokio::time::sleep(PACE).await;
+                continue;
+            }
+            self.hand_over(known, to, sealed).await?;
             known.sight.gave(to);
         }
-        if !share.more {
+        if done && !more {
             known.planned = versions;
         }
-        Ok(share.more)
+        Ok(more)
     }
 
-    /// Seal, finish, flush, release: the next owner starts the entities with their first commands.
+    /// Finish, flush, release what is sealed: the next owner starts the entities with their first commands.
     async fn hand_over(
         &self,
         known: &mut Known,
         to: i64,
-        leaving: Vec<(u16, i64)>,
+        sealed: Vec<(u16, i64)>,
     ) -> Result<(), sqlx::Error> {
         let slots = &self.runtime.slots;
-        let set: HashSet<u16> = leaving.iter().map(|(slot, _)| *slot).collect();
-        known.unsure = leaving;
-        set.iter().for_each(|slot| slots.seal(*slot));
+        let set: HashSet<u16> = sealed.iter().map(|(slot, _)| *slot).collect();
+        known.unsure = sealed;
         let finished = async {
             let mut pause = Duration::from_millis(2);
             while self.registry.retire(&|slot| set.contains(&slot)) > 0 {

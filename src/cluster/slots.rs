@@ -139,9 +139,16 @@ impl Slots {
         entry.opens_at_ms.store(opens, Ordering::Release);
     }
 
-    /// From now on this node serves nothing of the slot: it is being handed over.
-    pub fn seal(&self, slot: u16) {
-        self.slots[usize::from(slot)].opens_at_ms.store(SEALED, Ordering::Release);
+    /// From now on this node serves nothing of the slot: it is being handed over. False: it waits for a dead owner's
+    /// last reads, and has to wait here, because its next owner would serve it at once.
+    pub fn seal(&self, slot: u16) -> bool {
+        let opens = &self.slots[usize::from(slot)].opens_at_ms;
+        let at = opens.load(Ordering::Acquire);
+        let waits = at != SEALED && at > (self.now_ms)();
+        if !waits {
+            opens.store(SEALED, Ordering::Release);
+        }
+        !waits
     }
 
     /// The hand-over came to nothing.
@@ -175,7 +182,7 @@ mod tests {
         assert!(slots.is_here(0, 2) && !slots.is_here(0, 1));
         // Old news changes nothing; the same news does not open what is sealed.
         slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
-        slots.seal(0);
+        assert!(slots.seal(0) && slots.seal(0));
         slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
         assert_eq!(slots.locate(0), Place::Nowhere);
         slots.unseal(0);
@@ -185,6 +192,9 @@ mod tests {
         assert_eq!(slots.locate(1), Place::Nowhere);
         slots.unseal(1);
         assert_eq!(slots.locate(1), Place::Nowhere, "waiting is not sealing");
+        assert!(!slots.seal(1), "nobody else may serve it before, either");
+        slots.unseal(1);
+        assert_eq!(slots.locate(1), Place::Nowhere, "and it waits on");
         assert_eq!(slots.count_mine(), 2);
     }
 }

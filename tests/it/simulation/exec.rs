@@ -41,6 +41,8 @@ struct Exec {
     free: RefCell<Vec<usize>>,
     processes: RefCell<Vec<Process>>,
     rng: RefCell<SmallRng>,
+    /// By step: a timer that nobody waits for any more.
+    cancelled: RefCell<Vec<bool>>,
 }
 
 thread_local! {
@@ -54,6 +56,7 @@ thread_local! {
         free: RefCell::default(),
         processes: RefCell::default(),
         rng: RefCell::new(SmallRng::seed_from_u64(0)),
+        cancelled: RefCell::default(),
     };
 }
 
@@ -69,6 +72,7 @@ pub fn reset(seed: u64) {
         drop(std::mem::take(&mut *e.tasks.borrow_mut()));
         e.due.borrow_mut().clear();
         e.free.borrow_mut().clear();
+        e.cancelled.borrow_mut().clear();
         e.now.set(0);
         e.steps.set(0);
         *e.processes.borrow_mut() = vec![Process::default()];
@@ -78,6 +82,11 @@ pub fn reset(seed: u64) {
 
 pub fn now() -> i64 {
     EXEC.with(|e| e.now.get())
+}
+
+/// How many there were in this schedule.
+pub fn steps() -> u64 {
+    EXEC.with(|e| e.steps.get())
 }
 
 /// The clock of the lease on the machine whose task runs.
@@ -144,6 +153,10 @@ pub fn kill(process: usize) {
 }
 
 pub fn spawn(process: usize, work: impl Future<Output = ()> + 'static) {
+    spawn_later(0, process, work);
+}
+
+pub fn spawn_later(ms: i64, process: usize, work: impl Future<Output = ()> + 'static) {
     EXEC.with(|e| {
         let task = Some(Task { process, future: Box::pin(work) });
         let mut tasks = e.tasks.borrow_mut();
@@ -157,14 +170,15 @@ pub fn spawn(process: usize, work: impl Future<Output = ()> + 'static) {
                 tasks.len() - 1
             }
         };
-        wake_at(e, e.now.get(), id);
+        wake_at(e, e.now.get() + ms, id);
     });
 }
 
-fn wake_at(e: &Exec, at: i64, task: usize) {
+fn wake_at(e: &Exec, at: i64, task: usize) -> u64 {
     let step = e.steps.get() + 1;
     e.steps.set(step);
     e.due.borrow_mut().push(Reverse((at, step, task)));
+    step
 }
 
 fn wake(task: usize) {
@@ -179,11 +193,14 @@ fn current() -> usize {
 pub fn run(until: i64, mut done: impl FnMut() -> bool) {
     EXEC.with(|e| {
         while !done() {
-            let Some(Reverse((at, _, id))) = e.due.borrow().peek().copied() else { break };
+            let Some(Reverse((at, step, id))) = e.due.borrow().peek().copied() else { break };
             if at > until {
                 break;
             }
             e.due.borrow_mut().pop();
+            if e.cancelled.borrow().get(step as usize).is_some_and(|cancelled| *cancelled) {
+                continue;
+            }
             e.now.set(at);
             let Some(process) =
                 e.tasks.borrow().get(id).and_then(Option::as_ref).map(|task| task.process)
@@ -220,11 +237,11 @@ pub fn run(until: i64, mut done: impl FnMut() -> bool) {
 
 pub struct Sleep {
     until: i64,
-    armed: bool,
+    step: Option<u64>,
 }
 
 pub fn sleep(ms: i64) -> Sleep {
-    Sleep { until: now() + ms, armed: false }
+    Sleep { until: now() + ms, step: None }
 }
 
 impl Future for Sleep {
@@ -232,13 +249,26 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
         if now() >= self.until {
+            self.step = None;
             return Poll::Ready(());
         }
-        if !self.armed {
-            self.armed = true;
-            EXEC.with(|e| wake_at(e, self.until, e.current.get()));
+        if self.step.is_none() {
+            self.step = Some(EXEC.with(|e| wake_at(e, self.until, e.current.get())));
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(step) = self.step {
+            EXEC.with(|e| {
+                let mut cancelled = e.cancelled.borrow_mut();
+                let len = cancelled.len().max(step as usize + 1);
+                cancelled.resize(len, false);
+                cancelled[step as usize] = true;
+            });
+        }
     }
 }
 
@@ -298,6 +328,14 @@ impl<T> Queue<T> {
         self.0.1.ring();
     }
 
+    /// Its reader, which waits already, hears of it later.
+    pub fn push_later(&self, ms: i64, item: T) {
+        self.0.0.borrow_mut().push_back(item);
+        if let Some(task) = self.0.1.0.1.take() {
+            EXEC.with(|e| wake_at(e, e.now.get() + ms, task));
+        }
+    }
+
     pub fn try_pop(&self) -> Option<T> {
         self.0.0.borrow_mut().pop_front()
     }
@@ -307,11 +345,13 @@ impl<T> Queue<T> {
     }
 
     pub async fn pop(&self) -> T {
-        loop {
-            if let Some(item) = self.try_pop() {
-                return item;
+        poll_fn(|_| match self.try_pop() {
+            Some(item) => Poll::Ready(item),
+            None => {
+                self.0.1.0.1.set(Some(current()));
+                Poll::Pending
             }
-            self.0.1.rung().await;
-        }
+        })
+        .await
     }
 }

@@ -37,6 +37,7 @@ const RECOVERY_MS: i64 = 16_000;
 
 struct Outcome {
     wrong: Option<String>,
+    steps: u64,
     reads: u64,
     writes: u64,
     log: Vec<String>,
@@ -47,6 +48,7 @@ fn schedule(seed: u64, broken: &'static str, logs: bool) -> Outcome {
     let world = World::new(broken, logs);
     let nodes = between(3, 5) as usize;
     world.faults.borrow_mut().slow_ms = if one_in(3) { between(3, 200) } else { 0 };
+    world.faults.borrow_mut().slow_loads = one_in(4);
     for name in 0..nodes {
         let (world, delay) = (world.clone(), between(0, if one_in(2) { 200 } else { 8_000 }));
         spawn(WORLD, async move {
@@ -69,31 +71,35 @@ fn schedule(seed: u64, broken: &'static str, logs: bool) -> Outcome {
         world.wrong(format!("nothing is wrong any more, and it does not recover: {}", state(&world)));
     }
     let (reads, writes) = world.answered.get();
-    let outcome = Outcome { wrong: world.went_wrong(), reads, writes, log: world.log() };
+    let outcome = Outcome {
+        wrong: world.went_wrong(),
+        steps: exec::steps(),
+        reads,
+        writes,
+        log: world.log(),
+    };
     exec::reset(0);
     outcome
 }
 
-/// Commands from everywhere, also to nodes that are declared dead and do not know it.
+/// Commands from everywhere, also to nodes that are declared dead and do not know it. Most of them where a slot has just
+/// changed hands: writes, and reads at every node that may believe that it is the one.
 async fn commands(world: Rc<World>) {
-    let pause = between(20, 160);
     loop {
-        sleep(between(0, 2 * pause)).await;
-        let slot = between(0, i64::from(SLOTS) / if one_in(2) { 1 } else { 5 } - 1) as u16;
-        let id = (!one_in(3)).then(|| world.new_id());
-        let ask = Ask { slot, id, known: world.known(slot) };
+        let hot = world.hot_slot().filter(|_| !one_in(4));
+        sleep(if hot.is_some() { between(5, 80) } else { between(50, 500) }).await;
+        let slot = hot.unwrap_or_else(|| between(0, i64::from(SLOTS) - 1) as u16);
+        let write = Ask { slot, id: Some(world.new_id()), known: world.known(slot) };
         // A command with an id may be sent again, and counts once.
-        for _ in 0..if id.is_some() && one_in(10) { 2 } else { 1 } {
+        for _ in 0..if one_in(10) { 2 } else { 1 } {
             if let Some(life) = world.any_running() {
-                spawn(life.process, life.clone().route(world.clone(), ask));
+                spawn(life.process, life.clone().route(world.clone(), write));
             }
         }
-        // A read at each node that believes it may answer is what a stale one would show in.
-        if one_in(4) {
-            for life in world.running() {
-                let ask = Ask { slot, id: None, known: world.known(slot) };
-                spawn(life.process, life.clone().route(world.clone(), ask));
-            }
+        let read = Ask { id: None, ..write };
+        let everywhere = hot.is_some() && one_in(2);
+        for life in world.running().into_iter().filter(|_| everywhere || one_in(4)) {
+            spawn(life.process, life.clone().route(world.clone(), read));
         }
     }
 }
@@ -149,14 +155,18 @@ async fn trouble(world: Rc<World>, nodes: usize) {
             }
             7 => life.drain(&world, between(100, 3_000)),
             _ if one_in(2) => spawn(WORLD, async move {
+                if one_in(2) {
+                    // It does not hear of its end.
+                    w.faults.borrow_mut().store.insert(name, (true, true));
+                }
                 let evicting = w.evict(OPERATOR, None, life.me, Evidence::Operator);
                 timeout(5_000, evicting).await;
+                sleep(for_ms).await;
+                w.faults.borrow_mut().store.remove(&name);
             }),
             _ => spawn(WORLD, async move {
                 let draining = w.set_state(OPERATOR, life.me, State::Draining);
-                if let Some(Ok(())) = timeout(5_000, draining).await {
-                    life.drain(&w, between(100, 3_000));
-                }
+                timeout(5_000, draining).await;
             }),
         }
     }
@@ -258,6 +268,7 @@ fn state(world: &World) -> String {
 struct Sum {
     wrong: u64,
     first: Option<(u64, String)>,
+    steps: u64,
     reads: u64,
     writes: u64,
 }
@@ -276,6 +287,7 @@ fn schedules(seeds: std::ops::Range<u64>, broken: &'static str, enough: u64) -> 
                     let one = || schedule(seed, broken, false);
                     let outcome = catch_unwind(one).unwrap_or_else(|_| panic!("PROXIE_SEED={seed}"));
                     let mut sum = sum.lock().unwrap();
+                    sum.steps += outcome.steps;
                     sum.reads += outcome.reads;
                     sum.writes += outcome.writes;
                     if let Some(wrong) = outcome.wrong {
@@ -308,8 +320,9 @@ fn every_schedule_keeps_every_promise() {
     let count = number("PROXIE_SCHEDULES").unwrap_or(SCHEDULES);
     let sum = schedules(0..count, broken, 1_000_000);
     println!(
-        "{count} schedules in {:?}: {} reads and {} writes were answered, {} went wrong",
+        "{count} schedules in {:?}, {} steps: {} reads and {} writes were answered, {} went wrong",
         began.elapsed(),
+        sum.steps,
         sum.reads,
         sum.writes,
         sum.wrong

@@ -193,6 +193,10 @@ impl Life {
         let more = self.place(world, known).await?;
         let state = known.sight.state();
         self.state.set(state);
+        if state == Some(State::Draining) && !self.leaving.get() {
+            // An operator wants it to.
+            self.clone().drain(world, between(100, 3_000));
+        }
         let drains = state == Some(State::Draining) && known.sight.has_takers();
         self.owes_slots
             .set(state == Some(State::Active) || (drains && self.slots.count_mine() > 0));
@@ -256,20 +260,33 @@ impl Life {
         }
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| self.slots.owned(slot)).collect();
         let share = known.sight.share(&owned);
+        let mut done = true;
         if !share.claims.is_empty() {
-            for (slot, epoch) in world.claim(self.name, self.me, share.claims).await? {
+            let wanted = share.claims.len();
+            let claimed = world.claim(self.name, self.me, share.claims).await?;
+            done &= claimed.len() == wanted || world.breaks("a refused claim is not tried again");
+            for (slot, epoch) in claimed {
                 let wait_ms = if epoch == 1 { 0 } else { self.wait_ms(world) };
                 self.slots.learn(slot, Owned { owner: Some(self.me), epoch }, wait_ms);
             }
         }
+        let mut more = share.more;
         for (to, leaving) in share.moves {
-            self.hand_over(world, known, to, leaving).await?;
+            let wanted = leaving.len();
+            let waits = |slot| !self.slots.seal(slot) && !world.breaks("hand-over while it waits");
+            let sealed: Vec<_> = leaving.into_iter().filter(|(slot, _)| !waits(*slot)).collect();
+            more |= sealed.len() < wanted;
+            if sealed.is_empty() {
+                sleep(PACE_MS).await;
+                continue;
+            }
+            self.hand_over(world, known, to, sealed).await?;
             known.sight.gave(to);
         }
-        if !share.more {
+        if done && !more {
             known.planned = versions;
         }
-        Ok(share.more)
+        Ok(more)
     }
 
     async fn hand_over(
@@ -277,11 +294,10 @@ impl Life {
         world: &Rc<World>,
         known: &mut Known,
         to: i64,
-        leaving: Vec<(u16, i64)>,
+        sealed: Vec<(u16, i64)>,
     ) -> Result<(), Lost> {
-        let set: BTreeSet<u16> = leaving.iter().map(|(slot, _)| *slot).collect();
-        known.unsure = leaving;
-        set.iter().for_each(|slot| self.slots.seal(*slot));
+        let set: BTreeSet<u16> = sealed.iter().map(|(slot, _)| *slot).collect();
+        known.unsure = sealed;
         let finished = async {
             let mut pause = 2;
             while self.retire(&set) > 0 {
@@ -290,7 +306,7 @@ impl Life {
             }
         };
         timeout(FINISH_MS, finished).await;
-        while !self.is_flushed() {
+        while !self.is_flushed() && !world.breaks("hand-over without flush") {
             sleep(5).await;
         }
         let moved = world.hand_over(self.name, self.me, to, known.unsure.clone()).await;

@@ -273,6 +273,9 @@ impl World {
             }
             Change::Owner(slot, row) => {
                 self.note(|| format!("store: slot {slot} of {:?}, epoch {}", row.owner, row.epoch));
+                if self.hot_slot().is_none() || one_in(4) {
+                    self.heat(slot);
+                }
                 store.slots[usize::from(slot)] = row;
             }
             Change::Dead(incarnation, by) => {
@@ -662,8 +665,9 @@ impl World {
                 let journal = &world.store.borrow().journal[usize::from(slot)];
                 (journal.len(), journal.last().copied().unwrap_or(0))
             };
-            if one_in(20) && !world.faults.borrow().healed {
-                sleep(between(50, 4_000)).await;
+            let (slow, healed) = (world.faults.borrow().slow_loads, world.faults.borrow().healed);
+            if one_in(if slow { 2 } else { 20 }) && !healed {
+                sleep(between(50, if slow { 8_000 } else { 2_000 })).await;
             }
             head
         })

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use proxie::cluster::transport::{DownCause, LinkEvent};
 
-use super::exec::{self, WORLD, between, now, one_in, pick, sleep, spawn};
+use super::exec::{self, WORLD, between, now, one_in, pick, sleep, spawn, spawn_later};
 use super::node::Life;
 use super::store::{SLOTS, Store};
 
@@ -33,6 +33,8 @@ pub struct Faults {
     pub refuses_until: i64,
     /// Everything takes up to this long.
     pub slow_ms: i64,
+    /// Many loads take seconds.
+    pub slow_loads: bool,
 }
 
 impl Faults {
@@ -54,6 +56,7 @@ pub struct World {
     seen: RefCell<Vec<usize>>,
     pub answered: Cell<(u64, u64)>,
     next_id: Cell<u64>,
+    hot: Cell<(u16, i64)>,
     wrong: RefCell<Option<String>>,
     /// The rule that is broken on purpose.
     broken: &'static str,
@@ -69,6 +72,7 @@ impl World {
             seen: RefCell::new(vec![0; usize::from(SLOTS)]),
             answered: Cell::default(),
             next_id: Cell::new(1),
+            hot: Cell::default(),
             wrong: RefCell::default(),
             broken,
             log: logs.then(RefCell::default),
@@ -76,7 +80,17 @@ impl World {
     }
 
     pub fn breaks(&self, rule: &str) -> bool {
-        self.broken == rule
+        !self.broken.is_empty() && self.broken.split(" + ").any(|broken| broken == rule)
+    }
+
+    /// Commands go where something changes hands.
+    pub fn heat(&self, slot: u16) {
+        self.hot.set((slot, now() + 1_500));
+    }
+
+    pub fn hot_slot(&self) -> Option<u16> {
+        let (slot, until) = self.hot.get();
+        (now() < until).then_some(slot)
     }
 
     pub fn note(&self, what: impl FnOnce() -> String) {
@@ -120,19 +134,17 @@ impl World {
     ) -> Result<T, Lost> {
         let answer = exec::Queue::default();
         let (world, asked) = (self.clone(), answer.clone());
-        spawn(WORLD, async move {
-            sleep(world.latency()).await;
+        spawn_later(self.latency(), WORLD, async move {
             let answer = match world.arrives(from, |(requests, _)| requests).await {
                 false => Err(Lost),
                 true => {
                     let value = work.await;
-                    sleep(world.latency()).await;
                     let arrives = world.arrives(from, |(_, answers)| answers).await;
                     arrives.then_some(value).ok_or(Lost)
                 }
             };
             if answer.is_ok() || one_in(2) {
-                asked.push(answer);
+                asked.push_later(world.latency(), answer);
             } else {
                 // The connection is dead, and nothing says so.
                 pending::<()>().await;
@@ -149,7 +161,8 @@ impl World {
                 let is_cut = faults.store.get(&from).is_some_and(|store| cut(*store));
                 (is_cut, faults.hangs_until > now(), faults.refuses_until > now())
             };
-            if refuses || (is_cut && !one_in(4)) {
+            let resets = !self.faults.borrow().healed && one_in(300);
+            if refuses || resets || (is_cut && !one_in(4)) {
                 return false;
             }
             if !is_cut && !hangs {
