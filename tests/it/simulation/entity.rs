@@ -145,7 +145,7 @@ impl Life {
                     item.finish(Ending::Unavailable);
                     continue;
                 }
-                match timeout(3_000, world.settle(self.name, self.me, batch)).await {
+                match timeout(3_000, world.settle(self.name, self.me, batch, 0)).await {
                     Some(Ok(Some(_))) => {
                         batch += 1;
                         self.lane_is_up.set(true);
@@ -177,7 +177,7 @@ impl Life {
                 _ => {}
             }
             loop {
-                match timeout(3_000, world.settle(self.name, self.me, *batch)).await {
+                match timeout(3_000, world.settle(self.name, self.me, *batch, rows.len())).await {
                     Some(Ok(Some(Some(results)))) => break 'written Some(results),
                     Some(Ok(Some(None))) => break,
                     Some(Ok(None)) => {

@@ -19,7 +19,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 
-use proxie::cluster::slots::Place;
 use proxie::persistence::members::{Evidence, State};
 
 use entity::Ask;
@@ -49,6 +48,7 @@ fn schedule(seed: u64, broken: &'static str, logs: bool) -> Outcome {
     let nodes = between(3, 5) as usize;
     world.faults.borrow_mut().slow_ms = if one_in(3) { between(3, 200) } else { 0 };
     world.faults.borrow_mut().slow_loads = one_in(4);
+    world.faults.borrow_mut().flaky = one_in(4);
     for name in 0..nodes {
         let (world, delay) = (world.clone(), between(0, if one_in(2) { 200 } else { 8_000 }));
         spawn(WORLD, async move {
@@ -58,6 +58,7 @@ fn schedule(seed: u64, broken: &'static str, logs: bool) -> Outcome {
     }
     spawn(WORLD, commands(world.clone()));
     if one_in(8) {
+        world.faults.borrow_mut().single = true;
         one_failure(&world);
     } else {
         spawn(WORLD, trouble(world.clone(), nodes));
@@ -243,6 +244,7 @@ async fn watch(world: Rc<World>, good: Rc<Cell<bool>>, nodes: usize) {
         let (reads, writes) = world.answered.get();
         let grew = heads.iter().zip(self::heads(&world)).all(|(old, new)| old + lives.len() <= new);
         let asked = lives.len() as u64 * u64::from(SLOTS);
+        world.note(|| format!("asked everywhere: {heads:?}, then {:?}", self::heads(&world)));
         if grew && writes >= before.1 + asked && reads >= before.0 + asked {
             good.set(true);
         }
@@ -257,10 +259,11 @@ fn heads(world: &World) -> Vec<usize> {
 fn state(world: &World) -> String {
     let owners: Vec<_> = world.store.borrow().slots.iter().map(|slot| slot.owner).collect();
     let nodes = world.running().into_iter().map(|life| {
-        let here = |slot: &u16| matches!(life.slots.locate(*slot), Place::Here { .. });
-        (life.me, life.state.get(), (0..SLOTS).filter(here).count())
+        let live = life.activations.borrow().len();
+        (life.me, life.state.get(), live, life.lane_is_up.get(), life.lane_is_idle.get())
     });
-    format!("nodes {:?}, owners {owners:?}", nodes.collect::<Vec<_>>())
+    let locks = world.store.borrow().locks();
+    format!("nodes {:?}, owners {owners:?}, {locks}", nodes.collect::<Vec<_>>())
 }
 
 /// What came out of many schedules: how many went wrong, and the first of them.

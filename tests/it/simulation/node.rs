@@ -298,9 +298,10 @@ impl Life {
     ) -> Result<(), Lost> {
         let set: BTreeSet<u16> = sealed.iter().map(|(slot, _)| *slot).collect();
         known.unsure = sealed;
+        world.note(|| format!("{} hands {:?} over to {to}", self.me, known.unsure));
         let finished = async {
             let mut pause = 2;
-            while self.retire(&set) > 0 {
+            while !world.breaks("hand-over without retiring") && self.retire(&set) > 0 {
                 sleep(pause).await;
                 pause = (pause * 2).min(20);
             }
@@ -328,6 +329,7 @@ impl Life {
 
     async fn resolve(&self, world: &Rc<World>, known: &mut Known) -> Result<(), Lost> {
         let mine = world.still_owned(self.name, self.me, known.unsure.clone()).await?;
+        world.note(|| format!("{} still has {mine:?}", self.me));
         known.slots_version = -1;
         mine.iter().for_each(|slot| self.slots.unseal(*slot));
         known.unsure.clear();

@@ -24,6 +24,8 @@ pub const OPERATOR: usize = usize::MAX;
 pub struct Faults {
     /// Everything is well from now on.
     pub healed: bool,
+    /// Nothing happens by itself: there is one failure.
+    pub single: bool,
     /// Between two nodes nothing gets through; `true`: dials are answered with a refusal all the same.
     pub apart: BTreeMap<(usize, usize), bool>,
     /// From a node to the store: requests, answers.
@@ -33,6 +35,8 @@ pub struct Faults {
     pub refuses_until: i64,
     /// Everything takes up to this long.
     pub slow_ms: i64,
+    /// Connections to the store break all the time.
+    pub flaky: bool,
     /// Many loads take seconds.
     pub slow_loads: bool,
 }
@@ -153,6 +157,12 @@ impl World {
         answer.pop().await
     }
 
+    /// Connections break now and then.
+    fn loses(&self) -> bool {
+        let (healed, flaky) = (self.faults.borrow().healed, self.faults.borrow().flaky);
+        !healed && one_in(if flaky { 25 } else { 300 })
+    }
+
     /// Waits out what only delays.
     async fn arrives(&self, from: usize, cut: impl Fn((bool, bool)) -> bool) -> bool {
         loop {
@@ -161,7 +171,7 @@ impl World {
                 let is_cut = faults.store.get(&from).is_some_and(|store| cut(*store));
                 (is_cut, faults.hangs_until > now(), faults.refuses_until > now())
             };
-            let resets = !self.faults.borrow().healed && one_in(300);
+            let resets = self.loses();
             if refuses || resets || (is_cut && !one_in(4)) {
                 return false;
             }
@@ -257,6 +267,27 @@ impl World {
                 sleep((until - now()).min(500)).await;
             }
             Life::start(world, name).await;
+        });
+    }
+
+    /// A change of slots or members begins: a good moment for trouble.
+    pub fn aim(self: &Rc<Self>, name: usize) {
+        let (healed, single) = (self.faults.borrow().healed, self.faults.borrow().single);
+        if healed || single || name == OPERATOR || !one_in(25) {
+            return;
+        }
+        let (world, delay, for_ms) = (self.clone(), between(0, 12), between(100, 3_000));
+        let (stops, requests) = (one_in(3), one_in(2));
+        spawn(WORLD, async move {
+            sleep(delay).await;
+            let Some(life) = world.lives.borrow().get(&name).cloned() else { return };
+            if stops {
+                return world.stop(&life, for_ms * if one_in(4) { 5 } else { 1 });
+            }
+            world.note(|| format!("node {name} and the store: cut, {requests}, {for_ms} ms"));
+            world.faults.borrow_mut().store.insert(name, (requests, true));
+            sleep(for_ms).await;
+            world.faults.borrow_mut().store.remove(&name);
         });
     }
 
