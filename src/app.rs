@@ -7,6 +7,6 @@ mod demo;
 mod matching;
 pub mod member;
 pub mod node;
-mod pulses;
+pub mod pulses;
 mod seed;
 pub mod sight;

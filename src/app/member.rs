@@ -111,7 +111,7 @@ struct Controls {
 impl Control for Controls {
     fn receive(&self, from: i64, message: Vec<u8>) {
         match message.split_first() {
-            Some((&control::PING, _)) => self.pulses.heard(from),
+            Some((&control::PING, _)) => self.pulses.heard(from, boottime_ms()),
             Some((&control::TOPICS, rest)) => self.fanout.receive(from, rest),
             // Of a later release.
             _ => {}
@@ -220,7 +220,7 @@ impl Membership {
         known.sight.link(&event);
         match event {
             LinkEvent::Up { peer } => {
-                known.pulses.up(peer);
+                known.pulses.up(peer, boottime_ms());
                 known.fanout.link_up(peer);
             }
             LinkEvent::Down { peer, .. } => self.router.link_down(peer),
@@ -323,8 +323,11 @@ impl Membership {
         let slots = &self.runtime.slots;
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
         let share = known.sight.share(&owned);
+        let mut done = true;
         if !share.claims.is_empty() {
             let taken = members::claim(&self.pool, self.me(), &share.claims).await?;
+            // Somebody was quicker, or the store has not heard of this node for too long: then it tries again.
+            done &= taken.len() == share.claims.len();
             for (slot, epoch) in &taken {
                 // Whoever had it before may be dead, and believe for a while that it is not. Nobody had the first epoch.
                 let wait_ms = if *epoch == 1 { 0 } else { self.wait_ms() };
@@ -336,28 +339,37 @@ impl Membership {
                 metrics::histogram!("proxie_takeover_seconds").record(took_ms as f64 / 1_000.0);
             }
         }
+        let mut more = share.more;
         for (to, leaving) in share.moves {
-            self.hand_over(known, to, leaving).await?;
+            let wanted = leaving.len();
+            // What waits is handed over once it serves.
+            let sealed: Vec<_> =
+                leaving.into_iter().filter(|(slot, _)| slots.seal(*slot)).collect();
+            more |= sealed.len() < wanted;
+            if sealed.is_empty() {
+                tokio::time::sleep(PACE).await;
+                continue;
+            }
+            self.hand_over(known, to, sealed).await?;
             known.sight.gave(to);
         }
-        if !share.more {
+        if done && !more {
             known.planned = versions;
         }
-        Ok(share.more)
+        Ok(more)
     }
 
-    /// Seal, finish, flush, release: the next owner starts the entities with their first commands.
+    /// Finish, flush, release what is sealed: the next owner starts the entities with their first commands.
     async fn hand_over(
         &self,
         known: &mut Known,
         to: i64,
-        leaving: Vec<(u16, i64)>,
+        sealed: Vec<(u16, i64)>,
     ) -> Result<(), sqlx::Error> {
         let began = Instant::now();
         let slots = &self.runtime.slots;
-        let set: HashSet<u16> = leaving.iter().map(|(slot, _)| *slot).collect();
-        known.unsure = leaving;
-        set.iter().for_each(|slot| slots.seal(*slot));
+        let set: HashSet<u16> = sealed.iter().map(|(slot, _)| *slot).collect();
+        known.unsure = sealed;
         let finished = async {
             let mut pause = Duration::from_millis(2);
             while self.registry.retire(&|slot| set.contains(&slot)) > 0 {

@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_millis(300);
 /// A heartbeat of this node's own that is so late says that it was stopped, or starved.
 const ASLEEP_MS: i64 = 900;
 
-/// What is heard of each linked peer.
+/// What is heard of each linked peer. Times are milliseconds on the clock of the lease.
 #[derive(Default)]
 pub struct Pulses {
     peers: DashMap<i64, Pulse>,
@@ -26,17 +26,17 @@ pub struct Pulses {
 }
 
 impl Pulses {
-    pub fn up(&self, peer: i64) {
-        self.peers.insert(peer, Pulse::new(boottime_ms(), INTERVAL.as_millis() as i64));
+    pub fn up(&self, peer: i64, now_ms: i64) {
+        self.peers.insert(peer, Pulse::new(now_ms, INTERVAL.as_millis() as i64));
     }
 
     pub fn forget(&self, peer: i64) {
         self.peers.remove(&peer);
     }
 
-    pub fn heard(&self, peer: i64) {
+    pub fn heard(&self, peer: i64, now_ms: i64) {
         if let Some(mut pulse) = self.peers.get_mut(&peer) {
-            pulse.heard(boottime_ms());
+            pulse.heard(now_ms);
         }
     }
 
@@ -51,12 +51,12 @@ impl Pulses {
         now_ms - self.sent_ms.load(Ordering::Acquire) < ASLEEP_MS
     }
 
-    fn tick(&self) {
-        let now = boottime_ms();
-        if !self.is_awake(now) {
-            self.peers.iter_mut().for_each(|mut pulse| pulse.forgive(now));
+    /// This node sends its own.
+    pub fn tick(&self, now_ms: i64) {
+        if !self.is_awake(now_ms) {
+            self.peers.iter_mut().for_each(|mut pulse| pulse.forgive(now_ms));
         }
-        self.sent_ms.store(now, Ordering::Release);
+        self.sent_ms.store(now_ms, Ordering::Release);
     }
 }
 
@@ -65,7 +65,7 @@ pub async fn ping(router: Router, pulses: Arc<Pulses>, beats: watch::Receiver<Be
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        pulses.tick();
+        pulses.tick(boottime_ms());
         let peers: Vec<i64> =
             beats.borrow().members.iter().map(|member| member.incarnation).collect();
         for peer in peers {

@@ -17,11 +17,18 @@ pub struct Lease {
     incarnation: i64,
     fresh_until_ms: Arc<AtomicI64>,
     read_ttl_ms: i64,
+    now_ms: fn() -> i64,
 }
 
 impl Lease {
     pub fn new(incarnation: i64, read_ttl_ms: i64) -> Self {
-        Self { incarnation, fresh_until_ms: Arc::new(AtomicI64::new(i64::MIN)), read_ttl_ms }
+        Self::on_clock(incarnation, read_ttl_ms, boottime_ms)
+    }
+
+    /// For simulations, which have a time of their own.
+    pub fn on_clock(incarnation: i64, read_ttl_ms: i64, now_ms: fn() -> i64) -> Self {
+        let fresh_until_ms = Arc::new(AtomicI64::new(i64::MIN));
+        Self { incarnation, fresh_until_ms, read_ttl_ms, now_ms }
     }
 
     pub fn incarnation(&self) -> i64 {
@@ -40,6 +47,6 @@ impl Lease {
 
     /// This node may answer without a commit.
     pub fn is_fresh(&self) -> bool {
-        boottime_ms() < self.fresh_until_ms.load(Ordering::Acquire)
+        (self.now_ms)() < self.fresh_until_ms.load(Ordering::Acquire)
     }
 }

@@ -49,26 +49,34 @@ pub struct Slots {
     me: i64,
     slots: Arc<[Slot]>,
     changed: Arc<watch::Sender<u64>>,
+    /// Read only for a slot that waits.
+    now_ms: fn() -> i64,
 }
 
 impl Slots {
     /// Nothing is known yet.
     pub fn unknown(me: i64) -> Self {
-        Self::filled(me, NOBODY, 0)
+        Self::on_clock(me, SLOTS, boottime_ms)
     }
 
     /// All slots are this node's, claimed together: a node without a cluster.
     pub fn all_mine(me: i64, epoch: i64) -> Self {
-        Self::filled(me, me, epoch)
+        Self::filled(me, SLOTS, boottime_ms, me, epoch)
     }
 
-    fn filled(me: i64, owner: i64, epoch: i64) -> Self {
+    /// Nothing is known yet. Simulations have fewer slots, and a time of their own.
+    pub fn on_clock(me: i64, count: u16, now_ms: fn() -> i64) -> Self {
+        Self::filled(me, count, now_ms, NOBODY, 0)
+    }
+
+    fn filled(me: i64, count: u16, now_ms: fn() -> i64, owner: i64, epoch: i64) -> Self {
         let slot = |_| Slot {
             owner: AtomicI64::new(owner),
             epoch: AtomicI64::new(epoch),
             opens_at_ms: AtomicI64::new(0),
         };
-        Self { me, slots: (0..SLOTS).map(slot).collect(), changed: Arc::new(watch::Sender::new(0)) }
+        let changed = Arc::new(watch::Sender::new(0));
+        Self { me, slots: (0..count).map(slot).collect(), changed, now_ms }
     }
 
     pub fn me(&self) -> i64 {
@@ -85,7 +93,7 @@ impl Slots {
             _ => match slot.opens_at_ms.load(Ordering::Acquire) {
                 0 => Place::Here { epoch },
                 SEALED => Place::Nowhere,
-                at if boottime_ms() < at => Place::Nowhere,
+                at if (self.now_ms)() < at => Place::Nowhere,
                 _ => Place::Here { epoch },
             },
         }
@@ -127,13 +135,20 @@ impl Slots {
         entry.opens_at_ms.store(SEALED, Ordering::Release);
         entry.epoch.store(row.epoch, Ordering::Release);
         entry.owner.store(owner, Ordering::Release);
-        let opens = if wait_ms > 0 { boottime_ms() + wait_ms } else { 0 };
+        let opens = if wait_ms > 0 { (self.now_ms)() + wait_ms } else { 0 };
         entry.opens_at_ms.store(opens, Ordering::Release);
     }
 
-    /// From now on this node serves nothing of the slot: it is being handed over.
-    pub fn seal(&self, slot: u16) {
-        self.slots[usize::from(slot)].opens_at_ms.store(SEALED, Ordering::Release);
+    /// From now on this node serves nothing of the slot: it is being handed over. False: it waits for a dead owner's
+    /// last reads, and has to wait here, because its next owner would serve it at once.
+    pub fn seal(&self, slot: u16) -> bool {
+        let opens = &self.slots[usize::from(slot)].opens_at_ms;
+        let at = opens.load(Ordering::Acquire);
+        let waits = at != SEALED && at > (self.now_ms)();
+        if !waits {
+            opens.store(SEALED, Ordering::Release);
+        }
+        !waits
     }
 
     /// The hand-over came to nothing.
@@ -167,7 +182,7 @@ mod tests {
         assert!(slots.is_here(0, 2) && !slots.is_here(0, 1));
         // Old news changes nothing; the same news does not open what is sealed.
         slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
-        slots.seal(0);
+        assert!(slots.seal(0) && slots.seal(0));
         slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
         assert_eq!(slots.locate(0), Place::Nowhere);
         slots.unseal(0);
@@ -177,6 +192,9 @@ mod tests {
         assert_eq!(slots.locate(1), Place::Nowhere);
         slots.unseal(1);
         assert_eq!(slots.locate(1), Place::Nowhere, "waiting is not sealing");
+        assert!(!slots.seal(1), "nobody else may serve it before, either");
+        slots.unseal(1);
+        assert_eq!(slots.locate(1), Place::Nowhere, "and it waits on");
         assert_eq!(slots.count_mine(), 2);
     }
 }

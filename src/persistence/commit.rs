@@ -380,6 +380,7 @@ fn set_result(
 }
 
 /// How a batch whose answer was lost ended.
+#[derive(Debug, PartialEq, Eq)]
 pub enum Resolution {
     /// It never committed and never will: its number is used up.
     Burned,
@@ -387,6 +388,10 @@ pub enum Resolution {
     /// The lane belongs to no live incarnation any more.
     Fenced,
 }
+
+/// What a lane remembers of a number that was used up without a batch: the answer to that may be lost as well, and
+/// whoever asks again must not take it for a batch of which everything was written.
+const BURNED: &str = r#""burned""#;
 
 /// Runs the fence of batch `batch` once more. Either it takes the number, so that the lost call finds it taken, or it
 /// waits for the row lock that the lost call still holds and then sees how that ended.
@@ -398,11 +403,12 @@ pub async fn resolve(
     items: usize,
 ) -> Result<Resolution, sqlx::Error> {
     let burned = sqlx::query(
-        "update lanes set batch = $3, result = null where incarnation = $1 and lane = $2 and batch = $3 - 1 and live",
+        "update lanes set batch = $3, result = $4::jsonb where incarnation = $1 and lane = $2 and batch = $3 - 1 and live",
     )
     .bind(incarnation)
     .bind(lane)
     .bind(batch)
+    .bind(BURNED)
     .execute(pool)
     .await?
     .rows_affected();
@@ -420,6 +426,9 @@ pub async fn resolve(
         Some(row) if row.get::<bool, _>(1) && row.get::<i64, _>(0) == batch => {
             let mut results = vec![CommitResult::Committed; items];
             if let Some(text) = row.get::<Option<String>, _>(2) {
+                if text == BURNED {
+                    return Ok(Resolution::Burned);
+                }
                 let rows: Vec<(i32, String, Option<i64>, Option<String>)> =
                     serde_json::from_str(&text).map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
                 for (item, status, fingerprint, outcome) in rows {

@@ -57,12 +57,15 @@ pub struct Options {
 pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgPool, StoreError> {
     let connect = connect
         .application_name("proxie")
-        // lock_timeout and the like stay the server's; these two are what durability and bounded waits rest on.
+        // lock_timeout and the like stay the server's; these are what durability and bounded waits rest on.
         .options([
             ("synchronous_commit", "on"),
             ("statement_timeout", "30s"),
             // Else it says at every start that what is there is there.
             ("client_min_messages", "warning"),
+            // A node that is stopped in the middle of a transaction would keep the members' lock, and with it all
+            // others from declaring it dead.
+            ("idle_in_transaction_session_timeout", "2s"),
             // Every statement of the runtime reads by key. Its plans are made while the tables are still small, and
             // kept: without this they would scan a journal that has grown since.
             ("enable_seqscan", "off"),

@@ -1,5 +1,6 @@
 //! Members and slots in the store: what two nodes may do to each other, and what neither may.
 
+use proxie::persistence::commit::{self, Resolution};
 use proxie::persistence::members::{self, Evidence, Member, SlotRow, State};
 use proxie::persistence::membership::NodeInfo;
 use sqlx::postgres::PgPool;
@@ -161,4 +162,17 @@ async fn a_frozen_writer_does_not_hold_up_its_takeover() {
             .await
             .unwrap();
     assert_eq!(batch, 0);
+}
+
+#[tokio::test]
+async fn a_batch_that_was_never_written_is_not_taken_for_one_that_was() {
+    let pool = pool(database().await).await;
+    let a = active(&pool, "a", 5.0).await;
+    // The answer to the first may be lost, too.
+    for _ in 0..2 {
+        let ended = commit::resolve(&pool, a, 0, 1, 3).await.unwrap();
+        assert_eq!(ended, Resolution::Burned);
+    }
+    assert_eq!(commit::resolve(&pool, a, 0, 2, 3).await.unwrap(), Resolution::Burned);
+    assert_eq!(commit::resolve(&pool, a, 0, 1, 3).await.unwrap(), Resolution::Fenced);
 }
