@@ -178,15 +178,16 @@ impl Tx {
         tx.run(async move {
             let mut waited = 1;
             loop {
-                let mut store = w.store.borrow_mut();
-                if !store.open.contains_key(&id) {
-                    return;
+                {
+                    let mut store = w.store.borrow_mut();
+                    if !store.open.contains_key(&id) {
+                        return;
+                    }
+                    if store.lock.is_none() {
+                        store.lock = Some(id);
+                        return;
+                    }
                 }
-                if store.lock.is_none() {
-                    store.lock = Some(id);
-                    return;
-                }
-                drop(store);
                 sleep(waited).await;
                 waited = (waited * 2).min(32);
             }
