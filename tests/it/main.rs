@@ -8,6 +8,5 @@ mod gateway;
 mod members;
 mod process;
 mod runtime;
-mod simulation;
 mod support;
 mod tidy;
