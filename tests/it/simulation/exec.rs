@@ -194,11 +194,12 @@ fn current() -> usize {
 pub fn run(until: i64, mut done: impl FnMut() -> bool) {
     EXEC.with(|e| {
         while !done() {
-            let Some(Reverse(next)) = e.due.borrow().peek().copied() else { break };
-            let (at, step, id) = ((next >> 64) as i64, (next as u64) >> 32, next as u32 as usize);
-            if at > until {
-                break;
+            let next = e.due.borrow().peek().map_or(u128::MAX, |Reverse(next)| *next);
+            if next >> 64 > until as u128 {
+                e.now.set(until);
+                return;
             }
+            let (at, step, id) = ((next >> 64) as i64, (next as u64) >> 32, next as u32 as usize);
             e.due.borrow_mut().pop();
             if e.cancelled.borrow().get(step as usize).is_some_and(|cancelled| *cancelled) {
                 continue;
@@ -233,7 +234,6 @@ pub fn run(until: i64, mut done: impl FnMut() -> bool) {
                 e.tasks.borrow_mut()[id] = Some(task);
             }
         }
-        e.now.set(e.now.get().max(until.min(e.now.get() + 1)));
     });
 }
 

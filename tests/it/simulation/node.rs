@@ -170,11 +170,7 @@ impl Life {
         }
     }
 
-    async fn round(
-        self: &Rc<Self>,
-        world: &Rc<World>,
-        known: &mut Known,
-    ) -> Result<bool, Lost> {
+    async fn round(self: &Rc<Self>, world: &Rc<World>, known: &mut Known) -> Result<bool, Lost> {
         self.hear(world, known);
         if known.sight.members().is_empty() {
             return Ok(false);

@@ -62,7 +62,9 @@ pub struct World {
     next_id: Cell<u64>,
     hot: Cell<(u16, i64)>,
     wrong: RefCell<Option<String>>,
-    /// The rule that is broken on purpose.
+    /// Whom the single failure hit.
+    pub lost: Cell<Option<i64>>,
+    /// The rules that are broken on purpose.
     broken: &'static str,
     log: Option<RefCell<Vec<String>>>,
 }
@@ -77,6 +79,7 @@ impl World {
             answered: Cell::default(),
             next_id: Cell::new(1),
             hot: Cell::default(),
+            lost: Cell::default(),
             wrong: RefCell::default(),
             broken,
             log: logs.then(RefCell::default),
@@ -125,7 +128,7 @@ impl World {
         let faults = self.faults.borrow();
         match faults.healed {
             true => between(0, 2),
-            false if one_in(200) => between(0, 5_000),
+            false if !faults.single && one_in(200) => between(0, 5_000),
             false => between(0, 3.max(faults.slow_ms)),
         }
     }
@@ -159,12 +162,13 @@ impl World {
 
     /// Connections break now and then.
     fn loses(&self) -> bool {
-        let (healed, flaky) = (self.faults.borrow().healed, self.faults.borrow().flaky);
-        !healed && one_in(if flaky { 25 } else { 300 })
+        let Faults { healed, flaky, single, .. } = *self.faults.borrow();
+        !healed && !single && one_in(if flaky { 25 } else { 300 })
     }
 
     /// Waits out what only delays.
     async fn arrives(&self, from: usize, cut: impl Fn((bool, bool)) -> bool) -> bool {
+        let kept = one_in(3);
         loop {
             let (is_cut, hangs, refuses) = {
                 let faults = self.faults.borrow();
@@ -172,7 +176,7 @@ impl World {
                 (is_cut, faults.hangs_until > now(), faults.refuses_until > now())
             };
             let resets = self.loses();
-            if refuses || resets || (is_cut && !one_in(4)) {
+            if refuses || resets || (is_cut && !kept) {
                 return false;
             }
             if !is_cut && !hangs {
