@@ -1,7 +1,7 @@
 //! What carries messages between nodes: ractor_cluster's own calls, and the transport over each of its two pipes.
 //! Two processes on loopback, fresh ones for each figure, the three interleaved.
 //!
-//! `cargo run --release --example transport [-- --quick]`
+//! `cargo run --release --example transport [-- --quick | -- stopped SECONDS]`
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -27,6 +27,7 @@ use tokio::time::sleep;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PIPES: [&str; 3] = ["bare", "clustered", "framed"];
+const WHAT: [&str; 3] = ["1", "512", "stopped"];
 const PAYLOAD: usize = 100;
 const COOKIE: &str = "measure";
 const MIB: f64 = 1024.0 * 1024.0;
@@ -38,17 +39,18 @@ async fn main() -> anyhow::Result<()> {
     match args[..] {
         ["answer", pipe, address] => answer(pipe, address).await,
         ["drive", pipe, what, seconds] => drive(pipe, what, seconds.parse()?).await,
-        [] => compare(5, 3, 5),
-        ["--quick"] => compare(1, 1, 1),
-        _ => bail!("usage: transport [--quick]"),
+        [] => compare(&WHAT, 5, 3, 5),
+        ["--quick"] => compare(&WHAT, 1, 1, 1),
+        ["stopped", seconds] => compare(&["stopped"], 1, 0, seconds.parse()?),
+        _ => bail!("usage: transport [--quick | stopped SECONDS]"),
     }
 }
 
-fn compare(rounds: usize, seconds: u64, stopped: u64) -> anyhow::Result<()> {
+fn compare(what: &[&str], rounds: usize, seconds: u64, stopped: u64) -> anyhow::Result<()> {
     print_machine()?;
     let mut figures: BTreeMap<(&str, &str), Vec<Vec<f64>>> = BTreeMap::new();
     for round in 0..rounds {
-        for what in ["1", "512", "stopped"] {
+        for &what in what {
             for n in 0..PIPES.len() {
                 // Another one begins each round.
                 let pipe = PIPES[(n + round) % PIPES.len()];
@@ -60,7 +62,7 @@ fn compare(rounds: usize, seconds: u64, stopped: u64) -> anyhow::Result<()> {
             }
         }
     }
-    for what in ["1", "512"] {
+    for &what in what.iter().filter(|what| **what != "stopped") {
         println!("\n{what} in flight, {PAYLOAD} bytes: median of {rounds} (least to most)");
         for pipe in PIPES {
             let runs = &figures[&(what, pipe)];

@@ -107,7 +107,7 @@ impl Entities {
             kind: kind.into(),
             key: key.into(),
             command: command.into(),
-            local: self.router.local.clone(),
+            local: self.router.local().clone(),
         };
         let router = self.router.clone();
         Box::pin(async move { router.route(ask, meta).await })
@@ -138,7 +138,7 @@ impl<E: Entity> EntityRef<E> {
             Either::Left(Box::pin(async move { router.route(ask, meta).await }))
         } else {
             // There is one place it can be: no copy is made for a second attempt.
-            Either::Right(self.router.local.ask(E::KIND, &self.key, Box::new(command), meta))
+            Either::Right(self.router.local().ask(E::KIND, &self.key, Box::new(command), meta))
         };
         async move {
             match way {

@@ -25,11 +25,13 @@ const RETRY: Duration = Duration::from_millis(25);
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Router {
-    pub(super) local: Arc<dyn LocalEntities>,
-    pub(super) slots: Slots,
-    remote: Arc<OnceLock<Remote>>,
-    counters: Arc<Counters>,
+pub struct Router(Arc<Ways>);
+
+struct Ways {
+    local: Arc<dyn LocalEntities>,
+    slots: Slots,
+    remote: OnceLock<Remote>,
+    counters: Counters,
 }
 
 struct Counters {
@@ -42,7 +44,7 @@ struct Counters {
 struct Remote {
     transport: Arc<dyn Transport>,
     /// By correlation: the node asked, and who waits.
-    pending: Arc<DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>>,
+    pending: DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>,
     next: AtomicU64,
     /// Announcements between nodes that are no asks.
     control: Arc<dyn Control>,
@@ -81,30 +83,34 @@ impl Router {
             remote: metrics::counter!("proxie_asks_total", "to" => "remote"),
             redirects: metrics::counter!("proxie_redirects_total"),
         };
-        Self { local, slots, remote: Arc::default(), counters: Arc::new(counters) }
+        Self(Arc::new(Ways { local, slots, remote: OnceLock::new(), counters }))
     }
 
     /// From now on other nodes can be reached.
     pub fn connect(&self, transport: Arc<dyn Transport>, control: Arc<dyn Control>) {
         let remote =
-            Remote { transport, pending: Arc::default(), next: AtomicU64::new(1), control };
-        let _ = self.remote.set(remote);
+            Remote { transport, pending: DashMap::new(), next: AtomicU64::new(1), control };
+        let _ = self.0.remote.set(remote);
+    }
+
+    pub(super) fn local(&self) -> &Arc<dyn LocalEntities> {
+        &self.0.local
     }
 
     pub fn is_clustered(&self) -> bool {
-        self.remote.get().is_some()
+        self.0.remote.get().is_some()
     }
 
     /// Nobody answers any more who was asked over this link.
     pub fn link_down(&self, incarnation: i64) {
-        if let Some(remote) = self.remote.get() {
+        if let Some(remote) = self.0.remote.get() {
             remote.pending.retain(|_, (peer, _)| *peer != incarnation);
         }
     }
 
     /// Sends an announcement to another node. It may be lost.
     pub fn announce(&self, incarnation: i64, message: Vec<u8>) -> Result<(), SendError> {
-        let remote = self.remote.get().ok_or(SendError::Unreachable)?;
+        let remote = self.0.remote.get().ok_or(SendError::Unreachable)?;
         remote.transport.send(incarnation, Envelope::Control(message))
     }
 
@@ -116,28 +122,26 @@ impl Router {
         let slot = slot_of(attempts.kind(), attempts.key());
         let mut changes: Option<watch::Receiver<u64>> = None;
         let mut last = AskError::DeadlineExceeded;
-        let mut body = None;
         while Instant::now() < meta.deadline {
             if let Some(changes) = &mut changes {
                 changes.mark_unchanged();
             }
-            let failed = match self.slots.locate(slot) {
+            let failed = match self.0.slots.locate(slot) {
                 Place::Here { .. } => {
-                    self.counters.local.increment(1);
-                    match attempts.here(&*self.local, meta.clone()).await {
+                    self.0.counters.local.increment(1);
+                    match attempts.here(&*self.0.local, meta.clone()).await {
                         Err(AskError::NotHere) => AskError::NotHere,
                         answer => return answer,
                     }
                 }
                 Place::Nowhere => AskError::NotHere,
                 Place::There { incarnation, epoch } => {
-                    let Some(remote) = self.remote.get() else { return Err(AskError::NotHere) };
+                    let Some(remote) = self.0.remote.get() else { return Err(AskError::NotHere) };
                     if !attempts.is_query() && meta.command_id.is_none() {
                         meta.command_id = Some(format!("cmd_{}", ulid::Ulid::generate()));
                     }
-                    self.counters.remote.increment(1);
-                    let command = body.get_or_insert_with(|| attempts.command()).clone();
-                    let asked = remote.ask(&attempts, command, &meta, incarnation, epoch).await;
+                    self.0.counters.remote.increment(1);
+                    let asked = remote.ask(&attempts, &meta, incarnation, epoch).await;
                     match asked {
                         Ok(RemoteAnswer::Outcome(outcome)) => {
                             return attempts.decode(&outcome).ok_or(AskError::Internal);
@@ -145,7 +149,7 @@ impl Router {
                         Ok(RemoteAnswer::Failed(AskError::NotHere)) => AskError::NotHere,
                         Ok(RemoteAnswer::Failed(error)) => return Err(error),
                         Ok(RemoteAnswer::NotOwner { .. }) => {
-                            self.counters.redirects.increment(1);
+                            self.0.counters.redirects.increment(1);
                             AskError::NotHere
                         }
                         Err(AskError::NotHere) => {
@@ -157,7 +161,7 @@ impl Router {
             };
             last = failed;
             let wait = RETRY.min(meta.deadline.saturating_duration_since(Instant::now()));
-            let changes = changes.get_or_insert_with(|| self.slots.changes());
+            let changes = changes.get_or_insert_with(|| self.0.slots.changes());
             let _ = tokio::time::timeout(wait, changes.changed()).await;
         }
         Err(match last {
@@ -172,7 +176,6 @@ impl Remote {
     async fn ask<A: Attempts>(
         &self,
         attempts: &A,
-        command: String,
         meta: &Meta,
         incarnation: i64,
         epoch: i64,
@@ -181,7 +184,7 @@ impl Remote {
         let ask = RemoteAsk {
             kind: attempts.kind().to_owned(),
             key: attempts.key().to_owned(),
-            command,
+            command: attempts.command(),
             caller: meta.caller.clone(),
             command_id: meta.command_id.clone(),
             remaining_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
@@ -191,7 +194,7 @@ impl Remote {
         let correlation = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.pending.insert(correlation, (incarnation, answer));
-        let _forget = Forget { pending: &self.pending, correlation };
+        let forget = Forget { pending: &self.pending, correlation };
         match self.transport.send(incarnation, Envelope::Ask { correlation, ask }) {
             Ok(()) => {}
             Err(SendError::Unreachable) => return Err(AskError::NotHere),
@@ -201,7 +204,11 @@ impl Remote {
             }
         }
         match tokio::time::timeout_at(meta.deadline.into(), answered).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                // Taken out already, by whoever had the answer.
+                std::mem::forget(forget);
+                Ok(answer)
+            }
             // The link went down: what became of it is unknown, and the id makes asking again safe.
             Ok(Err(_)) => Err(AskError::NotHere),
             Err(_) => Err(AskError::DeadlineExceeded),
@@ -223,11 +230,11 @@ impl Drop for Forget<'_> {
 
 impl Inbox for Router {
     fn receive(&self, from: i64, envelope: Envelope, credit: Credit) {
-        let Some(remote) = self.remote.get() else { return };
+        let Some(remote) = self.0.remote.get() else { return };
         match envelope {
             Envelope::Ask { correlation, ask } => {
                 let slot = slot_of(&ask.kind, &ask.key);
-                let answering = match self.slots.locate(slot) {
+                let answering = match self.0.slots.locate(slot) {
                     Place::Here { .. } => {
                         let left = Duration::from_millis(ask.remaining_ms.into());
                         let meta = Meta {
@@ -236,11 +243,11 @@ impl Inbox for Router {
                             deadline: Instant::now() + left,
                         };
                         // Handed to its entity before the next envelope is looked at: order is kept.
-                        Ok(self.local.ask_outcome(&ask.kind, &ask.key, &ask.command, meta))
+                        Ok(self.0.local.ask_outcome(&ask.kind, &ask.key, &ask.command, meta))
                     }
                     _ => {
-                        let owned = self.slots.owned(slot);
-                        let owner = owned.owner.filter(|owner| *owner != self.slots.me());
+                        let owned = self.0.slots.owned(slot);
+                        let owner = owned.owner.filter(|owner| *owner != self.0.slots.me());
                         Err(RemoteAnswer::NotOwner { owner, epoch: owned.epoch })
                     }
                 };

@@ -8,5 +8,6 @@ mod gateway;
 mod members;
 mod process;
 mod runtime;
+mod simulation;
 mod support;
 mod tidy;

@@ -77,6 +77,8 @@ impl Link {
                 return frame;
             }
             self.wake.notified().await;
+            // Whoever rang is often the first of many that run now: what they send travels with it.
+            tokio::task::yield_now().await;
         }
     }
 
