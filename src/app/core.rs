@@ -15,7 +15,7 @@ use crate::actors::registry::{ParkNotice, Registry};
 use crate::actors::{Options, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
 use crate::cluster::lease::boottime_ms;
-use crate::cluster::{Entities, Lease, Router, Slots, Topics};
+use crate::cluster::{Entities, Lease, Presence, Router, Slots, Topics};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::members::{self, Beat};
@@ -74,6 +74,7 @@ pub struct Core {
     pub registry: Arc<Registry>,
     pub entities: Entities,
     pub topics: Topics,
+    pub presence: Arc<Presence>,
     pub lease: Lease,
     pub lanes: Lanes,
     pub identity: Identity,
@@ -162,9 +163,12 @@ impl Prepared {
             now: beat_now.clone(),
         };
         let renewing = renewal.start()?;
+        let slots = runtime.slots.clone();
+        let presence = Presence::new(router.clone(), slots, runtime.topics.clone());
         let leaving = Arc::new(watch::Sender::new(false));
         let (standing, stands) = watch::channel(Standing::alone());
         let mut tasks = vec![
+            tokio::spawn(presence.clone().run()),
             tokio::spawn(services::fire_timers(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::wake_owing(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::passivate(runtime.clone(), registry.clone())),
@@ -177,6 +181,7 @@ impl Prepared {
                 runtime: runtime.clone(),
                 registry: registry.clone(),
                 router,
+                presence: presence.clone(),
                 read_ttl: rest.read_ttl,
                 beats: heard_beats,
                 beat_now,
@@ -189,6 +194,7 @@ impl Prepared {
             pool,
             entities,
             topics: runtime.topics.clone(),
+            presence,
             lease: runtime.lease.clone(),
             lanes: runtime.lanes.clone(),
             runtime,

@@ -19,13 +19,13 @@ use crate::actors::Runtime;
 use crate::actors::registry::Registry;
 use crate::app::pulses::{self, Pulses};
 use crate::app::sight::{Sight, Verdict};
-use crate::cluster::Router;
 use crate::cluster::fanout::Fanout;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::router::{Control, control};
 use crate::cluster::slots::Owned;
 use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
+use crate::cluster::{Presence, Router};
 use crate::kernel::ids::SLOTS;
 use crate::persistence::members::{self, Beat, State};
 
@@ -79,6 +79,7 @@ pub struct Membership {
     pub runtime: Arc<Runtime>,
     pub registry: Arc<Registry>,
     pub router: Router,
+    pub presence: Arc<Presence>,
     pub read_ttl: Duration,
     pub beats: watch::Receiver<Beat>,
     /// Asks for a beat now.
@@ -106,6 +107,7 @@ struct Known {
 struct Controls {
     pulses: Arc<Pulses>,
     fanout: Arc<Fanout>,
+    presence: Arc<Presence>,
 }
 
 impl Control for Controls {
@@ -113,6 +115,7 @@ impl Control for Controls {
         match message.split_first() {
             Some((&control::PING, _)) => self.pulses.heard(from, boottime_ms()),
             Some((&control::TOPICS, rest)) => self.fanout.receive(from, rest),
+            Some((&control::PRESENCE, rest)) => self.presence.receive(from, rest),
             // Of a later release.
             _ => {}
         }
@@ -156,7 +159,11 @@ impl Membership {
         let topics = self.runtime.topics.clone();
         let fanout = Fanout::new(self.router.clone(), self.runtime.slots.clone(), topics.clone());
         topics.connect(fanout.clone());
-        let controls = Controls { pulses: pulses.clone(), fanout: fanout.clone() };
+        let controls = Controls {
+            pulses: pulses.clone(),
+            fanout: fanout.clone(),
+            presence: self.presence.clone(),
+        };
         self.router.connect(started.transport.clone(), Arc::new(controls));
         // Nobody is told of the table's state before this node has seen it.
         self.beats.mark_changed();
@@ -222,6 +229,7 @@ impl Membership {
             LinkEvent::Up { peer } => {
                 known.pulses.up(peer, boottime_ms());
                 known.fanout.link_up(peer);
+                self.presence.link_up(peer);
             }
             LinkEvent::Down { peer, .. } => self.router.link_down(peer),
             LinkEvent::Refused { .. } => {}
@@ -265,6 +273,7 @@ impl Membership {
             known.transport.forget(dead);
             known.pulses.forget(dead);
             known.fanout.forget(dead);
+            self.presence.forget(dead);
             self.router.link_down(dead);
         }
         for member in known.sight.others() {

@@ -109,6 +109,7 @@ impl Node {
         let gateway = Gateway::start(Parts {
             entities: core.entities.clone(),
             topics: core.topics.clone(),
+            presence: core.presence.clone(),
             views: Views::new(pool.clone()),
             auth: auth.clone(),
             limiter: limiter(config).await?,

@@ -6,6 +6,7 @@ pub mod entity_ref;
 pub mod fanout;
 pub mod lease;
 pub mod placement;
+pub mod presence;
 pub mod pulse;
 pub mod router;
 pub mod slots;
@@ -14,6 +15,7 @@ pub mod transport;
 
 pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta};
 pub use lease::Lease;
+pub use presence::Presence;
 pub use router::Router;
 pub use slots::Slots;
 pub use topics::Topics;

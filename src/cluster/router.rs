@@ -54,6 +54,7 @@ struct Remote {
 pub mod control {
     pub const PING: u8 = 0;
     pub const TOPICS: u8 = 1;
+    pub const PRESENCE: u8 = 2;
 }
 
 /// Takes [`Envelope::Control`].

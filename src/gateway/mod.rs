@@ -20,7 +20,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use crate::cluster::{Entities, Lease, Topics};
+use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::gateway::auth::Auth;
 use crate::gateway::problem::Problem;
 use crate::kernel::clock::{Clock, Timestamp};
@@ -145,6 +145,7 @@ impl Readiness {
 pub struct Parts {
     pub entities: Entities,
     pub topics: Topics,
+    pub presence: Arc<Presence>,
     pub views: Views,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
@@ -159,6 +160,7 @@ pub struct Parts {
 pub struct Gateway {
     pub entities: Entities,
     pub topics: Topics,
+    pub presence: Arc<Presence>,
     pub auth: Arc<Auth>,
     pub readiness: Arc<Readiness>,
     pub clock: Clock,
@@ -182,6 +184,7 @@ impl Gateway {
         let Parts {
             entities,
             topics,
+            presence,
             views,
             auth,
             limiter,
@@ -194,6 +197,7 @@ impl Gateway {
         Ok(Arc::new(Self {
             entities,
             topics,
+            presence,
             auth,
             readiness,
             clock,

@@ -385,6 +385,61 @@ async fn an_evicted_node_comes_back_by_itself_and_strangers_do_not_get_in() {
     assert!(utf8(&refused.stderr).contains("node-0"), "{}", utf8(&refused.stderr));
 }
 
+/// Presence is kept by nodes that may die, too: what they knew is told to the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_heals_when_a_node_dies() {
+    let mut nodes = Nodes::start("presence", 3).await;
+    nodes.settled(3).await;
+    // Enough users for some to be kept on each node. Listeners are on node 0, devices on nodes 1 and 2.
+    let users: Vec<String> = (0..12).map(|n| format!("user-{n}")).collect();
+    let mut people = Vec::new();
+    for (n, user) in users.iter().enumerate() {
+        let token = nodes.token(user, "consumer");
+        let mut listener = connect(nodes.address(0), &token).await;
+        listener.ok("topic:subscribe", json!({"topic": format!("presence:{user}")})).await;
+        let mut device = connect(nodes.address(1 + n % 2), &token).await;
+        device.ok("presence:online", json!({})).await;
+        listener.presence(user, &["online"]).await;
+        people.push((user, token, listener, Some(device)));
+    }
+    nodes.kill(2);
+    for (n, (_, token, _, device)) in people.iter_mut().enumerate() {
+        match n % 4 {
+            // Comes back through another node.
+            1 => {
+                let mut again = connect(nodes.address(1), token).await;
+                again.ok("presence:online", json!({"status": "back"})).await;
+                *device = Some(again);
+            }
+            3 => *device = None,
+            _ => {}
+        }
+    }
+    nodes.settled(2).await;
+    for (n, (user, token, listener, _)) in people.iter_mut().enumerate() {
+        if n % 4 == 3 {
+            let changed = listener.presence(user, &[]).await;
+            assert_eq!(changed["data"]["status"], "offline", "{user}");
+            continue;
+        }
+        // A newcomer is told how it stands, by whoever keeps it now.
+        let status = if n % 4 == 1 { "back" } else { "online" };
+        let mut newcomer = connect(nodes.address(0), token).await;
+        newcomer.ok("topic:subscribe", json!({"topic": format!("presence:{user}")})).await;
+        let told = newcomer.presence(user, &[status]).await;
+        assert_eq!(told["data"]["status"], status);
+        // And who listened all the time was never told that somebody was offline.
+        newcomer.ok("presence:online", json!({"status": "new"})).await;
+        loop {
+            let event = listener.event_named("presence:changed").await;
+            assert_ne!(event["data"]["status"], "offline", "{user}: {event}");
+            if event["data"]["status"] == "new" {
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_crosses_once_however_many_listen() {
     let nodes = Nodes::start("fanout", 3).await;

@@ -102,6 +102,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let gateway = Gateway::start(Parts {
         entities: core.entities.clone(),
         topics: core.topics.clone(),
+        presence: core.presence.clone(),
         views,
         auth: auth.clone(),
         limiter: Arc::new(LocalLimiter::new(1_000, Duration::from_secs(60))),

@@ -133,10 +133,10 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
     ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: object"),
     (
         "presence:changed",
-        "Somebody comes or goes",
+        "How it stands with a user's devices: after each change, and for a new listener",
         "presence:",
         false,
-        "user_id: string, status: string",
+        "user_id: string, status: string, devices: array, joins: array, leaves: array",
     ),
     (
         "session:ended",

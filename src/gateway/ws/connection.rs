@@ -22,9 +22,11 @@ use super::dispatch::Done;
 use super::outgoing::{Item, Outgoing};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::track::Track;
-use super::{Opened, UserConnection, events};
+use super::{Opened, UserConnection};
+use crate::cluster::Presence;
 use crate::cluster::topics::Subscription;
 use crate::gateway::auth::{Claims, Revocations};
+use crate::gateway::commands::{self, Call};
 use crate::gateway::problem::Outcome;
 use crate::gateway::{Gateway, Leaving};
 
@@ -91,6 +93,19 @@ pub struct Listening {
     pub handle: Option<Subscription>,
 }
 
+/// Its user is shown as present, for as long as this lives.
+pub struct Present {
+    pub presence: Arc<Presence>,
+    pub user_id: String,
+    pub connection_id: String,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.presence.clear(&self.user_id, &self.connection_id);
+    }
+}
+
 pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub id: String,
@@ -109,8 +124,9 @@ pub struct Connection {
     pub authenticating: bool,
     /// A frame that came before its connection had subscribed to its user.
     pub held: Option<Frame>,
-    /// Told on `presence:<user>`, so that leaving is told too.
-    pub announced: bool,
+    pub present: Option<Present>,
+    /// The session that its user was last heard to type in.
+    pub typing: Option<String>,
     pub deadlines: Deadlines,
     /// Ends the connection after the replies that are on their way.
     pub last_words: Option<Close>,
@@ -157,8 +173,12 @@ pub struct Deadlines {
     ping: Instant,
     pong: Option<Instant>,
     leave: Option<Instant>,
+    /// Whoever types says so again before this.
+    pub typing: Option<Instant>,
 }
 
+/// Typing that is not said again ends by itself.
+const TYPING: Duration = Duration::from_secs(6);
 /// Time that a client with a header has to send positions with `auth` before it listens "from now".
 const LISTEN_AFTER: Duration = Duration::from_secs(1);
 /// A write that takes longer ends the connection: the client's window has been closed all the time.
@@ -190,7 +210,8 @@ impl Connection {
             answers: Vec::new(),
             authenticating: false,
             held: None,
-            announced: false,
+            present: None,
+            typing: None,
             deadlines: Deadlines {
                 auth: None,
                 listen: None,
@@ -201,6 +222,7 @@ impl Connection {
                     + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
                 pong: None,
                 leave: None,
+                typing: None,
             },
             last_words: None,
             socket,
@@ -412,7 +434,29 @@ impl Connection {
         if due(self.deadlines.listen) {
             self.listen_to_user(None, Vec::new());
         }
+        if due(self.deadlines.typing) {
+            self.stop_typing();
+        }
         Ok(())
+    }
+
+    /// The user says that he types, or that he does not any more.
+    pub fn types(&mut self, session_id: &str, is_typing: bool) {
+        self.typing = is_typing.then(|| session_id.to_owned());
+        self.deadlines.typing = is_typing.then(|| Instant::now() + TYPING);
+    }
+
+    /// Others are told in his place.
+    fn stop_typing(&mut self) {
+        self.deadlines.typing = None;
+        let (Some(session_id), Some(claims)) = (self.typing.take(), self.claims.clone()) else {
+            return;
+        };
+        let gateway = self.gateway.clone();
+        tokio::spawn(async move {
+            let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: "" };
+            let _ = commands::typing(&call, &session_id, false).await;
+        });
     }
 
     /// Not all at once: each connection of this node picks its moment.
@@ -429,12 +473,8 @@ impl Connection {
     }
 
     async fn finish(&mut self, ending: Ending) {
-        if self.announced
-            && let (Some(claims), Some(user)) = (&self.claims, &self.user)
-            && user.is_only_one()
-        {
-            events::announce(&self.gateway, &claims.sub, "offline");
-        }
+        self.present = None;
+        self.stop_typing();
         // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
         self.topics.clear();
         self.in_flight.clear();
@@ -495,8 +535,10 @@ impl Deadlines {
     fn next(&self) -> Instant {
         // Twice: when it stops reading, and when it no longer waits for replies.
         let leave = self.leave.map(|at| if at <= Instant::now() { at + LAST_REPLIES } else { at });
-        [self.auth, self.listen, self.token_warning, self.token_end, self.pong, leave]
+        let token = [self.token_warning, self.token_end];
+        [self.auth, self.listen, self.pong, self.typing, leave]
             .into_iter()
+            .chain(token)
             .flatten()
             .fold(self.ping, Instant::min)
     }

@@ -7,7 +7,7 @@ use axum::extract::ws::Message;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use super::connection::{Connection, Ending, Flow, Listening};
+use super::connection::{Connection, Ending, Flow, Listening, Present};
 use super::events;
 use super::protocol::{self, Close, Frame, split_topic};
 use super::subscribe::{self, PAGE, Started, is_ephemeral};
@@ -77,6 +77,13 @@ impl Connection {
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
         if events::is_command(&frame.event) {
+            if let ("chat:typing", Some(session_id), Some(is_typing)) = (
+                frame.event.as_str(),
+                frame.data["session_id"].as_str(),
+                frame.data["is_typing"].as_bool(),
+            ) {
+                self.types(session_id, is_typing);
+            }
             let gateway = self.gateway.clone();
             let command = async move {
                 let outcome = events::run(gateway, claims, &frame).await;
@@ -121,8 +128,12 @@ impl Connection {
             }
             "presence:online" => {
                 let outcome = events::presence_status(&data).map(|status| {
-                    events::announce(&self.gateway, &claims.sub, &status);
-                    self.announced = true;
+                    self.gateway.presence.set(&claims.sub, &self.id, &status);
+                    self.present.get_or_insert_with(|| Present {
+                        presence: self.gateway.presence.clone(),
+                        user_id: claims.sub.clone(),
+                        connection_id: self.id.clone(),
+                    });
                     json!({})
                 });
                 self.answer(&id, outcome);
@@ -253,6 +264,9 @@ impl Connection {
         };
         listening.handle = Some(handle);
         let next = listening.track.start(after);
+        if let Some(user) = topic.strip_prefix("presence:") {
+            self.gateway.presence.ask(user);
+        }
         match page {
             Some(history) => self.page(topic, generation, after, Ok(history)).await,
             None => self.go_on(topic, generation, next),
@@ -321,6 +335,9 @@ impl Connection {
     /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.
     pub(super) fn resync(&mut self, topic: Arc<str>) -> Flow {
         let Some(listening) = self.topics.get_mut(&topic) else { return Ok(()) };
+        if let Some(user) = topic.strip_prefix("presence:") {
+            self.gateway.presence.ask(user);
+        }
         if is_ephemeral(&topic) {
             return Ok(());
         }

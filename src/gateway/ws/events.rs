@@ -71,18 +71,7 @@ pub fn unknown(event: &str) -> Problem {
     Problem::field("/event", format!("{shown:?} is not an event I know"))
 }
 
-/// `presence:online`: told on the user's own presence topic.
-pub fn announce(gateway: &Gateway, user_id: &str, status: &str) {
-    let data = json!({"user_id": user_id, "status": status}).to_string();
-    // Nobody hears of it where the topic cannot be reached: it is a lossy event.
-    let _ = gateway.topics.post(&Published::new(
-        &format!("presence:{user_id}"),
-        None,
-        "presence:changed",
-        &data,
-    ));
-}
-
+/// Of `presence:online`.
 pub fn presence_status(data: &Value) -> Outcome<String> {
     let status = optional_text(data, "status")?.unwrap_or("online");
     if (1..=32).contains(&status.chars().count()) {

@@ -83,13 +83,6 @@ struct UserConnection {
     by_user: Arc<Mutex<HashMap<String, usize>>>,
 }
 
-impl UserConnection {
-    /// No other socket of this user is on this node.
-    fn is_only_one(&self) -> bool {
-        self.by_user.lock().unwrap_or_else(PoisonError::into_inner).get(&self.user_id) == Some(&1)
-    }
-}
-
 impl Drop for UserConnection {
     fn drop(&mut self) {
         let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);

@@ -49,6 +49,9 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<K
     match kind {
         "user" if key == claims.sub => Ok(Kind::Durable),
         "presence" if key == claims.sub => Ok(Kind::Ephemeral),
+        "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => {
+            Ok(Kind::Ephemeral)
+        }
         "user" | "presence" => Err(Problem::forbidden("this topic belongs to another user")),
         "session" => commands::shown_session(&call, key).await.map(|_| Kind::Durable),
         "booking" => commands::shown_booking(&call, key).await.map(|_| Kind::Durable),

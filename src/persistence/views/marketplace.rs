@@ -65,6 +65,18 @@ impl Views {
         self.page(sql, request_id, from, limit).await
     }
 
+    /// Whether these two have something open with each other: a booking, or an offer to a request.
+    pub async fn have_dealings(&self, one: &str, other: &str) -> Result<bool, ViewError> {
+        let open = "select exists (
+                select 1 from bookings where status in ('pending', 'confirmed', 'in_progress')
+                   and ((consumer_id = $1 and provider_owner_id = $2) or (consumer_id = $2 and provider_owner_id = $1)))
+             or exists (
+                select 1 from requests r join offers o on o.request_id = r.id join providers p on p.id = o.provider_id
+                 where r.status in ('matching', 'open', 'accepting')
+                   and ((r.consumer_id = $1 and p.owner_id = $2) or (r.consumer_id = $2 and p.owner_id = $1)))";
+        Ok(sqlx::query_scalar(open).bind(one).bind(other).fetch_one(&self.pool).await?)
+    }
+
     pub async fn booking(&self, id: &str) -> Result<Option<(Value, Parties)>, ViewError> {
         let row = sqlx::query(
             "select detail::text, consumer_id, provider_owner_id from bookings where id = $1",

@@ -420,6 +420,19 @@ impl Ws {
         }
     }
 
+    /// Until the user's devices are shown to have these statuses.
+    pub async fn presence(&mut self, user: &str, statuses: &[&str]) -> Value {
+        loop {
+            let event = self.event_named("presence:changed").await;
+            let devices = event["data"]["devices"].as_array().unwrap();
+            let mut shown: Vec<_> = devices.iter().map(|d| d["status"].as_str().unwrap()).collect();
+            shown.sort_unstable();
+            if event["data"]["user_id"] == user && shown == statuses {
+                return event;
+            }
+        }
+    }
+
     /// `n` durable events of this topic; others are skipped.
     pub async fn durable(&mut self, topic: &str, n: usize) -> Vec<Value> {
         let mut events = Vec::new();

@@ -569,12 +569,58 @@ async fn both_parties_follow_a_booking() {
     assert_eq!(heard[0][0]["event"], "booking:updated");
     let shown = node.user("pat").get(&format!("/v1/bookings/{booking}")).await.json();
     assert_eq!(shown["status"], "cancelled");
+}
 
-    // Presence is one's own, and ends with the last connection.
-    let mut twin = node.ws("alice").await;
-    alice.ok("topic:subscribe", json!({"topic": "presence:alice"})).await;
-    twin.ok("presence:online", json!({"status": "away"})).await;
-    let changed = alice.event_named("presence:changed").await;
-    assert_eq!(changed["data"], json!({"user_id": "alice", "status": "away"}));
+#[tokio::test]
+async fn presence_is_shown_to_whom_it_concerns() {
+    let node = TestNode::start().await;
+    node.hairdresser().await;
+    let (mut alice, mut pat, mut eve) =
+        (node.ws("alice").await, node.ws("pat").await, node.ws("eve").await);
+    let presence = json!({"topic": "presence:alice"});
+    for stranger in [&mut pat, &mut eve] {
+        assert_eq!(stranger.refused("topic:subscribe", presence.clone()).await, "forbidden");
+    }
+    let body = json!({"text": SENTENCE, "time_zone": "Europe/Berlin"});
+    alice.ok("request:create", body).await;
+    alice.event_named("offer:new").await;
+    // He has made her an offer.
+    pat.ok("topic:subscribe", presence.clone()).await;
+    assert_eq!(eve.refused("topic:subscribe", presence).await, "forbidden");
+    alice.ok("presence:online", json!({"status": "away"})).await;
+    let changed = pat.presence("alice", &["away"]).await;
+    assert_eq!(changed["data"]["joins"].as_array().unwrap().len(), 1);
     assert_eq!(changed.get("offset"), None);
+    let mut twin = node.ws("alice").await;
+    twin.ok("presence:online", json!({})).await;
+    let changed = pat.presence("alice", &["away", "online"]).await;
+    assert_eq!(changed["data"]["status"], "online", "the latest word");
+    // A device that comes back in time was never away; one that does not is.
+    drop(alice);
+    let mut alice = node.ws("alice").await;
+    alice.ok("presence:online", json!({"status": "busy"})).await;
+    let changed = pat.presence("alice", &["busy", "online"]).await;
+    assert_eq!((&changed["data"]["joins"], &changed["data"]["leaves"]), (&json!([]), &json!([])));
+    drop(alice);
+    drop(twin);
+    let changed = pat.presence("alice", &[]).await;
+    assert_eq!(changed["data"]["status"], "offline");
+}
+
+#[tokio::test]
+async fn typing_ends_by_itself() {
+    let node = TestNode::start().await;
+    let (mut phone, mut laptop) = (node.ws("alice").await, node.ws("alice").await);
+    let session = text(&phone.ok("session:open", json!({})).await["session_id"]);
+    laptop.ok("session:resume", json!({"session_id": session})).await;
+    // Once by time, once with the connection.
+    for leaves in [false, true] {
+        phone.ok("chat:typing", json!({"session_id": session, "is_typing": true})).await;
+        assert_eq!(laptop.event_named("chat:typing").await["data"]["is_typing"], true);
+        if leaves {
+            phone = node.ws("alice").await;
+        }
+        assert_eq!(laptop.event_named("chat:typing").await["data"]["is_typing"], false);
+    }
+    drop(phone);
 }
