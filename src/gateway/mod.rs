@@ -10,6 +10,7 @@ pub mod problem;
 mod asking;
 mod bodies;
 pub mod http;
+mod listening;
 pub mod ws;
 
 use std::net::IpAddr;

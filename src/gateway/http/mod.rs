@@ -5,6 +5,7 @@ pub mod openapi;
 pub(crate) mod schemas;
 
 mod api;
+mod events;
 mod extract;
 mod list;
 mod middleware;
@@ -42,6 +43,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/bookings/{id}/no-show", post(api::mark_no_show))
         .route("/providers", get(api::list_providers).post(api::enroll_provider))
         .route("/providers/{id}", get(api::get_provider).patch(api::update_provider))
+        .route("/events", get(events::events))
         .route("/sessions", get(api::list_sessions).post(api::open_session))
         .route("/sessions/{id}", get(api::get_session))
         .route("/sessions/{id}/messages", get(api::list_messages).post(api::send_message))

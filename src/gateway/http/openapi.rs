@@ -212,6 +212,20 @@ pub fn document() -> Value {
             },
         }}));
     }
+    paths.insert("/v1/events".into(), json!({"get": {
+        "tags": ["sessions"], "operationId": "events",
+        "summary": "Topics as Server-Sent Events: `data` is the frame of /asyncapi.json, `user:` of yourself is always there",
+        "parameters": [
+            {"name": "topic", "in": "query", "description": "A topic; repeated for more, 32 in all",
+             "schema": {"type": "array", "items": {"type": "string"}}, "style": "form", "explode": true},
+            {"name": "Last-Event-ID", "in": "header", "description": "The last `id` of an earlier stream: it goes on there",
+             "schema": {"type": "string"}},
+        ],
+        "responses": {
+            "200": {"description": "A stream: `ready` first, `close` before the server ends it", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            "default": {"description": "A problem", "content": {"application/problem+json": {"schema": reference("ProblemDetails")}}},
+        },
+    }}));
     json!({
         "openapi": "3.1.0",
         "info": {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::connection::{Connection, Flow};
 use super::dispatch::Done;
 use super::protocol::{self, Close, Frame, Position, split_topic};
-use super::subscribe::{self, Started};
+use crate::gateway::listening::subscribe::{self, Started};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 
@@ -94,18 +94,18 @@ impl Connection {
         let own: Arc<str> = format!("user:{}", claims.sub).into();
         let mut wanted: Vec<(Arc<str>, Option<Position>)> =
             positions.into_iter().map(|(topic, position)| (topic, Some(position))).collect();
-        if !self.topics.contains_key(&own) && !wanted.iter().any(|(topic, _)| *topic == own) {
+        if !self.topics.has(&own) && !wanted.iter().any(|(topic, _)| *topic == own) {
             wanted.push((own, None));
         }
         let wanted: Vec<_> = wanted
             .into_iter()
             .map(|(topic, position)| {
-                let generation = self.track(topic.clone());
+                let generation = self.topics.track(topic.clone());
                 (topic, generation, position)
             })
             .collect();
         self.authenticating = true;
-        let (gateway, outgoing) = (self.gateway.clone(), self.outgoing.clone());
+        let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
         let starting = async move {
             let topics = futures_util::stream::iter(wanted)
                 .map(|(topic, generation, position)| {

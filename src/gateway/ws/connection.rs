@@ -4,7 +4,6 @@
 //! node's drain. Publications and replies that are there at once go out in one write. Nothing is read from a client
 //! that does not take what it is sent.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +18,13 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
 use super::dispatch::Done;
-use super::outgoing::{Item, Outgoing};
 use super::protocol::{self, Close, Frame, Parsed};
-use super::track::Track;
 use super::{Opened, UserConnection};
 use crate::cluster::Presence;
-use crate::cluster::topics::Subscription;
+use crate::cluster::topics::Published;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::commands::{self, Call};
+use crate::gateway::listening::{Cut, Feed, Outgoing};
 use crate::gateway::problem::Outcome;
 use crate::gateway::{Gateway, Leaving};
 
@@ -84,13 +82,13 @@ pub enum Ending {
 
 pub type Flow = Result<(), Ending>;
 
-/// One topic of this connection.
-pub struct Listening {
-    pub track: Track,
-    /// Of the subscribing frame: a later frame for the same topic takes over, and outcomes of the earlier one that
-    /// come after that are not for this subscription.
-    pub generation: u64,
-    pub handle: Option<Subscription>,
+impl From<Cut> for Ending {
+    fn from(cut: Cut) -> Self {
+        Self::Close(match cut {
+            Cut::TooSlow => Close::SlowConsumer,
+            Cut::HistoryLost => Close::HistoryLost,
+        })
+    }
 }
 
 /// Its user is shown as present, for as long as this lives.
@@ -111,13 +109,11 @@ pub struct Connection {
     pub id: String,
     pub claims: Option<Arc<Claims>>,
     pub user: Option<UserConnection>,
-    pub outgoing: Arc<Outgoing>,
-    pub topics: HashMap<Arc<str>, Listening>,
-    pub generation: u64,
+    pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Pages of history that are being read, at most one a topic.
-    pub reading: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Publications that go out with the next write.
+    pub publications: Vec<Published>,
     /// Replies that needed no waiting.
     answers: Vec<Message>,
     /// Authentication is being completed: what the client sends meanwhile is read after it.
@@ -186,8 +182,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A leaving connection waits so long for the outcomes of its commands.
 const LAST_REPLIES: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Publications that are taken from the queue for one write.
-const BATCH_BYTES: usize = 64 * 1024;
 /// Frames that are read in a row before anything else gets its turn.
 const FRAMES_IN_A_ROW: usize = 32;
 
@@ -202,11 +196,9 @@ impl Connection {
         revocations.mark_changed();
         let mut connection = Self {
             id: gateway.mint("con"),
-            outgoing: Arc::new(Outgoing::new(limits.send_buffer_bytes)),
-            topics: HashMap::new(),
-            generation: 0,
+            topics: Feed::new(gateway.clone()),
+            publications: Vec::new(),
             in_flight: FuturesUnordered::new(),
-            reading: FuturesUnordered::new(),
             answers: Vec::new(),
             authenticating: false,
             held: None,
@@ -291,8 +283,9 @@ impl Connection {
                 }
             }
             Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.done(done).await?,
-            Some(done) = self.reading.next(), if !self.reading.is_empty() => self.done(done).await?,
-            () = self.outgoing.ready() => {}
+            page = self.topics.ready() => if let Some(page) = page {
+                self.topics.page(page, &mut self.publications)?;
+            },
             () = &mut self.alarm => self.tick().await?,
             Some(news) = self.news.next() => self.hear(news)?,
         }
@@ -379,26 +372,24 @@ impl Connection {
     }
 
     async fn send_publications(&mut self) -> Flow {
-        let mut batch: Vec<Item> = Vec::new();
-        if !self.outgoing.take(&mut batch, BATCH_BYTES) {
-            return Err(Ending::Close(Close::SlowConsumer));
-        }
-        for item in batch {
-            match item {
-                Item::Publication(published) => self.publication(&published).await?,
-                Item::Resync(topic) => self.resync(topic)?,
-            }
+        self.topics.take(&mut self.publications)?;
+        self.feed_publications().await
+    }
+
+    pub async fn feed_publications(&mut self) -> Flow {
+        for published in std::mem::take(&mut self.publications) {
+            self.feed(Message::text(&*published.frame)).await?;
         }
         Ok(())
     }
 
     /// Into the socket's buffer, which is written when it is full or flushed.
     pub async fn feed(&mut self, message: Message) -> Flow {
-        unless_too_slow(&self.outgoing, self.socket.feed(message)).await
+        unless_too_slow(&self.topics.outgoing, self.socket.feed(message)).await
     }
 
     async fn flush(&mut self) -> Flow {
-        unless_too_slow(&self.outgoing, self.socket.flush()).await
+        unless_too_slow(&self.topics.outgoing, self.socket.flush()).await
     }
 
     async fn tick(&mut self) -> Flow {
@@ -478,12 +469,10 @@ impl Connection {
         // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
         self.topics.clear();
         self.in_flight.clear();
-        self.reading.clear();
         if let Ending::Close(close) = ending {
             metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string())
                 .increment(1);
-            let retry_after_ms = self.retry_after_ms(close);
-            let frame = close.frame(retry_after_ms);
+            let frame = close.frame(self.gateway.options.drain);
             let said = self.socket.send(Message::Close(Some(frame)));
             if tokio::time::timeout(CLOSE_TIMEOUT, said).await.is_err() {
                 return;
@@ -492,17 +481,6 @@ impl Connection {
         // Until the client has closed too: a socket that is dropped with unread data resets, and the reason is lost.
         let closed = async { while let Some(Ok(_)) = self.socket.next().await {} };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
-    }
-
-    fn retry_after_ms(&self, close: Close) -> Option<u64> {
-        let spread = self.gateway.options.drain.as_millis() as u64;
-        match close {
-            Close::Draining | Close::Evicted => Some(rand::random_range(0..=spread.max(500))),
-            Close::SlowConsumer | Close::HistoryLost | Close::TooManyFrames => Some(1_000),
-            Close::TooManyConnections => Some(5_000),
-            Close::AuthTimeout | Close::HeartbeatTimeout | Close::Internal => Some(500),
-            _ => None,
-        }
     }
 }
 

@@ -1,24 +1,19 @@
 //! What a connection does with its frames and with the outcomes they lead to.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::ws::Message;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use super::connection::{Connection, Ending, Flow, Listening, Present};
+use super::connection::{Connection, Flow, Present};
 use super::events;
-use super::protocol::{self, Close, Frame, split_topic};
-use super::subscribe::{self, PAGE, Started, is_ephemeral};
-use super::track::{Next, Track};
-use crate::cluster::topics::Published;
+use super::protocol::{self, Frame, split_topic};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
+use crate::gateway::listening::subscribe::{self, Started};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
-use crate::persistence::publications::History;
 
 /// What comes back from the futures of a connection.
 pub enum Done {
@@ -42,12 +37,6 @@ pub enum Done {
         generation: u64,
         session_id: Option<String>,
         outcome: Outcome<Started>,
-    },
-    Page {
-        topic: Arc<str>,
-        generation: u64,
-        after: i64,
-        outcome: Outcome<History>,
     },
 }
 
@@ -142,19 +131,10 @@ impl Connection {
         }
     }
 
-    /// Begins a subscription, in the place of an earlier one to the same topic.
-    pub(super) fn track(&mut self, topic: Arc<str>) -> u64 {
-        self.generation += 1;
-        let listening =
-            Listening { track: Track::starting(), generation: self.generation, handle: None };
-        self.topics.insert(topic, listening);
-        self.generation
-    }
-
     fn subscribe(&mut self, id: String, topic: &str, position: &Value, session_id: Option<String>) {
         let Some(claims) = self.claims.clone() else { return };
         let limit = self.gateway.options.websocket.max_subscriptions;
-        let full = self.topics.len() >= limit && !self.topics.contains_key(topic);
+        let full = self.topics.len() >= limit && !self.topics.has(topic);
         let checked = split_topic(topic).and_then(|_| protocol::position(position));
         let position = match checked {
             Ok(_) if full => {
@@ -168,8 +148,8 @@ impl Connection {
             Err(problem) => return self.answer(&id, Err(problem)),
         };
         let topic: Arc<str> = topic.into();
-        let generation = self.track(topic.clone());
-        let (gateway, outgoing) = (self.gateway.clone(), self.outgoing.clone());
+        let generation = self.topics.track(topic.clone());
+        let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
         let starting = async move {
             let outcome = subscribe::start(&gateway, &claims, outgoing, &topic, position).await;
             Done::Subscribed { id, topic, generation, session_id, outcome }
@@ -242,9 +222,6 @@ impl Connection {
             Done::Authenticated { id, fresh, topics } => {
                 self.authenticated(id, fresh, topics).await
             }
-            Done::Page { topic, generation, after, outcome } => {
-                self.page(topic, generation, after, outcome).await
-            }
         }
     }
 
@@ -255,103 +232,7 @@ impl Connection {
         generation: u64,
         started: Option<Started>,
     ) -> Flow {
-        let current =
-            self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
-        let Some(listening) = current else { return Ok(()) };
-        let Some(Started { handle, after, page, .. }) = started else {
-            self.topics.remove(&topic);
-            return Ok(());
-        };
-        listening.handle = Some(handle);
-        let next = listening.track.start(after);
-        if let Some(user) = topic.strip_prefix("presence:") {
-            self.gateway.presence.ask(user);
-        }
-        match page {
-            Some(history) => self.page(topic, generation, after, Ok(history)).await,
-            None => self.go_on(topic, generation, next),
-        }
-    }
-
-    async fn page(
-        &mut self,
-        topic: Arc<str>,
-        generation: u64,
-        after: i64,
-        outcome: Outcome<History>,
-    ) -> Flow {
-        let History { head, items, complete } = match outcome {
-            Ok(history) => history,
-            // The store is away. The client resumes where it is once it is back.
-            Err(_) => return self.read_later(topic, generation, after),
-        };
-        for item in items {
-            let current =
-                self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
-            let Some(listening) = current else { return Ok(()) };
-            if listening.track.replayed(item.offset) {
-                let published = Published::new(&topic, Some(item.offset), &item.event, &item.data);
-                self.feed(Message::text(&*published.frame)).await?;
-            }
-        }
-        let current =
-            self.topics.get_mut(&topic).filter(|listening| listening.generation == generation);
-        let Some(listening) = current else { return Ok(()) };
-        let next = listening.track.page_ended(after, head, complete);
-        self.go_on(topic, generation, next)
-    }
-
-    fn go_on(&mut self, topic: Arc<str>, generation: u64, next: Next) -> Flow {
-        match next {
-            Next::Send | Next::Skip => {}
-            Next::Read { after } => self.read(topic, generation, after, Duration::ZERO),
-            Next::Lost => return Err(Ending::Close(Close::HistoryLost)),
-        }
-        Ok(())
-    }
-
-    fn read_later(&mut self, topic: Arc<str>, generation: u64, after: i64) -> Flow {
-        self.read(topic, generation, after, Duration::from_millis(500));
-        Ok(())
-    }
-
-    /// The next page is read only when the one before is in the socket, so a replay goes as fast as its reader.
-    fn read(&mut self, topic: Arc<str>, generation: u64, after: i64, delay: Duration) {
-        let gateway = self.gateway.clone();
-        let reading = async move {
-            if !delay.is_zero() {
-                tokio::time::sleep(delay).await;
-            }
-            let outcome = async {
-                let (kind, key) = split_topic(&topic)?;
-                Ok(gateway.views()?.history(kind, key, after, PAGE).await?)
-            }
-            .await;
-            Done::Page { topic, generation, after, outcome }
-        };
-        self.reading.push(reading.boxed());
-    }
-
-    /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.
-    pub(super) fn resync(&mut self, topic: Arc<str>) -> Flow {
-        let Some(listening) = self.topics.get_mut(&topic) else { return Ok(()) };
-        if let Some(user) = topic.strip_prefix("presence:") {
-            self.gateway.presence.ask(user);
-        }
-        if is_ephemeral(&topic) {
-            return Ok(());
-        }
-        let next = listening.track.resync();
-        let generation = listening.generation;
-        self.go_on(topic, generation, next)
-    }
-
-    pub(super) async fn publication(&mut self, published: &Published) -> Flow {
-        let Some(listening) = self.topics.get_mut(&published.topic) else { return Ok(()) };
-        let generation = listening.generation;
-        match listening.track.publication(published.offset) {
-            Next::Send => self.feed(Message::text(&*published.frame)).await,
-            next => self.go_on(published.topic.clone(), generation, next),
-        }
+        self.topics.begin(topic, generation, started, &mut self.publications)?;
+        self.feed_publications().await
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::protocol::{Frame, app_frame, split_topic};
-use super::subscribe::may_publish;
 use crate::cluster::topics::Published;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
+use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
 
 /// Whether [`run`] knows this event.

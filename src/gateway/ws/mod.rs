@@ -9,9 +9,6 @@ mod authentication;
 mod connection;
 mod dispatch;
 mod events;
-mod outgoing;
-mod subscribe;
-mod track;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,13 +48,13 @@ impl Connections {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn opened(&self) -> Opened {
+    pub(super) fn opened(&self) -> Opened {
         self.open.fetch_add(1, Ordering::Relaxed);
         Opened(self.open.clone())
     }
 
     /// `None`: the user has as many as are allowed.
-    fn of_user(&self, user_id: &str, max: usize) -> Option<UserConnection> {
+    pub(super) fn of_user(&self, user_id: &str, max: usize) -> Option<UserConnection> {
         let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
         let count = by_user.entry(user_id.to_owned()).or_default();
         if *count >= max {
@@ -69,7 +66,7 @@ impl Connections {
 }
 
 /// Counts a socket for as long as it lives.
-struct Opened(Arc<AtomicUsize>);
+pub(super) struct Opened(Arc<AtomicUsize>);
 
 impl Drop for Opened {
     fn drop(&mut self) {
@@ -78,7 +75,7 @@ impl Drop for Opened {
 }
 
 /// Counts an authenticated socket of a user.
-struct UserConnection {
+pub(super) struct UserConnection {
     user_id: String,
     by_user: Arc<Mutex<HashMap<String, usize>>>,
 }

@@ -7,6 +7,8 @@
 //! A frame that cannot be answered (not JSON, not an object, no usable `id`) ends the connection with 3500: its sender
 //! would wait for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
 
+use std::time::Duration;
+
 use axum::extract::ws::{CloseFrame, Message};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -295,12 +297,25 @@ impl Close {
         }
     }
 
-    pub fn frame(self, retry_after_ms: Option<u64>) -> CloseFrame {
+    /// What the client is told: `spread` is the time over which those who leave together come back.
+    pub fn reason(self, spread: Duration) -> Value {
+        let spread = spread.as_millis() as u64;
+        let retry_after_ms = match self {
+            Self::Draining | Self::Evicted => Some(rand::random_range(0..=spread.max(500))),
+            Self::SlowConsumer | Self::HistoryLost | Self::TooManyFrames => Some(1_000),
+            Self::TooManyConnections => Some(5_000),
+            Self::AuthTimeout | Self::HeartbeatTimeout | Self::Internal => Some(500),
+            _ => None,
+        };
         let mut reason = json!({"code": self.word()});
         if let Some(ms) = retry_after_ms {
             reason["retry_after_ms"] = json!(ms);
         }
-        CloseFrame { code: self.code(), reason: reason.to_string().into() }
+        reason
+    }
+
+    pub fn frame(self, spread: Duration) -> CloseFrame {
+        CloseFrame { code: self.code(), reason: self.reason(spread).to_string().into() }
     }
 }
 
@@ -367,7 +382,7 @@ mod tests {
     #[test]
     fn close_reasons_fit_a_control_frame() {
         for close in [Close::AuthTimeout, Close::TooManyConnections, Close::Draining] {
-            assert!(close.frame(Some(u64::from(u32::MAX))).reason.len() <= 123);
+            assert!(close.frame(Duration::from_secs(3_600)).reason.len() <= 123);
         }
     }
 

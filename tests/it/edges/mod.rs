@@ -1,6 +1,7 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
 mod endings;
+mod events;
 mod forwarded;
 mod http;
 mod limits;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::outgoing::Outgoing;
-use super::protocol::{Position, split_topic};
+use super::Outgoing;
 use crate::cluster::topics::Subscription;
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;
 use crate::persistence::publications::History;

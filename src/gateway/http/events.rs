@@ -1,0 +1,333 @@
+//! `GET /v1/events`: the topics of a client that only listens, as Server-Sent Events.
+//!
+//! `data` is the frame that a WebSocket would have brought. `id` is one cursor over all topics: sent back as
+//! `Last-Event-ID` it goes on exactly there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, StreamExt};
+use serde_json::{Map, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::extract::User;
+use crate::cluster::topics::Published;
+use crate::gateway::auth::{Claims, Revocations};
+use crate::gateway::listening::subscribe::{self, Started};
+use crate::gateway::listening::{Cut, Feed};
+use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::protocol::{Close, Position, split_topic};
+use crate::gateway::ws::{Opened, UserConnection};
+use crate::gateway::{Gateway, Leaving};
+use crate::kernel::error::ErrorCode;
+
+/// The cursor names every topic, and every event carries it.
+const MAX_TOPICS: usize = 32;
+const TOPICS_AT_ONCE: usize = 8;
+/// Before the token ends.
+const WARNING: Duration = Duration::from_secs(60);
+
+/// Where a client is, in all its durable topics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Cursor {
+    epoch: String,
+    offsets: BTreeMap<Arc<str>, i64>,
+}
+
+impl Cursor {
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(';');
+        let is_epoch = |e: &&str| !e.is_empty() && e.bytes().all(|b| b.is_ascii_alphanumeric());
+        let epoch = parts.next().filter(is_epoch)?.to_owned();
+        let offset = |part: &str| {
+            let (topic, offset) = part.rsplit_once('=')?;
+            split_topic(topic).ok()?;
+            Some((Arc::from(topic), offset.parse().ok()?))
+        };
+        let offsets: BTreeMap<_, _> = parts.map(offset).collect::<Option<_>>()?;
+        (offsets.len() <= MAX_TOPICS).then_some(Self { epoch, offsets })
+    }
+
+    fn position(&self, topic: &str) -> Option<Position> {
+        let offset = *self.offsets.get(topic)?;
+        Some(Position { epoch: self.epoch.clone(), offset })
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.epoch)?;
+        self.offsets.iter().try_for_each(|(topic, offset)| write!(f, ";{topic}={offset}"))
+    }
+}
+
+pub async fn events(
+    State(gateway): State<Arc<Gateway>>,
+    Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+    user: User,
+) -> Outcome<Response> {
+    let claims = Arc::new(user.claims);
+    if gateway.readiness.is_draining() {
+        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
+    }
+    let max = gateway.options.websocket.max_connections_per_user;
+    let counted = gateway.connections.of_user(&claims.sub, max).ok_or_else(|| {
+        Problem::new(ErrorCode::RateLimited, "too many connections of this user")
+            .retry_after_ms(5_000)
+    })?;
+    let cursor = match headers.get("last-event-id").map(HeaderValue::to_str) {
+        None | Some(Ok("")) => Cursor::default(),
+        Some(text) => text.ok().and_then(Cursor::parse).ok_or_else(|| {
+            Problem::bad_request("Last-Event-ID is not one that this stream has sent")
+        })?,
+    };
+    let own: Arc<str> = format!("user:{}", claims.sub).into();
+    let mut topics = vec![own.clone()];
+    for (name, topic) in query {
+        if name != "topic" {
+            return Err(Problem::field("/topic", "is the only parameter; repeat it"));
+        }
+        split_topic(&topic)?;
+        if !topics.iter().any(|known| **known == *topic) {
+            topics.push(topic.into());
+        }
+    }
+    if topics.len() > MAX_TOPICS {
+        return Err(Problem::rejected(
+            "too_many_subscriptions",
+            format!("a stream may have {MAX_TOPICS}"),
+        ));
+    }
+    let listener = Listener::start(gateway, claims, topics, cursor, counted).await?;
+    let every = Duration::from_millis(listener.gateway.options.websocket.ping_ms);
+    let events = stream::unfold(listener, |mut listener| async move {
+        let event = listener.next().await?;
+        Some((Ok::<_, Infallible>(event), listener))
+    });
+    let mut response =
+        Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(every)).into_response();
+    // Proxies that collect answers would keep events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// One stream. Its task is the connection's: while the client does not read, nobody asks for the next event, what comes
+/// meanwhile waits within the bound of [`Feed`], and beyond it the stream ends.
+struct Listener {
+    gateway: Arc<Gateway>,
+    claims: Arc<Claims>,
+    feed: Feed,
+    cursor: Cursor,
+    ready: VecDeque<Event>,
+    publications: Vec<Published>,
+    revocations: watch::Receiver<Revocations>,
+    leaving: watch::Receiver<Leaving>,
+    token_warning: Option<Instant>,
+    token_end: Instant,
+    leaves_at: Option<Instant>,
+    ended: bool,
+    _counted: UserConnection,
+    _opened: Opened,
+}
+
+impl Listener {
+    async fn start(
+        gateway: Arc<Gateway>,
+        claims: Arc<Claims>,
+        topics: Vec<Arc<str>>,
+        cursor: Cursor,
+        counted: UserConnection,
+    ) -> Outcome<Self> {
+        let left = claims.expires_at().duration_since(gateway.now());
+        let token_end = Instant::now() + Duration::try_from(left).unwrap_or_default();
+        let mut revocations = gateway.auth.revocations();
+        revocations.mark_changed();
+        let mut leaving = gateway.readiness.leaving();
+        leaving.mark_changed();
+        let mut feed = Feed::new(gateway.clone());
+        let started: Vec<(Arc<str>, u64, Outcome<Started>)> = {
+            let wanted: Vec<_> =
+                topics.into_iter().map(|topic| (feed.track(topic.clone()), topic)).collect();
+            let (gateway, claims, outgoing) = (&gateway, &claims, &feed.outgoing);
+            let cursor = &cursor;
+            stream::iter(wanted)
+                .map(|(generation, topic)| async move {
+                    let position = cursor.position(&topic);
+                    let outgoing = outgoing.clone();
+                    let started =
+                        subscribe::start(gateway, claims, outgoing, &topic, position).await;
+                    (topic, generation, started)
+                })
+                .buffered(TOPICS_AT_ONCE)
+                .collect()
+                .await
+        };
+        let own = format!("user:{}", claims.sub);
+        let mut shown = Map::new();
+        for (topic, _, outcome) in &started {
+            let outcome = match outcome {
+                Ok(started) => started.shown(),
+                // Without its own topic a client would miss things and not know it.
+                Err(problem) if **topic == *own => return Err(problem.clone()),
+                Err(problem) => json!({"error": problem.ws_error()}),
+            };
+            shown.insert(topic.to_string(), outcome);
+        }
+        let mut listener = Self {
+            cursor: Cursor { epoch: gateway.epoch().to_string(), ..Cursor::default() },
+            _opened: gateway.connections.opened(),
+            _counted: counted,
+            ready: VecDeque::new(),
+            publications: Vec::new(),
+            token_warning: Some(token_end.checked_sub(WARNING).unwrap_or(token_end)),
+            token_end,
+            leaves_at: None,
+            ended: false,
+            gateway,
+            claims,
+            feed,
+            revocations,
+            leaving,
+        };
+        for (topic, _, outcome) in &started {
+            if let Ok(started) = outcome
+                && !subscribe::is_ephemeral(topic)
+            {
+                listener.cursor.offsets.insert(topic.clone(), started.after);
+            }
+        }
+        let data = json!({
+            "user_id": listener.claims.sub,
+            "expires_at": listener.claims.expires_at(),
+            "ping_ms": listener.gateway.options.websocket.ping_ms,
+            "topics": shown,
+        });
+        let id = listener.cursor.to_string();
+        listener.ready.push_back(Event::default().event("ready").id(id).data(data.to_string()));
+        for (topic, generation, outcome) in started {
+            let begun =
+                listener.feed.begin(topic, generation, outcome.ok(), &mut listener.publications);
+            listener.unless_cut(begun);
+        }
+        Ok(listener)
+    }
+
+    /// `None`: the stream has ended.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            for published in std::mem::take(&mut self.publications) {
+                self.publication(&published);
+            }
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.ended {
+                return None;
+            }
+            let deadline = [self.token_warning, self.leaves_at]
+                .into_iter()
+                .flatten()
+                .fold(self.token_end, Instant::min);
+            tokio::select! {
+                page = self.feed.ready() => {
+                    let done = match page {
+                        Some(page) => self.feed.page(page, &mut self.publications),
+                        None => self.feed.take(&mut self.publications),
+                    };
+                    self.unless_cut(done);
+                }
+                Ok(()) = self.revocations.changed() => {
+                    self.revocations.borrow_and_update();
+                    if self.gateway.auth.is_revoked(&self.claims) {
+                        self.close(Close::Revoked);
+                    }
+                }
+                Ok(()) = self.leaving.changed() => {
+                    let leaving = *self.leaving.borrow_and_update();
+                    match leaving {
+                        Leaving::No => {}
+                        Leaving::Evicted => self.close(Close::Evicted),
+                        Leaving::Draining => {
+                            let spread = self.gateway.options.drain;
+                            let at = spread.mul_f64(rand::random_range(0.0..1.0));
+                            self.leaves_at = Some(Instant::now() + at);
+                        }
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => self.tick(),
+            }
+        }
+    }
+
+    fn publication(&mut self, published: &Published) {
+        let mut event = Event::default().event(&*published.event).data(&*published.frame);
+        if let Some(offset) = published.offset {
+            self.cursor.offsets.insert(published.topic.clone(), offset);
+            event = event.id(self.cursor.to_string());
+        }
+        self.ready.push_back(event);
+    }
+
+    fn unless_cut(&mut self, done: Result<(), Cut>) {
+        match done {
+            Ok(()) => {}
+            Err(Cut::TooSlow) => self.close(Close::SlowConsumer),
+            Err(Cut::HistoryLost) => self.close(Close::HistoryLost),
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.token_end <= now {
+            self.close(Close::TokenExpired);
+        } else if self.leaves_at.is_some_and(|at| at <= now) {
+            self.close(Close::Draining);
+        } else if self.token_warning.is_some_and(|at| at <= now) {
+            self.token_warning = None;
+            let data = json!({"expires_at": self.claims.expires_at()});
+            let frame = json!({"event": "token:expiring", "data": data}).to_string();
+            self.ready.push_back(Event::default().event("token:expiring").data(frame));
+        }
+    }
+
+    /// What was taken from the queue still goes out before.
+    fn close(&mut self, close: Close) {
+        let reason = close.reason(self.gateway.options.drain);
+        let data = json!({"code": close.code(), "reason": reason}).to_string();
+        for published in std::mem::take(&mut self.publications) {
+            self.publication(&published);
+        }
+        self.ready.push_back(Event::default().event("close").data(data));
+        self.feed.clear();
+        self.ended = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_goes_there_and_back() {
+        let text = "ep1;session:ses_1=12;user:alice=3";
+        let cursor = Cursor::parse(text).unwrap();
+        assert_eq!(cursor.to_string(), text);
+        assert_eq!(cursor.position("user:alice").unwrap().offset, 3);
+        assert_eq!(Cursor::parse("ep1").unwrap().position("user:alice"), None);
+        let many: String = (0..40).map(|n| format!(";user:u{n}=1")).collect();
+        for bad in
+            ["", "-", ";user:a=1", "e;user:a", "e;user:a=x", "e;nonsense=1", &format!("e{many}")]
+        {
+            assert_eq!(Cursor::parse(bad), None, "{bad}");
+        }
+    }
+}

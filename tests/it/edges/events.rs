@@ -1,0 +1,168 @@
+//! Server-Sent Events: what a WebSocket would have brought, and exactly on from where a stream ended.
+
+use std::net::SocketAddr;
+
+use proxie::kernel::entity::Role;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::{PATIENCE, TestNode, text};
+
+struct Stream {
+    lines: tokio::io::Lines<BufReader<TcpStream>>,
+    status: String,
+    last_id: Option<String>,
+}
+
+#[derive(Debug)]
+struct Event {
+    name: String,
+    data: Value,
+}
+
+impl Stream {
+    async fn open(address: SocketAddr, token: &str, query: &str, last_id: Option<&str>) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let last_id = last_id.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
+        // HTTP/1.0: the body ends with the connection, and is not in chunks.
+        let head = format!(
+            "GET /v1/events{query} HTTP/1.0\r\nhost: x\r\nauthorization: Bearer {token}\r\n{last_id}\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        let status = lines.next_line().await.unwrap().unwrap();
+        while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
+        Self { lines, status, last_id: None }
+    }
+
+    async fn next(&mut self) -> Option<Event> {
+        let reading = async {
+            let mut event = Event { name: String::new(), data: Value::Null };
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                match line.split_once(": ") {
+                    Some(("event", name)) => event.name = name.into(),
+                    Some(("id", id)) => self.last_id = Some(id.into()),
+                    Some(("data", data)) => event.data = serde_json::from_str(data).unwrap(),
+                    _ if line.is_empty() && !event.name.is_empty() => return Some(event),
+                    _ => {}
+                }
+            }
+            None
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("an event")
+    }
+
+    /// So many events with an offset.
+    async fn durable(&mut self, n: usize) -> Vec<Value> {
+        let mut found = Vec::new();
+        while found.len() < n {
+            let event = self.next().await.expect("the stream goes on");
+            if event.data["offset"].is_i64() {
+                assert_eq!(event.data["event"], event.name);
+                found.push(event.data);
+            }
+        }
+        found
+    }
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_where_it_ended() {
+    let node = TestNode::start().await;
+    let (address, token) = (node.node.address, node.token("alice", Role::Consumer, 3_600));
+    let mut alice = node.ws("alice").await;
+    let session = text(&alice.ok("session:open", json!({})).await["session_id"]);
+    let topic = format!("session:{session}");
+    let query = format!("?topic={topic}&topic=presence:alice");
+    let mut stream = Stream::open(address, &token, &query, None).await;
+    let ready = stream.next().await.unwrap();
+    assert_eq!((ready.name.as_str(), &ready.data["user_id"]), ("ready", &json!("alice")));
+    assert_eq!(ready.data["topics"][&topic]["recovered"], true);
+    let say = |n: usize| json!({"session_id": session, "content": format!("message {n}")});
+    for n in 0..3 {
+        alice.ok("chat:message", say(n)).await;
+    }
+    let offsets = |events: &[Value]| -> Vec<i64> {
+        events.iter().map(|event| event["offset"].as_i64().unwrap()).collect()
+    };
+    // A message and its answer each. The stream is lost after the fourth.
+    assert_eq!(offsets(&stream.durable(4).await), [1, 2, 3, 4]);
+    let last = stream.last_id.clone().unwrap();
+    drop(stream);
+    // Far more than one page of history.
+    for n in 3..80 {
+        alice.ok("chat:message", say(n)).await;
+    }
+    let mut stream = Stream::open(address, &token, &query, Some(&last)).await;
+    let ready = stream.next().await.unwrap();
+    assert_eq!(ready.data["topics"][&topic]["recovered"], true, "{ready:?}");
+    let missed = stream.durable(156).await;
+    assert_eq!(offsets(&missed), (5..=160).collect::<Vec<_>>());
+    // The same frames as over a socket.
+    let mut alice = node.ws("alice").await;
+    let resume = json!({"session_id": session, "position": {"epoch": text(&ready.data["topics"][&topic]["position"]["epoch"]), "offset": 4}});
+    alice.ok("session:resume", resume).await;
+    assert_eq!(alice.durable(&topic, 156).await, missed);
+    // And what is live.
+    alice.ok("presence:online", json!({"status": "here"})).await;
+    loop {
+        let event = stream.next().await.unwrap();
+        if event.name == "presence:changed" && event.data["data"]["status"] == "here" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_its_users_and_ends_with_the_token() {
+    let node = TestNode::start().await;
+    let address = node.node.address;
+    let session = {
+        let mut alice = node.ws("alice").await;
+        text(&alice.ok("session:open", json!({})).await["session_id"])
+    };
+    let refused = Stream::open(address, "nonsense", "", None).await;
+    assert!(refused.status.contains("401"), "{}", refused.status);
+    let eve = node.token("eve", Role::Consumer, 3_600);
+    for (query, last_id) in
+        [("?topic=nonsense", None), ("?what=user:eve", None), ("", Some("nonsense;x"))]
+    {
+        let refused = Stream::open(address, &eve, query, last_id).await;
+        assert!(refused.status.contains("400"), "{query}: {}", refused.status);
+    }
+    let many: String = (0..40).map(|n| format!("&topic=app:t{n}")).collect();
+    let refused = Stream::open(address, &eve, &format!("?{}", &many[1..]), None).await;
+    assert!(refused.status.contains("422"), "{}", refused.status);
+    // Another's session is an error beside her own topics.
+    let mut stream = Stream::open(address, &eve, &format!("?topic=session:{session}"), None).await;
+    let ready = stream.next().await.unwrap();
+    let topics = &ready.data["topics"];
+    assert_eq!(topics[format!("session:{session}")]["error"]["code"], "not_found");
+    assert_eq!(topics["user:eve"]["recovered"], true);
+    // A token that ends soon: a warning, and the end.
+    let short = node.token("eve", Role::Consumer, 2);
+    let mut stream = Stream::open(address, &short, "", None).await;
+    let mut names = Vec::new();
+    while let Some(event) = stream.next().await {
+        names.push(event.name);
+        if names.last().unwrap() == "close" {
+            assert_eq!(event.data, json!({"code": 3502, "reason": {"code": "token_expired"}}));
+        }
+    }
+    assert_eq!(names, ["ready", "token:expiring", "close"]);
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_says_so() {
+    let node = TestNode::start().await;
+    let token = node.token("alice", Role::Consumer, 3_600);
+    let mut stream = Stream::open(node.node.address, &token, "", None).await;
+    assert_eq!(stream.next().await.unwrap().name, "ready");
+    assert_eq!(node.node.gateway().connections(), 1);
+    node.node.gateway().drain(PATIENCE).await;
+    let close = stream.next().await.unwrap();
+    assert_eq!((close.name.as_str(), &close.data["code"]), ("close", &json!(3000)));
+    assert!(close.data["reason"]["retry_after_ms"].is_u64());
+    assert!(stream.next().await.is_none());
+}
