@@ -1,5 +1,6 @@
 //! The integration tests: one binary, on real servers that it starts and stops itself.
 
+mod clients;
 mod cluster;
 mod counter;
 mod edges;
