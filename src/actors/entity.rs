@@ -77,7 +77,7 @@ struct Pending<E: Entity> {
     ticket: u64,
     ask: Box<Ask<E>>,
     answer: Answer<E>,
-    publish: Vec<Published>,
+    publish: Vec<Arc<Published>>,
     outbox: Vec<OutboxRow>,
     claim: Option<Claim>,
     commits: bool,
@@ -629,7 +629,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// An answer that needs no commit of its own, but waits for those before it.
-    fn push_answer(&mut self, ask: Box<Ask<E>>, answer: Answer<E>, publish: Vec<Published>) {
+    fn push_answer(&mut self, ask: Box<Ask<E>>, answer: Answer<E>, publish: Vec<Arc<Published>>) {
         let ticket = self.take_ticket();
         self.pending.push_back(Box::new(Pending {
             ticket,

@@ -39,13 +39,13 @@ enum Message {
         topic: Arc<str>,
         offset: Option<i64>,
         event: Arc<str>,
-        frame: Arc<str>,
+        frame: String,
     },
     /// To the owner, to be published there: nothing of it is kept.
     Post {
         topic: Arc<str>,
         event: Arc<str>,
-        frame: Arc<str>,
+        frame: String,
     },
     /// To a listener: something could not be sent.
     Missed,
@@ -122,7 +122,7 @@ impl Fanout {
                 topic: published.topic.clone(),
                 offset: published.offset,
                 event: published.event.clone(),
-                frame: published.frame.clone(),
+                frame: published.text().to_owned(),
             };
             match self.send(*peer, &message) {
                 Ok(()) => self.sent.increment(1),
@@ -137,7 +137,7 @@ impl Fanout {
     }
 
     /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
-    pub fn post(&self, published: &Published) -> bool {
+    pub fn post(&self, published: &Arc<Published>) -> bool {
         match self.slots.locate(topic_slot(&published.topic)) {
             Place::Here { .. } => {
                 self.topics.publish(published);
@@ -147,7 +147,7 @@ impl Fanout {
                 let message = Message::Post {
                     topic: published.topic.clone(),
                     event: published.event.clone(),
-                    frame: published.frame.clone(),
+                    frame: published.text().to_owned(),
                 };
                 self.send(incarnation, &message).is_ok()
             }
@@ -220,10 +220,12 @@ impl Fanout {
                 }
             }
             Message::Publication { topic, offset, event, frame } => {
-                self.topics.deliver(&Published { topic, offset, event, frame });
+                let frame = frame.into();
+                self.topics.deliver(&Arc::new(Published { topic, offset, event, frame }));
             }
             Message::Post { topic, event, frame } => {
-                let published = Published { topic, offset: None, event, frame };
+                let frame = frame.into();
+                let published = Arc::new(Published { topic, offset: None, event, frame });
                 // Sent while the slot was on its way elsewhere: it goes after it, once.
                 if matches!(self.slots.locate(topic_slot(&published.topic)), Place::Here { .. }) {
                     self.topics.publish(&published);

@@ -148,7 +148,7 @@ impl Shown {
         self.devices.iter().max_by_key(|known| known.turn).map_or("offline", |known| &known.status)
     }
 
-    fn publication(&self, user: &str, change: &Change) -> Published {
+    fn publication(&self, user: &str, change: &Change) -> Arc<Published> {
         let devices = self.devices.iter().map(|d| json!({"id": d.id, "status": d.status}));
         let data = json!({
             "user_id": user,

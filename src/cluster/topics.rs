@@ -3,10 +3,11 @@
 //! A publication is serialised once and shared by reference. Delivery never waits for a subscriber: each bounds what
 //! it buffers and is cut off beyond that.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use dashmap::DashMap;
 use serde_json::value::RawValue;
 
@@ -19,13 +20,13 @@ pub struct Published {
     /// `None`: lossy, not replayed.
     pub offset: Option<i64>,
     pub event: Arc<str>,
-    /// The complete frame, `{"event":…,"topic":…,"offset":…,"data":…}`.
-    pub frame: Arc<str>,
+    /// The complete frame, `{"event":…,"topic":…,"offset":…,"data":…}`, in UTF-8: all sockets write the same bytes.
+    pub frame: Bytes,
 }
 
 impl Published {
     /// `data` must be JSON.
-    pub fn new(topic: &str, offset: Option<i64>, event: &str, data: &str) -> Self {
+    pub fn new(topic: &str, offset: Option<i64>, event: &str, data: &str) -> Arc<Self> {
         #[derive(serde::Serialize)]
         struct Frame<'a> {
             event: &'a str,
@@ -38,18 +39,24 @@ impl Published {
         let data: &RawValue = serde_json::from_str(data).unwrap_or(null);
         let frame = serde_json::to_string(&Frame { event, topic, offset, data })
             .expect("a frame serialises");
-        Self { topic: topic.into(), offset, event: event.into(), frame: frame.into() }
+        Arc::new(Self { topic: topic.into(), offset, event: event.into(), frame: frame.into() })
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.frame).unwrap_or_default()
     }
 }
 
 /// Takes publications. Must not block: buffer within a bound, or drop oneself.
 pub trait Subscriber: Send + Sync {
-    fn deliver(&self, published: &Published);
+    /// `key` is the one it gave when it subscribed.
+    fn deliver(&self, key: u64, published: &Arc<Published>);
     /// Publications of the topic may have been missed: its history tells.
-    fn resync(&self, topic: &Arc<str>);
+    fn resync(&self, key: u64);
 }
 
-type Subscribers = HashMap<u64, Arc<dyn Subscriber>>;
+/// By the order in which they came, which is about how they lie in memory.
+type Subscribers = BTreeMap<u64, (u64, Arc<dyn Subscriber>)>;
 
 /// Cheap to clone.
 #[derive(Clone, Default)]
@@ -62,11 +69,16 @@ pub struct Topics {
 
 impl Topics {
     /// Registers before history is read, so that nothing falls in between; dropping the subscription ends it.
-    pub fn subscribe(&self, topic: &str, subscriber: Arc<dyn Subscriber>) -> Subscription {
+    pub fn subscribe(
+        &self,
+        topic: &str,
+        key: u64,
+        subscriber: Arc<dyn Subscriber>,
+    ) -> Subscription {
         let topic: Arc<str> = topic.into();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut subscribers = self.topics.entry(topic.clone()).or_default();
-        subscribers.insert(id, subscriber);
+        subscribers.insert(id, (key, subscriber));
         let first = subscribers.len() == 1;
         drop(subscribers);
         if first && let Some(fanout) = self.fanout.get() {
@@ -81,7 +93,7 @@ impl Topics {
     }
 
     /// To all who listen, on whatever node. For topics of entities that live here.
-    pub fn publish(&self, published: &Published) {
+    pub fn publish(&self, published: &Arc<Published>) {
         self.deliver(published);
         if let Some(fanout) = self.fanout.get() {
             fanout.forward(published);
@@ -89,7 +101,7 @@ impl Topics {
     }
 
     /// The same for a topic that is no entity's, from any node. False: it cannot be reached now.
-    pub fn post(&self, published: &Published) -> bool {
+    pub fn post(&self, published: &Arc<Published>) -> bool {
         match self.fanout.get() {
             Some(fanout) => fanout.post(published),
             None => {
@@ -100,17 +112,17 @@ impl Topics {
     }
 
     /// To all who listen on this node.
-    pub fn deliver(&self, published: &Published) {
+    pub fn deliver(&self, published: &Arc<Published>) {
         if let Some(subscribers) = self.topics.get(&published.topic) {
-            for subscriber in subscribers.values() {
-                subscriber.deliver(published);
+            for (key, subscriber) in subscribers.values() {
+                subscriber.deliver(*key, published);
             }
         }
     }
 
     pub fn resync(&self, topic: &Arc<str>) {
         if let Some(subscribers) = self.topics.get(topic) {
-            subscribers.values().for_each(|subscriber| subscriber.resync(topic));
+            subscribers.values().for_each(|(key, subscriber)| subscriber.resync(*key));
         }
     }
 

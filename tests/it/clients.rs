@@ -1,23 +1,27 @@
 //! Other people's clients and our own, in their own languages, against a node as a user runs it.
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
+use crate::cluster::Nodes;
 use crate::process::{Folder, Served, run, text};
 
 const EMBEDDED: [(&str, &str); 2] =
     [("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
 
-/// The folder of the TypeScript client, its packages installed and its sources compiled.
-fn typescript() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/typescript");
+/// A folder of `clients`, with its packages, which are installed once.
+fn installed(name: &'static str) -> PathBuf {
+    static INSTALLED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if installed.insert(name) {
         must(npm(&folder, &["ci", "--no-audit", "--no-fund"]));
-        must(npm(&folder, &["run", "build"]));
-        folder
-    })
+    }
+    folder
 }
 
 fn npm(folder: &Path, arguments: &[&str]) -> Command {
@@ -45,7 +49,8 @@ fn served(folder: &Folder) -> (Served, String) {
 
 #[test]
 fn the_typescript_client() {
-    let client = typescript();
+    let client = installed("typescript");
+    must(npm(&client, &["run", "build"]));
     let folder = Folder::new("typescript");
     let (node, token) = served(&folder);
     let mut tests = Command::new("sh");
@@ -57,4 +62,64 @@ fn the_typescript_client() {
         .env("PROXIE_REQUIRED", "1");
     let shown = must(tests);
     assert!(shown.contains("# fail 0") && shown.contains("# skipped 0"), "{shown}");
+}
+
+/// What a user reaches several nodes through: the first one that takes the connection gets it.
+async fn balancer(nodes: Vec<SocketAddr>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let nodes = nodes.clone();
+            tokio::spawn(async move {
+                for node in nodes {
+                    if let Ok(mut node) = tokio::net::TcpStream::connect(node).await {
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut node).await;
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_in_a_browser_with_a_node_killed_under_it() {
+    let console = installed("console");
+    let mut nodes = Nodes::with("console", 2, false, &[("PROXIE__SEED__DEMO", "true")]).await;
+    nodes.settled(2).await;
+    let token = nodes.token("clara", "consumer");
+    let address = balancer(vec![nodes.address(0), nodes.address(1)]).await;
+    let mut script = Command::new("node")
+        .args(["test/console.mjs", &format!("http://{address}"), &token])
+        .current_dir(&console)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = script.stdin.take().unwrap();
+    let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let killed = lines.next();
+    if killed.as_deref() == Some("kill") {
+        nodes.kill(0);
+        writeln!(input, "killed").unwrap();
+    }
+    let rest: Vec<String> = lines.collect();
+    let output = script.wait_with_output().unwrap();
+    assert!(output.status.success(), "{killed:?} {rest:?}\n{}", text(&output.stderr));
+    assert_eq!((killed.as_deref(), rest.as_slice()), (Some("kill"), &["ok".to_owned()][..]));
+}
+
+/// A node is built without Node.js, so what it serves is kept beside the sources.
+#[test]
+fn the_console_is_built_from_its_sources() {
+    let console = installed("console");
+    must(npm(&console, &["run", "check"]));
+    let built = console.join("dist/console.js");
+    let kept = std::fs::read_to_string(&built).unwrap();
+    must(npm(&console, &["run", "build"]));
+    let fresh = std::fs::read_to_string(&built).unwrap();
+    assert!(kept == fresh, "clients/console/dist was not built from these sources; now it is");
 }

@@ -15,25 +15,32 @@ use crate::support::{database, eventually};
 #[allow(dead_code)]
 mod chaos;
 
-struct Nodes {
+pub struct Nodes {
     folder: Folder,
     database: String,
     /// By number; `None`: gone.
     nodes: Vec<Option<Served>>,
     tls: bool,
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Nodes {
     async fn start(name: &str, n: usize) -> Self {
-        Self::with(name, n, false).await
+        Self::with(name, n, false, &[]).await
     }
 
-    async fn with(name: &str, n: usize, tls: bool) -> Self {
+    pub async fn with(
+        name: &str,
+        n: usize,
+        tls: bool,
+        settings: &[(&'static str, &'static str)],
+    ) -> Self {
         let folder = Folder::new(name);
         let config = "[[topics.grants]]\ntopic = \"app:room\"\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n";
         std::fs::write(folder.0.join("config.toml"), config).unwrap();
         let database = database().await.to_url_lossy().to_string();
-        let mut nodes = Self { folder, database, nodes: Vec::new(), tls };
+        let mut nodes =
+            Self { folder, database, nodes: Vec::new(), tls, settings: settings.into() };
         if tls {
             let made = run(
                 &nodes.folder,
@@ -69,6 +76,7 @@ impl Nodes {
                 ("PROXIE__CLUSTER__TLS_CA", "tls/ca.pem".into()),
             ]);
         }
+        environment.extend(self.settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         environment.into_iter().map(|(name, value)| (name.into(), value)).collect()
     }
 
@@ -80,7 +88,7 @@ impl Nodes {
         Served::start(&self.folder, &environment)
     }
 
-    fn address(&self, n: usize) -> SocketAddr {
+    pub fn address(&self, n: usize) -> SocketAddr {
         self.nodes[n].as_ref().unwrap().address
     }
 
@@ -95,7 +103,7 @@ impl Nodes {
         utf8(&output.stdout)
     }
 
-    fn token(&self, user: &str, role: &str) -> String {
+    pub fn token(&self, user: &str, role: &str) -> String {
         self.command(&["token", "--user", user, "--role", role]).lines().last().unwrap().to_owned()
     }
 
@@ -105,7 +113,7 @@ impl Nodes {
     }
 
     /// Active nodes that own every slot between them.
-    async fn settled(&self, n: usize) {
+    pub async fn settled(&self, n: usize) {
         eventually("the cluster settles", || async {
             let nodes = self.status();
             let slots: i64 = nodes.iter().map(|node| node["slots"].as_i64().unwrap()).sum();
@@ -121,7 +129,7 @@ impl Nodes {
         text(&shown["owner_node"]).strip_prefix("node-").unwrap().parse().unwrap()
     }
 
-    fn kill(&mut self, n: usize) {
+    pub fn kill(&mut self, n: usize) {
         self.nodes[n] = None;
     }
 }
@@ -136,7 +144,7 @@ fn offsets(events: &[Value]) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_are_one_system() {
-    let nodes = Nodes::with("three", 3, true).await;
+    let nodes = Nodes::with("three", 3, true, &[]).await;
     let (pat, alice) = (nodes.token("pat", "provider"), nodes.token("alice", "consumer"));
     let provider = Http { address: nodes.address(0), token: Some(pat) };
     assert_eq!(provider.post("/v1/providers", &hairdresser()).await.status, 201);

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::openapi;
+
 /// Event, what it is for, the fields of `data` (`name?: type`), the fields of the reply's `data`.
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     (
@@ -127,10 +129,10 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         true,
         "id: string, service: string, status: string, offers_count: integer, booking_id: any",
     ),
-    ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: object"),
-    ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: object"),
-    ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: object"),
-    ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: object"),
+    ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: Offer"),
+    ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: Offer"),
+    ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: Booking"),
+    ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: Booking"),
     (
         "presence:changed",
         "How it stands with a user's devices: after each change, and for a new listener",
@@ -221,7 +223,7 @@ pub fn document() -> Value {
             "receive": {"action": "receive", "channel": {"$ref": "#/channels/ws"}, "messages": received},
             "send": {"action": "send", "channel": {"$ref": "#/channels/ws"}, "messages": sent},
         },
-        "components": {"schemas": {
+        "components": {"schemas": components(json!({
             "Refusal": frame(json!({
                 "id": string("The frame's"),
                 "ok": {"const": false},
@@ -235,9 +237,34 @@ pub fn document() -> Value {
                 }), &["code", "message", "retryable"]),
             }), &["id", "ok", "error"]),
             "Position": fields("epoch: string, offset: integer"),
-        }},
+        }))},
         "x-close-codes": closing,
     })
+}
+
+/// With what HTTP answers, where events carry the same.
+fn components(mut own: Value) -> Value {
+    let shapes = &openapi::document()["components"]["schemas"];
+    let mut wanted = vec!["Offer".to_owned(), "Booking".to_owned()];
+    while let Some(name) = wanted.pop() {
+        if own.get(&name).is_none() {
+            references(&shapes[&name], &mut wanted);
+            own[&name] = shapes[&name].clone();
+        }
+    }
+    own
+}
+
+fn references(schema: &Value, found: &mut Vec<String>) {
+    match schema {
+        Value::Object(fields) => {
+            let name = fields.get("$ref").and_then(Value::as_str);
+            found.extend(name.and_then(|at| Some(at.rsplit_once('/')?.1.to_owned())));
+            fields.values().for_each(|value| references(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
 }
 
 fn string(description: &str) -> Value {
@@ -261,6 +288,9 @@ fn fields(text: &str) -> Value {
         let schema = match (plain, kind) {
             ("position", _) => json!({"$ref": "#/components/schemas/Position"}),
             (_, "any") => json!({}),
+            (_, name) if name.starts_with(char::is_uppercase) => {
+                json!({"$ref": format!("#/components/schemas/{name}")})
+            }
             // What a client may leave out it may also send as null.
             _ if plain != name => json!({"type": [kind, "null"]}),
             _ => json!({"type": kind}),
@@ -273,6 +303,17 @@ fn fields(text: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_reference_is_there() {
+        let document = document();
+        let mut names = Vec::new();
+        references(&document["components"], &mut names);
+        references(&document["channels"]["ws"]["messages"]["server.offer:new"], &mut names);
+        assert!(names.iter().any(|name| name == "ScoreParts"));
+        let known = &document["components"]["schemas"];
+        assert!(names.iter().all(|name| known[name].is_object()), "{names:?}");
+    }
 
     #[test]
     fn fields_become_schemas() {

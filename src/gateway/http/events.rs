@@ -128,7 +128,7 @@ struct Listener {
     feed: Feed,
     cursor: Cursor,
     ready: VecDeque<Event>,
-    publications: Vec<Published>,
+    publications: Vec<Arc<Published>>,
     revocations: watch::Receiver<Revocations>,
     leaving: watch::Receiver<Leaving>,
     token_warning: Option<Instant>,
@@ -160,12 +160,12 @@ impl Listener {
             let (gateway, claims, outgoing) = (&gateway, &claims, &feed.outgoing);
             let cursor = &cursor;
             stream::iter(wanted)
-                .map(|(generation, topic)| async move {
+                .map(|(key, topic)| async move {
                     let position = cursor.position(&topic);
                     let outgoing = outgoing.clone();
                     let started =
-                        subscribe::start(gateway, claims, outgoing, &topic, position).await;
-                    (topic, generation, started)
+                        subscribe::start(gateway, claims, outgoing, key, &topic, position).await;
+                    (topic, key, started)
                 })
                 .buffered(TOPICS_AT_ONCE)
                 .collect()
@@ -213,9 +213,8 @@ impl Listener {
         });
         let id = listener.cursor.to_string();
         listener.ready.push_back(Event::default().event("ready").id(id).data(data.to_string()));
-        for (topic, generation, outcome) in started {
-            let begun =
-                listener.feed.begin(topic, generation, outcome.ok(), &mut listener.publications);
+        for (_, key, outcome) in started {
+            let begun = listener.feed.begin(key, outcome.ok(), &mut listener.publications);
             listener.unless_cut(begun);
         }
         Ok(listener)
@@ -241,7 +240,7 @@ impl Listener {
                 page = self.feed.ready() => {
                     let done = match page {
                         Some(page) => self.feed.page(page, &mut self.publications),
-                        None => self.feed.take(&mut self.publications),
+                        None => self.take(),
                     };
                     self.unless_cut(done);
                 }
@@ -269,12 +268,19 @@ impl Listener {
     }
 
     fn publication(&mut self, published: &Published) {
-        let mut event = Event::default().event(&*published.event).data(&*published.frame);
+        let mut event = Event::default().event(&*published.event).data(published.text());
         if let Some(offset) = published.offset {
             self.cursor.offsets.insert(published.topic.clone(), offset);
             event = event.id(self.cursor.to_string());
         }
         self.ready.push_back(event);
+    }
+
+    fn take(&mut self) -> Result<(), Cut> {
+        while let Some(published) = self.feed.next()? {
+            self.publications.push(published);
+        }
+        Ok(())
     }
 
     fn unless_cut(&mut self, done: Result<(), Cut>) {

@@ -54,7 +54,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
         .route("/v1/ws", get(ws::upgrade))
-        .route("/", get(pages::index))
+        .route("/", get(pages::console))
+        .route("/console.css", get(pages::console_style))
+        .route("/console.js", get(pages::console_script))
         .route("/style.css", get(pages::style))
         .route("/docs", get(pages::docs))
         .route("/docs/errors/{code}", get(pages::error_page))

@@ -1,14 +1,15 @@
-//! What needs no token: the node's health, its metrics and keys, and pages for people. No script, nothing from
-//! elsewhere: everything here works under `default-src 'none'`.
+//! What needs no token: the node's health, its metrics and keys, and pages for people. Nothing comes from elsewhere, and
+//! only the console has a script.
 
 use std::fmt::Write;
 use std::sync::{Arc, LazyLock};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::extract::Id;
 use super::{asyncapi, openapi};
@@ -110,18 +111,40 @@ fn page(title: &str, body: &str) -> String {
     )
 }
 
-pub async fn index(State(gateway): App) -> Html<String> {
-    let state = if gateway.readiness.is_draining() { "draining" } else { "running" };
-    let body = format!(
-        "<h1>Proxie</h1><p>This is the node <code>{}</code>, version {}, {state}. Sessions, provider agents and \
-         bookings live here as durable actors; clients speak HTTP and WebSocket.</p><ul>\
-         <li><a href=\"/docs\">The HTTP API</a> (<a href=\"/openapi.json\">OpenAPI</a>)</li>\
-         <li><a href=\"/asyncapi.json\">The WebSocket protocol</a> (AsyncAPI), at <code>/v1/ws</code></li>\
-         <li><a href=\"/readyz\">Is it ready?</a></li><li><a href=\"/metrics\">Metrics</a></li></ul>",
-        escape(&gateway.options.node_name),
-        env!("CARGO_PKG_VERSION"),
+/// The console: a client like any other, that comes with the node.
+pub async fn console(headers: HeaderMap) -> Response {
+    let page = include_str!("../../../clients/console/index.html");
+    let mut response = asset(&headers, "text/html; charset=utf-8", page);
+    // It talks to this node, and runs no script but its own.
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     );
-    Html(page("Proxie", &body))
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+pub async fn console_style(headers: HeaderMap) -> Response {
+    asset(&headers, "text/css; charset=utf-8", include_str!("../../../clients/console/console.css"))
+}
+
+/// Built from `clients/console/src`; a test holds that it is.
+pub async fn console_script(headers: HeaderMap) -> Response {
+    let script = include_str!("../../../clients/console/dist/console.js");
+    asset(&headers, "text/javascript; charset=utf-8", script)
+}
+
+/// Asked for again every time, and sent only where it has changed.
+fn asset(headers: &HeaderMap, kind: &'static str, body: &'static str) -> Response {
+    let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(body));
+    let tag = format!("\"{:016x}\"", u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|tags| tags.to_str().ok());
+    let fresh = known.is_some_and(|tags| tags.split(',').any(|known| known.trim() == tag));
+    let common = [(header::ETAG, tag), (header::CACHE_CONTROL, "no-cache".into())];
+    if fresh {
+        return (StatusCode::NOT_MODIFIED, common).into_response();
+    }
+    (common, [(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
 /// What `type` of a problem points to.

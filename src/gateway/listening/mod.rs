@@ -5,8 +5,9 @@ mod outgoing;
 pub mod subscribe;
 mod track;
 
-use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -19,13 +20,11 @@ use crate::gateway::problem::Outcome;
 use crate::gateway::ws::protocol::split_topic;
 use crate::persistence::publications::History;
 
-use outgoing::Item;
 pub use outgoing::Outgoing;
+use outgoing::{Item, Overflowed};
 use subscribe::{PAGE, Started, is_ephemeral};
 use track::{Next, Track};
 
-/// Publications that are taken from the queue at once.
-const BATCH_BYTES: usize = 64 * 1024;
 /// Before a history that could not be read is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
@@ -40,17 +39,16 @@ pub enum Cut {
 
 /// One topic.
 struct Listening {
+    /// Of the subscription: a later one to the same topic has another, and what comes for the earlier one finds nothing.
+    key: u64,
+    topic: Arc<str>,
     track: Track,
-    /// Of the subscription: a later one to the same topic takes over, and outcomes of the earlier one that come after
-    /// that are not for it.
-    generation: u64,
     _handle: Option<Subscription>,
 }
 
 /// A page of history that has been read.
 pub struct Page {
-    topic: Arc<str>,
-    generation: u64,
+    key: u64,
     after: i64,
     outcome: Outcome<History>,
 }
@@ -58,8 +56,9 @@ pub struct Page {
 pub struct Feed {
     gateway: Arc<Gateway>,
     pub outgoing: Arc<Outgoing>,
-    topics: HashMap<Arc<str>, Listening>,
-    generation: u64,
+    /// By key: most clients have few, and all of them are bounded.
+    topics: Vec<Listening>,
+    next_key: u64,
     /// At most one page a topic.
     reading: FuturesUnordered<BoxFuture<'static, Page>>,
 }
@@ -70,8 +69,8 @@ impl Feed {
         Self {
             gateway,
             outgoing: Arc::new(Outgoing::new(limit)),
-            topics: HashMap::new(),
-            generation: 0,
+            topics: Vec::new(),
+            next_key: 0,
             reading: FuturesUnordered::new(),
         }
     }
@@ -81,11 +80,11 @@ impl Feed {
     }
 
     pub fn has(&self, topic: &str) -> bool {
-        self.topics.contains_key(topic)
+        self.topics.iter().any(|listening| *listening.topic == *topic)
     }
 
     pub fn remove(&mut self, topic: &str) {
-        self.topics.remove(topic);
+        self.topics.retain(|listening| *listening.topic != *topic);
     }
 
     pub fn clear(&mut self) {
@@ -93,122 +92,124 @@ impl Feed {
         self.reading.clear();
     }
 
-    /// Makes room for a subscription, in the place of an earlier one to the same topic.
+    /// Makes room for a subscription, in the place of an earlier one to the same topic. What it is known by.
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
-        self.generation += 1;
-        let listening =
-            Listening { track: Track::starting(), generation: self.generation, _handle: None };
-        self.topics.insert(topic, listening);
-        self.generation
+        self.remove(&topic);
+        self.next_key += 1;
+        let key = self.next_key;
+        self.topics.push(Listening { key, topic, track: Track::starting(), _handle: None });
+        key
     }
 
-    fn current(&mut self, topic: &str, generation: u64) -> Option<&mut Listening> {
-        self.topics.get_mut(topic).filter(|listening| listening.generation == generation)
+    fn get(&mut self, key: u64) -> Option<&mut Listening> {
+        let at = self.topics.binary_search_by_key(&key, |listening| listening.key).ok()?;
+        self.topics.get_mut(at)
     }
 
     /// The client knows of its subscription: now what it missed, then what is live. `None`: there is none.
     pub fn begin(
         &mut self,
-        topic: Arc<str>,
-        generation: u64,
+        key: u64,
         started: Option<Started>,
-        out: &mut Vec<Published>,
+        out: &mut Vec<Arc<Published>>,
     ) -> Result<(), Cut> {
-        let Some(listening) = self.current(&topic, generation) else { return Ok(()) };
+        let Some(listening) = self.get(key) else { return Ok(()) };
         let Some(Started { handle, after, page, .. }) = started else {
-            self.topics.remove(&topic);
+            self.topics.retain(|listening| listening.key != key);
             return Ok(());
         };
         listening._handle = Some(handle);
         let next = listening.track.start(after);
+        let topic = listening.topic.clone();
+        self.ask_presence(&topic);
+        match page {
+            Some(history) => self.page(Page { key, after, outcome: Ok(history) }, out),
+            None => self.go_on(key, next),
+        }
+    }
+
+    /// How it stands with a user is not kept in a history: it is asked for.
+    fn ask_presence(&self, topic: &str) {
         if let Some(user) = topic.strip_prefix("presence:") {
             self.gateway.presence.ask(user);
-        }
-        match page {
-            Some(history) => {
-                let page = Page { topic, generation, after, outcome: Ok(history) };
-                self.page(page, out)
-            }
-            None => self.go_on(topic, generation, next),
         }
     }
 
     /// Something waits in the queue, or a page has been read.
     pub async fn ready(&mut self) -> Option<Page> {
-        tokio::select! {
-            () = self.outgoing.ready() => None,
-            Some(page) = self.reading.next(), if !self.reading.is_empty() => Some(page),
-        }
+        let (outgoing, reading) = (&self.outgoing, &mut self.reading);
+        poll_fn(|context| {
+            if !reading.is_empty()
+                && let Poll::Ready(Some(page)) = reading.poll_next_unpin(context)
+            {
+                return Poll::Ready(Some(page));
+            }
+            outgoing.poll_ready(context).map(|()| None)
+        })
+        .await
     }
 
-    pub fn page(&mut self, page: Page, out: &mut Vec<Published>) -> Result<(), Cut> {
-        let Page { topic, generation, after, outcome } = page;
+    pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
+        let Page { key, after, outcome } = page;
         let Ok(History { head, items, complete }) = outcome else {
             // The store is away. The client resumes where it is once it is back.
-            self.read_after(topic, generation, after, READ_AGAIN);
+            self.read_after(key, after, READ_AGAIN);
             return Ok(());
         };
-        let Some(listening) = self.current(&topic, generation) else { return Ok(()) };
+        let Some(listening) = self.get(key) else { return Ok(()) };
         for item in items {
             if listening.track.replayed(item.offset) {
-                out.push(Published::new(&topic, Some(item.offset), &item.event, &item.data));
+                let Listening { topic, .. } = listening;
+                out.push(Published::new(topic, Some(item.offset), &item.event, &item.data));
             }
         }
         let next = listening.track.page_ended(after, head, complete);
-        self.go_on(topic, generation, next)
+        self.go_on(key, next)
     }
 
-    /// Takes what waits in the queue.
-    pub fn take(&mut self, out: &mut Vec<Published>) -> Result<(), Cut> {
-        let mut batch = Vec::new();
-        if !self.outgoing.take(&mut batch, BATCH_BYTES) {
-            return Err(Cut::TooSlow);
-        }
-        for item in batch {
-            match item {
-                Item::Publication(published) => self.publication(published, out)?,
-                Item::Resync(topic) => self.resync(topic)?,
+    /// The next publication that waits in the queue and is for the client.
+    pub fn next(&mut self) -> Result<Option<Arc<Published>>, Cut> {
+        while let Some(Item { key, published }) =
+            self.outgoing.pop().map_err(|Overflowed| Cut::TooSlow)?
+        {
+            let Some(listening) = self.get(key) else { continue };
+            let Some(published) = published else {
+                self.resync(key)?;
+                continue;
+            };
+            match listening.track.publication(published.offset) {
+                Next::Send => return Ok(Some(published)),
+                next => self.go_on(key, next)?,
             }
         }
-        Ok(())
-    }
-
-    fn publication(&mut self, published: Published, out: &mut Vec<Published>) -> Result<(), Cut> {
-        let Some(listening) = self.topics.get_mut(&published.topic) else { return Ok(()) };
-        let generation = listening.generation;
-        match listening.track.publication(published.offset) {
-            Next::Send => out.push(published),
-            next => self.go_on(published.topic.clone(), generation, next)?,
-        }
-        Ok(())
+        Ok(None)
     }
 
     /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.
-    fn resync(&mut self, topic: Arc<str>) -> Result<(), Cut> {
-        let Some(listening) = self.topics.get_mut(&topic) else { return Ok(()) };
-        if let Some(user) = topic.strip_prefix("presence:") {
-            self.gateway.presence.ask(user);
-        }
+    fn resync(&mut self, key: u64) -> Result<(), Cut> {
+        let Some(listening) = self.get(key) else { return Ok(()) };
+        let topic = listening.topic.clone();
         if is_ephemeral(&topic) {
+            self.ask_presence(&topic);
             return Ok(());
         }
         let next = listening.track.resync();
-        let generation = listening.generation;
-        self.go_on(topic, generation, next)
+        self.go_on(key, next)
     }
 
-    fn go_on(&mut self, topic: Arc<str>, generation: u64, next: Next) -> Result<(), Cut> {
+    fn go_on(&mut self, key: u64, next: Next) -> Result<(), Cut> {
         match next {
             Next::Send | Next::Skip => {}
-            Next::Read { after } => self.read_after(topic, generation, after, Duration::ZERO),
+            Next::Read { after } => self.read_after(key, after, Duration::ZERO),
             Next::Lost => return Err(Cut::HistoryLost),
         }
         Ok(())
     }
 
     /// Begins when it is polled, which is when the page before is in the socket: a replay goes as fast as its reader.
-    fn read_after(&mut self, topic: Arc<str>, generation: u64, after: i64, delay: Duration) {
+    fn read_after(&mut self, key: u64, after: i64, delay: Duration) {
         let gateway = self.gateway.clone();
+        let Some(topic) = self.get(key).map(|listening| listening.topic.clone()) else { return };
         let reading = async move {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
@@ -218,7 +219,7 @@ impl Feed {
                 Ok(gateway.views()?.history(kind, key, after, PAGE).await?)
             }
             .await;
-            Page { topic, generation, after, outcome }
+            Page { key, after, outcome }
         };
         self.reading.push(reading.boxed());
     }

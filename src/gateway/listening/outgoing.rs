@@ -2,26 +2,22 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::Notify;
+use std::task::{Context, Poll, Waker};
 
 use crate::cluster::topics::{Published, Subscriber};
 
 pub struct Outgoing {
     queue: Mutex<Queue>,
     limit_bytes: usize,
-    /// Something waits.
-    ready: Notify,
-    /// Too much waits: also interrupts a write that does not get on.
-    cut_off: Notify,
 }
 
 /// What a topic has for its listener.
 #[derive(Clone, Debug)]
-pub enum Item {
-    Publication(Published),
-    /// Something may have been missed: look at the history.
-    Resync(Arc<str>),
+pub struct Item {
+    /// Of the subscription.
+    pub key: u64,
+    /// `None`: something may have been missed, look at the history.
+    pub published: Option<Arc<Published>>,
 }
 
 #[derive(Default)]
@@ -29,50 +25,73 @@ struct Queue {
     waiting: VecDeque<Item>,
     bytes: usize,
     overflowed: bool,
+    /// Of the one task that sends.
+    sender: Option<Waker>,
 }
 
+/// Items for which a queue keeps room while it is empty.
+const ROOM_KEPT: usize = 32;
 /// What one publication costs besides its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
 fn cost(item: &Item) -> usize {
-    match item {
-        Item::Publication(published) => published.frame.len() + OVERHEAD_BYTES,
-        Item::Resync(_) => OVERHEAD_BYTES,
-    }
+    item.published.as_ref().map_or(0, |published| published.frame.len()) + OVERHEAD_BYTES
 }
+
+/// More came than is kept.
+#[derive(Debug)]
+pub struct Overflowed;
 
 impl Outgoing {
     pub fn new(limit_bytes: usize) -> Self {
-        Self { queue: Mutex::default(), limit_bytes, ready: Notify::new(), cut_off: Notify::new() }
+        Self { queue: Mutex::default(), limit_bytes }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves at most `max_bytes` (but at least one item) into `batch`. False: more came than is kept.
-    pub fn take(&self, batch: &mut Vec<Item>, max_bytes: usize) -> bool {
+    pub fn pop(&self) -> Result<Option<Item>, Overflowed> {
         let mut queue = self.queue();
-        let mut taken = 0;
-        while taken < max_bytes
-            && let Some(item) = queue.waiting.pop_front()
-        {
-            taken += cost(&item);
-            queue.bytes -= cost(&item);
-            batch.push(item);
+        let item = queue.waiting.pop_front();
+        match &item {
+            Some(item) => queue.bytes -= cost(item),
+            None if queue.overflowed => return Err(Overflowed),
+            // A burst is over, and its room would be kept by every connection it went to.
+            None if queue.waiting.capacity() > ROOM_KEPT => queue.waiting = VecDeque::new(),
+            None => {}
         }
-        if !queue.waiting.is_empty() {
-            self.ready.notify_one();
-        }
-        !queue.overflowed
+        Ok(item)
     }
 
-    pub async fn ready(&self) {
-        self.ready.notified().await;
+    /// Something waits, or too much does.
+    pub fn poll_ready(&self, context: &Context<'_>) -> Poll<()> {
+        self.poll(context, |queue| queue.overflowed || !queue.waiting.is_empty())
     }
 
-    pub async fn cut_off(&self) {
-        self.cut_off.notified().await;
+    /// Too much waits: also interrupts a write that does not get on.
+    pub fn poll_cut_off(&self, context: &Context<'_>) -> Poll<()> {
+        self.poll(context, |queue| queue.overflowed)
+    }
+
+    fn poll(&self, context: &Context<'_>, holds: impl Fn(&Queue) -> bool) -> Poll<()> {
+        let mut queue = self.queue();
+        if holds(&queue) {
+            return Poll::Ready(());
+        }
+        match &mut queue.sender {
+            Some(sender) => sender.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Queue {
+    fn wake(&self) {
+        if let Some(sender) = &self.sender {
+            sender.wake_by_ref();
+        }
     }
 }
 
@@ -84,29 +103,24 @@ impl Outgoing {
         }
         if queue.bytes + cost(&item) > self.limit_bytes {
             // The client will get all of it by its position, so nothing of this needs to be kept.
-            *queue = Queue { overflowed: true, ..Queue::default() };
-            drop(queue);
-            self.cut_off.notify_one();
-            self.ready.notify_one();
-            return;
+            (queue.waiting, queue.bytes, queue.overflowed) = (VecDeque::new(), 0, true);
+            return queue.wake();
         }
         queue.bytes += cost(&item);
         queue.waiting.push_back(item);
-        let first = queue.waiting.len() == 1;
-        drop(queue);
-        if first {
-            self.ready.notify_one();
+        if queue.waiting.len() == 1 {
+            queue.wake();
         }
     }
 }
 
 impl Subscriber for Outgoing {
-    fn deliver(&self, published: &Published) {
-        self.push(Item::Publication(published.clone()));
+    fn deliver(&self, key: u64, published: &Arc<Published>) {
+        self.push(Item { key, published: Some(published.clone()) });
     }
 
-    fn resync(&self, topic: &Arc<str>) {
-        self.push(Item::Resync(topic.clone()));
+    fn resync(&self, key: u64) {
+        self.push(Item { key, published: None });
     }
 }
 
@@ -118,16 +132,17 @@ mod tests {
     fn whoever_is_too_slow_is_cut_off() {
         let outgoing = Outgoing::new(1_000);
         let published = Published::new("user:a", Some(1), "e", &format!("\"{}\"", "x".repeat(300)));
-        let mut batch = Vec::new();
-        outgoing.deliver(&published);
-        outgoing.deliver(&published);
-        assert!(outgoing.take(&mut batch, 1));
-        assert_eq!(batch.len(), 1);
-        assert!(outgoing.take(&mut batch, usize::MAX));
+        outgoing.deliver(7, &published);
+        outgoing.deliver(7, &published);
+        assert_eq!(outgoing.pop().unwrap().unwrap().key, 7);
+        assert!(outgoing.pop().unwrap().is_some());
+        assert!(outgoing.pop().unwrap().is_none());
         for _ in 0..3 {
-            outgoing.deliver(&published);
+            outgoing.deliver(7, &published);
         }
-        assert!(!outgoing.take(&mut batch, usize::MAX));
-        assert_eq!(batch.len(), 2);
+        assert!(outgoing.pop().is_err());
+        let context = Context::from_waker(Waker::noop());
+        assert!(outgoing.poll_ready(&context).is_ready(), "it has to be told");
+        assert!(outgoing.poll_cut_off(&context).is_ready());
     }
 }

@@ -81,23 +81,24 @@ pub async fn start(
     gateway: &Gateway,
     claims: &Claims,
     outgoing: Arc<Outgoing>,
+    key: u64,
     topic: &str,
     position: Option<Position>,
 ) -> Outcome<Started> {
     let kind = authorise(gateway, claims, topic).await?;
-    let handle = gateway.topics.subscribe(topic, outgoing);
+    let handle = gateway.topics.subscribe(topic, key, outgoing);
     if let Kind::Ephemeral = kind {
         // Nobody can say what was missed here, so only a newcomer has missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };
         return Ok(Started { handle, after: 0, recovered, position, page: None });
     }
-    let (kind, key) = split_topic(topic)?;
+    let (kind, name) = split_topic(topic)?;
     let views = gateway.views()?;
     let epoch = gateway.epoch().to_string();
     let at = |offset| Position { epoch: epoch.clone(), offset };
     let Some(position) = position else {
-        let head = views.topic_head(kind, key).await?;
+        let head = views.topic_head(kind, name).await?;
         return Ok(Started {
             handle,
             after: head,
@@ -107,7 +108,7 @@ pub async fn start(
         });
     };
     if position.epoch == epoch && position.offset >= 0 {
-        let history = views.history(kind, key, position.offset, PAGE).await?;
+        let history = views.history(kind, name, position.offset, PAGE).await?;
         let head = history.head;
         if history.complete {
             return Ok(Started {
@@ -126,6 +127,6 @@ pub async fn start(
             page: None,
         });
     }
-    let head = views.topic_head(kind, key).await?;
+    let head = views.topic_head(kind, name).await?;
     Ok(Started { handle, after: head, recovered: false, position: at(head), page: None })
 }

@@ -100,20 +100,21 @@ impl Connection {
         let wanted: Vec<_> = wanted
             .into_iter()
             .map(|(topic, position)| {
-                let generation = self.topics.track(topic.clone());
-                (topic, generation, position)
+                let key = self.topics.track(topic.clone());
+                (topic, key, position)
             })
             .collect();
         self.authenticating = true;
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
         let starting = async move {
             let topics = futures_util::stream::iter(wanted)
-                .map(|(topic, generation, position)| {
+                .map(|(topic, key, position)| {
                     let (gateway, outgoing, claims) = (&gateway, outgoing.clone(), &claims);
                     async move {
                         let started =
-                            subscribe::start(gateway, claims, outgoing, &topic, position).await;
-                        (topic, generation, started)
+                            subscribe::start(gateway, claims, outgoing, key, &topic, position)
+                                .await;
+                        (topic, key, started)
                     }
                 })
                 .buffered(TOPICS_AT_ONCE)
@@ -181,8 +182,8 @@ impl Connection {
             });
             self.feed(protocol::reply(&id, &Ok(data))).await?;
         }
-        for (topic, generation, outcome) in topics {
-            self.begin(topic, generation, outcome.ok()).await?;
+        for (_, key, outcome) in topics {
+            self.begin(key, outcome.ok()).await?;
         }
         if let Some(frame) = self.held.take() {
             self.frame(frame);

@@ -4,20 +4,25 @@
 //! node's drain. Publications and replies that are there at once go out in one write. Nothing is read from a client
 //! that does not take what it is sent.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
+use super::bucket::Bucket;
 use super::dispatch::Done;
+use super::gate::Gate;
 use super::protocol::{self, Close, Frame, Parsed};
 use super::{Opened, UserConnection};
 use crate::cluster::Presence;
@@ -64,8 +69,14 @@ impl Actor for ConnectionActor {
         connection: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         if let Some(mut connection) = connection.take() {
-            let ending = connection.serve().await;
-            connection.finish(ending).await;
+            // A task of its own, which ends with the actor: a publication need not go through an actor's waiting for
+            // its next message.
+            let mut task = JoinSet::new();
+            task.spawn(async move {
+                let ending = connection.serve().await;
+                connection.finish(ending).await;
+            });
+            task.join_next().await.transpose()?;
         }
         myself.stop(None);
         Ok(())
@@ -112,8 +123,8 @@ pub struct Connection {
     pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Publications that go out with the next write.
-    pub publications: Vec<Published>,
+    /// Of a history: they go out with the next write, before what is live.
+    pub publications: Vec<Arc<Published>>,
     /// Replies that needed no waiting.
     answers: Vec<Message>,
     /// Authentication is being completed: what the client sends meanwhile is read after it.
@@ -127,12 +138,16 @@ pub struct Connection {
     /// Ends the connection after the replies that are on their way.
     pub last_words: Option<Close>,
     socket: WebSocket,
+    /// In front of reading from the socket.
+    inbound: Gate,
     bucket: Bucket,
-    /// News of the node. In a set, as its futures are looked at only when there is something new, and not at every
-    /// frame of every connection.
     news: FuturesUnordered<BoxFuture<'static, News>>,
     /// Wakes for the next of the deadlines, or earlier where that one has been put off.
     alarm: Pin<Box<Sleep>>,
+    /// When that is; `None`: it has rung.
+    alarm_at: Option<Instant>,
+    /// In front of the news and the alarm, which are rare.
+    rare: Gate,
     leaving: watch::Receiver<Leaving>,
     _opened: Opened,
 }
@@ -182,6 +197,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A leaving connection waits so long for the outcomes of its commands.
 const LAST_REPLIES: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Publications that are sent in a row before anything else gets its turn.
+const BATCH_BYTES: usize = 64 * 1024;
 /// Frames that are read in a row before anything else gets its turn.
 const FRAMES_IN_A_ROW: usize = 32;
 
@@ -218,11 +235,14 @@ impl Connection {
             },
             last_words: None,
             socket,
+            inbound: Gate::default(),
+            rare: Gate::default(),
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
             news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()
                 .collect(),
             alarm: Box::pin(tokio::time::sleep_until(now)),
+            alarm_at: None,
             leaving,
             claims: None,
             user,
@@ -267,18 +287,24 @@ impl Connection {
         // A client that is being told goodbye is not listened to any more.
         let reads = !self.authenticating && self.last_words.is_none() && !self.is_leaving();
         let next = self.deadlines.next();
-        if self.alarm.is_elapsed() || next < self.alarm.deadline() {
+        if self.alarm_at.is_none_or(|at| next < at) {
             self.alarm.as_mut().reset(next);
+            self.alarm_at = Some(next);
+            self.rare.open();
         }
+        let (socket, inbound) = (&mut self.socket, &mut self.inbound);
+        let (news, alarm, rare) = (&mut self.news, &mut self.alarm, &mut self.rare);
         tokio::select! {
-            message = self.socket.next(), if reads => {
+            message = poll_fn(|cx| inbound.poll(cx, |cx| socket.poll_next_unpin(cx))), if reads => {
                 self.incoming(message)?;
                 // Whatever else has come is read before anything is written.
                 for _ in 0..FRAMES_IN_A_ROW {
                     if self.authenticating || self.last_words.is_some() {
                         break;
                     }
-                    let Some(message) = self.socket.next().now_or_never() else { break };
+                    let (socket, inbound) = (&mut self.socket, &mut self.inbound);
+                    let more = |cx: &mut Context<'_>| inbound.poll(cx, |cx| socket.poll_next_unpin(cx));
+                    let Poll::Ready(message) = poll_once(more).await else { break };
                     self.incoming(message)?;
                 }
             }
@@ -286,12 +312,22 @@ impl Connection {
             page = self.topics.ready() => if let Some(page) = page {
                 self.topics.page(page, &mut self.publications)?;
             },
-            () = &mut self.alarm => self.tick().await?,
-            Some(news) = self.news.next() => self.hear(news)?,
+            news = poll_fn(|cx| rare.poll(cx, |cx| match alarm.poll_unpin(cx) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => news.poll_next_unpin(cx),
+            })) => match news {
+                Some(news) => self.hear(news)?,
+                None => {
+                    self.alarm_at = None;
+                    self.tick().await?;
+                }
+            },
         }
         self.send_answers().await?;
         // Outcomes that are there by now go into the same write.
-        while let Some(Some(done)) = self.in_flight.next().now_or_never() {
+        while !self.in_flight.is_empty()
+            && let Some(Some(done)) = self.in_flight.next().now_or_never()
+        {
             self.done(done).await?;
         }
         self.send_answers().await?;
@@ -365,6 +401,9 @@ impl Connection {
     }
 
     async fn send_answers(&mut self) -> Flow {
+        if self.answers.is_empty() {
+            return Ok(());
+        }
         for answer in std::mem::take(&mut self.answers) {
             self.feed(answer).await?;
         }
@@ -372,15 +411,29 @@ impl Connection {
     }
 
     async fn send_publications(&mut self) -> Flow {
-        self.topics.take(&mut self.publications)?;
-        self.feed_publications().await
+        self.feed_publications().await?;
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES
+            && let Some(published) = self.topics.next()?
+        {
+            bytes += published.frame.len();
+            self.feed_publication(&published).await?;
+        }
+        Ok(())
     }
 
     pub async fn feed_publications(&mut self) -> Flow {
         for published in std::mem::take(&mut self.publications) {
-            self.feed(Message::text(&*published.frame)).await?;
+            self.feed_publication(&published).await?;
         }
         Ok(())
+    }
+
+    async fn feed_publication(&mut self, published: &Published) -> Flow {
+        match Utf8Bytes::try_from(published.frame.clone()) {
+            Ok(text) => self.feed(Message::Text(text)).await,
+            Err(_) => Ok(()),
+        }
     }
 
     /// Into the socket's buffer, which is written when it is full or flushed.
@@ -489,12 +542,22 @@ async fn unless_too_slow(
     outgoing: &Outgoing,
     write: impl Future<Output = Result<(), axum::Error>>,
 ) -> Flow {
+    let mut write = pin!(write);
+    // Most writes are done at once.
+    if let Poll::Ready(written) = poll_once(|cx| write.as_mut().poll(cx)).await {
+        return written.map_err(ending_of);
+    }
     tokio::select! {
         biased;
         written = write => written.map_err(ending_of),
-        () = outgoing.cut_off() => Err(Ending::Close(Close::SlowConsumer)),
+        () = poll_fn(|cx| outgoing.poll_cut_off(cx)) => Err(Ending::Close(Close::SlowConsumer)),
         () = tokio::time::sleep(WRITE_TIMEOUT) => Err(Ending::Close(Close::SlowConsumer)),
     }
+}
+
+/// Looks once, and is woken by whatever was looked at when there was nothing yet.
+async fn poll_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    poll_fn(|cx| Poll::Ready(poll(cx))).await
 }
 
 fn ending_of(error: axum::Error) -> Ending {
@@ -519,42 +582,5 @@ impl Deadlines {
             .chain(token)
             .flatten()
             .fold(self.ping, Instant::min)
-    }
-}
-
-/// So many frames a second on average, and a burst at once.
-struct Bucket {
-    per_s: f64,
-    burst: f64,
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(per_s: u32, burst: u32, now: Instant) -> Self {
-        Self { per_s: f64::from(per_s), burst: f64::from(burst), left: f64::from(burst), at: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_s;
-        self.left = (self.left + earned).min(self.burst) - 1.0;
-        self.at = now;
-        self.left >= 0.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_is_allowed_and_a_flood_is_not() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(100, 500, start);
-        assert!((0..500).all(|_| bucket.take(start)));
-        assert!(!bucket.take(start));
-        let mut bucket = Bucket::new(100, 500, start);
-        let steady = |n: u64| start + Duration::from_millis(n * 10);
-        assert!((0..5_000).all(|n| bucket.take(steady(n))));
     }
 }

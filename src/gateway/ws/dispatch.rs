@@ -33,8 +33,7 @@ pub enum Done {
     },
     Subscribed {
         id: String,
-        topic: Arc<str>,
-        generation: u64,
+        key: u64,
         session_id: Option<String>,
         outcome: Outcome<Started>,
     },
@@ -148,11 +147,12 @@ impl Connection {
             Err(problem) => return self.answer(&id, Err(problem)),
         };
         let topic: Arc<str> = topic.into();
-        let generation = self.topics.track(topic.clone());
+        let key = self.topics.track(topic.clone());
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
         let starting = async move {
-            let outcome = subscribe::start(&gateway, &claims, outgoing, &topic, position).await;
-            Done::Subscribed { id, topic, generation, session_id, outcome }
+            let outcome =
+                subscribe::start(&gateway, &claims, outgoing, key, &topic, position).await;
+            Done::Subscribed { id, key, session_id, outcome }
         };
         self.in_flight.push(starting.boxed());
     }
@@ -208,7 +208,7 @@ impl Connection {
             Done::Opened { id, outcome: Err(problem) } => {
                 self.feed(protocol::reply(&id, &Err(problem))).await
             }
-            Done::Subscribed { id, topic, generation, session_id, outcome } => {
+            Done::Subscribed { id, key, session_id, outcome } => {
                 let shown =
                     outcome.as_ref().map_err(Clone::clone).map(|started| match session_id {
                         Some(session_id) => {
@@ -217,7 +217,7 @@ impl Connection {
                         None => started.shown(),
                     });
                 self.feed(protocol::reply(&id, &shown)).await?;
-                self.begin(topic, generation, outcome.ok()).await
+                self.begin(key, outcome.ok()).await
             }
             Done::Authenticated { id, fresh, topics } => {
                 self.authenticated(id, fresh, topics).await
@@ -226,13 +226,8 @@ impl Connection {
     }
 
     /// The reply is out: now what was missed, then what is live.
-    pub(super) async fn begin(
-        &mut self,
-        topic: Arc<str>,
-        generation: u64,
-        started: Option<Started>,
-    ) -> Flow {
-        self.topics.begin(topic, generation, started, &mut self.publications)?;
+    pub(super) async fn begin(&mut self, key: u64, started: Option<Started>) -> Flow {
+        self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await
     }
 }

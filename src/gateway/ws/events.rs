@@ -96,11 +96,11 @@ pub fn publish(gateway: &Gateway, claims: &Claims, data: &Value) -> Outcome {
     if payload.get("user_id").is_some_and(|id| !id.is_null() && id.as_str() != Some(&claims.sub)) {
         return Err(Problem::forbidden("user_id must be the token's"));
     }
-    let posted = gateway.topics.post(&Published {
+    let posted = gateway.topics.post(&Arc::new(Published {
         topic: topic.into(),
         offset: None,
         event: event.into(),
         frame: app_frame(topic, event, &claims.sub, payload).into(),
-    });
+    }));
     if posted { Ok(json!({})) } else { Err(Problem::unavailable()) }
 }

@@ -6,9 +6,11 @@
 pub mod protocol;
 
 mod authentication;
+mod bucket;
 mod connection;
 mod dispatch;
 mod events;
+mod gate;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,127 @@
+//! Looking only where something has happened.
+//!
+//! A task that waits for several things is woken by one of them and then asks them all. For some that costs: a look at
+//! a socket clears its read buffer. Behind a gate, only what has called itself is asked.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+pub struct Gate {
+    called: Arc<Called>,
+    /// Given to what is behind the gate.
+    waker: Waker,
+    /// The task, as `called` knows it.
+    task: Waker,
+}
+
+struct Called {
+    open: AtomicBool,
+    /// Stays there: a task that was known once need not be told again.
+    task: Mutex<Waker>,
+}
+
+impl Called {
+    fn task(&self) -> std::sync::MutexGuard<'_, Waker> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.open.store(true, Ordering::Release);
+        self.task().wake_by_ref();
+    }
+}
+
+impl Default for Gate {
+    /// Open: nothing has been asked yet, so nothing could call.
+    fn default() -> Self {
+        let task = Waker::noop().clone();
+        let called = Arc::new(Called { open: true.into(), task: Mutex::new(task.clone()) });
+        Self { waker: called.clone().into(), called, task }
+    }
+}
+
+impl Gate {
+    /// What is behind the gate was changed, so it has to be asked again.
+    pub fn open(&self) {
+        self.called.open.store(true, Ordering::Release);
+    }
+
+    pub fn poll<T>(
+        &mut self,
+        context: &Context<'_>,
+        ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        // Known first, then looked at: whoever calls in between wakes the right task.
+        if !self.task.will_wake(context.waker()) {
+            self.task.clone_from(context.waker());
+            self.called.task().clone_from(context.waker());
+        }
+        if !self.called.open.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        let answer = ask(&mut Context::from_waker(&self.waker));
+        if answer.is_ready() {
+            // There may be more.
+            self.open();
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn only_what_has_called_is_asked() {
+        let mut gate = Gate::default();
+        let (task, other) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        let waker: Waker = task.clone().into();
+        let mut inside = None;
+        let mut ask = |gate: &mut Gate, waker: &Waker, answer: Poll<()>| {
+            let mut asked = false;
+            let got = gate.poll(&Context::from_waker(waker), |cx| {
+                asked = true;
+                inside = Some(cx.waker().clone());
+                answer
+            });
+            (asked, got, inside.clone().unwrap())
+        };
+        let (asked, _, call) = ask(&mut gate, &waker, Poll::Pending);
+        assert!(asked, "nobody knows yet");
+        assert!(!ask(&mut gate, &waker, Poll::Pending).0);
+        for round in 1..=2 {
+            call.wake_by_ref();
+            assert_eq!(task.0.load(Ordering::SeqCst), round);
+            assert_eq!(ask(&mut gate, &waker, Poll::Ready(())).1, Poll::Ready(()));
+            assert!(ask(&mut gate, &waker, Poll::Pending).0, "there may have been more");
+            assert!(!ask(&mut gate, &waker, Poll::Pending).0);
+        }
+        gate.open();
+        assert!(ask(&mut gate, &waker, Poll::Pending).0);
+        // Another task takes over.
+        let second: Waker = other.clone().into();
+        assert!(!ask(&mut gate, &second, Poll::Pending).0);
+        call.wake_by_ref();
+        assert_eq!((task.0.load(Ordering::SeqCst), other.0.load(Ordering::SeqCst)), (2, 1));
+        assert!(ask(&mut gate, &second, Poll::Pending).0);
+    }
+}
