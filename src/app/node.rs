@@ -28,6 +28,7 @@ use crate::kernel::clock::Clock;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
+use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
 use crate::telemetry;
@@ -111,6 +112,7 @@ impl Node {
             topics: core.topics.clone(),
             presence: core.presence.clone(),
             views: Views::new(pool.clone()),
+            histories: Histories::start(pool.clone()),
             auth: auth.clone(),
             limiter: limiter(config).await?,
             epoch: watched_epoch,

@@ -28,6 +28,7 @@ use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::Role;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Policy, RateLimiter};
+use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 
 pub use http::router;
@@ -148,6 +149,7 @@ pub struct Parts {
     pub topics: Topics,
     pub presence: Arc<Presence>,
     pub views: Views,
+    pub histories: Histories,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
     /// The epoch of the durable topics' offsets.
@@ -167,6 +169,7 @@ pub struct Gateway {
     pub clock: Clock,
     pub options: Options,
     views: Views,
+    histories: Histories,
     limiter: Arc<dyn RateLimiter>,
     epoch: watch::Receiver<Arc<str>>,
     /// Topics that live in this process only end with it, and their epoch with them.
@@ -187,6 +190,7 @@ impl Gateway {
             topics,
             presence,
             views,
+            histories,
             auth,
             limiter,
             epoch,
@@ -204,6 +208,7 @@ impl Gateway {
             clock,
             options,
             views,
+            histories,
             limiter,
             epoch,
             local_epoch,
@@ -254,6 +259,11 @@ impl Gateway {
         } else {
             Err(Problem::unavailable())
         }
+    }
+
+    /// The same of the topics' histories.
+    fn histories(&self) -> Result<&Histories, Problem> {
+        self.views().map(|_| &self.histories)
     }
 
     fn mint(&self, prefix: &str) -> String {

@@ -1,7 +1,26 @@
 //! The history of durable topics.
+//!
+//! When a node dies, thousands of clients come back and ask for what they missed. They are read for together: what has
+//! come while one batch is read is the next one, and who asks for the same gets the same answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::PgPool;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::persistence::views::ViewError;
+
+/// Publications of a topic that are read, and sent, before the next ones are.
+pub const PAGE: i64 = 128;
+/// Topics that are read at once: with full pages a few MiB.
+const BATCH: usize = 128;
+/// Reads that may wait; more are refused.
+const QUEUE: usize = 32_768;
+/// A store that is silent for longer is away.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -11,50 +30,144 @@ pub struct Stored {
     pub data: String,
 }
 
+#[derive(Debug)]
 pub struct History {
     /// The newest offset, 0 where nothing was published.
     pub head: i64,
-    /// In order, without a hole, from `after + 1` on.
+    /// In order, without a hole, from `after + 1` on, at most [`PAGE`].
     pub items: Vec<Stored>,
     /// False when something after `after` is no longer kept, or `after` lies beyond the head.
     pub complete: bool,
 }
 
-/// What a topic published after `after`, at most `limit` of it; `complete` speaks of the whole.
-pub async fn history(
-    pool: &PgPool,
-    kind: &str,
-    key: &str,
-    after: i64,
-    limit: i64,
-) -> Result<History, sqlx::Error> {
-    let head = head(pool, kind, key).await?;
-    let rows = sqlx::query(
-        "select \"offset\", event, data from publications where topic = $1 and \"offset\" > $2 and \"offset\" <= $3
-         order by \"offset\" limit $4",
-    )
-    .bind(format!("{kind}:{key}"))
-    .bind(after)
-    .bind(head)
-    .bind(limit)
-    .fetch_all(pool)
-    .await?;
-    let items: Vec<Stored> = rows
-        .iter()
-        .map(|row| Stored { offset: row.get(0), event: row.get(1), data: row.get(2) })
-        .collect();
-    let contiguous = items.iter().zip(after + 1..).all(|(item, expected)| item.offset == expected);
-    let reaches = items.len() as i64 == limit || after + items.len() as i64 == head;
-    Ok(History { head, complete: after <= head && contiguous && reaches, items })
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Histories {
+    wanted: mpsc::Sender<Wanted>,
 }
 
-/// The newest offset of a topic: the journal of its owner knows, even when the publications are gone.
-pub async fn head(pool: &PgPool, kind: &str, key: &str) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(
-        "select coalesce((select topic_head from journal where kind = $1 and key = $2 order by seq desc limit 1), 0)",
+/// A topic's kind and key, and where to begin.
+type Place = (String, String, i64);
+
+struct Wanted {
+    place: Place,
+    answer: oneshot::Sender<Result<Arc<History>, ViewError>>,
+}
+
+/// Beyond every head: only that is asked for.
+const HEAD_ONLY: i64 = i64::MAX;
+
+impl Histories {
+    /// Reads for as long as somebody holds it.
+    pub fn start(pool: PgPool) -> Self {
+        let (wanted, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(read_all(pool, queue));
+        Self { wanted }
+    }
+
+    /// What a topic published after `after`, the first page of it; `complete` speaks of the whole.
+    pub async fn after(
+        &self,
+        kind: &str,
+        key: &str,
+        after: i64,
+    ) -> Result<Arc<History>, ViewError> {
+        let (answer, answered) = oneshot::channel();
+        let wanted = Wanted { place: (kind.into(), key.into(), after), answer };
+        let refused = |why: &str| ViewError::Unavailable(why.into());
+        self.wanted.try_send(wanted).map_err(|_| refused("too many histories are waited for"))?;
+        answered.await.unwrap_or_else(|_| Err(refused("the reader of histories has ended")))
+    }
+
+    /// The newest offset of a topic: the journal of its owner knows, even when the publications are gone.
+    pub async fn head(&self, kind: &str, key: &str) -> Result<i64, ViewError> {
+        Ok(self.after(kind, key, HEAD_ONLY).await?.head)
+    }
+}
+
+async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
+    let mut batch = Vec::new();
+    while queue.recv_many(&mut batch, BATCH).await > 0 {
+        let mut askers: HashMap<Place, Vec<_>> = HashMap::new();
+        for Wanted { place, answer } in batch.drain(..) {
+            askers.entry(place).or_default().push(answer);
+        }
+        let places: Vec<Place> = askers.keys().cloned().collect();
+        metrics::histogram!("proxie_histories_read").record(places.len() as f64);
+        let read = match tokio::time::timeout(TIMEOUT, read(&pool, &places)).await {
+            Ok(read) => read.map_err(ViewError::from),
+            Err(_) => Err(ViewError::Unavailable("the store does not answer".into())),
+        };
+        match read {
+            Ok(histories) => {
+                for (place, history) in places.iter().zip(histories) {
+                    let history = Arc::new(history);
+                    for answer in askers.remove(place).into_iter().flatten() {
+                        let _ = answer.send(Ok(history.clone()));
+                    }
+                }
+            }
+            Err(error) => {
+                for answer in askers.into_values().flatten() {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Error> {
+    let kinds: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
+    let keys: Vec<&str> = places.iter().map(|place| place.1.as_str()).collect();
+    let heads: Vec<i64> = sqlx::query_scalar(
+        "select coalesce((select j.topic_head from journal j where j.kind = w.kind and j.key = w.key
+                          order by j.seq desc limit 1), 0)
+           from unnest($1::text[], $2::text[]) with ordinality w(kind, key, n) order by w.n",
     )
-    .bind(kind)
-    .bind(key)
-    .fetch_one(pool)
-    .await
+    .bind(&kinds)
+    .bind(&keys)
+    .fetch_all(pool)
+    .await?;
+    let mut histories: Vec<History> = places
+        .iter()
+        .zip(&heads)
+        .map(|((.., after), head)| History {
+            head: *head,
+            items: Vec::new(),
+            complete: after <= head,
+        })
+        .collect();
+    let behind: Vec<usize> = (0..places.len()).filter(|n| places[*n].2 < heads[*n]).collect();
+    if behind.is_empty() {
+        return Ok(histories);
+    }
+    let topic = |n: &usize| format!("{}:{}", places[*n].0, places[*n].1);
+    let rows = sqlx::query(
+        "select w.n, p.\"offset\", p.event, p.data
+           from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality w(topic, after, head, n),
+                lateral (select * from publications p
+                          where p.topic = w.topic and p.\"offset\" > w.after and p.\"offset\" <= w.head
+                          order by p.\"offset\" limit $4) p
+          order by w.n, p.\"offset\"",
+    )
+    .bind(behind.iter().map(topic).collect::<Vec<_>>())
+    .bind(behind.iter().map(|n| places[*n].2).collect::<Vec<_>>())
+    .bind(behind.iter().map(|n| heads[*n]).collect::<Vec<_>>())
+    .bind(PAGE)
+    .fetch_all(pool)
+    .await?;
+    for row in rows {
+        let n: i64 = row.get(0);
+        let items = &mut histories[behind[n as usize - 1]].items;
+        items.push(Stored { offset: row.get(1), event: row.get(2), data: row.get(3) });
+    }
+    for n in behind {
+        let (history, after) = (&mut histories[n], places[n].2);
+        let items = &history.items;
+        let contiguous =
+            items.iter().zip(after + 1..).all(|(item, expected)| item.offset == expected);
+        let reaches = items.len() as i64 == PAGE || after + items.len() as i64 == history.head;
+        history.complete = contiguous && reaches;
+    }
+    Ok(histories)
 }

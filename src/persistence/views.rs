@@ -1,11 +1,10 @@
-//! Reads of the read models and of the topics' history, for the edges and for matching.
+//! Reads of the read models, for the edges and for matching.
 
 use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
 use crate::kernel::clock::Timestamp;
-use crate::persistence::publications::{self, History};
 use crate::persistence::store::{from_micros, micros};
 
 mod marketplace;
@@ -18,7 +17,7 @@ pub struct Views {
     pool: PgPool,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ViewError {
     /// The store is away: the same read may succeed later.
     #[error("{0}")]
@@ -65,21 +64,6 @@ pub struct Page {
 impl Views {
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
-    }
-
-    /// See [`publications::history`].
-    pub async fn history(
-        &self,
-        kind: &str,
-        key: &str,
-        after: i64,
-        limit: i64,
-    ) -> Result<History, ViewError> {
-        Ok(publications::history(&self.pool, kind, key, after, limit).await?)
-    }
-
-    pub async fn topic_head(&self, kind: &str, key: &str) -> Result<i64, ViewError> {
-        Ok(publications::head(&self.pool, kind, key).await?)
     }
 
     /// One row or none; the query yields one jsonb column as text.

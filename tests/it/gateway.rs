@@ -25,6 +25,7 @@ use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::keys::SigningKey;
 use proxie::persistence::limits::{LocalLimiter, Policy};
+use proxie::persistence::publications::Histories;
 use proxie::persistence::views::{Views, Window};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
@@ -83,7 +84,8 @@ impl Runner for Matching {
 }
 
 async fn node(database: PgConnectOptions, options: Options) -> Node {
-    let views = Views::new(pool(database.clone()).await);
+    let reads = pool(database.clone()).await;
+    let (views, histories) = (Views::new(reads.clone()), Histories::start(reads));
     let mut setup = Setup::default();
     setup.runners.insert(matching::RUNNER, Arc::new(Matching(views.clone())));
     let mut prepared = try_prepare(database, setup).await.unwrap();
@@ -104,6 +106,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         topics: core.topics.clone(),
         presence: core.presence.clone(),
         views,
+        histories,
         auth: auth.clone(),
         limiter: Arc::new(LocalLimiter::new(1_000, Duration::from_secs(60))),
         epoch,

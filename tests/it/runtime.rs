@@ -14,6 +14,7 @@ use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
+use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
 use serde_json::Value;
 
@@ -753,20 +754,37 @@ async fn publications_are_numbered_without_a_hole() {
     }
     let second = core(database.clone(), Setup::default()).await;
     ask(&second, "a", Command::Publish { event: "e5".into() }, Meta::runtime()).await.unwrap();
-    let pool = pool(database).await;
-    let history =
-        proxie::persistence::publications::history(&pool, "counter", "a", 2, 100).await.unwrap();
+    ask(&second, "b", Command::Publish { event: "other".into() }, Meta::runtime()).await.unwrap();
+    // Many at once, as when their node has died.
+    let histories = Histories::start(pool(database.clone()).await);
+    let after = |key: &'static str, after| histories.after("counter", key, after);
+    let same = futures_util::future::join_all((0..300).map(|_| after("a", 2)));
+    let (all, beyond, other, none, head) = tokio::join!(
+        same,
+        after("a", 7),
+        after("b", 0),
+        after("nobody", 0),
+        histories.head("counter", "a"),
+    );
+    let history = all[0].as_ref().unwrap();
+    let shared = all.iter().filter(|read| Arc::ptr_eq(read.as_ref().unwrap(), history)).count();
+    assert!(shared > 100, "{shared} of 300 have the same answer");
     assert_eq!(
         history.items.iter().map(|p| (p.offset, p.event.as_str())).collect::<Vec<_>>(),
         [(3, "e2"), (4, "e3"), (5, "e4"), (6, "e5")]
     );
     assert!(history.complete && history.head == 6);
-    assert!(
-        !proxie::persistence::publications::history(&pool, "counter", "a", 7, 100)
-            .await
-            .unwrap()
-            .complete
-    );
+    let (other, none) = (other.unwrap(), none.unwrap());
+    assert_eq!((other.items[0].event.as_str(), other.head, other.complete), ("other", 1, true));
+    assert_eq!((none.items.len(), none.head, none.complete), (0, 0, true));
+    assert!(!beyond.unwrap().complete);
+    assert_eq!(head.unwrap(), 6);
+    sqlx::query("delete from publications where topic = 'counter:a' and \"offset\" <= 3")
+        .execute(&pool(database).await)
+        .await
+        .unwrap();
+    assert!(!after("a", 2).await.unwrap().complete, "something is no longer kept");
+    assert!(after("a", 3).await.unwrap().complete);
     assert_eq!(first.identity.epoch, second.identity.epoch);
     second.stop().await;
 }

@@ -22,7 +22,7 @@ use crate::persistence::publications::History;
 
 pub use outgoing::Outgoing;
 use outgoing::{Item, Overflowed};
-use subscribe::{PAGE, Started, is_ephemeral};
+use subscribe::{Started, is_ephemeral};
 use track::{Next, Track};
 
 /// Before a history that could not be read is tried again.
@@ -50,7 +50,7 @@ struct Listening {
 pub struct Page {
     key: u64,
     after: i64,
-    outcome: Outcome<History>,
+    outcome: Outcome<Arc<History>>,
 }
 
 pub struct Feed {
@@ -151,19 +151,19 @@ impl Feed {
 
     pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
         let Page { key, after, outcome } = page;
-        let Ok(History { head, items, complete }) = outcome else {
+        let Ok(history) = outcome else {
             // The store is away. The client resumes where it is once it is back.
             self.read_after(key, after, READ_AGAIN);
             return Ok(());
         };
         let Some(listening) = self.get(key) else { return Ok(()) };
-        for item in items {
+        for item in &history.items {
             if listening.track.replayed(item.offset) {
                 let Listening { topic, .. } = listening;
                 out.push(Published::new(topic, Some(item.offset), &item.event, &item.data));
             }
         }
-        let next = listening.track.page_ended(after, head, complete);
+        let next = listening.track.page_ended(after, history.head, history.complete);
         self.go_on(key, next)
     }
 
@@ -216,7 +216,7 @@ impl Feed {
             }
             let outcome = async {
                 let (kind, key) = split_topic(&topic)?;
-                Ok(gateway.views()?.history(kind, key, after, PAGE).await?)
+                Ok(gateway.histories()?.after(kind, key, after).await?)
             }
             .await;
             Page { key, after, outcome }

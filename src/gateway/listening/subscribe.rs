@@ -14,9 +14,6 @@ use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;
 use crate::persistence::publications::History;
 
-/// Publications that are read, and sent, before the next ones are read.
-pub const PAGE: i64 = 128;
-
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
     pub handle: Subscription,
@@ -25,7 +22,7 @@ pub struct Started {
     pub recovered: bool,
     pub position: Position,
     /// The first page of what it missed.
-    pub page: Option<History>,
+    pub page: Option<Arc<History>>,
 }
 
 impl Started {
@@ -94,11 +91,11 @@ pub async fn start(
         return Ok(Started { handle, after: 0, recovered, position, page: None });
     }
     let (kind, name) = split_topic(topic)?;
-    let views = gateway.views()?;
+    let histories = gateway.histories()?;
     let epoch = gateway.epoch().to_string();
     let at = |offset| Position { epoch: epoch.clone(), offset };
     let Some(position) = position else {
-        let head = views.topic_head(kind, name).await?;
+        let head = histories.head(kind, name).await?;
         return Ok(Started {
             handle,
             after: head,
@@ -108,7 +105,7 @@ pub async fn start(
         });
     };
     if position.epoch == epoch && position.offset >= 0 {
-        let history = views.history(kind, name, position.offset, PAGE).await?;
+        let history = histories.after(kind, name, position.offset).await?;
         let head = history.head;
         if history.complete {
             return Ok(Started {
@@ -127,6 +124,6 @@ pub async fn start(
             page: None,
         });
     }
-    let head = views.topic_head(kind, name).await?;
+    let head = histories.head(kind, name).await?;
     Ok(Started { handle, after: head, recovered: false, position: at(head), page: None })
 }

@@ -1,4 +1,5 @@
-//! The actor that owns a socket. One task does its I/O and its protocol, so a frame costs no hop to another task.
+//! A socket, from its upgrade to its close. One task does its I/O and its protocol, so a frame costs no hop to another
+//! task.
 //!
 //! It waits for whatever comes first: a frame, a publication, the outcome of a command, a deadline, a revocation, the
 //! node's drain. Publications and replies that are there at once go out in one write. Nothing is read from a client
@@ -14,9 +15,7 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
@@ -33,13 +32,6 @@ use crate::gateway::listening::{Cut, Feed, Outgoing};
 use crate::gateway::problem::Outcome;
 use crate::gateway::{Gateway, Leaving};
 
-pub struct ConnectionActor;
-
-/// Own the socket until it is closed.
-pub struct Run;
-
-impl ractor::Message for Run {}
-
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
     pub socket: WebSocket,
@@ -49,38 +41,11 @@ pub struct Arguments {
     pub opened: Opened,
 }
 
-impl Actor for ConnectionActor {
-    type Msg = Run;
-    type State = Option<Box<Connection>>;
-    type Arguments = Arguments;
-
-    async fn pre_start(
-        &self,
-        _: ActorRef<Run>,
-        arguments: Arguments,
-    ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(Some(Box::new(Connection::new(arguments))))
-    }
-
-    async fn handle(
-        &self,
-        myself: ActorRef<Run>,
-        Run: Run,
-        connection: &mut Self::State,
-    ) -> Result<(), ActorProcessingErr> {
-        if let Some(mut connection) = connection.take() {
-            // A task of its own, which ends with the actor: a publication need not go through an actor's waiting for
-            // its next message.
-            let mut task = JoinSet::new();
-            task.spawn(async move {
-                let ending = connection.serve().await;
-                connection.finish(ending).await;
-            });
-            task.join_next().await.transpose()?;
-        }
-        myself.stop(None);
-        Ok(())
-    }
+/// Owns the socket until it is closed.
+pub async fn run(arguments: Arguments) {
+    let mut connection = Box::new(Connection::new(arguments));
+    let ending = connection.serve().await;
+    connection.finish(ending).await;
 }
 
 /// How a connection ends.

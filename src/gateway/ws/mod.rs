@@ -1,6 +1,6 @@
 //! The WebSocket edge: `GET /v1/ws`.
 //!
-//! Each socket is owned by one actor ([`connection`]), which does its I/O and its protocol in one task. Read
+//! Sockets are owned by gateway actors ([`owner`]); each does its I/O and its protocol in one task ([`connection`]). Read
 //! [`protocol`] first.
 
 pub mod protocol;
@@ -11,6 +11,7 @@ mod connection;
 mod dispatch;
 mod events;
 mod gate;
+mod owner;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,6 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
@@ -28,22 +28,22 @@ use crate::gateway::http::{bearer, client_address, origin_allowed};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 
+use owner::Owners;
 pub use protocol::Limits;
 
 /// The sockets of this node.
 pub struct Connections {
-    supervisor: ActorRef<Nothing>,
+    owners: Owners,
     open: Arc<AtomicUsize>,
     by_user: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 impl Connections {
     pub async fn start() -> anyhow::Result<Self> {
-        let (supervisor, _) =
-            Actor::spawn(None, ConnectionSupervisor, ()).await.map_err(|error| {
-                anyhow::anyhow!("the connections' supervisor did not start: {error}")
-            })?;
-        Ok(Self { supervisor, open: Arc::default(), by_user: Arc::default() })
+        let owners = Owners::start()
+            .await
+            .map_err(|error| anyhow::anyhow!("the gateway actors did not start: {error}"))?;
+        Ok(Self { owners, open: Arc::default(), by_user: Arc::default() })
     }
 
     pub fn open(&self) -> usize {
@@ -94,37 +94,6 @@ impl Drop for UserConnection {
     }
 }
 
-/// Survives its children: a connection that fails ends alone.
-struct ConnectionSupervisor;
-
-/// The supervisor takes no messages.
-pub enum Nothing {}
-
-impl ractor::Message for Nothing {}
-
-impl Actor for ConnectionSupervisor {
-    type Msg = Nothing;
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<Nothing>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _: ActorRef<Nothing>,
-        event: SupervisionEvent,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(_, error) = event {
-            metrics::counter!("proxie_ws_connection_failures_total").increment(1);
-            tracing::error!(%error, "a connection failed; its client reconnects");
-        }
-        Ok(())
-    }
-}
-
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
 const BUFFER_BYTES: usize = 4 * 1024;
 
@@ -169,16 +138,9 @@ pub async fn upgrade(
         .max_frame_size(max_frame)
         .max_message_size(max_frame)
         .on_upgrade(async move |socket| {
-            let supervisor = gateway.connections.supervisor.get_cell();
+            let connections = gateway.clone();
             let arguments = connection::Arguments { gateway, socket, claims, user, opened };
-            match Actor::spawn_linked(None, connection::ConnectionActor, arguments, supervisor)
-                .await
-            {
-                Ok((connection, _)) => {
-                    let _ = connection.cast(connection::Run);
-                }
-                Err(error) => tracing::error!(%error, "a connection did not start"),
-            }
+            connections.connections.owners.own(arguments);
         });
     Ok(response)
 }

@@ -1,0 +1,145 @@
+//! The actors that own the sockets: a few, of many sockets each (ADR 10).
+//!
+//! A socket that fails ends alone. An owner that fails takes its sockets with it, is started anew, and the clients come
+//! back.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::task::JoinSet;
+
+use super::connection::{self, Arguments};
+
+pub struct Owners {
+    actors: Actors,
+    next: AtomicUsize,
+}
+
+type Actors = Arc<Mutex<Vec<ActorRef<Message>>>>;
+
+fn locked(actors: &Actors) -> MutexGuard<'_, Vec<ActorRef<Message>>> {
+    actors.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Owners {
+    /// One for each core.
+    pub async fn start() -> Result<Self, SpawnErr> {
+        let actors = Actors::default();
+        let (supervisor, _) = Actor::spawn(None, Supervisor, actors.clone()).await?;
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            let (actor, _) = Actor::spawn_linked(None, Owner, (), supervisor.get_cell()).await?;
+            locked(&actors).push(actor);
+        }
+        Ok(Self { actors, next: AtomicUsize::new(0) })
+    }
+
+    pub fn own(&self, socket: Arguments) {
+        let actors = locked(&self.actors);
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % actors.len().max(1);
+        if let Some(owner) = actors.get(at)
+            && owner.cast(Message::Own(Box::new(socket))).is_err()
+        {
+            tracing::error!("a connection did not start: its owner has failed");
+        }
+    }
+}
+
+enum Message {
+    Own(Box<Arguments>),
+    /// One of them has ended.
+    Ended,
+}
+
+impl ractor::Message for Message {}
+
+struct Owner;
+
+/// Tells the owner, also when the connection panics.
+struct Ends(ActorRef<Message>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.cast(Message::Ended);
+    }
+}
+
+impl Actor for Owner {
+    type Msg = Message;
+    /// They end with the actor.
+    type State = JoinSet<()>;
+    type Arguments = ();
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Message>,
+        (): (),
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(JoinSet::new())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        sockets: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Own(socket) => {
+                let ends = Ends(myself);
+                sockets.spawn(async move {
+                    let _ends = ends;
+                    connection::run(*socket).await;
+                });
+            }
+            Message::Ended => {
+                while let Some(ended) = sockets.try_join_next() {
+                    if let Err(error) = ended {
+                        metrics::counter!("proxie_ws_connection_failures_total").increment(1);
+                        tracing::error!(%error, "a connection failed; its client reconnects");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces an owner that fails.
+struct Supervisor;
+
+/// The supervisor takes no messages.
+enum Nothing {}
+
+impl ractor::Message for Nothing {}
+
+impl Actor for Supervisor {
+    type Msg = Nothing;
+    type State = Actors;
+    type Arguments = Actors;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<Nothing>,
+        actors: Actors,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(actors)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Nothing>,
+        event: SupervisionEvent,
+        actors: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(failed, error) = event {
+            tracing::error!(%error, "a gateway actor failed; the clients of its connections reconnect");
+            let (fresh, _) = Actor::spawn_linked(None, Owner, (), myself.get_cell()).await?;
+            for actor in locked(actors).iter_mut().filter(|actor| actor.get_id() == failed.get_id())
+            {
+                *actor = fresh.clone();
+            }
+        }
+        Ok(())
+    }
+}
