@@ -1,7 +1,10 @@
 //! What connections cost a server: echo, fan-out, memory. Proxie beside what one would pick instead, in one run.
 //!
-//! `cargo run --release --example load [-- PART…] [--against NAME,…]`; parts: `echo fanout-1 fanout-4 topics topics-paced memory`. The server runs on
+//! `cargo run --release --example load [-- PART…] [--against NAME,…]`; parts: see `PARTS`; `storm` alone. The server runs on
 //! one core, the clients and PostgreSQL on the other. Peers that are not installed are left out, and said to be.
+
+#[path = "load/storm.rs"]
+mod storm;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -10,6 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,7 +22,7 @@ use axum::extract::State;
 use axum::extract::ws::{Message as AxumMessage, Utf8Bytes, WebSocketUpgrade};
 use futures_util::{FutureExt, SinkExt, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -40,13 +44,27 @@ const AT_ONCE: usize = 32;
 /// 100 bytes or so of what applications say.
 const PAYLOAD: &str = "a sentence that is about as long as what people and programs say to each other, all in all 100 B";
 
-const PARTS: [&str; 6] = ["echo", "fanout-1", "fanout-4", "topics", "topics-paced", "memory"];
+const PARTS: [&str; 9] = [
+    "echo",
+    "fanout-1",
+    "fanout-4",
+    "topics",
+    "topics-paced",
+    "memory",
+    "connections",
+    "slow",
+    "storm",
+];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if args.first().map(String::as_str) == Some("axum") {
         return runtime.block_on(bare_axum());
+    }
+    if args.first().map(String::as_str) == Some("storm") {
+        // Nothing is pinned here: two nodes share the machine with their clients.
+        return tokio::task::LocalSet::new().block_on(&runtime, storm::run());
     }
     if std::env::var_os("LOAD_PINNED").is_none() {
         // Again, on its own core.
@@ -95,6 +113,13 @@ struct Server {
     wire: Wire,
 }
 
+/// Where clients connect to.
+#[derive(Clone)]
+struct Target {
+    address: String,
+    wire: Wire,
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -110,9 +135,13 @@ impl Server {
         with: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Self> {
         let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_CORE, program]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(["-c", SERVER_CORE, program]);
         with(&mut command);
-        let mut child = command.spawn()?;
+        Self::spawned(name, command)
+    }
+
+    fn spawned(name: &'static str, mut command: Command) -> anyhow::Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("piped")?).lines();
         let ready = |line: String| {
             let at = line.strip_prefix("ready ").or(line.strip_prefix("proxie ready on http://"));
@@ -134,18 +163,18 @@ impl Server {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
+    fn at(&self) -> Target {
+        Target { address: self.address.clone(), wire: self.wire.clone() }
+    }
+
     async fn connect(&self) -> anyhow::Result<Client> {
-        let path = if let Wire::Proxie { .. } = self.wire { "/v1/ws" } else { "/" };
-        let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
-        if let Wire::Proxie { token } = &self.wire {
-            request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
-        }
-        let stream = TcpStream::connect(&self.address).await?;
-        stream.set_nodelay(true)?;
-        let config = WebSocketConfig::default().read_buffer_size(8_192).write_buffer_size(0);
-        let (socket, _) =
-            tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
-        let mut client = Client { socket, wire: self.wire.clone(), next: 0 };
+        self.at().connect().await
+    }
+}
+
+impl Target {
+    async fn connect(&self) -> anyhow::Result<Client> {
+        let mut client = self.open().await?;
         match client.wire {
             Wire::Proxie { .. } => drop(client.ask("auth", json!({})).await?),
             Wire::Nats => {
@@ -155,6 +184,25 @@ impl Server {
             Wire::Plain => {}
         }
         Ok(client)
+    }
+
+    async fn open(&self) -> anyhow::Result<Client> {
+        let path = if let Wire::Proxie { .. } = self.wire { "/v1/ws" } else { "/" };
+        let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
+        if let Wire::Proxie { token } = &self.wire {
+            request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
+        }
+        // From many addresses: the kernel looks long for a free port where thousands are taken.
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let from = [127, 0, 1, NEXT.fetch_add(1, Ordering::Relaxed)];
+        let stream = TcpSocket::new_v4()?;
+        stream.bind((from, 0).into())?;
+        let stream = stream.connect(self.address.parse()?).await?;
+        stream.set_nodelay(true)?;
+        let config = WebSocketConfig::default().read_buffer_size(8_192).write_buffer_size(0);
+        let (socket, _) =
+            tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
+        Ok(Client { socket, wire: self.wire.clone(), next: 0 })
     }
 }
 
@@ -182,6 +230,7 @@ impl Client {
         loop {
             match self.socket.next().await.context("closed")?? {
                 Message::Text(text) => return Ok(text.as_str().to_owned()),
+                Message::Close(frame) => bail!("closed: {frame:?}"),
                 Message::Binary(bytes) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
                 _ => {}
             }
@@ -345,6 +394,12 @@ async fn compare(folder: &Path, parts: &[&str], against: Option<&str>) -> anyhow
     }
     if wanted("memory") {
         memory(&servers).await?;
+    }
+    if wanted("connections") {
+        connections(&servers[0]).await?;
+    }
+    if wanted("slow") {
+        slow(&servers[0]).await?;
     }
     Ok(())
 }
@@ -743,6 +798,160 @@ async fn fan_out(
         );
     }
     Ok(())
+}
+
+/// As many connections as a process may have files: how fast they come, and how long a delivery takes with all of them.
+async fn connections(server: &Server) -> anyhow::Result<()> {
+    let count = (open_files()? - 500).min(20_000);
+    let (topics, deliveries_per_s) = (100, 10_000);
+    let began = Instant::now();
+    let mut clients: Vec<Client> = futures_util::stream::iter(0..count)
+        .map(|_| server.connect())
+        .buffer_unordered(4 * AT_ONCE)
+        .try_collect()
+        .await?;
+    let rate = count as f64 / began.elapsed().as_secs_f64();
+    println!("\n{count} connections: {rate:.0} authenticated a second");
+    let clock = Instant::now();
+    let now_us = move || clock.elapsed().as_micros() as u64;
+    let mut publisher = clients.pop().context("a client")?;
+    let mut rooms: Vec<Vec<Client>> = (0..topics).map(|_| Vec::new()).collect();
+    for (n, client) in clients.into_iter().enumerate() {
+        rooms[n % topics].push(client);
+    }
+    let delays: Rc<RefCell<Vec<u64>>> = Rc::default();
+    let mut tasks = Vec::new();
+    for (n, room) in rooms.into_iter().enumerate() {
+        for mut client in room {
+            client.subscribe(&format!("app:t{n}")).await?;
+            let delays = delays.clone();
+            tasks.push(tokio::task::spawn_local(async move {
+                while let Some(Ok(message)) = client.socket.next().await {
+                    if let (1.., Some(at)) = deliveries(&message) {
+                        delays.borrow_mut().push(now_us().saturating_sub(at));
+                    }
+                }
+            }));
+        }
+    }
+    let pause =
+        Duration::from_secs(1).mul_f64(count as f64 / topics as f64 / f64::from(deliveries_per_s));
+    let mut ticks = tokio::time::interval(pause);
+    let (began, cpu) = (Instant::now(), server.cpu()?);
+    let mut n = 0;
+    while began.elapsed() < 5 * WINDOW {
+        ticks.tick().await;
+        while publisher.socket.next().now_or_never().is_some() {}
+        publisher.publish(&format!("app:t{}", n % topics), now_us()).await?;
+        n += 1;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let share = (server.cpu()? - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let lost = tasks.iter().filter(|task| task.is_finished()).count();
+    let mut delays = std::mem::take(&mut *delays.borrow_mut());
+    delays.sort_unstable();
+    let at = |share: f64| delays[(delays.len() as f64 * share) as usize] as f64 / 1e3;
+    println!(
+        "  {:.0} deliveries a second: p50 {:.2} ms  p99 {:.2} ms  p99.9 {:.2} ms, {:.0} % of a core, {lost} connections lost, {:.1} KiB each",
+        delays.len() as f64 / (5 * WINDOW).as_secs_f64(),
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        share * 100.0,
+        server.resident_kib()? / count as f64,
+    );
+    tasks.iter().for_each(|task| task.abort());
+    Ok(())
+}
+
+fn open_files() -> anyhow::Result<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits")?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("limits")?;
+    Ok(line.split_whitespace().nth(3).context("a number")?.parse()?)
+}
+
+/// A tenth of the subscribers stop reading: what that costs the others, and the server.
+async fn slow(server: &Server) -> anyhow::Result<()> {
+    const SUBSCRIBERS: usize = 1_000;
+    let clock = Instant::now();
+    let now_us = move || clock.elapsed().as_micros() as u64;
+    let delays: Rc<RefCell<Vec<u64>>> = Rc::default();
+    let stopped = Rc::new(Cell::new(false));
+    let mut tasks = Vec::new();
+    for n in 0..SUBSCRIBERS {
+        let mut client = server.connect().await?;
+        client.subscribe("app:t0").await?;
+        let (delays, stopped) = (delays.clone(), stopped.clone());
+        tasks.push(tokio::task::spawn_local(async move {
+            while let Some(Ok(message)) = client.socket.next().await {
+                if let (1.., Some(at)) = deliveries(&message) {
+                    delays.borrow_mut().push(now_us().saturating_sub(at));
+                }
+                if n % 10 == 0 && stopped.get() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }));
+    }
+    let mut publisher = server.connect().await?;
+    let text = PAYLOAD.repeat(80);
+    let before_kib = server.resident_kib()?;
+    println!("\n100 of 1,000 subscribers stop reading; 25 publications of 8 KiB a second");
+    let mut most = 0.0_f64;
+    let mut p99 = Vec::new();
+    for (what, seconds) in [("all read", 15), ("900 read", 60)] {
+        stopped.set(what != "all read");
+        delays.borrow_mut().clear();
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval(Duration::from_millis(40));
+        while began.elapsed() < Duration::from_secs(seconds) {
+            ticks.tick().await;
+            while publisher.socket.next().now_or_never().is_some() {}
+            let id = publisher.id();
+            let at = now_us();
+            let frame = format!(
+                "{{\"id\":\"{id}\",\"event\":\"topic:publish\",\"data\":{{\"topic\":\"app:t0\",\"event\":\"app:x\",\"data\":{{\"t\":\"{at:016}\",\"text\":\"{text}\"}}}}}}"
+            );
+            publisher.send(frame).await?;
+            most = most.max(server.resident_kib()?);
+        }
+        let mut all = std::mem::take(&mut *delays.borrow_mut());
+        all.sort_unstable();
+        let at = |share: f64| all[(all.len() as f64 * share) as usize] as f64 / 1e3;
+        println!(
+            "  {what}: p50 {:.2} ms  p99 {:.2} ms  ({:.0} deliveries a second)",
+            at(0.5),
+            at(0.99),
+            all.len() as f64 / seconds as f64
+        );
+        p99.push(at(0.99));
+    }
+    let metrics = http_get(&server.address, "/metrics").await?;
+    let cut =
+        metrics.lines().find(|line| line.starts_with("proxie_ws_closed_total{code=\"3008\"}"));
+    println!(
+        "  p99 {:.2} x; memory at most {:.0} MiB above {:.0} MiB; {}",
+        p99[1] / p99[0],
+        (most - before_kib) / 1024.0,
+        before_kib / 1024.0,
+        cut.unwrap_or("nobody was cut off"),
+    );
+    tasks.iter().for_each(|task| task.abort());
+    Ok(())
+}
+
+async fn http_get(address: &str, path: &str) -> anyhow::Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = TcpStream::connect(address).await?;
+    stream
+        .write_all(
+            format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 async fn memory(servers: &[Server]) -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
 };
 use crate::gateway::auth::{Auth, fresh_key};
-use crate::gateway::{self, Gateway, Grant, Parts, Readiness, ws};
+use crate::gateway::{self, Gateway, Grant, Parts, Readiness, accept, ws};
 use crate::kernel::clock::Clock;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
@@ -126,14 +126,12 @@ impl Node {
             tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s)),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
-        let router =
-            gateway::router(gateway.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let router = gateway::router(gateway.clone());
+        let edge = gateway.clone();
         let serving = tokio::spawn(async move {
             // The epoch of a store does not change while a node lives: a replaced store ends it.
             let _epoch = epoch;
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the listener failed");
-            }
+            gateway::accept::serve(listener, edge, router).await;
         });
         readiness.start();
         Ok(Self {
@@ -241,6 +239,12 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
         request_timeout: Duration::from_millis(http.request_timeout_ms),
         requests: Policy { quota: http.requests_per_minute, window_s: 60 },
         drain: Duration::from_millis(http.drain_ms),
+        accept: accept::Limits {
+            max_connections: http.max_connections,
+            max_connections_per_address: http.max_connections_per_address,
+            accepts_per_s: http.accepts_per_s,
+            header_timeout: Duration::from_millis(http.header_timeout_ms),
+        },
         websocket: ws::Limits {
             max_frame_bytes: ws.max_frame_bytes,
             frames_per_s: ws.frames_per_s,

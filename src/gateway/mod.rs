@@ -3,6 +3,7 @@
 //! **Architecture invariant:** nothing here reads the journal, talks to a writer or names an entity's actor. HTTP
 //! handlers and WebSocket events call the same functions (`commands`), so both mean the same and share dedupe ids.
 
+pub mod accept;
 pub mod auth;
 pub mod commands;
 pub mod problem;
@@ -54,6 +55,7 @@ pub struct Options {
     pub requests: Policy,
     /// Over how long a stopping node spreads "reconnect".
     pub drain: Duration,
+    pub accept: accept::Limits,
     pub websocket: ws::Limits,
     pub grants: Vec<Grant>,
 }
@@ -68,6 +70,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(15),
             requests: Policy { quota: 1_200, window_s: 60 },
             drain: Duration::from_secs(2),
+            accept: accept::Limits::default(),
             websocket: ws::Limits::default(),
             grants: Vec::new(),
         }

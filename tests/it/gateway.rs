@@ -120,8 +120,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let router = router(gateway.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = router.clone().into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+    tokio::spawn(proxie::gateway::accept::serve(listener, gateway.clone(), router.clone()));
     Node { core, gateway, auth, router, address }
 }
 

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use super::extract::bearer;
 use super::pages::KeepBody;
 use crate::gateway::Gateway;
+use crate::gateway::accept::network_of;
 use crate::gateway::problem::{IsProblem, Problem};
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Policy, Verdict};
@@ -201,7 +202,8 @@ pub async fn authenticate(
         Ok(claims) => format!("user:{}", claims.sub),
         // Who guesses tokens is limited too.
         Err(_) => {
-            format!("ip:{}", client_address(&gateway, request.extensions(), request.headers()))
+            let address = client_address(&gateway, request.extensions(), request.headers());
+            format!("ip:{}", network_of(address))
         }
     };
     let policy = gateway.options.requests;

@@ -26,6 +26,7 @@ use super::protocol::{self, Close, Frame, Parsed};
 use super::{Opened, UserConnection};
 use crate::cluster::Presence;
 use crate::cluster::topics::Published;
+use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::{Cut, Feed, Outgoing};
@@ -39,6 +40,7 @@ pub struct Arguments {
     pub claims: Option<Arc<Claims>>,
     pub user: Option<UserConnection>,
     pub opened: Opened,
+    pub admitted: Option<Admitted>,
 }
 
 /// Owns the socket until it is closed.
@@ -115,6 +117,7 @@ pub struct Connection {
     rare: Gate,
     leaving: watch::Receiver<Leaving>,
     _opened: Opened,
+    _admitted: Option<Admitted>,
 }
 
 /// What all connections of a node hear.
@@ -169,7 +172,7 @@ const FRAMES_IN_A_ROW: usize = 32;
 
 impl Connection {
     fn new(arguments: Arguments) -> Self {
-        let Arguments { gateway, socket, claims, user, opened } = arguments;
+        let Arguments { gateway, socket, claims, user, opened, admitted } = arguments;
         let now = Instant::now();
         let limits = &gateway.options.websocket;
         let leaving = gateway.readiness.leaving();
@@ -212,6 +215,7 @@ impl Connection {
             claims: None,
             user,
             _opened: opened,
+            _admitted: admitted,
             gateway,
         };
         match claims {

@@ -23,6 +23,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
 use crate::gateway::Gateway;
+use crate::gateway::accept::{Admitted, network_of};
 use crate::gateway::auth::Claims;
 use crate::gateway::http::{bearer, client_address, origin_allowed};
 use crate::gateway::problem::{Outcome, Problem};
@@ -130,6 +131,7 @@ pub async fn upgrade(
         None => None,
     };
     let opened = gateway.connections.opened();
+    let admitted = extensions.get::<Admitted>().cloned();
     let max_frame = gateway.options.websocket.max_frame_bytes;
     let response = upgrade
         .protocols([protocol::SUBPROTOCOL])
@@ -139,7 +141,8 @@ pub async fn upgrade(
         .max_message_size(max_frame)
         .on_upgrade(async move |socket| {
             let connections = gateway.clone();
-            let arguments = connection::Arguments { gateway, socket, claims, user, opened };
+            let arguments =
+                connection::Arguments { gateway, socket, claims, user, opened, admitted };
             connections.connections.owners.own(arguments);
         });
     Ok(response)
@@ -177,7 +180,7 @@ async fn authenticated(
     };
     let key = match &verified {
         Ok(Some(claims)) => format!("user:{}", claims.sub),
-        _ => format!("ip:{}", client_address(gateway, extensions, headers)),
+        _ => format!("ip:{}", network_of(client_address(gateway, extensions, headers))),
     };
     let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
     if !verdict.allowed {

@@ -190,3 +190,49 @@ async fn without_redis_at_its_start_a_node_says_so_and_ends() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("check REDIS_URL, or unset it"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_limited_before_they_say_anything() {
+    let node = super::TestNode::with(|config| {
+        config.gateway.max_connections = 6;
+        config.gateway.max_connections_per_address = 4;
+        config.gateway.header_timeout_ms = 300;
+    })
+    .await;
+    let address = node.node.address;
+    let connect = async |from: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let closed = async |socket: &mut TcpStream| {
+        let mut byte = [0];
+        let read = tokio::time::timeout(super::PATIENCE, socket.read(&mut byte)).await;
+        matches!(read.expect("it is closed"), Ok(0) | Err(_))
+    };
+    // Sockets count for as long as they live, also as WebSockets.
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        sockets.push(node.ws("alice").await);
+    }
+    assert!(closed(&mut connect("127.0.0.1").await).await, "the fifth of an address");
+    let mut slow = connect("127.0.0.2").await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-slow: ").await.unwrap();
+    let mut silent = connect("127.0.0.3").await;
+    assert!(closed(&mut connect("127.0.0.4").await).await, "the seventh of all");
+    // Whoever takes too long with what he wants is cut off, and makes room.
+    let mut answer = String::new();
+    let _ = slow.read_to_string(&mut answer).await;
+    assert!(answer.is_empty() || answer.contains("408"), "{answer}");
+    assert!(closed(&mut silent).await);
+    drop(sockets.pop());
+    let served = async || {
+        let mut socket = connect("127.0.0.1").await;
+        let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let mut answer = String::new();
+        socket.write_all(request).await.is_ok()
+            && socket.read_to_string(&mut answer).await.is_ok()
+            && answer.contains("200 OK")
+    };
+    eventually("there is room again", served).await;
+}

@@ -1,0 +1,207 @@
+//! From a TCP connection to HTTP: who may connect at all, how fast, and how long somebody may take to say what he wants.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, sleep_until};
+use tower::ServiceExt;
+
+use crate::gateway::Gateway;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open at the same time.
+    pub max_connections: usize,
+    /// Of one address; not of trusted proxies, which carry many clients.
+    pub max_connections_per_address: usize,
+    /// More wait in the system's queue.
+    pub accepts_per_s: u32,
+    /// For the headers of a request.
+    pub header_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 200_000,
+            max_connections_per_address: 1_024,
+            accepts_per_s: 5_000,
+            header_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the kernel keeps for a socket (it takes twice of it): enough for 1 MB/s over 200 ms. What the client does not
+/// take waits where it is counted, rather than in megabytes of the kernel's.
+const SEND_BUFFER: usize = 128 * 1024;
+/// After an error that is the machine's, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Counts connections, and those of each address.
+#[derive(Clone, Default)]
+pub struct Admission(Arc<Mutex<Open>>);
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One that is open, until all who hold this have dropped it.
+#[derive(Clone)]
+pub struct Admitted {
+    _counted: Arc<Counted>,
+}
+
+struct Counted {
+    admission: Admission,
+    address: Option<IpAddr>,
+}
+
+impl Admission {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `address` is `None` for proxies. The word says why not.
+    fn admit(&self, address: Option<IpAddr>, limits: &Limits) -> Result<Admitted, &'static str> {
+        let address = address.map(network_of);
+        let mut open = self.open();
+        if open.all >= limits.max_connections {
+            return Err("all");
+        }
+        if let Some(address) = address {
+            let count = open.by_address.entry(address).or_default();
+            if *count >= limits.max_connections_per_address {
+                return Err("address");
+            }
+            *count += 1;
+        }
+        open.all += 1;
+        Ok(Admitted { _counted: Arc::new(Counted { admission: self.clone(), address }) })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.admission.open();
+        open.all -= 1;
+        if let Some(address) = self.address
+            && let Some(count) = open.by_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                open.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// Whoever has one IPv6 address has the whole /64.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 => v4,
+    }
+}
+
+/// Serves until the task is aborted; connections go on beyond that.
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router) {
+    let limits = gateway.options.accept;
+    let admission = Admission::default();
+    let pace = Duration::from_secs(1) / limits.accepts_per_s.max(1);
+    // When the next one may be accepted if nothing has been saved up; up to a second's worth is.
+    let mut due = Instant::now();
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+                let theirs = [ConnectionAborted, ConnectionRefused, ConnectionReset];
+                if !theirs.contains(&error.kind()) {
+                    tracing::error!(%error, "a connection was not accepted");
+                    sleep(PAUSE).await;
+                }
+                continue;
+            }
+        };
+        let proxy = gateway.options.trusted_proxies.iter().any(|known| known.contains(peer.ip()));
+        match admission.admit((!proxy).then(|| peer.ip()), &limits) {
+            Ok(admitted) => {
+                tokio::spawn(connection(socket, peer, admitted, limits, router.clone()));
+            }
+            Err(why) => {
+                metrics::counter!("proxie_connections_refused_total", "why" => why).increment(1);
+                drop(socket);
+            }
+        }
+        let now = Instant::now();
+        due = due.max(now - Duration::from_secs(1)) + pace;
+        if due > now {
+            sleep_until(due).await;
+        }
+    }
+}
+
+async fn connection(
+    socket: TcpStream,
+    peer: SocketAddr,
+    admitted: Admitted,
+    limits: Limits,
+    router: Router,
+) {
+    // What is written at once is already together.
+    let _ = socket.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+    let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        // A WebSocket takes it along.
+        request.extensions_mut().insert(admitted.clone());
+        router.clone().oneshot(request)
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service))
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_by_address_and_in_all() {
+        let limits =
+            Limits { max_connections: 3, max_connections_per_address: 2, ..Limits::default() };
+        let admission = Admission::default();
+        let admit = |address: &str| admission.admit(Some(address.parse().unwrap()), &limits);
+        let first = admit("2001:db8:1:2::1").unwrap();
+        let _second = admit("2001:db8:1:2:ffff::9").unwrap();
+        assert_eq!(admit("2001:db8:1:2::3").err(), Some("address"), "of the same network");
+        let third = admit("::ffff:10.0.0.1").unwrap();
+        assert_eq!(admit("10.0.0.1").err(), Some("all"));
+        let socket = first.clone();
+        drop(first);
+        assert_eq!(admit("10.0.0.1").err(), Some("all"), "its socket is still there");
+        drop(socket);
+        let _fourth = admit("10.0.0.1").unwrap();
+        drop(third);
+        assert!(admission.admit(None, &limits).is_ok(), "a proxy's are not counted by address");
+        assert_eq!(admission.open().by_address.len(), 2);
+    }
+}
