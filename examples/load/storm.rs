@@ -18,6 +18,8 @@ use sqlx::postgres::PgPool;
 use super::{AT_ONCE, Client, Server, Wire, open_files};
 
 const CLIENTS: usize = 10_000;
+/// A sentence that is not answered within this time never will be.
+const ANSWER: Duration = Duration::from_secs(15);
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// A client, and what it will have missed when it comes back.
@@ -60,9 +62,10 @@ async fn storm(folder: &std::path::Path, server: &Embedded) -> anyhow::Result<()
     );
     tokio::time::sleep(Duration::from_secs(3)).await;
     let before_kib = second.resident_kib()?;
-    let (_sockets, missing): (Vec<Client>, Vec<Missing>) = clients.into_iter().unzip();
+    let (sockets, missing): (Vec<Client>, Vec<Missing>) = clients.into_iter().unzip();
     first.child.kill()?;
     first.child.wait()?;
+    drop(sockets);
 
     let (told, again) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let tasks: Vec<_> = missing
@@ -150,13 +153,17 @@ async fn prepare(server: &Server, token: String) -> anyhow::Result<(Client, Miss
     let id = client.id();
     let said = json!({"id": id, "event": "chat:message", "data": {"session_id": session, "content": "hello"}});
     client.send(said.to_string()).await?;
+    let mut heard = Vec::new();
     loop {
-        let frame: Value = serde_json::from_str(&client.next().await?)?;
+        let next = tokio::time::timeout(ANSWER, client.next()).await;
+        let next = next.with_context(|| format!("no answer in {session}, but {heard:?}"))?;
+        let frame: Value = serde_json::from_str(&next?)?;
         ensure!(frame["ok"] != false, "{frame}");
         if frame["event"] == "chat:response" {
             let head = frame["offset"].as_i64().context("an offset")?;
             return Ok((client, Missing { token, session, epoch, head }));
         }
+        heard.push(frame.to_string());
     }
 }
 

@@ -78,6 +78,9 @@ struct Pending<E: Entity> {
     ask: Box<Ask<E>>,
     answer: Answer<E>,
     publish: Vec<Arc<Published>>,
+    /// A durable publication was not rendered, as nobody listened. Somebody may by the time it is committed, and may
+    /// have looked at the history before that.
+    unheard: bool,
     outbox: Vec<OutboxRow>,
     claim: Option<Claim>,
     commits: bool,
@@ -479,6 +482,7 @@ impl<E: Entity> Activation<E> {
         let key = self.key.clone();
         let topic = LazyCell::new(|| format!("{}:{key}", E::KIND));
         let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
+        let mut unheard = false;
         let (mut publish, mut publications, mut outbox, mut timers) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for effect in decision.effects {
@@ -489,6 +493,7 @@ impl<E: Entity> Activation<E> {
                         self.topic_head += 1;
                         self.topic_head
                     });
+                    unheard |= durable && !*heard;
                     if *heard {
                         publish.push(Published::new(&topic, offset, &publication.event, &data));
                     }
@@ -600,6 +605,7 @@ impl<E: Entity> Activation<E> {
             ask,
             answer,
             publish,
+            unheard,
             outbox,
             claim,
             commits: true,
@@ -636,6 +642,7 @@ impl<E: Entity> Activation<E> {
             ask,
             answer,
             publish,
+            unheard: false,
             outbox: Vec::new(),
             claim: None,
             commits: false,
@@ -682,8 +689,12 @@ impl<E: Entity> Activation<E> {
                 if let Some(witness) = &self.table.runtime.witness {
                     witness.committed(self.witnessed(), pending.head);
                 }
+                let topics = &self.table.runtime.topics;
                 for published in &pending.publish {
-                    self.table.runtime.topics.publish(published);
+                    topics.publish(published);
+                }
+                if pending.unheard {
+                    topics.missed(E::KIND, &self.key);
                 }
                 if let Some(claim) = pending.claim.take() {
                     for (_, asked, follower) in followers {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sqlx::postgres::{PgConnectOptions, PgPool};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -84,7 +83,7 @@ pub fn store_options(config: &Config) -> store::Options {
 impl Node {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         // The port first: it is the likeliest thing to be taken, and costs nothing to find out.
-        let listener = TcpListener::bind(&config.gateway.listen).await.with_context(|| {
+        let listener = accept::listen(&config.gateway.listen).await.with_context(|| {
             format!(
                 "cannot listen on {}: set PROXIE__GATEWAY__LISTEN to a free address",
                 config.gateway.listen

@@ -136,6 +136,19 @@ impl Fanout {
         }
     }
 
+    /// Of a topic that is owned here: the nodes that listen are to look at its history.
+    pub fn missed(&self, topic: &Arc<str>) {
+        let Some(listeners) = self.listeners.get(topic) else { return };
+        for peer in listeners.iter() {
+            if self.send(*peer, &Message::Listens(vec![topic.clone()]))
+                == Err(SendError::Overloaded)
+            {
+                lock(&self.behind).insert(*peer);
+                self.wake.notify_one();
+            }
+        }
+    }
+
     /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
     pub fn post(&self, published: &Arc<Published>) -> bool {
         match self.slots.locate(topic_slot(&published.topic)) {

@@ -120,6 +120,18 @@ impl Topics {
         }
     }
 
+    /// Something was committed to this topic, and not published as nobody listened. Whoever does by now is told to look.
+    pub fn missed(&self, kind: &str, key: &str) {
+        if self.topics.is_empty() && self.fanout.get().is_none() {
+            return;
+        }
+        let topic: Arc<str> = format!("{kind}:{key}").into();
+        self.resync(&topic);
+        if let Some(fanout) = self.fanout.get() {
+            fanout.missed(&topic);
+        }
+    }
+
     pub fn resync(&self, topic: &Arc<str>) {
         if let Some(subscribers) = self.topics.get(topic) {
             subscribers.values().for_each(|(key, subscriber)| subscriber.resync(*key));

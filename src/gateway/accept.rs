@@ -12,7 +12,7 @@ use axum::http::Request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until};
 use tower::ServiceExt;
 
@@ -46,6 +46,8 @@ impl Default for Limits {
 const SEND_BUFFER: usize = 128 * 1024;
 /// After an error that is the machine's, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(200);
+
+const GRAIN: Duration = Duration::from_millis(5);
 
 /// Counts connections, and those of each address.
 #[derive(Clone, Default)]
@@ -115,6 +117,28 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
+/// When a node dies, all of its clients come at once: those that wait to be accepted.
+const BACKLOG: u32 = 4_096;
+
+/// Binds the first address that `address` stands for.
+pub async fn listen(address: &str) -> std::io::Result<TcpListener> {
+    let mut last = None;
+    for address in tokio::net::lookup_host(address).await? {
+        let bound = || {
+            let socket =
+                if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match bound() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrNotAvailable.into()))
+}
+
 /// Serves until the task is aborted; connections go on beyond that.
 pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router) {
     let limits = gateway.options.accept;
@@ -147,7 +171,8 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router)
         }
         let now = Instant::now();
         due = due.max(now - Duration::from_secs(1)) + pace;
-        if due > now {
+        // Timers are coarse, so some are accepted together.
+        if due > now + GRAIN {
             sleep_until(due).await;
         }
     }

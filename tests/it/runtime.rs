@@ -10,6 +10,7 @@ use proxie::actors::{Options, RunError, Runner};
 use proxie::app::core::{Core, Fate};
 use proxie::cluster::Meta;
 use proxie::cluster::slots::Owned;
+use proxie::cluster::topics::{Published, Subscriber};
 use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
@@ -787,6 +788,46 @@ async fn publications_are_numbered_without_a_hole() {
     assert!(after("a", 3).await.unwrap().complete);
     assert_eq!(first.identity.epoch, second.identity.epoch);
     second.stop().await;
+}
+
+/// Whoever begins to listen while a command is being committed has looked at the history too early.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_that_comes_during_a_commit_is_told() {
+    #[derive(Default)]
+    struct Heard(AtomicUsize);
+    impl Subscriber for Heard {
+        fn deliver(&self, _: u64, _: &Arc<Published>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn resync(&self, key: u64) {
+            assert_eq!(key, 7);
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let database = database().await;
+    let node = core(database.clone(), Setup::default()).await;
+    let pool = pool(database).await;
+    let histories = Histories::start(pool.clone());
+    let publish = || ask(&node, "a", Command::Publish { event: "e".into() }, Meta::runtime());
+    publish().await.unwrap();
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("lock table publications in exclusive mode").execute(&mut *held).await.unwrap();
+    let heard = Arc::new(Heard::default());
+    let listens = async {
+        eventually("the commit waits", || async {
+            let waits = "select count(*) from pg_locks where not granted";
+            sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap() > 0
+        })
+        .await;
+        let subscription = node.topics.subscribe("counter:a", 7, heard.clone());
+        assert_eq!(histories.head("counter", "a").await.unwrap(), 1, "not committed yet");
+        held.rollback().await.unwrap();
+        subscription
+    };
+    let (published, _subscription) = tokio::join!(publish(), listens);
+    published.unwrap();
+    assert_eq!(heard.0.load(Ordering::SeqCst), 1);
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

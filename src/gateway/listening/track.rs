@@ -32,13 +32,15 @@ pub struct Track {
     next: i64,
     /// The newest one that is known to exist.
     newest: i64,
+    /// The newest one when the page under way was asked for: it has at least that.
+    known: i64,
     /// Something may have been missed that the page under way does not have.
     again: bool,
 }
 
 impl Track {
     pub fn starting() -> Self {
-        Self { phase: Phase::Starting, next: 0, newest: 0, again: false }
+        Self { phase: Phase::Starting, next: 0, newest: 0, known: 0, again: false }
     }
 
     /// The client has everything up to `after`. Lossy topics start at 0 and have no history.
@@ -73,14 +75,14 @@ impl Track {
     /// A page has been sent; `after` is where it began, `head` the topic's newest offset.
     pub fn page_ended(&mut self, after: i64, head: i64, complete: bool) -> Next {
         self.newest = self.newest.max(head);
-        let stuck = self.next == after + 1 && self.next <= self.newest;
+        let stuck = self.next == after + 1 && self.next <= self.known.max(head);
         if !complete || stuck { Next::Lost } else { self.go_on() }
     }
 
     /// Publications may have been missed. Live ones go on meanwhile: those that history has too are skipped there.
     pub fn resync(&mut self) -> Next {
         if self.phase == Phase::Live {
-            return Next::Read { after: self.next - 1 };
+            return self.read();
         }
         self.again = true;
         Next::Skip
@@ -89,11 +91,16 @@ impl Track {
     fn go_on(&mut self) -> Next {
         if std::mem::take(&mut self.again) || self.next <= self.newest {
             self.phase = Phase::Reading;
-            Next::Read { after: self.next - 1 }
+            self.read()
         } else {
             self.phase = Phase::Live;
             Next::Skip
         }
+    }
+
+    fn read(&mut self) -> Next {
+        self.known = self.newest;
+        Next::Read { after: self.next - 1 }
     }
 }
 
@@ -156,6 +163,18 @@ mod tests {
         let mut track = Track::starting();
         track.resync();
         assert_eq!(track.start(7), Next::Read { after: 7 });
+    }
+
+    #[test]
+    fn what_is_published_while_a_page_is_read_is_in_the_next_one() {
+        let mut track = Track::starting();
+        assert_eq!(track.resync(), Next::Skip);
+        assert_eq!(track.start(4), Next::Read { after: 4 });
+        assert_eq!(track.publication(Some(5)), Next::Skip, "after the page had been read");
+        assert_eq!(track.page_ended(4, 4, true), Next::Read { after: 4 });
+        assert!(track.replayed(5));
+        assert_eq!(track.page_ended(4, 5, true), Next::Skip);
+        assert_eq!(track.publication(Some(6)), Next::Send);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
+mod conformance;
 mod endings;
 mod events;
 mod forwarded;
