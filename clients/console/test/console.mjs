@@ -1,4 +1,4 @@
-// The page in a real browser: node test/console.mjs URL TOKEN. It prints "kill" when the node that the page talks to is to
+// The page in a real browser: node test/console.mjs URL, the token in PROXIE_TOKEN. It prints "kill" when the node that the page talks to is to
 // die, and goes on when a line comes back.
 
 import assert from 'node:assert/strict';
@@ -7,7 +7,8 @@ import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
 
-const [url, token] = process.argv.slice(2);
+const url = process.argv[2];
+const token = process.env.PROXIE_TOKEN;
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const SENTENCE = 'I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros';

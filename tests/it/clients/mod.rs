@@ -92,7 +92,8 @@ async fn the_console_in_a_browser_with_a_node_killed_under_it() {
     let token = nodes.token("clara", "consumer");
     let address = balancer(vec![nodes.address(0), nodes.address(1)]).await;
     let mut script = Command::new("node")
-        .args(["test/console.mjs", &format!("http://{address}"), &token])
+        .args(["test/console.mjs", &format!("http://{address}")])
+        .env("PROXIE_TOKEN", token)
         .current_dir(&console)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -122,4 +123,23 @@ fn the_console_is_built_from_its_sources() {
     must(npm(&console, &["run", "build"]));
     let fresh = std::fs::read_to_string(&built).unwrap();
     assert!(kept == fresh, "clients/console/dist was not built from these sources; now it is");
+}
+
+#[test]
+fn the_websockets_of_python() {
+    let folder = Folder::new("websockets");
+    let packages = folder.0.join("packages");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+        .arg(&packages)
+        .arg("websockets==15.0.1");
+    must(pip);
+    let (node, token) = served(&folder);
+    let mut script = Command::new("python3");
+    script
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/clients/conversation.py"))
+        .arg(format!("ws://{}/v1/ws", node.address))
+        .env("PROXIE_TOKEN", token)
+        .env("PYTHONPATH", &packages);
+    assert!(must(script).contains("ok"));
 }
