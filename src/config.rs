@@ -77,6 +77,10 @@ pub struct TopicGrant {
     pub topic: String,
     pub publish: Vec<Role>,
     pub subscribe: Vec<Role>,
+    #[serde(default)]
+    pub latest_only: bool,
+    #[serde(default)]
+    pub max_per_s: u32,
 }
 
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });

@@ -224,6 +224,8 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
         topic: grant.topic.clone(),
         publish: grant.publish.clone(),
         subscribe: grant.subscribe.clone(),
+        latest_only: grant.latest_only,
+        max_per_s: grant.max_per_s,
     });
     Ok(gateway::Options {
         node_name: config.node.name.clone(),

@@ -10,13 +10,15 @@ pub mod problem;
 
 mod asking;
 mod bodies;
+mod bucket;
 pub mod http;
 mod listening;
 pub mod ws;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::gateway::auth::Auth;
+use crate::gateway::bucket::Bucket;
 use crate::gateway::problem::Problem;
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::Role;
@@ -40,6 +43,10 @@ pub struct Grant {
     pub topic: String,
     pub publish: Vec<Role>,
     pub subscribe: Vec<Role>,
+    /// Of what waits for a slow subscriber, only the last publication is kept.
+    pub latest_only: bool,
+    /// Publications through this node; 0: no limit.
+    pub max_per_s: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +185,8 @@ pub struct Gateway {
     /// Topics that live in this process only end with it, and their epoch with them.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
+    /// Of the grants that have one, by topic.
+    topic_rates: HashMap<String, Mutex<Bucket>>,
     /// Of WebSocket, that could be read.
     frames: metrics::Counter,
     connections: ws::Connections,
@@ -202,7 +211,15 @@ impl Gateway {
             clock,
             options,
         } = parts;
+        let now = tokio::time::Instant::now();
+        let limited = options.grants.iter().filter(|grant| grant.max_per_s > 0);
+        let topic_rates = limited
+            .map(|Grant { topic, max_per_s, .. }| {
+                (topic.clone(), Bucket::new(*max_per_s, *max_per_s, now).into())
+            })
+            .collect();
         Ok(Arc::new(Self {
+            topic_rates,
             entities,
             topics,
             presence,
@@ -267,6 +284,14 @@ impl Gateway {
     /// The same of the topics' histories.
     fn histories(&self) -> Result<&Histories, Problem> {
         self.views().map(|_| &self.histories)
+    }
+
+    /// Counts a publication of a client to an application topic. False: too many.
+    fn may_publish_now(&self, topic: &str) -> bool {
+        self.topic_rates.get(topic).is_none_or(|rate| {
+            let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
+            rate.take(tokio::time::Instant::now())
+        })
     }
 
     fn mint(&self, prefix: &str) -> String {

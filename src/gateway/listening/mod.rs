@@ -96,7 +96,8 @@ impl Feed {
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
         self.remove(&topic);
         self.next_key += 1;
-        let key = self.next_key;
+        let latest_only = subscribe::grant(&self.gateway, &topic).is_some_and(|g| g.latest_only);
+        let key = self.next_key << 1 | u64::from(latest_only);
         self.topics.push(Listening { key, topic, track: Track::starting(), _handle: None });
         key
     }

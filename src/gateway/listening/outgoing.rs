@@ -14,7 +14,7 @@ pub struct Outgoing {
 /// What a topic has for its listener.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Of the subscription.
+    /// Of the subscription; odd: only the latest publication matters.
     pub key: u64,
     /// `None`: something may have been missed, look at the history.
     pub published: Option<Arc<Published>>,
@@ -101,6 +101,16 @@ impl Outgoing {
         if queue.overflowed {
             return;
         }
+        let same = |other: &Item| other.key == item.key && other.published.is_some();
+        if item.key & 1 == 1
+            && item.published.is_some()
+            && let Some(at) = queue.waiting.iter().position(same)
+        {
+            // In the place of the one that waits, so that nothing of this topic goes before what was said earlier.
+            queue.bytes = queue.bytes - cost(&queue.waiting[at]) + cost(&item);
+            queue.waiting[at] = item;
+            return;
+        }
         if queue.bytes + cost(&item) > self.limit_bytes {
             // The client will get all of it by its position, so nothing of this needs to be kept.
             (queue.waiting, queue.bytes, queue.overflowed) = (VecDeque::new(), 0, true);
@@ -129,16 +139,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_some_topics_only_the_latest_waits() {
+        let outgoing = Outgoing::new(1_000);
+        let price = |n: u32| Published::new("app:price", None, "app:set", &format!("{:>300}", n));
+        outgoing.deliver(3, &price(0));
+        outgoing.deliver(2, &price(1));
+        for n in 2..100 {
+            outgoing.deliver(3, &price(n));
+        }
+        let next = || outgoing.pop().unwrap().map(|item| (item.key, item.published.unwrap()));
+        let (key, latest) = next().unwrap();
+        assert!(key == 3 && latest.text().contains(" 99}"), "{}", latest.text());
+        assert_eq!(next().unwrap().0, 2);
+        assert!(next().is_none());
+        assert_eq!(outgoing.queue().bytes, 0);
+    }
+
+    #[test]
     fn whoever_is_too_slow_is_cut_off() {
         let outgoing = Outgoing::new(1_000);
         let published = Published::new("user:a", Some(1), "e", &format!("\"{}\"", "x".repeat(300)));
-        outgoing.deliver(7, &published);
-        outgoing.deliver(7, &published);
-        assert_eq!(outgoing.pop().unwrap().unwrap().key, 7);
+        outgoing.deliver(8, &published);
+        outgoing.deliver(8, &published);
+        assert_eq!(outgoing.pop().unwrap().unwrap().key, 8);
         assert!(outgoing.pop().unwrap().is_some());
         assert!(outgoing.pop().unwrap().is_none());
         for _ in 0..3 {
-            outgoing.deliver(7, &published);
+            outgoing.deliver(8, &published);
         }
         assert!(outgoing.pop().is_err());
         let context = Context::from_waker(Waker::noop());

@@ -65,7 +65,7 @@ pub fn is_ephemeral(topic: &str) -> bool {
     topic.starts_with("app:") || topic.starts_with("presence:")
 }
 
-fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
+pub fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
     gateway.options.grants.iter().find(|grant| grant.topic == topic)
 }
 

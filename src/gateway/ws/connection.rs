@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
-use super::bucket::Bucket;
 use super::dispatch::Done;
 use super::gate::Gate;
 use super::protocol::{self, Close, Frame, Parsed};
@@ -28,6 +27,7 @@ use crate::cluster::Presence;
 use crate::cluster::topics::Published;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
+use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::{Cut, Feed, Outgoing};
 use crate::gateway::problem::Outcome;

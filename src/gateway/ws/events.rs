@@ -12,6 +12,7 @@ use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
+use crate::kernel::error::ErrorCode;
 
 /// Whether [`run`] knows this event.
 pub fn is_command(event: &str) -> bool {
@@ -95,6 +96,10 @@ pub fn publish(gateway: &Gateway, claims: &Claims, data: &Value) -> Outcome {
     let payload = data.get("data").unwrap_or(&Value::Null);
     if payload.get("user_id").is_some_and(|id| !id.is_null() && id.as_str() != Some(&claims.sub)) {
         return Err(Problem::forbidden("user_id must be the token's"));
+    }
+    if !gateway.may_publish_now(topic) {
+        let problem = Problem::new(ErrorCode::RateLimited, "too many publications to this topic");
+        return Err(problem.retry_after_ms(1_000));
     }
     let posted = gateway.topics.post(&Arc::new(Published {
         topic: topic.into(),

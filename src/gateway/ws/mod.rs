@@ -6,7 +6,6 @@
 pub mod protocol;
 
 mod authentication;
-mod bucket;
 mod connection;
 mod dispatch;
 mod events;

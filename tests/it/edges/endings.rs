@@ -20,6 +20,8 @@ async fn who_does_not_read_is_cut_off_and_resumes() {
     let node = TestNode::with(|config| {
         config.websocket.send_buffer_bytes = 400_000;
         config.topics.grants = vec![TopicGrant {
+            latest_only: false,
+            max_per_s: 0,
             topic: "app:noise".into(),
             publish: vec![Role::Consumer],
             subscribe: vec![Role::Consumer],

@@ -379,10 +379,16 @@ async fn application_topics_are_what_configuration_grants() {
         topic: topic.into(),
         publish: publish.to_vec(),
         subscribe: vec![Role::Consumer],
+        latest_only: topic == "app:price",
+        max_per_s: if topic == "app:slow" { 3 } else { 0 },
     };
     let node = TestNode::with(|config| {
-        config.topics.grants =
-            vec![grant("app:room", &[Role::Consumer]), grant("app:news", &[Role::Operator])];
+        config.topics.grants = vec![
+            grant("app:room", &[Role::Consumer]),
+            grant("app:news", &[Role::Operator]),
+            grant("app:price", &[Role::Consumer]),
+            grant("app:slow", &[Role::Consumer]),
+        ];
         config.websocket.send_buffer_bytes = 262_144;
         config.websocket.max_connections_per_user = 2;
         config.websocket.max_subscriptions = 3;
@@ -410,6 +416,12 @@ async fn application_topics_are_what_configuration_grants() {
     ] {
         assert_eq!(alice.refused("topic:publish", publish(topic, event)).await, code, "{topic}");
     }
+    // As many a second as the topic may have.
+    for _ in 0..3 {
+        alice.ok("topic:publish", publish("app:slow", "app:hi")).await;
+    }
+    let refused = alice.refused("topic:publish", publish("app:slow", "app:hi")).await;
+    assert_eq!(refused, "rate_limited");
     let other = json!({"topic": "app:room", "event": "app:hi", "data": {"user_id": "bob"}});
     assert_eq!(alice.refused("topic:publish", other).await, "forbidden");
     alice.ok("topic:unsubscribe", json!({"topic": "app:news"})).await;
@@ -432,6 +444,19 @@ async fn application_topics_are_what_configuration_grants() {
     }
     let (code, reason) = bob.closed().await;
     assert_eq!((code, &reason["code"]), (3008, &json!("slow_consumer")));
+
+    // Where only the latest matters, whoever is slow gets that, and is not cut off.
+    let mut carol = node.ws("carol").await;
+    carol.ok("topic:subscribe", json!({"topic": "app:price"})).await;
+    for n in 0..300 {
+        let data = json!({"topic": "app:price", "event": "app:set", "data": {"n": n, "pad": big}});
+        alice.ok("topic:publish", data).await;
+    }
+    let mut heard = vec![-1];
+    while heard.last() != Some(&299) {
+        heard.push(carol.event().await["data"]["n"].as_i64().unwrap());
+    }
+    assert!(heard.is_sorted() && heard.len() < 300, "{heard:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,8 @@
-//! The rate of one connection.
+//! A rate: of one connection, or of one application topic.
 
 use tokio::time::Instant;
 
-/// So many frames a second on average, and a burst at once.
+/// So many a second on average, and a burst at once.
 pub struct Bucket {
     per_s: f64,
     burst: f64,
@@ -17,9 +17,13 @@ impl Bucket {
 
     pub fn take(&mut self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_s;
-        self.left = (self.left + earned).min(self.burst) - 1.0;
+        self.left = (self.left + earned).min(self.burst);
         self.at = now;
-        self.left >= 0.0
+        let allowed = self.left >= 1.0;
+        if allowed {
+            self.left -= 1.0;
+        }
+        allowed
     }
 }
 
