@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ pub struct Limits {
     pub max_connections_per_address: usize,
     /// More wait in the system's queue.
     pub accepts_per_s: u32,
-    /// For the headers of a request.
+    /// For the headers of the first request.
     pub header_timeout: Duration,
 }
 
@@ -44,6 +46,8 @@ impl Default for Limits {
 /// What the kernel keeps for a socket (it takes twice of it): enough for 1 MB/s over 200 ms. What the client does not
 /// take waits where it is counted, rather than in megabytes of the kernel's.
 const SEND_BUFFER: usize = 128 * 1024;
+/// Between two requests, their headers included: longer than load balancers keep a connection that they do not use.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After an error that is the machine's, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -188,7 +192,10 @@ async fn connection(
     // What is written at once is already together.
     let _ = socket.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+    let asked = Arc::new(AtomicBool::new(false));
+    let asks = asked.clone();
     let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
+        asks.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
         // A WebSocket takes it along.
@@ -197,10 +204,21 @@ async fn connection(
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+        .header_read_timeout(KEEP_ALIVE)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service))
         .with_upgrades();
-    if let Err(error) = served.await {
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = sleep(limits.header_timeout) => {
+            if !asked.load(Ordering::Relaxed) {
+                metrics::counter!("proxie_connections_refused_total", "why" => "headers").increment(1);
+                return;
+            }
+            served.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
     }
 }

@@ -235,4 +235,13 @@ async fn connections_are_limited_before_they_say_anything() {
             && answer.contains("200 OK")
     };
     eventually("there is room again", served).await;
+    // A connection that has been used may be idle for longer.
+    let mut kept = connect("127.0.0.2").await;
+    for _ in 0..2 {
+        kept.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 2_048];
+        let read = kept.read(&mut answer).await.unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
 }
