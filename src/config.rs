@@ -45,7 +45,7 @@ section!(Gateway {
     request_timeout_ms: u64 = 15_000,
     requests_per_minute: u32 = 1_200,
     max_connections: usize = 200_000,
-    max_connections_per_address: usize = 1_024,
+    max_connections_per_address: usize = 4_096,
     accepts_per_s: u32 = 5_000,
     header_timeout_ms: u64 = 10_000,
     drain_ms: u64 = 2_000,

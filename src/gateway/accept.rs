@@ -36,7 +36,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 200_000,
-            max_connections_per_address: 1_024,
+            max_connections_per_address: 4_096,
             accepts_per_s: 5_000,
             header_timeout: Duration::from_secs(10),
         }

@@ -120,8 +120,16 @@ pub async fn connect(address: SocketAddr, token: &str) -> Ws {
     let headers = [("authorization", format!("Bearer {token}"))];
     let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut ws = connect_over(address, stream, &headers).await.unwrap();
-    ws.ok("auth", json!({})).await;
-    ws
+    let started = std::time::Instant::now();
+    // A node whose lease is not proven at the moment, as it may be on a busy machine, says so; clients ask again.
+    loop {
+        let reply = ws.ask_as(&id(), "auth", json!({})).await;
+        if reply["ok"] == true {
+            return ws;
+        }
+        assert!(reply["error"]["retryable"] == true && started.elapsed() < PATIENCE, "{reply}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn connect_over(
