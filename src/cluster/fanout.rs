@@ -87,6 +87,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn encoded(message: &Message) -> Vec<u8> {
+    let mut bytes = vec![control::TOPICS];
+    bytes.extend(codec::encode(message));
+    bytes
+}
+
 impl Fanout {
     pub fn new(router: Router, slots: Slots, topics: Topics) -> Arc<Self> {
         Arc::new(Self {
@@ -116,16 +122,28 @@ impl Fanout {
 
     /// Of a topic that is owned here, to the nodes that listen.
     pub fn forward(&self, published: &Published) {
-        let Some(listeners) = self.listeners.get(&published.topic) else { return };
+        let sent = self.to_listeners(&published.topic, || Message::Publication {
+            topic: published.topic.clone(),
+            offset: published.offset,
+            event: published.event.clone(),
+            frame: published.text().to_owned(),
+        });
+        self.sent.increment(sent);
+    }
+
+    /// Of a topic that is owned here: the nodes that listen are to look at its history.
+    pub fn missed(&self, topic: &Arc<str>) {
+        self.to_listeners(topic, || Message::Listens(vec![topic.clone()]));
+    }
+
+    /// Encoded once for all of them. To how many it was sent.
+    fn to_listeners(&self, topic: &str, message: impl FnOnce() -> Message) -> u64 {
+        let Some(listeners) = self.listeners.get(topic) else { return 0 };
+        let bytes = encoded(&message());
+        let mut sent = 0;
         for peer in listeners.iter() {
-            let message = Message::Publication {
-                topic: published.topic.clone(),
-                offset: published.offset,
-                event: published.event.clone(),
-                frame: published.text().to_owned(),
-            };
-            match self.send(*peer, &message) {
-                Ok(()) => self.sent.increment(1),
+            match self.router.announce(*peer, bytes.clone()) {
+                Ok(()) => sent += 1,
                 // Lost with the link: it registers again over the next one.
                 Err(SendError::Unreachable) => {}
                 Err(_) => {
@@ -134,19 +152,7 @@ impl Fanout {
                 }
             }
         }
-    }
-
-    /// Of a topic that is owned here: the nodes that listen are to look at its history.
-    pub fn missed(&self, topic: &Arc<str>) {
-        let Some(listeners) = self.listeners.get(topic) else { return };
-        for peer in listeners.iter() {
-            if self.send(*peer, &Message::Listens(vec![topic.clone()]))
-                == Err(SendError::Overloaded)
-            {
-                lock(&self.behind).insert(*peer);
-                self.wake.notify_one();
-            }
-        }
+        sent
     }
 
     /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
@@ -169,9 +175,7 @@ impl Fanout {
     }
 
     fn send(&self, peer: i64, message: &Message) -> Result<(), SendError> {
-        let mut bytes = vec![control::TOPICS];
-        bytes.extend(codec::encode(message));
-        self.router.announce(peer, bytes)
+        self.router.announce(peer, encoded(message))
     }
 
     /// There is a new link: what was registered over the old one may have been lost.

@@ -92,7 +92,7 @@ async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
         for Wanted { place, answer } in batch.drain(..) {
             askers.entry(place).or_default().push(answer);
         }
-        let places: Vec<Place> = askers.keys().cloned().collect();
+        let (places, askers): (Vec<Place>, Vec<_>) = askers.into_iter().unzip();
         metrics::histogram!("proxie_histories_read").record(places.len() as f64);
         let read = match tokio::time::timeout(TIMEOUT, read(&pool, &places)).await {
             Ok(read) => read.map_err(ViewError::from),
@@ -100,15 +100,15 @@ async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
         };
         match read {
             Ok(histories) => {
-                for (place, history) in places.iter().zip(histories) {
+                for (answers, history) in askers.into_iter().zip(histories) {
                     let history = Arc::new(history);
-                    for answer in askers.remove(place).into_iter().flatten() {
+                    for answer in answers {
                         let _ = answer.send(Ok(history.clone()));
                     }
                 }
             }
             Err(error) => {
-                for answer in askers.into_values().flatten() {
+                for answer in askers.into_iter().flatten() {
                     let _ = answer.send(Err(error.clone()));
                 }
             }

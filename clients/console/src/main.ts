@@ -38,6 +38,11 @@ function byRank(a: Offer, b: Offer): number {
   return open || b.score.total - a.score.total || (a.id < b.id ? -1 : 1);
 }
 
+const here = () => ({
+  time_zone: Intl.DateTimeFormat().resolvedOptions().timeZone,
+  locale: navigator.language,
+});
+
 function said(error: unknown): string {
   if (error instanceof ProxieError && error.code === 'unavailable') {
     return 'The node cannot be reached at the moment. Try again in a few seconds.';
@@ -139,10 +144,7 @@ async function open(wanted?: string): Promise<void> {
   if (!client || !api) return;
   try {
     const last = wanted ?? (await api.lastSession());
-    const locale = navigator.language;
-    const time_zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
-    const opened =
-      last === undefined ? await client.openSession({ time_zone, locale }) : await client.session(last);
+    const opened = last === undefined ? await client.openSession(here()) : await client.session(last);
     if (client !== proxie) return;
     const later: (() => void)[] = [];
     session = opened;
@@ -241,10 +243,8 @@ element<HTMLFormElement>('sign-in').addEventListener('submit', (event) => {
 });
 element('sign-out').addEventListener('click', () => signOut());
 element('new-session').addEventListener('click', () => {
-  const client = proxie;
-  const time_zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  client
-    ?.openSession({ time_zone, locale: navigator.language })
+  proxie
+    ?.openSession(here())
     .then(({ id }) => {
       tabs?.postMessage(id);
       return converse(id);

@@ -43,7 +43,6 @@ export function time(at: string, timeZone?: string): string {
   }
 }
 
-/** With the weights that the total is made of. */
 const PARTS: [keyof ScoreParts, string][] = [
   ['skill', 'Skill'],
   ['location', 'Location'],

@@ -13,14 +13,14 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
-use serde_json::{Map, json};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::extract::User;
 use crate::cluster::topics::Published;
 use crate::gateway::auth::{Claims, Revocations};
-use crate::gateway::listening::subscribe::{self, Started};
+use crate::gateway::listening::subscribe;
 use crate::gateway::listening::{Cut, Feed};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::{Close, Position, split_topic};
@@ -30,7 +30,6 @@ use crate::kernel::error::ErrorCode;
 
 /// The cursor names every topic, and every event carries it.
 const MAX_TOPICS: usize = 32;
-const TOPICS_AT_ONCE: usize = 8;
 /// Before the token ends.
 const WARNING: Duration = Duration::from_secs(60);
 
@@ -154,34 +153,16 @@ impl Listener {
         let mut leaving = gateway.readiness.leaving();
         leaving.mark_changed();
         let mut feed = Feed::new(gateway.clone());
-        let started: Vec<(Arc<str>, u64, Outcome<Started>)> = {
-            let wanted: Vec<_> =
-                topics.into_iter().map(|topic| (feed.track(topic.clone()), topic)).collect();
-            let (gateway, claims, outgoing) = (&gateway, &claims, &feed.outgoing);
-            let cursor = &cursor;
-            stream::iter(wanted)
-                .map(|(key, topic)| async move {
-                    let position = cursor.position(&topic);
-                    let outgoing = outgoing.clone();
-                    let started =
-                        subscribe::start(gateway, claims, outgoing, key, &topic, position).await;
-                    (topic, key, started)
-                })
-                .buffered(TOPICS_AT_ONCE)
-                .collect()
-                .await
-        };
-        let own = format!("user:{}", claims.sub);
-        let mut shown = Map::new();
-        for (topic, _, outcome) in &started {
-            let outcome = match outcome {
-                Ok(started) => started.shown(),
-                // Without its own topic a client would miss things and not know it.
-                Err(problem) if **topic == *own => return Err(problem.clone()),
-                Err(problem) => json!({"error": problem.ws_error()}),
-            };
-            shown.insert(topic.to_string(), outcome);
+        let wanted = topics.into_iter().map(|topic| {
+            let (key, position) = (feed.track(topic.clone()), cursor.position(&topic));
+            (topic, key, position)
+        });
+        let wanted = wanted.collect();
+        let started = subscribe::start_all(&gateway, &claims, &feed.outgoing, wanted).await;
+        if let Some(problem) = subscribe::own_refused(&started, &claims) {
+            return Err(problem);
         }
+        let shown = subscribe::shown(&started);
         let mut listener = Self {
             cursor: Cursor { epoch: gateway.epoch().to_string(), ..Cursor::default() },
             _opened: gateway.connections.opened(),
@@ -286,8 +267,7 @@ impl Listener {
     fn unless_cut(&mut self, done: Result<(), Cut>) {
         match done {
             Ok(()) => {}
-            Err(Cut::TooSlow) => self.close(Close::SlowConsumer),
-            Err(Cut::HistoryLost) => self.close(Close::HistoryLost),
+            Err(cut) => self.close(cut.into()),
         }
     }
 

@@ -201,10 +201,7 @@ pub async fn authenticate(
     let key = match &verified {
         Ok(claims) => format!("user:{}", claims.sub),
         // Who guesses tokens is limited too.
-        Err(_) => {
-            let address = client_address(&gateway, request.extensions(), request.headers());
-            format!("ip:{}", network_of(address))
-        }
+        Err(_) => address_key(&gateway, request.extensions(), request.headers()),
     };
     let policy = gateway.options.requests;
     let verdict = gateway.limiter.hit(key, policy).await;
@@ -237,8 +234,13 @@ fn rate_limit_headers(headers: &mut HeaderMap, policy: Policy, verdict: Verdict)
     }
 }
 
+/// By which somebody without a token is counted.
+pub fn address_key(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> String {
+    format!("ip:{}", network_of(client_address(gateway, extensions, headers)))
+}
+
 /// Where the request comes from: what the first untrusted hop from us says, for only that was not written by a client.
-pub fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
+fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
     let peer = extensions
         .get::<ConnectInfo<SocketAddr>>()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());

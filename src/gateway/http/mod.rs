@@ -24,7 +24,7 @@ use crate::gateway::{Gateway, ws};
 use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::bearer;
-pub(super) use middleware::{client_address, origin_allowed};
+pub(super) use middleware::{address_key, origin_allowed};
 
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
 pub fn router(gateway: Arc<Gateway>) -> Router {

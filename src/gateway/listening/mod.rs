@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::cluster::topics::{Published, Subscription};
 use crate::gateway::Gateway;
 use crate::gateway::problem::Outcome;
-use crate::gateway::ws::protocol::split_topic;
+use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 
 pub use outgoing::Outgoing;
@@ -35,6 +35,15 @@ pub enum Cut {
     TooSlow,
     /// What it needs next is not kept any more.
     HistoryLost,
+}
+
+impl From<Cut> for Close {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::TooSlow => Self::SlowConsumer,
+            Cut::HistoryLost => Self::HistoryLost,
+        }
+    }
 }
 
 /// One topic.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use futures_util::stream::{self, StreamExt};
+use serde_json::{Map, Value, json};
 
 use super::Outgoing;
 use crate::cluster::topics::Subscription;
@@ -71,6 +72,45 @@ pub fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
 
 pub fn may_publish(gateway: &Gateway, role: Role, topic: &str) -> bool {
     grant(gateway, topic).is_some_and(|grant| grant.publish.contains(&role))
+}
+
+/// A topic that was to be subscribed to, the key of that, and what became of it.
+pub type Attempt = (Arc<str>, u64, Outcome<Started>);
+
+/// How many topics of one client are read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Several topics, each with its key and where the client is.
+pub async fn start_all(
+    gateway: &Gateway,
+    claims: &Claims,
+    outgoing: &Arc<Outgoing>,
+    wanted: Vec<(Arc<str>, u64, Option<Position>)>,
+) -> Vec<Attempt> {
+    stream::iter(wanted)
+        .map(|(topic, key, position)| async move {
+            let started = start(gateway, claims, outgoing.clone(), key, &topic, position).await;
+            (topic, key, started)
+        })
+        .buffered(AT_ONCE)
+        .collect()
+        .await
+}
+
+/// Why the client's own topic was refused. Without it a client would miss things and not know it.
+pub fn own_refused(attempts: &[Attempt], claims: &Claims) -> Option<Problem> {
+    let own = format!("user:{}", claims.sub);
+    let of_own = attempts.iter().find(|(topic, ..)| **topic == *own);
+    of_own.and_then(|(.., outcome)| outcome.as_ref().err().cloned())
+}
+
+/// What the client is told of them, by topic.
+pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
+    let shown = |outcome: &Outcome<Started>| match outcome {
+        Ok(started) => started.shown(),
+        Err(problem) => json!({"error": problem.ws_error()}),
+    };
+    attempts.iter().map(|(topic, _, outcome)| (topic.to_string(), shown(outcome))).collect()
 }
 
 /// Registers first and looks at the history after that, so that nothing falls in between.

@@ -3,19 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
-use serde_json::{Map, Value, json};
+use futures_util::FutureExt;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::connection::{Connection, Flow};
 use super::dispatch::Done;
 use super::protocol::{self, Close, Frame, Position, split_topic};
-use crate::gateway::listening::subscribe::{self, Started};
+use crate::gateway::listening::subscribe::{self, Attempt};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
-
-/// How many topics of one `auth` are read at the same time.
-const TOPICS_AT_ONCE: usize = 8;
 
 impl Connection {
     pub(super) fn auth(&mut self, frame: Frame) {
@@ -107,19 +104,7 @@ impl Connection {
         self.authenticating = true;
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
         let starting = async move {
-            let topics = futures_util::stream::iter(wanted)
-                .map(|(topic, key, position)| {
-                    let (gateway, outgoing, claims) = (&gateway, outgoing.clone(), &claims);
-                    async move {
-                        let started =
-                            subscribe::start(gateway, claims, outgoing, key, &topic, position)
-                                .await;
-                        (topic, key, started)
-                    }
-                })
-                .buffered(TOPICS_AT_ONCE)
-                .collect()
-                .await;
+            let topics = subscribe::start_all(&gateway, &claims, &outgoing, wanted).await;
             Done::Authenticated { id, fresh, topics }
         };
         self.in_flight.push(starting.boxed());
@@ -129,16 +114,11 @@ impl Connection {
         &mut self,
         id: Option<String>,
         fresh: bool,
-        topics: Vec<(Arc<str>, u64, Outcome<Started>)>,
+        topics: Vec<Attempt>,
     ) -> Flow {
         self.authenticating = false;
         let Some(claims) = self.claims.clone() else { return Ok(()) };
-        let own = format!("user:{}", claims.sub);
-        let failed = topics
-            .iter()
-            .find_map(|(topic, _, outcome)| (**topic == *own).then_some(outcome.as_ref().err()?));
-        if let Some(problem) = failed.cloned() {
-            // Without its own topic a connection would miss things and not know it.
+        if let Some(problem) = subscribe::own_refused(&topics, &claims) {
             self.topics.clear();
             let soon = Instant::now() + Duration::from_secs(1);
             if fresh {
@@ -160,16 +140,6 @@ impl Connection {
             };
         }
         if let Some(id) = id {
-            let shown: Map<String, Value> = topics
-                .iter()
-                .map(|(topic, _, outcome)| {
-                    let shown = match outcome {
-                        Ok(started) => started.shown(),
-                        Err(problem) => json!({"error": problem.ws_error()}),
-                    };
-                    (topic.to_string(), shown)
-                })
-                .collect();
             let limits = &self.gateway.options.websocket;
             let data = json!({
                 "user_id": claims.sub,
@@ -178,7 +148,7 @@ impl Connection {
                 "expires_at": claims.expires_at(),
                 "ping_ms": limits.ping_ms,
                 "limits": limits.shown(),
-                "topics": shown,
+                "topics": subscribe::shown(&topics),
             });
             self.feed(protocol::reply(&id, &Ok(data))).await?;
         }

@@ -62,10 +62,7 @@ pub type Flow = Result<(), Ending>;
 
 impl From<Cut> for Ending {
     fn from(cut: Cut) -> Self {
-        Self::Close(match cut {
-            Cut::TooSlow => Close::SlowConsumer,
-            Cut::HistoryLost => Close::HistoryLost,
-        })
+        Self::Close(cut.into())
     }
 }
 
@@ -370,9 +367,6 @@ impl Connection {
     }
 
     async fn send_answers(&mut self) -> Flow {
-        if self.answers.is_empty() {
-            return Ok(());
-        }
         for answer in std::mem::take(&mut self.answers) {
             self.feed(answer).await?;
         }

@@ -11,7 +11,7 @@ use super::protocol::{self, Frame, split_topic};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
-use crate::gateway::listening::subscribe::{self, Started};
+use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 
@@ -25,7 +25,7 @@ pub enum Done {
     Authenticated {
         id: Option<String>,
         fresh: bool,
-        topics: Vec<(Arc<str>, u64, Outcome<Started>)>,
+        topics: Vec<Attempt>,
     },
     Opened {
         id: String,

@@ -22,9 +22,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
 use crate::gateway::Gateway;
-use crate::gateway::accept::{Admitted, network_of};
+use crate::gateway::accept::Admitted;
 use crate::gateway::auth::Claims;
-use crate::gateway::http::{bearer, client_address, origin_allowed};
+use crate::gateway::http::{address_key, bearer, origin_allowed};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 
@@ -179,7 +179,7 @@ async fn authenticated(
     };
     let key = match &verified {
         Ok(Some(claims)) => format!("user:{}", claims.sub),
-        _ => format!("ip:{}", network_of(client_address(gateway, extensions, headers))),
+        _ => address_key(gateway, extensions, headers),
     };
     let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
     if !verdict.allowed {
