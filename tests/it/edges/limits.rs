@@ -4,6 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use proxie::kernel::entity::Role;
 use proxie::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use sqlx::ConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -210,31 +211,32 @@ async fn connections_are_limited_before_they_say_anything() {
         let read = tokio::time::timeout(super::PATIENCE, socket.read(&mut byte)).await;
         matches!(read.expect("it is closed"), Ok(0) | Err(_))
     };
-    // Sockets count for as long as they live, also as WebSockets.
-    let mut sockets = Vec::new();
-    for _ in 0..4 {
-        sockets.push(node.ws("alice").await);
-    }
-    assert!(closed(&mut connect("127.0.0.1").await).await, "the fifth of an address");
-    let mut slow = connect("127.0.0.2").await;
-    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-slow: ").await.unwrap();
-    let mut silent = connect("127.0.0.3").await;
-    assert!(closed(&mut connect("127.0.0.4").await).await, "the seventh of all");
-    // Whoever takes too long with what he wants is cut off, and makes room.
-    let mut answer = String::new();
-    let _ = slow.read_to_string(&mut answer).await;
-    assert!(answer.is_empty() || answer.contains("408"), "{answer}");
-    assert!(closed(&mut silent).await);
-    drop(sockets.pop());
-    let served = async || {
-        let mut socket = connect("127.0.0.1").await;
+    let answered = async |from: &str| {
+        let mut socket = connect(from).await;
         let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
         let mut answer = String::new();
         socket.write_all(request).await.is_ok()
             && socket.read_to_string(&mut answer).await.is_ok()
             && answer.contains("200 OK")
     };
-    eventually("there is room again", served).await;
+    // Sockets count for as long as they live, also as WebSockets.
+    let token = format!("Bearer {}", node.token("alice", Role::Consumer, 3_600));
+    let mut sockets = Vec::new();
+    for from in ["127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+        if sockets.len() == 4 {
+            assert!(!answered("127.0.0.1").await, "the fifth of an address");
+        }
+        let stream = connect(from).await;
+        sockets.push(node.try_ws_over(stream, &[("authorization", &token)]).await.unwrap());
+    }
+    assert!(!answered("127.0.0.4").await, "the seventh of all");
+    drop(sockets);
+    eventually("there is room again", || answered("127.0.0.1")).await;
+    // Whoever takes too long with what he wants is cut off.
+    let mut slow = connect("127.0.0.2").await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx-slow: ").await.unwrap();
+    assert!(closed(&mut slow).await);
+    assert!(closed(&mut connect("127.0.0.3").await).await, "and whoever says nothing");
     // A connection that has been used may be idle for longer.
     let mut kept = connect("127.0.0.2").await;
     for _ in 0..2 {
