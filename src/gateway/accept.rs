@@ -46,6 +46,8 @@ impl Default for Limits {
 /// What the kernel keeps for a socket (it takes twice of it): enough for 1 MB/s over 200 ms. What the client does not
 /// take waits where it is counted, rather than in megabytes of the kernel's.
 const SEND_BUFFER: usize = 128 * 1024;
+/// A client that takes nothing of what it was sent is gone, also where nobody waits for it to be written.
+const UNTAKEN: u32 = 60_000;
 /// Between two requests, their headers included: longer than load balancers keep a connection that they do not use.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// After an error that is the machine's, such as too many open files.
@@ -192,6 +194,7 @@ async fn connection(
     // What is written at once is already together.
     let _ = socket.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&socket, UNTAKEN);
     let asked = Arc::new(AtomicBool::new(false));
     let asks = asked.clone();
     let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {

@@ -13,6 +13,7 @@ mod bodies;
 mod bucket;
 pub mod http;
 mod listening;
+mod socketio;
 pub mod ws;
 
 use std::collections::HashMap;

@@ -92,7 +92,7 @@ impl Nodes {
         self.nodes[n].as_ref().unwrap().address
     }
 
-    fn command(&self, arguments: &[&str]) -> String {
+    pub fn command(&self, arguments: &[&str]) -> String {
         let environment = [
             ("DATABASE_URL", self.database.as_str()),
             ("PROXIE__AUTH__DEV_TOKENS", "true"),
@@ -131,6 +131,10 @@ impl Nodes {
 
     pub fn kill(&mut self, n: usize) {
         self.nodes[n] = None;
+    }
+
+    pub fn signal(&self, n: usize, signal: Signal) {
+        self.nodes[n].as_ref().unwrap().signal(signal);
     }
 }
 
@@ -339,7 +343,7 @@ async fn a_rolling_restart_fails_no_call() {
     for n in 0..3 {
         // As a load balancer sees it: `readyz` turns red first, and newcomers go elsewhere.
         addresses.send_modify(|all| all.retain(|address| *address != nodes.address(n)));
-        nodes.nodes[n].as_ref().unwrap().signal(Signal::TERM);
+        nodes.signal(n, Signal::TERM);
         assert_eq!(nodes.nodes[n].as_mut().unwrap().ended(), Some(0));
         let fresh = nodes.launch(n, &[]);
         nodes.nodes[n] = Some(fresh);

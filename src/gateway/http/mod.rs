@@ -20,11 +20,12 @@ use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::gateway::problem::Problem;
-use crate::gateway::{Gateway, ws};
+use crate::gateway::{Gateway, socketio, ws};
 use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::bearer;
 pub(super) use middleware::{address_key, origin_allowed};
+pub(super) use pages::KeepBody;
 
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -69,6 +70,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
+        // Its long polls take longer.
+        .merge(socketio::router(&gateway))
         .layer(middleware::cors(&gateway.options.allowed_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(middleware::as_problem))

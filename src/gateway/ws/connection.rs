@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
+use axum::extract::ws::{Message, Utf8Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, SinkExt, StreamExt};
@@ -22,6 +22,7 @@ use tokio_tungstenite::tungstenite;
 use super::dispatch::Done;
 use super::gate::Gate;
 use super::protocol::{self, Close, Frame, Parsed};
+use super::socket::Socket;
 use super::{Opened, UserConnection};
 use crate::cluster::Presence;
 use crate::cluster::topics::Published;
@@ -35,12 +36,20 @@ use crate::gateway::{Gateway, Leaving};
 
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
-    pub socket: WebSocket,
+    pub socket: Socket,
     /// From the `Authorization` header.
     pub claims: Option<Arc<Claims>>,
     pub user: Option<UserConnection>,
     pub opened: Opened,
     pub admitted: Option<Admitted>,
+}
+
+impl Arguments {
+    /// Gives the connection to a gateway actor.
+    pub fn start(self) {
+        let gateway = self.gateway.clone();
+        gateway.connections.owners.own(self);
+    }
 }
 
 /// Owns the socket until it is closed.
@@ -101,7 +110,7 @@ pub struct Connection {
     pub deadlines: Deadlines,
     /// Ends the connection after the replies that are on their way.
     pub last_words: Option<Close>,
-    socket: WebSocket,
+    socket: Socket,
     /// In front of reading from the socket.
     inbound: Gate,
     bucket: Bucket,

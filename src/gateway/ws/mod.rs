@@ -11,6 +11,7 @@ mod dispatch;
 mod events;
 mod gate;
 mod owner;
+mod socket;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +31,8 @@ use crate::kernel::error::ErrorCode;
 
 use owner::Owners;
 pub use protocol::Limits;
+pub(super) use connection::Arguments;
+pub(super) use socket::Socket;
 
 /// The sockets of this node.
 pub struct Connections {
@@ -139,10 +142,8 @@ pub async fn upgrade(
         .max_frame_size(max_frame)
         .max_message_size(max_frame)
         .on_upgrade(async move |socket| {
-            let connections = gateway.clone();
-            let arguments =
-                connection::Arguments { gateway, socket, claims, user, opened, admitted };
-            connections.connections.owners.own(arguments);
+            let socket = Socket::WebSocket(socket);
+            Arguments { gateway, socket, claims, user, opened, admitted }.start();
         });
     Ok(response)
 }

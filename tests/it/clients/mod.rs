@@ -13,10 +13,10 @@ use crate::process::{Folder, Served, run, text};
 const EMBEDDED: [(&str, &str); 2] =
     [("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
 
-/// A folder of `clients`, with its packages, which are installed once.
+/// A folder with its packages, which are installed once.
 fn installed(name: &'static str) -> PathBuf {
     static INSTALLED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if installed.insert(name) {
         must(npm(&folder, &["ci", "--no-audit", "--no-fund"]));
@@ -49,7 +49,7 @@ fn served(folder: &Folder) -> (Served, String) {
 
 #[test]
 fn the_typescript_client() {
-    let client = installed("typescript");
+    let client = installed("clients/typescript");
     must(npm(&client, &["run", "build"]));
     let folder = Folder::new("typescript");
     let (node, token) = served(&folder);
@@ -89,37 +89,62 @@ async fn balancer(nodes: Vec<SocketAddr>) -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_console_in_a_browser_with_a_node_killed_under_it() {
-    let console = installed("console");
-    let mut nodes = Nodes::with("console", 2, false, &[("PROXIE__SEED__DEMO", "true")]).await;
+    let console = installed("clients/console");
+    let wishes = ["kill"];
+    beside_two_nodes("console", &console, "test/console.mjs", &wishes, |nodes, _| nodes.kill(0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_socket_io() {
+    let client = installed("tests/it/clients/socketio");
+    let wishes = ["drain", "revoke"];
+    beside_two_nodes("socketio", &client, "conversation.mjs", &wishes, |nodes, wish| match wish {
+        "drain" => nodes.signal(0, rustix::process::Signal::TERM),
+        _ => drop(nodes.command(&["token", "revoke", "--user", "clara"])),
+    })
+    .await;
+}
+
+/// Runs a script for `clara` against two nodes behind a balancer. It says what it wishes to happen to them, and "ok" when
+/// all was as it should be.
+async fn beside_two_nodes(
+    name: &str,
+    folder: &Path,
+    script: &str,
+    wishes: &[&str],
+    grant: impl Fn(&mut Nodes, &str),
+) {
+    let mut nodes = Nodes::with(name, 2, false, &[("PROXIE__SEED__DEMO", "true")]).await;
     nodes.settled(2).await;
     let token = nodes.token("clara", "consumer");
     let address = balancer(vec![nodes.address(0), nodes.address(1)]).await;
     let mut script = Command::new("node")
-        .args(["test/console.mjs", &format!("http://{address}")])
+        .args([script, &format!("http://{address}")])
         .env("PROXIE_TOKEN", token)
-        .current_dir(&console)
+        .current_dir(folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let mut input = script.stdin.take().unwrap();
-    let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let killed = lines.next();
-    if killed.as_deref() == Some("kill") {
-        nodes.kill(0);
-        writeln!(input, "killed").unwrap();
+    let mut said = Vec::new();
+    for line in BufReader::new(script.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        if wishes.contains(&line.as_str()) {
+            grant(&mut nodes, &line);
+            writeln!(input, "done").unwrap();
+        }
+        said.push(line);
     }
-    let rest: Vec<String> = lines.collect();
     let output = script.wait_with_output().unwrap();
-    assert!(output.status.success(), "{killed:?} {rest:?}\n{}", text(&output.stderr));
-    assert_eq!((killed.as_deref(), rest.as_slice()), (Some("kill"), &["ok".to_owned()][..]));
+    assert!(output.status.success(), "{said:?}\n{}", text(&output.stderr));
+    assert_eq!(said, [wishes, &["ok"]].concat());
 }
 
 /// A node is built without Node.js, so what it serves is kept beside the sources.
 #[test]
 fn the_console_is_built_from_its_sources() {
-    let console = installed("console");
+    let console = installed("clients/console");
     must(npm(&console, &["run", "check"]));
     let built = console.join("dist/console.js");
     let kept = std::fs::read_to_string(&built).unwrap();

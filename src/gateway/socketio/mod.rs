@@ -1,0 +1,207 @@
+//! Socket.IO v4 at `/socket.io/`, for clients that exist already: the same events, replies and topics as on `/v1/ws`.
+//!
+//! `engineioxide` carries the messages (long polling, WebSocket, the upgrade from one to the other, heartbeats). A
+//! [`Link`] makes frames of `proxie.v1` of them, so behind it is the connection that a WebSocket has, with the same
+//! limits, deadlines and rights (ADR 11).
+
+mod link;
+mod packet;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Extensions, HeaderMap, Method, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use engineioxide::config::EngineIoConfig;
+use engineioxide::handler::EngineIoHandler;
+use engineioxide::service::EngineIoService;
+use engineioxide::{DisconnectReason, Str};
+use serde_json::{Value, json};
+
+use crate::gateway::Gateway;
+use crate::gateway::accept::Admitted;
+use crate::gateway::http::{KeepBody, address_key, origin_allowed};
+use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::{Arguments, Socket};
+use crate::kernel::error::ErrorCode;
+
+pub use link::Link;
+use link::Inbox;
+use packet::Packet;
+
+/// Packets that wait in the engine; what is beyond waits where it is counted in bytes.
+const ENGINE_BUFFER: usize = 16;
+/// From long polling to WebSocket.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
+    let limits = &gateway.options.websocket;
+    let config = EngineIoConfig::builder()
+        .req_path("/socket.io")
+        .ping_interval(Duration::from_millis(limits.ping_ms))
+        .ping_timeout(Duration::from_millis(limits.pong_timeout_ms))
+        .upgrade_timeout(UPGRADE_TIMEOUT)
+        .max_buffer_size(ENGINE_BUFFER)
+        .max_payload(limits.max_frame_bytes as u64)
+        .ws_max_message_size(limits.max_frame_bytes)
+        .ws_max_frame_size(limits.max_frame_bytes)
+        .build();
+    let engine = EngineIoService::with_config(Arc::new(Edge { gateway: gateway.clone() }), config);
+    Router::new()
+        .route_service("/socket.io/", engine)
+        .route_layer(from_fn_with_state(gateway.clone(), admit))
+}
+
+/// Who may begin, as on `/v1/ws`. The token comes later, in CONNECT.
+async fn admit(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    if let Err(problem) = check(&gateway, request.headers(), request.uri(), request.extensions()).await {
+        return problem.into_response();
+    }
+    let uploads = request.method() == Method::POST;
+    let answering = next.run(request);
+    let mut response = if uploads {
+        match tokio::time::timeout(gateway.options.request_timeout, answering).await {
+            Ok(response) => response,
+            Err(_) => return Problem::new(ErrorCode::DeadlineExceeded, SLOW).into_response(),
+        }
+    } else {
+        // A long poll is answered when there is something to say.
+        answering.await
+    };
+    // Clients read the engine's own errors.
+    response.extensions_mut().insert(KeepBody);
+    response
+}
+
+const SLOW: &str = "the packets did not come in time";
+
+async fn check(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    uri: &Uri,
+    extensions: &Extensions,
+) -> Outcome<()> {
+    if !origin_allowed(gateway, headers) {
+        return Err(Problem::forbidden(
+            "pages of this origin may not connect: see gateway.allowed_origins",
+        ));
+    }
+    let query = uri.query().unwrap_or_default();
+    let goes_on = query.split('&').any(|parameter| parameter.starts_with("sid="));
+    if goes_on {
+        return Ok(());
+    }
+    if gateway.readiness.is_draining() {
+        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
+    }
+    let key = address_key(gateway, extensions, headers);
+    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
+    if !verdict.allowed {
+        return Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
+            .retry_after_ms(u64::from(verdict.reset_s) * 1_000));
+    }
+    Ok(())
+}
+
+type Engine = engineioxide::Socket<Session>;
+
+/// What an engine's socket knows of its connection.
+#[derive(Default)]
+pub struct Session(Mutex<Stage>);
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Waiting,
+    Connected(Inbox),
+    Ended,
+}
+
+impl Session {
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Edge {
+    gateway: Arc<Gateway>,
+}
+
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Edge")
+    }
+}
+
+impl Edge {
+    /// Hands the connection to a gateway actor, which reads the token first.
+    fn connect(&self, auth: &Value, engine: &Arc<Engine>, stage: &mut Stage) {
+        let gateway = self.gateway.clone();
+        let (link, inbox) = Link::new(engine.clone(), &gateway.options.websocket);
+        inbox.connect(auth);
+        *stage = Stage::Connected(inbox);
+        let opened = gateway.connections.opened();
+        let admitted = engine.req_parts.extensions.get::<Admitted>().cloned();
+        let socket = Socket::SocketIo(Box::new(link));
+        Arguments { gateway, socket, claims: None, user: None, opened, admitted }.start();
+    }
+}
+
+impl EngineIoHandler for Edge {
+    type Data = Session;
+
+    fn on_connect(self: Arc<Self>, engine: Arc<Engine>) {
+        let patience = Duration::from_millis(self.gateway.options.websocket.auth_timeout_ms);
+        let engine = Arc::downgrade(&engine);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(engine) = engine.upgrade()
+                && matches!(*engine.data.stage(), Stage::Waiting)
+            {
+                engine.close(DisconnectReason::TransportClose);
+            }
+        });
+    }
+
+    fn on_disconnect(&self, engine: Arc<Engine>, _: DisconnectReason) {
+        *engine.data.stage() = Stage::Ended;
+    }
+
+    fn on_message(self: &Arc<Self>, text: Str, engine: Arc<Engine>) {
+        let mut stage = engine.data.stage();
+        let taken = match (packet::parse(&text), &mut *stage) {
+            (Some(Packet::Connect { auth }), waiting @ Stage::Waiting) => {
+                self.connect(&auth, &engine, waiting);
+                true
+            }
+            (Some(Packet::ConnectElsewhere { namespace }), _) => {
+                let refused = packet::refused(&namespace, "Invalid namespace", &json!(null));
+                engine.emit(refused).is_ok()
+            }
+            (Some(Packet::Event { name, data, ack }), Stage::Connected(inbox)) => {
+                inbox.event(packet::frame(&name, data, || self.gateway.mint("sio")), ack)
+            }
+            (Some(Packet::Disconnect), _) => {
+                *stage = Stage::Ended;
+                true
+            }
+            (Some(Packet::Ack), _) => true,
+            // Whatever else it is, nobody could be answered.
+            _ => matches!(*stage, Stage::Ended),
+        };
+        if !taken {
+            *stage = Stage::Ended;
+            drop(stage);
+            engine.close(DisconnectReason::PacketParsingError);
+        }
+    }
+
+    fn on_binary(self: &Arc<Self>, _: Bytes, engine: Arc<Engine>) {
+        *engine.data.stage() = Stage::Ended;
+        engine.close(DisconnectReason::PacketParsingError);
+    }
+}

@@ -1,0 +1,215 @@
+//! Socket.IO packets (protocol revision 5) as text: `<type>[<namespace>,][<ack id>][<JSON>]`.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+/// What a client sent.
+#[derive(Debug, PartialEq)]
+pub enum Packet {
+    Connect {
+        auth: Value,
+    },
+    /// Namespaces other than `/` do not exist.
+    ConnectElsewhere {
+        namespace: String,
+    },
+    Disconnect,
+    Event {
+        name: String,
+        /// The first argument.
+        data: Value,
+        ack: Option<u64>,
+    },
+    /// Nothing that we send asks for one.
+    Ack,
+}
+
+/// `None`: it is no packet, or a binary one, or its JSON is none.
+pub fn parse(text: &str) -> Option<Packet> {
+    let (kind, rest) = (text.get(..1)?, text.get(1..)?);
+    let (namespace, rest) = match rest.strip_prefix('/') {
+        Some(named) => named.split_once(',').unwrap_or((named, "")),
+        None => ("", rest),
+    };
+    let namespace = namespace.split('?').next().unwrap_or_default();
+    if kind == "0" && !namespace.is_empty() {
+        let namespace = namespace.chars().take(64).collect();
+        return Some(Packet::ConnectElsewhere { namespace });
+    }
+    if !namespace.is_empty() {
+        return None;
+    }
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let (ack, json) = rest.split_at(digits);
+    let ack = if ack.is_empty() { None } else { Some(ack.parse().ok()?) };
+    match kind {
+        "0" if json.is_empty() => Some(Packet::Connect { auth: Value::Null }),
+        "0" => Some(Packet::Connect { auth: serde_json::from_str(json).ok()? }),
+        "1" => Some(Packet::Disconnect),
+        "2" => {
+            let mut arguments: Vec<Value> = serde_json::from_str(json).ok()?;
+            let Value::String(name) = arguments.first_mut()?.take() else { return None };
+            let data = arguments.get_mut(1).map_or(Value::Null, Value::take);
+            Some(Packet::Event { name, data, ack })
+        }
+        "3" => Some(Packet::Ack),
+        _ => None,
+    }
+}
+
+pub fn connected(sid: &str) -> String {
+    format!("0{}", json!({"sid": sid}))
+}
+
+pub fn refused(namespace: &str, message: &str, data: &Value) -> String {
+    let prefix = if namespace.is_empty() { String::new() } else { format!("/{namespace},") };
+    format!("4{prefix}{}", json!({"message": message, "data": data}))
+}
+
+pub const DISCONNECT: &str = "1";
+
+/// `arguments` are JSON texts.
+pub fn event(name: &str, arguments: &[&str]) -> String {
+    let mut text = format!("2[{}", Value::from(name));
+    for argument in arguments {
+        text.push(',');
+        text.push_str(argument);
+    }
+    text.push(']');
+    text
+}
+
+/// `argument` is a JSON text.
+pub fn ack(id: u64, argument: &str) -> String {
+    format!("3{id}[{argument}]")
+}
+
+/// What a connection sends: a reply, or an event.
+#[derive(Deserialize)]
+pub struct Sent<'a> {
+    #[serde(borrow)]
+    pub id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub ok: bool,
+    #[serde(borrow)]
+    pub event: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub topic: Option<&'a RawValue>,
+    pub offset: Option<i64>,
+    #[serde(borrow)]
+    pub from: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub error: Option<&'a RawValue>,
+}
+
+impl Sent<'_> {
+    /// Of an event: its data, as clients of Socket.IO expect it, and where it stands for those who resume.
+    pub fn event_packet(&self, name: &str) -> String {
+        let data = self.data.map_or("null", RawValue::get);
+        let Some(topic) = self.topic else { return event(name, &[data]) };
+        let mut place = format!("{{\"topic\":{}", topic.get());
+        if let Some(offset) = self.offset {
+            place.push_str(&format!(",\"offset\":{offset}"));
+        }
+        if let Some(from) = self.from {
+            place.push_str(&format!(",\"from\":{}", from.get()));
+        }
+        place.push('}');
+        event(name, &[data, &place])
+    }
+
+    /// Of a reply: what the acknowledgement says.
+    pub fn outcome(&self) -> String {
+        match (self.ok, self.data, self.error) {
+            (true, data, _) => {
+                format!("{{\"ok\":true,\"data\":{}}}", data.map_or("null", RawValue::get))
+            }
+            (false, _, error) => {
+                format!("{{\"ok\":false,\"error\":{}}}", error.map_or("null", RawValue::get))
+            }
+        }
+    }
+}
+
+/// The frame that an event means, with the `id` that its data names, or `minted`.
+pub fn frame(name: &str, data: Value, minted: impl FnOnce() -> String) -> (String, String) {
+    let (id, data) = match data {
+        Value::Object(mut fields) => {
+            let id = match fields.remove("id") {
+                Some(Value::String(id)) => Some(id),
+                _ => None,
+            };
+            (id, Value::Object(fields))
+        }
+        Value::Null => (None, Value::Object(Map::new())),
+        other => (None, other),
+    };
+    let id = id.unwrap_or_else(minted);
+    let text = json!({"id": id, "event": name, "data": data}).to_string();
+    (id, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_read() {
+        let event = |data: Value, ack| Packet::Event { name: "chat:message".into(), data, ack };
+        for (text, expected) in [
+            ("0", Some(Packet::Connect { auth: Value::Null })),
+            (r#"0{"token":"t"}"#, Some(Packet::Connect { auth: json!({"token": "t"}) })),
+            (r#"0/,{"token":"t"}"#, Some(Packet::Connect { auth: json!({"token": "t"}) })),
+            ("0/admin,", Some(Packet::ConnectElsewhere { namespace: "admin".into() })),
+            ("0/admin?x=1,{}", Some(Packet::ConnectElsewhere { namespace: "admin".into() })),
+            ("1", Some(Packet::Disconnect)),
+            (r#"2["chat:message",{"a":1}]"#, Some(event(json!({"a": 1}), None))),
+            (r#"212["chat:message"]"#, Some(event(Value::Null, Some(12)))),
+            (r#"2["chat:message",[1],2]"#, Some(event(json!([1]), None))),
+            ("31[]", Some(Packet::Ack)),
+            ("2[]", None),
+            ("2[7]", None),
+            ("2{}", None),
+            ("2/admin,[\"e\"]", None),
+            (r#"51-["e",{"_placeholder":true,"num":0}]"#, None),
+            (r#"299999999999999999999999["e"]"#, None),
+            ("", None),
+            ("é", None),
+            ("9", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_connection_sends_becomes_packets() {
+        let sent = |text: &'static str| serde_json::from_str::<Sent<'_>>(text).unwrap();
+        let durable = sent(r#"{"event":"e\"","topic":"user:a","offset":3,"data":{"x":[1]}}"#);
+        let name = durable.event.clone().unwrap();
+        let expected = r#"2["e\"",{"x":[1]},{"topic":"user:a","offset":3}]"#;
+        assert_eq!(durable.event_packet(&name), expected);
+        let lossy = sent(r#"{"event":"app:e","topic":"app:t","from":"bob","data":null}"#);
+        assert_eq!(lossy.event_packet("app:e"), r#"2["app:e",null,{"topic":"app:t","from":"bob"}]"#);
+        let own = sent(r#"{"event":"token:expiring","data":{}}"#);
+        assert_eq!(own.event_packet("token:expiring"), r#"2["token:expiring",{}]"#);
+        assert_eq!(sent(r#"{"id":"1","ok":true,"data":{}}"#).outcome(), r#"{"ok":true,"data":{}}"#);
+        let refused = sent(r#"{"id":"1","ok":false,"error":{"code":"forbidden"}}"#);
+        assert_eq!(refused.outcome(), r#"{"ok":false,"error":{"code":"forbidden"}}"#);
+    }
+
+    #[test]
+    fn the_id_of_a_frame_may_be_in_its_data() {
+        let (id, text) = frame("e", json!({"id": "mine", "x": 1}), || "new".into());
+        assert_eq!((id.as_str(), text.as_str()), ("mine", r#"{"id":"mine","event":"e","data":{"x":1}}"#));
+        for (data, shown) in [(json!(null), "{}"), (json!({"id": 7}), "{}"), (json!([1]), "[1]")] {
+            let (id, text) = frame("e", data, || "new".into());
+            assert_eq!(id, "new");
+            assert_eq!(text, format!(r#"{{"id":"new","event":"e","data":{shown}}}"#));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What a connection speaks through: messages of a WebSocket, or what Socket.IO makes of them.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::extract::ws::{Message, WebSocket};
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+
+use crate::gateway::socketio::Link;
+
+pub enum Socket {
+    WebSocket(WebSocket),
+    SocketIo(Box<Link>),
+}
+
+impl Stream for Socket {
+    type Item = Result<Message, axum::Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::WebSocket(socket) => socket.poll_next_unpin(cx),
+            Self::SocketIo(link) => link.poll_next(cx),
+        }
+    }
+}
+
+impl Sink<Message> for Socket {
+    type Error = axum::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        match self.get_mut() {
+            Self::WebSocket(socket) => socket.poll_ready_unpin(cx),
+            Self::SocketIo(link) => link.poll_ready(cx),
+        }
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), axum::Error> {
+        match self.get_mut() {
+            Self::WebSocket(socket) => socket.start_send_unpin(message),
+            Self::SocketIo(link) => {
+                link.send(message);
+                Ok(())
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        match self.get_mut() {
+            Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
+            // The engine writes what it was given by itself.
+            Self::SocketIo(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        match self.get_mut() {
+            Self::WebSocket(socket) => socket.poll_close_unpin(cx),
+            Self::SocketIo(_) => Poll::Ready(Ok(())),
+        }
+    }
+}
