@@ -53,11 +53,7 @@ impl Inbox {
     }
 
     /// False: more waits than is kept, which only a flood does.
-    pub fn event(
-        &self,
-        (id, frame): (String, String),
-        ack: Option<u64>,
-    ) -> bool {
+    pub fn event(&self, (id, frame): (String, String), ack: Option<u64>) -> bool {
         let bytes = frame.len() + OVERHEAD_BYTES;
         if self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max_waiting {
             return false;
@@ -92,12 +88,23 @@ impl Link {
             waiting: waiting.clone(),
             max_waiting: limits.send_buffer_bytes,
         };
-        let link =
-            Self { engine, frames, waiting, acks, connected: false, pong: false, reader: None, full: None };
+        let link = Self {
+            engine,
+            frames,
+            waiting,
+            acks,
+            connected: false,
+            pong: false,
+            reader: None,
+            full: None,
+        };
         (link, inbox)
     }
 
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, axum::Error>>> {
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Message, axum::Error>>> {
         if std::mem::take(&mut self.pong) {
             return Poll::Ready(Some(Ok(Message::Pong(Default::default()))));
         }

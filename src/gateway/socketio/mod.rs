@@ -29,8 +29,8 @@ use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::{Arguments, Socket};
 use crate::kernel::error::ErrorCode;
 
-pub use link::Link;
 use link::Inbox;
+pub use link::Link;
 use packet::Packet;
 
 /// Packets that wait in the engine; what is beyond waits where it is counted in bytes.
@@ -58,7 +58,9 @@ pub fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
 
 /// Who may begin, as on `/v1/ws`. The token comes later, in CONNECT.
 async fn admit(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    if let Err(problem) = check(&gateway, request.headers(), request.uri(), request.extensions()).await {
+    if let Err(problem) =
+        check(&gateway, request.headers(), request.uri(), request.extensions()).await
+    {
         return problem.into_response();
     }
     let uploads = request.method() == Method::POST;

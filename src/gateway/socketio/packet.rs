@@ -194,7 +194,10 @@ mod tests {
         let expected = r#"2["e\"",{"x":[1]},{"topic":"user:a","offset":3}]"#;
         assert_eq!(durable.event_packet(&name), expected);
         let lossy = sent(r#"{"event":"app:e","topic":"app:t","from":"bob","data":null}"#);
-        assert_eq!(lossy.event_packet("app:e"), r#"2["app:e",null,{"topic":"app:t","from":"bob"}]"#);
+        assert_eq!(
+            lossy.event_packet("app:e"),
+            r#"2["app:e",null,{"topic":"app:t","from":"bob"}]"#
+        );
         let own = sent(r#"{"event":"token:expiring","data":{}}"#);
         assert_eq!(own.event_packet("token:expiring"), r#"2["token:expiring",{}]"#);
         assert_eq!(sent(r#"{"id":"1","ok":true,"data":{}}"#).outcome(), r#"{"ok":true,"data":{}}"#);
@@ -205,7 +208,10 @@ mod tests {
     #[test]
     fn the_id_of_a_frame_may_be_in_its_data() {
         let (id, text) = frame("e", json!({"id": "mine", "x": 1}), || "new".into());
-        assert_eq!((id.as_str(), text.as_str()), ("mine", r#"{"id":"mine","event":"e","data":{"x":1}}"#));
+        assert_eq!(
+            (id.as_str(), text.as_str()),
+            ("mine", r#"{"id":"mine","event":"e","data":{"x":1}}"#)
+        );
         for (data, shown) in [(json!(null), "{}"), (json!({"id": 7}), "{}"), (json!([1]), "[1]")] {
             let (id, text) = frame("e", data, || "new".into());
             assert_eq!(id, "new");

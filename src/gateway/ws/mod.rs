@@ -29,9 +29,9 @@ use crate::gateway::http::{address_key, bearer, origin_allowed};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 
+pub(super) use connection::Arguments;
 use owner::Owners;
 pub use protocol::Limits;
-pub(super) use connection::Arguments;
 pub(super) use socket::Socket;
 
 /// The sockets of this node.

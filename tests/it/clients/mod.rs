@@ -91,7 +91,8 @@ async fn balancer(nodes: Vec<SocketAddr>) -> SocketAddr {
 async fn the_console_in_a_browser_with_a_node_killed_under_it() {
     let console = installed("clients/console");
     let wishes = ["kill"];
-    beside_two_nodes("console", &console, "test/console.mjs", &wishes, |nodes, _| nodes.kill(0)).await;
+    beside_two_nodes("console", &console, "test/console.mjs", &wishes, |nodes, _| nodes.kill(0))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

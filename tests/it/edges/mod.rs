@@ -7,6 +7,7 @@ mod forwarded;
 mod http;
 mod limits;
 mod outage;
+mod socketio;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
