@@ -147,6 +147,7 @@ create table publications (
     topic       text collate "C" not null,
     "offset"    bigint not null,
     event       text not null,
+    "from"      text,                  -- the user who said it, where clients may publish
     data        text not null,
     at          timestamptz not null,
     primary key (topic, "offset")
@@ -200,9 +201,9 @@ create function commit_batch(
     c_item int[], c_op text[], c_id text[], c_attempts int[], c_due timestamptz[], c_error text[],
     -- timers: op set | cancel | fire (must still be there)
     t_item int[], t_op text[], t_name text[], t_id text[], t_due timestamptz[], t_command text[],
-    p_item int[], p_offset bigint[], p_event text[], p_data text[],
+    p_item int[], p_offset bigint[], p_event text[], p_from text[], p_data text[],
     v_item int[], v_view text[], v_row text[],
-    p_keep int
+    p_keep int, p_keep_bytes bigint
 ) returns table (item int, status text, fingerprint bigint, outcome text)
 language plpgsql volatile as $$
 #variable_conflict use_column
@@ -347,15 +348,22 @@ begin
     end if;
 
     if cardinality(p_item) > 0 then
-        insert into publications (topic, "offset", event, data, at)
-        select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]], u."offset", u.event, u.data, p_at
-          from unnest(p_item, p_offset, p_event, p_data) u(item, "offset", event, data)
+        insert into publications (topic, "offset", event, "from", data, at)
+        select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]], u."offset", u.event, u."from", u.data, p_at
+          from unnest(p_item, p_offset, p_event, p_from, p_data) u(item, "offset", event, "from", data)
          where not (u.item = any(bad));
-        -- Bounded by count: trimmed in steps of 64, so that most commits do not pay for it.
-        delete from publications p
-         using (select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]] as topic, max(u."offset") as head
-                  from unnest(p_item, p_offset) u(item, "offset") where u."offset" % 64 = 0 group by 1) h
-         where p.topic = h.topic and p."offset" <= h.head - p_keep;
+        -- Bounded by count and bytes: trimmed in steps of 64, so that most commits do not pay for it.
+        for r in
+            select e_kind[i_entity[u.item]] || ':' || e_key[i_entity[u.item]] as topic, max(u."offset") as head
+              from unnest(p_item, p_offset) u(item, "offset") where u."offset" % 64 = 0 group by 1
+        loop
+            delete from publications p where p.topic = r.topic and p."offset" <= greatest(
+                r.head - p_keep,
+                (select max(w."offset")
+                   from (select q."offset", sum(octet_length(q.data)) over (order by q."offset" desc) as bytes
+                           from publications q where q.topic = r.topic) w
+                  where w.bytes > p_keep_bytes));
+        end loop;
     end if;
 
     if cardinality(v_item) > 0 then

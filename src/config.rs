@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::kernel::entity::Role;
+pub use crate::gateway::Grant as TopicGrant;
+pub use crate::gateway::ws::Limits as WebSocket;
+use crate::gateway::ws::protocol::split_topic;
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {
@@ -51,37 +53,12 @@ section!(Gateway {
     drain_ms: u64 = 2_000,
 });
 
-section!(WebSocket {
-    max_frame_bytes: usize = 65_536,
-    frames_per_s: u32 = 100,
-    frame_burst: u32 = 500,
-    max_subscriptions: usize = 512,
-    max_connections_per_user: usize = 64,
-    max_in_flight: usize = 64,
-    send_buffer_bytes: usize = 1_048_576,
-    auth_timeout_ms: u64 = 10_000,
-    ping_ms: u64 = 25_000,
-    pong_timeout_ms: u64 = 10_000,
-});
-
 section!(Topics {
     history_limit: i32 = 1_000,
+    history_bytes: i64 = 4_194_304,
     history_s: i64 = 604_800,
     grants: Vec<TopicGrant> = Vec::new(),
 });
-
-/// What clients may do with one application topic.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TopicGrant {
-    pub topic: String,
-    pub publish: Vec<Role>,
-    pub subscribe: Vec<Role>,
-    #[serde(default)]
-    pub latest_only: bool,
-    #[serde(default)]
-    pub max_per_s: u32,
-}
 
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
 
@@ -208,6 +185,10 @@ impl Config {
             "cluster.window_mb must be between 1 and 1024, cluster.weight at most 1000"
         } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
+        } else if self.topics.history_limit < 1 || self.topics.history_bytes < 1 {
+            "topics.history_limit and topics.history_bytes must be at least 1"
+        } else if let Some(why) = self.topics.grants.iter().find_map(wrong_grant) {
+            why
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"
         } else {
@@ -228,6 +209,16 @@ impl Config {
     /// `proxie token` hands out tokens without asking who you are: fine on a throw-away store, not elsewhere.
     pub fn dev_tokens(&self) -> bool {
         self.auth.dev_tokens.unwrap_or(self.embedded())
+    }
+}
+
+fn wrong_grant(grant: &TopicGrant) -> Option<&'static str> {
+    match split_topic(&grant.topic) {
+        Ok(("app", _)) if grant.durable && grant.latest_only => {
+            Some("topics.grants: durable and latest_only exclude each other")
+        }
+        Ok(("app", _)) => None,
+        _ => Some("topics.grants: a topic must look like app:lobby, in visible characters"),
     }
 }
 
@@ -275,6 +266,39 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_file_names_the_keys_of_websocket() {
+        let file = include_str!("../config.toml");
+        for key in serde_json::to_value(WebSocket::default()).unwrap().as_object().unwrap().keys() {
+            assert!(file.contains(&format!("\n{key} = ")), "config.toml does not name {key}");
+        }
+    }
+
+    #[test]
+    fn grants_are_checked() {
+        let grant = |topic: &str, durable: bool, latest_only: bool| TopicGrant {
+            topic: topic.into(),
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            durable,
+            latest_only,
+            max_per_s: 0,
+        };
+        for (grant, good) in [
+            (grant("app:lobby", false, true), true),
+            (grant("app:lobby:7", true, false), true),
+            (grant("app:lobby", true, true), false),
+            (grant("app:", false, false), false),
+            (grant("lobby", false, false), false),
+            (grant("user:alice", false, false), false),
+            (grant("app:two words", false, false), false),
+        ] {
+            let mut config = Config::default();
+            config.topics.grants = vec![grant];
+            assert_eq!(config.check().is_ok(), good, "{:?}", config.topics.grants);
         }
     }
 

@@ -495,13 +495,15 @@ impl<E: Entity> Activation<E> {
                     });
                     unheard |= durable && !*heard;
                     if *heard {
-                        publish.push(Published::new(&topic, offset, &publication.event, &data));
+                        let (event, from) = (&publication.event, publication.from.as_deref());
+                        publish.push(Published::said(&topic, offset, event, from, &data));
                     }
                     if let Some(offset) = offset {
                         publications.push(PublicationRow {
                             offset,
                             data: data.clone(),
                             event: publication.event,
+                            from: publication.from,
                         });
                     }
                 }

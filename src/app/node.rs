@@ -18,12 +18,14 @@ use crate::app::member;
 use crate::app::seed;
 use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, Transport};
+use crate::domain::app_topic::AppTopic;
 use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
 };
 use crate::gateway::auth::{Auth, fresh_key};
-use crate::gateway::{self, Gateway, Grant, Parts, Readiness, accept, ws};
+use crate::gateway::{self, Gateway, Parts, Readiness, accept};
 use crate::kernel::clock::Clock;
+use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
@@ -219,14 +221,7 @@ async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
 }
 
 fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
-    let (http, ws) = (&config.gateway, &config.websocket);
-    let grants = config.topics.grants.iter().map(|grant| Grant {
-        topic: grant.topic.clone(),
-        publish: grant.publish.clone(),
-        subscribe: grant.subscribe.clone(),
-        latest_only: grant.latest_only,
-        max_per_s: grant.max_per_s,
-    });
+    let http = &config.gateway;
     Ok(gateway::Options {
         node_name: config.node.name.clone(),
         allowed_origins: http.allowed_origins.clone(),
@@ -246,19 +241,8 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
             accepts_per_s: http.accepts_per_s,
             header_timeout: Duration::from_millis(http.header_timeout_ms),
         },
-        websocket: ws::Limits {
-            max_frame_bytes: ws.max_frame_bytes,
-            frames_per_s: ws.frames_per_s,
-            frame_burst: ws.frame_burst,
-            max_subscriptions: ws.max_subscriptions,
-            max_connections_per_user: ws.max_connections_per_user,
-            max_in_flight: ws.max_in_flight,
-            send_buffer_bytes: ws.send_buffer_bytes,
-            auth_timeout_ms: ws.auth_timeout_ms,
-            ping_ms: ws.ping_ms,
-            pong_timeout_ms: ws.pong_timeout_ms,
-        },
-        grants: grants.collect(),
+        websocket: config.websocket.clone(),
+        grants: config.topics.grants.clone(),
     })
 }
 
@@ -295,7 +279,10 @@ async fn start_core(
             lanes: config.persistence.lanes,
             max_batch_items: config.persistence.max_batch_items,
             max_queued: config.persistence.max_queued,
-            keep_publications: config.topics.history_limit,
+            keep: Keep {
+                publications: config.topics.history_limit,
+                bytes: config.topics.history_bytes,
+            },
             ..writer::Options::default()
         },
         entities: Options {
@@ -320,6 +307,7 @@ async fn start_core(
     prepared.registry.register::<Request>().await?;
     prepared.registry.register::<Provider>().await?;
     prepared.registry.register::<Booking>().await?;
+    prepared.registry.register::<AppTopic>().await?;
     prepared.run().await
 }
 
@@ -417,8 +405,9 @@ pub fn replay(
         "request" => fold::<Request>(journal),
         "provider" => fold::<Provider>(journal),
         "booking" => fold::<Booking>(journal),
+        "app" => fold::<AppTopic>(journal),
         _ => anyhow::bail!(
-            "there is no kind {kind}; there are user, session, request, provider and booking"
+            "there is no kind {kind}; there are user, session, request, provider, booking and app"
         ),
     }
 }

@@ -27,17 +27,30 @@ pub struct Published {
 impl Published {
     /// `data` must be JSON.
     pub fn new(topic: &str, offset: Option<i64>, event: &str, data: &str) -> Arc<Self> {
+        Self::said(topic, offset, event, None, data)
+    }
+
+    /// The same with the user who said it.
+    pub fn said(
+        topic: &str,
+        offset: Option<i64>,
+        event: &str,
+        from: Option<&str>,
+        data: &str,
+    ) -> Arc<Self> {
         #[derive(serde::Serialize)]
         struct Frame<'a> {
             event: &'a str,
             topic: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
             offset: Option<i64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            from: Option<&'a str>,
             data: &'a RawValue,
         }
         let null = RawValue::NULL;
         let data: &RawValue = serde_json::from_str(data).unwrap_or(null);
-        let frame = serde_json::to_string(&Frame { event, topic, offset, data })
+        let frame = serde_json::to_string(&Frame { event, topic, offset, from, data })
             .expect("a frame serialises");
         Arc::new(Self { topic: topic.into(), offset, event: event.into(), frame: frame.into() })
     }

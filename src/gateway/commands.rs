@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cluster::Meta;
+use crate::domain::app_topic::{self, AppTopic};
 use crate::domain::marketplace::booking::{self, Booking};
 use crate::domain::marketplace::profile::{Profile, ProfilePatch};
 use crate::domain::marketplace::provider::{self, Provider};
@@ -80,6 +81,14 @@ pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
 
 fn known_id<'a>(id: &'a str, what: &str) -> Outcome<&'a str> {
     if is_valid_id(id) { Ok(id) } else { Err(Problem::not_found(what)) }
+}
+
+/// `topic:publish` to a durable application topic. The offset, once it is committed.
+pub async fn publish(call: &Call<'_>, key: &str, event: &str, data: Value) -> Outcome<i64> {
+    let command = app_topic::Command::Publish { event: event.into(), data };
+    let app_topic::Reply::Published { offset } =
+        call.ask::<AppTopic>(key, command, call.meta()).await?;
+    Ok(offset)
 }
 
 /// `request:create`. The new request.

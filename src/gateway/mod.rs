@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
@@ -38,15 +39,21 @@ use crate::persistence::views::Views;
 
 pub use http::router;
 
-/// What a client may do with application topics (`app:…`) that are named here; others do not exist.
-#[derive(Clone, Debug)]
+/// What clients may do with one application topic (`app:…`); those that are not named do not exist.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Grant {
     pub topic: String,
     pub publish: Vec<Role>,
     pub subscribe: Vec<Role>,
-    /// Of what waits for a slow subscriber, only the last publication is kept.
+    /// An entity owns it: publications are committed, have offsets, and are kept like those of other durable topics.
+    #[serde(default)]
+    pub durable: bool,
+    /// Of what waits for a slow subscriber, only the last publication is kept. Not for durable ones.
+    #[serde(default)]
     pub latest_only: bool,
     /// Publications through this node; 0: no limit.
+    #[serde(default)]
     pub max_per_s: u32,
 }
 

@@ -250,6 +250,13 @@ impl Effect {
         Self::Publish { publication: Publication::new(event, data), durable: true }
     }
 
+    /// What a user said, under his name.
+    pub fn publish_from(user_id: &str, event: &str, data: Value) -> Self {
+        let publication =
+            Publication { from: Some(user_id.into()), ..Publication::new(event, data) };
+        Self::Publish { publication, durable: true }
+    }
+
     /// A lossy publication: no offset, not replayed.
     pub fn stream(event: &str, data: Value) -> Self {
         Self::Publish { publication: Publication::new(event, data), durable: false }
@@ -276,12 +283,15 @@ pub fn to_value<T: Serialize>(value: &T) -> Value {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
     pub event: String,
+    /// The user who said it, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     pub data: Value,
 }
 
 impl Publication {
     pub fn new(event: &str, data: Value) -> Self {
-        Self { event: event.into(), data }
+        Self { event: event.into(), from: None, data }
     }
 }
 

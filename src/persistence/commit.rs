@@ -111,6 +111,7 @@ pub enum TimerChange {
 pub struct PublicationRow {
     pub offset: i64,
     pub event: String,
+    pub from: Option<String>,
     pub data: String,
 }
 
@@ -157,6 +158,14 @@ impl CommitItem {
     }
 }
 
+/// What is kept of a topic's publications, whichever is less.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    pub publications: i32,
+    /// Of their data.
+    pub bytes: i64,
+}
+
 /// Which batch of which lane this is.
 pub struct Batch {
     pub incarnation: i64,
@@ -166,8 +175,7 @@ pub struct Batch {
     /// Command ids are looked up first. Without it an id that was used before fails the call, which is cheaper as long
     /// as it is rare.
     pub careful: bool,
-    /// Publications kept per topic.
-    pub keep_publications: i32,
+    pub keep: Keep,
 }
 
 /// One call of `commit_batch`. `Ok` holds a result for every item.
@@ -263,6 +271,7 @@ pub async fn call(
             p.item.push(n);
             p.offset.push(row.offset);
             p.event.push(&row.event);
+            p.from.push(row.from.as_deref());
             p.data.push(&row.data);
         }
         for row in &item.views {
@@ -329,11 +338,13 @@ pub async fn call(
         .bind(p.item)
         .bind(p.offset)
         .bind(p.event)
+        .bind(p.from)
         .bind(p.data)
         .bind(v.item)
         .bind(v.view)
         .bind(v.row)
-        .bind(batch.keep_publications)
+        .bind(batch.keep.publications)
+        .bind(batch.keep.bytes)
         .fetch_all(connection)
         .await?;
     let mut results = vec![CommitResult::Committed; items.len()];
@@ -354,9 +365,9 @@ const CALL: &str = "select item, status, fingerprint, outcome from commit_batch(
     $28, $29, $30, $31, $32, $33,
     $34, $35, $36, $37, micros($38), $39,
     $40, $41, $42, $43, micros($44), $45,
-    $46, $47, $48, $49,
-    $50, $51, $52,
-    $53)";
+    $46, $47, $48, $49, $50,
+    $51, $52, $53,
+    $54, $55)";
 
 fn set_result(
     results: &mut [CommitResult],
@@ -513,6 +524,7 @@ struct PublicationColumns<'a> {
     item: Vec<i32>,
     offset: Vec<i64>,
     event: Vec<&'a str>,
+    from: Vec<Option<&'a str>>,
     data: Vec<&'a str>,
 }
 

@@ -26,6 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Stored {
     pub offset: i64,
     pub event: String,
+    pub from: Option<String>,
     /// JSON.
     pub data: String,
 }
@@ -143,7 +144,7 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
     }
     let topic = |n: &usize| format!("{}:{}", places[*n].0, places[*n].1);
     let rows = sqlx::query(
-        "select w.n, p.\"offset\", p.event, p.data
+        "select w.n, p.\"offset\", p.event, p.\"from\", p.data
            from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality w(topic, after, head, n),
                 lateral (select * from publications p
                           where p.topic = w.topic and p.\"offset\" > w.after and p.\"offset\" <= w.head
@@ -159,7 +160,12 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
     for row in rows {
         let n: i64 = row.get(0);
         let items = &mut histories[behind[n as usize - 1]].items;
-        items.push(Stored { offset: row.get(1), event: row.get(2), data: row.get(3) });
+        items.push(Stored {
+            offset: row.get(1),
+            event: row.get(2),
+            from: row.get(3),
+            data: row.get(4),
+        });
     }
     for n in behind {
         let (history, after) = (&mut histories[n], places[n].2);

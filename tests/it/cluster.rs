@@ -36,7 +36,8 @@ impl Nodes {
         settings: &[(&'static str, &'static str)],
     ) -> Self {
         let folder = Folder::new(name);
-        let config = "[[topics.grants]]\ntopic = \"app:room\"\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n";
+        let config = "[[topics.grants]]\ntopic = \"app:room\"\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n\
+            [[topics.grants]]\ntopic = \"app:log\"\ndurable = true\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n";
         std::fs::write(folder.0.join("config.toml"), config).unwrap();
         let database = database().await.to_url_lossy().to_string();
         let mut nodes =
@@ -223,6 +224,36 @@ async fn a_node_that_dies_loses_nothing_and_its_sessions_go_on_elsewhere() {
         nodes.status().iter().all(|node| node["slots"].as_i64().unwrap() >= 1_365)
     })
     .await;
+}
+
+/// A durable application topic outlives the node that owns it; its listeners on other nodes miss nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_durable_topic_goes_on_without_its_node() {
+    let mut nodes = Nodes::start("durable", 3).await;
+    nodes.settled(3).await;
+    let (alice, bob) = (nodes.token("alice", "consumer"), nodes.token("bob", "consumer"));
+    let mut any = connect(nodes.address(0), &alice).await;
+    let publish = |n: usize| json!({"topic": "app:log", "event": "app:said", "data": n});
+    any.ok("topic:publish", publish(0)).await;
+    let owner = nodes.owner("app", "log");
+    let (one, two) = ((owner + 1) % 3, (owner + 2) % 3);
+    let mut says = connect(nodes.address(one), &alice).await;
+    let mut hears = connect(nodes.address(two), &bob).await;
+    let start = hears.ok("topic:subscribe", json!({"topic": "app:log"})).await;
+    for n in 1..5 {
+        says.ok("topic:publish", publish(n)).await;
+    }
+    nodes.kill(owner);
+    for n in 5..10 {
+        assert_eq!(says.ok("topic:publish", publish(n)).await, json!({"offset": n + 1}));
+    }
+    let heard = hears.durable("app:log", 9).await;
+    assert_eq!(offsets(&heard), (2..=10).collect::<Vec<_>>());
+    let mut late = connect(nodes.address(one), &bob).await;
+    let resumed =
+        late.ok("topic:subscribe", json!({"topic": "app:log", "position": start["position"]}));
+    assert_eq!(resumed.await["recovered"], true);
+    assert_eq!(late.durable("app:log", 9).await, heard);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -181,7 +181,7 @@ impl Listener {
         };
         for (topic, _, outcome) in &started {
             if let Ok(started) = outcome
-                && !subscribe::is_ephemeral(topic)
+                && !subscribe::is_ephemeral(&listener.gateway, topic)
             {
                 listener.cursor.offsets.insert(topic.clone(), started.after);
             }

@@ -170,7 +170,8 @@ impl Feed {
         for item in &history.items {
             if listening.track.replayed(item.offset) {
                 let Listening { topic, .. } = listening;
-                out.push(Published::new(topic, Some(item.offset), &item.event, &item.data));
+                let from = item.from.as_deref();
+                out.push(Published::said(topic, Some(item.offset), &item.event, from, &item.data));
             }
         }
         let next = listening.track.page_ended(after, history.head, history.complete);
@@ -199,11 +200,11 @@ impl Feed {
     fn resync(&mut self, key: u64) -> Result<(), Cut> {
         let Some(listening) = self.get(key) else { return Ok(()) };
         let topic = listening.topic.clone();
-        if is_ephemeral(&topic) {
+        if is_ephemeral(&self.gateway, &topic) {
             self.ask_presence(&topic);
             return Ok(());
         }
-        let next = listening.track.resync();
+        let next = self.get(key).map_or(Next::Skip, |listening| listening.track.resync());
         self.go_on(key, next)
     }
 

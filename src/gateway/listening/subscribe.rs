@@ -54,24 +54,35 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<K
         "session" => commands::shown_session(&call, key).await.map(|_| Kind::Durable),
         "booking" => commands::shown_booking(&call, key).await.map(|_| Kind::Durable),
         "app" => match grant(gateway, topic) {
-            Some(grant) if grant.subscribe.contains(&claims.role) => Ok(Kind::Ephemeral),
-            _ => Err(Problem::forbidden("this application topic is not granted to you")),
+            Some(grant) if !grant.subscribe.contains(&claims.role) => Err(not_granted()),
+            Some(grant) if grant.durable => Ok(Kind::Durable),
+            Some(_) => Ok(Kind::Ephemeral),
+            None => Err(not_granted()),
         },
         _ => Err(Problem::not_found("topic")),
     }
 }
 
+fn not_granted() -> Problem {
+    Problem::forbidden("this application topic is not granted to you")
+}
+
 /// Nothing of the topic is kept.
-pub fn is_ephemeral(topic: &str) -> bool {
-    topic.starts_with("app:") || topic.starts_with("presence:")
+pub fn is_ephemeral(gateway: &Gateway, topic: &str) -> bool {
+    match topic.split_once(':') {
+        Some(("app", _)) => !grant(gateway, topic).is_some_and(|grant| grant.durable),
+        Some(("presence", _)) => true,
+        _ => false,
+    }
 }
 
 pub fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
     gateway.options.grants.iter().find(|grant| grant.topic == topic)
 }
 
-pub fn may_publish(gateway: &Gateway, role: Role, topic: &str) -> bool {
-    grant(gateway, topic).is_some_and(|grant| grant.publish.contains(&role))
+/// What this role may publish to.
+pub fn may_publish<'a>(gateway: &'a Gateway, role: Role, topic: &str) -> Option<&'a Grant> {
+    grant(gateway, topic).filter(|grant| grant.publish.contains(&role))
 }
 
 /// A topic that was to be subscribed to, the key of that, and what became of it.

@@ -148,7 +148,7 @@ impl Edge {
         *stage = Stage::Connected(inbox);
         let opened = gateway.connections.opened();
         let admitted = engine.req_parts.extensions.get::<Admitted>().cloned();
-        let socket = Socket::SocketIo(Box::new(link));
+        let socket = Socket::SocketIo(link);
         Arguments { gateway, socket, claims: None, user: None, opened, admitted }.start();
     }
 }

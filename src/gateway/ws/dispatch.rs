@@ -110,10 +110,6 @@ impl Connection {
                 });
                 self.answer(&id, outcome);
             }
-            "topic:publish" => {
-                let outcome = events::publish(&self.gateway, &claims, &data);
-                self.answer(&id, outcome);
-            }
             "presence:online" => {
                 let outcome = events::presence_status(&data).map(|status| {
                     self.gateway.presence.set(&claims.sub, &self.id, &status);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::protocol::{Frame, app_frame, split_topic};
+use super::protocol::{Frame, split_topic};
 use crate::cluster::topics::Published;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
@@ -27,6 +27,7 @@ pub fn is_command(event: &str) -> bool {
             | "booking:cancel"
             | "booking:review"
             | "booking:no_show"
+            | "topic:publish"
     )
 }
 
@@ -63,6 +64,7 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
         "booking:no_show" => {
             Box::pin(commands::mark_no_show(call, text(data, "booking_id")?, data)).await
         }
+        "topic:publish" => publish(call, data).await,
         _ => Err(unknown(&frame.event)),
     }
 }
@@ -83,29 +85,28 @@ pub fn presence_status(data: &Value) -> Outcome<String> {
 }
 
 /// `topic:publish`: to application topics only, and only where configuration grants it.
-pub fn publish(gateway: &Gateway, claims: &Claims, data: &Value) -> Outcome {
+async fn publish(call: Call<'_>, data: &Value) -> Outcome {
+    let Call { gateway, user_id, .. } = call;
+    call.check_user(data)?;
     let topic = text(data, "topic")?;
     let event = text(data, "event")?;
-    split_topic(topic)?;
-    if !topic.starts_with("app:") || !may_publish(gateway, claims.role, topic) {
-        return Err(Problem::forbidden("you may not publish to this topic"));
-    }
+    let (kind, key) = split_topic(topic)?;
+    let grant = may_publish(gateway, call.role, topic).filter(|_| kind == "app");
+    let grant = grant.ok_or_else(|| Problem::forbidden("you may not publish to this topic"))?;
     if !event.starts_with("app:") || event.len() > 64 {
         return Err(Problem::field("/event", "must start with app: and have at most 64 bytes"));
     }
     let payload = data.get("data").unwrap_or(&Value::Null);
-    if payload.get("user_id").is_some_and(|id| !id.is_null() && id.as_str() != Some(&claims.sub)) {
-        return Err(Problem::forbidden("user_id must be the token's"));
-    }
+    call.check_user(payload)?;
     if !gateway.may_publish_now(topic) {
         let problem = Problem::new(ErrorCode::RateLimited, "too many publications to this topic");
         return Err(problem.retry_after_ms(1_000));
     }
-    let posted = gateway.topics.post(&Arc::new(Published {
-        topic: topic.into(),
-        offset: None,
-        event: event.into(),
-        frame: app_frame(topic, event, &claims.sub, payload).into(),
-    }));
+    if grant.durable {
+        let offset = commands::publish(&call, key, event, payload.clone()).await?;
+        return Ok(json!({"offset": offset}));
+    }
+    let said = Published::said(topic, None, event, Some(user_id), &payload.to_string());
+    let posted = gateway.topics.post(&said);
     if posted { Ok(json!({})) } else { Err(Problem::unavailable()) }
 }

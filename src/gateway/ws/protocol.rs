@@ -12,7 +12,6 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::gateway::bodies::has_nul;
@@ -22,7 +21,8 @@ use crate::kernel::ids::is_valid_id;
 pub const SUBPROTOCOL: &str = "proxie.v1";
 
 /// The defaults are the contract's minima.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     pub max_frame_bytes: usize,
     pub frames_per_s: u32,
@@ -191,19 +191,6 @@ pub fn reply(id: &str, outcome: &Outcome) -> Message {
 /// An event for this connection only.
 pub fn event(event: &str, data: &Value) -> Message {
     Message::text(json!({"event": event, "data": data}).to_string())
-}
-
-/// A client's publication on an application topic: who sent it is the server's word.
-pub fn app_frame(topic: &str, event: &str, from: &str, data: &Value) -> String {
-    #[derive(Serialize)]
-    struct AppFrame<'a> {
-        event: &'a str,
-        topic: &'a str,
-        from: &'a str,
-        data: Box<RawValue>,
-    }
-    let data = RawValue::from_string(data.to_string()).expect("JSON is JSON");
-    serde_json::to_string(&AppFrame { event, topic, from, data }).expect("a frame serialises")
 }
 
 /// Where a client stands in a topic.

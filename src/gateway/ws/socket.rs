@@ -8,9 +8,10 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 
 use crate::gateway::socketio::Link;
 
+#[expect(clippy::large_enum_variant, reason = "most are the large one")]
 pub enum Socket {
     WebSocket(WebSocket),
-    SocketIo(Box<Link>),
+    SocketIo(Link),
 }
 
 impl Stream for Socket {

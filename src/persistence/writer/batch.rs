@@ -178,7 +178,7 @@ impl Writer {
             number: self.next_batch,
             at: self.clock.now(),
             careful: self.careful > 0,
-            keep_publications: self.options.keep_publications,
+            keep: self.options.keep,
         };
         let calling = commit::call(&mut connection, &batch, items);
         let called = tokio::time::timeout(SILENCE, calling).await.unwrap_or_else(|_| Err(silent()));

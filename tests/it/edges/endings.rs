@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
@@ -11,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Came, TestNode, Ws, text};
+use super::{Came, TestNode, Ws, grant, text};
 use crate::process::{Folder, run};
 use crate::support::eventually;
 
@@ -19,13 +18,7 @@ use crate::support::eventually;
 async fn who_does_not_read_is_cut_off_and_resumes() {
     let node = TestNode::with(|config| {
         config.websocket.send_buffer_bytes = 400_000;
-        config.topics.grants = vec![TopicGrant {
-            latest_only: false,
-            max_per_s: 0,
-            topic: "app:noise".into(),
-            publish: vec![Role::Consumer],
-            subscribe: vec![Role::Consumer],
-        }];
+        config.topics.grants = vec![grant("app:noise")];
     })
     .await;
     let (mut quick, mut bob) = (node.ws("alice").await, node.ws("bob").await);

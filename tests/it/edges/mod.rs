@@ -1,5 +1,6 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
+mod app_topics;
 mod conformance;
 mod endings;
 mod events;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proxie::app::node::Node;
-use proxie::config::Config;
+use proxie::config::{Config, TopicGrant};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
@@ -90,14 +91,22 @@ impl TestNode {
     }
 
     pub async fn ws(&self, user: &str) -> Ws {
-        let mut ws = self.ws_silent(user).await;
+        self.ws_as(user, Role::Consumer).await
+    }
+
+    pub async fn ws_as(&self, user: &str, role: Role) -> Ws {
+        let mut ws = self.ws_silent_as(user, role).await;
         ws.ok("auth", json!({})).await;
         ws
     }
 
     /// Authenticated by the header; nothing is said yet.
     pub async fn ws_silent(&self, user: &str) -> Ws {
-        let token = self.token(user, Role::Consumer, 3_600);
+        self.ws_silent_as(user, Role::Consumer).await
+    }
+
+    async fn ws_silent_as(&self, user: &str, role: Role) -> Ws {
+        let token = self.token(user, role, 3_600);
         self.try_ws(&[("authorization", &format!("Bearer {token}"))]).await.unwrap()
     }
 
@@ -153,6 +162,18 @@ async fn connect_over(
         }),
         Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
         Err(error) => panic!("the handshake failed: {error}"),
+    }
+}
+
+/// Consumers may do everything with it.
+pub fn grant(topic: &str) -> TopicGrant {
+    TopicGrant {
+        topic: topic.into(),
+        publish: vec![Role::Consumer],
+        subscribe: vec![Role::Consumer],
+        durable: false,
+        latest_only: false,
+        max_per_s: 0,
     }
 }
 

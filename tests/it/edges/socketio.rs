@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
@@ -11,7 +10,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{PATIENCE, TestNode};
+use super::{PATIENCE, TestNode, grant};
 use crate::support::eventually;
 
 /// A WebSocket of the engine.
@@ -148,13 +147,7 @@ async fn a_slow_client_of_socket_io_is_cut_off_and_others_are_not() {
     let node = TestNode::with(|config| {
         config.websocket.send_buffer_bytes = 400_000;
         config.websocket.ping_ms = 60_000;
-        config.topics.grants = vec![TopicGrant {
-            latest_only: false,
-            max_per_s: 0,
-            topic: "app:noise".into(),
-            publish: vec![Role::Consumer],
-            subscribe: vec![Role::Consumer],
-        }];
+        config.topics.grants = vec![grant("app:noise")];
     })
     .await;
     let subscribe =

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use proxie::config::TopicGrant;
 use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::Role;
 use proxie::persistence::keys;
@@ -371,92 +370,6 @@ async fn tokens_end_and_nodes_leave() {
     assert_eq!((code, &reason["code"]), (3000, &json!("draining")));
     assert!(reason["retry_after_ms"].is_u64());
     assert_eq!(node.try_ws(&[]).await.err(), Some(503));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn application_topics_are_what_configuration_grants() {
-    let grant = |topic: &str, publish: &[Role]| TopicGrant {
-        topic: topic.into(),
-        publish: publish.to_vec(),
-        subscribe: vec![Role::Consumer],
-        latest_only: topic == "app:price",
-        max_per_s: if topic == "app:slow" { 3 } else { 0 },
-    };
-    let node = TestNode::with(|config| {
-        config.topics.grants = vec![
-            grant("app:room", &[Role::Consumer]),
-            grant("app:news", &[Role::Operator]),
-            grant("app:price", &[Role::Consumer]),
-            grant("app:slow", &[Role::Consumer]),
-        ];
-        config.websocket.send_buffer_bytes = 262_144;
-        config.websocket.max_connections_per_user = 2;
-        config.websocket.max_subscriptions = 3;
-    })
-    .await;
-    let (mut alice, mut bob) = (node.ws("alice").await, node.ws("bob").await);
-    for ws in [&mut alice, &mut bob] {
-        ws.ok("topic:subscribe", json!({"topic": "app:room"})).await;
-        ws.ok("topic:subscribe", json!({"topic": "app:news"})).await;
-        assert_eq!(ws.refused("topic:subscribe", json!({"topic": "app:other"})).await, "rejected");
-    }
-    let publish = |topic: &str, event: &str| json!({"topic": topic, "event": event, "data": {"n": 1}, "from": "eve"});
-    alice.ok("topic:publish", publish("app:room", "app:hi")).await;
-    for ws in [&mut alice, &mut bob] {
-        let event = ws.event().await;
-        let wanted =
-            json!({"event": "app:hi", "topic": "app:room", "from": "alice", "data": {"n": 1}});
-        assert_eq!(event, wanted);
-    }
-    for (topic, event, code) in [
-        ("app:news", "app:hi", "forbidden"),
-        ("app:other", "app:hi", "forbidden"),
-        ("user:alice", "app:hi", "forbidden"),
-        ("app:room", "booking:confirmed", "bad_request"),
-    ] {
-        assert_eq!(alice.refused("topic:publish", publish(topic, event)).await, code, "{topic}");
-    }
-    // As many a second as the topic may have.
-    for _ in 0..3 {
-        alice.ok("topic:publish", publish("app:slow", "app:hi")).await;
-    }
-    let refused = alice.refused("topic:publish", publish("app:slow", "app:hi")).await;
-    assert_eq!(refused, "rate_limited");
-    let other = json!({"topic": "app:room", "event": "app:hi", "data": {"user_id": "bob"}});
-    assert_eq!(alice.refused("topic:publish", other).await, "forbidden");
-    alice.ok("topic:unsubscribe", json!({"topic": "app:news"})).await;
-    assert_eq!(alice.refused("topic:subscribe", json!({"topic": "app:other"})).await, "forbidden");
-
-    // Two connections a user.
-    let _second = node.ws("alice").await;
-    let token = format!("Bearer {}", node.token("alice", Role::Consumer, 60));
-    assert_eq!(node.try_ws(&[("authorization", &token)]).await.err(), Some(429));
-
-    // Bob does not read any more, and is not waited for.
-    alice.ok("topic:unsubscribe", json!({"topic": "app:room"})).await;
-    let big = "x".repeat(60_000);
-    for n in 0..300 {
-        let data = json!({"topic": "app:room", "event": "app:big", "data": big});
-        alice.say(&format!("big{n}"), "topic:publish", data).await;
-    }
-    for n in 0..300 {
-        assert_eq!(alice.reply(&format!("big{n}")).await["ok"], true);
-    }
-    let (code, reason) = bob.closed().await;
-    assert_eq!((code, &reason["code"]), (3008, &json!("slow_consumer")));
-
-    // Where only the latest matters, whoever is slow gets that, and is not cut off.
-    let mut carol = node.ws("carol").await;
-    carol.ok("topic:subscribe", json!({"topic": "app:price"})).await;
-    for n in 0..300 {
-        let data = json!({"topic": "app:price", "event": "app:set", "data": {"n": n, "pad": big}});
-        alice.ok("topic:publish", data).await;
-    }
-    let mut heard = vec![-1];
-    while heard.last() != Some(&299) {
-        heard.push(carol.event().await["data"]["n"].as_i64().unwrap());
-    }
-    assert!(heard.is_sorted() && heard.len() < 300, "{heard:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
