@@ -65,12 +65,20 @@ pub struct Standing {
     pub settled: bool,
     /// It has slots that another should have.
     pub owes_slots: bool,
+    /// All nodes, by incarnation.
+    pub living: Vec<i64>,
 }
 
 impl Standing {
     /// Of a node without a cluster.
-    pub fn alone() -> Self {
-        Self { active: true, draining: false, settled: true, owes_slots: false }
+    pub fn alone(incarnation: i64) -> Self {
+        Self {
+            active: true,
+            draining: false,
+            settled: true,
+            owes_slots: false,
+            living: vec![incarnation],
+        }
     }
 }
 
@@ -429,6 +437,7 @@ impl Membership {
                 settled,
                 owes_slots: state == Some(State::Active)
                     || (state == Some(State::Draining) && mine > 0 && sight.has_takers()),
+                living: sight.members().iter().map(|member| member.incarnation).collect(),
             };
             let changed = *standing != now;
             *standing = now;

@@ -27,7 +27,7 @@ use crate::gateway::{self, Gateway, Parts, Readiness, accept};
 use crate::kernel::clock::Clock;
 use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
-use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use crate::persistence::limits::{LocalLimiter, Nodes, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
@@ -107,6 +107,12 @@ impl Node {
         let (lanes, standing) = (core.lanes.clone(), core.standing());
         let serves = move || lanes.all_up() && standing.borrow().active;
         let readiness = Arc::new(Readiness::new(core.lease.clone(), serves));
+        let (store, this) = (Arc::from(core.identity.epoch.as_str()), core.lease.incarnation());
+        let members = core.standing();
+        let nodes = move || {
+            let living = members.borrow().living.clone();
+            Nodes { store: Arc::clone(&store), this, living }
+        };
         let (epoch, watched_epoch) = watch::channel(Arc::from(core.identity.epoch.as_str()));
         let gateway = Gateway::start(Parts {
             entities: core.entities.clone(),
@@ -116,6 +122,7 @@ impl Node {
             histories: Histories::start(pool.clone()),
             auth: auth.clone(),
             limiter: limiter(config).await?,
+            nodes: Box::new(nodes),
             epoch: watched_epoch,
             readiness: readiness.clone(),
             metrics: telemetry::metrics(),

@@ -14,6 +14,7 @@ mod bucket;
 pub mod http;
 mod listening;
 mod socketio;
+mod users;
 pub mod ws;
 
 use std::collections::HashMap;
@@ -30,10 +31,11 @@ use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
 use crate::gateway::problem::Problem;
+use crate::gateway::users::Users;
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::Role;
 use crate::kernel::ids::IdSource;
-use crate::persistence::limits::{Policy, RateLimiter};
+use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 
@@ -170,6 +172,8 @@ pub struct Parts {
     pub histories: Histories,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
+    /// Who counts together.
+    pub nodes: Box<dyn Fn() -> Nodes + Send + Sync>,
     /// The epoch of the durable topics' offsets.
     pub epoch: watch::Receiver<Arc<str>>,
     pub readiness: Arc<Readiness>,
@@ -198,6 +202,7 @@ pub struct Gateway {
     /// Of WebSocket, that could be read.
     frames: metrics::Counter,
     connections: ws::Connections,
+    users: Users,
 }
 
 impl Gateway {
@@ -213,12 +218,19 @@ impl Gateway {
             histories,
             auth,
             limiter,
+            nodes,
             epoch,
             readiness,
             metrics,
             clock,
             options,
         } = parts;
+        let (max, frames) = {
+            let limits = &options.websocket;
+            let quota = limits.frames_per_minute_per_user;
+            (limits.max_connections_per_user, Policy { quota, window_s: 60 })
+        };
+        let users = Users::new(max, frames, limiter.clone(), nodes);
         let now = tokio::time::Instant::now();
         let limited = options.grants.iter().filter(|grant| grant.max_per_s > 0);
         let topic_rates = limited
@@ -228,6 +240,7 @@ impl Gateway {
             .collect();
         Ok(Arc::new(Self {
             topic_rates,
+            users,
             entities,
             topics,
             presence,

@@ -23,9 +23,33 @@ pub struct Verdict {
     pub reset_s: u32,
 }
 
+/// Who counts together: nodes of one store, by incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nodes {
+    /// The store's epoch.
+    pub store: Arc<str>,
+    pub this: i64,
+    /// With or without this one.
+    pub living: Vec<i64>,
+}
+
 pub trait RateLimiter: Send + Sync {
-    /// Counts one hit of `key`, unless it is over its quota: refused hits cost nothing.
-    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict>;
+    /// Counts `n` hits of `key`, unless that is over its quota: refused hits cost nothing.
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict>;
+
+    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
+        self.hits(key, 1, policy)
+    }
+
+    /// Says how many this node has of what `key` names. How many all living nodes have, as far as that is known.
+    fn held(&self, _key: String, here: usize, _nodes: Nodes) -> BoxFuture<'_, usize> {
+        Box::pin(std::future::ready(here))
+    }
+
+    /// Several nodes count together.
+    fn is_shared(&self) -> bool {
+        false
+    }
 }
 
 /// A sliding window of two counters: the last window counts for the share of it that is still within reach.
@@ -47,7 +71,7 @@ impl LocalLimiter {
         }
     }
 
-    fn hit_at(&self, key: String, policy: Policy, now: Instant) -> Verdict {
+    fn hits_at(&self, key: String, n: u32, policy: Policy, now: Instant) -> Verdict {
         let window = self.windows.get_with(key, || {
             Arc::new(Mutex::new(Window { started: now, previous: 0, current: 0 }))
         });
@@ -64,22 +88,21 @@ impl LocalLimiter {
         }
         let within_reach = 1.0 - age.as_secs_f64() / length.as_secs_f64();
         let used = (f64::from(window.previous) * within_reach).ceil() as u32 + window.current;
-        let allowed = used < policy.quota;
-        if allowed {
-            window.current += 1;
-        }
+        let allowed = used.saturating_add(n) <= policy.quota;
+        let counted = if allowed { n } else { 0 };
+        window.current += counted;
         let left = length - age;
         Verdict {
             allowed,
-            remaining: policy.quota.saturating_sub(used + u32::from(allowed)),
+            remaining: policy.quota.saturating_sub(used + counted),
             reset_s: (left.as_millis().div_ceil(1_000) as u32).max(1),
         }
     }
 }
 
 impl RateLimiter for LocalLimiter {
-    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
-        let verdict = self.hit_at(key, policy, Instant::now());
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict> {
+        let verdict = self.hits_at(key, n, policy, Instant::now());
         Box::pin(std::future::ready(verdict))
     }
 }
@@ -104,24 +127,72 @@ impl RedisLimiter {
 }
 
 impl RateLimiter for RedisLimiter {
-    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict> {
         Box::pin(async move {
-            let shared = shared_hit(self.redis.clone(), &key, policy);
+            let shared = shared_hits(self.redis.clone(), &key, n, policy);
             match tokio::time::timeout(self.patience, shared).await {
                 Ok(Ok(verdict)) => verdict,
                 _ => {
                     metrics::counter!("proxie_redis_failures_total").increment(1);
-                    self.local.hit_at(key, policy, Instant::now())
+                    self.local.hits_at(key, n, policy, Instant::now())
                 }
             }
         })
     }
+
+    fn held(&self, key: String, here: usize, nodes: Nodes) -> BoxFuture<'_, usize> {
+        Box::pin(async move {
+            let shared = shared_held(self.redis.clone(), &key, here, &nodes);
+            match tokio::time::timeout(self.patience, shared).await {
+                Ok(Ok(all)) => all,
+                _ => {
+                    metrics::counter!("proxie_redis_failures_total").increment(1);
+                    here
+                }
+            }
+        })
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}
+
+/// What each node has, by incarnation. Those of the dead are forgotten, so nothing has to be refreshed; and what this
+/// node has is told as it is, not as a difference, so an answer that was lost does no harm.
+async fn shared_held(
+    mut redis: ConnectionManager,
+    key: &str,
+    here: usize,
+    nodes: &Nodes,
+) -> Result<usize, redis::RedisError> {
+    static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
+        redis::Script::new(
+            "local living, all = {}, 0
+             for i = 1, #ARGV - 1 do living[ARGV[i]] = true end
+             redis.call('HSET', KEYS[1], ARGV[1], ARGV[#ARGV])
+             local held = redis.call('HGETALL', KEYS[1])
+             for i = 1, #held, 2 do
+                 local n = tonumber(held[i + 1])
+                 if living[held[i]] and n > 0 then all = all + n else redis.call('HDEL', KEYS[1], held[i]) end
+             end
+             redis.call('EXPIRE', KEYS[1], 172800)
+             return all",
+        )
+    });
+    let mut call = SCRIPT.key(format!("proxie:held:{{{}:{key}}}", nodes.store));
+    call.arg(nodes.this);
+    for node in &nodes.living {
+        call.arg(*node);
+    }
+    call.arg(here).invoke_async(&mut redis).await
 }
 
 /// The same two counters, by Redis's clock; they expire by themselves.
-async fn shared_hit(
+async fn shared_hits(
     mut redis: ConnectionManager,
     key: &str,
+    n: u32,
     policy: Policy,
 ) -> Result<Verdict, redis::RedisError> {
     static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
@@ -134,8 +205,8 @@ async fn shared_hit(
              local used = math.ceil((tonumber(redis.call('GET', prev)) or 0) * (1 - (s - n * w) / w))
                  + (tonumber(redis.call('GET', cur)) or 0)
              local ok = 0
-             if used < tonumber(ARGV[1]) then
-                 redis.call('INCR', cur)
+             if used + tonumber(ARGV[3]) <= tonumber(ARGV[1]) then
+                 redis.call('INCRBY', cur, ARGV[3])
                  redis.call('EXPIRE', cur, w * 2)
                  ok = 1
              end
@@ -146,9 +217,10 @@ async fn shared_hit(
         .key(format!("proxie:limit:{{{key}}}"))
         .arg(policy.quota)
         .arg(policy.window_s.max(1))
+        .arg(n)
         .invoke_async(&mut redis)
         .await?;
-    let remaining = policy.quota.saturating_sub(used + u32::from(ok));
+    let remaining = policy.quota.saturating_sub(used + if ok == 1 { n } else { 0 });
     Ok(Verdict { allowed: ok == 1, remaining, reset_s: reset_s.max(1) })
 }
 
@@ -161,7 +233,7 @@ mod tests {
         let limiter = LocalLimiter::new(100, Duration::from_secs(60));
         let policy = Policy { quota: 10, window_s: 60 };
         let start = Instant::now();
-        let hit = |s: u64| limiter.hit_at("a".into(), policy, start + Duration::from_secs(s));
+        let hit = |s: u64| limiter.hits_at("a".into(), 1, policy, start + Duration::from_secs(s));
         for n in 0..10 {
             let verdict = hit(50);
             assert!(verdict.allowed);
@@ -171,7 +243,13 @@ mod tests {
         assert!(!refused.allowed && refused.reset_s > 0);
         // Just over the edge of a fixed window the old hits still count.
         assert!(!hit(61).allowed);
-        assert!(limiter.hit_at("b".into(), policy, start).allowed, "others are not concerned");
+        assert!(limiter.hits_at("b".into(), 1, policy, start).allowed, "others are not concerned");
         assert!(hit(50 + 121).allowed);
+        // Several at once, or none of them.
+        let hits = |n: u32| limiter.hits_at("c".into(), n, policy, start);
+        assert_eq!(
+            [hits(6), hits(6), hits(4), hits(1)].map(|v| v.allowed),
+            [true, false, true, false]
+        );
     }
 }

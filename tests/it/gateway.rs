@@ -24,7 +24,7 @@ use proxie::gateway::{Gateway, Options, Parts, Readiness, router};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::keys::SigningKey;
-use proxie::persistence::limits::{LocalLimiter, Policy};
+use proxie::persistence::limits::{LocalLimiter, Nodes, Policy};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::views::{Views, Window};
 use serde_json::{Value, json};
@@ -109,6 +109,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         histories,
         auth: auth.clone(),
         limiter: Arc::new(LocalLimiter::new(1_000, Duration::from_secs(60))),
+        nodes: Box::new(|| Nodes { store: "store".into(), this: 1, living: vec![1] }),
         epoch,
         readiness,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),

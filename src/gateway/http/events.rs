@@ -23,8 +23,9 @@ use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::listening::subscribe;
 use crate::gateway::listening::{Cut, Feed};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::users::Seat;
+use crate::gateway::ws::Opened;
 use crate::gateway::ws::protocol::{Close, Position, split_topic};
-use crate::gateway::ws::{Opened, UserConnection};
 use crate::gateway::{Gateway, Leaving};
 use crate::kernel::error::ErrorCode;
 
@@ -77,11 +78,7 @@ pub async fn events(
     if gateway.readiness.is_draining() {
         return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
     }
-    let max = gateway.options.websocket.max_connections_per_user;
-    let counted = gateway.connections.of_user(&claims.sub, max).ok_or_else(|| {
-        Problem::new(ErrorCode::RateLimited, "too many connections of this user")
-            .retry_after_ms(5_000)
-    })?;
+    let counted = gateway.users.seat(&claims.sub).await?;
     let cursor = match headers.get("last-event-id").map(HeaderValue::to_str) {
         None | Some(Ok("")) => Cursor::default(),
         Some(text) => text.ok().and_then(Cursor::parse).ok_or_else(|| {
@@ -134,7 +131,7 @@ struct Listener {
     token_end: Instant,
     leaves_at: Option<Instant>,
     ended: bool,
-    _counted: UserConnection,
+    _counted: Seat,
     _opened: Opened,
 }
 
@@ -144,7 +141,7 @@ impl Listener {
         claims: Arc<Claims>,
         topics: Vec<Arc<str>>,
         cursor: Cursor,
-        counted: UserConnection,
+        counted: Seat,
     ) -> Outcome<Self> {
         let left = claims.expires_at().duration_since(gateway.now());
         let token_end = Instant::now() + Duration::try_from(left).unwrap_or_default();

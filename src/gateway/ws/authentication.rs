@@ -12,7 +12,7 @@ use super::dispatch::Done;
 use super::protocol::{self, Close, Frame, Position, split_topic};
 use crate::gateway::listening::subscribe::{self, Attempt};
 use crate::gateway::problem::{Outcome, Problem};
-use crate::kernel::error::ErrorCode;
+use crate::gateway::users::Seat;
 
 impl Connection {
     pub(super) fn auth(&mut self, frame: Frame) {
@@ -47,24 +47,9 @@ impl Connection {
             (Ok(claims), Ok(positions)) => (claims, positions),
         };
         if let Some(new) = claims {
-            match &self.claims {
-                Some(old) if old.sub != new.sub => {
-                    return self
-                        .answer(&id, Err(Problem::forbidden("the token is another user's")));
-                }
-                Some(_) => {}
-                None => {
-                    let max = self.gateway.options.websocket.max_connections_per_user;
-                    let Some(user) = self.gateway.connections.of_user(&new.sub, max) else {
-                        self.last_words = Some(Close::TooManyConnections);
-                        let problem = Problem::new(
-                            ErrorCode::RateLimited,
-                            "too many connections of this user",
-                        );
-                        return self.answer(&id, Err(problem));
-                    };
-                    self.user = Some(user);
-                }
+            if self.claims.as_ref().is_some_and(|old| old.sub != new.sub) {
+                let problem = Problem::forbidden("the token is another user's");
+                return self.answer(&id, Err(problem));
             }
             self.identify(new);
         }
@@ -103,9 +88,17 @@ impl Connection {
             .collect();
         self.authenticating = true;
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
+        let seated = self.user.is_some();
         let starting = async move {
+            let user = match seated {
+                true => None,
+                false => match gateway.users.seat(&claims.sub).await {
+                    Ok(seat) => Some(seat),
+                    Err(problem) => return Done::Crowded { id, problem },
+                },
+            };
             let topics = subscribe::start_all(&gateway, &claims, &outgoing, wanted).await;
-            Done::Authenticated { id, fresh, topics }
+            Done::Authenticated { id, fresh, user, topics }
         };
         self.in_flight.push(starting.boxed());
     }
@@ -114,9 +107,11 @@ impl Connection {
         &mut self,
         id: Option<String>,
         fresh: bool,
+        user: Option<Seat>,
         topics: Vec<Attempt>,
     ) -> Flow {
         self.authenticating = false;
+        self.user = user.or(self.user.take());
         let Some(claims) = self.claims.clone() else { return Ok(()) };
         if let Some(problem) = subscribe::own_refused(&topics, &claims) {
             self.topics.clear();

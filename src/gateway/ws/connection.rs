@@ -19,11 +19,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite;
 
+use super::Opened;
 use super::dispatch::Done;
 use super::gate::Gate;
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
-use super::{Opened, UserConnection};
 use crate::cluster::Presence;
 use crate::cluster::topics::Published;
 use crate::gateway::accept::Admitted;
@@ -32,6 +32,7 @@ use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::{Cut, Feed, Outgoing};
 use crate::gateway::problem::Outcome;
+use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
 
 pub struct Arguments {
@@ -39,7 +40,7 @@ pub struct Arguments {
     pub socket: Socket,
     /// From the `Authorization` header.
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<UserConnection>,
+    pub user: Option<Seat>,
     pub opened: Opened,
     pub admitted: Option<Admitted>,
 }
@@ -92,7 +93,7 @@ pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub id: String,
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<UserConnection>,
+    pub user: Option<Seat>,
     pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -114,6 +115,8 @@ pub struct Connection {
     /// In front of reading from the socket.
     inbound: Gate,
     bucket: Bucket,
+    /// Frames that the user's limit does not know of yet.
+    uncounted: u32,
     news: FuturesUnordered<BoxFuture<'static, News>>,
     /// Wakes for the next of the deadlines, or earlier where that one has been put off.
     alarm: Pin<Box<Sleep>>,
@@ -126,8 +129,10 @@ pub struct Connection {
     _admitted: Option<Admitted>,
 }
 
-/// What all connections of a node hear.
+/// What a connection hears besides its frames and publications.
 enum News {
+    /// Whether its user may go on, with all that he sends over all connections.
+    Counted(bool),
     Revoked(watch::Receiver<Revocations>),
     Leaving(watch::Receiver<Leaving>),
 }
@@ -173,6 +178,8 @@ const LAST_REPLIES: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Publications that are sent in a row before anything else gets its turn.
 const BATCH_BYTES: usize = 64 * 1024;
+/// Frames of a connection that count for its user when there are so many of them.
+const COUNTED_AT_ONCE: u32 = 64;
 /// Frames that are read in a row before anything else gets its turn.
 const FRAMES_IN_A_ROW: usize = 32;
 
@@ -211,6 +218,7 @@ impl Connection {
             socket,
             inbound: Gate::default(),
             rare: Gate::default(),
+            uncounted: 0,
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
             news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()
@@ -327,6 +335,8 @@ impl Connection {
                 }
                 self.plan_to_leave();
             }
+            News::Counted(true) => {}
+            News::Counted(false) => return Err(Ending::Close(Close::TooManyFrames)),
             News::Revoked(revocations) => {
                 self.news.push(revocation(revocations).boxed());
                 let revoked = |claims: &Arc<Claims>| self.gateway.auth.is_revoked(claims);
@@ -349,6 +359,7 @@ impl Connection {
         if !self.bucket.take(Instant::now()) {
             return Err(Ending::Close(Close::TooManyFrames));
         }
+        self.count();
         match message {
             Message::Text(text) => match protocol::parse(text.as_str()) {
                 Parsed::Frame(frame) => {
@@ -369,6 +380,21 @@ impl Connection {
             Message::Close(_) => Err(Ending::Gone),
             Message::Ping(_) | Message::Pong(_) => Ok(()),
         }
+    }
+
+    /// Tells the user's limit, which may be counted elsewhere, of many frames at once.
+    fn count(&mut self) {
+        self.uncounted += 1;
+        let Some(claims) = self.claims.as_ref().filter(|_| self.uncounted >= COUNTED_AT_ONCE)
+        else {
+            return;
+        };
+        let (gateway, claims) = (self.gateway.clone(), claims.clone());
+        let frames = std::mem::take(&mut self.uncounted);
+        let counting =
+            async move { News::Counted(gateway.users.may_send(&claims.sub, frames).await) };
+        self.news.push(counting.boxed());
+        self.rare.open();
     }
 
     pub fn answer(&mut self, id: &str, outcome: Outcome) {

@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 
 use super::connection::{Connection, Flow, Present};
 use super::events;
-use super::protocol::{self, Frame, split_topic};
+use super::protocol::{self, Close, Frame, split_topic};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 
 /// What comes back from the futures of a connection.
@@ -25,7 +26,13 @@ pub enum Done {
     Authenticated {
         id: Option<String>,
         fresh: bool,
+        user: Option<Seat>,
         topics: Vec<Attempt>,
+    },
+    /// The user has too many connections.
+    Crowded {
+        id: Option<String>,
+        problem: Problem,
     },
     Opened {
         id: String,
@@ -215,8 +222,15 @@ impl Connection {
                 self.feed(protocol::reply(&id, &shown)).await?;
                 self.begin(key, outcome.ok()).await
             }
-            Done::Authenticated { id, fresh, topics } => {
-                self.authenticated(id, fresh, topics).await
+            Done::Authenticated { id, fresh, user, topics } => {
+                self.authenticated(id, fresh, user, topics).await
+            }
+            Done::Crowded { id, problem } => {
+                self.last_words = Some(Close::TooManyConnections);
+                match id {
+                    Some(id) => self.feed(protocol::reply(&id, &Err(problem))).await,
+                    None => Ok(()),
+                }
             }
         }
     }

@@ -13,9 +13,8 @@ mod gate;
 mod owner;
 mod socket;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
@@ -38,7 +37,6 @@ pub(super) use socket::Socket;
 pub struct Connections {
     owners: Owners,
     open: Arc<AtomicUsize>,
-    by_user: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 impl Connections {
@@ -46,7 +44,7 @@ impl Connections {
         let owners = Owners::start()
             .await
             .map_err(|error| anyhow::anyhow!("the gateway actors did not start: {error}"))?;
-        Ok(Self { owners, open: Arc::default(), by_user: Arc::default() })
+        Ok(Self { owners, open: Arc::default() })
     }
 
     pub fn open(&self) -> usize {
@@ -57,17 +55,6 @@ impl Connections {
         self.open.fetch_add(1, Ordering::Relaxed);
         Opened(self.open.clone())
     }
-
-    /// `None`: the user has as many as are allowed.
-    pub(super) fn of_user(&self, user_id: &str, max: usize) -> Option<UserConnection> {
-        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_user.entry(user_id.to_owned()).or_default();
-        if *count >= max {
-            return None;
-        }
-        *count += 1;
-        Some(UserConnection { user_id: user_id.into(), by_user: self.by_user.clone() })
-    }
 }
 
 /// Counts a socket for as long as it lives.
@@ -76,24 +63,6 @@ pub(super) struct Opened(Arc<AtomicUsize>);
 impl Drop for Opened {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts an authenticated socket of a user.
-pub(super) struct UserConnection {
-    user_id: String,
-    by_user: Arc<Mutex<HashMap<String, usize>>>,
-}
-
-impl Drop for UserConnection {
-    fn drop(&mut self) {
-        let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_user.get_mut(&self.user_id) {
-            *count -= 1;
-            if *count == 0 {
-                by_user.remove(&self.user_id);
-            }
-        }
     }
 }
 
@@ -123,13 +92,7 @@ pub async fn upgrade(
     }
     let claims = authenticated(&gateway, &headers, &extensions).await?;
     let user = match &claims {
-        Some(claims) => {
-            let max = gateway.options.websocket.max_connections_per_user;
-            let user = gateway.connections.of_user(&claims.sub, max);
-            Some(user.ok_or_else(|| {
-                Problem::new(ErrorCode::RateLimited, "too many connections of this user")
-            })?)
-        }
+        Some(claims) => Some(gateway.users.seat(&claims.sub).await?),
         None => None,
     };
     let opened = gateway.connections.opened();

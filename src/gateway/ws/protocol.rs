@@ -29,6 +29,8 @@ pub struct Limits {
     pub frame_burst: u32,
     pub max_subscriptions: usize,
     pub max_connections_per_user: usize,
+    /// Over all of a user's connections.
+    pub frames_per_minute_per_user: u32,
     /// Commands of one connection that are not answered yet.
     pub max_in_flight: usize,
     /// What may wait for a slow client.
@@ -47,6 +49,7 @@ impl Default for Limits {
             frame_burst: 500,
             max_subscriptions: 512,
             max_connections_per_user: 64,
+            frames_per_minute_per_user: 384_000,
             max_in_flight: 64,
             send_buffer_bytes: 1_048_576,
             auth_timeout_ms: 10_000,
@@ -65,6 +68,7 @@ impl Limits {
             "frame_burst": self.frame_burst,
             "subscriptions": self.max_subscriptions,
             "connections_per_user": self.max_connections_per_user,
+            "frames_per_minute_per_user": self.frames_per_minute_per_user,
             "in_flight": self.max_in_flight,
             "send_buffer_bytes": self.send_buffer_bytes,
         })

@@ -6,11 +6,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use proxie::kernel::entity::Role;
 use proxie::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use serde_json::json;
 use sqlx::ConnectOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::Http;
+use super::{Http, connect, try_connect};
+use crate::cluster::Nodes;
 use crate::process::{Folder, Served, command, run, text};
 use crate::support::{self, eventually};
 
@@ -172,6 +175,87 @@ async fn a_node_with_redis_answers_429_with_it_and_without_it() {
         redis.counts("user:carol").await
     })
     .await;
+}
+
+/// Two nodes count a user's connections together; one that dies takes its own with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_connections_are_counted_over_all_nodes() {
+    let redis = Redis::start("redis-connections").await;
+    let url: &'static str = redis.url().leak();
+    let settings = [("REDIS_URL", url), ("PROXIE__WEBSOCKET__MAX_CONNECTIONS_PER_USER", "3")];
+    let mut nodes = Nodes::with("connections", 2, false, &settings).await;
+    nodes.settled(2).await;
+    let alice = nodes.token("alice", "consumer");
+    let here = connect(nodes.address(0), &alice).await;
+    let _there = [connect(nodes.address(1), &alice).await, connect(nodes.address(1), &alice).await];
+    // By the header it is refused before the upgrade, by the first frame after it.
+    for n in 0..2 {
+        let bearer = format!("Bearer {alice}");
+        let refused = try_connect(nodes.address(n), &[("authorization", &bearer)]).await;
+        assert_eq!(refused.err(), Some(429), "node {n}");
+        let mut late = try_connect(nodes.address(n), &[]).await.unwrap();
+        let reply = late.ask_as("a", "auth", json!({"token": alice})).await;
+        assert_eq!(reply["error"]["code"], "rate_limited", "{reply}");
+        let (code, reason) = late.closed().await;
+        assert_eq!((code, &reason["code"]), (3009, &json!("too_many_connections")));
+    }
+    connect(nodes.address(0), &nodes.token("bob", "consumer")).await;
+    // One goes, one may come.
+    drop(here);
+    let bearer = format!("Bearer {alice}");
+    let again = |address| {
+        let bearer = bearer.clone();
+        async move {
+            let came = try_connect(address, &[("authorization", &bearer)]).await;
+            came.ok()
+        }
+    };
+    let (one, at) = (tokio::sync::Mutex::new(Vec::new()), nodes.address(0));
+    eventually("there is room again", || async {
+        let came = again(at).await;
+        let room = came.is_some();
+        one.lock().await.extend(came);
+        room
+    })
+    .await;
+    assert!(again(at).await.is_none());
+    nodes.kill(1);
+    eventually("what a dead node had is free", || async {
+        one.lock().await.extend(again(at).await);
+        one.lock().await.len() == 3
+    })
+    .await;
+    assert!(again(at).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_frames_are_counted_over_all_connections() {
+    let node = super::TestNode::with(|config| {
+        config.websocket.frames_per_s = 10_000;
+        config.websocket.frame_burst = 10_000;
+        config.websocket.frames_per_minute_per_user = 1_000;
+    })
+    .await;
+    let mut devices = [node.ws("alice").await, node.ws("alice").await, node.ws("alice").await];
+    let mut bob = node.ws("bob").await;
+    for _ in 0..7 {
+        for device in &mut devices {
+            for _ in 0..64 {
+                device.try_raw(Message::text(r#"{"id":"1","event":"ping"}"#)).await;
+            }
+        }
+    }
+    let mut ended = 0;
+    for mut device in devices {
+        if let Ok((code, reason)) =
+            tokio::time::timeout(Duration::from_secs(3), device.closed()).await
+        {
+            assert_eq!((code, &reason["code"]), (3009, &json!("too_many_frames")));
+            ended += 1;
+        }
+    }
+    assert!(ended > 0, "1,344 frames of one user");
+    bob.ok("ping", json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -142,6 +142,11 @@ pub async fn connect(address: SocketAddr, token: &str) -> Ws {
     }
 }
 
+/// With these headers; else the status of the refusal.
+pub async fn try_connect(address: SocketAddr, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
+    connect_over(address, TcpStream::connect(address).await.unwrap(), headers).await
+}
+
 async fn connect_over(
     address: SocketAddr,
     stream: TcpStream,
