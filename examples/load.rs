@@ -3,31 +3,29 @@
 //! `cargo run --release --example load [-- PART…] [--against NAME,…]`; parts: see `PARTS`; `storm` alone. The server runs on
 //! one core, the clients and PostgreSQL on the other. Peers that are not installed are left out, and said to be.
 
+#[path = "load/servers.rs"]
+mod servers;
 #[path = "load/storm.rs"]
 mod storm;
+#[path = "load/wire.rs"]
+mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use axum::extract::State;
-use axum::extract::ws::{Message as AxumMessage, Utf8Bytes, WebSocketUpgrade};
-use futures_util::{FutureExt, SinkExt, StreamExt, TryStreamExt};
-use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{Notify, mpsc};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use servers::Server;
+use wire::{Client, deliveries};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,9 +39,6 @@ const IDLE: usize = 4_000;
 const MOST_KEPT: usize = 8_000;
 /// Connections that are being made at the same time.
 const AT_ONCE: usize = 32;
-/// 100 bytes or so of what applications say.
-const PAYLOAD: &str = "a sentence that is about as long as what people and programs say to each other, all in all 100 B";
-
 const PARTS: [&str; 9] = [
     "echo",
     "fanout-1",
@@ -60,7 +55,7 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if args.first().map(String::as_str) == Some("axum") {
-        return runtime.block_on(bare_axum());
+        return runtime.block_on(servers::bare_axum());
     }
     if args.first().map(String::as_str) == Some("storm") {
         // Nothing is pinned here: two nodes share the machine with their clients.
@@ -94,280 +89,9 @@ fn main() -> anyhow::Result<()> {
     done
 }
 
-/// How a server is spoken to.
-#[derive(Clone)]
-enum Wire {
-    Proxie {
-        token: String,
-    },
-    /// `{"sub":topic}`, `{"pub":topic,"data":…}`; anything else is echoed.
-    Plain,
-    Nats,
-}
-
-struct Server {
-    name: &'static str,
-    version: String,
-    child: Child,
-    address: String,
-    wire: Wire,
-}
-
-/// Where clients connect to.
-#[derive(Clone)]
-struct Target {
-    address: String,
-    wire: Wire,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    /// Waits for the line that says where it listens.
-    fn start(
-        name: &'static str,
-        program: &str,
-        with: impl FnOnce(&mut Command),
-    ) -> anyhow::Result<Self> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_CORE, program]);
-        with(&mut command);
-        Self::spawned(name, command)
-    }
-
-    fn spawned(name: &'static str, mut command: Command) -> anyhow::Result<Self> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("piped")?).lines();
-        let ready = |line: String| {
-            let at = line.strip_prefix("ready ").or(line.strip_prefix("proxie ready on http://"));
-            at.map(|at| at.trim().to_owned())
-        };
-        let address = lines.map_while(Result::ok).find_map(ready);
-        let address = address.with_context(|| format!("{name} did not start"))?;
-        Ok(Self { name, version: String::new(), child, address, wire: Wire::Plain })
-    }
-
-    /// CPU so far, without that of its children: PostgreSQL is apart.
-    fn cpu(&self) -> anyhow::Result<Duration> {
-        cpu_of(self.child.id())
-    }
-
-    fn resident_kib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    }
-
-    fn at(&self) -> Target {
-        Target { address: self.address.clone(), wire: self.wire.clone() }
-    }
-
-    async fn connect(&self) -> anyhow::Result<Client> {
-        self.at().connect().await
-    }
-}
-
-impl Target {
-    async fn connect(&self) -> anyhow::Result<Client> {
-        let mut client = self.open().await?;
-        match client.wire {
-            Wire::Proxie { .. } => drop(client.ask("auth", json!({})).await?),
-            Wire::Nats => {
-                client.send("CONNECT {\"verbose\":false}\r\nPING\r\n".into()).await?;
-                while !client.next().await?.contains("PONG") {}
-            }
-            Wire::Plain => {}
-        }
-        Ok(client)
-    }
-
-    async fn open(&self) -> anyhow::Result<Client> {
-        let path = if let Wire::Proxie { .. } = self.wire { "/v1/ws" } else { "/" };
-        let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
-        if let Wire::Proxie { token } = &self.wire {
-            request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
-        }
-        // From many addresses: the kernel looks long for a free port where thousands are taken.
-        static NEXT: AtomicU8 = AtomicU8::new(0);
-        let from = [127, 0, 1, NEXT.fetch_add(1, Ordering::Relaxed)];
-        let stream = TcpSocket::new_v4()?;
-        stream.bind((from, 0).into())?;
-        let stream = stream.connect(self.address.parse()?).await?;
-        stream.set_nodelay(true)?;
-        let config = WebSocketConfig::default().read_buffer_size(8_192).write_buffer_size(0);
-        let (socket, _) =
-            tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await?;
-        Ok(Client { socket, wire: self.wire.clone(), next: 0 })
-    }
-}
-
-fn cpu_of(process: u32) -> anyhow::Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("stat")?.1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second()))
-}
-
-struct Client {
-    socket: WebSocketStream<TcpStream>,
-    wire: Wire,
-    next: u64,
-}
-
-impl Client {
-    async fn send(&mut self, text: String) -> anyhow::Result<()> {
-        let message =
-            if let Wire::Nats = self.wire { Message::binary(text) } else { Message::text(text) };
-        Ok(self.socket.send(message).await?)
-    }
-
-    async fn next(&mut self) -> anyhow::Result<String> {
-        loop {
-            match self.socket.next().await.context("closed")?? {
-                Message::Text(text) => return Ok(text.as_str().to_owned()),
-                Message::Close(frame) => bail!("closed: {frame:?}"),
-                Message::Binary(bytes) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
-                _ => {}
-            }
-        }
-    }
-
-    fn id(&mut self) -> String {
-        self.next += 1;
-        format!("{:026}", self.next)
-    }
-
-    async fn ask(&mut self, event: &str, data: Value) -> anyhow::Result<Value> {
-        let id = self.id();
-        self.send(json!({"id": id, "event": event, "data": data}).to_string()).await?;
-        loop {
-            let frame: Value = serde_json::from_str(&self.next().await?)?;
-            if frame["id"] == id.as_str() {
-                ensure!(frame["ok"] == true, "{event}: {frame}");
-                return Ok(frame["data"].clone());
-            }
-        }
-    }
-
-    async fn subscribe(&mut self, topic: &str) -> anyhow::Result<()> {
-        match self.wire {
-            Wire::Proxie { .. } => {
-                self.ask("topic:subscribe", json!({"topic": topic})).await.map(drop)
-            }
-            Wire::Plain => {
-                self.send(json!({"sub": topic}).to_string()).await?;
-                // It comes back after the subscription was read.
-                self.send("{}".into()).await?;
-                self.next().await.map(drop)
-            }
-            Wire::Nats => {
-                self.send(format!("SUB {topic} 1\r\nPING\r\n")).await?;
-                while !self.next().await?.contains("PONG") {}
-                Ok(())
-            }
-        }
-    }
-
-    async fn publish(&mut self, topic: &str, at_us: u64) -> anyhow::Result<()> {
-        let data = format!("{{\"t\":\"{at_us:016}\",\"text\":\"{PAYLOAD}\"}}");
-        let text = match self.wire {
-            Wire::Proxie { .. } => format!(
-                "{{\"id\":\"{}\",\"event\":\"topic:publish\",\"data\":{{\"topic\":\"{topic}\",\"event\":\"app:x\",\"data\":{data}}}}}",
-                self.id()
-            ),
-            Wire::Plain => format!("{{\"pub\":\"{topic}\",\"data\":{data}}}"),
-            Wire::Nats => format!("PUB {topic} {}\r\n{data}\r\n", data.len()),
-        };
-        self.send(text).await
-    }
-}
-
-/// Deliveries in a message, and when the last of them was published.
-fn deliveries(message: &Message) -> (u64, Option<u64>) {
-    let bytes = match message {
-        Message::Text(text) => text.as_bytes(),
-        Message::Binary(bytes) => bytes,
-        _ => return (0, None),
-    };
-    let mark = b"\"t\":\"";
-    let (mut count, mut last) = (0, None);
-    for at in memchr_all(bytes, mark) {
-        count += 1;
-        last = bytes.get(at + mark.len()..at + mark.len() + 16);
-    }
-    (count, last.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()))
-}
-
-fn memchr_all<'a>(bytes: &'a [u8], mark: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    bytes.windows(mark.len()).enumerate().filter_map(move |(at, w)| (w == mark).then_some(at))
-}
-
-/// Echo and topics as small as axum makes them, with the buffers a server would choose, and publications that wait in
-/// one write.
-async fn bare_axum() -> anyhow::Result<()> {
-    type Topics = Arc<Mutex<HashMap<String, Vec<mpsc::UnboundedSender<Utf8Bytes>>>>>;
-    #[derive(serde::Deserialize)]
-    struct Frame<'a> {
-        #[serde(borrow)]
-        sub: Option<&'a str>,
-        #[serde(borrow, rename = "pub")]
-        publish: Option<&'a str>,
-        #[serde(borrow)]
-        data: Option<&'a serde_json::value::RawValue>,
-    }
-    let serve = |upgrade: WebSocketUpgrade, State(topics): State<Topics>| async move {
-        upgrade.read_buffer_size(4_096).write_buffer_size(4_096).on_upgrade(|mut socket| async move {
-            let (send, mut publications) = mpsc::unbounded_channel::<Utf8Bytes>();
-            loop {
-                tokio::select! {
-                    message = socket.recv() => {
-                        let Some(Ok(AxumMessage::Text(text))) = message else { return };
-                        match serde_json::from_str(&text) {
-                            Ok(Frame { sub: Some(topic), .. }) => {
-                                topics.lock().unwrap().entry(topic.into()).or_default().push(send.clone());
-                            }
-                            Ok(Frame { publish: Some(topic), data: Some(data), .. }) => {
-                                let out: Utf8Bytes = format!(
-                                    "{{\"event\":\"app:x\",\"topic\":\"{topic}\",\"data\":{data}}}"
-                                ).into();
-                                for other in topics.lock().unwrap().get(topic).into_iter().flatten() {
-                                    let _ = other.send(out.clone());
-                                }
-                            }
-                            _ => if socket.send(AxumMessage::Text(text)).await.is_err() { return },
-                        }
-                    }
-                    Some(first) = publications.recv() => {
-                        let mut next = Some(first);
-                        while let Some(out) = next {
-                            if socket.feed(AxumMessage::Text(out)).await.is_err() {
-                                return;
-                            }
-                            next = publications.try_recv().ok();
-                        }
-                        if socket.flush().await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-        })
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    println!("ready {}", listener.local_addr()?);
-    let router = axum::Router::new().route("/", axum::routing::any(serve));
-    axum::serve(listener, router.with_state(Topics::default())).await?;
-    Ok(())
-}
-
 async fn compare(folder: &Path, parts: &[&str], against: Option<&str>) -> anyhow::Result<()> {
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
-    let servers = start(folder, against)?;
+    let servers = servers::start(folder, against)?;
     println!(
         "# server on core {SERVER_CORE}, clients on core {CLIENT_CORE}; medians of {RUNS} interleaved runs of {} s (least to most)",
         WINDOW.as_secs()
@@ -404,160 +128,6 @@ async fn compare(folder: &Path, parts: &[&str], against: Option<&str>) -> anyhow
     Ok(())
 }
 
-fn start(folder: &Path, against: Option<&str>) -> anyhow::Result<Vec<Server>> {
-    let me = std::env::current_exe()?;
-    let binary = me.parent().and_then(Path::parent).context("target folder")?.join("proxie");
-    ensure!(binary.exists(), "build the node first: cargo build --release");
-    let root = me.ancestors().nth(4).context("target folder")?;
-    let peers = root.join("target/peers");
-    let wanted = |name: &str| against.is_none_or(|names| names.split(',').any(|n| n == name));
-    let grant = |n: usize| {
-        format!(
-            "[[topics.grants]]\ntopic = \"app:t{n}\"\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n"
-        )
-    };
-    let config: String = (0..100).map(grant).collect();
-    std::fs::write(folder.join("config.toml"), config)?;
-    let settings = |command: &mut Command| {
-        command
-            .env_remove("DATABASE_URL")
-            .env_remove("REDIS_URL")
-            .env("PROXIE__NODE__DATA_DIR", folder.join("data"))
-            .env("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0")
-            .env("PROXIE__GATEWAY__REQUESTS_PER_MINUTE", "100000000")
-            .env("PROXIE__SEED__DEMO", "false")
-            .env("PROXIE__WEBSOCKET__FRAMES_PER_S", "1000000")
-            .env("PROXIE__WEBSOCKET__FRAME_BURST", "1000000")
-            .env("PROXIE__WEBSOCKET__MAX_CONNECTIONS_PER_USER", "100000")
-            .env("PROXIE__LOG__LEVEL", "warn")
-            .current_dir(folder);
-    };
-    let mut node = Server::start("proxie", binary.to_str().context("path")?, |command| {
-        command.arg("serve");
-        settings(command);
-    })?;
-    let mut token = Command::new(&binary);
-    settings(&mut token);
-    let token = token.args(["token", "--user", "bench", "--role", "consumer"]).output()?;
-    let token = String::from_utf8(token.stdout)?.lines().last().context("a token")?.to_owned();
-    node.wire = Wire::Proxie { token };
-    node.version = env!("CARGO_PKG_VERSION").into();
-    // Its PostgreSQL goes to the clients' core, with all it starts from now on.
-    for child in children(node.child.id()) {
-        for process in children(child).into_iter().chain([child]) {
-            Command::new("taskset")
-                .args(["-apc", CLIENT_CORE, &process.to_string()])
-                .stdout(Stdio::null())
-                .status()?;
-        }
-    }
-    let mut servers = vec![node];
-    if wanted("axum") {
-        let mut axum = Server::start("axum", me.to_str().context("path")?, |c| {
-            c.arg("axum");
-        })?;
-        axum.version = "0.8, 4 KiB buffers, current_thread".into();
-        servers.push(axum);
-    }
-    let source = |file: &str| root.join("examples/peers").join(file);
-    if wanted("ws") && peers.join("node_modules/ws").exists() {
-        // Modules are looked for from where the file is.
-        std::fs::copy(source("ws.mjs"), peers.join("ws.mjs"))?;
-        let mut ws = Server::start("ws", "node", |c| {
-            c.arg(peers.join("ws.mjs"));
-        })?;
-        let package: Value =
-            serde_json::from_slice(&std::fs::read(peers.join("node_modules/ws/package.json"))?)?;
-        ws.version = format!("{}, Node {}", package["version"], printed("node", &["--version"])?);
-        servers.push(ws);
-    } else if wanted("ws") {
-        println!("# ws: left out (npm install --prefix target/peers ws@8)");
-    }
-    let plugins: Vec<PathBuf> = plugins();
-    if wanted("cowboy") && !plugins.is_empty() {
-        std::fs::copy(source("cowboy.erl"), folder.join("cowboy_peer.erl"))?;
-        let compiled = Command::new("erlc")
-            .current_dir(folder)
-            .args(plugins.iter().flat_map(|p| ["-pa".into(), p.clone()]))
-            .arg("cowboy_peer.erl")
-            .status()?;
-        ensure!(compiled.success(), "erlc");
-        let mut cowboy = Server::start("cowboy", "erl", |c| {
-            c.current_dir(folder).args(["+S", "1", "-noshell", "-pa", "."]);
-            for plugin in &plugins {
-                c.arg("-pa").arg(plugin);
-            }
-            c.args(["-eval", "cowboy_peer:main()."]);
-        })?;
-        cowboy.version = plugins
-            .iter()
-            .filter_map(|p| p.parent()?.file_name()?.to_str())
-            .collect::<Vec<_>>()
-            .join(" ");
-        servers.push(cowboy);
-    } else if wanted("cowboy") {
-        println!("# cowboy: left out (apt-get install rabbitmq-server)");
-    }
-    if wanted("nats") && printed("nats-server", &["--version"]).is_ok() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let config = folder.join("nats.conf");
-        std::fs::write(
-            &config,
-            format!(
-                "port: -1\nhost: 127.0.0.1\nmax_connections: 65536\nwebsocket {{ port: {port}, host: 127.0.0.1, no_tls: true }}\n"
-            ),
-        )?;
-        let child = Command::new("taskset")
-            .args(["-c", SERVER_CORE, "nats-server", "-c"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let nats = Server {
-            name: "nats",
-            version: printed("nats-server", &["--version"])?,
-            child,
-            address: format!("127.0.0.1:{port}"),
-            wire: Wire::Nats,
-        };
-        while std::net::TcpStream::connect(&nats.address).is_err() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        servers.push(nats);
-    } else if wanted("nats") {
-        println!("# nats: left out (apt-get install nats-server)");
-    }
-    Ok(servers)
-}
-
-fn printed(program: &str, args: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program).args(args).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Cowboy, as Debian's RabbitMQ brings it.
-fn plugins() -> Vec<PathBuf> {
-    let Ok(versions) = std::fs::read_dir("/usr/lib/rabbitmq/lib") else { return Vec::new() };
-    let plugins = versions.flatten().map(|version| version.path().join("plugins"));
-    let plugins = plugins.filter_map(|plugins| std::fs::read_dir(plugins).ok()).flatten().flatten();
-    let used = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        ["cowboy-", "cowlib-", "ranch-"].iter().any(|plugin| name.starts_with(plugin))
-    };
-    plugins.map(|plugin| plugin.path()).filter(used).map(|plugin| plugin.join("ebin")).collect()
-}
-
-fn children(process: u32) -> Vec<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let children =
-        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    children
-        .flat_map(|line| {
-            line.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<u32>>()
-        })
-        .collect()
-}
-
 /// Median, least and most.
 fn spread(mut values: Vec<f64>) -> String {
     values.sort_by(f64::total_cmp);
@@ -576,14 +146,12 @@ async fn echo(servers: &[Server]) -> anyhow::Result<()> {
     );
     let mut figures: Vec<Vec<(f64, f64)>> = vec![Vec::new(); servers.len()];
     for _ in 0..RUNS {
-        for (at, server) in
-            servers.iter().enumerate().filter(|(_, s)| !matches!(s.wire, Wire::Nats))
-        {
+        for (at, server) in servers.iter().enumerate().filter(|(_, s)| s.wire.echoes()) {
             let mut clients = Vec::new();
             for _ in 0..ECHO_CONNECTIONS {
                 let mut client = server.connect().await?;
                 let mut session = format!("ses_{:026}", 0);
-                if let Wire::Proxie { .. } = client.wire {
+                if server.wire.is_proxie() {
                     // Live, and not listened to: only the answers come back.
                     let open = json!({"session_id": null, "time_zone": "UTC", "locale": "en"});
                     session = client.ask("session:open", open).await?["session_id"]
@@ -601,10 +169,7 @@ async fn echo(servers: &[Server]) -> anyhow::Result<()> {
                     tokio::task::spawn_local(async move {
                         let mut sent = 0_u64;
                         while began.elapsed() < WINDOW {
-                            let id = client.id();
-                            client.send(format!("{{\"id\":\"{id}\",\"event\":\"chat:typing\",\"data\":{{\"session_id\":\"{session}\",\"is_typing\":true}}}}")).await?;
-                            let answer = client.next().await?;
-                            ensure!(!answer.contains("\"ok\":false"), "{answer}");
+                            client.echo(&session).await?;
                             sent += 1;
                         }
                         anyhow::Ok(sent)
@@ -627,7 +192,7 @@ async fn echo(servers: &[Server]) -> anyhow::Result<()> {
             .map(|axum| format!("{:.2} x axum", median(cpu.clone()) / axum))
             .unwrap_or_default();
         println!(
-            "  {:<8} {:>22} us  {:>8.0}/s  {ratio}",
+            "  {:<10} {:>22} us  {:>8.0}/s  {ratio}",
             server.name,
             spread(cpu),
             median(figures.iter().map(|f| f.1).collect())
@@ -674,12 +239,12 @@ impl Room {
                     client.subscribe(&topic).await?;
                     anyhow::Ok(client)
                 })
-                .buffer_unordered(AT_ONCE)
+                .buffer_unordered(server.wire.at_once())
                 .try_collect::<Vec<Client>>();
             for (subscriber, mut client) in subscribed.await?.into_iter().enumerate() {
                 let (heard, delays) = (heard.clone(), delays.clone());
                 tasks.push(tokio::task::spawn_local(async move {
-                    while let Some(Ok(message)) = client.socket.next().await {
+                    while let Some(message) = client.message().await {
                         let mut next = Some(message);
                         let mut count = 0;
                         while let Some(message) = next {
@@ -690,8 +255,7 @@ impl Room {
                             {
                                 delays.borrow_mut().push(now_us().saturating_sub(at));
                             }
-                            next =
-                                client.socket.next().now_or_never().flatten().and_then(Result::ok);
+                            next = client.waiting();
                         }
                         heard.deliveries.set(heard.deliveries.get() + count);
                         heard.more.notify_one();
@@ -749,7 +313,7 @@ async fn fan_out(
                         heard.more.notified().await;
                     }
                     // Replies, where there are some.
-                    while client.socket.next().now_or_never().is_some() {}
+                    while client.waiting().is_some() {}
                     client.publish(&topic, now_us()).await?;
                     published += 1;
                 }
@@ -789,7 +353,7 @@ async fn fan_out(
         let ratio =
             axum.map(|axum| format!("{:.2} x axum", median(of(0)) / axum)).unwrap_or_default();
         println!(
-            "  {:<8} {:>22} us  {:>8.0}/s  p50 {:>6.2} ms  p99 {:>6.2} ms  {ratio}",
+            "  {:<10} {:>22} us  {:>8.0}/s  p50 {:>6.2} ms  p99 {:>6.2} ms  {ratio}",
             server.name,
             spread(of(0)),
             median(of(1)),
@@ -826,7 +390,7 @@ async fn connections(server: &Server) -> anyhow::Result<()> {
             client.subscribe(&format!("app:t{n}")).await?;
             let delays = delays.clone();
             tasks.push(tokio::task::spawn_local(async move {
-                while let Some(Ok(message)) = client.socket.next().await {
+                while let Some(message) = client.message().await {
                     if let (1.., Some(at)) = deliveries(&message) {
                         delays.borrow_mut().push(now_us().saturating_sub(at));
                     }
@@ -841,7 +405,7 @@ async fn connections(server: &Server) -> anyhow::Result<()> {
     let mut n = 0;
     while began.elapsed() < 5 * WINDOW {
         ticks.tick().await;
-        while publisher.socket.next().now_or_never().is_some() {}
+        while publisher.waiting().is_some() {}
         publisher.publish(&format!("app:t{}", n % topics), now_us()).await?;
         n += 1;
     }
@@ -883,7 +447,7 @@ async fn slow(server: &Server) -> anyhow::Result<()> {
         client.subscribe("app:t0").await?;
         let (delays, stopped) = (delays.clone(), stopped.clone());
         tasks.push(tokio::task::spawn_local(async move {
-            while let Some(Ok(message)) = client.socket.next().await {
+            while let Some(message) = client.message().await {
                 if let (1.., Some(at)) = deliveries(&message) {
                     delays.borrow_mut().push(now_us().saturating_sub(at));
                 }
@@ -894,7 +458,7 @@ async fn slow(server: &Server) -> anyhow::Result<()> {
         }));
     }
     let mut publisher = server.connect().await?;
-    let text = PAYLOAD.repeat(80);
+    let text = wire::PAYLOAD.repeat(80);
     let before_kib = server.resident_kib()?;
     println!("\n100 of 1,000 subscribers stop reading; 25 publications of 8 KiB a second");
     let mut most = 0.0_f64;
@@ -906,13 +470,8 @@ async fn slow(server: &Server) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(Duration::from_millis(40));
         while began.elapsed() < Duration::from_secs(seconds) {
             ticks.tick().await;
-            while publisher.socket.next().now_or_never().is_some() {}
-            let id = publisher.id();
-            let at = now_us();
-            let frame = format!(
-                "{{\"id\":\"{id}\",\"event\":\"topic:publish\",\"data\":{{\"topic\":\"app:t0\",\"event\":\"app:x\",\"data\":{{\"t\":\"{at:016}\",\"text\":\"{text}\"}}}}}}"
-            );
-            publisher.send(frame).await?;
+            while publisher.waiting().is_some() {}
+            publisher.publish_text("app:t0", now_us(), &text).await?;
             most = most.max(server.resident_kib()?);
         }
         let mut all = std::mem::take(&mut *delays.borrow_mut());
@@ -958,19 +517,46 @@ async fn memory(servers: &[Server]) -> anyhow::Result<()> {
     println!("\nmemory of an idle authenticated connection, of {IDLE}");
     for server in servers {
         let before = server.resident_kib()?;
-        let mut clients = Vec::new();
         let began = Instant::now();
-        for _ in 0..IDLE {
-            clients.push(server.connect().await?);
-        }
+        let clients: Vec<Client> = futures_util::stream::iter(0..IDLE)
+            .map(|_| server.connect())
+            .buffer_unordered(server.wire.at_once())
+            .try_collect()
+            .await?;
         let took = began.elapsed().as_secs_f64();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let kib = (server.resident_kib()? - before) / IDLE as f64;
+        let each = |kib: f64| (kib - before) / IDLE as f64;
         println!(
-            "  {:<8} {kib:>6.1} KiB   {:.0} connections a second, one after the other",
+            "  {:<10} {:>6.1} KiB   {:.0} connections a second",
             server.name,
+            each(server.resident_kib()?),
             IDLE as f64 / took
         );
+        if server.wire.is_proxie() {
+            sessions(server, clients, each).await?;
+        }
     }
+    Ok(())
+}
+
+/// The same when each has a session, first live, then asleep.
+async fn sessions(
+    server: &Server,
+    mut clients: Vec<Client>,
+    each: impl Fn(f64) -> f64,
+) -> anyhow::Result<()> {
+    for client in &mut clients {
+        let open = json!({"session_id": null, "time_zone": "UTC", "locale": "en"});
+        client.ask("session:open", open).await?;
+    }
+    let live = server.resident_kib()?;
+    tokio::time::sleep(servers::ASLEEP_AFTER).await;
+    let asleep = server.resident_kib()?;
+    println!(
+        "  {:<10} {:>6.1} KiB   with its session live, {:.1} KiB asleep",
+        "",
+        each(live),
+        each(asleep)
+    );
     Ok(())
 }

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgPool;
 
-use super::{AT_ONCE, Client, Server, Wire, open_files};
+use super::servers::Server;
+use super::wire::{Client, Target, Wire};
+use super::{AT_ONCE, open_files};
 
 const CLIENTS: usize = 10_000;
 /// A sentence that is not answered within this time never will be.
@@ -168,11 +170,7 @@ async fn prepare(server: &Server, token: String) -> anyhow::Result<(Client, Miss
 }
 
 /// Until the last publication that it had missed is there.
-async fn come_back(
-    target: &super::Target,
-    missing: &Missing,
-    told: &Cell<usize>,
-) -> anyhow::Result<()> {
+async fn come_back(target: &Target, missing: &Missing, told: &Cell<usize>) -> anyhow::Result<()> {
     let mut client = target.open().await?;
     let topic = format!("session:{}", missing.session);
     let id = client.id();

@@ -345,25 +345,13 @@ fn anything(random: &mut StdRng, session: &str) -> (Vec<u8>, bool) {
     (frame(FIN | TEXT, text.as_bytes()), !mutate && event != "auth")
 }
 
-/// `PROXIE_FUZZ` frames, from a seed, over one connection after the other.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fuzzed_frames_break_nothing() {
-    let frames: u64 = std::env::var("PROXIE_FUZZ").map_or(10_000, |n| n.parse().unwrap());
-    let node = TestNode::with(|config| {
-        config.websocket.frames_per_s = 1_000_000;
-        config.websocket.frame_burst = 1_000_000;
-        config.gateway.requests_per_minute = 100_000_000;
-    })
-    .await;
-    let token = node.token("mallory", Role::Consumer, 86_400);
-    let mut ws = node.ws("mallory").await;
-    let session = super::text(&ws.ok("session:open", json!({})).await["session_id"]);
-    drop(ws);
-    let mut random = StdRng::seed_from_u64(7);
+/// Sends so many frames, over one connection after the other. How many connections that took.
+async fn fuzz(node: &TestNode, token: &str, session: &str, seed: u64, frames: u64) -> u64 {
+    let mut random = StdRng::seed_from_u64(seed);
     let (mut sent, mut connections) = (0, 0);
     while sent < frames {
         connections += 1;
-        let raw = Raw::open(&node, &token).await;
+        let raw = Raw::open(node, token).await;
         let (mut reader, mut writer) = raw.0.into_split();
         let read = tokio::spawn(async move {
             let mut buffer = vec![0; 65_536];
@@ -373,7 +361,7 @@ async fn fuzzed_frames_break_nothing() {
         while goes_on && sent < frames {
             let mut batch = Vec::new();
             while goes_on && batch.len() < 4_096 {
-                let (bytes, next) = anything(&mut random, &session);
+                let (bytes, next) = anything(&mut random, session);
                 batch.extend(bytes);
                 sent += 1;
                 // Replies come in time, so that none is cut off as too slow.
@@ -384,12 +372,46 @@ async fn fuzzed_frames_break_nothing() {
         drop(writer);
         tokio::time::timeout(PATIENCE, read).await.expect("the connection ends").unwrap();
     }
+    connections
+}
+
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
+}
+
+/// `PROXIE_FUZZ` frames, from seeds, in ten rounds of four connections at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fuzzed_frames_break_nothing() {
+    let frames: u64 = std::env::var("PROXIE_FUZZ").map_or(10_000, |n| n.parse().unwrap());
+    let node = TestNode::with(|config| {
+        config.websocket.frames_per_s = 1_000_000;
+        config.websocket.frame_burst = 1_000_000;
+        config.websocket.frames_per_minute_per_user = u32::MAX;
+        config.gateway.requests_per_minute = 100_000_000;
+    })
+    .await;
+    let token = node.token("mallory", Role::Consumer, 86_400);
+    let mut ws = node.ws("mallory").await;
+    let session = super::text(&ws.ok("session:open", json!({})).await["session_id"]);
+    drop(ws);
+    let (mut connections, mut memory) = (0, Vec::new());
+    for round in 0..10 {
+        let workers = (0..4).map(|n| fuzz(&node, &token, &session, round * 4 + n, frames / 40));
+        connections += futures_util::future::join_all(workers).await.iter().sum::<u64>();
+        memory.push(resident_mib());
+    }
     eventually("all of them have gone", || async { node.node.gateway().connections() == 0 }).await;
     let metrics = node.anonymous().get("/metrics").await.text;
     for never in ["proxie_ws_connection_failures_total", "proxie_http_panics_total"] {
-        assert!(!metrics.contains(never), "{never} after {sent} frames, seed 7");
+        assert!(!metrics.contains(never), "{never} after {frames} frames");
     }
-    println!("{sent} frames over {connections} connections");
+    println!("{frames} frames over {connections} connections; MiB after each tenth: {memory:?}");
+    // Caches and allocators have what they want after the first rounds of a long run.
+    if frames >= 1_000_000 {
+        assert!(memory[9] < memory[2] + 64, "something is never given back: {memory:?}");
+    }
     let mut ws = node.ws("mallory").await;
     ws.ok("ping", json!({})).await;
 }
