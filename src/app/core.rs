@@ -166,7 +166,10 @@ impl Prepared {
         let slots = runtime.slots.clone();
         let presence = Presence::new(router.clone(), slots, runtime.topics.clone());
         let leaving = Arc::new(watch::Sender::new(false));
-        let (standing, stands) = watch::channel(Standing::alone(runtime.lease.incarnation()));
+        let (standing, stands) = watch::channel(match rest.cluster {
+            Some(_) => Standing::joining(),
+            None => Standing::alone(runtime.lease.incarnation()),
+        });
         let mut tasks = vec![
             tokio::spawn(presence.clone().run()),
             tokio::spawn(services::fire_timers(pool.clone(), runtime.clone(), registry.clone())),

@@ -80,6 +80,17 @@ impl Standing {
             living: vec![incarnation],
         }
     }
+
+    /// Of a node that has not yet looked around in its cluster.
+    pub fn joining() -> Self {
+        Self {
+            active: false,
+            draining: false,
+            settled: false,
+            owes_slots: false,
+            living: Vec::new(),
+        }
+    }
 }
 
 pub struct Membership {

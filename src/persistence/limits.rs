@@ -29,8 +29,15 @@ pub struct Nodes {
     /// The store's epoch.
     pub store: Arc<str>,
     pub this: i64,
-    /// With or without this one.
+    /// As far as this one knows; with or without it.
     pub living: Vec<i64>,
+}
+
+/// How many of something this node has, and which of its words that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub count: usize,
+    pub version: u64,
 }
 
 pub trait RateLimiter: Send + Sync {
@@ -41,9 +48,10 @@ pub trait RateLimiter: Send + Sync {
         self.hits(key, 1, policy)
     }
 
-    /// Says how many this node has of what `key` names. How many all living nodes have, as far as that is known.
-    fn held(&self, _key: String, here: usize, _nodes: Nodes) -> BoxFuture<'_, usize> {
-        Box::pin(std::future::ready(here))
+    /// Says how many this node has of what `key` names. How many all living nodes have; `None`: it was not heard, and
+    /// has to be said again.
+    fn held(&self, _key: String, here: Held, _nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
+        Box::pin(std::future::ready(Some(here.count)))
     }
 
     /// Several nodes count together.
@@ -140,14 +148,14 @@ impl RateLimiter for RedisLimiter {
         })
     }
 
-    fn held(&self, key: String, here: usize, nodes: Nodes) -> BoxFuture<'_, usize> {
+    fn held(&self, key: String, here: Held, nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
         Box::pin(async move {
             let shared = shared_held(self.redis.clone(), &key, here, &nodes);
             match tokio::time::timeout(self.patience, shared).await {
-                Ok(Ok(all)) => all,
+                Ok(Ok(all)) => Some(all),
                 _ => {
                     metrics::counter!("proxie_redis_failures_total").increment(1);
-                    here
+                    None
                 }
             }
         })
@@ -158,34 +166,46 @@ impl RateLimiter for RedisLimiter {
     }
 }
 
-/// What each node has, by incarnation. Those of the dead are forgotten, so nothing has to be refreshed; and what this
-/// node has is told as it is, not as a difference, so an answer that was lost does no harm.
+/// What each node has, by incarnation: `<version>:<count>`, as it is and not as a difference, so that a word may be lost
+/// or late if only the last one arrives. Nodes are numbered as they come, so whoever is older than the youngest that is
+/// known to live, and is not known to live, is dead, and forgotten.
 async fn shared_held(
     mut redis: ConnectionManager,
     key: &str,
-    here: usize,
+    here: Held,
     nodes: &Nodes,
 ) -> Result<usize, redis::RedisError> {
     static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
         redis::Script::new(
-            "local living, all = {}, 0
-             for i = 1, #ARGV - 1 do living[ARGV[i]] = true end
-             redis.call('HSET', KEYS[1], ARGV[1], ARGV[#ARGV])
+            "local me, version, count = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+             local living, youngest, all = {[me] = true}, 0, 0
+             for i = 4, #ARGV do
+                 living[ARGV[i]] = true
+                 youngest = math.max(youngest, tonumber(ARGV[i]))
+             end
+             local before = redis.call('HGET', KEYS[1], me)
+             if not before or tonumber(string.match(before, '^%d+')) < version then
+                 redis.call('HSET', KEYS[1], me, ARGV[2] .. ':' .. count)
+             end
              local held = redis.call('HGETALL', KEYS[1])
              for i = 1, #held, 2 do
-                 local n = tonumber(held[i + 1])
-                 if living[held[i]] and n > 0 then all = all + n else redis.call('HDEL', KEYS[1], held[i]) end
+                 local n = tonumber(string.match(held[i + 1], '%d+$'))
+                 if living[held[i]] then
+                     all = all + n
+                 elseif tonumber(held[i]) < youngest then
+                     redis.call('HDEL', KEYS[1], held[i])
+                 end
              end
              redis.call('EXPIRE', KEYS[1], 172800)
              return all",
         )
     });
     let mut call = SCRIPT.key(format!("proxie:held:{{{}:{key}}}", nodes.store));
-    call.arg(nodes.this);
+    call.arg(nodes.this).arg(here.version).arg(here.count);
     for node in &nodes.living {
         call.arg(*node);
     }
-    call.arg(here).invoke_async(&mut redis).await
+    call.invoke_async(&mut redis).await
 }
 
 /// The same two counters, by Redis's clock; they expire by themselves.

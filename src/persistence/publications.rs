@@ -15,7 +15,9 @@ use crate::persistence::views::ViewError;
 
 /// Publications of a topic that are read, and sent, before the next ones are.
 pub const PAGE: i64 = 128;
-/// Topics that are read at once: with full pages a few MiB.
+/// … and of their data; at least one is read.
+const PAGE_BYTES: i64 = 128 * 1024;
+/// Topics that are read at once: with full pages 16 MiB.
 const BATCH: usize = 128;
 /// Reads that may wait; more are refused.
 const QUEUE: usize = 32_768;
@@ -146,15 +148,18 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
     let rows = sqlx::query(
         "select w.n, p.\"offset\", p.event, p.\"from\", p.data
            from unnest($1::text[], $2::bigint[], $3::bigint[]) with ordinality w(topic, after, head, n),
-                lateral (select * from publications p
-                          where p.topic = w.topic and p.\"offset\" > w.after and p.\"offset\" <= w.head
-                          order by p.\"offset\" limit $4) p
+                lateral (select *, sum(octet_length(p.data)) over (order by p.\"offset\") as bytes
+                           from (select * from publications p
+                                  where p.topic = w.topic and p.\"offset\" > w.after and p.\"offset\" <= w.head
+                                  order by p.\"offset\" limit $4) p) p
+          where p.bytes - octet_length(p.data) < $5
           order by w.n, p.\"offset\"",
     )
     .bind(behind.iter().map(topic).collect::<Vec<_>>())
     .bind(behind.iter().map(|n| places[*n].2).collect::<Vec<_>>())
     .bind(behind.iter().map(|n| heads[*n]).collect::<Vec<_>>())
     .bind(PAGE)
+    .bind(PAGE_BYTES)
     .fetch_all(pool)
     .await?;
     for row in rows {
@@ -172,7 +177,9 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
         let items = &history.items;
         let contiguous =
             items.iter().zip(after + 1..).all(|(item, expected)| item.offset == expected);
-        let reaches = items.len() as i64 == PAGE || after + items.len() as i64 == history.head;
+        let bytes: usize = items.iter().map(|item| item.data.len()).sum();
+        let full = items.len() as i64 == PAGE || bytes as i64 >= PAGE_BYTES;
+        let reaches = full || after + items.len() as i64 == history.head;
         history.complete = contiguous && reaches;
     }
     Ok(histories)

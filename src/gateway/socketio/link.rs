@@ -1,6 +1,6 @@
 //! Frames of `proxie.v1` on one side, packets of Socket.IO on the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -13,12 +13,17 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use super::Engine;
+use super::{ENGINE_BUFFER, Engine};
 use super::packet::{self, Sent};
 use crate::gateway::ws::Limits;
 
-/// The engine tells nobody when it has room again.
+/// The engine tells nobody when it has room again. Doubled each time, up to [`LOOK_RARELY`].
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_RARELY: Duration = Duration::from_millis(80);
+/// Places of the engine's channel that are left to its heartbeat and to its upgrade.
+const SPARE: usize = 2;
+/// Of a long poll's answer, for what the engine adds by itself.
+const SLACK: usize = 64;
 /// What a frame costs besides its text.
 const OVERHEAD_BYTES: usize = 256;
 /// The id of the `auth` that CONNECT stands for.
@@ -75,7 +80,20 @@ pub struct Link {
     /// The connection wants to ping. The engine does that by itself, so the answer is there at once.
     pong: bool,
     reader: Option<Waker>,
-    full: Option<BoxFuture<'static, ()>>,
+    /// Packets that the engine has no room for yet.
+    packets: VecDeque<String>,
+    /// Given to the engine since its channel was last seen to be empty.
+    unpolled: usize,
+    max_payload: usize,
+    looks: Option<Look>,
+}
+
+/// When the engine is looked at again.
+struct Look {
+    at: BoxFuture<'static, ()>,
+    delay: Duration,
+    /// It was empty already.
+    empty: bool,
 }
 
 impl Link {
@@ -96,7 +114,10 @@ impl Link {
             connected: false,
             pong: false,
             reader: None,
-            full: None,
+            packets: VecDeque::new(),
+            unpolled: 0,
+            max_payload: limits.max_frame_bytes,
+            looks: None,
         };
         (link, inbox)
     }
@@ -116,26 +137,58 @@ impl Link {
         })
     }
 
-    /// Room for two packets, so that the engine's own heartbeat always finds room for one.
+    /// The engine has all packets.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
-        use tokio::sync::mpsc::error::TrySendError;
-        loop {
-            if let Some(full) = &mut self.full {
-                std::task::ready!(full.poll_unpin(cx));
-                self.full = None;
+        while !self.packets.is_empty() {
+            if let Some(look) = &mut self.looks {
+                std::task::ready!(look.at.poll_unpin(cx));
             }
-            let room = self.engine.reserve().and_then(|one| Ok((one, self.engine.reserve()?)));
-            match room {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(TrySendError::Full(())) => {
-                    self.full = Some(tokio::time::sleep(LOOK_AGAIN).boxed());
+            match self.hand_over() {
+                Ok(true) => self.looks = None,
+                Ok(false) => {
+                    let (delay, empty) = match self.looks.take() {
+                        Some(look) => ((look.delay * 2).min(LOOK_RARELY), look.empty),
+                        None => (LOOK_AGAIN, false),
+                    };
+                    let empty = self.has_room(ENGINE_BUFFER) && {
+                        // Seen empty twice, so the answer that took the last of it is complete.
+                        self.unpolled = if empty { 0 } else { self.unpolled };
+                        true
+                    };
+                    self.looks = Some(Look { at: tokio::time::sleep(delay).boxed(), delay, empty });
                 }
-                Err(TrySendError::Closed(())) => {
-                    let gone = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-                    return Poll::Ready(Err(axum::Error::new(gone)));
-                }
+                Err(gone) => return Poll::Ready(Err(axum::Error::new(gone))),
             }
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the engine one packet, if there is room. During the upgrade from long polling the engine forgets the packet
+    /// that did not fit into the last answer, so no answer is given more than fits.
+    fn hand_over(&mut self) -> Result<bool, std::io::Error> {
+        let Some(packet) = self.packets.front() else { return Ok(true) };
+        let polls = self.engine.transport_type() == TransportType::Polling;
+        let bytes = packet.len() + 2;
+        if polls && self.unpolled > 0 && self.unpolled + bytes + SLACK > self.max_payload {
+            return if self.engine.is_closed() { Err(gone()) } else { Ok(false) };
+        }
+        if !self.has_room(1 + SPARE) {
+            return if self.engine.is_closed() { Err(gone()) } else { Ok(false) };
+        }
+        let Some(packet) = self.packets.pop_front() else { return Ok(true) };
+        if self.engine.emit(packet).is_err() {
+            // What came in between took the room: the client goes on from its positions.
+            self.engine.close(DisconnectReason::ClosingServer);
+            return Err(gone());
+        }
+        self.unpolled = if polls { self.unpolled + bytes } else { 0 };
+        Ok(true)
+    }
+
+    /// So many places of the engine's channel are free.
+    fn has_room(&self, places: usize) -> bool {
+        let permits: Vec<_> = (0..places).map_while(|_| self.engine.reserve().ok()).collect();
+        permits.len() == places
     }
 
     pub fn send(&mut self, message: Message) {
@@ -165,7 +218,8 @@ impl Link {
                     self.emit(packet::DISCONNECT.into());
                 }
                 // A long poll fetches its last words; it is closed when this is dropped.
-                if self.engine.transport_type() == TransportType::Websocket {
+                if self.packets.is_empty()
+                    && self.engine.transport_type() == TransportType::Websocket {
                     self.engine.close(DisconnectReason::ClosingServer);
                 }
             }
@@ -173,9 +227,9 @@ impl Link {
         }
     }
 
-    fn emit(&self, packet: String) {
-        // There is room, `poll_ready` has seen it; or the client has gone.
-        let _ = self.engine.emit(packet);
+    fn emit(&mut self, packet: String) {
+        self.packets.push_back(packet);
+        let _ = self.hand_over();
     }
 
     fn connect(&mut self, reply: &Sent<'_>) {
@@ -197,13 +251,16 @@ impl Link {
         self.emit(packet::refused("", message, &error));
     }
 
-    fn reply(&self, id: &str, reply: &Sent<'_>) {
-        let mut acks = locked(&self.acks);
-        let Some(waiting) = acks.get_mut(id) else { return };
-        let ack = waiting.pop().flatten();
-        if waiting.is_empty() {
-            acks.remove(id);
-        }
+    fn reply(&mut self, id: &str, reply: &Sent<'_>) {
+        let ack = {
+            let mut acks = locked(&self.acks);
+            let Some(waiting) = acks.get_mut(id) else { return };
+            let ack = waiting.pop().flatten();
+            if waiting.is_empty() {
+                acks.remove(id);
+            }
+            ack
+        };
         match ack {
             Some(ack) => self.emit(packet::ack(ack, &reply.outcome())),
             None if reply.ok => {}
@@ -211,6 +268,10 @@ impl Link {
             None => self.emit(packet::event("error", &[reply.error.map_or("null", |e| e.get())])),
         }
     }
+}
+
+fn gone() -> std::io::Error {
+    std::io::ErrorKind::BrokenPipe.into()
 }
 
 impl Drop for Link {

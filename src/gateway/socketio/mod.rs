@@ -7,12 +7,13 @@
 mod link;
 mod packet;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Extensions, HeaderMap, Method, Uri};
+use axum::http::{Extensions, HeaderMap, Method, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -57,12 +58,20 @@ pub fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
 }
 
 /// Who may begin, as on `/v1/ws`. The token comes later, in CONNECT.
-async fn admit(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+async fn admit(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
     if let Err(problem) =
         check(&gateway, request.headers(), request.uri(), request.extensions()).await
     {
         return problem.into_response();
     }
+    // The engine keeps what it is given for the life of a session.
+    let upgrades = request.headers().contains_key(header::SEC_WEBSOCKET_KEY);
+    if !upgrades {
+        request.extensions_mut().remove::<Admitted>();
+    }
+    let needed = [header::SEC_WEBSOCKET_KEY, header::CONTENT_TYPE];
+    let kept = needed.map(|name| request.headers_mut().remove(&name).map(|value| (name, value)));
+    *request.headers_mut() = kept.into_iter().flatten().collect();
     let uploads = request.method() == Method::POST;
     let answering = next.run(request);
     let mut response = if uploads {
@@ -113,7 +122,14 @@ type Engine = engineioxide::Socket<Session>;
 
 /// What an engine's socket knows of its connection.
 #[derive(Default)]
-pub struct Session(Mutex<Stage>);
+pub struct Session {
+    stage: Mutex<Stage>,
+    /// Namespaces that it was told do not exist.
+    refused: AtomicUsize,
+}
+
+/// Whoever asks for more of them is closed.
+const MAX_REFUSED: usize = 16;
 
 #[derive(Default)]
 enum Stage {
@@ -125,7 +141,7 @@ enum Stage {
 
 impl Session {
     fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -147,9 +163,9 @@ impl Edge {
         inbox.connect(auth);
         *stage = Stage::Connected(inbox);
         let opened = gateway.connections.opened();
-        let admitted = engine.req_parts.extensions.get::<Admitted>().cloned();
         let socket = Socket::SocketIo(link);
-        Arguments { gateway, socket, claims: None, user: None, opened, admitted }.start();
+        // The engine's socket has what its TCP connection counts as.
+        Arguments { gateway, socket, claims: None, user: None, opened, admitted: None }.start();
     }
 }
 
@@ -162,7 +178,7 @@ impl EngineIoHandler for Edge {
         tokio::spawn(async move {
             tokio::time::sleep(patience).await;
             if let Some(engine) = engine.upgrade()
-                && matches!(*engine.data.stage(), Stage::Waiting)
+                && !matches!(*engine.data.stage(), Stage::Connected(_))
             {
                 engine.close(DisconnectReason::TransportClose);
             }
@@ -180,18 +196,19 @@ impl EngineIoHandler for Edge {
                 self.connect(&auth, &engine, waiting);
                 true
             }
-            (Some(Packet::ConnectElsewhere { namespace }), _) => {
+            (Some(Packet::ConnectElsewhere { namespace }), _)
+                if engine.data.refused.fetch_add(1, Ordering::Relaxed) < MAX_REFUSED =>
+            {
                 let refused = packet::refused(&namespace, "Invalid namespace", &json!(null));
                 engine.emit(refused).is_ok()
             }
             (Some(Packet::Event { name, data, ack }), Stage::Connected(inbox)) => {
                 inbox.event(packet::frame(&name, data, || self.gateway.mint("sio")), ack)
             }
-            (Some(Packet::Disconnect), _) => {
-                *stage = Stage::Ended;
+            (Some(Packet::Disconnect), connected @ Stage::Connected(_)) => {
+                *connected = Stage::Ended;
                 true
             }
-            (Some(Packet::Ack), _) => true,
             // Whatever else it is, nobody could be answered.
             _ => matches!(*stage, Stage::Ended),
         };

@@ -23,8 +23,6 @@ pub enum Packet {
         data: Value,
         ack: Option<u64>,
     },
-    /// Nothing that we send asks for one.
-    Ack,
 }
 
 /// `None`: it is no packet, or a binary one, or its JSON is none.
@@ -55,7 +53,7 @@ pub fn parse(text: &str) -> Option<Packet> {
             let data = arguments.get_mut(1).map_or(Value::Null, Value::take);
             Some(Packet::Event { name, data, ack })
         }
-        "3" => Some(Packet::Ack),
+        // Nothing that we send asks for an acknowledgement.
         _ => None,
     }
 }
@@ -171,7 +169,7 @@ mod tests {
             (r#"2["chat:message",{"a":1}]"#, Some(event(json!({"a": 1}), None))),
             (r#"212["chat:message"]"#, Some(event(Value::Null, Some(12)))),
             (r#"2["chat:message",[1],2]"#, Some(event(json!([1]), None))),
-            ("31[]", Some(Packet::Ack)),
+            ("31[]", None),
             ("2[]", None),
             ("2[7]", None),
             ("2{}", None),

@@ -88,11 +88,12 @@ impl Connection {
             .collect();
         self.authenticating = true;
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
-        let seated = self.user.is_some();
+        // Who came with a header has one since the upgrade.
+        let seatless = id.clone().filter(|_| self.user.is_none());
         let starting = async move {
-            let user = match seated {
-                true => None,
-                false => match gateway.users.seat(&claims.sub).await {
+            let user = match seatless {
+                None => None,
+                Some(id) => match gateway.users.seat(&claims.sub).await {
                     Ok(seat) => Some(seat),
                     Err(problem) => return Done::Crowded { id, problem },
                 },

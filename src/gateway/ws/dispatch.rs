@@ -31,7 +31,7 @@ pub enum Done {
     },
     /// The user has too many connections.
     Crowded {
-        id: Option<String>,
+        id: String,
         problem: Problem,
     },
     Opened {
@@ -227,10 +227,7 @@ impl Connection {
             }
             Done::Crowded { id, problem } => {
                 self.last_words = Some(Close::TooManyConnections);
-                match id {
-                    Some(id) => self.feed(protocol::reply(&id, &Err(problem))).await,
-                    None => Ok(()),
-                }
+                self.feed(protocol::reply(&id, &Err(problem))).await
             }
         }
     }

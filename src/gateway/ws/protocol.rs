@@ -49,7 +49,7 @@ impl Default for Limits {
             frame_burst: 500,
             max_subscriptions: 512,
             max_connections_per_user: 64,
-            frames_per_minute_per_user: 384_000,
+            frames_per_minute_per_user: 500_000,
             max_in_flight: 64,
             send_buffer_bytes: 1_048_576,
             auth_timeout_ms: 10_000,

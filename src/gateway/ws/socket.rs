@@ -49,7 +49,7 @@ impl Sink<Message> for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
             // The engine writes what it was given by itself.
-            Self::SocketIo(_) => Poll::Ready(Ok(())),
+            Self::SocketIo(link) => link.poll_ready(cx),
         }
     }
 

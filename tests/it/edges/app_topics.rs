@@ -64,12 +64,23 @@ async fn what_is_published_to_a_durable_topic_stays() {
     assert_eq!(bob.ok("topic:publish", said("app:log", 4)).await, json!({"offset": 4}));
     assert_eq!(bob.durable("app:log", 1).await[0]["from"], "bob");
 
+    // A history of more bytes than a page has.
+    let mut carol = node.ws("carol").await;
+    for n in 5..=12 {
+        let data = json!({"topic": "app:log", "event": "app:big", "data": "x".repeat(60_000)});
+        assert_eq!(bob.ok("topic:publish", data).await, json!({"offset": n}));
+    }
+    let position = json!({"epoch": start["position"]["epoch"], "offset": 4});
+    let resume = json!({"topic": "app:log", "position": position});
+    assert_eq!(carol.ok("topic:subscribe", resume).await["recovered"], true);
+    let large = carol.durable("app:log", 8).await;
+    assert!((5..).zip(&large).all(|(n, event)| event["offset"] == n));
+
     // Kept are as many bytes as may be.
-    for n in 5..=64 {
+    for n in 13..=64 {
         let data = json!({"topic": "app:log", "event": "app:big", "data": "x".repeat(1_000)});
         assert_eq!(bob.ok("topic:publish", data).await, json!({"offset": n}));
     }
-    let mut carol = node.ws("carol").await;
     let mut resumed = async |offset: i64| {
         let position = json!({"epoch": start["position"]["epoch"], "offset": offset});
         let resume = json!({"topic": "app:log", "position": position});

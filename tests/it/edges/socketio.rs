@@ -103,7 +103,7 @@ async fn who_does_not_keep_to_socket_io_is_closed() {
     let token = node.token("clara", Role::Consumer, 3_600);
 
     // Before it is connected: nothing said, something else said, what is no packet.
-    for packet in ["", r#"42["chat:message",{}]"#, "4x", "6", r#"451-["e",{}]"#] {
+    for packet in ["", r#"42["chat:message",{}]"#, "41", "43[]", "4x", "6", r#"451-["e",{}]"#] {
         let mut engine = Engine::open(&node, None).await.unwrap();
         if !packet.is_empty() {
             engine.say(packet).await;

@@ -131,7 +131,9 @@ clara.socket.disconnect();
 const tablet = client({ token }, { transports: ["websocket"], forceNew: true });
 await connected(tablet.socket);
 await tablet.ask("session:open", { session_id });
-for (const content of ["one", "two"]) await tablet.ask("chat:message", { session_id, content });
+// More than one answer of a long poll holds, with which the client comes back.
+const long = Array.from({ length: 60 }, (_, n) => `${n} ${"x".repeat(1_900)}`);
+for (const content of [...long, "one", "two"]) await tablet.ask("chat:message", { session_id, content });
 const before = clara.positions[topic].offset;
 clara.heard.length = 0;
 clara.socket.connect();
