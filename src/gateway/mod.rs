@@ -62,7 +62,7 @@ pub struct Grant {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub node_name: String,
-    /// Besides our own: for CORS and WebSocket alike.
+    /// Besides our own: for CORS, WebSocket and Socket.IO alike.
     pub allowed_origins: Vec<String>,
     /// Addresses or networks (`10.0.0.0/8`) whose forwarded headers are believed.
     pub trusted_proxies: Vec<Network>,
@@ -199,7 +199,7 @@ pub struct Gateway {
     metrics: PrometheusHandle,
     /// Of the grants that have one, by topic.
     topic_rates: HashMap<String, Mutex<Bucket>>,
-    /// Of WebSocket, that could be read.
+    /// Of clients, that could be read.
     frames: metrics::Counter,
     connections: ws::Connections,
     users: Users,

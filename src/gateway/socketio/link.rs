@@ -13,8 +13,8 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use super::{ENGINE_BUFFER, Engine};
 use super::packet::{self, Sent};
+use super::{ENGINE_BUFFER, Engine};
 use crate::gateway::ws::Limits;
 
 /// The engine tells nobody when it has room again. Doubled each time, up to [`LOOK_RARELY`].
@@ -219,7 +219,8 @@ impl Link {
                 }
                 // A long poll fetches its last words; it is closed when this is dropped.
                 if self.packets.is_empty()
-                    && self.engine.transport_type() == TransportType::Websocket {
+                    && self.engine.transport_type() == TransportType::Websocket
+                {
                     self.engine.close(DisconnectReason::ClosingServer);
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! Text frames, one JSON object each. A client frame is `{"id","event","data"?}` and gets exactly one reply,
 //! `{"id","ok":true,"data"}` or `{"id","ok":false,"error"}`. What the server sends by itself has no `id`:
-//! `{"event","topic"?,"offset"?,"data"}`. Receivers ignore unknown fields.
+//! `{"event","topic"?,"offset"?,"from"?,"data"}`. Receivers ignore unknown fields.
 //!
 //! A frame that cannot be answered (not JSON, not an object, no usable `id`) ends the connection with 3500: its sender
 //! would wait for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.

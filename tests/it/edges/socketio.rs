@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
@@ -10,11 +11,15 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::{PATIENCE, TestNode, grant};
+use super::{PATIENCE, TestNode, grant, text};
 use crate::support::eventually;
 
 /// A WebSocket of the engine.
-struct Engine(WebSocketStream<TcpStream>);
+struct Engine {
+    socket: WebSocketStream<TcpStream>,
+    /// It answers heartbeats.
+    lives: bool,
+}
 
 impl Engine {
     async fn open(node: &TestNode, origin: Option<&str>) -> Result<Self, u16> {
@@ -33,21 +38,26 @@ impl Engine {
             request.headers_mut().insert("origin", origin.parse().unwrap());
         }
         match tokio_tungstenite::client_async(request, stream).await {
-            Ok((socket, _)) => Ok(Self(socket)),
+            Ok((socket, _)) => Ok(Self { socket, lives: true }),
             Err(Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("{error}"),
         }
     }
 
     async fn say(&mut self, packet: &str) {
-        self.0.send(Message::text(packet)).await.unwrap();
+        self.socket.send(Message::text(packet)).await.unwrap();
     }
 
     /// The next packet; `None`: closed.
     async fn hear(&mut self) -> Option<String> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("silence");
+            let next = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("silence");
             match next {
+                Some(Ok(Message::Text(text))) if text == "2" => {
+                    if self.lives {
+                        let _ = self.socket.send(Message::text("3")).await;
+                    }
+                }
                 Some(Ok(Message::Text(text))) => return Some(text.to_string()),
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                 Some(Ok(_)) => {}
@@ -68,9 +78,12 @@ impl Engine {
     /// All packets until it is closed.
     async fn rest(&mut self) -> Vec<String> {
         let mut packets = Vec::new();
-        while let Some(packet) = self.hear().await {
-            packets.push(packet);
-        }
+        let all = async {
+            while let Some(packet) = self.hear().await {
+                packets.push(packet);
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.expect("an end");
         packets
     }
 
@@ -116,12 +129,13 @@ async fn who_does_not_keep_to_socket_io_is_closed() {
     for message in [Message::binary(vec![1]), Message::text("4x"), Message::text(large)] {
         let mut engine = Engine::open(&node, None).await.unwrap();
         engine.connect(&token).await;
-        let _ = engine.0.send(message).await;
+        let _ = engine.socket.send(message).await;
         engine.rest().await;
     }
     // No sign of life.
     let mut engine = Engine::open(&node, None).await.unwrap();
     engine.connect(&token).await;
+    engine.lives = false;
     engine.rest().await;
     // Another name for what cannot be answered, and too much of what can.
     let mut engine = Engine::open(&node, None).await.unwrap();
@@ -133,7 +147,7 @@ async fn who_does_not_keep_to_socket_io_is_closed() {
     let mut engine = Engine::open(&node, None).await.unwrap();
     engine.connect(&token).await;
     for n in 0..100 {
-        let _ = engine.0.send(Message::text(format!("42{n}[\"ping\"]"))).await;
+        let _ = engine.socket.send(Message::text(format!("42{n}[\"ping\"]"))).await;
     }
     let said = engine.rest().await;
     assert_eq!(close_code(&said), Some(3009), "{said:?}");
@@ -181,4 +195,51 @@ async fn a_slow_client_of_socket_io_is_cut_off_and_others_are_not() {
     let said = tokio::time::timeout(Duration::from_secs(10), slow.rest()).await.unwrap();
     let noise = said.iter().filter(|packet| packet.starts_with("42[\"app:x\"")).count();
     assert!(noise > 0 && noise < 60, "{noise}");
+}
+
+/// What does not fit into one answer of a long poll is not lost when the client goes over to a WebSocket just then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_in_the_middle_of_a_replay_loses_nothing() {
+    let node = TestNode::with(|config| {
+        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+    })
+    .await;
+    let mut bob = node.ws("bob").await;
+    let start = bob.ok("topic:subscribe", json!({"topic": "app:log"})).await;
+    for _ in 0..30 {
+        let said = json!({"topic": "app:log", "event": "app:said", "data": "x".repeat(9_000)});
+        bob.ok("topic:publish", said).await;
+    }
+    let http = node.anonymous();
+    let opened = http.get("/socket.io/?EIO=4&transport=polling").await;
+    let opened: Value = serde_json::from_str(opened.text.strip_prefix('0').unwrap()).unwrap();
+    let sid = text(&opened["sid"]);
+    let session = format!("/socket.io/?EIO=4&transport=polling&sid={sid}");
+    let token = node.token("clara", Role::Consumer, 3_600);
+    let auth = json!({"token": token, "positions": {"app:log": start["position"]}});
+    assert_eq!(http.send("POST", &session, &[], format!("40{auth}").as_bytes()).await.status, 200);
+    // Until an answer is as full as it gets.
+    let mut packets = Vec::new();
+    while !packets.iter().any(|packet: &String| packet.starts_with("42[\"app:said\"")) {
+        let answer = http.get(&session).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        packets.extend(answer.text.split('\u{1e}').map(str::to_owned));
+    }
+    let url = format!("ws://{}/socket.io/?EIO=4&transport=websocket&sid={sid}", node.node.address);
+    let stream = TcpStream::connect(node.node.address).await.unwrap();
+    let upgraded = tokio_tungstenite::client_async(url, stream).await.unwrap();
+    let mut engine = Engine { socket: upgraded.0, lives: true };
+    engine.say("2probe").await;
+    engine.until("3probe").await;
+    engine.say("5").await;
+    let offset = |packet: &String| {
+        let event: Value = serde_json::from_str(packet.strip_prefix("42")?).ok()?;
+        (event[0] == "app:said").then(|| event[2]["offset"].as_i64().unwrap())
+    };
+    let mut offsets: Vec<i64> = packets.iter().filter_map(offset).collect();
+    while offsets.last() != Some(&30) {
+        let packet = engine.hear().await.expect("it goes on");
+        offsets.extend(offset(&packet));
+    }
+    assert_eq!(offsets, (1..=30).collect::<Vec<_>>());
 }
