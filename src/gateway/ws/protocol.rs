@@ -246,7 +246,6 @@ pub enum Close {
     /// RFC 6455.
     ProtocolError,
     NotUtf8,
-    Internal,
 }
 
 impl Close {
@@ -263,7 +262,6 @@ impl Close {
             Self::FrameTooLarge => 3504,
             Self::ProtocolError => 1002,
             Self::NotUtf8 => 1007,
-            Self::Internal => 1011,
         }
     }
 
@@ -284,7 +282,6 @@ impl Close {
             Self::FrameTooLarge => "too_large",
             Self::ProtocolError => "protocol_error",
             Self::NotUtf8 => "not_utf8",
-            Self::Internal => "internal",
         }
     }
 
@@ -295,7 +292,7 @@ impl Close {
             Self::Draining | Self::Evicted => Some(rand::random_range(0..=spread.max(500))),
             Self::SlowConsumer | Self::HistoryLost | Self::TooManyFrames => Some(1_000),
             Self::TooManyConnections => Some(5_000),
-            Self::AuthTimeout | Self::HeartbeatTimeout | Self::Internal => Some(500),
+            Self::AuthTimeout | Self::HeartbeatTimeout => Some(500),
             _ => None,
         };
         let mut reason = json!({"code": self.word()});

@@ -3,6 +3,7 @@
 use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 use super::{TestNode, grant, id};
 
@@ -88,6 +89,37 @@ async fn what_is_published_to_a_durable_topic_stays() {
     };
     assert!(!resumed(3).await && !resumed(40).await);
     assert!(resumed(46).await, "the last 19 of 1,002 bytes");
+}
+
+/// A slow reader's replay goes as fast as it reads; what is no longer kept by then is said to be lost, not left out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_that_ends_while_it_is_replayed_is_said_to_be_lost() {
+    let node = TestNode::with(|config| {
+        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+    })
+    .await;
+    let mut bob = node.ws("bob").await;
+    let start = bob.ok("topic:subscribe", json!({"topic": "app:log"})).await;
+    bob.ok("topic:unsubscribe", json!({"topic": "app:log"})).await;
+    for _ in 0..60 {
+        let said = json!({"topic": "app:log", "event": "app:said", "data": "x".repeat(60_000)});
+        bob.ok("topic:publish", said).await;
+    }
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let stream = socket.connect(node.node.address).await.unwrap();
+    let bearer = format!("Bearer {}", node.token("clara", Role::Consumer, 3_600));
+    let mut slow = node.try_ws_over(stream, &[("authorization", &bearer)]).await.unwrap();
+    slow.ok("auth", json!({})).await;
+    let resume = json!({"topic": "app:log", "position": start["position"]});
+    assert_eq!(slow.ok("topic:subscribe", resume.clone()).await["recovered"], true);
+    let mut store = node.store().await;
+    sqlx::query("delete from publications").execute(&mut store).await.unwrap();
+    let (code, reason) = slow.closed().await;
+    assert_eq!((code, &reason["code"]), (3008, &json!("history_lost")));
+    let mut again = node.ws("clara").await;
+    let told = again.ok("topic:subscribe", resume).await;
+    assert_eq!((&told["recovered"], &told["position"]["offset"]), (&json!(false), &json!(60)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

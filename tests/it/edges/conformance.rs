@@ -381,7 +381,7 @@ fn resident_mib() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
 }
 
-/// `PROXIE_FUZZ` frames, from seeds, in ten rounds of four connections at a time.
+/// `PROXIE_FUZZ` frames, from seeds, in ten rounds of 48 connections at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fuzzed_frames_break_nothing() {
     let frames: u64 = std::env::var("PROXIE_FUZZ").map_or(10_000, |n| n.parse().unwrap());
@@ -398,7 +398,8 @@ async fn fuzzed_frames_break_nothing() {
     drop(ws);
     let (mut connections, mut memory) = (0, Vec::new());
     for round in 0..10 {
-        let workers = (0..4).map(|n| fuzz(&node, &token, &session, round * 4 + n, frames / 40));
+        let workers =
+            (0..48).map(|n| fuzz(&node, &token, &session, round * 48 + n, frames.div_ceil(480)));
         connections += futures_util::future::join_all(workers).await.iter().sum::<u64>();
         memory.push(resident_mib());
     }

@@ -21,7 +21,7 @@ use proxie::config::{Config, TopicGrant};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -63,6 +63,11 @@ impl TestNode {
     pub async fn restart(self) -> Self {
         self.node.stop().await;
         Self::of(self.config).await
+    }
+
+    /// A connection of its own to the node's database.
+    pub async fn store(&self) -> PgConnection {
+        PgConnection::connect(&self.config.persistence.database_url).await.unwrap()
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {

@@ -157,7 +157,8 @@ async fn who_may_come_in() {
     ws.ok("auth", json!({"token": good})).await;
     session(&mut ws).await;
     let mut silent = node.try_ws(&[]).await.unwrap();
-    assert_eq!(silent.closed().await.0, 3002);
+    let (code, reason) = silent.closed().await;
+    assert_eq!((code, &reason["code"]), (3002, &json!("authentication_timeout")));
 
     // A refresh is for the same user only, and a bad one leaves things as they are.
     let bob = node.token("bob", Role::Consumer, 3_600);
