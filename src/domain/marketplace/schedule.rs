@@ -125,15 +125,14 @@ impl Calendar<'_> {
         if not_before > when.latest {
             return None;
         }
+        let opens = self.opens(&tz, not_before);
         if when.exact && not_before == when.earliest {
             let wish = Span::new(when.earliest, duration_minutes);
-            if self.is_free(&wish)
-                && self.opens(&tz, wish.starts_at).any(|open| contains(&open, &wish))
-            {
+            if self.is_free(&wish) && opens.iter().any(|open| contains(open, &wish)) {
                 return Some(wish);
             }
         }
-        for open in self.opens(&tz, not_before) {
+        for open in opens {
             let mut start = on_grid(not_before.max(open.starts_at))?;
             loop {
                 let span = Span::new(start, duration_minutes);
@@ -165,20 +164,23 @@ impl Calendar<'_> {
             && self.weekly.get(&Weekday::of(date)).is_some_and(|hours| !hours.is_empty())
     }
 
-    /// Open spans from the local day before `from` on, in order. The day before may reach past midnight by DST only,
-    /// but costs nothing.
-    fn opens<'s>(&'s self, tz: &'s TimeZone, from: Timestamp) -> impl Iterator<Item = Span> + 's {
+    /// Open spans from the local day of `from` on, in order. What closes at midnight and opens at midnight stays open.
+    fn opens(&self, tz: &TimeZone, from: Timestamp) -> Vec<Span> {
         let first = from.to_zoned(tz.clone()).date();
         let dates = std::iter::successors(Some(first), |date| date.tomorrow().ok());
-        dates.take(SEARCH_DAYS).filter(|date| !self.days_off.contains(date)).flat_map(move |date| {
-            let hours = self.weekly.get(&Weekday::of(date)).map_or(&[][..], Vec::as_slice);
-            hours.iter().filter_map(move |hours| {
-                Some(Span {
-                    starts_at: local(tz, date, hours.from_minute)?,
-                    ends_at: local(tz, date, hours.to_minute)?,
-                })
-            })
-        })
+        let mut opens: Vec<Span> = Vec::new();
+        for date in dates.take(SEARCH_DAYS).filter(|date| !self.days_off.contains(date)) {
+            for hours in self.weekly.get(&Weekday::of(date)).into_iter().flatten() {
+                let starts_at = local(tz, date, hours.from_minute);
+                let ends_at = local(tz, date, hours.to_minute);
+                let (Some(starts_at), Some(ends_at)) = (starts_at, ends_at) else { continue };
+                match opens.last_mut() {
+                    Some(before) if before.ends_at == starts_at => before.ends_at = ends_at,
+                    _ => opens.push(Span { starts_at, ends_at }),
+                }
+            }
+        }
+        opens
     }
 }
 
@@ -287,6 +289,19 @@ mod tests {
             some("2026-01-12T16:00:00Z")
         );
         assert_eq!(f.first("2026-01-12T16:15:00Z", "2026-01-12T17:00:00Z", false), None);
+    }
+
+    #[test]
+    fn who_never_closes_works_over_midnight() {
+        let mut f = Fixture::nine_to_six();
+        let hours = vec![Hours { from_minute: 0, to_minute: 1440 }];
+        f.weekly = Weekday::ALL.into_iter().map(|day| (day, hours.clone())).collect();
+        // 23:45 in Berlin.
+        let late = "2026-01-12T22:45:00Z";
+        assert_eq!(f.first(late, late, true), some(late));
+        assert_eq!(f.first(late, late, false), some(late));
+        f.days_off.insert("2026-01-13".parse().unwrap());
+        assert_eq!(f.first(late, late, true), None);
     }
 
     #[test]
