@@ -116,31 +116,25 @@ pub fn start(folder: &Path, against: Option<&str>) -> anyhow::Result<Vec<Server>
         servers.push(axum);
     }
     let source = |file: &str| root.join("examples/peers").join(file);
-    if wanted("ws") && peers.join("node_modules/ws").exists() {
-        // Modules are looked for from where the file is.
-        std::fs::copy(source("ws.mjs"), peers.join("ws.mjs"))?;
-        let mut ws = Server::start("ws", "node", |c| {
-            c.arg(peers.join("ws.mjs"));
-        })?;
-        let package: Value =
-            serde_json::from_slice(&std::fs::read(peers.join("node_modules/ws/package.json"))?)?;
-        ws.version = format!("{}, Node {}", package["version"], printed("node", &["--version"])?);
-        servers.push(ws);
-    } else if wanted("ws") {
-        println!("# ws: left out (npm install --prefix target/peers ws@8)");
-    }
-    if wanted("socket.io") && peers.join("node_modules/socket.io").exists() {
-        std::fs::copy(source("socketio.mjs"), peers.join("socketio.mjs"))?;
-        let mut peer = Server::start("socket.io", "node", |c| {
-            c.arg(peers.join("socketio.mjs"));
-        })?;
-        let package = peers.join("node_modules/socket.io/package.json");
-        let package: Value = serde_json::from_slice(&std::fs::read(package)?)?;
-        peer.version = format!("{}, Node {}", package["version"], printed("node", &["--version"])?);
-        peer.wire = Wire::SocketIo { token: None };
-        servers.push(peer);
-    } else if wanted("socket.io") {
-        println!("# socket.io: left out (npm install --prefix target/peers socket.io@4)");
+    for (name, package, file, wire, install) in [
+        ("ws", "ws", "ws.mjs", Wire::Plain, "ws@8"),
+        ("socket.io", "socket.io", "socketio.mjs", Wire::SocketIo { token: None }, "socket.io@4"),
+    ] {
+        let package = peers.join("node_modules").join(package).join("package.json");
+        if wanted(name) && package.exists() {
+            // Modules are looked for from where the file is.
+            std::fs::copy(source(file), peers.join(file))?;
+            let mut peer = Server::start(name, "node", |c| {
+                c.arg(peers.join(file));
+            })?;
+            let package: Value = serde_json::from_slice(&std::fs::read(package)?)?;
+            let node = printed("node", &["--version"])?;
+            peer.version = format!("{}, Node {node}", package["version"]);
+            peer.wire = wire;
+            servers.push(peer);
+        } else if wanted(name) {
+            println!("# {name}: left out (npm install --prefix target/peers {install})");
+        }
     }
     if wanted("fastapi") && peers.join("python/fastapi").exists() {
         let mut peer = Server::start("fastapi", "python3", |c| {

@@ -107,13 +107,14 @@ impl Node {
         let (lanes, standing) = (core.lanes.clone(), core.standing());
         let serves = move || lanes.all_up() && standing.borrow().active;
         let readiness = Arc::new(Readiness::new(core.lease.clone(), serves));
-        let (store, this) = (Arc::from(core.identity.epoch.as_str()), core.lease.incarnation());
+        let store: Arc<str> = core.identity.epoch.as_str().into();
+        let (epoch, watched_epoch) = watch::channel(store.clone());
         let members = core.standing();
+        let this = core.lease.incarnation();
         let nodes = move || {
             let living = members.borrow().living.clone();
-            Nodes { store: Arc::clone(&store), this, living }
+            Nodes { store: store.clone(), this, living }
         };
-        let (epoch, watched_epoch) = watch::channel(Arc::from(core.identity.epoch.as_str()));
         let gateway = Gateway::start(Parts {
             entities: core.entities.clone(),
             topics: core.topics.clone(),

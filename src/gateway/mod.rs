@@ -30,10 +30,11 @@ use tokio::sync::watch;
 use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
-use crate::gateway::problem::Problem;
+use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Users;
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::Role;
+use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
@@ -225,12 +226,7 @@ impl Gateway {
             clock,
             options,
         } = parts;
-        let (max, frames) = {
-            let limits = &options.websocket;
-            let quota = limits.frames_per_minute_per_user;
-            (limits.max_connections_per_user, Policy { quota, window_s: 60 })
-        };
-        let users = Users::new(max, frames, limiter.clone(), nodes);
+        let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let now = tokio::time::Instant::now();
         let limited = options.grants.iter().filter(|grant| grant.max_per_s > 0);
         let topic_rates = limited
@@ -291,6 +287,14 @@ impl Gateway {
 
     fn epoch(&self) -> Arc<str> {
         self.epoch.borrow().clone()
+    }
+
+    /// Whether connections may be opened here.
+    fn takes_connections(&self) -> Outcome<()> {
+        if self.readiness.is_draining() {
+            return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
+        }
+        Ok(())
     }
 
     /// The read models, while this node may answer from them: with the store up and the lease proven.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::Limits;
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Held, Nodes, Policy, RateLimiter};
 
@@ -91,8 +92,7 @@ pub struct Seat {
 
 impl Users {
     pub fn new(
-        max_connections: usize,
-        frames: Policy,
+        limits: &Limits,
         limiter: Arc<dyn RateLimiter>,
         nodes: Box<dyn Fn() -> Nodes + Send + Sync>,
     ) -> Self {
@@ -101,7 +101,11 @@ impl Users {
         if here.limiter.is_shared() {
             tokio::spawn(tell_changes(Arc::downgrade(&here)));
         }
-        Self { max_connections, frames, here }
+        Self {
+            max_connections: limits.max_connections_per_user,
+            frames: Policy { quota: limits.frames_per_minute_per_user, window_s: 60 },
+            here,
+        }
     }
 
     /// For one more connection, unless the user has as many as are allowed.
@@ -119,9 +123,6 @@ impl Users {
             *count += 1;
             Seat { user_id: user_id.into(), here: self.here.clone() }
         };
-        if !self.here.limiter.is_shared() {
-            return Ok(seat);
-        }
         match self.here.tell(user_id).await {
             Some(all) if all > self.max_connections => Err(full()),
             Some(_) => Ok(seat),

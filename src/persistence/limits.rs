@@ -134,31 +134,34 @@ impl RedisLimiter {
     }
 }
 
+impl RedisLimiter {
+    /// What Redis answers, if it does in time.
+    async fn in_time<T>(
+        &self,
+        asked: impl Future<Output = Result<T, redis::RedisError>>,
+    ) -> Option<T> {
+        match tokio::time::timeout(self.patience, asked).await {
+            Ok(Ok(answer)) => Some(answer),
+            _ => {
+                metrics::counter!("proxie_redis_failures_total").increment(1);
+                None
+            }
+        }
+    }
+}
+
 impl RateLimiter for RedisLimiter {
     fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict> {
         Box::pin(async move {
-            let shared = shared_hits(self.redis.clone(), &key, n, policy);
-            match tokio::time::timeout(self.patience, shared).await {
-                Ok(Ok(verdict)) => verdict,
-                _ => {
-                    metrics::counter!("proxie_redis_failures_total").increment(1);
-                    self.local.hits_at(key, n, policy, Instant::now())
-                }
-            }
+            let shared = self.in_time(shared_hits(self.redis.clone(), &key, n, policy)).await;
+            shared.unwrap_or_else(|| self.local.hits_at(key, n, policy, Instant::now()))
         })
     }
 
     fn held(&self, key: String, here: Held, nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
-        Box::pin(async move {
-            let shared = shared_held(self.redis.clone(), &key, here, &nodes);
-            match tokio::time::timeout(self.patience, shared).await {
-                Ok(Ok(all)) => Some(all),
-                _ => {
-                    metrics::counter!("proxie_redis_failures_total").increment(1);
-                    None
-                }
-            }
-        })
+        Box::pin(
+            async move { self.in_time(shared_held(self.redis.clone(), &key, here, &nodes)).await },
+        )
     }
 
     fn is_shared(&self) -> bool {

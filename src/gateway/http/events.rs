@@ -27,7 +27,6 @@ use crate::gateway::users::Seat;
 use crate::gateway::ws::Opened;
 use crate::gateway::ws::protocol::{Close, Position, split_topic};
 use crate::gateway::{Gateway, Leaving};
-use crate::kernel::error::ErrorCode;
 
 /// The cursor names every topic, and every event carries it.
 const MAX_TOPICS: usize = 32;
@@ -75,9 +74,7 @@ pub async fn events(
     user: User,
 ) -> Outcome<Response> {
     let claims = Arc::new(user.claims);
-    if gateway.readiness.is_draining() {
-        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
-    }
+    gateway.takes_connections()?;
     let counted = gateway.users.seat(&claims.sub).await?;
     let cursor = match headers.get("last-event-id").map(HeaderValue::to_str) {
         None | Some(Ok("")) => Cursor::default(),

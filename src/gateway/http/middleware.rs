@@ -16,7 +16,7 @@ use super::extract::bearer;
 use super::pages::KeepBody;
 use crate::gateway::Gateway;
 use crate::gateway::accept::network_of;
-use crate::gateway::problem::{IsProblem, Problem};
+use crate::gateway::problem::{IsProblem, Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Policy, Verdict};
 
@@ -267,8 +267,26 @@ fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMa
     client
 }
 
+/// Pages of other origins may not open connections.
+pub fn check_origin(gateway: &Gateway, headers: &HeaderMap) -> Outcome<()> {
+    if origin_allowed(gateway, headers) {
+        return Ok(());
+    }
+    Err(Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins"))
+}
+
+/// Who opens connections is limited as in `/v1`.
+pub async fn count_connection(gateway: &Gateway, key: String) -> Outcome<()> {
+    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
+    if verdict.allowed {
+        return Ok(());
+    }
+    Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
+        .retry_after_ms(u64::from(verdict.reset_s) * 1_000))
+}
+
 /// Browsers say where a page comes from: our own origin, or one that is configured. Others send nothing.
-pub fn origin_allowed(gateway: &Gateway, headers: &HeaderMap) -> bool {
+fn origin_allowed(gateway: &Gateway, headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let allowed = &gateway.options.allowed_origins;

@@ -24,7 +24,7 @@ use crate::gateway::{Gateway, socketio, ws};
 use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::bearer;
-pub(super) use middleware::{address_key, origin_allowed};
+pub(super) use middleware::{address_key, check_origin, count_connection};
 pub(super) use pages::KeepBody;
 
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.

@@ -33,41 +33,25 @@ impl Started {
     }
 }
 
-enum Kind {
-    /// Its owner's commits assign offsets.
-    Durable,
-    /// Without history.
-    Ephemeral,
-}
-
-async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<Kind> {
+async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<()> {
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
     let call = Call { gateway, user_id: &claims.sub, role: claims.role, id: "" };
     match kind {
-        "user" if key == claims.sub => Ok(Kind::Durable),
-        "presence" if key == claims.sub => Ok(Kind::Ephemeral),
-        "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => {
-            Ok(Kind::Ephemeral)
-        }
+        "user" | "presence" if key == claims.sub => Ok(()),
+        "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => Ok(()),
         "user" | "presence" => Err(Problem::forbidden("this topic belongs to another user")),
-        "session" => commands::shown_session(&call, key).await.map(|_| Kind::Durable),
-        "booking" => commands::shown_booking(&call, key).await.map(|_| Kind::Durable),
+        "session" => commands::shown_session(&call, key).await.map(drop),
+        "booking" => commands::shown_booking(&call, key).await.map(drop),
         "app" => match grant(gateway, topic) {
-            Some(grant) if !grant.subscribe.contains(&claims.role) => Err(not_granted()),
-            Some(grant) if grant.durable => Ok(Kind::Durable),
-            Some(_) => Ok(Kind::Ephemeral),
-            None => Err(not_granted()),
+            Some(grant) if grant.subscribe.contains(&claims.role) => Ok(()),
+            _ => Err(Problem::forbidden("this application topic is not granted to you")),
         },
         _ => Err(Problem::not_found("topic")),
     }
 }
 
-fn not_granted() -> Problem {
-    Problem::forbidden("this application topic is not granted to you")
-}
-
-/// Nothing of the topic is kept.
+/// Nothing of the topic is kept. Of others, the commits of their owner assign offsets.
 pub fn is_ephemeral(gateway: &Gateway, topic: &str) -> bool {
     match topic.split_once(':') {
         Some(("app", _)) => !grant(gateway, topic).is_some_and(|grant| grant.durable),
@@ -133,9 +117,9 @@ pub async fn start(
     topic: &str,
     position: Option<Position>,
 ) -> Outcome<Started> {
-    let kind = authorise(gateway, claims, topic).await?;
+    authorise(gateway, claims, topic).await?;
     let handle = gateway.topics.subscribe(topic, key, outgoing);
-    if let Kind::Ephemeral = kind {
+    if is_ephemeral(gateway, topic) {
         // Nobody can say what was missed here, so only a newcomer has missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };

@@ -146,15 +146,15 @@ impl Link {
             match self.hand_over() {
                 Ok(true) => self.looks = None,
                 Ok(false) => {
-                    let (delay, empty) = match self.looks.take() {
+                    let (delay, was_empty) = match &self.looks {
                         Some(look) => ((look.delay * 2).min(LOOK_RARELY), look.empty),
                         None => (LOOK_AGAIN, false),
                     };
-                    let empty = self.has_room(ENGINE_BUFFER) && {
-                        // Seen empty twice, so the answer that took the last of it is complete.
-                        self.unpolled = if empty { 0 } else { self.unpolled };
-                        true
-                    };
+                    let empty = has_room(&self.engine, ENGINE_BUFFER);
+                    if empty && was_empty {
+                        // The answer that took the last of it is complete by now.
+                        self.unpolled = 0;
+                    }
                     self.looks = Some(Look { at: tokio::time::sleep(delay).boxed(), delay, empty });
                 }
                 Err(gone) => return Poll::Ready(Err(axum::Error::new(gone))),
@@ -166,16 +166,14 @@ impl Link {
     /// Gives the engine one packet, if there is room. During the upgrade from long polling the engine forgets the packet
     /// that did not fit into the last answer, so no answer is given more than fits.
     fn hand_over(&mut self) -> Result<bool, std::io::Error> {
-        let Some(packet) = self.packets.front() else { return Ok(true) };
+        let Some(packet) = self.packets.pop_front() else { return Ok(true) };
         let polls = self.engine.transport_type() == TransportType::Polling;
         let bytes = packet.len() + 2;
-        if polls && self.unpolled > 0 && self.unpolled + bytes + SLACK > self.max_payload {
+        let full = polls && self.unpolled > 0 && self.unpolled + bytes + SLACK > self.max_payload;
+        if full || !has_room(&self.engine, 1 + SPARE) {
+            self.packets.push_front(packet);
             return if self.engine.is_closed() { Err(gone()) } else { Ok(false) };
         }
-        if !self.has_room(1 + SPARE) {
-            return if self.engine.is_closed() { Err(gone()) } else { Ok(false) };
-        }
-        let Some(packet) = self.packets.pop_front() else { return Ok(true) };
         if self.engine.emit(packet).is_err() {
             // What came in between took the room: the client goes on from its positions.
             self.engine.close(DisconnectReason::ClosingServer);
@@ -183,12 +181,6 @@ impl Link {
         }
         self.unpolled = if polls { self.unpolled + bytes } else { 0 };
         Ok(true)
-    }
-
-    /// So many places of the engine's channel are free.
-    fn has_room(&self, places: usize) -> bool {
-        let permits: Vec<_> = (0..places).map_while(|_| self.engine.reserve().ok()).collect();
-        permits.len() == places
     }
 
     pub fn send(&mut self, message: Message) {
@@ -269,6 +261,12 @@ impl Link {
             None => self.emit(packet::event("error", &[reply.error.map_or("null", |e| e.get())])),
         }
     }
+}
+
+/// So many places of the engine's channel are free.
+fn has_room(engine: &Engine, places: usize) -> bool {
+    // Each is held while the next is asked for.
+    places == 0 || engine.reserve().is_ok_and(|_permit| has_room(engine, places - 1))
 }
 
 fn gone() -> std::io::Error {

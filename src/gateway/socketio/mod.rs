@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
-use crate::gateway::http::{KeepBody, address_key, origin_allowed};
+use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::{Arguments, Socket};
 use crate::kernel::error::ErrorCode;
@@ -96,26 +96,15 @@ async fn check(
     uri: &Uri,
     extensions: &Extensions,
 ) -> Outcome<()> {
-    if !origin_allowed(gateway, headers) {
-        return Err(Problem::forbidden(
-            "pages of this origin may not connect: see gateway.allowed_origins",
-        ));
-    }
+    check_origin(gateway, headers)?;
     let query = uri.query().unwrap_or_default();
     let goes_on = query.split('&').any(|parameter| parameter.starts_with("sid="));
     if goes_on {
         return Ok(());
     }
-    if gateway.readiness.is_draining() {
-        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
-    }
+    gateway.takes_connections()?;
     let key = address_key(gateway, extensions, headers);
-    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
-    if !verdict.allowed {
-        return Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
-            .retry_after_ms(u64::from(verdict.reset_s) * 1_000));
-    }
-    Ok(())
+    count_connection(gateway, key).await
 }
 
 type Engine = engineioxide::Socket<Session>;

@@ -24,9 +24,8 @@ use axum::response::Response;
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::Claims;
-use crate::gateway::http::{address_key, bearer, origin_allowed};
+use crate::gateway::http::{address_key, bearer, check_origin, count_connection};
 use crate::gateway::problem::{Outcome, Problem};
-use crate::kernel::error::ErrorCode;
 
 pub(super) use connection::Arguments;
 use owner::Owners;
@@ -79,17 +78,11 @@ pub async fn upgrade(
         Problem::bad_request(format!("this is a WebSocket: {rejection}"))
             .status(StatusCode::BAD_REQUEST)
     })?;
-    if !origin_allowed(&gateway, &headers) {
-        return Err(Problem::forbidden(
-            "pages of this origin may not connect: see gateway.allowed_origins",
-        ));
-    }
+    check_origin(&gateway, &headers)?;
     if !speaks(&headers) {
         return Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"));
     }
-    if gateway.readiness.is_draining() {
-        return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
-    }
+    gateway.takes_connections()?;
     let claims = authenticated(&gateway, &headers, &extensions).await?;
     let user = match &claims {
         Some(claims) => Some(gateway.users.seat(&claims.sub).await?),
@@ -124,7 +117,7 @@ fn speaks(headers: &HeaderMap) -> bool {
     offered.peek().is_none() || offered.any(|name| name == protocol::SUBPROTOCOL)
 }
 
-/// The claims of the `Authorization` header, where there is one. Who opens sockets is limited as in `/v1`.
+/// The claims of the `Authorization` header, where there is one.
 async fn authenticated(
     gateway: &Gateway,
     headers: &HeaderMap,
@@ -145,11 +138,7 @@ async fn authenticated(
         Ok(Some(claims)) => format!("user:{}", claims.sub),
         _ => address_key(gateway, extensions, headers),
     };
-    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
-    if !verdict.allowed {
-        return Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
-            .retry_after_ms(u64::from(verdict.reset_s) * 1_000));
-    }
+    count_connection(gateway, key).await?;
     verified
 }
 

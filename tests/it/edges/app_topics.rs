@@ -3,7 +3,6 @@
 use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
 
 use super::{TestNode, grant, id};
 
@@ -105,11 +104,9 @@ async fn a_history_that_ends_while_it_is_replayed_is_said_to_be_lost() {
         let said = json!({"topic": "app:log", "event": "app:said", "data": "x".repeat(60_000)});
         bob.ok("topic:publish", said).await;
     }
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    let stream = socket.connect(node.node.address).await.unwrap();
     let bearer = format!("Bearer {}", node.token("clara", Role::Consumer, 3_600));
-    let mut slow = node.try_ws_over(stream, &[("authorization", &bearer)]).await.unwrap();
+    let mut slow =
+        node.try_ws_over(node.narrow().await, &[("authorization", &bearer)]).await.unwrap();
     slow.ok("auth", json!({})).await;
     let resume = json!({"topic": "app:log", "position": start["position"]});
     assert_eq!(slow.ok("topic:subscribe", resume.clone()).await["recovered"], true);

@@ -7,7 +7,7 @@ use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Came, TestNode, Ws, grant, text};
@@ -27,11 +27,9 @@ async fn who_does_not_read_is_cut_off_and_resumes() {
     let topic = format!("session:{session}");
 
     // Another device of hers, with little room on its way.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    let stream = socket.connect(node.node.address).await.unwrap();
     let bearer = format!("Bearer {}", node.token("alice", Role::Consumer, 3_600));
-    let mut slow = node.try_ws_over(stream, &[("authorization", &bearer)]).await.unwrap();
+    let mut slow =
+        node.try_ws_over(node.narrow().await, &[("authorization", &bearer)]).await.unwrap();
     for own in [&topic, "app:noise", "presence:alice"] {
         slow.ok("topic:subscribe", json!({"topic": own})).await;
     }

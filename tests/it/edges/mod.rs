@@ -23,7 +23,7 @@ use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -63,6 +63,13 @@ impl TestNode {
     pub async fn restart(self) -> Self {
         self.node.stop().await;
         Self::of(self.config).await
+    }
+
+    /// A connection with little room on its way to the client.
+    pub async fn narrow(&self) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(self.node.address).await.unwrap()
     }
 
     /// A connection of its own to the node's database.

@@ -6,7 +6,7 @@ use futures_util::{SinkExt, StreamExt};
 use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -166,10 +166,7 @@ async fn a_slow_client_of_socket_io_is_cut_off_and_others_are_not() {
     .await;
     let subscribe =
         |n: u32, topic: &str| format!("42{n}[\"topic:subscribe\",{{\"topic\":\"{topic}\"}}]");
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4_096).unwrap();
-    let stream = socket.connect(node.node.address).await.unwrap();
-    let mut slow = Engine::open_over(&node, stream, None).await.unwrap();
+    let mut slow = Engine::open_over(&node, node.narrow().await, None).await.unwrap();
     slow.connect(&node.token("clara", Role::Consumer, 3_600)).await;
     // The topic that only this one listens to tells when the node has given up on it.
     for (n, topic) in ["app:noise", "presence:clara"].into_iter().enumerate() {
