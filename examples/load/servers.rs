@@ -57,12 +57,25 @@ impl Server {
         Ok(Self { name, version: String::new(), child, address, wire: Wire::Plain })
     }
 
-    /// Waits until it does.
-    fn listening(self) -> Self {
-        while std::net::TcpStream::connect(&self.address).is_err() {
+    /// One that takes a file with its port, and is there when the port answers.
+    fn configured(
+        name: &'static str,
+        program: &str,
+        folder: &Path,
+        config: &str,
+        port: u16,
+    ) -> anyhow::Result<Self> {
+        let file = folder.join(format!("{name}.conf"));
+        std::fs::write(&file, config)?;
+        let mut command = Command::new("taskset");
+        command.args(["-c", SERVER_CORE, program, "-c"]).arg(&file);
+        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let address = format!("127.0.0.1:{port}");
+        let server = Self { name, version: String::new(), child, address, wire: Wire::Plain };
+        while std::net::TcpStream::connect(&server.address).is_err() {
             std::thread::sleep(Duration::from_millis(50));
         }
-        self
+        Ok(server)
     }
 
     /// CPU so far, without that of its children: PostgreSQL is apart.
@@ -83,6 +96,10 @@ impl Server {
     pub async fn connect(&self) -> anyhow::Result<Client> {
         self.at().connect().await
     }
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn cpu_of(process: u32) -> anyhow::Result<Duration> {
@@ -178,57 +195,28 @@ pub fn start(folder: &Path, against: Option<&str>) -> anyhow::Result<Vec<Server>
         println!("# cowboy: left out (apt-get install rabbitmq-server)");
     }
     if wanted("nats") && printed("nats-server", &["--version"]).is_ok() {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let config = folder.join("nats.conf");
-        std::fs::write(
-            &config,
-            format!(
-                "port: -1\nhost: 127.0.0.1\nmax_connections: 65536\nwebsocket {{ port: {port}, host: 127.0.0.1, no_tls: true }}\n"
-            ),
-        )?;
-        let child = Command::new("taskset")
-            .args(["-c", SERVER_CORE, "nats-server", "-c"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let nats = Server {
-            name: "nats",
-            version: printed("nats-server", &["--version"])?,
-            child,
-            address: format!("127.0.0.1:{port}"),
-            wire: Wire::Nats,
-        };
-        servers.push(nats.listening());
+        let port = free_port()?;
+        let config = format!(
+            "port: -1\nhost: 127.0.0.1\nmax_connections: 65536\nwebsocket {{ port: {port}, host: 127.0.0.1, no_tls: true }}\n"
+        );
+        let mut nats = Server::configured("nats", "nats-server", folder, &config, port)?;
+        nats.version = printed("nats-server", &["--version"])?;
+        nats.wire = Wire::Nats;
+        servers.push(nats);
     } else if wanted("nats") {
         println!("# nats: left out (apt-get install nats-server)");
     }
     if wanted("mosquitto") && printed("mosquitto", &["-h"]).is_ok() {
-        let port = || anyhow::Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
-        let (plain, port) = (port()?, port()?);
-        let config = folder.join("mosquitto.conf");
+        let (plain, port) = (free_port()?, free_port()?);
         // It does not start with WebSocket alone, nor does it bind that to an address.
-        std::fs::write(
-            &config,
-            format!(
-                "listener {plain} 127.0.0.1\nlistener {port}\nprotocol websockets\nallow_anonymous true\nset_tcp_nodelay true\n"
-            ),
-        )?;
-        let child = Command::new("taskset")
-            .args(["-c", SERVER_CORE, "mosquitto", "-c"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let config = format!(
+            "listener {plain} 127.0.0.1\nlistener {port}\nprotocol websockets\nallow_anonymous true\nset_tcp_nodelay true\n"
+        );
+        let mut mosquitto = Server::configured("mosquitto", "mosquitto", folder, &config, port)?;
         let version = printed("mosquitto", &["-h"])?;
-        let mosquitto = Server {
-            name: "mosquitto",
-            version: version.lines().next().unwrap_or_default().into(),
-            child,
-            address: format!("127.0.0.1:{port}"),
-            wire: Wire::Mqtt,
-        };
-        servers.push(mosquitto.listening());
+        mosquitto.version = version.lines().next().unwrap_or_default().into();
+        mosquitto.wire = Wire::Mqtt;
+        servers.push(mosquitto);
     } else if wanted("mosquitto") {
         println!("# mosquitto: left out (apt-get install mosquitto)");
     }
