@@ -265,6 +265,10 @@ impl<E: Entity> Activation<E> {
             Stop::Orderly(error) => (error, None),
             Stop::Failed(reason) => (AskError::Internal, Some(reason)),
         };
+        // Those whose commit is through already: what is committed from now on is told to be missed by `finish_with`.
+        if self.pending.iter().any(|p| p.commits && (p.unheard || !p.publish.is_empty())) {
+            self.table.runtime.topics.missed(E::KIND, &self.key);
+        }
         let waiting = self.pending.drain(..).map(|p| p.ask);
         let waiting = waiting.chain(self.followers.drain(..).map(|(_, _, ask)| ask));
         let waiting =
@@ -569,6 +573,7 @@ impl<E: Entity> Activation<E> {
             self.release();
             return Ok(());
         }
+        let publishes = unheard || !publish.is_empty();
         let snapshot =
             (self.head - self.snapshot_seq >= rt.options.snapshot_every).then(|| self.snapshot());
         let item = CommitItem {
@@ -596,7 +601,7 @@ impl<E: Entity> Activation<E> {
             publications,
             views: E::project(&self.key, &self.state, &decision.events),
             failed: self.failed.clone(),
-            done: finish_with(myself, self.next_ticket),
+            done: self.finish_with(myself, publishes),
         };
         if let Some(hash) = id_hash {
             self.ids.insert(hash, self.next_ticket);
@@ -619,6 +624,26 @@ impl<E: Entity> Activation<E> {
             Err(SubmitError::Overloaded(_)) => Err(Stop::Orderly(AskError::Overloaded)),
             Err(SubmitError::Unavailable(_)) => Err(away("the store is away")),
         }
+    }
+
+    /// An activation that has ended publishes nothing, so its listeners are to look at the history.
+    fn finish_with(
+        &self,
+        myself: &ActorRef<Message<E>>,
+        publishes: bool,
+    ) -> Box<dyn FnOnce(CommitResult) + Send + Sync> {
+        let (myself, ticket, failed) = (myself.clone(), self.next_ticket, self.failed.clone());
+        let topic = publishes.then(|| (self.table.clone(), self.key.clone()));
+        Box::new(move |result| {
+            let committed = result == CommitResult::Committed;
+            let told = myself.cast(Message::Finished { ticket, result }).is_ok();
+            if let Some((table, key)) = topic
+                && committed
+                && (!told || failed.load(Ordering::SeqCst))
+            {
+                table.runtime.topics.missed(E::KIND, &key);
+            }
+        })
     }
 
     /// From here on the next one is counted, before this one is written: one that is not leads to a fresh load.
@@ -914,14 +939,6 @@ impl<E: Entity> Activation<E> {
 pub enum Notice {
     Run(RunOutcome),
     Failed(SendFailure),
-}
-
-fn finish_with<E: Entity>(
-    myself: &ActorRef<Message<E>>,
-    ticket: u64,
-) -> Box<dyn FnOnce(CommitResult) + Send + Sync> {
-    let myself = myself.clone();
-    Box::new(move |result| drop(myself.cast(Message::Finished { ticket, result })))
 }
 
 impl Claim {

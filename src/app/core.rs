@@ -107,15 +107,18 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
     };
     let lease = Lease::new(slots.me(), settings.read_ttl.as_millis() as i64);
     lease.renewed(sent);
-    let lanes =
-        Lanes::start(pool.clone(), slots.me(), settings.clock.clone(), settings.writer).await?;
+    let topics = Topics::default();
+    let late = topics.clone();
+    let late = Arc::new(move |kind: &'static str, key: &str| late.missed(kind, key));
+    let clock = settings.clock.clone();
+    let lanes = Lanes::start(pool.clone(), slots.me(), clock, settings.writer, late).await?;
     let runtime = Arc::new(Runtime {
         loader: Loader::start(pool.clone(), 2),
         lanes,
         lease,
         slots,
         clock: settings.clock,
-        topics: Topics::default(),
+        topics,
         runners: settings.runners,
         options: settings.entities,
         witness: settings.witness,

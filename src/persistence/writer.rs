@@ -43,6 +43,10 @@ impl Default for Options {
     }
 }
 
+/// Is told the kind and key of an entity whose publications were committed after its callers were told that they might
+/// not be: nobody has published them.
+pub type Late = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
+
 /// A cheap handle to all lanes.
 #[derive(Clone)]
 pub struct Lanes {
@@ -70,6 +74,7 @@ impl Lanes {
         incarnation: i64,
         clock: Clock,
         options: Options,
+        late: Late,
     ) -> anyhow::Result<Self> {
         let fenced = Arc::new(watch::Sender::new(false));
         let mut lanes = Vec::new();
@@ -83,6 +88,7 @@ impl Lanes {
                 clock.clone(),
                 options.clone(),
                 up.clone(),
+                late.clone(),
             );
             let lane = State {
                 writer: Some(writer),

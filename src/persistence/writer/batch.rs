@@ -9,7 +9,7 @@ use rand::Rng;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, Postgres};
 
-use super::{Ended, Options};
+use super::{Ended, Late, Options};
 use crate::kernel::clock::Clock;
 use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, Resolution};
 
@@ -32,6 +32,7 @@ pub struct Writer {
     clock: Clock,
     options: Options,
     up: Arc<AtomicBool>,
+    late: Late,
     next_batch: i64,
     /// Batches that are still to be written with care.
     careful: u32,
@@ -106,6 +107,7 @@ impl Writer {
         clock: Clock,
         options: Options,
         up: Arc<AtomicBool>,
+        late: Late,
     ) -> Box<Self> {
         let (next_batch, careful, starved) = (1, 0, 0);
         Box::new(Self {
@@ -115,6 +117,7 @@ impl Writer {
             clock,
             options,
             up,
+            late,
             next_batch,
             careful,
             starved,
@@ -152,12 +155,19 @@ impl Writer {
                 }
                 down @ (Written::Away { .. } | Written::Fenced) => {
                     self.up.store(false, Ordering::Release);
+                    let publishes = items.iter().filter(|item| !item.publications.is_empty());
+                    let topics: Vec<_> =
+                        publishes.map(|item| (item.kind, item.key.clone())).collect();
                     let items = items.into_iter().chain(queue.drain(..).flatten());
                     ended.extend(items.map(|item| (item, CommitResult::Unavailable)));
                     let Written::Away { unresolved } = down else { return (ended, false) };
                     tell(std::mem::take(&mut ended));
-                    if !self.wait_for_store(unresolved).await {
-                        return (ended, false);
+                    match self.wait_for_store(unresolved).await {
+                        Back::Fenced => return (ended, false),
+                        Back::Burned => {}
+                        Back::Committed => {
+                            topics.iter().for_each(|(kind, key)| (self.late)(kind, key));
+                        }
                     }
                     self.up.store(true, Ordering::Release);
                 }
@@ -278,7 +288,7 @@ impl Writer {
 
     /// Waits until the store answers again and the lost batch, if any, is settled. Nothing is loaded or decided in
     /// this lane before: what a later activation reads is final.
-    async fn wait_for_store(&mut self, unresolved: bool) -> bool {
+    async fn wait_for_store(&mut self, unresolved: bool) -> Back {
         tracing::error!(
             lane = self.lane,
             "the store is away: commands are answered `unavailable` until it returns"
@@ -292,16 +302,26 @@ impl Writer {
             attempt += 1;
             // Settling a batch that was never sent burns its number, which is harmless and proves that writing works.
             match self.resolve(0).await {
-                Ok(Resolution::Fenced) => return false,
-                Ok(Resolution::Burned | Resolution::Committed(_)) => {
+                Ok(Resolution::Fenced) => return Back::Fenced,
+                Ok(settled @ (Resolution::Burned | Resolution::Committed(_))) => {
                     self.next_batch += 1;
                     tracing::info!(lane = self.lane, unresolved, "the store is back");
-                    return true;
+                    return match settled {
+                        Resolution::Committed(_) => Back::Committed,
+                        _ => Back::Burned,
+                    };
                 }
                 Err(_) => tokio::time::sleep(backoff(attempt.min(5))).await,
             }
         }
     }
+}
+
+/// What became of the batch that the store was lost with.
+enum Back {
+    Committed,
+    Burned,
+    Fenced,
 }
 
 enum Written {

@@ -174,12 +174,14 @@ async fn application_topics_are_what_configuration_grants() {
     // Bob does not read any more, and is not waited for.
     alice.ok("topic:unsubscribe", json!({"topic": "app:room"})).await;
     let big = "x".repeat(60_000);
-    for n in 0..300 {
+    // Only he listens to the news. The close frame waits for him for two seconds.
+    for n in 0.. {
+        if !node.node.core.topics.has_subscribers("app:news") {
+            break;
+        }
+        assert!(n < 300, "the node keeps everything for somebody who does not read");
         let data = json!({"topic": "app:room", "event": "app:big", "data": big});
-        alice.say(&format!("big{n}"), "topic:publish", data).await;
-    }
-    for n in 0..300 {
-        assert_eq!(alice.reply(&format!("big{n}")).await["ok"], true);
+        alice.ok("topic:publish", data).await;
     }
     let (code, reason) = bob.closed().await;
     assert_eq!((code, &reason["code"]), (3008, &json!("slow_consumer")));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proxie::persistence::embedded::{DataLock, Embedded, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use super::{TestNode, Ws, id, text};
 use crate::embedded::{Folder, postmaster};
@@ -154,4 +154,24 @@ async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
     assert_eq!(mine, 4, "{kept}");
     node.node.stop().await;
     store.stop().await.unwrap();
+}
+
+/// Its callers were told that nobody knows. Listeners hear of it all the same, without waiting for the next publication.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_committed_late_is_heard() {
+    let node = TestNode::start().await;
+    let mut ws = node.ws("alice").await;
+    let session = text(&ws.ok("session:open", json!({})).await["session_id"]);
+    let topic = format!("session:{session}");
+    let mut store = node.store().await;
+    let mut blocking = store.begin().await.unwrap();
+    sqlx::query("lock table publications in share mode").execute(&mut *blocking).await.unwrap();
+    let (late, message) = (id(), json!({"session_id": session, "content": "late"}));
+    let reply = ws.ask_as(&late, "chat:message", message.clone()).await;
+    assert_eq!(reply["error"]["code"], "unavailable", "{reply}");
+    blocking.rollback().await.unwrap();
+    let heard = ws.durable(&topic, 2).await;
+    assert_eq!(heard[0]["data"]["content"], "late");
+    let taken = insist(&mut ws, &late, "chat:message", &message).await;
+    assert_eq!(taken["message_id"], heard[0]["data"]["message_id"]);
 }
