@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use crate::domain::sync::shared::Limits as Sync;
 pub use crate::gateway::Grant as TopicGrant;
 pub use crate::gateway::ws::Limits as WebSocket;
 use crate::gateway::ws::protocol::split_topic;
@@ -28,6 +29,7 @@ section!(Config {
     gateway: Gateway = Gateway::default(),
     websocket: WebSocket = WebSocket::default(),
     topics: Topics = Topics::default(),
+    sync: Sync = Sync::default(),
     auth: Auth = Auth::default(),
     persistence: Persistence = Persistence::default(),
     redis: Redis = Redis::default(),

@@ -22,6 +22,7 @@ use crate::domain::app_topic::AppTopic;
 use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
 };
+use crate::domain::sync::shared::Shared;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::{self, Gateway, Parts, Readiness, accept};
 use crate::kernel::clock::Clock;
@@ -251,6 +252,7 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
         },
         websocket: config.websocket.clone(),
         grants: config.topics.grants.clone(),
+        sync: config.sync,
     })
 }
 
@@ -316,6 +318,7 @@ async fn start_core(
     prepared.registry.register::<Provider>().await?;
     prepared.registry.register::<Booking>().await?;
     prepared.registry.register::<AppTopic>().await?;
+    prepared.registry.register::<Shared>().await?;
     prepared.run().await
 }
 

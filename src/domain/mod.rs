@@ -5,3 +5,4 @@
 
 pub mod app_topic;
 pub mod marketplace;
+pub mod sync;

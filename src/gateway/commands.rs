@@ -41,11 +41,11 @@ impl Call<'_> {
     }
 
     /// For queries and for what always runs.
-    fn undeduplicated(&self) -> Meta {
+    pub fn undeduplicated(&self) -> Meta {
         Meta::new(self.caller())
     }
 
-    async fn ask<E: Entity>(
+    pub async fn ask<E: Entity>(
         &self,
         key: &str,
         command: E::Command,

@@ -14,6 +14,7 @@ mod bucket;
 pub mod http;
 mod listening;
 mod socketio;
+mod sync;
 mod users;
 pub mod ws;
 
@@ -28,6 +29,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
+use crate::domain::sync::shared;
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
 use crate::gateway::problem::{Outcome, Problem};
@@ -76,6 +78,7 @@ pub struct Options {
     pub accept: accept::Limits,
     pub websocket: ws::Limits,
     pub grants: Vec<Grant>,
+    pub sync: shared::Limits,
 }
 
 impl Default for Options {
@@ -91,6 +94,7 @@ impl Default for Options {
             accept: accept::Limits::default(),
             websocket: ws::Limits::default(),
             grants: Vec::new(),
+            sync: shared::Limits::default(),
         }
     }
 }

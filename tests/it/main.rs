@@ -2,6 +2,7 @@
 
 mod clients;
 mod cluster;
+mod convergence;
 mod counter;
 mod edges;
 mod embedded;

@@ -14,6 +14,7 @@ use crate::domain::marketplace::service::Service;
 use crate::gateway::Gateway;
 use crate::gateway::commands;
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::sync;
 
 type App = State<Arc<Gateway>>;
 type Answer = Outcome<Json<Value>>;
@@ -200,4 +201,19 @@ pub async fn list_messages(State(gateway): App, user: User, Id(id): Id, list: Li
 pub async fn send_message(user: User, Id(id): Id, Body(body): Body) -> Outcome<Response> {
     let sent = commands::send_message(user.call(), &id, &body).await?;
     Ok((StatusCode::CREATED, Json(sent)).into_response())
+}
+
+/// `me`, or one's own id.
+pub async fn sync_state(user: User, Id(id): Id) -> Answer {
+    let call = user.call();
+    let user_id = if id == "me" { call.user_id } else { &id };
+    sync::state(&call, user_id).await.map(Json)
+}
+
+pub async fn sync_merge(user: User, Body(body): Body) -> Answer {
+    sync::merge(&user.call(), &body).await.map(Json)
+}
+
+pub async fn sync_explain(user: User, Id(id): Id) -> Answer {
+    sync::explain(&user.call(), &id).await.map(Json)
 }

@@ -48,6 +48,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/sessions", get(api::list_sessions).post(api::open_session))
         .route("/sessions/{id}", get(api::get_session))
         .route("/sessions/{id}/messages", get(api::list_messages).post(api::send_message))
+        .route("/sync/state/{id}", get(api::sync_state))
+        .route("/sync/merge", post(api::sync_merge))
+        .route("/sync/explain/{id}", get(api::sync_explain))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));

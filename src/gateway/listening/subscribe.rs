@@ -38,9 +38,11 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     // Reads need no command id.
     let call = Call { gateway, user_id: &claims.sub, role: claims.role, id: "" };
     match kind {
-        "user" | "presence" if key == claims.sub => Ok(()),
+        "user" | "sync" | "presence" if key == claims.sub => Ok(()),
         "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => Ok(()),
-        "user" | "presence" => Err(Problem::forbidden("this topic belongs to another user")),
+        "user" | "sync" | "presence" => {
+            Err(Problem::forbidden("this topic belongs to another user"))
+        }
         "session" => commands::shown_session(&call, key).await.map(drop),
         "booking" => commands::shown_booking(&call, key).await.map(drop),
         "app" => match grant(gateway, topic) {

@@ -12,6 +12,7 @@ use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::sync;
 use crate::kernel::error::ErrorCode;
 
 /// Whether [`run`] knows this event.
@@ -28,6 +29,9 @@ pub fn is_command(event: &str) -> bool {
             | "booking:review"
             | "booking:no_show"
             | "topic:publish"
+            | "sync:update"
+            | "sync:read"
+            | "sync:device"
     )
 }
 
@@ -65,6 +69,9 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
             Box::pin(commands::mark_no_show(call, text(data, "booking_id")?, data)).await
         }
         "topic:publish" => publish(call, data).await,
+        "sync:update" => Box::pin(sync::update(&call, data)).await,
+        "sync:read" => Box::pin(sync::read(&call, data)).await,
+        "sync:device" => Box::pin(sync::device(&call, data)).await,
         _ => Err(unknown(&frame.event)),
     }
 }

@@ -1,0 +1,197 @@
+//! Hybrid logical time: wall-clock time as far as that is possible, and always later than what was seen before.
+//!
+//! Times are those of `uhlc`: [`NTP64`], seconds since 1970 in the upper 32 bits and their fraction below, of which the
+//! last four bits count what happens at once. A device's clock is uhlc's `HLC`; here is what is decided about its times.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use ulid::Ulid;
+
+pub use uhlc::NTP64;
+
+use crate::kernel::clock::Timestamp;
+
+/// `dev_` and a ULID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct DeviceId(u128);
+
+impl DeviceId {
+    pub const fn new(id: u128) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dev_{}", Ulid::from(self.0))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be dev_ and a ULID")]
+pub struct NoDeviceId;
+
+impl FromStr for DeviceId {
+    type Err = NoDeviceId;
+
+    /// Only as it is shown: an id has one spelling.
+    fn from_str(text: &str) -> Result<Self, NoDeviceId> {
+        let ulid = text.strip_prefix("dev_").and_then(|ulid| Ulid::from_string(ulid).ok());
+        let id = Self(ulid.ok_or(NoDeviceId)?.0);
+        if id.to_string() == text { Ok(id) } else { Err(NoDeviceId) }
+    }
+}
+
+impl Serialize for DeviceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            u128::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+/// A time as text in JSON, as JavaScript has no such numbers. RFC 3339 is read too.
+pub mod ntp {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(time: &NTP64, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(&time.0)
+        } else {
+            serializer.serialize_u64(time.0)
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NTP64, D::Error> {
+        if !deserializer.is_human_readable() {
+            return u64::deserialize(deserializer).map(NTP64);
+        }
+        let text = String::deserialize(deserializer)?;
+        let parsed = text.parse().map(NTP64).ok();
+        let parsed = parsed.or_else(|| text.parse().ok().map(to_ntp));
+        parsed.ok_or_else(|| {
+            let expected = "timestamp must be a number of 64 bits as text, or a time of RFC 3339";
+            serde::de::Error::custom(expected)
+        })
+    }
+}
+
+/// When and where something was written. No two operations have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stamp {
+    #[serde(with = "ntp")]
+    pub time: NTP64,
+    pub device: DeviceId,
+}
+
+/// Before 1970 it is 1970.
+pub fn to_ntp(at: Timestamp) -> NTP64 {
+    let nanos = u64::try_from(at.as_nanosecond()).unwrap_or_default();
+    NTP64::from(Duration::from_nanos(nanos))
+}
+
+/// Cut to whole milliseconds: for people, not for comparing.
+pub fn to_timestamp(time: NTP64) -> Timestamp {
+    let ms = i64::try_from(time.to_duration().as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
+}
+
+/// The next time of a clock that has given `last`, as uhlc's `HLC` counts.
+pub fn tick(last: NTP64, now: NTP64) -> NTP64 {
+    let counter = (1 << uhlc::CSIZE) - 1;
+    let now = now.0 & !counter;
+    if now > last.0 & !counter { NTP64(now) } else { NTP64(last.0.saturating_add(1)) }
+}
+
+/// The time that an operation counts with. One that claims to be from the future beyond `skew`, or that is not later than
+/// what its device wrote `before`, has a clock that cannot be believed. It then counts as written when it came: after all
+/// that is there, of which `latest` is the latest.
+pub fn admit(claimed: NTP64, before: NTP64, latest: NTP64, now: NTP64, skew: Duration) -> NTP64 {
+    let bound = now.0.saturating_add(NTP64::from(skew).0);
+    if claimed > before && claimed.0 <= bound { claimed } else { tick(latest.max(before), now) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    thread_local!(static NOW: Cell<u64> = const { Cell::new(0) });
+
+    proptest! {
+        /// uhlc's clock and ours are one.
+        #[test]
+        fn a_tick_is_that_of_uhlc(steps in proptest::collection::vec(0..1_u64 << 40, 1..50)) {
+            let clock = uhlc::HLCBuilder::new().with_clock(|| NTP64(NOW.get())).build();
+            let mut last = NTP64(0);
+            for now in steps {
+                NOW.set(now);
+                last = tick(last, NTP64(now));
+                prop_assert_eq!(*clock.new_timestamp().get_time(), last);
+            }
+        }
+
+        #[test]
+        fn what_is_admitted_grows_and_is_not_of_the_future(
+            before in 0..1_u64 << 40, latest in 0..1_u64 << 40, claimed in 0..1_u64 << 41,
+            now in 0..1_u64 << 40,
+        ) {
+            let skew = Duration::from_secs(5);
+            let bound = now + NTP64::from(skew).0;
+            let time = admit(NTP64(claimed), NTP64(before), NTP64(latest), NTP64(now), skew);
+            prop_assert!(time > NTP64(before));
+            if claimed > before && claimed <= bound {
+                prop_assert_eq!(time, NTP64(claimed));
+            } else {
+                prop_assert!(time > NTP64(latest));
+                prop_assert!(time.0 <= now.max(latest + 1).max(before + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn devices_have_one_spelling() {
+        let id: DeviceId = "dev_01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        assert_eq!(id.to_string(), "dev_01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        for wrong in
+            ["", "dev_", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "dev_01arz3ndektsv4rrffq69g5fav", "dev_x"]
+        {
+            assert_eq!(wrong.parse::<DeviceId>(), Err(NoDeviceId), "{wrong}");
+        }
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(serde_json::from_str::<DeviceId>(&json).unwrap(), id);
+    }
+
+    #[test]
+    fn devices_order_as_their_text_does() {
+        let ids: Vec<DeviceId> = [1, 1 << 40, 1 << 100, u128::MAX].map(DeviceId::new).into();
+        assert!(ids.is_sorted());
+        assert!(ids.iter().map(ToString::to_string).is_sorted());
+    }
+
+    #[test]
+    fn times_are_shown_to_people() {
+        let at: Timestamp = "2026-01-12T08:00:00.250Z".parse().unwrap();
+        assert_eq!(to_timestamp(to_ntp(at)), at);
+        assert_eq!(to_ntp(Timestamp::MIN), NTP64(0));
+        assert!(to_timestamp(NTP64(u64::MAX)) > at);
+    }
+}

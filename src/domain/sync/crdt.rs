@@ -1,0 +1,196 @@
+//! The three kinds of shared values. Each has a `merge` that is commutative, associative and idempotent, so replicas that
+//! have seen the same operations are equal, in whatever order and however often they saw them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::clock::{DeviceId, Stamp};
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Written<T> {
+    pub stamp: Stamp,
+    pub value: T,
+}
+
+/// The latest write wins (LWW). The best of those that lost is kept, to say what was won against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register<T> {
+    pub wins: Written<T>,
+    pub beaten: Option<Written<T>>,
+}
+
+impl<T: Ord> Register<T> {
+    pub fn new(wins: Written<T>) -> Self {
+        Self { wins, beaten: None }
+    }
+
+    pub fn write(&mut self, written: Written<T>) {
+        if written > self.wins {
+            self.beaten = Some(std::mem::replace(&mut self.wins, written));
+        } else if written < self.wins && self.beaten.as_ref().is_none_or(|best| written > *best) {
+            self.beaten = Some(written);
+        }
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.write(other.wins);
+        if let Some(beaten) = other.beaten {
+            self.write(beaten);
+        }
+    }
+}
+
+/// A counter that only grows (G-Counter): each device's own share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    pub shares: BTreeMap<DeviceId, u64>,
+}
+
+impl Counter {
+    pub fn value(&self) -> u64 {
+        self.shares.values().fold(0, |sum, share| sum.saturating_add(*share))
+    }
+
+    /// The device has counted so far.
+    pub fn raise(&mut self, device: DeviceId, share: u64) {
+        let known = self.shares.entry(device).or_default();
+        *known = share.max(*known);
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        for (device, share) in other.shares {
+            self.raise(device, share);
+        }
+    }
+}
+
+/// One addition of an item.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Added {
+    pub tag: String,
+    pub stamp: Stamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Removed {
+    /// Where the removal is in the person's log.
+    pub at: i64,
+    pub stamp: Stamp,
+}
+
+/// A set in which an addition and a removal that did not know each other leave the item in (OR-Set): every addition has
+/// a tag of its own, and a removal names the tags that it has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedSet {
+    /// The additions of each item, by tag. None is empty.
+    live: BTreeMap<String, Vec<Added>>,
+    /// Of all items.
+    additions: usize,
+    /// Additions that are gone, also such as were never seen: by item and tag.
+    removed: BTreeMap<String, BTreeMap<String, Removed>>,
+}
+
+impl ObservedSet {
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    pub fn additions(&self) -> usize {
+        self.additions
+    }
+
+    pub fn tombstones(&self) -> usize {
+        self.removed.values().map(BTreeMap::len).sum()
+    }
+
+    pub fn items(&self) -> impl Iterator<Item = (&str, &[Added])> {
+        self.live.iter().map(|(item, added)| (item.as_str(), added.as_slice()))
+    }
+
+    pub fn items_after(&self, item: &str) -> impl Iterator<Item = (&str, &[Added])> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = self.live.range::<str, _>((Excluded(item), Unbounded));
+        after.map(|(item, added)| (item.as_str(), added.as_slice()))
+    }
+
+    /// Empty: it is not in the set.
+    pub fn additions_of(&self, item: &str) -> &[Added] {
+        self.live.get(item).map_or(&[], Vec::as_slice)
+    }
+
+    /// It was removed, and not every device knows yet.
+    pub fn is_removed(&self, item: &str, tag: &str) -> bool {
+        self.removed.get(item).is_some_and(|tags| tags.contains_key(tag))
+    }
+
+    /// What is still known about removed additions of this item.
+    pub fn removals(&self, item: &str) -> impl Iterator<Item = (&str, Removed)> {
+        let removed = self.removed.get(item).into_iter().flatten();
+        removed.map(|(tag, removed)| (tag.as_str(), *removed))
+    }
+
+    pub fn add(&mut self, item: &str, added: Added) {
+        if self.is_removed(item, &added.tag) {
+            return;
+        }
+        if !self.live.contains_key(item) {
+            self.live.insert(item.into(), Vec::new());
+        }
+        let Some(live) = self.live.get_mut(item) else { return };
+        match live.binary_search_by(|known| known.tag.cmp(&added.tag)) {
+            Ok(at) => live[at].stamp = live[at].stamp.max(added.stamp),
+            Err(at) => {
+                // Most items have one addition.
+                live.reserve_exact(1);
+                live.insert(at, added);
+                self.additions += 1;
+            }
+        }
+    }
+
+    pub fn remove(&mut self, item: &str, tag: &str, removed: Removed) {
+        if let Some(live) = self.live.get_mut(item) {
+            let before = live.len();
+            live.retain(|known| known.tag != tag);
+            self.additions -= before - live.len();
+            if live.is_empty() {
+                self.live.remove(item);
+            }
+        }
+        if !self.removed.contains_key(item) {
+            self.removed.insert(item.into(), BTreeMap::new());
+        }
+        let Some(tags) = self.removed.get_mut(item) else { return };
+        let known = tags.entry(tag.into()).or_insert(removed);
+        *known = removed.max(*known);
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        for (item, tags) in other.removed {
+            for (tag, removed) in tags {
+                self.remove(&item, &tag, removed);
+            }
+        }
+        for (item, added) in other.live {
+            for added in added {
+                self.add(&item, added);
+            }
+        }
+    }
+
+    /// Nobody can send an addition any more that was removed up to here.
+    pub fn forget_removed(&mut self, through: i64) {
+        self.removed.retain(|_, tags| {
+            tags.retain(|_, removed| removed.at > through);
+            !tags.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

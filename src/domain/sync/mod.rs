@@ -1,0 +1,11 @@
+//! What a person's devices share, also when they were offline: a watchlist, playback positions and counters.
+//!
+//! Each device writes *operations*, numbered from 1 without a gap. All kinds of them are CRDTs ([`crdt`]), so the order
+//! in which they are put together makes no difference. The entity [`shared`] puts a person's together; `docs/sync.md`
+//! says what that guarantees.
+
+pub mod clock;
+pub mod crdt;
+pub mod operation;
+pub mod replica;
+pub mod shared;

@@ -1,0 +1,431 @@
+//! What a person's devices share: the one place where their operations are put into an order, which is the person's log.
+//!
+//! A device is registered here first. Its operations come in the order of their numbers; what is answered to it is the
+//! number up to which everything is durable. The log is the topic `sync:<user>`. Each device says how far it has *seen*
+//! the log, and what every device has seen is *stable*: no operation can come that did not know it, so what was kept for
+//! such ones (the tags of removed additions) is forgotten. A device that stays behind for too long is not waited for:
+//! it reads the whole state again (`must_resync`) when it comes back, and loses nothing that it wrote meanwhile.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::clock::{DeviceId, NTP64, admit, ntp, to_ntp};
+use super::operation::{Change, Operation};
+use super::replica::{Entry, Explanation, Mark, Replica};
+use crate::kernel::clock::Timestamp;
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity};
+use crate::kernel::error::ErrorCode;
+
+/// Contents in one page of the state.
+pub const PAGE: usize = 400;
+/// Devices that one person may ever have had.
+const MAX_DEVICES_EVER: usize = 1_000;
+
+/// What configuration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// How far ahead of the server's clock a device's may be.
+    pub max_skew_ms: u64,
+    /// Additions, positions and counts, each.
+    pub max_entries: usize,
+    /// Removed additions that are kept. Beyond it the devices that have seen least are not waited for.
+    pub max_tombstones: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_skew_ms: 5_000, max_entries: 20_000, max_tombstones: 20_000 }
+    }
+}
+
+#[derive(Debug)]
+pub struct Shared;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// How many a person may have is the gateway's word.
+    Join {
+        device: DeviceId,
+        max_devices: usize,
+    },
+    Leave {
+        device: DeviceId,
+    },
+    /// `seen`: every operation that this device has not sent yet was, or will be, written knowing the log up to here.
+    Update {
+        device: DeviceId,
+        seen: i64,
+        operations: Vec<Operation>,
+        limits: Limits,
+    },
+    /// Queries.
+    Read {
+        after: Option<Mark>,
+    },
+    Device {
+        device: DeviceId,
+    },
+    Explain {
+        content_id: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Joined {
+        device: DeviceId,
+        at: Timestamp,
+    },
+    Left {
+        device: DeviceId,
+    },
+    /// As they count: with the times that were admitted, and `Nothing` for what was refused.
+    Merged {
+        device: DeviceId,
+        seen: i64,
+        operations: Vec<Operation>,
+        restamped: Vec<Restamped>,
+    },
+    Saw {
+        device: DeviceId,
+        seen: i64,
+    },
+    /// Not waited for any more.
+    LeftBehind {
+        device: DeviceId,
+    },
+}
+
+/// An operation with a time that could not be believed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restamped {
+    pub sequence: u64,
+    #[serde(with = "ntp")]
+    pub claimed: NTP64,
+    #[serde(with = "ntp")]
+    pub time: NTP64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub sequence: u64,
+    pub reason: String,
+}
+
+/// Bounded by [`Limits`] and the devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub devices: BTreeMap<DeviceId, Member>,
+    /// Ids that are not given again: what they wrote counts.
+    pub left: Vec<DeviceId>,
+    pub replica: Replica,
+    /// Of the newest entry of the log.
+    pub offset: i64,
+    pub stable: i64,
+    /// The latest time of any operation.
+    #[serde(with = "ntp")]
+    pub latest: NTP64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Everything up to this operation of the device is in.
+    pub sequence: u64,
+    /// The time of that.
+    #[serde(with = "ntp")]
+    pub last: NTP64,
+    pub seen: i64,
+    pub must_resync: bool,
+    pub joined_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Joined(Standing),
+    Left,
+    Updated { standing: Standing, restamped: Vec<Restamped>, refused: Vec<Refused> },
+    Page { entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
+    Explained { explanation: Explanation, stable: i64 },
+}
+
+/// How a device stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    pub sequence: u64,
+    pub seen: i64,
+    pub must_resync: bool,
+    /// Of the log.
+    pub offset: i64,
+    pub stable: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("this is another person's")]
+    NotYours,
+    #[error("this device is not registered: register it, or take a new id if it was removed")]
+    UnknownDevice,
+    #[error("this device was removed: register with a new id")]
+    DeviceRemoved,
+    #[error("no more than {max} devices: remove one first")]
+    TooManyDevices { max: usize },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotYours => ErrorCode::NotFound,
+            Self::UnknownDevice | Self::DeviceRemoved | Self::TooManyDevices { .. } => {
+                ErrorCode::Rejected
+            }
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotYours => "not_yours",
+            Self::UnknownDevice => "unknown_device",
+            Self::DeviceRemoved => "device_removed",
+            Self::TooManyDevices { .. } => "too_many_devices",
+        }
+    }
+}
+
+impl State {
+    fn member(&self, device: DeviceId) -> Result<&Member, Rejection> {
+        match self.devices.get(&device) {
+            Some(member) => Ok(member),
+            None if self.left.contains(&device) => Err(Rejection::DeviceRemoved),
+            None => Err(Rejection::UnknownDevice),
+        }
+    }
+
+    fn standing(&self, device: DeviceId) -> Result<Standing, Rejection> {
+        let member = self.member(device)?;
+        Ok(Standing {
+            sequence: member.sequence,
+            seen: member.seen,
+            must_resync: member.must_resync,
+            offset: self.offset,
+            stable: self.stable,
+        })
+    }
+
+    fn settle(&mut self) {
+        let waited_for = self.devices.values().filter(|member| !member.must_resync);
+        let stable = waited_for.map(|member| member.seen).min().unwrap_or(self.offset);
+        if stable > self.stable {
+            self.stable = stable;
+            self.replica.watchlist.forget_removed(stable);
+        }
+    }
+
+    fn saw(&mut self, device: DeviceId, seen: i64) {
+        let stable = self.stable;
+        if let Some(member) = self.devices.get_mut(&device) {
+            member.seen = seen.max(member.seen);
+            member.must_resync &= member.seen < stable;
+        }
+    }
+
+    /// Who keeps the most of what is kept for them.
+    fn left_behind(&self, max_tombstones: usize) -> impl Iterator<Item = DeviceId> {
+        let too_much = self.replica.watchlist.tombstones() > max_tombstones;
+        let behind = self.devices.iter().filter(move |(_, member)| {
+            too_much && !member.must_resync && member.seen <= self.stable
+        });
+        behind.map(|(device, _)| *device)
+    }
+
+    fn join(
+        &self,
+        device: DeviceId,
+        max: usize,
+        now: Timestamp,
+    ) -> Result<Decision<Shared>, Rejection> {
+        if let Ok(standing) = self.standing(device) {
+            return Ok(Decision::reply(Reply::Joined(standing)));
+        }
+        if self.left.contains(&device) {
+            return Err(Rejection::DeviceRemoved);
+        }
+        let max = max.min(MAX_DEVICES_EVER.saturating_sub(self.left.len()));
+        if self.devices.len() >= max {
+            return Err(Rejection::TooManyDevices { max });
+        }
+        // It has nothing that it could hold against what is removed by now.
+        let standing = Standing {
+            sequence: 0,
+            seen: self.offset,
+            must_resync: false,
+            offset: self.offset,
+            stable: self.stable,
+        };
+        Ok(Decision::reply(Reply::Joined(standing)).event(Event::Joined { device, at: now }))
+    }
+
+    fn update(
+        &self,
+        device: DeviceId,
+        seen: i64,
+        operations: Vec<Operation>,
+        limits: Limits,
+        now: Timestamp,
+    ) -> Result<Decision<Shared>, Rejection> {
+        let member = self.member(device)?;
+        let seen = seen.clamp(member.seen, self.offset);
+        // Whatever has come before is not taken again; after a hole nothing is taken. The answer says where to go on.
+        let first = member.sequence + 1;
+        let operations = operations.into_iter().skip_while(|operation| operation.sequence < first);
+        let next = (first..).zip(operations);
+        let mut operations: Vec<Operation> = next
+            .take_while(|(next, operation)| operation.sequence == *next)
+            .map(|(_, operation)| operation)
+            .collect();
+        let (now, skew) = (to_ntp(now), Duration::from_millis(limits.max_skew_ms));
+        let (mut before, mut latest) = (member.last, self.latest);
+        let (mut restamped, mut refused) = (Vec::new(), Vec::new());
+        for operation in &mut operations {
+            let claimed = operation.time;
+            operation.time = admit(claimed, before, latest, now, skew);
+            let sequence = operation.sequence;
+            if operation.time != claimed {
+                restamped.push(Restamped { sequence, claimed, time: operation.time });
+            }
+            if self.replica.is_full_for(device, &operation.change, limits.max_entries) {
+                refused.push(Refused { sequence, reason: "too_many_entries".into() });
+                operation.change = Change::Nothing {};
+            }
+            // Removed before it came. Whoever reads the log from here on may not know.
+            if let Change::WatchlistAdd { content_id, tag } = &operation.change
+                && self.replica.watchlist.is_removed(content_id, tag)
+            {
+                operation.change = Change::Nothing {};
+            }
+            before = operation.time;
+            latest = latest.max(before);
+        }
+        let mut standing = self.standing(device)?;
+        standing.seen = seen;
+        standing.must_resync &= seen < self.stable;
+        let sequence = operations.last().map_or(member.sequence, |last| last.sequence);
+        standing.sequence = sequence;
+        let changes = !operations.is_empty();
+        standing.offset += i64::from(changes);
+        let delta = changes.then(|| {
+            let data = json!({
+                "device_id": device, "operations": operations, "stable": self.stable,
+            });
+            Effect::publish("sync:delta", data)
+        });
+        let behind: Vec<Event> = self
+            .left_behind(limits.max_tombstones)
+            .map(|device| Event::LeftBehind { device })
+            .collect();
+        let reply = Reply::Updated { standing, restamped: restamped.clone(), refused };
+        let mut decision = Decision::reply(reply).effects(delta);
+        if changes {
+            decision = decision.event(Event::Merged { device, seen, operations, restamped });
+        } else if seen > member.seen {
+            decision = decision.event(Event::Saw { device, seen });
+        }
+        decision.events.extend(behind);
+        Ok(decision)
+    }
+}
+
+impl Entity for Shared {
+    const KIND: &'static str = "sync";
+    const GOLDEN: &'static str = include_str!("golden/sync.jsonl");
+    const HAS_TOPIC: bool = true;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Read { .. } | Command::Device { .. } | Command::Explain { .. })
+    }
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if !cx.caller.may_act_for(cx.key) {
+            return Err(Rejection::NotYours);
+        }
+        match command {
+            Command::Join { device, max_devices } => state.join(device, max_devices, cx.now),
+            Command::Leave { device } => match state.member(device) {
+                Ok(_) => Ok(Decision::reply(Reply::Left).event(Event::Left { device })),
+                Err(Rejection::DeviceRemoved) => Ok(Decision::reply(Reply::Left)),
+                Err(rejection) => Err(rejection),
+            },
+            Command::Update { device, seen, operations, limits } => {
+                state.update(device, seen, operations, limits, cx.now)
+            }
+            Command::Read { after } => {
+                let (entries, next) = state.replica.page(after.as_ref(), PAGE);
+                let (offset, stable) = (state.offset, state.stable);
+                Ok(Decision::reply(Reply::Page { entries, next, offset, stable }))
+            }
+            Command::Device { device } => {
+                Ok(Decision::reply(Reply::Joined(state.standing(device)?)))
+            }
+            Command::Explain { content_id } => {
+                let explanation = state.replica.explain(&content_id);
+                Ok(Decision::reply(Reply::Explained { explanation, stable: state.stable }))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Joined { device, at } => {
+                let member = Member {
+                    sequence: 0,
+                    last: NTP64(0),
+                    seen: state.offset,
+                    must_resync: false,
+                    joined_at: *at,
+                };
+                state.devices.insert(*device, member);
+            }
+            Event::Left { device } => {
+                if state.devices.remove(device).is_some() {
+                    state.left.push(*device);
+                }
+            }
+            Event::Merged { device, seen, operations, .. } => {
+                state.offset += 1;
+                for operation in operations {
+                    state.replica.apply(*device, operation, state.offset);
+                    state.latest = state.latest.max(operation.time);
+                }
+                state.saw(*device, *seen);
+                if let (Some(member), Some(last)) =
+                    (state.devices.get_mut(device), operations.last())
+                {
+                    (member.sequence, member.last) = (last.sequence, last.time);
+                }
+            }
+            Event::Saw { device, seen } => state.saw(*device, *seen),
+            Event::LeftBehind { device } => {
+                if let Some(member) = state.devices.get_mut(device) {
+                    member.must_resync = true;
+                }
+            }
+        }
+        state.settle();
+    }
+}
+
+#[cfg(test)]
+mod tests;

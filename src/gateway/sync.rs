@@ -1,0 +1,317 @@
+//! What a person's devices share: the commands behind `/v1/sync`, `/v1/ws` and `/sync/ws`.
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::sync::clock::{DeviceId, to_timestamp};
+use crate::domain::sync::operation::{Change, Operation};
+use crate::domain::sync::replica::{Entry, Mark};
+use crate::domain::sync::shared::{Command, Reply, Shared, Standing};
+use crate::gateway::bodies::{object, text};
+use crate::gateway::commands::Call;
+use crate::gateway::problem::{FieldError, Outcome, Problem};
+use crate::gateway::ws::protocol::{Position, position};
+use crate::kernel::entity::to_value;
+use crate::kernel::error::AskError;
+
+/// In one message. A frame of 64 KiB holds fewer.
+const MAX_OPERATIONS: usize = 1_000;
+
+pub fn device_id(body: &Value) -> Outcome<DeviceId> {
+    let wrong = |error| Problem::field("/device_id", format!("{error}"));
+    text(body, "device_id")?.parse().map_err(wrong)
+}
+
+fn operations(body: &Value) -> Outcome<Vec<Operation>> {
+    let given = match body.get("operations") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(given)) if given.len() <= MAX_OPERATIONS => given,
+        Some(_) => {
+            let message = format!("must be a list of at most {MAX_OPERATIONS} operations");
+            return Err(Problem::field("/operations", message));
+        }
+    };
+    let (mut operations, mut errors) = (Vec::with_capacity(given.len()), Vec::new());
+    for (n, given) in given.iter().enumerate() {
+        let at = format!("/operations/{n}");
+        match serde_json::from_value::<Operation>(given.clone()) {
+            Err(error) => errors.push(FieldError::new(at, error.to_string())),
+            Ok(operation) => match operation.check() {
+                Err((field, message)) => {
+                    errors.push(FieldError::new(format!("{at}/{field}"), message));
+                }
+                Ok(()) => operations.push(operation),
+            },
+        }
+        if errors.len() >= 16 {
+            break;
+        }
+    }
+    let follow = operations.windows(2).all(|pair| pair[0].sequence < pair[1].sequence);
+    if errors.is_empty() && !follow {
+        errors.push(FieldError::new("/operations", "must be in the order of their sequence"));
+    }
+    if errors.is_empty() { Ok(operations) } else { Err(Problem::fields(errors)) }
+}
+
+fn position_at(call: &Call<'_>, offset: i64) -> Value {
+    json!(Position { epoch: call.gateway.epoch().to_string(), offset })
+}
+
+fn shown(call: &Call<'_>, standing: &Standing) -> Value {
+    json!({
+        "sequence": standing.sequence,
+        "position": position_at(call, standing.offset),
+        "seen": standing.seen,
+        "stable": standing.stable,
+        "must_resync": standing.must_resync,
+    })
+}
+
+/// `sync:update`. Everything up to the answer's `sequence` is durable.
+pub async fn update(call: &Call<'_>, body: &Value) -> Outcome {
+    call.check_user(body)?;
+    let device = device_id(body)?;
+    let operations = operations(body)?;
+    // What a device has seen of another log says nothing about this one.
+    let seen = position(body.get("position").unwrap_or(&Value::Null))?;
+    let epoch = call.gateway.epoch();
+    let seen = seen.filter(|seen| *seen.epoch == *epoch).map_or(0, |seen| seen.offset);
+    let command = Command::Update { device, seen, operations, limits: call.gateway.options.sync };
+    // The numbers of the operations say which are new, so nothing else has to be remembered.
+    match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
+        Reply::Updated { standing, restamped, refused } => {
+            let mut answer = shown(call, &standing);
+            answer["restamped"] = to_value(&restamped);
+            answer["refused"] = to_value(&refused);
+            Ok(answer)
+        }
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+/// `sync:device`: how a device stands, before it says anything.
+pub async fn device(call: &Call<'_>, body: &Value) -> Outcome {
+    call.check_user(body)?;
+    let command = Command::Device { device: device_id(body)? };
+    match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
+        Reply::Joined(standing) => Ok(shown(call, &standing)),
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+struct Page {
+    entries: Vec<Entry>,
+    next: Option<Mark>,
+    offset: i64,
+    stable: i64,
+}
+
+async fn page(call: &Call<'_>, after: Option<Mark>) -> Outcome<Page> {
+    let command = Command::Read { after };
+    match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
+        Reply::Page { entries, next, offset, stable } => Ok(Page { entries, next, offset, stable }),
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+/// `sync:read`: the state in pages, as the operations that would make it. The position is that of this page: a client
+/// goes on from the first page's, as hearing an operation twice changes nothing.
+pub async fn read(call: &Call<'_>, body: &Value) -> Outcome {
+    call.check_user(body)?;
+    let after = match body.get("after") {
+        None | Some(Value::Null) => None,
+        Some(after) => Some(
+            serde_json::from_value(after.clone())
+                .map_err(|_| Problem::field("/after", "must be the `next` of the page before"))?,
+        ),
+    };
+    let page = page(call, after).await?;
+    let operations: Vec<Value> = page.entries.iter().map(shown_entry).collect();
+    Ok(json!({
+        "operations": operations,
+        "next": page.next,
+        "position": position_at(call, page.offset),
+        "stable": page.stable,
+    }))
+}
+
+fn shown_entry(entry: &Entry) -> Value {
+    let mut operation = to_value(&entry.change);
+    operation["device_id"] = to_value(&entry.by.device);
+    operation["timestamp"] = json!(entry.by.time.0.to_string());
+    operation
+}
+
+/// The whole state, put together from its pages.
+pub async fn state(call: &Call<'_>, user_id: &str) -> Outcome {
+    if user_id != call.user_id {
+        return Err(Problem::not_found("user"));
+    }
+    let first = page(call, None).await?;
+    let (offset, stable) = (first.offset, first.stable);
+    let (mut watchlist, mut positions, mut counters) = (Vec::new(), Map::new(), Map::new());
+    let mut next = Some(first);
+    let mut latest = 0;
+    while let Some(read) = next {
+        for Entry { by, change } in read.entries {
+            latest = latest.max(by.time.0);
+            let at = to_timestamp(by.time);
+            let timestamp = by.time.0.to_string();
+            match change {
+                Change::WatchlistAdd { content_id, tag } => {
+                    let addition = json!({
+                        "tag": tag, "device_id": by.device, "timestamp": timestamp, "added_at": at,
+                    });
+                    // The additions of one item follow each other.
+                    match watchlist.last_mut() {
+                        Some(Value::Object(item)) if item["content_id"] == content_id => {
+                            if let Some(Value::Array(additions)) = item.get_mut("additions") {
+                                additions.push(addition);
+                            }
+                        }
+                        _ => watchlist.push(json!({
+                            "content_id": content_id, "additions": [addition],
+                        })),
+                    }
+                }
+                Change::PlaybackUpdate { content_id, position } => {
+                    let shown = json!({
+                        "position_ms": position.position_ms,
+                        "duration_ms": position.duration_ms,
+                        "device_id": by.device,
+                        "timestamp": timestamp,
+                        "updated_at": at,
+                    });
+                    positions.insert(content_id, shown);
+                }
+                Change::CounterUpdate { content_id, count } => {
+                    let counter = counters
+                        .entry(content_id)
+                        .or_insert_with(|| json!({"value": 0_u64, "devices": {}}));
+                    let sum = counter["value"].as_u64().unwrap_or_default();
+                    counter["value"] = json!(sum.saturating_add(count));
+                    counter["devices"][by.device.to_string()] = json!(count);
+                }
+                Change::WatchlistRemove { .. } | Change::Nothing {} => {}
+            }
+        }
+        next = match read.next {
+            Some(mark) => Some(page(call, Some(mark)).await?),
+            None => None,
+        };
+    }
+    let last = (latest > 0).then(|| to_timestamp(crate::domain::sync::clock::NTP64(latest)));
+    Ok(json!({
+        "user_id": user_id,
+        "position": position_at(call, offset),
+        "stable": stable,
+        "watchlist": watchlist,
+        "playback_positions": positions,
+        "counters": counters,
+        "last_sync": last,
+    }))
+}
+
+/// Why the values of this content are what they are.
+pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
+    let command = Command::Explain { content_id: content_id.into() };
+    let reply = call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await?;
+    let Reply::Explained { explanation, stable } = reply else {
+        return Err(AskError::Internal.into());
+    };
+    let by = |stamp: &crate::domain::sync::clock::Stamp| {
+        json!({
+            "device_id": stamp.device,
+            "timestamp": stamp.time.0.to_string(),
+            "at": to_timestamp(stamp.time),
+        })
+    };
+    let additions: Vec<Value> = explanation
+        .additions
+        .iter()
+        .map(|added| json!({"tag": added.tag, "by": by(&added.stamp)}))
+        .collect();
+    let removals: Vec<Value> = explanation
+        .removals
+        .iter()
+        .map(|(tag, removed)| json!({"tag": tag, "by": by(&removed.stamp), "offset": removed.at}))
+        .collect();
+    let why = match (additions.is_empty(), removals.is_empty()) {
+        (false, true) => "it was added, and no removal has seen that",
+        (false, false) => "an addition is left that no removal has seen",
+        (true, false) => "every addition was seen by a removal",
+        (true, true) => "it was never added, or removed so long ago that every device knows",
+    };
+    let position = explanation.position.map(|register| {
+        let written = |written: &crate::domain::sync::crdt::Written<_>| {
+            let mut shown = to_value(&written.value);
+            shown["by"] = by(&written.stamp);
+            shown
+        };
+        let why = match &register.beaten {
+            None => "it is the only one",
+            Some(beaten) if beaten.stamp.time < register.wins.stamp.time => {
+                "it was written later than any other"
+            }
+            Some(beaten) if beaten.stamp.device < register.wins.stamp.device => {
+                "two were written at the same time; the higher device id wins"
+            }
+            Some(_) => "one device wrote two at the same time; the higher value wins",
+        };
+        json!({
+            "wins": written(&register.wins),
+            "beaten": register.beaten.as_ref().map(written),
+            "why": why,
+        })
+    });
+    let counter = explanation.counter.map(|counter| {
+        json!({
+            "value": counter.value(),
+            "devices": counter.shares.iter().map(|(d, n)| (d.to_string(), json!(n))).collect::<Map<_, _>>(),
+            "why": "it is the sum of what each device has counted",
+        })
+    });
+    Ok(json!({
+        "content_id": content_id,
+        "watchlist": {
+            "present": !additions.is_empty(),
+            "additions": additions,
+            "removals": removals,
+            "stable": stable,
+            "why": why,
+        },
+        "playback_position": position,
+        "counter": counter,
+    }))
+}
+
+/// `POST /v1/sync/merge`, for devices without a socket: takes operations, and answers with what the device has not seen,
+/// or with `must_resync` where the log does not reach back so far.
+pub async fn merge(call: &Call<'_>, body: &Value) -> Outcome {
+    object(body)?;
+    let from = position(body.get("position").unwrap_or(&Value::Null))?;
+    let mut answer = update(call, body).await?;
+    let epoch = call.gateway.epoch();
+    let from = match from {
+        Some(from) if *from.epoch == *epoch && from.offset >= 0 => Some(from.offset),
+        _ => None,
+    };
+    let history = match from {
+        Some(from) => Some(call.gateway.histories()?.after("sync", call.user_id, from).await?),
+        None => None,
+    };
+    let history = history.filter(|history| history.complete);
+    answer["must_resync"] = json!(history.is_none());
+    let mut deltas: Vec<Value> = Vec::new();
+    if let (Some(history), Some(from)) = (history, from) {
+        let last = history.items.last().map_or(from, |item| item.offset);
+        answer["position"] = position_at(call, last);
+        // A page of it; the client asks again from there.
+        answer["more"] = json!(last < history.head);
+        for item in &history.items {
+            deltas.push(serde_json::from_str(&item.data).map_err(|_| AskError::Internal)?);
+        }
+    }
+    answer["deltas"] = json!(deltas);
+    Ok(answer)
+}
