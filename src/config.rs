@@ -1,13 +1,14 @@
 //! Configuration: `config.toml`, overridden by `PROXIE__SECTION__KEY`, `DATABASE_URL` and `REDIS_URL`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 pub use crate::domain::sync::shared::Limits as Sync;
-pub use crate::gateway::Grant as TopicGrant;
 pub use crate::gateway::ws::Limits as WebSocket;
 use crate::gateway::ws::protocol::split_topic;
+pub use crate::gateway::{Grant as TopicGrant, Tier};
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {
@@ -30,6 +31,7 @@ section!(Config {
     websocket: WebSocket = WebSocket::default(),
     topics: Topics = Topics::default(),
     sync: Sync = Sync::default(),
+    tiers: BTreeMap<String, Tier> = tiers(),
     auth: Auth = Auth::default(),
     persistence: Persistence = Persistence::default(),
     redis: Redis = Redis::default(),
@@ -38,6 +40,11 @@ section!(Config {
     seed: Seed = Seed::default(),
     log: Log = Log::default(),
 });
+
+fn tiers() -> BTreeMap<String, Tier> {
+    let premium = Tier { devices: 20, streams: 4 };
+    BTreeMap::from([("free".into(), Tier::default()), ("premium".into(), premium)])
+}
 
 section!(Node { name: String = "node-1".into(), data_dir: PathBuf = "data".into() });
 

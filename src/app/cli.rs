@@ -77,6 +77,9 @@ struct TokenArgs {
     user: Option<String>,
     #[arg(long, default_value = "consumer")]
     role: RoleArg,
+    /// The user's plan: a name of `tiers` in the configuration
+    #[arg(long)]
+    tier: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -195,7 +198,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Serve => serve(&config).await,
         Command::Demo { keep, at } if at.is_empty() => demo::run(&config, keep).await,
         Command::Demo { at, .. } => {
-            let token = mint(&config, "clara", Role::Consumer).await?;
+            let token = mint(&config, "clara", Role::Consumer, None).await?;
             demo::run_at(&at, token).await
         }
         Command::CheckConfig => {
@@ -359,12 +362,17 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
         RoleArg::Provider => Role::Provider,
         RoleArg::Operator => Role::Operator,
     };
-    println!("{}", mint(config, &args.user.unwrap_or_default(), role).await?);
+    println!("{}", mint(config, &args.user.unwrap_or_default(), role, args.tier.as_deref()).await?);
     Ok(())
 }
 
 /// A development token.
-async fn mint(config: &Config, user: &str, role: Role) -> anyhow::Result<String> {
+async fn mint(
+    config: &Config,
+    user: &str,
+    role: Role,
+    tier: Option<&str>,
+) -> anyhow::Result<String> {
     if !config.dev_tokens() {
         bail!(
             "development tokens are off (auth.dev_tokens = false): they are handed out without asking who you are"
@@ -373,10 +381,14 @@ async fn mint(config: &Config, user: &str, role: Role) -> anyhow::Result<String>
     if !is_valid_id(user) {
         bail!("a user id is 1 to 64 letters, digits, - or _");
     }
+    if let Some(tier) = tier.filter(|tier| !config.tiers.contains_key(*tier)) {
+        let tiers: Vec<&str> = config.tiers.keys().map(String::as_str).collect();
+        bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
+    }
     let store = open(config, true).await?;
     store::migrate(&store.pool).await?;
     let auth = Auth::new(&keys::signing_key(&store.pool, fresh_key()).await?);
-    let token = auth.mint(user, role, Clock::System.now(), config.auth.token_s);
+    let token = auth.mint_for(user, role, tier, Clock::System.now(), config.auth.token_s);
     store.close().await;
     Ok(token)
 }

@@ -22,6 +22,7 @@ use crate::domain::app_topic::AppTopic;
 use crate::domain::marketplace::{
     booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
 };
+use crate::domain::sync::device::Device;
 use crate::domain::sync::shared::Shared;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::{self, Gateway, Parts, Readiness, accept};
@@ -253,6 +254,7 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
         websocket: config.websocket.clone(),
         grants: config.topics.grants.clone(),
         sync: config.sync,
+        tiers: config.tiers.clone(),
     })
 }
 
@@ -319,6 +321,7 @@ async fn start_core(
     prepared.registry.register::<Booking>().await?;
     prepared.registry.register::<AppTopic>().await?;
     prepared.registry.register::<Shared>().await?;
+    prepared.registry.register::<Device>().await?;
     prepared.run().await
 }
 

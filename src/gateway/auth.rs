@@ -36,6 +36,9 @@ pub struct Claims {
     pub aud: String,
     pub sub: String,
     pub role: Role,
+    /// The user's plan, where it is not the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
     pub jti: String,
     /// Seconds since the epoch, as the other times.
     pub iat: i64,
@@ -103,12 +106,24 @@ impl Auth {
     }
 
     pub fn mint(&self, user_id: &str, role: Role, now: Timestamp, ttl_s: i64) -> String {
+        self.mint_for(user_id, role, None, now, ttl_s)
+    }
+
+    pub fn mint_for(
+        &self,
+        user_id: &str,
+        role: Role,
+        tier: Option<&str>,
+        now: Timestamp,
+        ttl_s: i64,
+    ) -> String {
         let iat = now.as_second();
         let claims = Claims {
             iss: ISSUER.into(),
             aud: ISSUER.into(),
             sub: user_id.into(),
             role,
+            tier: tier.map(str::to_owned),
             jti: IdSource::new(now, rand::random()).mint("tok"),
             iat,
             nbf: iat,

@@ -14,10 +14,11 @@ use crate::domain::marketplace::provider::{self, Provider};
 use crate::domain::marketplace::request::{self, Asked, Request};
 use crate::domain::marketplace::schedule::{Hours, Weekday};
 use crate::domain::marketplace::session::{self, Session};
-use crate::gateway::Gateway;
 use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer};
+use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{self, CreateRequest, parse};
 use crate::gateway::problem::{FieldError, Outcome, Problem};
+use crate::gateway::{Gateway, Tier};
 use crate::kernel::entity::{Caller, Entity, Role};
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::ids::is_valid_id;
@@ -28,7 +29,16 @@ pub struct Call<'a> {
     pub gateway: &'a Gateway,
     pub user_id: &'a str,
     pub role: Role,
+    /// What the user's plan allows.
+    pub tier: Tier,
     pub id: &'a str,
+}
+
+impl<'a> Call<'a> {
+    pub fn of(gateway: &'a Gateway, claims: &'a Claims, id: &'a str) -> Self {
+        let tier = gateway.options.tier(claims.tier.as_deref());
+        Self { gateway, user_id: &claims.sub, role: claims.role, tier, id }
+    }
 }
 
 impl Call<'_> {
@@ -36,7 +46,7 @@ impl Call<'_> {
         Caller::User { id: self.user_id.into(), role: self.role }
     }
 
-    fn meta(&self) -> Meta {
+    pub fn meta(&self) -> Meta {
         Meta::new(self.caller()).id(self.id)
     }
 

@@ -11,6 +11,7 @@ pub mod problem;
 mod asking;
 mod bodies;
 mod bucket;
+mod devices;
 pub mod http;
 mod listening;
 mod socketio;
@@ -18,7 +19,7 @@ mod sync;
 mod users;
 pub mod ws;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,6 +80,30 @@ pub struct Options {
     pub websocket: ws::Limits,
     pub grants: Vec<Grant>,
     pub sync: shared::Limits,
+    /// By name; `free` is that of tokens that name none.
+    pub tiers: BTreeMap<String, Tier>,
+}
+
+/// What a plan allows one person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tier {
+    pub devices: usize,
+    /// Playback sessions at the same time.
+    pub streams: usize,
+}
+
+impl Default for Tier {
+    fn default() -> Self {
+        Self { devices: 5, streams: 1 }
+    }
+}
+
+impl Options {
+    /// Of a plan that nobody knows: the least.
+    fn tier(&self, name: Option<&str>) -> Tier {
+        self.tiers.get(name.unwrap_or("free")).copied().unwrap_or_default()
+    }
 }
 
 impl Default for Options {
@@ -95,6 +120,7 @@ impl Default for Options {
             websocket: ws::Limits::default(),
             grants: Vec::new(),
             sync: shared::Limits::default(),
+            tiers: BTreeMap::new(),
         }
     }
 }

@@ -57,7 +57,7 @@ fn position_at(call: &Call<'_>, offset: i64) -> Value {
     json!(Position { epoch: call.gateway.epoch().to_string(), offset })
 }
 
-fn shown(call: &Call<'_>, standing: &Standing) -> Value {
+pub fn shown_standing(call: &Call<'_>, standing: &Standing) -> Value {
     json!({
         "sequence": standing.sequence,
         "position": position_at(call, standing.offset),
@@ -80,7 +80,7 @@ pub async fn update(call: &Call<'_>, body: &Value) -> Outcome {
     // The numbers of the operations say which are new, so nothing else has to be remembered.
     match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
         Reply::Updated { standing, restamped, refused } => {
-            let mut answer = shown(call, &standing);
+            let mut answer = shown_standing(call, &standing);
             answer["restamped"] = to_value(&restamped);
             answer["refused"] = to_value(&refused);
             Ok(answer)
@@ -94,7 +94,7 @@ pub async fn device(call: &Call<'_>, body: &Value) -> Outcome {
     call.check_user(body)?;
     let command = Command::Device { device: device_id(body)? };
     match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
-        Reply::Joined(standing) => Ok(shown(call, &standing)),
+        Reply::Joined(standing) => Ok(shown_standing(call, &standing)),
         _ => Err(AskError::Internal.into()),
     }
 }

@@ -271,7 +271,8 @@ fn the_pages_a_newcomer_needs_are_there_and_their_links_lead_somewhere() {
 
 #[test]
 fn kernel_and_domain_know_value_crates_only() {
-    const VALUES: &[&str] = &["serde", "serde_json", "thiserror", "jiff", "uhlc", "ulid", "bincode"];
+    const VALUES: &[&str] =
+        &["serde", "serde_json", "thiserror", "jiff", "uhlc", "ulid", "bincode"];
     let manifest = read(&root().join("Cargo.toml"));
     let dependencies =
         manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();

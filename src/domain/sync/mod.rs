@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod crdt;
+pub mod device;
 pub mod operation;
 pub mod replica;
 pub mod shared;

@@ -69,6 +69,7 @@ pub enum Command {
     Device {
         device: DeviceId,
     },
+    Devices,
     Explain {
         content_id: String,
     },
@@ -146,6 +147,7 @@ pub struct Member {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Joined(Standing),
+    Devices(Vec<(DeviceId, Standing)>),
     Left,
     Updated { standing: Standing, restamped: Vec<Restamped>, refused: Vec<Refused> },
     Page { entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
@@ -350,7 +352,13 @@ impl Entity for Shared {
     type Rejection = Rejection;
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Read { .. } | Command::Device { .. } | Command::Explain { .. })
+        matches!(
+            command,
+            Command::Read { .. }
+                | Command::Device { .. }
+                | Command::Devices
+                | Command::Explain { .. }
+        )
     }
 
     fn decide(
@@ -378,6 +386,11 @@ impl Entity for Shared {
             }
             Command::Device { device } => {
                 Ok(Decision::reply(Reply::Joined(state.standing(device)?)))
+            }
+            Command::Devices => {
+                let standing = |device: &DeviceId| Some((*device, state.standing(*device).ok()?));
+                let devices = state.devices.keys().filter_map(standing).collect();
+                Ok(Decision::reply(Reply::Devices(devices)))
             }
             Command::Explain { content_id } => {
                 let explanation = state.replica.explain(&content_id);

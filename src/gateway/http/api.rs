@@ -14,7 +14,7 @@ use crate::domain::marketplace::service::Service;
 use crate::gateway::Gateway;
 use crate::gateway::commands;
 use crate::gateway::problem::{Outcome, Problem};
-use crate::gateway::sync;
+use crate::gateway::{devices, sync};
 
 type App = State<Arc<Gateway>>;
 type Answer = Outcome<Json<Value>>;
@@ -216,4 +216,33 @@ pub async fn sync_merge(user: User, Body(body): Body) -> Answer {
 
 pub async fn sync_explain(user: User, Id(id): Id) -> Answer {
     sync::explain(&user.call(), &id).await.map(Json)
+}
+
+pub async fn list_devices(user: User) -> Answer {
+    devices::list(&user.call()).await.map(Json)
+}
+
+/// `me`, or one's own id.
+pub async fn list_devices_of(user: User, Id(id): Id) -> Answer {
+    if id != "me" && id != user.claims.sub {
+        return Err(Problem::not_found("user"));
+    }
+    devices::list(&user.call()).await.map(Json)
+}
+
+pub async fn register_device(user: User, Body(body): Body) -> Outcome<Response> {
+    Ok(created("devices", devices::register(&user.call(), &body).await?))
+}
+
+pub async fn get_device(user: User, Id(id): Id) -> Answer {
+    devices::shown(&user.call(), &id).await.map(Json)
+}
+
+pub async fn remove_device(user: User, Id(id): Id) -> Outcome<StatusCode> {
+    devices::remove(&user.call(), &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn command_device(user: User, Id(id): Id, Body(body): Body) -> Answer {
+    devices::control(&user.call(), &id, &body).await.map(Json)
 }

@@ -29,12 +29,7 @@ pub struct User {
 
 impl User {
     pub fn call(&self) -> Call<'_> {
-        Call {
-            gateway: &self.gateway,
-            user_id: &self.claims.sub,
-            role: self.claims.role,
-            id: &self.command_id,
-        }
+        Call::of(&self.gateway, &self.claims, &self.command_id)
     }
 }
 

@@ -51,6 +51,12 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/sync/state/{id}", get(api::sync_state))
         .route("/sync/merge", post(api::sync_merge))
         .route("/sync/explain/{id}", get(api::sync_explain))
+        .route("/sync/devices", get(api::list_devices))
+        .route("/sync/devices/{id}", get(api::list_devices_of))
+        .route("/devices", get(api::list_devices))
+        .route("/devices/register", post(api::register_device))
+        .route("/devices/{id}", get(api::get_device).delete(api::remove_device))
+        .route("/devices/{id}/commands", post(api::command_device))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));

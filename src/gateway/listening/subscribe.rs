@@ -9,6 +9,7 @@ use super::Outgoing;
 use crate::cluster::topics::Subscription;
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::{self, Call};
+use crate::gateway::devices;
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
@@ -36,13 +37,14 @@ impl Started {
 async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<()> {
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
-    let call = Call { gateway, user_id: &claims.sub, role: claims.role, id: "" };
+    let call = Call::of(gateway, claims, "");
     match kind {
         "user" | "sync" | "presence" if key == claims.sub => Ok(()),
         "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => Ok(()),
         "user" | "sync" | "presence" => {
             Err(Problem::forbidden("this topic belongs to another user"))
         }
+        "device" => devices::shown(&call, key).await.map(drop),
         "session" => commands::shown_session(&call, key).await.map(drop),
         "booking" => commands::shown_booking(&call, key).await.map(drop),
         "app" => match grant(gateway, topic) {

@@ -26,10 +26,12 @@ use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::Presence;
 use crate::cluster::topics::Published;
+use crate::domain::sync::clock::DeviceId;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
+use crate::gateway::devices;
 use crate::gateway::listening::{Cut, Feed, Outgoing};
 use crate::gateway::problem::Outcome;
 use crate::gateway::users::Seat;
@@ -89,6 +91,34 @@ impl Drop for Present {
     }
 }
 
+/// It speaks for this device, for as long as this lives.
+pub struct Bound {
+    pub gateway: Arc<Gateway>,
+    pub claims: Arc<Claims>,
+    pub device: DeviceId,
+    pub connection_id: String,
+}
+
+impl Bound {
+    pub fn renew(&self) -> impl Future<Output = Outcome<()>> + Send + use<> {
+        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
+        let (device, connection_id) = (self.device, self.connection_id.clone());
+        async move { devices::connect(&Call::of(&gateway, &claims, ""), device, &connection_id).await }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
+        let (device, connection_id) = (self.device, std::mem::take(&mut self.connection_id));
+        tokio::spawn(async move {
+            // If nobody hears it, the device's lease ends by itself.
+            let call = Call::of(&gateway, &claims, "");
+            let _ = devices::disconnect(&call, device, &connection_id).await;
+        });
+    }
+}
+
 pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub id: String,
@@ -106,6 +136,7 @@ pub struct Connection {
     /// A frame that came before its connection had subscribed to its user.
     pub held: Option<Frame>,
     pub present: Option<Present>,
+    pub bound: Option<Bound>,
     /// The session that its user was last heard to type in.
     pub typing: Option<String>,
     pub deadlines: Deadlines,
@@ -201,6 +232,7 @@ impl Connection {
             authenticating: false,
             held: None,
             present: None,
+            bound: None,
             typing: None,
             deadlines: Deadlines {
                 auth: None,
@@ -461,6 +493,9 @@ impl Connection {
             // Also where pings are sent more often than their answers are waited for, the first one's time runs.
             let timeout = Duration::from_millis(limits.pong_timeout_ms);
             self.deadlines.pong.get_or_insert(now + timeout);
+            if let Some(bound) = &self.bound {
+                tokio::spawn(bound.renew());
+            }
             self.feed(Message::Ping(Default::default())).await?;
         }
         if due(self.deadlines.token_end) {
@@ -496,7 +531,7 @@ impl Connection {
         };
         let gateway = self.gateway.clone();
         tokio::spawn(async move {
-            let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: "" };
+            let call = Call::of(&gateway, &claims, "");
             let _ = commands::typing(&call, &session_id, false).await;
         });
     }
@@ -516,6 +551,7 @@ impl Connection {
 
     async fn finish(&mut self, ending: Ending) {
         self.present = None;
+        self.bound = None;
         self.stop_typing();
         // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
         self.topics.clear();

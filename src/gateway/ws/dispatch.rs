@@ -5,14 +5,16 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use super::connection::{Connection, Flow, Present};
+use super::connection::{Bound, Connection, Flow, Present};
 use super::events;
 use super::protocol::{self, Close, Frame, split_topic};
+use crate::domain::sync::clock::DeviceId;
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::sync;
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 
@@ -37,6 +39,10 @@ pub enum Done {
     Opened {
         id: String,
         outcome: Outcome<String>,
+    },
+    Bound {
+        id: String,
+        outcome: Outcome<Bound>,
     },
     Subscribed {
         id: String,
@@ -87,9 +93,7 @@ impl Connection {
             return self.in_flight.push(command.boxed());
         }
         let Frame { id, event, data } = frame;
-        let check =
-            Call { gateway: &self.gateway, user_id: &claims.sub, role: claims.role, id: &id }
-                .check_user(&data);
+        let check = Call::of(&self.gateway, &claims, &id).check_user(&data);
         if let Err(problem) = check {
             return self.answer(&id, Err(problem));
         }
@@ -129,8 +133,23 @@ impl Connection {
                 });
                 self.answer(&id, outcome);
             }
+            "device:connect" => match sync::device_id(&data) {
+                Ok(device) => self.bind(id, device, claims),
+                Err(problem) => self.answer(&id, Err(problem)),
+            },
             other => self.answer(&id, Err(events::unknown(other))),
         }
+    }
+
+    /// From now on this connection speaks for the device, and for no other.
+    fn bind(&mut self, id: String, device: DeviceId, claims: Arc<Claims>) {
+        let bound =
+            Bound { gateway: self.gateway.clone(), claims, device, connection_id: self.id.clone() };
+        let connecting = async move {
+            let outcome = bound.renew().await.map(|()| bound);
+            Done::Bound { id, outcome }
+        };
+        self.in_flight.push(connecting.boxed());
     }
 
     fn subscribe(&mut self, id: String, topic: &str, position: &Value, session_id: Option<String>) {
@@ -163,7 +182,7 @@ impl Connection {
     fn open(&mut self, id: String, data: Value, claims: Arc<Claims>) {
         let gateway = self.gateway.clone();
         let opening = async move {
-            let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: &id };
+            let call = Call::of(&gateway, &claims, &id);
             let outcome = commands::open_session(&call, &data, false).await;
             Done::Opened { id, outcome }
         };
@@ -189,7 +208,7 @@ impl Connection {
         // This device stays subscribed, so that it hears `session:ended` like the others.
         let gateway = self.gateway.clone();
         let ending = async move {
-            let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: &id };
+            let call = Call::of(&gateway, &claims, &id);
             let outcome = commands::end_session(&call, &session_id).await;
             Done::Reply { id, outcome }
         };
@@ -199,6 +218,13 @@ impl Connection {
     pub(super) async fn done(&mut self, done: Done) -> Flow {
         match done {
             Done::Reply { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
+            Done::Bound { id, outcome } => {
+                let shown = outcome.as_ref().map_err(Clone::clone).map(|_| json!({}));
+                if let Ok(bound) = outcome {
+                    self.bound = Some(bound);
+                }
+                self.feed(protocol::reply(&id, &shown)).await
+            }
             Done::Opened { id, outcome: Ok(session_id) } => {
                 self.subscribe(
                     id,

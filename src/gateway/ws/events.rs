@@ -12,7 +12,7 @@ use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
-use crate::gateway::sync;
+use crate::gateway::{devices, sync};
 use crate::kernel::error::ErrorCode;
 
 /// Whether [`run`] knows this event.
@@ -32,11 +32,13 @@ pub fn is_command(event: &str) -> bool {
             | "sync:update"
             | "sync:read"
             | "sync:device"
+            | "device:register"
+            | "device:command"
     )
 }
 
 pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> Outcome {
-    let call = Call { gateway: &gateway, user_id: &claims.sub, role: claims.role, id: &frame.id };
+    let call = Call::of(&gateway, &claims, &frame.id);
     let data = &frame.data;
     match frame.event.as_str() {
         "chat:message" => commands::send_message(call, text(data, "session_id")?, data).await,
@@ -71,6 +73,8 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
         "topic:publish" => publish(call, data).await,
         "sync:update" => Box::pin(sync::update(&call, data)).await,
         "sync:read" => Box::pin(sync::read(&call, data)).await,
+        "device:register" => Box::pin(devices::register(&call, data)).await,
+        "device:command" => Box::pin(devices::control(&call, text(data, "device_id")?, data)).await,
         "sync:device" => Box::pin(sync::device(&call, data)).await,
         _ => Err(unknown(&frame.event)),
     }

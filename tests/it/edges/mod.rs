@@ -9,6 +9,7 @@ mod http;
 mod limits;
 mod outage;
 mod socketio;
+mod sync;
 mod ws;
 
 use std::collections::{HashMap, VecDeque};
@@ -465,6 +466,16 @@ impl Ws {
             let event = self.event().await;
             if event["event"] == name {
                 return event;
+            }
+        }
+    }
+
+    /// The next of this name whose data is like that; others are skipped.
+    pub async fn event_where(&mut self, name: &str, like: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let data = self.event_named(name).await["data"].take();
+            if like(&data) {
+                return data;
             }
         }
     }

@@ -1,0 +1,263 @@
+//! What a person's devices share, over HTTP and WebSocket.
+
+use proxie::kernel::entity::Role;
+use serde_json::{Value, json};
+
+use super::{Http, TestNode, Ws, id, text};
+
+const SECOND: u64 = 1 << 32;
+
+fn device(n: u128) -> String {
+    proxie::domain::sync::clock::DeviceId::new(n).to_string()
+}
+
+/// Now and so many seconds, as uhlc counts.
+fn at(seconds: i64) -> String {
+    let now = jiff::Timestamp::now().as_second() + seconds;
+    (now as u64 * SECOND).to_string()
+}
+
+fn operation(sequence: u64, timestamp: &str, kind: &str, payload: Value) -> Value {
+    json!({"sequence": sequence, "timestamp": timestamp, "operation_type": kind, "payload": payload})
+}
+
+fn add(sequence: u64, content_id: &str, tag: &str) -> Value {
+    let payload = json!({"content_id": content_id, "tag": tag});
+    operation(sequence, &at(-3_600 + sequence as i64), "WatchlistAdd", payload)
+}
+
+fn remove(sequence: u64, content_id: &str, tag: &str) -> Value {
+    let payload = json!({"content_id": content_id, "tag": tag});
+    operation(sequence, &at(-3_600 + sequence as i64), "WatchlistRemove", payload)
+}
+
+fn play(sequence: u64, seconds: i64, position_ms: u64) -> Value {
+    let payload = json!({"content_id": "tt0133093", "position_ms": position_ms});
+    operation(sequence, &at(seconds), "PlaybackUpdate", payload)
+}
+
+fn update(device: &str, operations: Vec<Value>) -> Value {
+    json!({"device_id": device, "operations": operations})
+}
+
+async fn register(client: &Http, n: u128, kind: &str) -> String {
+    let body = json!({
+        "device_id": device(n), "name": kind, "device_type": kind, "push_token": "a-push-token",
+        "capabilities": {"supports_4k": true, "supported_platforms": ["netflix"], "remote_control": true},
+    });
+    let answer = client.post("/v1/devices/register", &body).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    assert!(!answer.text.contains("a-push-token"));
+    text(&answer.json()["id"])
+}
+
+/// The next `sync:delta`, of whom, and its operations' types.
+async fn delta(ws: &mut Ws) -> (String, Vec<String>) {
+    let event = ws.event_named("sync:delta").await;
+    let kinds = event["data"]["operations"].as_array().unwrap().iter();
+    (text(&event["data"]["device_id"]), kinds.map(|o| text(&o["operation_type"])).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_device_writes_the_others_hear() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let (phone, tv) = (register(&alice, 1, "ios").await, register(&alice, 2, "android_tv").await);
+    let (mut on_phone, mut on_tv) = (node.ws("alice").await, node.ws("alice").await);
+    let topic = json!({"topic": "sync:alice"});
+    let start = on_tv.ok("topic:subscribe", topic.clone()).await;
+    on_phone.ok("topic:subscribe", topic).await;
+    let operations = vec![add(1, "tt1", "a"), play(2, -10, 60_000)];
+    let answer = on_phone.ok("sync:update", update(&phone, operations.clone())).await;
+    assert_eq!((&answer["sequence"], &answer["position"]["offset"]), (&json!(2), &json!(1)));
+    let heard = (phone.clone(), vec!["WatchlistAdd".to_owned(), "PlaybackUpdate".to_owned()]);
+    assert_eq!(delta(&mut on_tv).await, heard);
+    assert_eq!(delta(&mut on_phone).await, heard);
+    // The same again has no effect, whatever id it comes under.
+    let again = on_phone.ok("sync:update", update(&phone, operations)).await;
+    assert_eq!((&again["sequence"], &again["position"]["offset"]), (&json!(2), &json!(1)));
+    // The TV's clock is an hour ahead. It is told, and its word counts as of now.
+    let answer = on_tv.ok("sync:update", update(&tv, vec![play(1, 3_600, 90_000)])).await;
+    assert_eq!(answer["restamped"][0]["sequence"], 1);
+    assert_eq!(answer["sequence"], 1);
+    delta(&mut on_phone).await;
+    let state = alice.get("/v1/sync/state/me").await.json();
+    assert_eq!(state["watchlist"][0]["content_id"], "tt1");
+    let position = &state["playback_positions"]["tt0133093"];
+    assert_eq!((&position["position_ms"], &position["device_id"]), (&json!(90_000), &json!(tv)));
+    assert_eq!(state["position"]["offset"], 2);
+    assert_eq!(alice.get("/v1/sync/state/alice").await.json(), state);
+    let why = alice.get("/v1/sync/explain/tt0133093").await.json();
+    assert_eq!(why["playback_position"]["wins"]["by"]["device_id"], tv.as_str());
+    assert_eq!(why["playback_position"]["beaten"]["position_ms"], 60_000);
+    assert_eq!(why["playback_position"]["why"], "it was written later than any other");
+
+    // A node dies. Whoever was away hears what it missed, and nothing is lost or comes twice.
+    drop((on_phone, on_tv));
+    let node = node.restart().await;
+    let alice = node.user("alice");
+    let mut on_phone = node.ws("alice").await;
+    on_phone.ok("sync:update", update(&phone, vec![remove(3, "tt1", "a")])).await;
+    let mut on_tv = node.ws("alice").await;
+    let resume = json!({"topic": "sync:alice", "position": start["position"]});
+    assert_eq!(on_tv.ok("topic:subscribe", resume).await["recovered"], true);
+    let missed = [delta(&mut on_tv).await, delta(&mut on_tv).await, delta(&mut on_tv).await];
+    assert_eq!(missed.map(|(_, kinds)| kinds.len()), [2, 1, 1]);
+    let standing = on_tv.ok("sync:device", json!({"device_id": tv})).await;
+    assert_eq!((&standing["sequence"], &standing["stable"]), (&json!(1), &json!(0)));
+    // What both have seen is stable.
+    let position = json!({"epoch": start["position"]["epoch"], "offset": 3});
+    for device in [&phone, &tv] {
+        on_tv.ok("sync:update", json!({"device_id": device, "position": position})).await;
+    }
+    let why = alice.get("/v1/sync/explain/tt1").await.json();
+    assert_eq!(
+        (&why["watchlist"]["present"], &why["watchlist"]["stable"]),
+        (&json!(false), &json!(3))
+    );
+    assert_eq!(why["watchlist"]["removals"], json!([]));
+
+    // Over HTTP, with what it has not seen.
+    let mut body = update(&tv, vec![add(2, "tt2", "b")]);
+    body["position"] = json!({"epoch": start["position"]["epoch"], "offset": 1});
+    let merged = alice.post("/v1/sync/merge", &body).await;
+    assert_eq!(merged.status, 200, "{}", merged.text);
+    let merged = merged.json();
+    assert_eq!((&merged["sequence"], &merged["must_resync"]), (&json!(2), &json!(false)));
+    assert_eq!(merged["deltas"].as_array().unwrap().len(), 3);
+    assert_eq!(merged["position"]["offset"], 4);
+    let unknown = json!({"device_id": tv, "position": {"epoch": "other", "offset": 1}});
+    assert_eq!(alice.post("/v1/sync/merge", &unknown).await.json()["must_resync"], true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said_and_loses_nothing() {
+    let node = TestNode::start().await;
+    let (alice, bob) = (node.user("alice"), node.user("bob"));
+    let phone = register(&alice, 1, "ios").await;
+    let mut ws = node.ws("alice").await;
+    for (operations, pointer) in [
+        (json!([{"sequence": 1}]), "/operations/0"),
+        (json!([add(1, "", "t")]), "/operations/0/payload/content_id"),
+        (json!([add(1, "c", "t"), add(1, "c", "u")]), "/operations"),
+        (json!([add(2, "c", "t"), add(1, "c", "u")]), "/operations"),
+        (json!("x"), "/operations"),
+        (json!([add(0, "c", "t")]), "/operations/0/sequence"),
+    ] {
+        let body = json!({"device_id": phone, "operations": operations});
+        let answer = alice.post("/v1/sync/merge", &body).await;
+        answer.problem(400, "bad_request");
+        assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{}", answer.text);
+        assert_eq!(ws.refused("sync:update", body).await, "bad_request");
+    }
+    // After a hole nothing is taken, and the answer says where it is.
+    let answer = ws.ok("sync:update", update(&phone, vec![add(5, "c", "t")])).await;
+    assert_eq!(answer["sequence"], 0);
+    let stranger = ws.ask_as(&id(), "sync:update", update(&device(9), vec![])).await;
+    assert_eq!(stranger["error"]["reason"], "unknown_device");
+    // Nobody sees, hears or writes what is another's.
+    bob.get("/v1/sync/state/alice").await.problem(404, "not_found");
+    bob.get("/v1/sync/devices/alice").await.problem(404, "not_found");
+    bob.get(&format!("/v1/devices/{phone}")).await.problem(404, "not_found");
+    bob.send("DELETE", &format!("/v1/devices/{phone}"), &[], b"").await.problem(404, "not_found");
+    let mut bobs = node.ws("bob").await;
+    assert_eq!(bobs.refused("topic:subscribe", json!({"topic": "sync:alice"})).await, "forbidden");
+    let topic = json!({"topic": format!("device:{phone}")});
+    assert_eq!(bobs.refused("topic:subscribe", topic).await, "not_found");
+    assert_eq!(bobs.refused("device:connect", json!({"device_id": phone})).await, "not_found");
+    let answer = bobs.ask_as(&id(), "sync:update", update(&phone, vec![add(1, "c", "t")])).await;
+    assert_eq!(answer["error"]["reason"], "unknown_device");
+    let body = json!({"device_id": phone, "name": "Mine", "device_type": "web"});
+    bob.post("/v1/devices/register", &body).await.problem(409, "conflict");
+    assert_eq!(bob.get("/v1/devices").await.json()["items"], json!([]));
+    for (body, pointer) in [
+        (json!({}), "/name"),
+        (json!({"name": "x", "device_type": "toaster"}), "/device_type"),
+        (json!({"name": "x", "device_type": "web", "device_id": "dev_1"}), "/device_id"),
+        (json!({"name": "x", "device_type": "web", "push_token": ""}), "/push_token"),
+    ] {
+        let answer = bob.post("/v1/devices/register", &body).await;
+        answer.problem(400, "bad_request");
+        assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{}", answer.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_come_and_go_and_tell_each_other_what_to_do() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let (phone, tv) = (register(&alice, 1, "ios").await, register(&alice, 2, "android_tv").await);
+    let mut on_phone = node.ws("alice").await;
+    let status = async |wanted: &str| {
+        let shown = alice.get(&format!("/v1/devices/{tv}")).await.json();
+        assert_eq!(shown["status"], wanted, "{shown}");
+        shown
+    };
+    status("offline").await;
+    let command =
+        json!({"device_id": tv, "action": "seek", "position_ms": 5_000, "from_device_id": phone});
+    let refused = on_phone.ask_as(&id(), "device:command", command.clone()).await;
+    assert_eq!(refused["error"]["reason"], "device_offline");
+
+    let mut on_tv = node.ws("alice").await;
+    on_tv.ok("topic:subscribe", json!({"topic": format!("device:{tv}")})).await;
+    on_tv.ok("device:connect", json!({"device_id": tv})).await;
+    let changed = on_phone.event_where("device:changed", |data| data["change"] == "online").await;
+    assert_eq!(
+        (&changed["device_id"], &changed["device"]["status"]),
+        (&json!(tv), &json!("online"))
+    );
+    status("online").await;
+    // Once, however often it is sent.
+    let once = id();
+    let sent = on_phone.ask_as(&once, "device:command", command.clone()).await;
+    assert_eq!(on_phone.ask_as(&once, "device:command", command).await, sent);
+    let next = json!({"action": "next"});
+    let path = format!("/v1/devices/{tv}/commands");
+    assert_eq!(alice.post(&path, &next).await.status, 200);
+    let heard =
+        [on_tv.event_named("device:command").await, on_tv.event_named("device:command").await];
+    assert_eq!(heard[0]["data"]["command_id"], sent["data"]["command_id"]);
+    assert_eq!(
+        (&heard[0]["data"]["action"], &heard[0]["data"]["position_ms"]),
+        (&json!("seek"), &json!(5_000))
+    );
+    assert_eq!(heard[0]["data"]["from_device_id"], phone.as_str());
+    assert_eq!(heard[1]["data"]["action"], "next");
+    for (body, pointer) in [
+        (json!({}), "/action"),
+        (json!({"action": "fly"}), "/action"),
+        (json!({"action": "seek"}), "/position_ms"),
+        (json!({"action": "next", "ttl_ms": 0}), "/ttl_ms"),
+        (json!({"action": "next", "from_device_id": "x"}), "/from_device_id"),
+    ] {
+        let answer = alice.post(&path, &body).await;
+        answer.problem(400, "bad_request");
+        assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{}", answer.text);
+    }
+    // Gone without a word; a moment later it is offline.
+    drop(on_tv);
+    on_phone.event_where("device:changed", |data| data["change"] == "offline").await;
+    assert!(status("offline").await["last_seen"].is_string());
+
+    // Five devices are free.
+    for n in 3..=5 {
+        register(&alice, n, "web").await;
+    }
+    let sixth = json!({"device_id": device(6), "name": "x", "device_type": "web"});
+    let answer = alice.post("/v1/devices/register", &sixth).await;
+    answer.problem(422, "rejected");
+    assert_eq!(answer.json()["reason"], "too_many_devices");
+    let auth = &node.node.gateway().auth;
+    let now = node.node.gateway().clock.now();
+    let mut premium = node.user_as("alice", Role::Consumer);
+    premium.token = Some(auth.mint_for("alice", Role::Consumer, Some("premium"), now, 60));
+    assert_eq!(premium.post("/v1/devices/register", &sixth).await.status, 201);
+    let listed = alice.get("/v1/sync/devices").await.json();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 6);
+    assert_eq!(alice.send("DELETE", &format!("/v1/devices/{phone}"), &[], b"").await.status, 204);
+    alice.get(&format!("/v1/devices/{phone}")).await.problem(404, "not_found");
+    assert_eq!(alice.get("/v1/devices").await.json()["items"].as_array().unwrap().len(), 5);
+    let answer = on_phone.ask_as(&id(), "sync:update", update(&phone, vec![])).await;
+    assert_eq!(answer["error"]["reason"], "device_removed");
+}
