@@ -90,6 +90,37 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "id: string",
     ),
     ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "id: string"),
+    (
+        "sync:update",
+        "Operations of a device, in their order; everything up to the answer's sequence is durable",
+        "device_id: string, operations?: array, position?: object",
+        "sequence: integer, position: object, seen: integer, stable: integer, must_resync: boolean, restamped: array, refused: array",
+    ),
+    (
+        "sync:device",
+        "How a device stands",
+        "device_id: string",
+        "sequence: integer, position: object, seen: integer, stable: integer, must_resync: boolean",
+    ),
+    (
+        "sync:read",
+        "The state in pages, as operations",
+        "after?: object",
+        "operations: array, next: any, position: object, stable: integer",
+    ),
+    (
+        "device:register",
+        "The body of POST /v1/devices/register",
+        "device_id?: string, name: string, device_type: string, capabilities?: object, push_token?: string",
+        "id: string, status: string, sync: object",
+    ),
+    ("device:connect", "This connection speaks for the device", "device_id: string", ""),
+    (
+        "device:command",
+        "Tells a device that is there what to do",
+        "device_id: string, action: string, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
+        "command_id: string, expires_at: string",
+    ),
 ];
 
 /// Event, what it means, the topics it comes on, whether it is durable, the fields of `data`.
@@ -146,6 +177,27 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         "session:",
         true,
         "session_id: string",
+    ),
+    (
+        "sync:delta",
+        "Operations of one device, as they count",
+        "sync:",
+        true,
+        "device_id: string, operations: array, stable: integer",
+    ),
+    (
+        "device:changed",
+        "A device was registered, updated, removed, came online or went offline, watches or has stopped",
+        "user:",
+        true,
+        "device_id: string, change: string, device: object",
+    ),
+    (
+        "device:command",
+        "Another device of the same person says what to do; not after expires_at",
+        "device:",
+        true,
+        "action: string, position_ms?: integer, command_id: string, from_device_id?: string, expires_at: string",
     ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];

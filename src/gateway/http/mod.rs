@@ -64,6 +64,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
         .route("/v1/ws", get(ws::upgrade))
+        .route("/sync/ws", get(ws::upgrade_sync))
         .route("/", get(pages::console))
         .route("/console.css", get(pages::console_style))
         .route("/console.js", get(pages::console_script))

@@ -20,9 +20,10 @@ enum Answer {
     One(&'static str),
     Created(&'static str),
     List(&'static str),
+    Nothing,
 }
 
-use Answer::{Created, List, One};
+use Answer::{Created, List, Nothing, One};
 
 const fn op(
     method: &'static str,
@@ -178,6 +179,65 @@ const OPERATIONS: &[Operation] = &[
         Some("SendMessage"),
         Created("Sent"),
     ),
+    op(
+        "get",
+        "/v1/sync/state/{id}",
+        "getSyncState",
+        "What your devices share; the id is `me`, or yours",
+        None,
+        One("SyncState"),
+    ),
+    op(
+        "post",
+        "/v1/sync/merge",
+        "mergeSyncState",
+        "For a device without a socket: its operations, and what it has not seen",
+        Some("SyncMerge"),
+        One("SyncMerged"),
+    ),
+    op(
+        "get",
+        "/v1/sync/explain/{id}",
+        "explainSyncState",
+        "Why the values of this content are what they are",
+        None,
+        One("SyncExplanation"),
+    ),
+    op("get", "/v1/sync/devices", "listSyncDevices", "Your devices", None, List("Device")),
+    op(
+        "get",
+        "/v1/sync/devices/{id}",
+        "listSyncDevicesOf",
+        "The same; the id is `me`, or yours",
+        None,
+        List("Device"),
+    ),
+    op("get", "/v1/devices", "listDevices", "Your devices", None, List("Device")),
+    op(
+        "post",
+        "/v1/devices/register",
+        "registerDevice",
+        "Register a device, or change what is known about it",
+        Some("RegisterDevice"),
+        Created("Device"),
+    ),
+    op("get", "/v1/devices/{id}", "getDevice", "A device", None, One("Device")),
+    op(
+        "delete",
+        "/v1/devices/{id}",
+        "removeDevice",
+        "Remove a device; its id is not given again",
+        None,
+        Nothing,
+    ),
+    op(
+        "post",
+        "/v1/devices/{id}/commands",
+        "commandDevice",
+        "Tell a device that is there what to do",
+        Some("DeviceCommand"),
+        One("DeviceCommanded"),
+    ),
 ];
 
 /// Statuses every operation may answer, and those only some do.
@@ -240,6 +300,7 @@ pub fn document() -> Value {
         "security": [{"bearer": []}],
         "tags": [
             {"name": "requests"}, {"name": "offers"}, {"name": "bookings"}, {"name": "providers"}, {"name": "sessions"},
+            {"name": "sync"}, {"name": "devices"},
             {"name": "node", "description": "The node itself, without a token"},
         ],
         "paths": paths,
@@ -316,9 +377,14 @@ fn described(operation: &Operation) -> Value {
         One(name) => ("200", reference(name)),
         Created(name) => ("201", reference(name)),
         List(name) => ("200", reference(&format!("{name}List"))),
+        Nothing => ("204", Value::Null),
     };
     let mut responses = Map::new();
-    responses.insert(status.into(), json!({"description": operation.summary, "content": {"application/json": {"schema": schema}}}));
+    let mut answer = json!({"description": operation.summary});
+    if !schema.is_null() {
+        answer["content"] = json!({"application/json": {"schema": schema}});
+    }
+    responses.insert(status.into(), answer);
     let writes: &[(&str, &str)] = &[
         ("409", "The object is in another state"),
         ("413", "The body is too large"),
@@ -386,7 +452,10 @@ mod tests {
             + routes.matches(".route(\"/offers").count()
             + routes.matches(".route(\"/bookings").count()
             + routes.matches(".route(\"/providers").count()
-            + routes.matches(".route(\"/sessions").count();
+            + routes.matches(".route(\"/sessions").count()
+            + routes.matches(".route(\"/sync/").count()
+            + routes.matches(".route(\"/devices").count()
+            - routes.matches(".route(\"/sync/ws").count();
         let paths: BTreeSet<&str> = OPERATIONS.iter().map(|o| o.path).collect();
         assert_eq!(paths.len(), under_v1);
         for path in paths {

@@ -4,8 +4,8 @@
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
-use crate::gateway::bodies;
 use crate::gateway::problem::FieldError;
+use crate::gateway::{bodies, devices};
 
 #[derive(ToSchema)]
 pub struct Money {
@@ -245,6 +245,157 @@ struct Sent {
     message_id: String,
 }
 
+#[derive(ToSchema)]
+struct Position {
+    epoch: String,
+    offset: i64,
+}
+
+/// An operation of a device.
+#[derive(ToSchema)]
+struct SyncOperation {
+    /// 1, 2, 3, … of this device.
+    #[schema(minimum = 1)]
+    sequence: u64,
+    /// Your own name for it.
+    operation_id: Option<String>,
+    /// A hybrid logical time of 64 bits as text (NTP64, as uhlc counts), or an RFC 3339 time.
+    timestamp: String,
+    /// WatchlistAdd, WatchlistRemove, PlaybackUpdate, CounterUpdate or Nothing
+    operation_type: String,
+    #[schema(value_type = Object)]
+    payload: Value,
+}
+
+#[derive(ToSchema)]
+struct SyncMerge {
+    device_id: String,
+    /// How far the device has seen the log.
+    position: Option<Position>,
+    operations: Option<Vec<SyncOperation>>,
+}
+
+#[derive(ToSchema)]
+struct SyncRestamped {
+    sequence: u64,
+    claimed: String,
+    time: String,
+}
+
+#[derive(ToSchema)]
+struct SyncRefused {
+    sequence: u64,
+    /// too_many_entries
+    reason: String,
+}
+
+#[derive(ToSchema)]
+struct SyncDelta {
+    device_id: String,
+    operations: Vec<SyncOperation>,
+    stable: i64,
+}
+
+#[derive(ToSchema)]
+struct SyncMerged {
+    /// Everything of this device up to here is durable.
+    sequence: u64,
+    position: Position,
+    seen: i64,
+    stable: i64,
+    /// The device has been away for too long: read the state.
+    must_resync: bool,
+    restamped: Vec<SyncRestamped>,
+    refused: Vec<SyncRefused>,
+    /// What came after the position that was given.
+    deltas: Vec<SyncDelta>,
+    /// There are more, after the position of this answer.
+    more: Option<bool>,
+}
+
+#[derive(ToSchema)]
+struct SyncAddition {
+    tag: String,
+    device_id: String,
+    timestamp: String,
+    #[schema(format = DateTime)]
+    added_at: String,
+}
+
+#[derive(ToSchema)]
+struct SyncItem {
+    content_id: String,
+    additions: Vec<SyncAddition>,
+}
+
+#[derive(ToSchema)]
+struct SyncState {
+    user_id: String,
+    position: Position,
+    stable: i64,
+    watchlist: Vec<SyncItem>,
+    /// By content: position_ms, duration_ms, device_id, timestamp, updated_at
+    #[schema(value_type = Object)]
+    playback_positions: Value,
+    /// By content: value, and what each device has counted
+    #[schema(value_type = Object)]
+    counters: Value,
+    #[schema(format = DateTime)]
+    last_sync: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct SyncExplanation {
+    content_id: String,
+    #[schema(value_type = Object)]
+    watchlist: Value,
+    #[schema(value_type = Option<Object>)]
+    playback_position: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    counter: Option<Value>,
+}
+
+#[derive(ToSchema)]
+struct Device {
+    id: String,
+    name: String,
+    /// ios, android, web, desktop, apple_tv, android_tv, fire_tv, roku, samsung_tv, lg_tv, console or speaker
+    device_type: String,
+    #[schema(value_type = Object)]
+    capabilities: Value,
+    has_push_token: bool,
+    /// online, offline or watching
+    status: String,
+    playback_session_id: Option<String>,
+    #[schema(format = DateTime)]
+    last_seen: Option<String>,
+    #[schema(format = DateTime)]
+    registered_at: String,
+    version: u64,
+    /// How it stands in the person's log.
+    #[schema(value_type = Object)]
+    sync: Value,
+}
+
+#[derive(ToSchema)]
+struct DeviceCommand {
+    /// play, pause, stop, seek, next or previous
+    action: String,
+    /// Of a seek.
+    position_ms: Option<u64>,
+    from_device_id: Option<String>,
+    /// After this the device must not carry it out any more; 10,000 without.
+    #[schema(maximum = 60000)]
+    ttl_ms: Option<u32>,
+}
+
+#[derive(ToSchema)]
+struct DeviceCommanded {
+    command_id: String,
+    #[schema(format = DateTime)]
+    expires_at: String,
+}
+
 /// RFC 9457.
 #[derive(ToSchema)]
 struct ProblemDetails {
@@ -283,6 +434,20 @@ struct ProblemDetails {
     Session,
     Message,
     Sent,
+    Position,
+    SyncOperation,
+    SyncMerge,
+    SyncRestamped,
+    SyncRefused,
+    SyncDelta,
+    SyncMerged,
+    SyncAddition,
+    SyncItem,
+    SyncState,
+    SyncExplanation,
+    Device,
+    DeviceCommand,
+    DeviceCommanded,
     ProblemDetails,
     FieldError,
     bodies::CreateRequest,
@@ -292,5 +457,6 @@ struct ProblemDetails {
     bodies::Review,
     bodies::OpenSession,
     bodies::SendMessage,
+    devices::RegisterDevice,
 )))]
 pub struct Schemas;

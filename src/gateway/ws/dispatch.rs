@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use super::connection::{Bound, Connection, Flow, Present};
+use super::connection::{Connection, Flow};
 use super::events;
+use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, split_topic};
 use crate::domain::sync::clock::DeviceId;
 use crate::gateway::auth::Claims;

@@ -10,12 +10,14 @@ mod connection;
 mod dispatch;
 mod events;
 mod gate;
+mod guards;
 mod owner;
 mod socket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use axum::extract::ws::WebSocket;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{State, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -26,6 +28,7 @@ use crate::gateway::accept::Admitted;
 use crate::gateway::auth::Claims;
 use crate::gateway::http::{address_key, bearer, check_origin, count_connection};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::sync;
 
 pub(super) use connection::Arguments;
 use owner::Owners;
@@ -68,11 +71,36 @@ impl Drop for Opened {
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
 const BUFFER_BYTES: usize = 4 * 1024;
 
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
     extensions: axum::http::Extensions,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
+) -> Outcome<Response> {
+    accept(gateway, headers, extensions, upgrade, |socket, _| Socket::WebSocket(socket)).await
+}
+
+/// `/sync/ws`: the same, with the messages of devices.
+pub async fn upgrade_sync(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+    extensions: axum::http::Extensions,
+    upgrade: Upgrade,
+) -> Outcome<Response> {
+    let speak = |socket, gateway: &Gateway| {
+        Socket::Sync(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
+    };
+    accept(gateway, headers, extensions, upgrade, speak).await
+}
+
+async fn accept(
+    gateway: Arc<Gateway>,
+    headers: HeaderMap,
+    extensions: axum::http::Extensions,
+    upgrade: Upgrade,
+    speak: impl FnOnce(WebSocket, &Gateway) -> Socket + Send + 'static,
 ) -> Outcome<Response> {
     let upgrade = upgrade.map_err(|rejection| {
         Problem::bad_request(format!("this is a WebSocket: {rejection}"))
@@ -98,7 +126,7 @@ pub async fn upgrade(
         .max_frame_size(max_frame)
         .max_message_size(max_frame)
         .on_upgrade(async move |socket| {
-            let socket = Socket::WebSocket(socket);
+            let socket = speak(socket, &gateway);
             Arguments { gateway, socket, claims, user, opened, admitted }.start();
         });
     Ok(response)

@@ -1,4 +1,4 @@
-//! What a connection speaks through: messages of a WebSocket, or what Socket.IO makes of them.
+//! What a connection speaks through: messages of a WebSocket, or what Socket.IO or `/sync/ws` make of them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,11 +7,13 @@ use axum::extract::ws::{Message, WebSocket};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 
 use crate::gateway::socketio::Link;
+use crate::gateway::sync;
 
 #[expect(clippy::large_enum_variant, reason = "most are the large one")]
 pub enum Socket {
     WebSocket(WebSocket),
     SocketIo(Link),
+    Sync(Box<sync::Link>),
 }
 
 impl Stream for Socket {
@@ -21,6 +23,7 @@ impl Stream for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_next_unpin(cx),
             Self::SocketIo(link) => link.poll_next(cx),
+            Self::Sync(link) => link.poll_next(cx),
         }
     }
 }
@@ -32,6 +35,7 @@ impl Sink<Message> for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_ready_unpin(cx),
             Self::SocketIo(link) => link.poll_ready(cx),
+            Self::Sync(link) => link.poll_ready(cx),
         }
     }
 
@@ -42,6 +46,7 @@ impl Sink<Message> for Socket {
                 link.send(message);
                 Ok(())
             }
+            Self::Sync(link) => link.send(message),
         }
     }
 
@@ -50,6 +55,7 @@ impl Sink<Message> for Socket {
             Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
             // The engine writes what it was given by itself.
             Self::SocketIo(link) => link.poll_ready(cx),
+            Self::Sync(link) => link.poll_flush(cx),
         }
     }
 
@@ -57,6 +63,7 @@ impl Sink<Message> for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_close_unpin(cx),
             Self::SocketIo(_) => Poll::Ready(Ok(())),
+            Self::Sync(link) => link.poll_close(cx),
         }
     }
 }

@@ -133,7 +133,12 @@ impl TestNode {
         stream: TcpStream,
         headers: &[(&'static str, &str)],
     ) -> Result<Ws, u16> {
-        connect_over(self.node.address, stream, headers).await
+        connect_over(self.node.address, stream, "/v1/ws", headers).await
+    }
+
+    pub async fn try_ws_at(&self, path: &str, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
+        let stream = TcpStream::connect(self.node.address).await.unwrap();
+        connect_over(self.node.address, stream, path, headers).await
     }
 }
 
@@ -142,7 +147,7 @@ pub async fn connect(address: SocketAddr, token: &str) -> Ws {
     let stream = TcpStream::connect(address).await.unwrap();
     let headers = [("authorization", format!("Bearer {token}"))];
     let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let mut ws = connect_over(address, stream, &headers).await.unwrap();
+    let mut ws = connect_over(address, stream, "/v1/ws", &headers).await.unwrap();
     let started = std::time::Instant::now();
     // A node whose lease is not proven at the moment, as it may be on a busy machine, says so; clients ask again.
     loop {
@@ -157,15 +162,16 @@ pub async fn connect(address: SocketAddr, token: &str) -> Ws {
 
 /// With these headers; else the status of the refusal.
 pub async fn try_connect(address: SocketAddr, headers: &[(&'static str, &str)]) -> Result<Ws, u16> {
-    connect_over(address, TcpStream::connect(address).await.unwrap(), headers).await
+    connect_over(address, TcpStream::connect(address).await.unwrap(), "/v1/ws", headers).await
 }
 
 async fn connect_over(
     address: SocketAddr,
     stream: TcpStream,
+    path: &str,
     headers: &[(&'static str, &str)],
 ) -> Result<Ws, u16> {
-    let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+    let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }

@@ -2,6 +2,7 @@
 
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{Http, TestNode, Ws, id, text};
 
@@ -260,4 +261,129 @@ async fn devices_come_and_go_and_tell_each_other_what_to_do() {
     assert_eq!(alice.get("/v1/devices").await.json()["items"].as_array().unwrap().len(), 5);
     let answer = on_phone.ask_as(&id(), "sync:update", update(&phone, vec![])).await;
     assert_eq!(answer["error"]["reason"], "device_removed");
+}
+
+/// A device on `/sync/ws`.
+struct Synced(Ws);
+
+impl Synced {
+    async fn open(node: &TestNode, user: &str) -> Self {
+        let bearer = format!("Bearer {}", node.token(user, Role::Consumer, 60));
+        Self(node.try_ws_at("/sync/ws", &[("authorization", &bearer)]).await.unwrap())
+    }
+
+    async fn say(&mut self, message: Value) {
+        self.0.raw(Message::text(message.to_string())).await;
+    }
+
+    /// The next of this type; others are skipped.
+    async fn hear(&mut self, kind: &str) -> Value {
+        loop {
+            let message = self.0.event().await;
+            if message["type"] == kind {
+                return message;
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, device: &str, position: Value) -> Value {
+        self.say(json!({"type": "Subscribe", "user_id": "alice", "device_id": device, "position": position})).await;
+        self.hear("Subscribed").await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_speak_the_messages_of_sync_ws() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let (phone, tv) = (register(&alice, 1, "ios").await, register(&alice, 2, "android_tv").await);
+    let mut on_phone = Synced::open(&node, "alice").await;
+    let start = on_phone.subscribe(&phone, Value::Null).await;
+    assert_eq!((&start["sequence"], &start["position"]["offset"]), (&json!(0), &json!(0)));
+    let mut named = add(1, "tt1", "a");
+    named["operation_id"] = json!("op-1");
+    on_phone.say(json!({"type": "StateUpdate", "operations": [named, play(2, -5, 7)]})).await;
+    let told = on_phone.hear("Acknowledge").await;
+    assert_eq!((&told["sequence"], &told["operation_ids"]), (&json!(2), &json!(["op-1", null])));
+
+    // A newcomer hears the state, then what is live.
+    let mut on_tv = Synced::open(&node, "alice").await;
+    on_tv.say(json!({"type": "Subscribe", "user_id": "alice", "device_id": tv})).await;
+    let state = on_tv.hear("StateDelta").await;
+    assert_eq!(
+        (&state["reset"], &state["more"], &state["position"]["offset"]),
+        (&json!(true), &json!(false), &json!(1))
+    );
+    let kinds: Vec<_> = state["operations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| text(&o["operation_type"]))
+        .collect();
+    assert_eq!(kinds, ["WatchlistAdd", "PlaybackUpdate"]);
+    assert_eq!(state["operations"][0]["device_id"], phone.as_str());
+    assert_eq!(on_tv.hear("Subscribed").await["recovered"], false);
+    let online = on_phone.hear("DeviceEvent").await;
+    assert_eq!((&online["device_id"], &online["event"]), (&json!(tv), &json!("online")));
+    on_tv.say(json!({"type": "StateUpdate", "operations": [remove(1, "tt1", "a")]})).await;
+    on_tv.hear("Acknowledge").await;
+    let delta = loop {
+        let delta = on_phone.hear("StateDelta").await;
+        if delta["operations"][0]["device_id"] == tv.as_str() {
+            break delta;
+        }
+    };
+    assert_eq!(
+        (&delta["offset"], &delta["operations"][0]["payload"]["tags"]),
+        (&json!(2), &json!(["a"]))
+    );
+    on_phone.say(json!({"type": "DeviceCommand", "device_id": tv, "action": "pause"})).await;
+    assert!(on_phone.hear("Acknowledge").await["command_id"].is_string());
+    let command = on_tv.hear("DeviceEvent").await;
+    let (command, event) = (command["command"].clone(), command["event"].clone());
+    assert_eq!((&event, &command["action"]), (&json!("command"), &json!("pause")));
+    assert_eq!(command["from_device_id"], phone.as_str());
+    let seen = json!({"epoch": start["position"]["epoch"], "offset": 2});
+    on_tv.say(json!({"type": "Heartbeat", "position": seen})).await;
+    on_tv.hear("Heartbeat").await;
+    on_phone.say(json!({"type": "Heartbeat"})).await;
+    assert!(on_phone.hear("Heartbeat").await["now"].is_string());
+
+    // Back after a node's death, from where it was.
+    drop((on_phone, on_tv));
+    let node = node.restart().await;
+    let mut on_phone = Synced::open(&node, "alice").await;
+    let from = json!({"epoch": start["position"]["epoch"], "offset": 1});
+    on_phone
+        .say(json!({"type": "Subscribe", "user_id": "alice", "device_id": phone, "position": from}))
+        .await;
+    let told = on_phone.hear("Subscribed").await;
+    assert_eq!((&told["recovered"], &told["sequence"]), (&json!(true), &json!(2)));
+    assert_eq!(on_phone.hear("StateDelta").await["offset"], 2);
+
+    // What is wrong is said, and the connection lives.
+    for (message, code) in [
+        (json!({"type": "Fly"}), "bad_request"),
+        (json!({"type": "Subscribe", "user_id": "bob", "device_id": phone}), "forbidden"),
+        (json!({"type": "Subscribe", "user_id": "alice", "device_id": device(9)}), "rejected"),
+        (json!({"type": "StateUpdate", "operations": [{}]}), "bad_request"),
+        (json!({"type": "DeviceCommand", "device_id": tv, "action": "fly"}), "bad_request"),
+    ] {
+        on_phone.say(message.clone()).await;
+        assert_eq!(on_phone.hear("Error").await["code"], code, "{message}");
+    }
+    // It authenticates and closes as /v1/ws does.
+    let mut browser = Synced(node.try_ws_at("/sync/ws", &[]).await.unwrap());
+    let token = node.token("alice", Role::Consumer, 60);
+    browser.0.ok("auth", json!({"token": token})).await;
+    browser.subscribe(&tv, Value::Null).await;
+    on_phone.0.raw(Message::text("{")).await;
+    assert_eq!(on_phone.0.closed().await.0, 3500);
+    let mut silent = Synced(node.try_ws_at("/sync/ws", &[]).await.unwrap());
+    assert_eq!(silent.0.refused("auth", json!({"token": "no"})).await, "unauthenticated");
+    assert_eq!(silent.0.closed().await.0, 3501);
+    assert_eq!(
+        node.try_ws_at("/sync/ws", &[("origin", "https://evil.example")]).await.err(),
+        Some(403)
+    );
 }

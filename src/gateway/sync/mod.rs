@@ -1,5 +1,8 @@
 //! What a person's devices share: the commands behind `/v1/sync`, `/v1/ws` and `/sync/ws`.
 
+mod link;
+mod talk;
+
 use serde_json::{Map, Value, json};
 
 use crate::domain::sync::clock::{DeviceId, to_timestamp};
@@ -12,6 +15,8 @@ use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::ws::protocol::{Position, position};
 use crate::kernel::entity::to_value;
 use crate::kernel::error::AskError;
+
+pub use link::Link;
 
 /// In one message. A frame of 64 KiB holds fewer.
 const MAX_OPERATIONS: usize = 1_000;

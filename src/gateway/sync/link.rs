@@ -1,0 +1,95 @@
+//! A WebSocket that speaks the messages of `/sync/ws`; behind it is the connection that `/v1/ws` has.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker, ready};
+
+use axum::extract::ws::{Message, WebSocket};
+use futures_util::{SinkExt, StreamExt};
+
+use super::talk::{Follows, Talk};
+
+pub struct Link {
+    socket: WebSocket,
+    talk: Talk,
+    /// To the connection. One message leads to one frame, and one answer to one.
+    frames: VecDeque<String>,
+    /// To the device. The connection waits until they are on their way.
+    messages: VecDeque<String>,
+    reader: Option<Waker>,
+}
+
+impl Link {
+    pub fn new(socket: WebSocket, prefix: String) -> Self {
+        Self {
+            socket,
+            talk: Talk::new(prefix),
+            frames: VecDeque::new(),
+            messages: VecDeque::new(),
+            reader: None,
+        }
+    }
+
+    fn take(&mut self, follows: Follows) {
+        self.messages.extend(follows.messages);
+        if !follows.frames.is_empty() {
+            self.frames.extend(follows.frames);
+            self.reader.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Message, axum::Error>>> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Poll::Ready(Some(Ok(Message::text(frame))));
+            }
+            self.reader = Some(cx.waker().clone());
+            match ready!(self.socket.poll_next_unpin(cx)) {
+                Some(Ok(Message::Text(text))) => {
+                    let follows = self.talk.said(text.as_str());
+                    self.take(follows);
+                    if !self.messages.is_empty() {
+                        // What is wrong with it is said before anything else is read.
+                        if let Err(error) = ready!(self.poll_flush(cx)) {
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    }
+                }
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// Everything is with the socket.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        loop {
+            ready!(self.socket.poll_ready_unpin(cx))?;
+            match self.messages.pop_front() {
+                Some(message) => self.socket.start_send_unpin(Message::text(message))?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    pub fn send(&mut self, message: Message) -> Result<(), axum::Error> {
+        match message {
+            Message::Text(text) => {
+                let follows = self.talk.heard(text.as_str());
+                self.take(follows);
+                Ok(())
+            }
+            other => self.socket.start_send_unpin(other),
+        }
+    }
+
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        ready!(self.poll_ready(cx))?;
+        self.socket.poll_flush_unpin(cx)
+    }
+
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        self.socket.poll_close_unpin(cx)
+    }
+}

@@ -1,0 +1,52 @@
+//! What holds for as long as a connection does, and ends with it however it ends.
+
+use std::sync::Arc;
+
+use crate::cluster::Presence;
+use crate::domain::sync::clock::DeviceId;
+use crate::gateway::Gateway;
+use crate::gateway::auth::Claims;
+use crate::gateway::commands::Call;
+use crate::gateway::devices;
+use crate::gateway::problem::Outcome;
+
+/// Its user is shown as present, for as long as this lives.
+pub struct Present {
+    pub presence: Arc<Presence>,
+    pub user_id: String,
+    pub connection_id: String,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.presence.clear(&self.user_id, &self.connection_id);
+    }
+}
+
+/// It speaks for this device, for as long as this lives.
+pub struct Bound {
+    pub gateway: Arc<Gateway>,
+    pub claims: Arc<Claims>,
+    pub device: DeviceId,
+    pub connection_id: String,
+}
+
+impl Bound {
+    pub fn renew(&self) -> impl Future<Output = Outcome<()>> + Send + use<> {
+        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
+        let (device, connection_id) = (self.device, self.connection_id.clone());
+        async move { devices::connect(&Call::of(&gateway, &claims, ""), device, &connection_id).await }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
+        let (device, connection_id) = (self.device, std::mem::take(&mut self.connection_id));
+        tokio::spawn(async move {
+            // If nobody hears it, the device's lease ends by itself.
+            let call = Call::of(&gateway, &claims, "");
+            let _ = devices::disconnect(&call, device, &connection_id).await;
+        });
+    }
+}
