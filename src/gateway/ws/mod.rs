@@ -90,7 +90,7 @@ pub async fn upgrade_sync(
     upgrade: Upgrade,
 ) -> Outcome<Response> {
     let speak = |socket, gateway: &Gateway| {
-        Socket::Sync(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
+        Socket::Devices(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
     };
     accept(gateway, headers, extensions, upgrade, speak).await
 }

@@ -13,7 +13,7 @@ use crate::gateway::sync;
 pub enum Socket {
     WebSocket(WebSocket),
     SocketIo(Link),
-    Sync(Box<sync::Link>),
+    Devices(Box<sync::Link>),
 }
 
 impl Stream for Socket {
@@ -23,7 +23,7 @@ impl Stream for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_next_unpin(cx),
             Self::SocketIo(link) => link.poll_next(cx),
-            Self::Sync(link) => link.poll_next(cx),
+            Self::Devices(link) => link.poll_next(cx),
         }
     }
 }
@@ -35,7 +35,7 @@ impl Sink<Message> for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_ready_unpin(cx),
             Self::SocketIo(link) => link.poll_ready(cx),
-            Self::Sync(link) => link.poll_ready(cx),
+            Self::Devices(link) => link.poll_ready(cx),
         }
     }
 
@@ -46,7 +46,7 @@ impl Sink<Message> for Socket {
                 link.send(message);
                 Ok(())
             }
-            Self::Sync(link) => link.send(message),
+            Self::Devices(link) => link.send(message),
         }
     }
 
@@ -55,7 +55,7 @@ impl Sink<Message> for Socket {
             Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
             // The engine writes what it was given by itself.
             Self::SocketIo(link) => link.poll_ready(cx),
-            Self::Sync(link) => link.poll_flush(cx),
+            Self::Devices(link) => link.poll_flush(cx),
         }
     }
 
@@ -63,7 +63,7 @@ impl Sink<Message> for Socket {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_close_unpin(cx),
             Self::SocketIo(_) => Poll::Ready(Ok(())),
-            Self::Sync(link) => link.poll_close(cx),
+            Self::Devices(link) => link.poll_close(cx),
         }
     }
 }
