@@ -1,12 +1,14 @@
 //! What connections cost a server: echo, fan-out, memory. Proxie beside what one would pick instead, in one run.
 //!
-//! `cargo run --release --example load [-- PART…] [--against NAME,…]`; parts: see `PARTS`; `storm` alone. The server runs on
+//! `cargo run --release --example load [-- PART…] [--against NAME,…]`; parts: see `PARTS`; `storm` and `sync` alone. The server runs on
 //! one core, the clients and PostgreSQL on the other. Peers that are not installed are left out, and said to be.
 
 #[path = "load/servers.rs"]
 mod servers;
 #[path = "load/storm.rs"]
 mod storm;
+#[path = "load/sync.rs"]
+mod sync;
 #[path = "load/wire.rs"]
 mod wire;
 
@@ -39,7 +41,7 @@ const IDLE: usize = 4_000;
 const MOST_KEPT: usize = 8_000;
 /// Connections that are being made at the same time.
 const AT_ONCE: usize = 32;
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "echo",
     "fanout-1",
     "fanout-4",
@@ -49,6 +51,7 @@ const PARTS: [&str; 9] = [
     "connections",
     "slow",
     "storm",
+    "sync",
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -60,6 +63,9 @@ fn main() -> anyhow::Result<()> {
     if args.first().map(String::as_str) == Some("storm") {
         // Nothing is pinned here: two nodes share the machine with their clients.
         return tokio::task::LocalSet::new().block_on(&runtime, storm::run());
+    }
+    if args.first().map(String::as_str) == Some("sync") {
+        return tokio::task::LocalSet::new().block_on(&runtime, sync::run());
     }
     if std::env::var_os("LOAD_PINNED").is_none() {
         // Again, on its own core.

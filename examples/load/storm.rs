@@ -118,7 +118,7 @@ async fn storm(folder: &std::path::Path, server: &Embedded) -> anyhow::Result<()
     Ok(())
 }
 
-fn node(folder: &std::path::Path, database: &str, n: usize) -> anyhow::Result<Server> {
+pub fn node(folder: &std::path::Path, database: &str, n: usize) -> anyhow::Result<Server> {
     let me = std::env::current_exe()?;
     let binary =
         me.parent().and_then(std::path::Path::parent).context("target folder")?.join("proxie");
@@ -139,6 +139,8 @@ fn node(folder: &std::path::Path, database: &str, n: usize) -> anyhow::Result<Se
         .env("PROXIE__NODE__NAME", format!("node-{n}"))
         .env("PROXIE__AUTH__DEV_TOKENS", "true")
         .env("PROXIE__GATEWAY__REQUESTS_PER_MINUTE", "100000000")
+        .env("PROXIE__WEBSOCKET__FRAMES_PER_S", "1000000")
+        .env("PROXIE__WEBSOCKET__FRAME_BURST", "1000000")
         .env("PROXIE__LOG__LEVEL", "warn")
         .stderr(log);
     Server::spawned("proxie", command)

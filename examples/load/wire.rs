@@ -90,7 +90,10 @@ impl Target {
     }
 
     pub async fn open(&self) -> anyhow::Result<Client> {
-        let path = self.wire.path();
+        self.open_at(self.wire.path()).await
+    }
+
+    pub async fn open_at(&self, path: &str) -> anyhow::Result<Client> {
         let mut request = format!("ws://{}{path}", self.address).into_client_request()?;
         if let Wire::Proxie { token } = &self.wire {
             request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
@@ -125,7 +128,7 @@ impl Client {
         Ok(self.socket.send(message).await?)
     }
 
-    async fn send_bytes(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
+    pub async fn send_bytes(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
         Ok(self.socket.send(Message::binary(bytes)).await?)
     }
 

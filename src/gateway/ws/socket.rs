@@ -10,6 +10,7 @@ use crate::gateway::socketio::Link;
 use crate::gateway::sync;
 
 #[expect(clippy::large_enum_variant, reason = "most are the large one")]
+#[expect(clippy::enum_variant_names, reason = "it is called Socket.IO")]
 pub enum Socket {
     WebSocket(WebSocket),
     SocketIo(Link),
