@@ -139,6 +139,8 @@ pub fn node(folder: &std::path::Path, database: &str, n: usize) -> anyhow::Resul
         .env("PROXIE__NODE__NAME", format!("node-{n}"))
         .env("PROXIE__AUTH__DEV_TOKENS", "true")
         .env("PROXIE__GATEWAY__REQUESTS_PER_MINUTE", "100000000")
+        // Clients that are not being driven do not answer.
+        .env("PROXIE__WEBSOCKET__PING_MS", "600000")
         .env("PROXIE__WEBSOCKET__FRAMES_PER_S", "1000000")
         .env("PROXIE__WEBSOCKET__FRAME_BURST", "1000000")
         .env("PROXIE__LOG__LEVEL", "warn")

@@ -128,8 +128,12 @@ impl Client {
         Ok(self.socket.send(message).await?)
     }
 
-    pub async fn send_bytes(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
-        Ok(self.socket.send(Message::binary(bytes)).await?)
+    async fn send_bytes(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
+        self.send_message(Message::binary(bytes)).await
+    }
+
+    pub async fn send_message(&mut self, message: Message) -> anyhow::Result<()> {
+        Ok(self.socket.send(message).await?)
     }
 
     /// The next message, heartbeats apart. `None`: closed.

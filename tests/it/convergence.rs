@@ -371,8 +371,9 @@ impl World {
                 let restamped = restamped.iter().map(|r| (r.sequence, r.time)).collect();
                 self.tell(from, &Tell::Updated { standing, restamped });
                 for (offset, delta) in said {
+                    let text = serde_json::to_string(&Tell::Live { offset, delta }).unwrap();
                     for to in 0..self.devices.len() {
-                        self.tell(to, &Tell::Live { offset, delta: delta.clone() });
+                        self.send(to, text.clone(), Step::ToDevice);
                     }
                 }
             }
@@ -384,8 +385,8 @@ impl World {
             Ask::Fetch { after } => {
                 let Some(state) = &self.node.state else { return };
                 let head = state.offset;
-                let mut deltas = self.node.log.clone();
-                deltas.retain(|(offset, _)| *offset > after);
+                let from = self.node.log.partition_point(|(offset, _)| *offset <= after);
+                let deltas = self.node.log[from..].to_vec();
                 let complete = after == head || deltas.first().is_some_and(|d| d.0 == after + 1);
                 self.tell(from, &Tell::Log { after, deltas, head, complete });
             }

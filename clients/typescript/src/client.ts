@@ -129,6 +129,12 @@ const REPEATABLE: Readonly<Record<Command, boolean>> = {
   'booking:cancel': true,
   'booking:review': true,
   'booking:no_show': true,
+  'sync:update': true,
+  'sync:read': true,
+  'sync:device': true,
+  'device:register': true,
+  'device:connect': true,
+  'device:command': true,
 };
 
 interface Pending {

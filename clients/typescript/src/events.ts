@@ -202,6 +202,42 @@ export interface ClientEvents {
     };
     reply: Record<string, unknown>;
   };
+  /** Tells a device that is there what to do */
+  'device:command': {
+    data: {
+      action: string;
+      device_id: string;
+      from_device_id?: string | null | undefined;
+      position_ms?: number | null | undefined;
+      ttl_ms?: number | null | undefined;
+    };
+    reply: {
+      command_id: string;
+      expires_at: string;
+    };
+  };
+  /** This connection speaks for the device */
+  'device:connect': {
+    data: {
+      device_id: string;
+    };
+    reply: Record<string, unknown>;
+  };
+  /** The body of POST /v1/devices/register */
+  'device:register': {
+    data: {
+      capabilities?: Record<string, unknown> | null | undefined;
+      device_id?: string | null | undefined;
+      device_type: string;
+      name: string;
+      push_token?: string | null | undefined;
+    };
+    reply: {
+      id: string;
+      status: string;
+      sync: Record<string, unknown>;
+    };
+  };
   /** Accepts an offer and waits for the booking */
   'offer:accept': {
     data: {
@@ -295,6 +331,48 @@ export interface ClientEvents {
       recovered: boolean;
     };
   };
+  /** How a device stands */
+  'sync:device': {
+    data: {
+      device_id: string;
+    };
+    reply: {
+      must_resync: boolean;
+      position: Position;
+      seen: number;
+      sequence: number;
+      stable: number;
+    };
+  };
+  /** The state in pages, as operations */
+  'sync:read': {
+    data: {
+      after?: Record<string, unknown> | null | undefined;
+    };
+    reply: {
+      next: unknown;
+      operations: unknown[];
+      position: Position;
+      stable: number;
+    };
+  };
+  /** Operations of a device, in their order; everything up to the answer's sequence is durable */
+  'sync:update': {
+    data: {
+      device_id: string;
+      operations?: unknown[] | null | undefined;
+      position?: Position | undefined;
+    };
+    reply: {
+      must_resync: boolean;
+      position: Position;
+      refused: unknown[];
+      restamped: unknown[];
+      seen: number;
+      sequence: number;
+      stable: number;
+    };
+  };
   /** Publishes to an application topic */
   'topic:publish': {
     data: {
@@ -365,6 +443,20 @@ export interface ServerEvents {
     session_id: string;
     user_id: string;
   };
+  /** A device was registered, updated, removed, came online or went offline, watches or has stopped */
+  'device:changed': {
+    change: string;
+    device: Record<string, unknown>;
+    device_id: string;
+  };
+  /** Another device of the same person says what to do; not after expires_at */
+  'device:command': {
+    action: string;
+    command_id: string;
+    expires_at: string;
+    from_device_id?: string | null;
+    position_ms?: number | null;
+  };
   /** A provider makes an offer */
   'offer:new': {
     offer: Offer;
@@ -395,6 +487,12 @@ export interface ServerEvents {
   'session:ended': {
     session_id: string;
   };
+  /** Operations of one device, as they count */
+  'sync:delta': {
+    device_id: string;
+    operations: unknown[];
+    stable: number;
+  };
   /** The token ends soon: send auth:refresh */
   'token:expiring': {
     expires_at: string;
@@ -414,11 +512,14 @@ export const SERVER_EVENTS: Readonly<
   'chat:response': { topics: ['session:'], durable: true },
   'chat:stream': { topics: ['session:'], durable: false },
   'chat:typing': { topics: ['session:'], durable: false },
+  'device:changed': { topics: ['user:'], durable: true },
+  'device:command': { topics: ['device:'], durable: true },
   'offer:new': { topics: ['user:'], durable: true },
   'offer:updated': { topics: ['user:'], durable: true },
   'presence:changed': { topics: ['presence:'], durable: false },
   'request:updated': { topics: ['user:'], durable: true },
   'session:ended': { topics: ['session:'], durable: true },
+  'sync:delta': { topics: ['sync:'], durable: true },
   'token:expiring': { topics: [], durable: false },
 };
 

@@ -3,6 +3,7 @@
 mod link;
 mod talk;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::domain::sync::clock::{DeviceId, to_timestamp};
@@ -38,7 +39,7 @@ fn operations(body: &Value) -> Outcome<Vec<Operation>> {
     let (mut operations, mut errors) = (Vec::with_capacity(given.len()), Vec::new());
     for (n, given) in given.iter().enumerate() {
         let at = format!("/operations/{n}");
-        match serde_json::from_value::<Operation>(given.clone()) {
+        match Operation::deserialize(given) {
             Err(error) => errors.push(FieldError::new(at, error.to_string())),
             Ok(operation) => match operation.check() {
                 Err((field, message)) => {

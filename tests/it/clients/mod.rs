@@ -42,7 +42,7 @@ fn must(mut command: Command) -> String {
 /// A node on a store of its own, with the demonstration's providers.
 fn served(folder: &Folder) -> (Served, String) {
     let node = Served::start(folder, &EMBEDDED);
-    let token = run(folder, &["token", "--user", "clara"], &EMBEDDED);
+    let token = run(folder, &["token", "--user", "clara", "--tier", "premium"], &EMBEDDED);
     assert!(token.status.success(), "{}", text(&token.stderr));
     (node, text(&token.stdout).lines().last().unwrap().to_owned())
 }

@@ -206,3 +206,63 @@ fn of_the_same_time_the_higher_device_wins() {
     assert_eq!(register.wins.value, "tv");
     assert_eq!(register.beaten.unwrap().value, "phone");
 }
+
+/// What `clients/typescript` computes too. `PROXIE_WRITE_VECTORS=1` writes the file anew.
+#[test]
+fn the_shared_vectors_hold() {
+    const PATH: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/clients/typescript/test/sync-vectors.json");
+    let mut seed = 7_u64;
+    let mut next = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut replicas = Vec::new();
+    for _ in 0..40 {
+        let (mut replica, mut steps) = (Replica::default(), Vec::new());
+        for sequence in 1..=next(40) {
+            if next(12) == 0 {
+                let through = next(30) as i64;
+                replica.watchlist.forget_removed(through);
+                steps.push(serde_json::json!({"forget": through}));
+                continue;
+            }
+            let content_id = content(next(3) as u8);
+            let change = match next(4) {
+                0 => Change::WatchlistAdd { content_id, tag: format!("t{}", next(5)) },
+                1 => {
+                    let tags = (0..=next(2)).map(|_| format!("t{}", next(5))).collect();
+                    Change::WatchlistRemove { content_id, tags }
+                }
+                2 => {
+                    let duration_ms = (next(2) == 0).then_some(9);
+                    let position = Playback { position_ms: next(4), duration_ms };
+                    Change::PlaybackUpdate { content_id, position }
+                }
+                _ => Change::CounterUpdate { content_id, count: next(6) },
+            };
+            // Also such that a number of JavaScript could not tell apart.
+            let time = NTP64(next(3) * 7_594_451_700_000_000_000 + next(6));
+            let (device, at) = (device(next(3) as u8), next(30) as i64);
+            let operation = Operation { sequence, operation_id: None, time, change };
+            replica.apply(device, &operation, at);
+            steps.push(serde_json::json!({"device": device, "at": at, "operation": operation}));
+        }
+        replicas.push(serde_json::json!({"steps": steps, "replica": replica}));
+    }
+    let ticks: Vec<_> = (0..60)
+        .map(|_| {
+            let base = 7_594_451_700_000_000_000;
+            let (last, now) = (NTP64(base + next(64)), NTP64(base + next(64)));
+            let tick = crate::domain::sync::clock::tick(last, now);
+            serde_json::json!([last.0.to_string(), now.0.to_string(), tick.0.to_string()])
+        })
+        .collect();
+    let vectors = serde_json::json!({"replicas": replicas, "ticks": ticks});
+    if std::env::var_os("PROXIE_WRITE_VECTORS").is_some() {
+        std::fs::write(PATH, format!("{vectors}\n")).unwrap();
+    }
+    let kept: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(PATH).unwrap()).unwrap();
+    assert!(kept == vectors, "the vectors have changed");
+}

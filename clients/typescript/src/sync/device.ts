@@ -1,0 +1,412 @@
+import type { Proxie } from '../client.js';
+import { ProxieError } from '../error.js';
+import type { Position } from '../events.js';
+import { ulids } from '../ulid.js';
+import { later, tick, toTime, type Stamp } from './clock.js';
+import { Replica, type Change, type Operation, type Playback } from './replica.js';
+import { memoryStore, type Kept, type Store } from './store.js';
+
+export interface DeviceOptions {
+  name: string;
+  /** `ios`, `android`, `web`, `desktop`, `apple_tv`, `android_tv`, … */
+  type: string;
+  capabilities?: Record<string, unknown>;
+  pushToken?: string;
+  store?: Store;
+  /** Milliseconds since 1970. */
+  now?: () => number;
+}
+
+/** What another device of the same person says to do. */
+export interface RemoteCommand {
+  action: string;
+  position_ms?: number;
+  command_id: string;
+  from_device_id?: string | null;
+}
+
+interface Delta {
+  device_id: string;
+  operations: Operation[];
+  stable: number;
+}
+
+interface Standing {
+  sequence: number;
+  position: Position;
+  stable: number;
+  must_resync: boolean;
+  restamped?: { sequence: number; time: string }[];
+}
+
+interface Listeners {
+  change: () => void;
+  command: (command: RemoteCommand) => void;
+  /** Something that asking again will not mend: the device was removed, or there is no room. */
+  error: (error: unknown) => void;
+}
+
+interface Waiting {
+  operation: Operation;
+  seen: number;
+  /** It is in the log, up to here. */
+  acknowledged?: number;
+}
+
+const MAX_OPERATIONS = 500;
+/** A frame has 64 KiB. */
+const MAX_BYTES = 48_000;
+const SEEN_MS = 10_000;
+const RETRY_MS = 1_000;
+
+/**
+ * This device among those of its person. It reads and writes at once, also without a connection; what it wrote is on its
+ * disk first, then sent, and kept until it has come back through the log. See docs/sync.md.
+ */
+export class Device {
+  readonly id: string;
+  readonly #proxie: Proxie;
+  readonly #options: DeviceOptions;
+  readonly #store: Store;
+  readonly #mint = ulids();
+  readonly #ends: (() => void)[] = [];
+  readonly #listeners: { [E in keyof Listeners]: Set<Listeners[E]> } = {
+    change: new Set(),
+    command: new Set(),
+    error: new Set(),
+  };
+  #sequence: number;
+  #clock: string;
+  #queue: Waiting[];
+  #confirmed: Replica;
+  #position: Position | undefined;
+  #shown: Replica | undefined;
+  #user: string | undefined;
+  #working: Promise<void> | undefined;
+  #again = false;
+  #listening = false;
+  #subscribed = false;
+  #behind = false;
+  #told = 0;
+  #saving: Promise<void> = Promise.resolve();
+  #dirty = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #closed = false;
+
+  private constructor(proxie: Proxie, options: DeviceOptions, store: Store, kept: Kept) {
+    this.#proxie = proxie;
+    this.#options = options;
+    this.#store = store;
+    this.id = kept.id;
+    this.#sequence = kept.sequence;
+    this.#clock = kept.clock;
+    this.#queue = kept.queue.map(({ operation, seen }) => ({ operation, seen }));
+    this.#confirmed = Replica.from(kept.confirmed);
+    this.#position = kept.position ?? undefined;
+    this.#ends.push(
+      proxie.on('sync:delta', (data, { topic, offset }) => {
+        if (topic === `sync:${this.#user}`) this.#heard(offset ?? 0, data as unknown as Delta);
+      }),
+      proxie.on('device:command', (data, { topic }) => {
+        const expired = Date.parse(data.expires_at) < (this.#options.now ?? Date.now)();
+        if (topic === `device:${this.id}` && !expired) this.#tell('command', data as RemoteCommand);
+      }),
+      proxie.on('gap', ({ topic }) => {
+        if (topic !== `sync:${this.#user}`) return;
+        this.#behind = true;
+        this.#work();
+      }),
+      proxie.on('state', ({ state }) => {
+        if (state === 'open') this.#work();
+        // Whoever comes back has to say again who speaks.
+        else this.#listening = false;
+      }),
+    );
+    this.#work();
+  }
+
+  /** Reads what the device had kept, or begins anew. Needs no connection. */
+  static async open(proxie: Proxie, options: DeviceOptions): Promise<Device> {
+    const store = options.store ?? memoryStore();
+    let kept = await store.load();
+    if (!kept) {
+      kept = { id: `dev_${ulids()()}`, sequence: 0, clock: '0', queue: [], confirmed: new Replica().toJSON(), position: null };
+      await store.save(kept);
+    }
+    return new Device(proxie, options, store, kept);
+  }
+
+  on<E extends keyof Listeners>(event: E, listener: Listeners[E]): () => void {
+    this.#listeners[event].add(listener);
+    return () => this.#listeners[event].delete(listener);
+  }
+
+  #tell<E extends keyof Listeners>(event: E, ...data: Parameters<Listeners[E]>): void {
+    for (const listener of [...this.#listeners[event]]) (listener as (...data: Parameters<Listeners[E]>) => void)(...data);
+  }
+
+  // ---- What it shows --------------------------------------------------------------------------------------------
+
+  /** All it has heard, and what it has written besides. */
+  get #state(): Replica {
+    if (!this.#shown) {
+      this.#shown = Replica.from(this.#confirmed.toJSON());
+      for (const { operation } of this.#queue) this.#shown.apply(this.id, operation, Number.MAX_SAFE_INTEGER);
+    }
+    return this.#shown;
+  }
+
+  get watchlist(): string[] {
+    return this.#state.watchlist;
+  }
+
+  position(contentId: string): (Playback & Stamp) | undefined {
+    return this.#state.position(contentId);
+  }
+
+  count(contentId: string): number {
+    return this.#state.count(contentId);
+  }
+
+  /** Operations that the server has not acknowledged. */
+  get pending(): number {
+    return this.#queue.filter(({ acknowledged }) => acknowledged === undefined).length;
+  }
+
+  // ---- What it writes -------------------------------------------------------------------------------------------
+
+  add(contentId: string): Promise<void> {
+    return this.#write({ operation_type: 'WatchlistAdd', payload: { content_id: contentId, tag: this.#mint() } });
+  }
+
+  /** What this device shows of it; an addition that it has not heard of stays. */
+  async remove(contentId: string): Promise<void> {
+    const tags = this.#state.tags(contentId);
+    if (tags.length === 0) return;
+    await this.#write({ operation_type: 'WatchlistRemove', payload: { content_id: contentId, tags: tags.slice(0, 64) } });
+  }
+
+  play(contentId: string, positionMs: number, durationMs: number | null = null): Promise<void> {
+    const payload = { content_id: contentId, position_ms: Math.round(positionMs), duration_ms: durationMs };
+    return this.#write({ operation_type: 'PlaybackUpdate', payload });
+  }
+
+  increment(contentId: string, by = 1): Promise<void> {
+    const count = this.#state.share(contentId, this.id) + by;
+    return this.#write({ operation_type: 'CounterUpdate', payload: { content_id: contentId, count } });
+  }
+
+  /** Resolves when the operation is on this device's disk. */
+  #write(change: Change): Promise<void> {
+    if (this.#closed) return Promise.reject(new Error('the device is closed'));
+    this.#clock = tick(this.#clock, toTime((this.#options.now ?? Date.now)()));
+    this.#sequence += 1;
+    const operation: Operation = { sequence: this.#sequence, timestamp: this.#clock, ...change };
+    this.#queue.push({ operation, seen: this.#position?.offset ?? 0 });
+    this.#shown?.apply(this.id, operation, Number.MAX_SAFE_INTEGER);
+    const saved = this.#save();
+    this.#tell('change');
+    // Not before it is on the disk: a number that was sent is never given again.
+    void saved.then(() => this.#work(), () => undefined);
+    return saved;
+  }
+
+  /** Resolves when everything written so far is acknowledged; rejects when the device is closed before. */
+  flushed(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const look = () => {
+        if (this.pending === 0) resolve();
+        else if (this.#closed) reject(new Error('the device is closed'));
+        else return;
+        ends.forEach((end) => end());
+      };
+      const ends = [this.on('change', look)];
+      look();
+    });
+  }
+
+  /** Stops listening and sending; what is kept goes on with the next `open`. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    this.#ends.forEach((end) => end());
+    this.#tell('change');
+    await this.#save();
+  }
+
+  // ---- What it hears --------------------------------------------------------------------------------------------
+
+  #heard(offset: number, delta: Delta): void {
+    if (!this.#position || offset <= this.#position.offset) return;
+    if (offset > this.#position.offset + 1) {
+      this.#behind = true;
+      return this.#work();
+    }
+    for (const operation of delta.operations) {
+      this.#confirmed.apply(delta.device_id, operation, offset);
+      this.#clock = later(this.#clock, operation.timestamp);
+    }
+    this.#position = { ...this.#position, offset };
+    this.#confirmed.forgetRemoved(delta.stable);
+    const last = delta.device_id === this.id ? delta.operations.at(-1)?.sequence : undefined;
+    for (const waiting of this.#queue) if (waiting.operation.sequence <= (last ?? 0)) waiting.acknowledged ??= offset;
+    this.#settle();
+    this.#later(SEEN_MS);
+  }
+
+  /** What is in the log up to where this device has heard it need not be kept besides. */
+  #settle(): void {
+    const heard = this.#position?.offset ?? 0;
+    this.#queue = this.#queue.filter(({ acknowledged }) => acknowledged === undefined || acknowledged > heard);
+    this.#shown = undefined;
+    void this.#save();
+    this.#tell('change');
+  }
+
+  #later(ms: number): void {
+    if (this.#timer !== undefined || this.#closed) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      this.#work();
+    }, ms);
+    (this.#timer as { unref?: () => void }).unref?.();
+  }
+
+  #save(): Promise<void> {
+    if (this.#dirty) return this.#saving;
+    this.#dirty = true;
+    const saving = this.#saving
+      .catch(() => undefined)
+      .then(() => {
+        this.#dirty = false;
+        const queue = this.#queue.map(({ operation, seen }) => ({ operation, seen }));
+        return this.#store.save({
+          id: this.id,
+          sequence: this.#sequence,
+          clock: this.#clock,
+          queue,
+          confirmed: this.#confirmed.toJSON(),
+          position: this.#position ?? null,
+        });
+      });
+    this.#saving = saving;
+    saving.catch((error: unknown) => this.#tell('error', error));
+    return saving;
+  }
+
+  // ---- The conversation -----------------------------------------------------------------------------------------
+
+  /** One step after the other; whoever asks meanwhile is served at the end. */
+  #work(): void {
+    if (this.#working) {
+      this.#again = true;
+      return;
+    }
+    this.#again = false;
+    if (this.#closed || this.#proxie.state !== 'open') return;
+    this.#working = this.#converse()
+      .catch((error: unknown) => {
+        // The next connection begins anew.
+        if (this.#closed || this.#proxie.state !== 'open') return;
+        const retryable = !(error instanceof ProxieError) || error.retryable;
+        if (!retryable) this.#tell('error', error);
+        this.#later(retryable ? RETRY_MS : SEEN_MS);
+      })
+      .finally(() => {
+        this.#working = undefined;
+        if (this.#again) this.#work();
+      });
+  }
+
+  async #converse(): Promise<void> {
+    if (!this.#listening) await this.#listen();
+    if (this.#behind) await this.#read();
+    for (;;) {
+      const batch: Operation[] = [];
+      let bytes = 0;
+      const waiting = this.#queue.filter(({ acknowledged }) => acknowledged === undefined);
+      for (const { operation } of waiting) {
+        bytes += JSON.stringify(operation).length + 1;
+        if (batch.length === MAX_OPERATIONS || (batch.length > 0 && bytes > MAX_BYTES)) break;
+        batch.push(operation);
+      }
+      const seen = waiting[batch.length]?.seen ?? this.#position?.offset ?? 0;
+      const position = this.#position && { ...this.#position, offset: seen };
+      if (this.#closed || (batch.length === 0 && (seen <= this.#told || !position))) return;
+      const data = { device_id: this.id, operations: batch, ...(position && { position }) };
+      this.#stands((await this.#proxie.send('sync:update', data)) as unknown as Standing);
+      this.#told = Math.max(this.#told, seen);
+      if (this.#behind) await this.#read();
+    }
+  }
+
+  /** What the server has of this device. */
+  #stands(standing: Standing): void {
+    for (const waiting of this.#queue) {
+      if (waiting.operation.sequence <= standing.sequence) waiting.acknowledged ??= standing.position.offset;
+    }
+    if (standing.sequence > this.#sequence) this.#sequence = standing.sequence;
+    const restamped = standing.restamped?.at(-1)?.time;
+    // The clock is ahead, and not believed; what was heard is.
+    if (restamped !== undefined) this.#clock = restamped;
+    this.#confirmed.forgetRemoved(Math.min(standing.stable, this.#position?.offset ?? 0));
+    this.#behind ||= standing.must_resync;
+    this.#settle();
+  }
+
+  async #listen(): Promise<void> {
+    const { name, type, capabilities, pushToken } = this.#options;
+    const device = await this.#proxie.send('device:register', {
+      device_id: this.id,
+      name,
+      device_type: type,
+      ...(capabilities && { capabilities }),
+      ...(pushToken !== undefined && { push_token: pushToken }),
+    });
+    const standing = device.sync as unknown as Standing;
+    this.#user = this.#proxie.userId;
+    await this.#proxie.subscribe(`device:${this.id}`);
+    await this.#proxie.send('device:connect', { device_id: this.id });
+    if (!this.#position) {
+      await this.#read();
+    } else if (!this.#subscribed) {
+      await this.#subscribe(this.#position);
+    }
+    this.#stands(standing);
+    this.#listening = true;
+  }
+
+  /** The whole state, from its first page's position on. */
+  async #read(): Promise<void> {
+    const replica = new Replica();
+    let position: Position | undefined;
+    let after: Record<string, unknown> | null = null;
+    do {
+      const page = (await this.#proxie.send('sync:read', after ? { after } : {})) as unknown as {
+        operations: (Change & { timestamp: string; device_id: string })[];
+        next: Record<string, unknown> | null;
+        position: Position;
+      };
+      position ??= page.position;
+      for (const operation of page.operations) {
+        replica.apply(operation.device_id, operation, position.offset);
+        this.#clock = later(this.#clock, operation.timestamp);
+      }
+      after = page.next;
+    } while (after);
+    [this.#confirmed, this.#position] = [replica, position];
+    this.#behind = false;
+    this.#settle();
+    await this.#subscribe(position);
+  }
+
+  /** From then on the client itself keeps the subscription, over every reconnect. */
+  async #subscribe(position: Position): Promise<void> {
+    const topic = `sync:${this.#user}`;
+    // An earlier device of this client may have been further, or not as far.
+    if (this.#proxie.positions[topic]) await this.#proxie.unsubscribe(topic);
+    const { recovered } = await this.#proxie.subscribe(topic, position);
+    this.#subscribed = true;
+    this.#behind ||= !recovered;
+  }
+}

@@ -1,0 +1,94 @@
+import type { Time } from './clock.js';
+import type { Operation, ReplicaData } from './replica.js';
+
+export interface Queued {
+  operation: Operation;
+  /** How far the device had seen the log when it wrote this. */
+  seen: number;
+}
+
+/** All that a device has to keep. */
+export interface Kept {
+  id: string;
+  /** Of its newest operation. */
+  sequence: number;
+  clock: Time;
+  queue: Queued[];
+  confirmed: ReplicaData;
+  position: { epoch: string; offset: number } | null;
+}
+
+/** Where a device keeps what it wrote and heard. One device, one store: never copy it. */
+export interface Store {
+  load(): Promise<Kept | undefined>;
+  /** What was saved before is replaced, whole or not at all. */
+  save(kept: Kept): Promise<void>;
+}
+
+/** For tests, and for devices that may forget. */
+export function memoryStore(): Store {
+  let saved: string | undefined;
+  return {
+    load: async () => (saved === undefined ? undefined : (JSON.parse(saved) as Kept)),
+    save: async (kept) => {
+      saved = JSON.stringify(kept);
+    },
+  };
+}
+
+/** In browsers. */
+export function indexedDbStore(name = 'proxie-device'): Store {
+  const opening = new Promise<IDBDatabase>((resolve, reject) => {
+    const request = indexedDB.open(name, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore('kept');
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error ?? new Error(`IndexedDB ${name} cannot be opened`));
+  });
+  // Whoever never loads or saves need not hear of it.
+  opening.catch(() => undefined);
+  return {
+    async load() {
+      const database = await opening;
+      return new Promise((resolve, reject) => {
+        const request = database.transaction('kept').objectStore('kept').get('device');
+        request.onsuccess = () => resolve(request.result as Kept | undefined);
+        request.onerror = () => reject(request.error ?? new Error('IndexedDB cannot be read'));
+      });
+    },
+    async save(kept) {
+      const database = await opening;
+      return new Promise((resolve, reject) => {
+        const transaction = database.transaction('kept', 'readwrite', { durability: 'strict' });
+        transaction.objectStore('kept').put(kept, 'device');
+        transaction.oncomplete = () => resolve();
+        transaction.onabort = () => reject(transaction.error ?? new Error('IndexedDB cannot be written'));
+      });
+    },
+  };
+}
+
+/** In Node: written beside, brought to disk, and put in its place. */
+export function fileStore(path: string): Store {
+  return {
+    async load() {
+      const { readFile } = await import('node:fs/promises');
+      try {
+        return JSON.parse(await readFile(path, 'utf8')) as Kept;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+        throw error;
+      }
+    },
+    async save(kept) {
+      const { open, rename } = await import('node:fs/promises');
+      const file = await open(`${path}.new`, 'w', 0o600);
+      try {
+        await file.writeFile(JSON.stringify(kept));
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(`${path}.new`, path);
+    },
+  };
+}
