@@ -28,7 +28,9 @@ const PEOPLE: usize = 1_000;
 const DEVICES: usize = 3;
 const WINDOW: Duration = Duration::from_secs(5);
 /// Operations of Yjs, made before, for each device.
-const UPDATES: usize = 20_000;
+const UPDATES: usize = 5_000;
+/// A second, of all devices together: more than either server keeps up with.
+const OFFERED: f64 = 15_000.0;
 const QUEUED: u64 = 10_000;
 /// In one message: what fits into a frame of 64 KiB.
 const BATCH: usize = 250;
@@ -63,7 +65,10 @@ async fn all(folder: &Path, server: &Embedded) -> anyhow::Result<()> {
         None => Vec::new(),
     };
     paced("the same node", people.clone()).await?;
-    saturated(&first, people, yjs.as_ref(), others).await?;
+    for pace in [Pace::OneAtATime, Pace::Offered(OFFERED)] {
+        written(pace, &first, &people, yjs.as_ref(), &others).await?;
+    }
+    drop((people, others));
     let second = storm::node(folder, database.to_url_lossy().as_str(), 2)?;
     // Half of the slots are handed over.
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -86,11 +91,20 @@ fn position(n: u64) -> Value {
     })
 }
 
-/// `sync:update` with one operation, as cheap as a client can make it.
-fn frame(id: &str, device: &str, n: u64) -> String {
-    let (time, content, position_ms) = (now(), n % 20, n * 1_000);
+/// `sync:update`, as cheap as a client can make it.
+fn frame(id: &str, device: &str, sequences: std::ops::Range<u64>) -> String {
+    let time = now();
+    let operation = |n: u64| {
+        let (content, position_ms) = (n % 20, n * 1_000);
+        format!(
+            "{{\"sequence\":{n},\"timestamp\":\"{}\",\"operation_type\":\"PlaybackUpdate\",\"payload\":{{\"content_id\":\"tt{content:07}\",\"position_ms\":{position_ms}}}}}",
+            time + n
+        )
+    };
+    let operations: Vec<String> = sequences.map(operation).collect();
     format!(
-        "{{\"id\":\"{id}\",\"event\":\"sync:update\",\"data\":{{\"device_id\":\"{device}\",\"operations\":[{{\"sequence\":{n},\"timestamp\":\"{time}\",\"operation_type\":\"PlaybackUpdate\",\"payload\":{{\"content_id\":\"tt{content:07}\",\"position_ms\":{position_ms}}}}}]}}}}"
+        "{{\"id\":\"{id}\",\"event\":\"sync:update\",\"data\":{{\"device_id\":\"{device}\",\"operations\":[{}]}}}}",
+        operations.join(",")
     )
 }
 
@@ -144,7 +158,7 @@ impl Person {
     async fn write(&mut self, by: usize) -> anyhow::Result<Duration> {
         let (id, client, sequence) = &mut self.devices[by];
         *sequence += 1;
-        let frame = frame(&client.id(), id, *sequence);
+        let frame = frame(&client.id(), id, *sequence..*sequence + 1);
         let began = Instant::now();
         client.send(frame).await?;
         let mut heard = Duration::ZERO;
@@ -174,34 +188,51 @@ fn percentile(times: &mut [Duration], share: f64) -> f64 {
     times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1_000.0
 }
 
-/// Every device writes as soon as its last operation was acknowledged, and hears those of the others meanwhile.
-async fn saturated(
+/// How devices write.
+#[derive(Clone, Copy, PartialEq)]
+enum Pace {
+    /// The next operation when the last one was acknowledged.
+    OneAtATime,
+    /// So many a second of all devices together, whatever becomes of them. Where an acknowledgement is waited for, what has
+    /// come meanwhile is the next message, as with our client; where not, each is one.
+    Offered(f64),
+}
+
+async fn written(
+    pace: Pace,
     node: &Server,
-    people: People,
+    people: &People,
     yjs: Option<&Yjs>,
-    others: Vec<Rc<RefCell<YPerson>>>,
+    others: &[Rc<RefCell<YPerson>>],
 ) -> anyhow::Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (mut cpu, mut their_cpu) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let before = node.cpu()?;
-        let (n, took) =
-            everybody(&people, async |person, until| person.borrow_mut().write_on(until).await)
-                .await?;
+        let writing = people.iter().map(|person| {
+            let person = person.clone();
+            async move { person.borrow_mut().write_on(pace).await }
+        });
+        let (n, took) = everybody(writing).await?;
         ours.push(n / took.as_secs_f64());
         cpu.push((node.cpu()? - before).as_secs_f64() * 1e6 / n);
         if let Some(yjs) = yjs {
             let before = yjs.server.cpu()?;
-            let (n, took) = everybody(&others, async |person, until| {
-                person.borrow_mut().write_on(yjs, until).await
-            })
-            .await?;
+            let writing = others.iter().map(|person| {
+                let person = person.clone();
+                async move { person.borrow_mut().write_on(yjs, pace).await }
+            });
+            let (n, took) = everybody(writing).await?;
             theirs.push(n / took.as_secs_f64());
             their_cpu.push((yjs.server.cpu()? - before).as_secs_f64() * 1e6 / n);
         }
     }
+    let how = match pace {
+        Pace::OneAtATime => "each device one at a time".into(),
+        Pace::Offered(rate) => format!("{rate:.0} offered"),
+    };
     println!(
-        "operations a second, each heard by all {DEVICES} devices; CPU of the server an operation"
+        "operations a second that all {DEVICES} devices have heard, {how}; CPU of the server an operation"
     );
     println!("  proxie, durable   {}/s  {:.1} us, without PostgreSQL", spread(ours), median(cpu));
     if !theirs.is_empty() {
@@ -215,48 +246,68 @@ async fn saturated(
 }
 
 /// What all write within the window, and how long it took until all of it was heard.
-async fn everybody<P: 'static>(
-    people: &[Rc<RefCell<P>>],
-    write: impl AsyncFn(Rc<RefCell<P>>, Instant) -> anyhow::Result<u64>,
+async fn everybody(
+    writing: impl Iterator<Item = impl Future<Output = anyhow::Result<u64>>>,
 ) -> anyhow::Result<(f64, Duration)> {
     let began = Instant::now();
-    let all = people.iter().map(|person| write(person.clone(), began + WINDOW));
-    let written: Vec<u64> =
-        futures_util::stream::iter(all).buffer_unordered(PEOPLE).try_collect().await?;
+    let writing = futures_util::stream::iter(writing).buffer_unordered(PEOPLE);
+    let written: Vec<u64> = writing.try_collect().await?;
     Ok((written.into_iter().sum::<u64>() as f64, began.elapsed()))
 }
 
-/// What one person's devices have written and heard so far.
+/// What one person's devices have written so far, and how many of them still do.
 #[derive(Default)]
 struct Tally {
     written: Cell<u64>,
     writing: Cell<usize>,
 }
 
-/// Drives one device: `heard` says of a message whether it acknowledges, and how many operations are in it.
+/// Drives one device. `message` makes one of so many operations; `heard` says of one that comes whether it acknowledges,
+/// and how many operations are in it.
 async fn drive(
     client: &mut Client,
     tally: &Tally,
-    until: Instant,
-    mut next: impl FnMut(&mut Client) -> anyhow::Result<Message>,
+    pace: Pace,
+    waits: bool,
+    mut message: impl FnMut(&mut Client, u64) -> anyhow::Result<Message>,
     heard: impl Fn(&Message) -> anyhow::Result<(bool, u64)>,
 ) -> anyhow::Result<()> {
     tally.writing.set(tally.writing.get() + 1);
-    let (mut writing, mut count, mut silent) = (true, 0, 0);
-    let first = next(client)?;
-    client.send_message(first).await?;
-    tally.written.set(tally.written.get() + 1);
-    while writing || tally.writing.get() > 0 || count < tally.written.get() {
-        // What a device that still writes will say is told within this time, or the others end without it.
-        let message = tokio::time::timeout(Duration::from_millis(100), client.message()).await;
+    let began = Instant::now();
+    let phase = rand::random::<f64>();
+    // Operations that should have been written by now.
+    let due = |sent: u64| match pace {
+        _ if began.elapsed() >= WINDOW && pace == Pace::OneAtATime => sent,
+        Pace::OneAtATime => sent + 1,
+        Pace::Offered(rate) => {
+            let share = rate / (PEOPLE * DEVICES) as f64;
+            (began.elapsed().min(WINDOW).as_secs_f64() * share + phase) as u64
+        }
+    };
+    let (mut sent, mut count, mut silent, mut waiting, mut writing) = (0, 0, 0, false, true);
+    loop {
+        let next = due(sent).saturating_sub(sent);
+        if next > 0 && !(waits && waiting) {
+            let n = if waits { next.min(BATCH as u64) } else { 1 };
+            let message = message(client, n)?;
+            client.send_message(message).await?;
+            sent += n;
+            tally.written.set(tally.written.get() + n);
+            waiting = true;
+            continue;
+        }
+        if writing && next == 0 && !(waits && waiting) && began.elapsed() >= WINDOW {
+            writing = false;
+            tally.writing.set(tally.writing.get() - 1);
+        }
+        if !writing && tally.writing.get() == 0 && count >= tally.written.get() {
+            break;
+        }
+        let message = tokio::time::timeout(Duration::from_millis(50), client.message()).await;
         let Ok(message) = message else {
             silent += 1;
-            ensure!(
-                silent < 50,
-                "{count} heard of {}, {} write",
-                tally.written.get(),
-                tally.writing.get()
-            );
+            let still = tally.writing.get();
+            ensure!(silent < 400, "{count} heard of {}, {still} write", tally.written.get());
             continue;
         };
         silent = 0;
@@ -266,35 +317,31 @@ async fn drive(
         }
         let (acknowledged, operations) = heard(&message)?;
         count += operations;
-        if acknowledged && Instant::now() < until {
-            let message = next(client)?;
-            client.send_message(message).await?;
-            tally.written.set(tally.written.get() + 1);
-        } else if acknowledged {
-            writing = false;
-            tally.writing.set(tally.writing.get() - 1);
-        }
+        waiting &= !acknowledged;
     }
     ensure!(count == tally.written.get(), "{count} heard of {}", tally.written.get());
     Ok(())
 }
 
 impl Person {
-    async fn write_on(&mut self, until: Instant) -> anyhow::Result<u64> {
+    async fn write_on(&mut self, pace: Pace) -> anyhow::Result<u64> {
         let tally = Tally::default();
         let driven = self.devices.iter_mut().map(|(id, client, sequence)| {
-            let next = move |client: &mut Client| {
-                *sequence += 1;
-                Ok(Message::text(frame(&client.id(), id, *sequence)))
+            let message = move |client: &mut Client, n: u64| {
+                let from = *sequence + 1;
+                *sequence += n;
+                Ok(Message::text(frame(&client.id(), id, from..from + n)))
             };
             let heard = |message: &Message| {
                 let Message::Text(text) = message else { return Ok((false, 0)) };
-                let delta = text.starts_with("{\"event\":\"sync:delta\"");
+                if text.starts_with("{\"event\":\"sync:delta\"") {
+                    return Ok((false, text.matches("operation_type").count() as u64));
+                }
                 let reply = text.starts_with("{\"id\"");
                 ensure!(!reply || text.contains("\"ok\":true"), "{text}");
-                Ok((reply, u64::from(delta)))
+                Ok((reply, 0))
             };
-            drive(client, &tally, until, next, heard)
+            drive(client, &tally, pace, true, message, heard)
         });
         futures_util::future::try_join_all(driven).await?;
         Ok(tally.written.get())
@@ -496,12 +543,12 @@ impl Yjs {
 
 impl YPerson {
     /// y-websocket says an operation to its writer too: that is its acknowledgement.
-    async fn write_on(&mut self, yjs: &Yjs, until: Instant) -> anyhow::Result<u64> {
+    async fn write_on(&mut self, yjs: &Yjs, pace: Pace) -> anyhow::Result<u64> {
         let tally = Tally::default();
         let updates = yjs.updates.iter();
         let devices = self.devices.iter_mut().zip(updates).zip(1..);
         let driven = devices.map(|(((client, sequence), updates), me)| {
-            let next = move |_: &mut Client| {
+            let message = move |_: &mut Client, _: u64| {
                 let update = updates.get(*sequence).context("more updates are needed")?;
                 *sequence += 1;
                 Ok(Message::binary(update.clone()))
@@ -512,7 +559,7 @@ impl YPerson {
                 }
                 _ => Ok((false, 0)),
             };
-            drive(client, &tally, until, next, heard)
+            drive(client, &tally, pace, pace == Pace::OneAtATime, message, heard)
         });
         futures_util::future::try_join_all(driven).await?;
         Ok(tally.written.get())

@@ -385,8 +385,8 @@ impl World {
             Ask::Fetch { after } => {
                 let Some(state) = &self.node.state else { return };
                 let head = state.offset;
-                let from = self.node.log.partition_point(|(offset, _)| *offset <= after);
-                let deltas = self.node.log[from..].to_vec();
+                let first = self.node.log.partition_point(|(offset, _)| *offset <= after);
+                let deltas = self.node.log[first..].to_vec();
                 let complete = after == head || deltas.first().is_some_and(|d| d.0 == after + 1);
                 self.tell(from, &Tell::Log { after, deltas, head, complete });
             }

@@ -16,5 +16,4 @@ export { ProxieError } from './error.js';
 export { CLOSE_CODES, ERROR_CODES, SERVER_EVENTS } from './events.js';
 export type * from './events.js';
 export { Session } from './session.js';
-export * from './sync/index.js';
 export type { WebSocketConstructor, WebSocketLike } from './websocket.js';

@@ -8,7 +8,9 @@ import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import WebSocket from 'ws';
 
-import { connect, Device, fileStore, memoryStore, type Proxie, type Store, type WebSocketConstructor } from '../src/index.js';
+import { connect, type Proxie, type WebSocketConstructor } from '../src/index.js';
+import { fileStore } from '../src/sync/file.js';
+import { Device, memoryStore, type Store } from '../src/sync/index.js';
 
 const url = process.env.PROXIE_URL;
 const token = process.env.PROXIE_TOKEN_CONSUMER;

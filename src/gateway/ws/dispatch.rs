@@ -221,8 +221,10 @@ impl Connection {
             Done::Reply { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
             Done::Bound { id, outcome } => {
                 let shown = outcome.as_ref().map_err(Clone::clone).map(|_| json!({}));
-                if let Ok(bound) = outcome {
-                    self.bound = Some(bound);
+                match (outcome, &self.bound) {
+                    (Ok(again), Some(bound)) if again.device == bound.device => again.forget(),
+                    (Ok(bound), _) => self.bound = Some(bound),
+                    (Err(_), _) => {}
                 }
                 self.feed(protocol::reply(&id, &shown)).await
             }

@@ -39,8 +39,18 @@ impl Bound {
     }
 }
 
+impl Bound {
+    /// Another guard of this connection holds the same.
+    pub fn forget(mut self) {
+        self.connection_id.clear();
+    }
+}
+
 impl Drop for Bound {
     fn drop(&mut self) {
+        if self.connection_id.is_empty() {
+            return;
+        }
         let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
         let (device, connection_id) = (self.device, std::mem::take(&mut self.connection_id));
         tokio::spawn(async move {

@@ -209,6 +209,8 @@ async fn devices_come_and_go_and_tell_each_other_what_to_do() {
         (&json!(tv), &json!("online"))
     );
     status("online").await;
+    // Said twice.
+    on_tv.ok("device:connect", json!({"device_id": tv})).await;
     // Once, however often it is sent.
     let once = id();
     let sent = on_phone.ask_as(&once, "device:command", command.clone()).await;
@@ -236,6 +238,11 @@ async fn devices_come_and_go_and_tell_each_other_what_to_do() {
         answer.problem(400, "bad_request");
         assert_eq!(answer.json()["errors"][0]["pointer"], pointer, "{}", answer.text);
     }
+    let soon =
+        "select count(*) from timers where kind = 'device' and due_at < now() + interval '30 s'";
+    let mut store = node.store().await;
+    let soon: i64 = sqlx::query_scalar(soon).fetch_one(&mut store).await.unwrap();
+    assert_eq!(soon, 0, "its lease is not cut short by what was said twice");
     // Gone without a word; a moment later it is offline.
     drop(on_tv);
     on_phone.event_where("device:changed", |data| data["change"] == "offline").await;

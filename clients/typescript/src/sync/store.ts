@@ -66,29 +66,3 @@ export function indexedDbStore(name = 'proxie-device'): Store {
     },
   };
 }
-
-/** In Node: written beside, brought to disk, and put in its place. */
-export function fileStore(path: string): Store {
-  return {
-    async load() {
-      const { readFile } = await import('node:fs/promises');
-      try {
-        return JSON.parse(await readFile(path, 'utf8')) as Kept;
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-        throw error;
-      }
-    },
-    async save(kept) {
-      const { open, rename } = await import('node:fs/promises');
-      const file = await open(`${path}.new`, 'w', 0o600);
-      try {
-        await file.writeFile(JSON.stringify(kept));
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(`${path}.new`, path);
-    },
-  };
-}

@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 
-import { compareTimes, fileStore, Replica, tick, toDate, toTime, type Change, type Kept } from '../../src/index.js';
+import { fileStore } from '../../src/sync/file.js';
+import { compareTimes, Replica, tick, toDate, toTime, type Change, type Kept } from '../../src/sync/index.js';
 
 type Step = { forget: number } | { device: string; at: number; operation: Change & { timestamp: string } };
 interface Vectors {
