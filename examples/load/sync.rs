@@ -1,6 +1,8 @@
 //! What a thousand people with three devices each write, until all three devices of each have heard it. Beside Yjs with
 //! y-websocket, which keeps nothing on disk. Nothing is pinned: the nodes and PostgreSQL share the machine with the clients.
 
+#![expect(clippy::await_holding_refcell_ref, reason = "one task drives a person")]
+
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::process::Command;
@@ -359,7 +361,6 @@ async fn paced(title: &str, people: People) -> anyhow::Result<()> {
             for _ in 0..WINDOW.as_secs() {
                 tokio::time::sleep_until(next).await;
                 next += Duration::from_secs(1);
-                #[expect(clippy::await_holding_refcell_ref, reason = "one task drives a person")]
                 times.push(person.borrow_mut().write(0).await?);
             }
             anyhow::Ok(times)
