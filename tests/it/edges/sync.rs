@@ -1,5 +1,6 @@
 //! What a person's devices share, over HTTP and WebSocket.
 
+use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -14,7 +15,7 @@ fn device(n: u128) -> String {
 
 /// Now and so many seconds, as uhlc counts.
 fn at(seconds: i64) -> String {
-    let now = jiff::Timestamp::now().as_second() + seconds;
+    let now = Clock::System.now().as_second() + seconds;
     (now as u64 * SECOND).to_string()
 }
 
