@@ -141,8 +141,19 @@ pub async fn list(call: &Call<'_>) -> Outcome {
 
 pub async fn remove(call: &Call<'_>, id: &str) -> Outcome<()> {
     let device = known(id)?;
-    shown(call, id).await?;
-    call.ask::<Device>(id, device::Command::Remove, call.undeduplicated()).await?;
+    // Each step may have been taken by an earlier attempt.
+    let removed = |outcome: Outcome<()>| match outcome {
+        Err(problem) if problem.reason.as_deref() == Some("device_removed") => Ok(()),
+        outcome => outcome,
+    };
+    let asked = shared::Command::Device { device };
+    let standing = call.ask::<Shared>(call.user_id, asked, call.undeduplicated()).await;
+    removed(standing.map(drop)).map_err(|problem| match problem.reason.as_deref() {
+        Some("unknown_device") => Problem::not_found("device"),
+        _ => problem,
+    })?;
+    let remove = call.ask::<Device>(id, device::Command::Remove, call.undeduplicated()).await;
+    removed(remove.map(drop))?;
     let leave = shared::Command::Leave { device };
     call.ask::<Shared>(call.user_id, leave, call.undeduplicated()).await?;
     Ok(())

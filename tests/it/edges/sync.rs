@@ -266,6 +266,7 @@ async fn devices_come_and_go_and_tell_each_other_what_to_do() {
     assert_eq!(listed["items"].as_array().unwrap().len(), 6);
     assert_eq!(alice.send("DELETE", &format!("/v1/devices/{phone}"), &[], b"").await.status, 204);
     alice.get(&format!("/v1/devices/{phone}")).await.problem(404, "not_found");
+    assert_eq!(alice.send("DELETE", &format!("/v1/devices/{phone}"), &[], b"").await.status, 204);
     assert_eq!(alice.get("/v1/devices").await.json()["items"].as_array().unwrap().len(), 5);
     let answer = on_phone.ask_as(&id(), "sync:update", update(&phone, vec![])).await;
     assert_eq!(answer["error"]["reason"], "device_removed");
