@@ -204,10 +204,13 @@ pub async fn send_message(user: User, Id(id): Id, Body(body): Body) -> Outcome<R
 }
 
 /// `me`, or one's own id.
+fn check_own(user: &User, id: &str) -> Outcome<()> {
+    if id == "me" || id == user.claims.sub { Ok(()) } else { Err(Problem::not_found("user")) }
+}
+
 pub async fn sync_state(user: User, Id(id): Id) -> Answer {
-    let call = user.call();
-    let user_id = if id == "me" { call.user_id } else { &id };
-    sync::state(&call, user_id).await.map(Json)
+    check_own(&user, &id)?;
+    sync::state(&user.call()).await.map(Json)
 }
 
 pub async fn sync_merge(user: User, Body(body): Body) -> Answer {
@@ -222,11 +225,8 @@ pub async fn list_devices(user: User) -> Answer {
     devices::list(&user.call()).await.map(Json)
 }
 
-/// `me`, or one's own id.
 pub async fn list_devices_of(user: User, Id(id): Id) -> Answer {
-    if id != "me" && id != user.claims.sub {
-        return Err(Problem::not_found("user"));
-    }
+    check_own(&user, &id)?;
     devices::list(&user.call()).await.map(Json)
 }
 

@@ -59,6 +59,14 @@ fn operations(body: &Value) -> Outcome<Vec<Operation>> {
     if errors.is_empty() { Ok(operations) } else { Err(Problem::fields(errors)) }
 }
 
+/// `position` of a body. What a device has seen of another log says nothing about this one.
+fn offset(call: &Call<'_>, body: &Value) -> Outcome<Option<i64>> {
+    let seen = position(body.get("position").unwrap_or(&Value::Null))?;
+    let epoch = call.gateway.epoch();
+    let here = seen.filter(|seen| *seen.epoch == *epoch && seen.offset >= 0);
+    Ok(here.map(|seen| seen.offset))
+}
+
 fn position_at(call: &Call<'_>, offset: i64) -> Value {
     json!(Position { epoch: call.gateway.epoch().to_string(), offset })
 }
@@ -78,10 +86,7 @@ pub async fn update(call: &Call<'_>, body: &Value) -> Outcome {
     call.check_user(body)?;
     let device = device_id(body)?;
     let operations = operations(body)?;
-    // What a device has seen of another log says nothing about this one.
-    let seen = position(body.get("position").unwrap_or(&Value::Null))?;
-    let epoch = call.gateway.epoch();
-    let seen = seen.filter(|seen| *seen.epoch == *epoch).map_or(0, |seen| seen.offset);
+    let seen = offset(call, body)?.unwrap_or(0);
     let command = Command::Update { device, seen, operations, limits: call.gateway.options.sync };
     // The numbers of the operations say which are new, so nothing else has to be remembered.
     match call.ask::<Shared>(call.user_id, command, call.undeduplicated()).await? {
@@ -149,10 +154,7 @@ fn shown_entry(entry: &Entry) -> Value {
 }
 
 /// The whole state, put together from its pages.
-pub async fn state(call: &Call<'_>, user_id: &str) -> Outcome {
-    if user_id != call.user_id {
-        return Err(Problem::not_found("user"));
-    }
+pub async fn state(call: &Call<'_>) -> Outcome {
     let first = page(call, None).await?;
     let (offset, stable) = (first.offset, first.stable);
     let (mut watchlist, mut positions, mut counters) = (Vec::new(), Map::new(), Map::new());
@@ -208,7 +210,7 @@ pub async fn state(call: &Call<'_>, user_id: &str) -> Outcome {
     }
     let last = (latest > 0).then(|| to_timestamp(crate::domain::sync::clock::NTP64(latest)));
     Ok(json!({
-        "user_id": user_id,
+        "user_id": call.user_id,
         "position": position_at(call, offset),
         "stable": stable,
         "watchlist": watchlist,
@@ -295,13 +297,8 @@ pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
 /// or with `must_resync` where the log does not reach back so far.
 pub async fn merge(call: &Call<'_>, body: &Value) -> Outcome {
     object(body)?;
-    let from = position(body.get("position").unwrap_or(&Value::Null))?;
+    let from = offset(call, body)?;
     let mut answer = update(call, body).await?;
-    let epoch = call.gateway.epoch();
-    let from = match from {
-        Some(from) if *from.epoch == *epoch && from.offset >= 0 => Some(from.offset),
-        _ => None,
-    };
     let history = match from {
         Some(from) => Some(call.gateway.histories()?.after("sync", call.user_id, from).await?),
         None => None,
