@@ -1,6 +1,6 @@
 //! The tables of `docs/benchmarks.md`. Every part prints its comparison side by side, medians of interleaved runs.
 //!
-//! `cargo run --release --example bench [commit|hot|memory|activation]`
+//! `cargo run --release --example bench [forms|commit|hot|memory|activation]`
 
 #[path = "../tests/it/counter.rs"]
 #[allow(dead_code)]
@@ -39,6 +39,9 @@ async fn main() -> anyhow::Result<()> {
     let all = part.is_none();
     let wants = |name: &str| all || part.as_deref() == Some(name);
     machine();
+    if wants("forms") {
+        forms();
+    }
     let folder = std::env::temp_dir().join(format!("proxie-bench-{}", std::process::id()));
     let server = serve(&folder).await?;
     if wants("commit") {
@@ -352,6 +355,56 @@ impl PgBench {
 }
 
 /// One entity, pipelined, against what one commit at a time would give.
+/// What an operation of a device costs as JSON, and what it would in a binary form.
+fn forms() {
+    use proxie::domain::sync::operation::Operation;
+    use proxie::kernel::codec;
+
+    const OPERATIONS: u64 = 250;
+    const ROUNDS: u32 = 200;
+    println!(
+        "\n# an operation of a device, as JSON and in binary: reading a message and writing it for one listener"
+    );
+    let (mut json_us, mut binary_us, mut bytes) = (Vec::new(), Vec::new(), (0, 0));
+    let operations: Vec<Operation> = (1..=OPERATIONS)
+        .map(|n| {
+            let operation = serde_json::json!({
+                "sequence": n, "timestamp": (7_594_451_700_000_000_000 + n).to_string(),
+                "operation_type": "PlaybackUpdate",
+                "payload": {"content_id": format!("tt{n:07}"), "position_ms": n * 1_000},
+            });
+            serde_json::from_value(operation).expect("it is one")
+        })
+        .collect();
+    // The derived form of a change has a tag and a content, which bincode does not take: the same fields as a tuple.
+    type Plain = (u64, u64, u8, String, u64, Option<u64>);
+    let plain: Vec<Plain> = (1..=OPERATIONS)
+        .map(|n| (n, 7_594_451_700_000_000_000 + n, 2, format!("tt{n:07}"), n * 1_000, None))
+        .collect();
+    for _ in 0..runs() {
+        let text = serde_json::to_string(&operations).expect("it is plain data");
+        let began = Instant::now();
+        for _ in 0..ROUNDS {
+            // As an edge does: the frame first, then what is in it.
+            let frame: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+            let read: Vec<Operation> = serde_json::from_value(frame).expect("they are operations");
+            bytes.0 =
+                std::hint::black_box(serde_json::to_string(&read)).map_or(0, |text| text.len());
+        }
+        json_us.push(began.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS) / OPERATIONS as f64);
+        let message = codec::encode(&plain);
+        let began = Instant::now();
+        for _ in 0..ROUNDS {
+            let read: Vec<Plain> = codec::decode(&message).expect("they are operations");
+            bytes.1 = std::hint::black_box(codec::encode(&read)).len();
+        }
+        binary_us.push(began.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS) / OPERATIONS as f64);
+    }
+    let each = |bytes: usize| bytes / OPERATIONS as usize;
+    println!("JSON    {:.2} us  {} bytes", median(json_us), each(bytes.0));
+    println!("binary  {:.2} us  {} bytes", median(binary_us), each(bytes.1));
+}
+
 async fn hot(server: &Embedded) -> anyhow::Result<()> {
     println!("\n# durable commands/s on one hot entity");
     let core =

@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod cli;
 pub mod core;
 mod demo;
+mod kinds;
 mod matching;
 pub mod member;
 pub mod node;

@@ -31,6 +31,7 @@ section!(Config {
     websocket: WebSocket = WebSocket::default(),
     topics: Topics = Topics::default(),
     sync: Sync = Sync::default(),
+    playback: Playback = Playback::default(),
     tiers: BTreeMap<String, Tier> = tiers(),
     auth: Auth = Auth::default(),
     persistence: Persistence = Persistence::default(),
@@ -68,6 +69,8 @@ section!(Topics {
     history_s: i64 = 604_800,
     grants: Vec<TopicGrant> = Vec::new(),
 });
+
+section!(Playback { idle_s: u32 = 14_400, platforms: PathBuf = PathBuf::new() });
 
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
 
@@ -168,6 +171,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        let grants = &self.topics.grants;
         let problem = if self.cluster.enabled && self.cluster.cookie.is_empty() {
             "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
         } else if self.cluster.enabled && self.embedded() {
@@ -196,8 +200,13 @@ impl Config {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
         } else if self.topics.history_limit < 1 || self.topics.history_bytes < 1 {
             "topics.history_limit and topics.history_bytes must be at least 1"
-        } else if let Some(why) = self.topics.grants.iter().find_map(wrong_grant) {
+        } else if let Some(why) = grants.iter().find_map(wrong_grant) {
             why
+        } else if (1..grants.len()).any(|n| grants[..n].iter().any(|g| g.topic == grants[n].topic))
+        {
+            "topics.grants: a topic has two grants: make them one"
+        } else if self.playback.idle_s < 60 {
+            "playback.idle_s must be at least 60"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"
         } else {
@@ -306,8 +315,10 @@ mod tests {
             (grant("app:two words", false, false), false),
         ] {
             let mut config = Config::default();
-            config.topics.grants = vec![grant];
+            config.topics.grants = vec![grant.clone()];
             assert_eq!(config.check().is_ok(), good, "{:?}", config.topics.grants);
+            config.topics.grants.push(grant);
+            assert!(config.check().is_err(), "the same topic twice");
         }
     }
 

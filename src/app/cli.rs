@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::Value;
 use sqlx::postgres::PgPool;
 
 use crate::app::node::Doom;
-use crate::app::{certificates, demo, node};
+use crate::app::{certificates, demo, kinds, node};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -498,12 +499,13 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
                 bail!("there is no {kind} {key}");
             };
             let state =
-                node::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+                kinds::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
             let mut shown = serde_json::to_value(shown)?;
             shown["state"] = state;
             if events {
                 shown["events"] = serde_json::to_value(journal)?;
             }
+            hide_secrets(&mut shown);
             println!("{shown:#}");
         }
         EntityCommand::Parked => {
@@ -519,6 +521,22 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
         }
     }
     Ok(())
+}
+
+/// What the journal has and nobody needs to see.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if name == "push_token" && !field.is_null() {
+                    *field = "(hidden)".into();
+                }
+                hide_secrets(field);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_secrets),
+        _ => {}
+    }
 }
 
 async fn dead_letter(config: &Config, command: DeadLetterCommand) -> anyhow::Result<()> {

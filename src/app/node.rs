@@ -13,19 +13,16 @@ use tokio::task::JoinHandle;
 
 use crate::actors::{Options, Runner};
 use crate::app::core::{self, Core, Fate, Settings};
+use crate::app::kinds;
 use crate::app::matching::MatchProviders;
 use crate::app::member;
 use crate::app::seed;
 use crate::cluster::transport::{self, tls::Tls};
-use crate::config::{Config, Transport};
-use crate::domain::app_topic::AppTopic;
-use crate::domain::marketplace::{
-    booking::Booking, matching, provider::Provider, request::Request, session::Session, user::User,
-};
-use crate::domain::sync::device::Device;
-use crate::domain::sync::shared::Shared;
+use crate::config::{Config, Playback, Transport};
+use crate::domain::marketplace::matching;
+use crate::domain::sync::platforms::Platforms;
 use crate::gateway::auth::{Auth, fresh_key};
-use crate::gateway::{self, Gateway, Parts, Readiness, accept};
+use crate::gateway::{self, Gateway, Parts, Readiness, accept, playback};
 use crate::kernel::clock::Clock;
 use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
@@ -254,8 +251,20 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
         websocket: config.websocket.clone(),
         grants: config.topics.grants.clone(),
         sync: config.sync,
+        playback: playback_options(&config.playback)?,
         tiers: config.tiers.clone(),
     })
+}
+
+fn playback_options(config: &Playback) -> anyhow::Result<playback::Options> {
+    let platforms = match config.platforms.as_os_str().is_empty() {
+        true => Platforms::default(),
+        false => std::fs::read_to_string(&config.platforms)
+            .map_err(anyhow::Error::from)
+            .and_then(|table| Platforms::parse(&table).map_err(anyhow::Error::msg))
+            .with_context(|| format!("playback.platforms: {}", config.platforms.display()))?,
+    };
+    Ok(playback::Options { idle_s: config.idle_s, platforms })
 }
 
 async fn start_core(
@@ -314,14 +323,7 @@ async fn start_core(
         history_s: config.topics.history_s,
     };
     let mut prepared = core::prepare(pool.clone(), settings).await?;
-    prepared.registry.register::<User>().await?;
-    prepared.registry.register::<Session>().await?;
-    prepared.registry.register::<Request>().await?;
-    prepared.registry.register::<Provider>().await?;
-    prepared.registry.register::<Booking>().await?;
-    prepared.registry.register::<AppTopic>().await?;
-    prepared.registry.register::<Shared>().await?;
-    prepared.registry.register::<Device>().await?;
+    kinds::register(&mut prepared.registry).await?;
     prepared.run().await
 }
 
@@ -396,39 +398,32 @@ async fn revocations(pool: &PgPool, token_s: i64) -> Result<Vec<(String, i64)>, 
     keys::revocations(pool, token_s.max(86_400) + 60).await
 }
 
-/// The state that a journal leads to, for whoever looks at an entity from outside.
-pub fn replay(
-    kind: &str,
-    journal: &[crate::persistence::entities::JournalEntry],
-) -> anyhow::Result<serde_json::Value> {
-    fn fold<E: crate::kernel::entity::Entity>(
-        journal: &[crate::persistence::entities::JournalEntry],
-    ) -> anyhow::Result<serde_json::Value> {
-        let mut state = E::State::default();
-        for entry in journal {
-            let event =
-                crate::kernel::entity::decode_event::<E>(entry.version as u16, entry.event.clone())
-                    .with_context(|| format!("event {} cannot be read", entry.seq))?;
-            E::evolve(&mut state, &event);
-        }
-        Ok(serde_json::to_value(state)?)
-    }
-    match kind {
-        "user" => fold::<User>(journal),
-        "session" => fold::<Session>(journal),
-        "request" => fold::<Request>(journal),
-        "provider" => fold::<Provider>(journal),
-        "booking" => fold::<Booking>(journal),
-        "app" => fold::<AppTopic>(journal),
-        _ => anyhow::bail!(
-            "there is no kind {kind}; there are user, session, request, provider, booking and app"
-        ),
-    }
-}
-
 async fn report_connections(gateway: Arc<Gateway>, connections: Arc<AtomicUsize>) {
     loop {
         connections.store(gateway.connections(), Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_from_a_file() {
+        let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
+        let options = |table: &str| {
+            std::fs::write(&path, table).unwrap();
+            playback_options(&Playback { platforms: path.clone(), ..Playback::default() })
+        };
+        let table =
+            r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
+        let platforms = options(table).unwrap().platforms;
+        assert_eq!(platforms.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
+        let wrong = format!("{:#}", options("{}}").unwrap_err());
+        assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(playback_options(&Playback { platforms: path, ..Playback::default() }).is_err());
+        assert_eq!(playback_options(&Playback::default()).unwrap().idle_s, 14_400);
     }
 }

@@ -6,3 +6,6 @@
 pub mod app_topic;
 pub mod marketplace;
 pub mod sync;
+
+#[cfg(test)]
+mod golden_tests;

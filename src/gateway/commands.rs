@@ -89,7 +89,7 @@ pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
     format!("{prefix}_{}", ulid::Ulid::from(u128::from_be_bytes(bytes)))
 }
 
-fn known_id<'a>(id: &'a str, what: &str) -> Outcome<&'a str> {
+pub fn known_id<'a>(id: &'a str, what: &str) -> Outcome<&'a str> {
     if is_valid_id(id) { Ok(id) } else { Err(Problem::not_found(what)) }
 }
 

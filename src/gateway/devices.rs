@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::cluster::Meta;
 use crate::domain::sync::clock::DeviceId;
 use crate::domain::sync::device::{self, Action, Capabilities, Device, DeviceType, Profile};
 use crate::domain::sync::shared::{self, Shared, Standing};
@@ -71,23 +72,31 @@ pub async fn register(call: &Call<'_>, body: &Value) -> Outcome {
         None => known(&derived_id("dev", &[call.user_id, call.id]))?,
     };
     let profile = profile(parsed)?;
-    // Both take it twice without harm, so whoever was cut off in between does it again.
-    let join = shared::Command::Join { device: id, max_devices: call.tier.devices };
-    let joined = call.ask::<Shared>(call.user_id, join, call.undeduplicated()).await?;
+    let asked = shared::Command::Devices;
+    let reply = call.ask::<Shared>(call.user_id, asked, call.undeduplicated()).await?;
+    let shared::Reply::Devices(devices) = reply else { return Err(AskError::Internal.into()) };
+    let max = call.tier.devices;
+    if devices.len() >= max && devices.iter().all(|(known, _)| *known != id) {
+        return Err(Problem::rejection(&shared::Rejection::TooManyDevices { max }));
+    }
+    // Both take it twice without harm, so whoever was cut off in between does it again; and it has no place before it is
+    // known, so nobody has to free one.
     let command = device::Command::Register(profile);
-    match call.ask::<Device>(&id.to_string(), command, call.undeduplicated()).await {
-        Ok(device::Reply::Device(shown)) => match joined {
-            shared::Reply::Joined(standing) => Ok(with_standing(call, shown, &standing)),
-            _ => Err(AskError::Internal.into()),
-        },
-        Ok(_) => Err(AskError::Internal.into()),
-        // Another person's: it is not among ours.
-        Err(problem) if problem.code == ErrorCode::NotFound => {
-            let leave = shared::Command::Leave { device: id };
-            call.ask::<Shared>(call.user_id, leave, call.undeduplicated()).await?;
-            Err(Problem::new(ErrorCode::Conflict, "this device id is taken: mint another"))
+    let registered = call.ask::<Device>(&id.to_string(), command, call.undeduplicated()).await;
+    let device::Reply::Device(shown) = registered.map_err(|problem| match problem.code {
+        // Another person's.
+        ErrorCode::NotFound => {
+            Problem::new(ErrorCode::Conflict, "this device id is taken: mint another")
         }
-        Err(problem) => Err(problem),
+        _ => problem,
+    })?
+    else {
+        return Err(AskError::Internal.into());
+    };
+    let join = shared::Command::Join { device: id, max_devices: max };
+    match call.ask::<Shared>(call.user_id, join, call.undeduplicated()).await? {
+        shared::Reply::Joined(standing) => Ok(with_standing(call, shown, &standing)),
+        _ => Err(AskError::Internal.into()),
     }
 }
 
@@ -159,42 +168,63 @@ pub async fn remove(call: &Call<'_>, id: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// From one device to another: `{action, position_ms?, from_device_id?, ttl_ms?}`.
+/// What one device tells another: `{action, position_ms?, from_device_id?, ttl_ms?}`.
+#[derive(Debug)]
+pub struct Remote {
+    pub action: Action,
+    from: Option<String>,
+    ttl_ms: u32,
+}
+
+impl Remote {
+    pub fn of(body: &Value) -> Outcome<Self> {
+        text(body, "action")?;
+        let action = Action::deserialize(body).map_err(|error| {
+            let seek = error.to_string().contains("position_ms");
+            Problem::field(if seek { "/position_ms" } else { "/action" }, error.to_string())
+        })?;
+        let ttl_ms = match body.get("ttl_ms") {
+            None | Some(Value::Null) => COMMAND_MS,
+            Some(ttl) => ttl
+                .as_u64()
+                .and_then(|ttl| u32::try_from(ttl).ok())
+                .filter(|ttl| (1..=MAX_COMMAND_MS).contains(ttl))
+                .ok_or_else(|| Problem::field("/ttl_ms", "must be 1 to 60000"))?,
+        };
+        let from = match body.get("from_device_id") {
+            None | Some(Value::Null) => None,
+            Some(_) => {
+                let wrong = |error| Problem::field("/from_device_id", format!("{error}"));
+                Some(text(body, "from_device_id")?.parse::<DeviceId>().map_err(wrong)?.to_string())
+            }
+        };
+        Ok(Self { action, from, ttl_ms })
+    }
+}
+
 pub async fn control(call: &Call<'_>, id: &str, body: &Value) -> Outcome {
     call.check_user(body)?;
     known(id)?;
-    let action = action(body)?;
-    let ttl_ms = match body.get("ttl_ms") {
-        None | Some(Value::Null) => COMMAND_MS,
-        Some(ttl) => ttl
-            .as_u64()
-            .and_then(|ttl| u32::try_from(ttl).ok())
-            .filter(|ttl| (1..=MAX_COMMAND_MS).contains(ttl))
-            .ok_or_else(|| Problem::field("/ttl_ms", "must be 1 to 60000"))?,
-    };
-    let from = match body.get("from_device_id") {
-        None | Some(Value::Null) => None,
-        Some(_) => {
-            let wrong = |error| Problem::field("/from_device_id", format!("{error}"));
-            Some(text(body, "from_device_id")?.parse::<DeviceId>().map_err(wrong)?.to_string())
-        }
-    };
+    let remote = Remote::of(body)?;
     shown(call, id).await?;
-    let command = device::Command::Control { action, from, ttl_ms };
-    match call.ask::<Device>(id, command, call.meta()).await? {
+    tell(call, id, remote, None, call.meta()).await
+}
+
+/// Tells a device that there is; with a session only if it plays that.
+pub async fn tell(
+    call: &Call<'_>,
+    id: &str,
+    Remote { action, from, ttl_ms }: Remote,
+    session_id: Option<String>,
+    meta: Meta,
+) -> Outcome {
+    let command = device::Command::Control { action, from, session_id, ttl_ms };
+    match call.ask::<Device>(id, command, meta).await? {
         device::Reply::Controlled { command_id, expires_at } => {
             Ok(json!({"command_id": command_id, "expires_at": expires_at}))
         }
         _ => Err(AskError::Internal.into()),
     }
-}
-
-pub fn action(body: &Value) -> Outcome<Action> {
-    text(body, "action")?;
-    Action::deserialize(body).map_err(|error| {
-        let at = if error.to_string().contains("position_ms") { "/position_ms" } else { "/action" };
-        Problem::field(at, error.to_string())
-    })
 }
 
 /// A device is there for as long as its connection answers pings.
@@ -204,8 +234,14 @@ fn lease_s(call: &Call<'_>) -> i64 {
 }
 
 pub async fn connect(call: &Call<'_>, device: DeviceId, connection: &str) -> Outcome<()> {
-    let command =
-        device::Command::Connect { connection: connection.into(), lease_s: lease_s(call) };
+    let (connection, lease_s) = (connection.into(), lease_s(call));
+    let command = device::Command::Connect { connection, lease_s };
+    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+}
+
+pub async fn renew(call: &Call<'_>, device: DeviceId, connection: &str) -> Outcome<()> {
+    let (connection, lease_s) = (connection.into(), lease_s(call));
+    let command = device::Command::Renew { connection, lease_s };
     call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
 }
 

@@ -14,6 +14,7 @@ mod bucket;
 mod devices;
 pub mod http;
 mod listening;
+pub mod playback;
 mod socketio;
 mod sync;
 mod users;
@@ -80,6 +81,7 @@ pub struct Options {
     pub websocket: ws::Limits,
     pub grants: Vec<Grant>,
     pub sync: shared::Limits,
+    pub playback: playback::Options,
     /// By name; `free` is that of tokens that name none.
     pub tiers: BTreeMap<String, Tier>,
 }
@@ -120,6 +122,7 @@ impl Default for Options {
             websocket: ws::Limits::default(),
             grants: Vec::new(),
             sync: shared::Limits::default(),
+            playback: playback::Options::default(),
             tiers: BTreeMap::new(),
         }
     }

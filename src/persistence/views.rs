@@ -8,6 +8,7 @@ use crate::kernel::clock::Timestamp;
 use crate::persistence::store::{from_micros, micros};
 
 mod marketplace;
+mod playback;
 
 pub use marketplace::{Parties, Window};
 

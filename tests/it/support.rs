@@ -48,7 +48,8 @@ pub async fn server() -> &'static Embedded {
                     let data = folder();
                     let lock = DataLock::acquire(&data).unwrap();
                     let options = ServerOptions {
-                        max_connections: 300,
+                        // Nodes that a test lets go without stopping them leave their connections until the process ends.
+                        max_connections: 600,
                         shared_buffers: "64MB".into(),
                         ..ServerOptions::new(&data).without_durability()
                     };

@@ -135,6 +135,9 @@ const REPEATABLE: Readonly<Record<Command, boolean>> = {
   'device:register': true,
   'device:connect': true,
   'device:command': true,
+  'playback:initiate': true,
+  'playback:control': true,
+  'playback:report': true,
 };
 
 interface Pending {

@@ -53,6 +53,11 @@ const PATHS: Record<string, (data: Record<string, unknown>) => string> = {
   'booking:cancel': (data) => `/v1/bookings/${segment(data.booking_id)}/cancel`,
   'booking:review': (data) => `/v1/bookings/${segment(data.booking_id)}/review`,
   'booking:no_show': (data) => `/v1/bookings/${segment(data.booking_id)}/no-show`,
+  'device:register': () => '/v1/devices/register',
+  'device:command': (data) => `/v1/devices/${segment(data.device_id)}/commands`,
+  'playback:initiate': () => '/v1/playback/initiate',
+  'playback:control': () => '/v1/playback/control',
+  'playback:report': () => '/v1/playback/report',
 };
 
 /** As if the server had closed with this code: a stream that would be refused again. */

@@ -265,6 +265,56 @@ export interface ClientEvents {
       now: string;
     };
   };
+  /** Tells the device of a session what to do; stop ends the session */
+  'playback:control': {
+    data: {
+      action: string;
+      from_device_id?: string | null | undefined;
+      position_ms?: number | null | undefined;
+      session_id: string;
+      ttl_ms?: number | null | undefined;
+    };
+    reply: {
+      command_id?: string | null;
+      delivered: boolean;
+      expires_at?: string | null;
+      session_id: string;
+      status: string;
+    };
+  };
+  /** The body of POST /v1/playback/initiate */
+  'playback:initiate': {
+    data: {
+      content_id: string;
+      device_id: string;
+      preferred_platform?: string | null | undefined;
+      quality_preference?: string | null | undefined;
+      region?: string | null | undefined;
+      replaces?: string | null | undefined;
+      resume?: boolean | null | undefined;
+    };
+    reply: {
+      deep_link: string;
+      device_status: string;
+      platform: string;
+      resume_position_ms?: number | null;
+      session_id: string;
+      web_fallback: string;
+    };
+  };
+  /** What a device says about its session: playing, paused or ended */
+  'playback:report': {
+    data: {
+      duration_ms?: number | null | undefined;
+      position_ms?: number | null | undefined;
+      session_id: string;
+      status: string;
+    };
+    reply: {
+      id: string;
+      status: string;
+    };
+  };
   /** Announces the user */
   'presence:online': {
     data: {
@@ -455,6 +505,7 @@ export interface ServerEvents {
     command_id: string;
     expires_at: string;
     from_device_id?: string | null;
+    playback_session_id?: string | null;
     position_ms?: number | null;
   };
   /** A provider makes an offer */
@@ -466,6 +517,26 @@ export interface ServerEvents {
   'offer:updated': {
     offer: Offer;
     request_id: string;
+  };
+  /** A playback session has started, plays, was paused or has ended */
+  'playback:changed': {
+    content_id: string;
+    device_id: string;
+    end_reason?: string | null;
+    id: string;
+    platform: string;
+    position_ms?: number | null;
+    status: string;
+  };
+  /** The device is to open this link, not after expires_at; again when it comes back before it has reported */
+  'playback:start': {
+    content_id: string;
+    deep_link: string;
+    expires_at: string;
+    platform: string;
+    resume_position_ms?: number | null;
+    session_id: string;
+    web_fallback: string;
   };
   /** How it stands with a user's devices: after each change, and for a new listener */
   'presence:changed': {
@@ -516,6 +587,8 @@ export const SERVER_EVENTS: Readonly<
   'device:command': { topics: ['device:'], durable: true },
   'offer:new': { topics: ['user:'], durable: true },
   'offer:updated': { topics: ['user:'], durable: true },
+  'playback:changed': { topics: ['user:'], durable: true },
+  'playback:start': { topics: ['device:'], durable: true },
   'presence:changed': { topics: ['presence:'], durable: false },
   'request:updated': { topics: ['user:'], durable: true },
   'session:ended': { topics: ['session:'], durable: true },

@@ -39,8 +39,6 @@ pub mod demo_providers;
 pub mod rejection;
 
 #[cfg(test)]
-mod fixtures;
-#[cfg(test)]
-mod golden_tests;
+pub(super) mod fixtures;
 #[cfg(test)]
 mod story_tests;

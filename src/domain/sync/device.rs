@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::playback::{self, Playback, Presence};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, to_value};
 use crate::kernel::error::ErrorCode;
@@ -13,6 +14,8 @@ use crate::kernel::error::ErrorCode;
 /// A device whose connection has ended may come back through another one.
 const GRACE_S: i64 = 5;
 const LEASE: &str = "lease";
+/// For so long a device may begin what it is told to play.
+const START_S: i64 = 60;
 
 #[derive(Debug)]
 pub struct Device;
@@ -60,8 +63,13 @@ pub enum Command {
     /// Anew, or with changes.
     Register(Profile),
     Remove,
-    /// Again within the lease, which is the gateway's word.
+    /// This connection speaks for it from now on.
     Connect {
+        connection: String,
+        lease_s: i64,
+    },
+    /// Within the lease, which is the gateway's word. It takes the device from nobody.
+    Renew {
         connection: String,
         lease_s: i64,
     },
@@ -74,12 +82,18 @@ pub enum Command {
     Control {
         action: Action,
         from: Option<String>,
+        /// Only if it plays this.
+        session_id: Option<String>,
         /// Who hears it later must not carry it out.
         ttl_ms: u32,
     },
-    /// From the person's playback: it plays this session, or none.
+    /// From the person's playback: it plays this from now on.
     Play {
-        session_id: Option<String>,
+        session_id: String,
+        start: playback::Start,
+    },
+    Stopped {
+        session_id: String,
     },
     Get,
 }
@@ -150,6 +164,8 @@ pub enum Rejection {
     Offline,
     #[error("this device does not take commands from others")]
     NotControllable,
+    #[error("this device does not play that")]
+    NotPlaying,
     #[error("only the system may do this")]
     InternalOnly,
 }
@@ -159,7 +175,9 @@ impl crate::kernel::entity::Rejection for Rejection {
         match self {
             Self::NotFound => ErrorCode::NotFound,
             Self::InternalOnly => ErrorCode::Forbidden,
-            Self::Removed | Self::Offline | Self::NotControllable => ErrorCode::Rejected,
+            Self::Removed | Self::Offline | Self::NotControllable | Self::NotPlaying => {
+                ErrorCode::Rejected
+            }
         }
     }
 
@@ -169,6 +187,7 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::Removed => "device_removed",
             Self::Offline => "device_offline",
             Self::NotControllable => "not_controllable",
+            Self::NotPlaying => "not_playing",
             Self::InternalOnly => "internal_only",
         }
     }
@@ -224,6 +243,13 @@ impl State {
         Decision::reply(reply).event(event).effects(effect)
     }
 
+    /// What it plays depends on whether it is there.
+    fn tell_playback(&self, there: Presence) -> Option<Effect> {
+        let (registered, session_id) = (self.registered.as_ref()?, self.playing.clone()?);
+        let command = playback::Command::DeviceIs { session_id, there };
+        Some(Effect::send::<Playback>(registered.owner_id.clone(), &command))
+    }
+
     fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
         let at = cx.now;
         let (event, what) = match (self.owned(cx.caller), cx.caller.user_id()) {
@@ -246,10 +272,14 @@ impl State {
         &self,
         action: Action,
         from: Option<String>,
+        session_id: Option<&str>,
         ttl_ms: u32,
         cx: &DecideCx<'_>,
     ) -> Result<Decision<Device>, Rejection> {
         let registered = self.owned(cx.caller)?;
+        if session_id.is_some() && session_id != self.playing.as_deref() {
+            return Err(Rejection::NotPlaying);
+        }
         if !registered.profile.capabilities.remote_control {
             return Err(Rejection::NotControllable);
         }
@@ -262,6 +292,7 @@ impl State {
         let mut data = to_value(&action);
         data["command_id"] = json!(command_id);
         data["from_device_id"] = json!(from);
+        data["playback_session_id"] = json!(self.playing);
         data["expires_at"] = json!(expires_at);
         let publish = Effect::publish("device:command", data);
         let event = Event::Controlled { command_id: command_id.clone(), action, from, expires_at };
@@ -306,12 +337,18 @@ impl Entity for Device {
                 Ok(_) => {
                     let event = Event::Removed { at: cx.now };
                     let decision = state.change(Reply::Done, event, cx.key, "removed");
-                    Ok(decision.effect(Effect::cancel(LEASE)))
+                    let told = state.tell_playback(Presence::Removed);
+                    Ok(decision.effect(Effect::cancel(LEASE)).effects(told))
                 }
                 Err(Rejection::Removed) => Ok(Decision::reply(Reply::Done)),
                 Err(rejection) => Err(rejection),
             },
-            Command::Connect { connection, lease_s } => {
+            Command::Renew { connection, .. }
+                if state.connection.as_ref().is_some_and(|speaks| *speaks != connection) =>
+            {
+                Ok(Decision::reply(Reply::Done))
+            }
+            Command::Connect { connection, lease_s } | Command::Renew { connection, lease_s } => {
                 state.owned(cx.caller)?;
                 let reply = Reply::Done;
                 let came = state.connection.is_none();
@@ -320,7 +357,9 @@ impl Entity for Device {
                 } else {
                     let event = Event::Connected { connection, at: cx.now };
                     let (event, effect) = state.told(event, cx.key, "online");
-                    Decision::reply(reply).event(event).effects(effect.filter(|_| came))
+                    let playback = state.tell_playback(Presence::Online);
+                    let effects = effect.into_iter().chain(playback).filter(|_| came);
+                    Decision::reply(reply).event(event).effects(effects)
                 };
                 Ok(decision.effect(lease(cx.now, lease_s)))
             }
@@ -337,18 +376,38 @@ impl Entity for Device {
             }
             Command::LeaseEnded => {
                 let event = Event::WentOffline { at: cx.now };
-                Ok(state.change(Reply::Done, event, cx.key, "offline"))
+                let decision = state.change(Reply::Done, event, cx.key, "offline");
+                Ok(decision.effects(state.tell_playback(Presence::Offline)))
             }
-            Command::Control { action, from, ttl_ms } => state.control(action, from, ttl_ms, cx),
-            Command::Play { .. } if !cx.caller.is_internal() => Err(Rejection::InternalOnly),
-            Command::Play { session_id } if state.removed || state.playing == session_id => {
-                Ok(Decision::reply(Reply::Done))
+            Command::Control { action, from, session_id, ttl_ms } => {
+                state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { session_id } => {
-                let what = if session_id.is_some() { "watching" } else { "stopped" };
-                let event = Event::Playing { session_id, at: cx.now };
-                Ok(state.change(Reply::Done, event, cx.key, what))
+            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_internal() => {
+                Err(Rejection::InternalOnly)
             }
+            Command::Play { session_id, start } => {
+                state.owned(cx.caller)?;
+                // It is sent again when the device comes back before it has said anything.
+                let ttl = jiff::SignedDuration::from_secs(START_S);
+                let expires_at = cx.now.checked_add(ttl).unwrap_or(Timestamp::MAX);
+                let data = json!({
+                    "session_id": session_id,
+                    "expires_at": expires_at,
+                    "content_id": start.content_id,
+                    "platform": start.choice.platform,
+                    "deep_link": start.choice.deep_link,
+                    "web_fallback": start.choice.web_fallback,
+                    "resume_position_ms": start.resume_position_ms,
+                });
+                let event = Event::Playing { session_id: Some(session_id), at: cx.now };
+                let decision = state.change(Reply::Done, event, cx.key, "watching");
+                Ok(decision.effect(Effect::publish("playback:start", data)))
+            }
+            Command::Stopped { session_id } if state.playing.as_ref() == Some(&session_id) => {
+                let event = Event::Playing { session_id: None, at: cx.now };
+                Ok(state.change(Reply::Done, event, cx.key, "stopped"))
+            }
+            Command::Stopped { .. } => Ok(Decision::reply(Reply::Done)),
         }
     }
 
@@ -390,6 +449,8 @@ impl Entity for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::sync::content::{Access, Quality};
+    use crate::domain::sync::platforms::Choice;
     use crate::kernel::entity::replay_golden;
     use crate::kernel::entity::spec::{Given, given};
 
@@ -474,6 +535,11 @@ mod tests {
         assert!(told(&decision).is_empty());
         let ended = |connection: &str| Command::Disconnect { connection: connection.into() };
         assert!(leases(&tv.when(ended("con_1")).then([])).is_empty());
+        // Nor does its renewal, which was on its way.
+        let renew =
+            |connection: &str| Command::Renew { connection: connection.into(), lease_s: 90 };
+        assert!(leases(&tv.when(renew("con_1")).then([])).is_empty());
+        assert_eq!(leases(&tv.when(renew("con_2")).then([])), [90]);
         assert_eq!(leases(&tv.when(ended("con_2")).then([])), [GRACE_S]);
         assert_eq!(is(&mut tv), "online");
         tv.when(Command::LeaseEnded).then_rejected("internal_only");
@@ -489,6 +555,7 @@ mod tests {
         let control = || Command::Control {
             action: Action::Seek { position_ms: 5 },
             from: Some("dev_2".into()),
+            session_id: None,
             ttl_ms: 10_000,
         };
         let mut tv = tv();
@@ -509,18 +576,77 @@ mod tests {
         tv.when(control()).then_rejected("not_controllable");
     }
 
+    fn play(session_id: &str) -> Command {
+        let choice = Choice {
+            platform: "netflix".into(),
+            access: Access::Free,
+            quality: Quality::Hd,
+            deep_link: "nflx://1".into(),
+            web_fallback: "https://1".into(),
+        };
+        let start = playback::Start {
+            content_id: "tt1".into(),
+            device_id: "dev_1".into(),
+            choice,
+            resume_position_ms: None,
+            idle_s: 900,
+        };
+        Command::Play { session_id: session_id.into(), start }
+    }
+
+    /// What the playback is told.
+    fn playback(decision: &Decision<Device>) -> Vec<&str> {
+        let there = |effect: &'_ Effect| match effect {
+            Effect::Send { kind: "playback", key, command } if key == "alice" => {
+                match command["DeviceIs"]["there"].as_str().unwrap() {
+                    "Online" => Some("online"),
+                    "Offline" => Some("offline"),
+                    _ => Some("removed"),
+                }
+            }
+            _ => None,
+        };
+        decision.effects.iter().filter_map(there).collect()
+    }
+
     #[test]
     fn it_watches_what_the_playback_says() {
         let mut tv = tv();
         tv.when(connect("con_1")).decision();
-        let play = |session: Option<&str>| Command::Play { session_id: session.map(Into::into) };
-        tv.when(play(Some("plb_1"))).then_rejected("internal_only");
-        tv.caller = Caller::Entity { kind: "playback".into(), key: "alice".into() };
-        assert_eq!(told(&tv.when(play(Some("plb_1"))).decision())[0].1, "watching");
+        let stopped = |session: &str| Command::Stopped { session_id: session.into() };
+        tv.when(play("plb_1")).then_rejected("internal_only");
+        tv.when(stopped("plb_1")).then_rejected("internal_only");
+        let playback_actor = Caller::Entity { kind: "playback".into(), key: "alice".into() };
+        tv.caller = playback_actor.clone();
+        let decision = tv.when(play("plb_1")).decision();
+        assert_eq!(told(&decision)[0].1, "watching");
+        let Some(Effect::Publish { publication, durable: true }) = decision.effects.last() else {
+            panic!("{:?}", decision.effects)
+        };
+        assert_eq!(publication.data["deep_link"], "nflx://1");
         assert_eq!(is(&mut tv), "watching");
-        tv.when(play(Some("plb_1"))).then([]);
-        tv.when(play(None)).decision();
+        // What is stopped has to be what it plays.
+        tv.when(play("plb_2")).decision();
+        tv.when(stopped("plb_1")).then([]);
+        let control = |session: &str| Command::Control {
+            action: Action::Pause,
+            from: None,
+            session_id: Some(session.into()),
+            ttl_ms: 1,
+        };
+        tv.when(control("plb_1")).then_rejected("not_playing");
+        tv.when(control("plb_2")).decision();
+        // Its playback learns whether it is there.
+        tv.caller = Caller::Runtime;
+        assert_eq!(playback(&tv.when(Command::LeaseEnded).decision()), ["offline"]);
+        assert_eq!(playback(&tv.when(connect("con_2")).decision()), ["online"]);
+        assert_eq!(playback(&tv.when(connect("con_3")).decision()), [""; 0]);
+        tv.caller = playback_actor;
+        tv.when(stopped("plb_2")).decision();
         assert_eq!(is(&mut tv), "online");
+        tv.when(play("plb_3")).decision();
+        assert_eq!(playback(&tv.when(Command::Remove).decision()), ["removed"]);
+        tv.when(play("plb_4")).then_rejected("device_removed");
     }
 
     #[test]

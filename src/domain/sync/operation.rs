@@ -51,11 +51,19 @@ pub struct Playback {
     pub duration_ms: Option<u64>,
 }
 
+impl Playback {
+    /// The credits, and whatever comes after them.
+    pub fn is_nearly_over(&self) -> bool {
+        let seen = self.position_ms.saturating_mul(100);
+        self.duration_ms.is_some_and(|whole| seen >= whole.saturating_mul(95))
+    }
+}
+
 const MAX_ID_BYTES: usize = 128;
 /// Of one removal.
 const MAX_TAGS: usize = 64;
 /// Positions and counts that a number in JavaScript holds exactly.
-const MAX_NUMBER: u64 = (1 << 53) - 1;
+pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
@@ -70,7 +78,7 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     })
 }
 
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=MAX_ID_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 

@@ -175,15 +175,18 @@ pub enum Rejection {
     DeviceRemoved,
     #[error("no more than {max} devices: remove one first")]
     TooManyDevices { max: usize },
+    #[error("this person has had {MAX_DEVICES_EVER} devices, and may have no new one")]
+    TooManyDevicesEver,
 }
 
 impl crate::kernel::entity::Rejection for Rejection {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NotYours => ErrorCode::NotFound,
-            Self::UnknownDevice | Self::DeviceRemoved | Self::TooManyDevices { .. } => {
-                ErrorCode::Rejected
-            }
+            Self::UnknownDevice
+            | Self::DeviceRemoved
+            | Self::TooManyDevices { .. }
+            | Self::TooManyDevicesEver => ErrorCode::Rejected,
         }
     }
 
@@ -193,6 +196,7 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::UnknownDevice => "unknown_device",
             Self::DeviceRemoved => "device_removed",
             Self::TooManyDevices { .. } => "too_many_devices",
+            Self::TooManyDevicesEver => "too_many_devices_ever",
         }
     }
 }
@@ -255,9 +259,11 @@ impl State {
         if self.left.contains(&device) {
             return Err(Rejection::DeviceRemoved);
         }
-        let max = max.min(MAX_DEVICES_EVER.saturating_sub(self.left.len()));
         if self.devices.len() >= max {
             return Err(Rejection::TooManyDevices { max });
+        }
+        if self.devices.len() + self.left.len() >= MAX_DEVICES_EVER {
+            return Err(Rejection::TooManyDevicesEver);
         }
         // It has nothing that it could hold against what is removed by now.
         let standing = Standing {

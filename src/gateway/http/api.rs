@@ -14,7 +14,7 @@ use crate::domain::marketplace::service::Service;
 use crate::gateway::Gateway;
 use crate::gateway::commands;
 use crate::gateway::problem::{Outcome, Problem};
-use crate::gateway::{devices, sync};
+use crate::gateway::{devices, playback, sync};
 
 type App = State<Arc<Gateway>>;
 type Answer = Outcome<Json<Value>>;
@@ -208,7 +208,7 @@ fn check_own(user: &User, id: &str) -> Outcome<()> {
     if id == "me" || id == user.claims.sub { Ok(()) } else { Err(Problem::not_found("user")) }
 }
 
-pub async fn sync_state(user: User, Id(id): Id) -> Answer {
+pub async fn sync_state(user: User, Id(id): Id) -> Outcome<Json<sync::State>> {
     check_own(&user, &id)?;
     sync::state(&user.call()).await.map(Json)
 }
@@ -245,4 +245,38 @@ pub async fn remove_device(user: User, Id(id): Id) -> Outcome<StatusCode> {
 
 pub async fn command_device(user: User, Id(id): Id, Body(body): Body) -> Answer {
     devices::control(&user.call(), &id, &body).await.map(Json)
+}
+
+pub async fn initiate_playback(user: User, Body(body): Body) -> Outcome<Response> {
+    Ok(created("playback/session", playback::initiate(&user.call(), &body).await?))
+}
+
+pub async fn control_playback(user: User, Body(body): Body) -> Answer {
+    playback::control(&user.call(), &body).await.map(Json)
+}
+
+pub async fn report_playback(user: User, Body(body): Body) -> Answer {
+    playback::report(&user.call(), &body).await.map(Json)
+}
+
+pub async fn list_playback_sessions(State(gateway): App, user: User, list: List) -> Answer {
+    let views = gateway.views()?;
+    let page = views.playback_sessions_of(&user.claims.sub, list.down(), list.limit).await?;
+    Ok(Json(shown(page)))
+}
+
+pub async fn get_playback_session(user: User, Id(id): Id) -> Answer {
+    playback::shown(&user.call(), &id).await.map(Json)
+}
+
+pub async fn list_platforms(user: User) -> Answer {
+    Ok(Json(playback::platforms(&user.call())))
+}
+
+pub async fn get_availability(user: User, Id(id): Id) -> Answer {
+    playback::content(&user.call(), &id).await.map(Json)
+}
+
+pub async fn set_availability(user: User, Id(id): Id, Body(body): Body) -> Answer {
+    playback::set_availability(&user.call(), &id, &body).await.map(Json)
 }

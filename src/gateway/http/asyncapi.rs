@@ -121,6 +121,24 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "device_id: string, action: string, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
         "command_id: string, expires_at: string",
     ),
+    (
+        "playback:initiate",
+        "The body of POST /v1/playback/initiate",
+        "content_id: string, device_id: string, preferred_platform?: string, quality_preference?: string, region?: string, resume?: boolean, replaces?: string",
+        "session_id: string, platform: string, deep_link: string, web_fallback: string, resume_position_ms?: integer, device_status: string",
+    ),
+    (
+        "playback:control",
+        "Tells the device of a session what to do; stop ends the session",
+        "session_id: string, action: string, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
+        "session_id: string, status: string, delivered: boolean, command_id?: string, expires_at?: string",
+    ),
+    (
+        "playback:report",
+        "What a device says about its session: playing, paused or ended",
+        "session_id: string, status: string, position_ms?: integer, duration_ms?: integer",
+        "id: string, status: string",
+    ),
 ];
 
 /// Event, what it means, the topics it comes on, whether it is durable, the fields of `data`.
@@ -197,7 +215,21 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         "Another device of the same person says what to do; not after expires_at",
         "device:",
         true,
-        "action: string, position_ms?: integer, command_id: string, from_device_id?: string, expires_at: string",
+        "action: string, position_ms?: integer, command_id: string, from_device_id?: string, playback_session_id?: string, expires_at: string",
+    ),
+    (
+        "playback:start",
+        "The device is to open this link, not after expires_at; again when it comes back before it has reported",
+        "device:",
+        true,
+        "session_id: string, content_id: string, platform: string, deep_link: string, web_fallback: string, resume_position_ms?: integer, expires_at: string",
+    ),
+    (
+        "playback:changed",
+        "A playback session has started, plays, was paused or has ended",
+        "user:",
+        true,
+        "id: string, content_id: string, device_id: string, platform: string, status: string, position_ms?: integer, end_reason?: string",
     ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];

@@ -57,6 +57,13 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/devices/register", post(api::register_device))
         .route("/devices/{id}", get(api::get_device).delete(api::remove_device))
         .route("/devices/{id}/commands", post(api::command_device))
+        .route("/playback/initiate", post(api::initiate_playback))
+        .route("/playback/control", post(api::control_playback))
+        .route("/playback/report", post(api::report_playback))
+        .route("/playback/session", get(api::list_playback_sessions))
+        .route("/playback/session/{id}", get(api::get_playback_session))
+        .route("/playback/platforms", get(api::list_platforms))
+        .route("/content/{id}/availability", get(api::get_availability).put(api::set_availability))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));

@@ -238,6 +238,70 @@ const OPERATIONS: &[Operation] = &[
         Some("DeviceCommand"),
         One("DeviceCommanded"),
     ),
+    op(
+        "post",
+        "/v1/playback/initiate",
+        "initiatePlayback",
+        "Play something on one of your devices, on the best platform that has it",
+        Some("InitiatePlayback"),
+        Created("InitiatedPlayback"),
+    ),
+    op(
+        "post",
+        "/v1/playback/control",
+        "controlPlayback",
+        "Tell the device of a session what to do; stop ends the session",
+        Some("ControlPlayback"),
+        One("ControlledPlayback"),
+    ),
+    op(
+        "post",
+        "/v1/playback/report",
+        "reportPlayback",
+        "What a device says about its session",
+        Some("ReportPlayback"),
+        One("PlaybackSession"),
+    ),
+    op(
+        "get",
+        "/v1/playback/session",
+        "listPlaybackSessions",
+        "What you watch and have watched, newest first",
+        None,
+        List("PlaybackSession"),
+    ),
+    op(
+        "get",
+        "/v1/playback/session/{id}",
+        "getPlaybackSession",
+        "A playback session",
+        None,
+        One("PlaybackSession"),
+    ),
+    op(
+        "get",
+        "/v1/playback/platforms",
+        "listPlatforms",
+        "The platforms that links are known for",
+        None,
+        List("Platform"),
+    ),
+    op(
+        "get",
+        "/v1/content/{id}/availability",
+        "getAvailability",
+        "Where it can be watched",
+        None,
+        One("Content"),
+    ),
+    op(
+        "put",
+        "/v1/content/{id}/availability",
+        "setAvailability",
+        "Say where it can be watched, as an operator",
+        Some("SetAvailability"),
+        One("Content"),
+    ),
 ];
 
 /// Statuses every operation may answer, and those only some do.
@@ -300,7 +364,7 @@ pub fn document() -> Value {
         "security": [{"bearer": []}],
         "tags": [
             {"name": "requests"}, {"name": "offers"}, {"name": "bookings"}, {"name": "providers"}, {"name": "sessions"},
-            {"name": "sync"}, {"name": "devices"},
+            {"name": "sync"}, {"name": "devices"}, {"name": "playback"}, {"name": "content"},
             {"name": "node", "description": "The node itself, without a token"},
         ],
         "paths": paths,
@@ -455,6 +519,8 @@ mod tests {
             + routes.matches(".route(\"/sessions").count()
             + routes.matches(".route(\"/sync/").count()
             + routes.matches(".route(\"/devices").count()
+            + routes.matches(".route(\"/playback/").count()
+            + routes.matches("\"/content/").count()
             - routes.matches(".route(\"/sync/ws").count();
         let paths: BTreeSet<&str> = OPERATIONS.iter().map(|o| o.path).collect();
         assert_eq!(paths.len(), under_v1);

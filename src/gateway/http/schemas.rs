@@ -5,7 +5,7 @@ use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
 use crate::gateway::problem::FieldError;
-use crate::gateway::{bodies, devices};
+use crate::gateway::{bodies, devices, playback};
 
 #[derive(ToSchema)]
 pub struct Money {
@@ -396,6 +396,111 @@ struct DeviceCommanded {
     expires_at: String,
 }
 
+#[derive(ToSchema)]
+struct PlaybackSession {
+    id: String,
+    user_id: String,
+    content_id: String,
+    device_id: String,
+    platform: String,
+    /// free, subscription, ads, rent or buy
+    access: String,
+    /// sd, hd or uhd
+    quality: String,
+    deep_link: String,
+    web_fallback: String,
+    resume_position_ms: Option<u64>,
+    /// starting, playing, paused or ended
+    status: String,
+    position_ms: Option<u64>,
+    duration_ms: Option<u64>,
+    #[schema(format = DateTime)]
+    started_at: String,
+    #[schema(format = DateTime)]
+    updated_at: String,
+    #[schema(format = DateTime)]
+    ended_at: Option<String>,
+    /// stopped, finished, replaced, device_offline, device_removed or timed_out
+    end_reason: Option<String>,
+}
+
+/// The session, and
+#[derive(ToSchema)]
+struct InitiatedPlayback {
+    session_id: String,
+    /// online, offline or watching: an offline device is not told
+    device_status: String,
+    #[serde(flatten)]
+    #[schema(inline)]
+    session: PlaybackSession,
+}
+
+#[derive(ToSchema)]
+struct ControlPlayback {
+    session_id: String,
+    /// play, pause, stop, seek, next or previous
+    action: String,
+    /// Of a seek.
+    position_ms: Option<u64>,
+    from_device_id: Option<String>,
+    /// After this the device must not carry it out any more; 10,000 without.
+    #[schema(maximum = 60000)]
+    ttl_ms: Option<u32>,
+}
+
+#[derive(ToSchema)]
+struct ControlledPlayback {
+    session_id: String,
+    status: String,
+    /// Whether the device was told.
+    delivered: bool,
+    command_id: Option<String>,
+    #[schema(format = DateTime)]
+    expires_at: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct Platform {
+    id: String,
+    name: String,
+    /// Those with a link of their own; others get that of `web`.
+    device_types: Vec<String>,
+}
+
+#[derive(ToSchema)]
+struct Availability {
+    platform: String,
+    /// The platform's own id of it, for links; required where there is no web_url.
+    platform_content_id: Option<String>,
+    /// Where it is watched in a browser, if not by the platform's usual link.
+    web_url: Option<String>,
+    /// free, subscription, ads, rent or buy
+    access: String,
+    /// sd, hd or uhd; hd without
+    quality: Option<String>,
+    /// ISO 3166-1; everywhere without
+    region: Option<String>,
+    #[schema(format = DateTime)]
+    available_from: Option<String>,
+    #[schema(format = DateTime)]
+    expires_at: Option<String>,
+}
+
+#[derive(ToSchema)]
+struct SetAvailability {
+    #[schema(max_items = 500)]
+    availability: Vec<Availability>,
+}
+
+#[derive(ToSchema)]
+struct Content {
+    id: String,
+    availability: Vec<Availability>,
+    #[schema(format = DateTime)]
+    updated_at: String,
+    version: u64,
+}
+
 /// RFC 9457.
 #[derive(ToSchema)]
 struct ProblemDetails {
@@ -448,6 +553,14 @@ struct ProblemDetails {
     Device,
     DeviceCommand,
     DeviceCommanded,
+    PlaybackSession,
+    InitiatedPlayback,
+    ControlPlayback,
+    ControlledPlayback,
+    Platform,
+    Availability,
+    SetAvailability,
+    Content,
     ProblemDetails,
     FieldError,
     bodies::CreateRequest,
@@ -458,5 +571,7 @@ struct ProblemDetails {
     bodies::OpenSession,
     bodies::SendMessage,
     devices::RegisterDevice,
+    playback::InitiatePlayback,
+    playback::ReportPlayback,
 )))]
 pub struct Schemas;

@@ -16,6 +16,8 @@ pub struct Link {
     /// To the device. The connection waits until they are on their way.
     messages: VecDeque<String>,
     reader: Option<Waker>,
+    /// What was said has been answered here. The connection is shown a pong for it, so that it counts.
+    answered: bool,
 }
 
 impl Link {
@@ -26,6 +28,7 @@ impl Link {
             frames: VecDeque::new(),
             messages: VecDeque::new(),
             reader: None,
+            answered: false,
         }
     }
 
@@ -42,6 +45,14 @@ impl Link {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Message, axum::Error>>> {
         loop {
+            if self.answered {
+                // It is told before anything else is read.
+                if let Err(error) = ready!(self.poll_flush(cx)) {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                self.answered = false;
+                return Poll::Ready(Some(Ok(Message::Pong(Default::default()))));
+            }
             if let Some(frame) = self.frames.pop_front() {
                 return Poll::Ready(Some(Ok(Message::text(frame))));
             }
@@ -49,13 +60,8 @@ impl Link {
             match ready!(self.socket.poll_next_unpin(cx)) {
                 Some(Ok(Message::Text(text))) => {
                     let follows = self.talk.said(text.as_str());
+                    self.answered = follows.frames.is_empty();
                     self.take(follows);
-                    if !self.messages.is_empty() {
-                        // What is wrong with it is said before anything else is read.
-                        if let Err(error) = ready!(self.poll_flush(cx)) {
-                            return Poll::Ready(Some(Err(error)));
-                        }
-                    }
                 }
                 other => return Poll::Ready(other),
             }

@@ -40,8 +40,8 @@ enum Purpose {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Step {
     Standing,
-    Connect,
     Commands,
+    Connect,
     Resume,
     Forget,
     Read,
@@ -97,6 +97,10 @@ fn refused(what: &str, mut error: Value) -> Value {
     error["type"] = json!("Error");
     error["in_reply_to"] = json!(what);
     error
+}
+
+fn topic_key(topic: Option<&str>) -> Option<&str> {
+    topic.and_then(|topic| topic.split_once(':')).map(|(_, key)| key)
 }
 
 impl Talk {
@@ -218,12 +222,16 @@ impl Talk {
                 "device": data["device"],
             }),
             "device:command" => {
-                let device_id = frame.topic.as_deref().and_then(|topic| topic.split_once(':'));
+                let device_id = topic_key(frame.topic.as_deref());
                 json!({
-                    "type": "DeviceEvent", "device_id": device_id.map(|(_, id)| id),
-                    "event": "command", "command": data,
+                    "type": "DeviceEvent", "device_id": device_id, "event": "command",
+                    "command": data,
                 })
             }
+            "playback:start" => json!({
+                "type": "DeviceEvent", "device_id": topic_key(frame.topic.as_deref()),
+                "event": "start", "playback": data,
+            }),
             "token:expiring" => json!({"type": "TokenExpiring", "expires_at": data["expires_at"]}),
             // What is no business of a device.
             _ => return None,
@@ -273,14 +281,15 @@ impl Talk {
                 if data["must_resync"] == true {
                     subscribing.position = None;
                 }
-                ("device:connect", json!({"device_id": device_id}), Step::Connect)
-            }
-            Step::Connect => {
-                self.device_id = Some(subscribing.device_id.clone());
+                // It listens before others see that it is there.
                 let topic = format!("device:{}", subscribing.device_id);
                 ("topic:subscribe", json!({"topic": topic}), Step::Commands)
             }
-            Step::Commands => match &subscribing.position {
+            Step::Commands => {
+                self.device_id = Some(subscribing.device_id.clone());
+                ("device:connect", json!({"device_id": device_id}), Step::Connect)
+            }
+            Step::Connect => match &subscribing.position {
                 Some(position) => {
                     let asked = json!({"topic": topic, "position": position});
                     ("topic:subscribe", asked, Step::Resume)
@@ -353,19 +362,19 @@ mod tests {
             .to_string()
     }
 
-    fn until_commands(talk: &mut Talk, position: Value) -> Follows {
+    fn until_it_speaks(talk: &mut Talk, position: Value) -> Follows {
         let follows = talk.said(&subscribe(position));
         let follows =
             answer(talk, &follows, "sync:device", json!({"sequence": 7, "must_resync": false}));
-        let follows = answer(talk, &follows, "device:connect", json!({}));
-        answer(talk, &follows, "topic:subscribe", json!({"recovered": true}))
+        let follows = answer(talk, &follows, "topic:subscribe", json!({"recovered": true}));
+        answer(talk, &follows, "device:connect", json!({}))
     }
 
     #[test]
     fn who_knows_where_it_was_goes_on_there() {
         let mut talk = talk();
         let position = json!({"epoch": "e", "offset": 3});
-        let follows = until_commands(&mut talk, position.clone());
+        let follows = until_it_speaks(&mut talk, position.clone());
         let asked = only(&follows.frames);
         assert_eq!(asked["data"], json!({"topic": "sync:alice", "position": position}));
         let follows = answer(
@@ -385,7 +394,7 @@ mod tests {
     fn a_newcomer_and_one_who_was_away_too_long_read_everything() {
         for position in [Value::Null, json!({"epoch": "e", "offset": 3})] {
             let mut talk = talk();
-            let mut follows = until_commands(&mut talk, position.clone());
+            let mut follows = until_it_speaks(&mut talk, position.clone());
             if !position.is_null() {
                 follows =
                     answer(&mut talk, &follows, "topic:subscribe", json!({"recovered": false}));
@@ -408,9 +417,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_not_waited_for_reads_everything_whatever_it_knows() {
+        let mut talk = talk();
+        let follows = talk.said(&subscribe(json!({"epoch": "e", "offset": 3})));
+        let standing = json!({"sequence": 7, "must_resync": true});
+        let follows = answer(&mut talk, &follows, "sync:device", standing);
+        let follows = answer(&mut talk, &follows, "topic:subscribe", json!({"recovered": true}));
+        let follows = answer(&mut talk, &follows, "device:connect", json!({}));
+        assert_eq!(only(&follows.frames)["event"], "sync:read");
+    }
+
+    #[test]
     fn updates_are_acknowledged_by_their_names() {
         let mut talk = talk();
-        until_commands(&mut talk, json!({"epoch": "e", "offset": 3}));
+        until_it_speaks(&mut talk, json!({"epoch": "e", "offset": 3}));
         let update = json!({"type": "StateUpdate", "operations": [{"operation_id": "a"}, {"operation_id": "b"}]});
         let follows = talk.said(&update.to_string());
         assert_eq!(only(&follows.frames)["data"]["device_id"], "dev_1");
@@ -449,6 +469,12 @@ mod tests {
         let command = json!({"event": "device:command", "topic": "device:dev_1", "offset": 1, "data": {"action": "pause"}});
         let told = only(&talk.heard(&command.to_string()).messages);
         assert_eq!((&told["event"], &told["device_id"]), (&json!("command"), &json!("dev_1")));
+        let start = json!({"event": "playback:start", "topic": "device:dev_1", "offset": 2, "data": {"deep_link": "x"}});
+        let told = only(&talk.heard(&start.to_string()).messages);
+        assert_eq!(
+            (&told["event"], &told["playback"]["deep_link"]),
+            (&json!("start"), &json!("x"))
+        );
         let offer = json!({"event": "offer:new", "topic": "user:alice", "offset": 1, "data": {}});
         assert_eq!(talk.heard(&offer.to_string()), Follows::default());
     }

@@ -146,10 +146,7 @@ impl Connection {
     fn bind(&mut self, id: String, device: DeviceId, claims: Arc<Claims>) {
         let bound =
             Bound { gateway: self.gateway.clone(), claims, device, connection_id: self.id.clone() };
-        let connecting = async move {
-            let outcome = bound.renew().await.map(|()| bound);
-            Done::Bound { id, outcome }
-        };
+        let connecting = async move { Done::Bound { id, outcome: bound.connect().await } };
         self.in_flight.push(connecting.boxed());
     }
 

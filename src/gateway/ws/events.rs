@@ -12,7 +12,7 @@ use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
-use crate::gateway::{devices, sync};
+use crate::gateway::{devices, playback, sync};
 use crate::kernel::error::ErrorCode;
 
 /// Whether [`run`] knows this event.
@@ -34,6 +34,9 @@ pub fn is_command(event: &str) -> bool {
             | "sync:device"
             | "device:register"
             | "device:command"
+            | "playback:initiate"
+            | "playback:control"
+            | "playback:report"
     )
 }
 
@@ -75,6 +78,9 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
         "sync:read" => Box::pin(sync::read(&call, data)).await,
         "device:register" => Box::pin(devices::register(&call, data)).await,
         "device:command" => Box::pin(devices::control(&call, text(data, "device_id")?, data)).await,
+        "playback:initiate" => Box::pin(playback::initiate(&call, data)).await,
+        "playback:control" => Box::pin(playback::control(&call, data)).await,
+        "playback:report" => Box::pin(playback::report(&call, data)).await,
         "sync:device" => Box::pin(sync::device(&call, data)).await,
         _ => Err(unknown(&frame.event)),
     }

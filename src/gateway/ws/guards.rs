@@ -32,14 +32,24 @@ pub struct Bound {
 }
 
 impl Bound {
+    pub async fn connect(self) -> Outcome<Self> {
+        let call = Call::of(&self.gateway, &self.claims, "");
+        match devices::connect(&call, self.device, &self.connection_id).await {
+            Ok(()) => Ok(self),
+            Err(problem) => {
+                // An earlier guard of this connection may speak for it.
+                self.forget();
+                Err(problem)
+            }
+        }
+    }
+
     pub fn renew(&self) -> impl Future<Output = Outcome<()>> + Send + use<> {
         let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
         let (device, connection_id) = (self.device, self.connection_id.clone());
-        async move { devices::connect(&Call::of(&gateway, &claims, ""), device, &connection_id).await }
+        async move { devices::renew(&Call::of(&gateway, &claims, ""), device, &connection_id).await }
     }
-}
 
-impl Bound {
     /// Another guard of this connection holds the same.
     pub fn forget(mut self) {
         self.connection_id.clear();

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
 use crate::cluster::Nodes;
 use crate::process::{Folder, Served, run, text};
@@ -47,10 +47,28 @@ fn served(folder: &Folder) -> (Served, String) {
     (node, text(&token.stdout).lines().last().unwrap().to_owned())
 }
 
+/// Our client, built once.
+fn typescript() -> PathBuf {
+    static BUILT: Once = Once::new();
+    let client = installed("clients/typescript");
+    BUILT.call_once(|| drop(must(npm(&client, &["run", "build"]))));
+    client
+}
+
+/// Python's `websockets`, for `PYTHONPATH`.
+fn websockets(folder: &Path) -> PathBuf {
+    let packages = folder.join("packages");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+        .arg(&packages)
+        .arg("websockets==15.0.1");
+    must(pip);
+    packages
+}
+
 #[test]
 fn the_typescript_client() {
-    let client = installed("clients/typescript");
-    must(npm(&client, &["run", "build"]));
+    let client = typescript();
     let folder = Folder::new("typescript");
     let (node, token) = served(&folder);
     let mut tests = Command::new("sh");
@@ -91,17 +109,41 @@ async fn balancer(nodes: Vec<SocketAddr>) -> SocketAddr {
 async fn the_console_in_a_browser_with_a_node_killed_under_it() {
     let console = installed("clients/console");
     let wishes = ["kill"];
-    beside_two_nodes("console", &console, "test/console.mjs", &wishes, |nodes, _| nodes.kill(0))
-        .await;
+    beside_two_nodes("console", &console, "test/console.mjs", &[], &wishes, |nodes, _| {
+        nodes.kill(0)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_of_socket_io() {
     let client = installed("tests/it/clients/socketio");
     let wishes = ["drain", "revoke"];
-    beside_two_nodes("socketio", &client, "conversation.mjs", &wishes, |nodes, wish| match wish {
-        "drain" => nodes.signal(0, rustix::process::Signal::TERM),
-        _ => drop(nodes.command(&["token", "revoke", "--user", "clara"])),
+    beside_two_nodes(
+        "socketio",
+        &client,
+        "conversation.mjs",
+        &[],
+        &wishes,
+        |nodes, wish| match wish {
+            "drain" => nodes.signal(0, rustix::process::Signal::TERM),
+            _ => drop(nodes.command(&["token", "revoke", "--user", "clara"])),
+        },
+    )
+    .await;
+}
+
+/// A phone in Node.js, a laptop in Chromium and a tablet in Python.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_devices_with_a_node_killed_under_them() {
+    typescript();
+    installed("clients/console");
+    let packages = Folder::new("three-devices");
+    let packages = websockets(&packages.0);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients/devices");
+    let environment = [("PYTHONPATH", packages.as_path())];
+    beside_two_nodes("devices", &folder, "devices.mjs", &environment, &["kill"], |nodes, _| {
+        nodes.kill(0)
     })
     .await;
 }
@@ -112,6 +154,7 @@ async fn beside_two_nodes(
     name: &str,
     folder: &Path,
     script: &str,
+    environment: &[(&str, &Path)],
     wishes: &[&str],
     grant: impl Fn(&mut Nodes, &str),
 ) {
@@ -122,6 +165,7 @@ async fn beside_two_nodes(
     let mut script = Command::new("node")
         .args([script, &format!("http://{address}")])
         .env("PROXIE_TOKEN", token)
+        .envs(environment.iter().copied())
         .current_dir(folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -157,12 +201,7 @@ fn the_console_is_built_from_its_sources() {
 #[test]
 fn the_websockets_of_python() {
     let folder = Folder::new("websockets");
-    let packages = folder.0.join("packages");
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
-        .arg(&packages)
-        .arg("websockets==15.0.1");
-    must(pip);
+    let packages = websockets(&folder.0);
     let (node, token) = served(&folder);
     let mut script = Command::new("python3");
     script

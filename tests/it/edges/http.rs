@@ -575,6 +575,9 @@ async fn pages_of_allowed_origins_only() {
     assert_eq!(good.status, 200, "a preflight carries no token");
     assert_eq!(good.headers["access-control-allow-origin"], "https://app.example");
     assert!(good.headers["access-control-allow-headers"].contains("idempotency-key"));
+    for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
+        assert!(good.headers["access-control-allow-methods"].contains(method), "{method}");
+    }
     let bad = preflight("https://evil.example").await;
     assert!(!bad.headers.contains_key("access-control-allow-origin"));
     // Also an error can be read by a page that is allowed.

@@ -8,6 +8,7 @@ mod forwarded;
 mod http;
 mod limits;
 mod outage;
+mod playback;
 mod socketio;
 mod sync;
 mod ws;
@@ -381,7 +382,7 @@ impl Ws {
         self.raw(Message::text(frame)).await;
     }
 
-    async fn next(&mut self) -> Came {
+    pub async fn next(&mut self) -> Came {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.socket.next());
             match next.await.expect("a frame").expect("a close frame before the end") {

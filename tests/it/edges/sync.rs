@@ -5,7 +5,7 @@ use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Http, TestNode, Ws, id, text};
+use super::{Came, Http, TestNode, Ws, id, text};
 
 const SECOND: u64 = 1 << 32;
 
@@ -171,6 +171,9 @@ async fn what_is_wrong_is_said_and_loses_nothing() {
     assert_eq!(answer["error"]["reason"], "unknown_device");
     let body = json!({"device_id": phone, "name": "Mine", "device_type": "web"});
     bob.post("/v1/devices/register", &body).await.problem(409, "conflict");
+    // Nor does it take one of his places.
+    let standing = bobs.ask_as(&id(), "sync:device", json!({"device_id": phone})).await;
+    assert_eq!(standing["error"]["reason"], "unknown_device", "{standing}");
     assert_eq!(bob.get("/v1/devices").await.json()["items"], json!([]));
     for (body, pointer) in [
         (json!({}), "/name"),
@@ -395,4 +398,53 @@ async fn devices_speak_the_messages_of_sync_ws() {
         node.try_ws_at("/sync/ws", &[("origin", "https://evil.example")]).await.err(),
         Some(403)
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_translation_answers_itself_counts_too() {
+    let node = TestNode::with(|config| {
+        config.websocket.frames_per_s = 10;
+        config.websocket.frame_burst = 10;
+    })
+    .await;
+    let mut device = Synced::open(&node, "alice").await;
+    // Each is answered, so nothing is left that the socket could be reset for.
+    loop {
+        device.say(json!({"type": "Fly"})).await;
+        match device.0.next().await {
+            Came::Closed(code, _) => break assert_eq!(code, 3009),
+            Came::Frame(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_for_longer_than_the_log_reads_everything() {
+    let node = TestNode::with(|config| config.topics.history_limit = 10).await;
+    let alice = node.user("alice");
+    let (phone, tv) = (register(&alice, 1, "ios").await, register(&alice, 2, "android_tv").await);
+    let mut on_phone = node.ws("alice").await;
+    let topic = json!({"topic": "sync:alice"});
+    let start = on_phone.ok("topic:subscribe", topic).await;
+    // The history is looked at with every 64th.
+    for sequence in 1..=150 {
+        on_phone.ok("sync:update", update(&phone, vec![play(sequence, -1, sequence)])).await;
+    }
+    let early = json!({"epoch": start["position"]["epoch"], "offset": 1});
+    let late = json!({"epoch": start["position"]["epoch"], "offset": 149});
+    let merge = |position: &Value| json!({"device_id": tv, "position": position});
+    let merged = alice.post("/v1/sync/merge", &merge(&early)).await.json();
+    assert_eq!((&merged["must_resync"], &merged["deltas"]), (&json!(true), &json!([])));
+    let merged = alice.post("/v1/sync/merge", &merge(&late)).await.json();
+    assert_eq!(merged["must_resync"], false);
+    assert_eq!(merged["deltas"].as_array().unwrap().len(), 1);
+    // Over a socket the state comes by itself.
+    let mut on_tv = Synced::open(&node, "alice").await;
+    let subscribe =
+        json!({"type": "Subscribe", "user_id": "alice", "device_id": tv, "position": early});
+    on_tv.say(subscribe).await;
+    let state = on_tv.hear("StateDelta").await;
+    assert_eq!((&state["reset"], &state["position"]["offset"]), (&json!(true), &json!(150)));
+    assert_eq!(state["operations"][0]["payload"]["position_ms"], 150);
+    assert_eq!(on_tv.hear("Subscribed").await["recovered"], false);
 }

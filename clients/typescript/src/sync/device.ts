@@ -1,6 +1,6 @@
 import type { Proxie } from '../client.js';
 import { ProxieError } from '../error.js';
-import type { Position } from '../events.js';
+import type { Position, ServerEvents } from '../events.js';
 import { ulids } from '../ulid.js';
 import { later, tick, toTime, type Stamp } from './clock.js';
 import { Replica, type Change, type Operation, type Playback } from './replica.js';
@@ -23,7 +23,12 @@ export interface RemoteCommand {
   position_ms?: number;
   command_id: string;
   from_device_id?: string | null;
+  /** What the device was playing then. */
+  playback_session_id?: string | null;
 }
+
+/** A link to open: something was started on this device. */
+export type PlaybackStart = ServerEvents['playback:start'];
 
 interface Delta {
   device_id: string;
@@ -37,11 +42,13 @@ interface Standing {
   stable: number;
   must_resync: boolean;
   restamped?: { sequence: number; time: string }[];
+  refused?: { sequence: number; reason: string }[];
 }
 
 interface Listeners {
   change: () => void;
   command: (command: RemoteCommand) => void;
+  start: (start: PlaybackStart) => void;
   /** Something that asking again will not mend: the device was removed, or there is no room. */
   error: (error: unknown) => void;
 }
@@ -49,6 +56,8 @@ interface Listeners {
 interface Waiting {
   operation: Operation;
   seen: number;
+  /** On this device's disk: only then it may be sent, as a number that was sent is never given again. */
+  saved: boolean;
   /** It is in the log, up to here. */
   acknowledged?: number;
 }
@@ -56,8 +65,30 @@ interface Waiting {
 const MAX_OPERATIONS = 500;
 /** A frame has 64 KiB. */
 const MAX_BYTES = 48_000;
+/** Of one removal. */
+const MAX_TAGS = 64;
 const SEEN_MS = 10_000;
 const RETRY_MS = 1_000;
+
+/** What the server would refuse must not get into the queue. */
+function checked(change: Change): Change {
+  const { payload } = change;
+  if ('content_id' in payload && !/^[!-~]{1,128}$/.test(payload.content_id)) {
+    throw new RangeError('a content id has 1 to 128 visible ASCII characters');
+  }
+  const numbers = 'position_ms' in payload ? [payload.position_ms, payload.duration_ms ?? 0] : 'count' in payload ? [payload.count] : [];
+  if (!numbers.every((number) => Number.isSafeInteger(number) && number >= 0)) {
+    throw new RangeError('positions, durations and counts are whole, and 0 or more');
+  }
+  return change;
+}
+
+/** Which operations of a batch cannot be read. */
+function unreadable(error: unknown): number[] {
+  if (!(error instanceof ProxieError) || error.code !== 'bad_request') return [];
+  const places = (error.errors ?? []).map(({ pointer }) => /^\/operations\/(\d+)/.exec(pointer)?.[1]);
+  return places.filter((place) => place !== undefined).map(Number);
+}
 
 /**
  * This device among those of its person. It reads and writes at once, also without a connection; what it wrote is on its
@@ -73,6 +104,7 @@ export class Device {
   readonly #listeners: { [E in keyof Listeners]: Set<Listeners[E]> } = {
     change: new Set(),
     command: new Set(),
+    start: new Set(),
     error: new Set(),
   };
   #sequence: number;
@@ -100,7 +132,7 @@ export class Device {
     this.id = kept.id;
     this.#sequence = kept.sequence;
     this.#clock = kept.clock;
-    this.#queue = kept.queue.map(({ operation, seen }) => ({ operation, seen }));
+    this.#queue = kept.queue.map(({ operation, seen }) => ({ operation, seen, saved: true }));
     this.#confirmed = Replica.from(kept.confirmed);
     this.#position = kept.position ?? undefined;
     this.#ends.push(
@@ -108,8 +140,10 @@ export class Device {
         if (topic === `sync:${this.#user}`) this.#heard(offset ?? 0, data as unknown as Delta);
       }),
       proxie.on('device:command', (data, { topic }) => {
-        const expired = Date.parse(data.expires_at) < (this.#options.now ?? Date.now)();
-        if (topic === `device:${this.id}` && !expired) this.#tell('command', data as RemoteCommand);
+        if (topic === `device:${this.id}` && !this.#isOver(data.expires_at)) this.#tell('command', data as RemoteCommand);
+      }),
+      proxie.on('playback:start', (data, { topic }) => {
+        if (topic === `device:${this.id}` && !this.#isOver(data.expires_at)) this.#tell('start', data);
       }),
       proxie.on('gap', ({ topic }) => {
         if (topic !== `sync:${this.#user}`) return;
@@ -143,6 +177,10 @@ export class Device {
 
   #tell<E extends keyof Listeners>(event: E, ...data: Parameters<Listeners[E]>): void {
     for (const listener of [...this.#listeners[event]]) (listener as (...data: Parameters<Listeners[E]>) => void)(...data);
+  }
+
+  #isOver(expiresAt: string): boolean {
+    return Date.parse(expiresAt) < (this.#options.now ?? Date.now)();
   }
 
   // ---- What it shows --------------------------------------------------------------------------------------------
@@ -181,13 +219,19 @@ export class Device {
 
   /** What this device shows of it; an addition that it has not heard of stays. */
   async remove(contentId: string): Promise<void> {
-    const tags = this.#state.tags(contentId);
-    if (tags.length === 0) return;
-    await this.#write({ operation_type: 'WatchlistRemove', payload: { content_id: contentId, tags: tags.slice(0, 64) } });
+    for (;;) {
+      const tags = this.#state.tags(contentId).slice(0, MAX_TAGS);
+      if (tags.length === 0) return;
+      await this.#write({ operation_type: 'WatchlistRemove', payload: { content_id: contentId, tags } });
+    }
   }
 
   play(contentId: string, positionMs: number, durationMs: number | null = null): Promise<void> {
-    const payload = { content_id: contentId, position_ms: Math.round(positionMs), duration_ms: durationMs };
+    const payload = {
+      content_id: contentId,
+      position_ms: Math.round(positionMs),
+      duration_ms: durationMs === null ? null : Math.round(durationMs),
+    };
     return this.#write({ operation_type: 'PlaybackUpdate', payload });
   }
 
@@ -197,18 +241,18 @@ export class Device {
   }
 
   /** Resolves when the operation is on this device's disk. */
-  #write(change: Change): Promise<void> {
-    if (this.#closed) return Promise.reject(new Error('the device is closed'));
+  async #write(change: Change): Promise<void> {
+    if (this.#closed) throw new Error('the device is closed');
+    checked(change);
     this.#clock = tick(this.#clock, toTime((this.#options.now ?? Date.now)()));
     this.#sequence += 1;
     const operation: Operation = { sequence: this.#sequence, timestamp: this.#clock, ...change };
-    this.#queue.push({ operation, seen: this.#position?.offset ?? 0 });
+    this.#queue.push({ operation, seen: this.#position?.offset ?? 0, saved: false });
     this.#shown?.apply(this.id, operation, Number.MAX_SAFE_INTEGER);
     const saved = this.#save();
     this.#tell('change');
-    // Not before it is on the disk: a number that was sent is never given again.
-    void saved.then(() => this.#work(), () => undefined);
-    return saved;
+    await saved;
+    this.#work();
   }
 
   /** Resolves when everything written so far is acknowledged; rejects when the device is closed before. */
@@ -279,15 +323,16 @@ export class Device {
       .catch(() => undefined)
       .then(() => {
         this.#dirty = false;
-        const queue = this.#queue.map(({ operation, seen }) => ({ operation, seen }));
-        return this.#store.save({
+        const queue = [...this.#queue];
+        const saved = this.#store.save({
           id: this.id,
           sequence: this.#sequence,
           clock: this.#clock,
-          queue,
+          queue: queue.map(({ operation, seen }) => ({ operation, seen })),
           confirmed: this.#confirmed.toJSON(),
           position: this.#position ?? null,
         });
+        return saved.then(() => queue.forEach((waiting) => (waiting.saved = true)));
       });
     this.#saving = saving;
     saving.catch((error: unknown) => this.#tell('error', error));
@@ -325,7 +370,8 @@ export class Device {
       const batch: Operation[] = [];
       let bytes = 0;
       const waiting = this.#queue.filter(({ acknowledged }) => acknowledged === undefined);
-      for (const { operation } of waiting) {
+      for (const { operation, saved } of waiting) {
+        if (!saved) break;
         bytes += JSON.stringify(operation).length + 1;
         if (batch.length === MAX_OPERATIONS || (batch.length > 0 && bytes > MAX_BYTES)) break;
         batch.push(operation);
@@ -334,7 +380,21 @@ export class Device {
       const position = this.#position && { ...this.#position, offset: seen };
       if (this.#closed || (batch.length === 0 && (seen <= this.#told || !position))) return;
       const data = { device_id: this.id, operations: batch, ...(position && { position }) };
-      this.#stands((await this.#proxie.send('sync:update', data)) as unknown as Standing);
+      try {
+        this.#stands((await this.#proxie.send('sync:update', data)) as unknown as Standing);
+      } catch (error) {
+        // What can never be sent must not be in the way of what comes after it: its number is used up.
+        const wrong = unreadable(error).flatMap((place) => waiting[place] ?? []);
+        if (wrong.length === 0) throw error;
+        for (const each of wrong) {
+          const { sequence, timestamp } = each.operation;
+          each.operation = { sequence, timestamp, operation_type: 'Nothing', payload: {} };
+        }
+        this.#tell('error', error);
+        this.#shown = undefined;
+        await this.#save();
+        continue;
+      }
       this.#told = Math.max(this.#told, seen);
       if (this.#behind) await this.#read();
     }
@@ -342,10 +402,22 @@ export class Device {
 
   /** What the server has of this device. */
   #stands(standing: Standing): void {
+    if (standing.sequence > this.#sequence) {
+      // This disk has forgotten what was sent from it. What is on it now was written after that, and needs other numbers.
+      this.#sequence = standing.sequence;
+      for (const waiting of this.#queue.filter(({ acknowledged }) => acknowledged === undefined)) {
+        this.#sequence += 1;
+        waiting.operation = { ...waiting.operation, sequence: this.#sequence };
+        waiting.saved = false;
+      }
+      void this.#save().then(() => this.#work(), () => undefined);
+    }
     for (const waiting of this.#queue) {
       if (waiting.operation.sequence <= standing.sequence) waiting.acknowledged ??= standing.position.offset;
     }
-    if (standing.sequence > this.#sequence) this.#sequence = standing.sequence;
+    for (const { sequence, reason } of standing.refused ?? []) {
+      this.#tell('error', new ProxieError({ code: 'rejected', message: `operation ${sequence} was refused`, reason, retryable: false }));
+    }
     const restamped = standing.restamped?.at(-1)?.time;
     // The clock is ahead, and not believed; what was heard is.
     if (restamped !== undefined) this.#clock = restamped;

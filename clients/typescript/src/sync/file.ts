@@ -1,4 +1,5 @@
 import { open, readFile, rename } from 'node:fs/promises';
+import { dirname } from 'node:path';
 
 import type { Kept, Store } from './store.js';
 
@@ -22,6 +23,14 @@ export function fileStore(path: string): Store {
         await file.close();
       }
       await rename(`${path}.new`, path);
+      // The new name, too, is not forgotten. Windows opens no folders, and needs none of it.
+      if (process.platform === 'win32') return;
+      const folder = await open(dirname(path), 'r');
+      try {
+        await folder.sync();
+      } finally {
+        await folder.close();
+      }
     },
   };
 }

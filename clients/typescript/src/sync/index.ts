@@ -1,5 +1,5 @@
 export { Device } from './device.js';
-export type { DeviceOptions, RemoteCommand } from './device.js';
+export type { DeviceOptions, PlaybackStart, RemoteCommand } from './device.js';
 export { Replica } from './replica.js';
 export type { Change, Operation, Playback, ReplicaData } from './replica.js';
 export { compareTimes, tick, toDate, toTime } from './clock.js';

@@ -5,7 +5,9 @@ use std::fmt::Debug;
 
 use serde_json::Value;
 
+use crate::domain::app_topic;
 use crate::domain::marketplace::{booking, provider, request, session, user};
+use crate::domain::sync::{content, device, playback, shared};
 use crate::kernel::entity::{Entity, replay_golden};
 
 /// The names of an event's variants; a variant that is missing here does not compile.
@@ -74,6 +76,32 @@ fn booking() {
     check::<booking::Booking>(variants!(booking::Event:
         BookingRequested BookingConfirmed BookingStarted BookingCompleted BookingReviewed BookingCancelled
         ConsumerMissed));
+}
+
+#[test]
+fn app() {
+    check::<app_topic::AppTopic>(variants!(app_topic::Event: Published));
+}
+
+#[test]
+fn sync() {
+    check::<shared::Shared>(variants!(shared::Event: Joined Left Merged Saw LeftBehind));
+}
+
+#[test]
+fn device() {
+    check::<device::Device>(variants!(device::Event:
+        Registered Updated Connected WentOffline Controlled Playing Removed));
+}
+
+#[test]
+fn playback() {
+    check::<playback::Playback>(variants!(playback::Event: Started Reported Ended));
+}
+
+#[test]
+fn content() {
+    check::<content::Content>(variants!(content::Event: AvailabilitySet));
 }
 
 /// States that the golden journals do not pass through: whatever a state can hold survives a snapshot.

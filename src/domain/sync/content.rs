@@ -1,0 +1,261 @@
+//! Where a film or an episode can be watched. Operators, or whatever fills the catalogue for them, say so.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::operation::is_name;
+use crate::kernel::clock::Timestamp;
+use crate::kernel::entity::{Caller, DecideCx, Decision, Entity, Role, ViewRow, to_value};
+use crate::kernel::error::ErrorCode;
+
+/// Of one content: platforms times regions.
+pub const MAX_AVAILABILITIES: usize = 500;
+
+#[derive(Debug)]
+pub struct Content;
+
+/// One way to watch it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Availability {
+    /// `netflix`, `youtube`, …
+    pub platform: String,
+    /// The platform's own id of it, for links.
+    #[serde(default)]
+    pub platform_content_id: Option<String>,
+    /// Where it is watched in a browser, if not by the platform's usual link.
+    #[serde(default)]
+    pub web_url: Option<String>,
+    pub access: Access,
+    #[serde(default)]
+    pub quality: Quality,
+    /// ISO 3166-1; without: everywhere.
+    #[serde(default)]
+    pub region: Option<String>,
+    #[serde(default)]
+    pub available_from: Option<Timestamp>,
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// In the order in which people like it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    Free,
+    Subscription,
+    Ads,
+    Rent,
+    Buy,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quality {
+    Sd,
+    #[default]
+    Hd,
+    Uhd,
+}
+
+impl Availability {
+    /// Which field is wrong, and how.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if !is_name(&self.platform) || self.platform.len() > 64 {
+            return Err(("platform", "must have 1 to 64 visible ASCII characters"));
+        }
+        if self.platform_content_id.as_deref().is_some_and(|id| !is_name(id)) {
+            return Err(("platform_content_id", "must have 1 to 128 visible ASCII characters"));
+        }
+        let is_url =
+            |url: &str| url.starts_with("https://") && url.len() <= 1_024 && is_visible(url);
+        match &self.web_url {
+            Some(url) if !is_url(url) => return Err(("web_url", "must be an https URL")),
+            None if self.platform_content_id.is_none() => {
+                return Err(("platform_content_id", "is required where there is no web_url"));
+            }
+            _ => {}
+        }
+        let is_region = |code: &str| {
+            matches!(code.len(), 2 | 3) && code.bytes().all(|b| b.is_ascii_uppercase())
+        };
+        if self.region.as_deref().is_some_and(|code| !is_region(code)) {
+            return Err(("region", "must be an ISO 3166-1 code in capitals, like DE"));
+        }
+        if let (Some(from), Some(until)) = (self.available_from, self.expires_at)
+            && from >= until
+        {
+            return Err(("expires_at", "must be after available_from"));
+        }
+        Ok(())
+    }
+
+    pub fn is_at(&self, now: Timestamp) -> bool {
+        self.available_from.is_none_or(|from| from <= now)
+            && self.expires_at.is_none_or(|until| now < until)
+    }
+
+    /// Where nobody said a region, what is in any of them counts.
+    pub fn is_in(&self, region: Option<&str>) -> bool {
+        match (&self.region, region) {
+            (Some(here), Some(wanted)) => here == wanted,
+            _ => true,
+        }
+    }
+}
+
+fn is_visible(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Instead of what was known.
+    SetAvailability(Vec<Availability>),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    AvailabilitySet { availability: Vec<Availability>, at: Timestamp },
+}
+
+/// Bounded by [`MAX_AVAILABILITIES`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub availability: Vec<Availability>,
+    pub updated_at: Option<Timestamp>,
+    pub version: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Content(Value),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("this takes a token with the role operator")]
+    OperatorsOnly,
+    #[error("no more than {MAX_AVAILABILITIES} ways to watch it")]
+    TooMany,
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::OperatorsOnly => ErrorCode::Forbidden,
+            Self::TooMany => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::OperatorsOnly => "operators_only",
+            Self::TooMany => "too_many_availabilities",
+        }
+    }
+}
+
+impl State {
+    fn shown(&self, key: &str) -> Value {
+        json!({
+            "id": key,
+            "availability": to_value(&self.availability),
+            "updated_at": self.updated_at,
+            "version": self.version,
+        })
+    }
+}
+
+impl Entity for Content {
+    const KIND: &'static str = "content";
+    const GOLDEN: &'static str = include_str!("golden/content.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if matches!(cx.caller, Caller::User { role, .. } if *role != Role::Operator) {
+            return Err(Rejection::OperatorsOnly);
+        }
+        let Command::SetAvailability(availability) = command;
+        if availability.len() > MAX_AVAILABILITIES {
+            return Err(Rejection::TooMany);
+        }
+        if state.version > 0 && availability == state.availability {
+            return Ok(Decision::reply(Reply::Content(state.shown(cx.key))));
+        }
+        let event = Event::AvailabilitySet { availability, at: cx.now };
+        let mut after = state.clone();
+        Self::evolve(&mut after, &event);
+        Ok(Decision::reply(Reply::Content(after.shown(cx.key))).event(event))
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        let Event::AvailabilitySet { availability, at } = event;
+        state.availability = availability.clone();
+        state.updated_at = Some(*at);
+        state.version += 1;
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        if events.is_empty() {
+            return Vec::new();
+        }
+        vec![ViewRow::new("contents", state.shown(key))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::entity::spec::given;
+
+    fn on(platform: &str) -> Availability {
+        serde_json::from_value(
+            json!({"platform": platform, "platform_content_id": "1", "access": "free"}),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn operators_say_where_it_is() {
+        let set = || Command::SetAvailability(vec![on("netflix")]);
+        let mut film = given::<Content>([]).by_user("alice").key("tt1");
+        film.when(set()).then_rejected("operators_only");
+        film.caller = Caller::User { id: "ops".into(), role: Role::Operator };
+        let decision = film.when(set()).decision();
+        let Some(Reply::Content(shown)) = decision.reply else { panic!() };
+        assert_eq!((&shown["id"], &shown["version"]), (&json!("tt1"), &json!(1)));
+        film.when(set()).then([]);
+        film.when(Command::SetAvailability(Vec::new())).decision();
+        assert_eq!(film.state.version, 2);
+        let many = vec![on("netflix"); MAX_AVAILABILITIES + 1];
+        film.when(Command::SetAvailability(many)).then_rejected("too_many_availabilities");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let wrong = |change: Value| {
+            let mut fields = to_value(&on("netflix"));
+            fields.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let availability: Availability = serde_json::from_value(fields).unwrap();
+            availability.check().map_err(|(field, _)| field)
+        };
+        assert_eq!(wrong(json!({})), Ok(()));
+        assert_eq!(wrong(json!({"platform": ""})), Err("platform"));
+        assert_eq!(wrong(json!({"platform_content_id": null})), Err("platform_content_id"));
+        assert_eq!(wrong(json!({"web_url": "http://x.example/1"})), Err("web_url"));
+        assert_eq!(wrong(json!({"web_url": "javascript:alert(1)"})), Err("web_url"));
+        assert_eq!(wrong(json!({"region": "Germany"})), Err("region"));
+        let at = "2026-01-12T08:00:00Z";
+        assert_eq!(wrong(json!({"available_from": at, "expires_at": at})), Err("expires_at"));
+    }
+}

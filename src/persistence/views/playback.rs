@@ -1,0 +1,28 @@
+//! Where contents can be watched, and what people watch.
+
+use serde_json::Value;
+
+use super::{Cursor, Page, ViewError, Views};
+
+impl Views {
+    pub async fn content(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select to_jsonb(c)::text from contents c where id = $1", id).await
+    }
+
+    pub async fn playback_session(&self, id: &str) -> Result<Option<Value>, ViewError> {
+        self.one("select to_jsonb(s)::text from playback_sessions s where id = $1", id).await
+    }
+
+    /// Newest first.
+    pub async fn playback_sessions_of(
+        &self,
+        user_id: &str,
+        from: Cursor,
+        limit: usize,
+    ) -> Result<Page, ViewError> {
+        let sql = "select to_jsonb(s)::text, micros(started_at), id from playback_sessions s
+             where user_id = $1 and (started_at, id collate \"C\") < (micros($2::bigint), $3)
+             order by started_at desc, id collate \"C\" desc limit $4";
+        self.page(sql, user_id, from, limit).await
+    }
+}
