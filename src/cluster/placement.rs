@@ -66,23 +66,24 @@ fn shares(
     owned: &BTreeMap<i64, Vec<u16>>,
     slots: usize,
 ) -> BTreeMap<i64, usize> {
-    // Those that may not gain keep at most what they have; the others share the rest.
+    // Those that may not gain keep what they have, but no more than is fair; the others share the rest. Who has less
+    // than is fair comes first, because what it leaves is more for everybody else. Rounding down, a share once given
+    // is below what is fair ever after, and so the plan, carried out, leads to itself.
     let mut shares = BTreeMap::new();
     let mut left = slots;
     let mut open: Vec<&Candidate> = nodes.values().collect();
     loop {
         let weights: u64 = open.iter().map(|c| u64::from(c.weight)).sum();
-        let fair = |c: &Candidate| match weights {
-            0 => 0,
-            _ => (left as u64 * u64::from(c.weight)).div_ceil(weights) as usize,
+        let fair = |c: &Candidate| {
+            (left as u64 * u64::from(c.weight)).checked_div(weights).unwrap_or(0) as usize
         };
-        let capped =
-            open.iter().position(|c| !c.may_gain && owned[&c.incarnation].len() <= fair(c));
-        let Some(at) = capped else { break };
-        let node = open.remove(at);
-        let keeps = owned[&node.incarnation].len();
-        shares.insert(node.incarnation, keeps);
-        left -= keeps;
+        let below = open.iter().position(|c| !c.may_gain && owned[&c.incarnation].len() <= fair(c));
+        let Some(at) = below.or_else(|| open.iter().position(|c| !c.may_gain)) else { break };
+        let node = open[at];
+        let share = owned[&node.incarnation].len().min(fair(node));
+        shares.insert(node.incarnation, share);
+        open.remove(at);
+        left -= share;
     }
     let weights: u64 = open.iter().map(|c| u64::from(c.weight)).sum();
     let mut rest = if weights == 0 { 0 } else { left };
@@ -211,5 +212,20 @@ mod tests {
         // The newer one is gone: nobody may take its slots but those that are newest then.
         let lost: Vec<_> = plan.iter().map(|owner| owner.filter(|o| *o != 3)).collect();
         assert_eq!(solve(&[old(1)], &lost), lost);
+    }
+
+    #[test]
+    fn what_an_older_release_gives_up_moves_once() {
+        // Its fair share is no whole number of slots, nor is anybody else's.
+        let weights = [(1, 2, true), (2, 4, true), (15, 1, false), (16, 2, true), (25, 3, true)];
+        let nodes = weights.map(|(incarnation, weight, may_gain)| Candidate {
+            incarnation,
+            weight,
+            may_gain,
+        });
+        let before: Vec<_> =
+            (0..SLOTS).map(|slot| Some(if slot < 2000 { 15 } else { 25 })).collect();
+        let plan = solve(&nodes, &before);
+        assert_eq!(moves(&plan, &solve(&nodes, &plan)), 0);
     }
 }
