@@ -11,7 +11,7 @@ use crate::domain::sync::clock::DeviceId;
 use crate::domain::sync::content::{self, Availability, Content, MAX_AVAILABILITIES, Quality};
 use crate::domain::sync::device::Action;
 use crate::domain::sync::operation::{MAX_NUMBER, is_name};
-use crate::domain::sync::platforms::{Platforms, Wish};
+use crate::domain::sync::platforms::{Choice, Platforms, Wish};
 use crate::domain::sync::playback::{self, Playback, Report, Start, Status};
 use crate::domain::sync::shared::{self, Shared};
 use crate::gateway::bodies::{list, parse, text};
@@ -71,7 +71,7 @@ pub async fn initiate(call: &Call<'_>, body: &Value) -> Outcome {
     call.check_user(body)?;
     let parsed: InitiatePlayback = parse(body)?;
     let mut errors = Vec::new();
-    let content_id = parsed.content_id.unwrap_or_default();
+    let content_id = parsed.content_id.clone().unwrap_or_default();
     if !is_name(&content_id) {
         let message = "is required and has 1 to 128 visible ASCII characters";
         errors.push(FieldError::new("/content_id", message));
@@ -84,41 +84,54 @@ pub async fn initiate(call: &Call<'_>, body: &Value) -> Outcome {
         return Err(Problem::fields(errors));
     };
     let device = devices::shown(call, &device_id).await?;
-    let key = derived_id("plb", &[call.user_id, call.id, &body.to_string()]);
+    let id = derived_id("plb", &[call.user_id, call.id, &body.to_string()]);
     // What is best depends on the moment. Where the session exists already this is a retry.
-    let session = match call.gateway.views()?.playback_session(&key).await? {
+    let session = match call.gateway.views()?.playback_session(&id).await? {
         Some(session) => session,
-        None => {
-            let wish = Wish {
-                platform: parsed.preferred_platform.as_deref(),
-                quality: parsed.quality_preference,
-                region: parsed.region.as_deref(),
-            };
-            let choice = choose(call, &content_id, &wish, &device).await?;
-            let resume_position_ms = match parsed.resume {
-                Some(false) => None,
-                _ => resume_position(call, &content_id).await?,
-            };
-            let platform = choice.platform.clone();
-            let idle_s = call.gateway.options.playback.idle_s;
-            let start = Start { content_id, device_id, choice, resume_position_ms, idle_s };
-            let (replaces, max_streams) = (parsed.replaces, call.tier.streams);
-            let session_id = key.clone();
-            let start = playback::Command::Start { session_id, start, replaces, max_streams };
-            let session = match ask(call, start).await {
-                // The same at once: the other one was first, and may have chosen otherwise.
-                Err(problem) if problem.code == ErrorCode::IdReused => {
-                    let session = call.gateway.views()?.playback_session(&key).await?;
-                    session.ok_or(problem)?
-                }
-                session => session?.ok_or(AskError::Internal)?,
-            };
-            metrics::counter!("proxie_playback_initiated_total", "platform" => platform)
-                .increment(1);
-            session
-        }
+        None => start(call, &id, &content_id, &parsed, &device).await?,
     };
     Ok(with_session_id(session, &device["status"]))
+}
+
+async fn start(
+    call: &Call<'_>,
+    id: &str,
+    content_id: &str,
+    asked: &InitiatePlayback,
+    device: &Value,
+) -> Outcome {
+    let wish = Wish {
+        platform: asked.preferred_platform.as_deref(),
+        quality: asked.quality_preference,
+        region: asked.region.as_deref(),
+    };
+    let choice = choose(call, content_id, &wish, device).await?;
+    let platform = choice.platform.clone();
+    let start = Start {
+        content_id: content_id.into(),
+        device_id: text(device, "id")?.into(),
+        choice,
+        resume_position_ms: match asked.resume {
+            Some(false) => None,
+            _ => resume_position(call, content_id).await?,
+        },
+        idle_s: call.gateway.options.playback.idle_s,
+    };
+    let command = playback::Command::Start {
+        session_id: id.into(),
+        start,
+        replaces: asked.replaces.clone(),
+        max_streams: call.tier.streams,
+    };
+    let started = match ask(call, command).await {
+        // The same at once: the other one was first, and may have chosen otherwise.
+        Err(problem) if problem.code == ErrorCode::IdReused => {
+            return call.gateway.views()?.playback_session(id).await?.ok_or(problem);
+        }
+        started => started?.ok_or(AskError::Internal)?,
+    };
+    metrics::counter!("proxie_playback_initiated_total", "platform" => platform).increment(1);
+    Ok(started)
 }
 
 /// What the seed calls it, beside the `id` that every object has.
@@ -147,7 +160,7 @@ async fn choose(
     content_id: &str,
     wish: &Wish<'_>,
     device: &Value,
-) -> Outcome<crate::domain::sync::platforms::Choice> {
+) -> Outcome<Choice> {
     let known = call.gateway.views()?.content(content_id).await?;
     let availability: Vec<Availability> = match &known {
         Some(content) => read(&content["availability"])?,

@@ -240,7 +240,9 @@ impl State {
         let shown = session.shown(&session_id, cx.key, None);
         let mut decision = Decision::reply(Reply::Session(shown.clone()));
         for (id, session) in ended {
-            decision = end(decision, id, session, EndReason::Replaced, cx);
+            let over = end(id, session, EndReason::Replaced, cx);
+            decision.events.extend(over.events);
+            decision.effects.extend(over.effects);
         }
         let play = play(&session_id, &start);
         let timer = over_at(&session_id, cx.now, start.idle_s, EndReason::TimedOut);
@@ -256,9 +258,7 @@ impl State {
         let mut after = session.clone();
         after.reported(&report, cx.now);
         if report.status == Status::Ended {
-            let shown = after.shown(session_id, cx.key, Some((EndReason::Finished, cx.now)));
-            let decision = Decision::reply(Reply::Session(shown));
-            return Ok(end(decision, session_id, &after, EndReason::Finished, cx));
+            return Ok(end(session_id, &after, EndReason::Finished, cx));
         }
         let shown = after.shown(session_id, cx.key, None);
         let changed = session.report.status != report.status;
@@ -272,10 +272,7 @@ impl State {
     /// Ends it, if it is not over anyway.
     fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Outcome {
         Ok(match self.live.get(session_id) {
-            Some(session) => {
-                let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
-                end(Decision::reply(Reply::Session(shown)), session_id, session, reason, cx)
-            }
+            Some(session) => end(session_id, session, reason, cx),
             None => Decision::reply(Reply::Done),
         })
     }
@@ -283,8 +280,8 @@ impl State {
 
 type Outcome = Result<Decision<Playback>, Rejection>;
 
+/// Replies with the session as it ended.
 fn end(
-    decision: Decision<Playback>,
     session_id: &str,
     session: &Session,
     reason: EndReason,
@@ -294,7 +291,7 @@ fn end(
     let stopped = device::Command::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
     let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
-    decision
+    Decision::reply(Reply::Session(shown.clone()))
         .event(Event::Ended { session_id, session, reason, at })
         .effect(Effect::send::<Device>(device_id, &stopped))
         .effect(Effect::notify("user", cx.key, "playback:changed", shown))
