@@ -83,6 +83,11 @@ pub fn store_options(config: &Config) -> store::Options {
 
 impl Node {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_with(config, Clock::System).await
+    }
+
+    /// With the time of this clock, which tests move by hand.
+    pub async fn start_with(config: &Config, clock: Clock) -> anyhow::Result<Self> {
         // The port first: it is the likeliest thing to be taken, and costs nothing to find out.
         let listener = accept::listen(&config.gateway.listen).await.with_context(|| {
             format!(
@@ -93,7 +98,6 @@ impl Node {
         let address = listener.local_addr()?;
         let (options, embedded) = open_store(config).await?;
         let pool = store::connect(options, &store_options(config)).await?;
-        let clock = Clock::System;
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
         let key = keys::signing_key(&pool, fresh_key()).await?;
         let auth = Arc::new(Auth::new(&key));

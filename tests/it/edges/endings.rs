@@ -188,13 +188,13 @@ async fn a_revoked_token_is_refused_everywhere() {
 
     // Another life of the node knows it from its first answer on: it gives none before it has read the list.
     drop(bob);
-    let TestNode { node, config } = node;
+    let TestNode { node, config, clock } = node;
     node.stop().await;
     let mut reader = PgConnection::connect(&config.persistence.database_url).await.unwrap();
     let mut held = reader.begin().await.unwrap();
     let lock = sqlx::query("lock table revocations in access exclusive mode");
     lock.execute(&mut *held).await.unwrap();
-    let starting = tokio::spawn(async move { TestNode::of(config).await });
+    let starting = tokio::spawn(async move { TestNode::of(config, clock).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!starting.is_finished());
     held.rollback().await.unwrap();

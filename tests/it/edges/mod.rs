@@ -38,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct TestNode {
     pub node: Node,
     config: Config,
+    clock: Clock,
 }
 
 impl TestNode {
@@ -46,6 +47,10 @@ impl TestNode {
     }
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::with_clock(Clock::System, change).await
+    }
+
+    pub async fn with_clock(clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         let database = support::database().await;
         config.persistence.database_url = database.to_url_lossy().to_string();
@@ -54,17 +59,17 @@ impl TestNode {
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
         change(&mut config);
-        Self::of(config).await
+        Self::of(config, clock).await
     }
 
-    async fn of(config: Config) -> Self {
-        Self { node: Node::start(&config).await.unwrap(), config }
+    async fn of(config: Config, clock: Clock) -> Self {
+        Self { node: Node::start_with(&config, clock.clone()).await.unwrap(), config, clock }
     }
 
     /// Another process would do the same: everything that is not in the store is gone.
     pub async fn restart(self) -> Self {
         self.node.stop().await;
-        Self::of(self.config).await
+        Self::of(self.config, self.clock).await
     }
 
     /// A connection with little room on its way to the client.
@@ -80,7 +85,7 @@ impl TestNode {
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {
-        self.node.gateway().auth.mint(user, role, Clock::System.now(), ttl_s)
+        self.node.gateway().auth.mint(user, role, self.clock.now(), ttl_s)
     }
 
     /// Speaks HTTP as a consumer.

@@ -1,6 +1,9 @@
 //! What people watch: on the best platform for a device, no more than the plan allows, told and controlled from afar.
 
+use std::time::Duration;
+
 use proxie::domain::sync::clock::DeviceId;
+use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 
@@ -189,6 +192,65 @@ async fn a_plan_allows_so_many_and_a_session_ends_with_its_device() {
     assert_eq!(ended["end_reason"], "device_removed");
     // So there is room again.
     assert_eq!(initiate(json!({})).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_watches_for_ever() {
+    let clock = Clock::manual("2026-01-12T08:00:00Z".parse().unwrap());
+    let node = TestNode::with_clock(clock.clone(), |config| {
+        config.playback.idle_s = 1_800;
+        // A device that is connected does not go offline because this clock jumps.
+        config.websocket.ping_ms = 600_000;
+    })
+    .await;
+    let alice = node.user("alice");
+    let phone = register(&alice, 1, "ios", &[]).await;
+    let tv = register(&alice, 2, "roku", &[]).await;
+    let way = json!({"platform": "tubi", "platform_content_id": "1", "access": "ads"});
+    available(&node, FILM, json!([way])).await;
+    let mut ws = node.ws("alice").await;
+    let watch = async |ws: &mut Ws, device: &str| {
+        let body = json!({"content_id": FILM, "device_id": device});
+        ws.ok("playback:initiate", body).await["id"].clone()
+    };
+    let status = async |path: String| {
+        let answer = alice.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        text(&answer.json()["status"])
+    };
+    // The node hears of the end of the connection when it does.
+    let goes = async |ws: &mut Ws, on_tv: Ws| {
+        drop(on_tv);
+        while status(format!("/v1/devices/{tv}")).await != "offline" {
+            clock.advance_ms(6_000);
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        ws.event_where("device:changed", |data| data["change"] == "offline").await;
+    };
+
+    // The TV is back in time, and goes on; but nobody hears of the film any more.
+    let on_tv = connect(&node, &tv).await;
+    let session = watch(&mut ws, &tv).await;
+    goes(&mut ws, on_tv).await;
+    let mut on_tv = connect(&node, &tv).await;
+    on_tv.event_named("playback:start").await;
+    clock.advance_ms(1_801_000);
+    let ended = changed(&mut ws, &session, "ended").await;
+    assert_eq!(ended["end_reason"], "timed_out");
+
+    // The TV stays away.
+    let session = watch(&mut ws, &tv).await;
+    let playing = json!({"session_id": session, "status": "playing", "position_ms": 1});
+    on_tv.ok("playback:report", playing).await;
+    goes(&mut ws, on_tv).await;
+    while status(format!("/v1/playback/session/{}", text(&session))).await != "ended" {
+        clock.advance_ms(121_000);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let ended = changed(&mut ws, &session, "ended").await;
+    assert_eq!(ended["end_reason"], "device_offline");
+    // So there is room for another, on a plan of one.
+    watch(&mut ws, &phone).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
