@@ -32,7 +32,7 @@ const WINDOW: Duration = Duration::from_secs(5);
 /// Operations of Yjs, made before, for each device.
 const UPDATES: usize = 5_000;
 /// A second, of all devices together: more than either server keeps up with.
-const OFFERED: f64 = 15_000.0;
+const OFFERED: f64 = 30_000.0;
 const QUEUED: u64 = 10_000;
 /// In one message: what fits into a frame of 64 KiB.
 const BATCH: usize = 250;

@@ -64,8 +64,11 @@ impl Availability {
         if !is_name(&self.platform) || self.platform.len() > 64 {
             return Err(("platform", "must have 1 to 64 visible ASCII characters"));
         }
-        if self.platform_content_id.as_deref().is_some_and(|id| !is_name(id)) {
-            return Err(("platform_content_id", "must have 1 to 128 visible ASCII characters"));
+        // Dots alone would be another path in the link.
+        let is_id = |id: &str| is_name(id) && !id.bytes().all(|b| b == b'.');
+        if !self.platform_content_id.as_deref().is_none_or(is_id) {
+            let message = "must have 1 to 128 visible ASCII characters, not dots alone";
+            return Err(("platform_content_id", message));
         }
         let is_url =
             |url: &str| url.starts_with("https://") && url.len() <= 1_024 && is_visible(url);
@@ -252,6 +255,8 @@ mod tests {
         assert_eq!(wrong(json!({})), Ok(()));
         assert_eq!(wrong(json!({"platform": ""})), Err("platform"));
         assert_eq!(wrong(json!({"platform_content_id": null})), Err("platform_content_id"));
+        assert_eq!(wrong(json!({"platform_content_id": ".."})), Err("platform_content_id"));
+        assert_eq!(wrong(json!({"platform_content_id": "1..2"})), Ok(()));
         assert_eq!(wrong(json!({"web_url": "http://x.example/1"})), Err("web_url"));
         assert_eq!(wrong(json!({"web_url": "javascript:alert(1)"})), Err("web_url"));
         assert_eq!(wrong(json!({"region": "Germany"})), Err("region"));
