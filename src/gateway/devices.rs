@@ -11,6 +11,7 @@ use crate::domain::sync::device::{self, Action, Capabilities, Device, DeviceType
 use crate::domain::sync::shared::{self, Shared, Standing};
 use crate::gateway::bodies::{parse, text};
 use crate::gateway::commands::{Call, derived_id};
+use crate::gateway::http::schemas;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::sync::shown_standing;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -25,10 +26,11 @@ pub struct RegisterDevice {
     /// `dev_` and a ULID, which the device mints itself before it was ever online. Without: a new one.
     pub device_id: Option<String>,
     #[serde(alias = "device_name")]
+    #[schema(value_type = String, max_length = 64)]
     pub name: Option<String>,
-    #[schema(value_type = Option<String>, example = "android_tv")]
+    #[schema(value_type = schemas::DeviceType)]
     pub device_type: Option<DeviceType>,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<schemas::Capabilities>)]
     pub capabilities: Option<Capabilities>,
     /// For waking the device up. Never shown.
     pub push_token: Option<String>,

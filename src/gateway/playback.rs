@@ -17,6 +17,7 @@ use crate::domain::sync::shared::{self, Shared};
 use crate::gateway::bodies::{list, parse, text};
 use crate::gateway::commands::{Call, derived_id, known_id};
 use crate::gateway::devices::{self, Remote};
+use crate::gateway::http::schemas;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::entity::Role;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -40,13 +41,15 @@ impl Default for Options {
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct InitiatePlayback {
+    #[schema(value_type = String, max_length = 128)]
     pub content_id: Option<String>,
     /// One of the caller's.
+    #[schema(value_type = String)]
     pub device_id: Option<String>,
     /// Taken if it has the content and the device can do it.
     pub preferred_platform: Option<String>,
     /// sd, hd or uhd; without: as good as the device.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schemas::Quality>)]
     pub quality_preference: Option<Quality>,
     /// ISO 3166-1; without: in whatever region it is.
     pub region: Option<String>,
@@ -58,9 +61,10 @@ pub struct InitiatePlayback {
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct ReportPlayback {
+    #[schema(value_type = String)]
     pub session_id: Option<String>,
     /// playing, paused or ended
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = schemas::PlaybackStatus)]
     pub status: Option<Status>,
     pub position_ms: Option<u64>,
     pub duration_ms: Option<u64>,

@@ -19,11 +19,14 @@ struct Operation {
 enum Answer {
     One(&'static str),
     Created(&'static str),
+    /// A page at a time.
     List(&'static str),
+    /// A list that is short enough to be always whole.
+    Whole(&'static str),
     Nothing,
 }
 
-use Answer::{Created, List, Nothing, One};
+use Answer::{Created, List, Nothing, One, Whole};
 
 const fn op(
     method: &'static str,
@@ -203,16 +206,16 @@ const OPERATIONS: &[Operation] = &[
         None,
         One("SyncExplanation"),
     ),
-    op("get", "/v1/sync/devices", "listSyncDevices", "Your devices", None, List("Device")),
+    op("get", "/v1/sync/devices", "listSyncDevices", "Your devices", None, Whole("Device")),
     op(
         "get",
         "/v1/sync/devices/{id}",
         "listSyncDevicesOf",
         "The same; the id is `me`, or yours",
         None,
-        List("Device"),
+        Whole("Device"),
     ),
-    op("get", "/v1/devices", "listDevices", "Your devices", None, List("Device")),
+    op("get", "/v1/devices", "listDevices", "Your devices", None, Whole("Device")),
     op(
         "post",
         "/v1/devices/register",
@@ -284,7 +287,7 @@ const OPERATIONS: &[Operation] = &[
         "listPlatforms",
         "The platforms that links are known for",
         None,
-        List("Platform"),
+        Whole("Platform"),
     ),
     op(
         "get",
@@ -321,7 +324,7 @@ pub fn document() -> Value {
     let mut schemas = components["components"]["schemas"].as_object().cloned().unwrap_or_default();
     let mut paths = Map::new();
     for operation in OPERATIONS {
-        if let Answer::List(item) = operation.answer {
+        if let List(item) | Whole(item) = operation.answer {
             schemas.insert(format!("{item}List"), list_of(item));
         }
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
@@ -409,7 +412,7 @@ fn list_of(item: &str) -> Value {
 }
 
 fn described(operation: &Operation) -> Value {
-    let header = |name: &str, required: bool, text: &str| json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string"}});
+    let header = |name: &str, required: bool, text: &str, pattern: &str| json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string", "pattern": pattern}});
     let query = |name: &str, text: &str, schema: Value| json!({"name": name, "in": "query", "description": text, "schema": schema});
     let mut parameters = Vec::new();
     if operation.path.contains("{id}") {
@@ -433,14 +436,19 @@ fn described(operation: &Operation) -> Value {
         parameters.push(query(name, text, json!({"type": "string"})));
     }
     match operation.method {
-        "post" => parameters.push(header("Idempotency-Key", false, "1 to 64 visible characters")),
-        "patch" => parameters.push(header("If-Match", true, "The ETag of what you edit, or *")),
+        "post" => {
+            let text = "1 to 64 visible ASCII characters";
+            parameters.push(header("Idempotency-Key", false, text, "^[!-~]{1,64}$"));
+        }
+        "patch" => {
+            parameters.push(header("If-Match", true, "The ETag of what you edit, or *", "^.+$"));
+        }
         _ => {}
     }
     let (status, schema) = match operation.answer {
         One(name) => ("200", reference(name)),
         Created(name) => ("201", reference(name)),
-        List(name) => ("200", reference(&format!("{name}List"))),
+        List(name) | Whole(name) => ("200", reference(&format!("{name}List"))),
         Nothing => ("204", Value::Null),
     };
     let mut responses = Map::new();

@@ -355,17 +355,49 @@ struct SyncExplanation {
     counter: Option<Value>,
 }
 
+/// Words of the API, which a test holds to the domain's.
+macro_rules! words {
+    ($($name:ident { $($word:ident),* })*) => {
+        $(
+            #[derive(ToSchema)]
+            #[schema(rename_all = "snake_case")]
+            pub enum $name { $($word),* }
+        )*
+    };
+}
+
+words! {
+    DeviceType {
+        Ios, Android, Web, Desktop, AppleTv, AndroidTv, FireTv, Roku, SamsungTv, LgTv, Console, Speaker
+    }
+    DeviceStatus { Online, Offline, Watching }
+    RemoteAction { Play, Pause, Stop, Seek, Next, Previous }
+    Access { Free, Subscription, Ads, Rent, Buy }
+    Quality { Sd, Hd, Uhd }
+    PlaybackStatus { Starting, Playing, Paused, Ended }
+    PlaybackEnd { Stopped, Finished, Replaced, DeviceOffline, DeviceRemoved, TimedOut }
+}
+
+#[derive(ToSchema)]
+pub struct Capabilities {
+    supports_4k: Option<bool>,
+    supports_hdr: Option<bool>,
+    supports_dolby_atmos: Option<bool>,
+    /// Where it can play from: `netflix`, `youtube`, …
+    #[schema(max_items = 64)]
+    supported_platforms: Option<Vec<String>>,
+    /// It does what other devices tell it.
+    remote_control: Option<bool>,
+}
+
 #[derive(ToSchema)]
 struct Device {
     id: String,
     name: String,
-    /// ios, android, web, desktop, apple_tv, android_tv, fire_tv, roku, samsung_tv, lg_tv, console or speaker
-    device_type: String,
-    #[schema(value_type = Object)]
-    capabilities: Value,
+    device_type: DeviceType,
+    capabilities: Capabilities,
     has_push_token: bool,
-    /// online, offline or watching
-    status: String,
+    status: DeviceStatus,
     playback_session_id: Option<String>,
     #[schema(format = DateTime)]
     last_seen: Option<String>,
@@ -379,8 +411,7 @@ struct Device {
 
 #[derive(ToSchema)]
 struct DeviceCommand {
-    /// play, pause, stop, seek, next or previous
-    action: String,
+    action: RemoteAction,
     /// Of a seek.
     position_ms: Option<u64>,
     from_device_id: Option<String>,
@@ -403,15 +434,12 @@ struct PlaybackSession {
     content_id: String,
     device_id: String,
     platform: String,
-    /// free, subscription, ads, rent or buy
-    access: String,
-    /// sd, hd or uhd
-    quality: String,
+    access: Access,
+    quality: Quality,
     deep_link: String,
     web_fallback: String,
     resume_position_ms: Option<u64>,
-    /// starting, playing, paused or ended
-    status: String,
+    status: PlaybackStatus,
     position_ms: Option<u64>,
     duration_ms: Option<u64>,
     #[schema(format = DateTime)]
@@ -420,16 +448,15 @@ struct PlaybackSession {
     updated_at: String,
     #[schema(format = DateTime)]
     ended_at: Option<String>,
-    /// stopped, finished, replaced, device_offline, device_removed or timed_out
-    end_reason: Option<String>,
+    end_reason: Option<PlaybackEnd>,
 }
 
 /// The session, and
 #[derive(ToSchema)]
 struct InitiatedPlayback {
     session_id: String,
-    /// online, offline or watching: an offline device is not told
-    device_status: String,
+    /// An offline device is not told.
+    device_status: DeviceStatus,
     #[serde(flatten)]
     #[schema(inline)]
     session: PlaybackSession,
@@ -438,8 +465,7 @@ struct InitiatedPlayback {
 #[derive(ToSchema)]
 struct ControlPlayback {
     session_id: String,
-    /// play, pause, stop, seek, next or previous
-    action: String,
+    action: RemoteAction,
     /// Of a seek.
     position_ms: Option<u64>,
     from_device_id: Option<String>,
@@ -451,7 +477,7 @@ struct ControlPlayback {
 #[derive(ToSchema)]
 struct ControlledPlayback {
     session_id: String,
-    status: String,
+    status: PlaybackStatus,
     /// Whether the device was told.
     delivered: bool,
     command_id: Option<String>,
@@ -474,10 +500,9 @@ struct Availability {
     platform_content_id: Option<String>,
     /// Where it is watched in a browser, if not by the platform's usual link.
     web_url: Option<String>,
-    /// free, subscription, ads, rent or buy
-    access: String,
-    /// sd, hd or uhd; hd without
-    quality: Option<String>,
+    access: Access,
+    /// hd without
+    quality: Option<Quality>,
     /// ISO 3166-1; everywhere without
     region: Option<String>,
     #[schema(format = DateTime)]
@@ -550,6 +575,14 @@ struct ProblemDetails {
     SyncItem,
     SyncState,
     SyncExplanation,
+    DeviceType,
+    DeviceStatus,
+    RemoteAction,
+    Access,
+    Quality,
+    PlaybackStatus,
+    PlaybackEnd,
+    Capabilities,
     Device,
     DeviceCommand,
     DeviceCommanded,
@@ -575,3 +608,35 @@ struct ProblemDetails {
     playback::ReportPlayback,
 )))]
 pub struct Schemas;
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::sync::{content, device, playback};
+
+    /// serde names all variants when it is given none of them.
+    fn words_of<T: DeserializeOwned>(none: Value) -> Vec<String> {
+        let Err(error) = serde_json::from_value::<T>(none) else { panic!("it is one of them") };
+        let error = error.to_string();
+        error.split('`').skip(1).step_by(2).skip(1).map(Into::into).collect()
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_domain() {
+        let schemas = serde_json::to_value(Schemas::openapi()).unwrap();
+        let none = || json!("?");
+        for (schema, words) in [
+            ("DeviceType", words_of::<device::DeviceType>(none())),
+            ("RemoteAction", words_of::<device::Action>(json!({"action": "?"}))),
+            ("Access", words_of::<content::Access>(none())),
+            ("Quality", words_of::<content::Quality>(none())),
+            ("PlaybackStatus", words_of::<playback::Status>(none())),
+            ("PlaybackEnd", words_of::<playback::EndReason>(none())),
+        ] {
+            assert_eq!(schemas["components"]["schemas"][schema]["enum"], json!(words), "{schema}");
+        }
+    }
+}
