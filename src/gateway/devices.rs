@@ -11,7 +11,7 @@ use crate::domain::sync::device::{self, Action, Capabilities, Device, DeviceType
 use crate::domain::sync::shared::{self, Shared, Standing};
 use crate::gateway::bodies::{parse, text};
 use crate::gateway::commands::{Call, derived_id};
-use crate::gateway::http::schemas;
+use crate::gateway::http::schemas::devices as schema;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::sync::shown_standing;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -28,9 +28,9 @@ pub struct RegisterDevice {
     #[serde(alias = "device_name")]
     #[schema(value_type = String, max_length = 64)]
     pub name: Option<String>,
-    #[schema(value_type = schemas::DeviceType)]
+    #[schema(value_type = schema::DeviceType)]
     pub device_type: Option<DeviceType>,
-    #[schema(value_type = Option<schemas::Capabilities>)]
+    #[schema(value_type = Option<schema::Capabilities>)]
     pub capabilities: Option<Capabilities>,
     /// For waking the device up. Never shown.
     pub push_token: Option<String>,

@@ -17,7 +17,7 @@ use crate::domain::sync::shared::{self, Shared};
 use crate::gateway::bodies::{list, parse, text};
 use crate::gateway::commands::{Call, derived_id, known_id};
 use crate::gateway::devices::{self, Remote};
-use crate::gateway::http::schemas;
+use crate::gateway::http::schemas::devices as schema;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::entity::Role;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -49,7 +49,7 @@ pub struct InitiatePlayback {
     /// Taken if it has the content and the device can do it.
     pub preferred_platform: Option<String>,
     /// sd, hd or uhd; without: as good as the device.
-    #[schema(value_type = Option<schemas::Quality>)]
+    #[schema(value_type = Option<schema::Quality>)]
     pub quality_preference: Option<Quality>,
     /// ISO 3166-1; without: in whatever region it is.
     pub region: Option<String>,
@@ -64,7 +64,7 @@ pub struct ReportPlayback {
     #[schema(value_type = String)]
     pub session_id: Option<String>,
     /// playing, paused or ended
-    #[schema(value_type = schemas::PlaybackStatus)]
+    #[schema(value_type = schema::PlaybackStatus)]
     pub status: Option<Status>,
     pub position_ms: Option<u64>,
     pub duration_ms: Option<u64>,
