@@ -21,8 +21,9 @@ use crate::kernel::error::ErrorCode;
 
 /// Contents in one page of the state.
 pub const PAGE: usize = 400;
-/// Devices that one person may ever have had.
-const MAX_DEVICES_EVER: usize = 1_000;
+/// Removed devices that are remembered here. An older one is unknown here, and `device_removed` to whoever registers it:
+/// the device's own actor remembers for ever, and is asked first.
+const MAX_LEFT: usize = 1_000;
 
 /// What configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +122,7 @@ pub struct Refused {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub devices: BTreeMap<DeviceId, Member>,
-    /// Ids that are not given again: what they wrote counts.
+    /// Ids that are not given again, because what they wrote counts; oldest first.
     pub left: Vec<DeviceId>,
     pub replica: Replica,
     /// Of the newest entry of the log.
@@ -175,18 +176,15 @@ pub enum Rejection {
     DeviceRemoved,
     #[error("no more than {max} devices: remove one first")]
     TooManyDevices { max: usize },
-    #[error("this person has had {MAX_DEVICES_EVER} devices, and may have no new one")]
-    TooManyDevicesEver,
 }
 
 impl crate::kernel::entity::Rejection for Rejection {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NotYours => ErrorCode::NotFound,
-            Self::UnknownDevice
-            | Self::DeviceRemoved
-            | Self::TooManyDevices { .. }
-            | Self::TooManyDevicesEver => ErrorCode::Rejected,
+            Self::UnknownDevice | Self::DeviceRemoved | Self::TooManyDevices { .. } => {
+                ErrorCode::Rejected
+            }
         }
     }
 
@@ -196,7 +194,6 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::UnknownDevice => "unknown_device",
             Self::DeviceRemoved => "device_removed",
             Self::TooManyDevices { .. } => "too_many_devices",
-            Self::TooManyDevicesEver => "too_many_devices_ever",
         }
     }
 }
@@ -261,9 +258,6 @@ impl State {
         }
         if self.devices.len() >= max {
             return Err(Rejection::TooManyDevices { max });
-        }
-        if self.devices.len() + self.left.len() >= MAX_DEVICES_EVER {
-            return Err(Rejection::TooManyDevicesEver);
         }
         // It has nothing that it could hold against what is removed by now.
         let standing = Standing {
@@ -420,6 +414,8 @@ impl Entity for Shared {
             Event::Left { device } => {
                 if state.devices.remove(device).is_some() {
                     state.left.push(*device);
+                    let forgotten = state.left.len().saturating_sub(MAX_LEFT);
+                    state.left.drain(..forgotten);
                 }
             }
             Event::Merged { device, seen, operations, .. } => {

@@ -196,6 +196,13 @@ fn devices_come_and_go() {
     alice.when(update(2, 0, vec![])).then_rejected("device_removed");
     alice.when(update(9, 0, vec![])).then_rejected("unknown_device");
     alice.when(Command::Leave { device: device(9) }).then_rejected("unknown_device");
+    // Who gets a new device every day has room for it in ten years.
+    for n in 10..10 + MAX_LEFT as u128 {
+        alice.when(join(n)).then([Event::Joined { device: device(n), at: now() }]);
+        alice.when(Command::Leave { device: device(n) }).then([Event::Left { device: device(n) }]);
+    }
+    assert_eq!(alice.state.left.len(), MAX_LEFT);
+    alice.when(join(10)).then_rejected("device_removed");
     let mut mallory = alice.by_user("mallory");
     mallory.when(update(1, 0, vec![])).then_rejected("not_yours");
     mallory.when(Command::Read { after: None }).then_rejected("not_yours");
