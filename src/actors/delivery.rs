@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::actors::entity::Notice;
 use crate::actors::{RunError, Runtime};
-use crate::cluster::Meta;
+use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
 use crate::persistence::commit::{OutboxChange, OutboxRow};
@@ -257,7 +257,7 @@ fn deliver(
     row: OutboxRow,
     report: Report,
 ) {
-    let Some(entities) = rt.entities.get().cloned() else { return };
+    let Some(entities) = rt.entities.get().and_then(WeakEntities::upgrade) else { return };
     tokio::spawn(async move {
         let outcome = if row.target_kind == "run" {
             Outcome::Ran(match rt.runners.get(row.target_key.as_str()) {

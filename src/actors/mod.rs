@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::cluster::{Entities, Lease, Slots, Topics};
+use crate::cluster::{Lease, Slots, Topics, WeakEntities};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::writer::Lanes;
@@ -93,5 +93,5 @@ pub struct Runtime {
     pub options: Options,
     pub witness: Option<Arc<dyn Witness>>,
     /// Set once, right after the registry that needs this runtime exists.
-    pub entities: OnceLock<Entities>,
+    pub entities: OnceLock<WeakEntities>,
 }

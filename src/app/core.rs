@@ -149,7 +149,7 @@ impl Prepared {
         let registry = Arc::new(registry);
         let router = Router::new(registry.clone(), runtime.slots.clone());
         let entities = Entities::new(router.clone());
-        let _ = runtime.entities.set(entities.clone());
+        let _ = runtime.entities.set(entities.downgrade());
         let (fate, watched) = watch::channel(Fate::Living);
         let connections = Arc::new(AtomicUsize::new(0));
         let (beats, heard_beats) = watch::channel(Beat::default());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{BoxFuture, Either};
 use serde_json::Value;
 
-use crate::cluster::router::{Attempts, Router};
+use crate::cluster::router::{Attempts, Router, WeakRouter};
 use crate::kernel::entity::{Caller, Entity};
 use crate::kernel::error::AskError;
 
@@ -87,9 +87,23 @@ pub struct Entities {
     router: Router,
 }
 
+/// For the entities themselves: what they hold must not hold them, or a node that is dropped stays in memory, with its
+/// connections to the store.
+pub struct WeakEntities(WeakRouter);
+
+impl WeakEntities {
+    pub fn upgrade(&self) -> Option<Entities> {
+        self.0.upgrade().map(Entities::new)
+    }
+}
+
 impl Entities {
     pub fn new(router: Router) -> Self {
         Self { router }
+    }
+
+    pub fn downgrade(&self) -> WeakEntities {
+        WeakEntities(self.router.downgrade())
     }
 
     pub fn of<E: Entity>(&self, key: impl Into<String>) -> EntityRef<E> {

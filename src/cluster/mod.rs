@@ -13,7 +13,7 @@ pub mod slots;
 pub mod topics;
 pub mod transport;
 
-pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta};
+pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta, WeakEntities};
 pub use lease::Lease;
 pub use presence::Presence;
 pub use router::Router;

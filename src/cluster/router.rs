@@ -5,7 +5,7 @@
 //! another node without an id is given one here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -26,6 +26,15 @@ const RETRY: Duration = Duration::from_millis(25);
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Router(Arc<Ways>);
+
+/// Does not keep the router, and what it leads to, in memory.
+pub(super) struct WeakRouter(Weak<Ways>);
+
+impl WeakRouter {
+    pub(super) fn upgrade(&self) -> Option<Router> {
+        self.0.upgrade().map(Router)
+    }
+}
 
 struct Ways {
     local: Arc<dyn LocalEntities>,
@@ -92,6 +101,10 @@ impl Router {
         let remote =
             Remote { transport, pending: DashMap::new(), next: AtomicU64::new(1), control };
         let _ = self.0.remote.set(remote);
+    }
+
+    pub(super) fn downgrade(&self) -> WeakRouter {
+        WeakRouter(Arc::downgrade(&self.0))
     }
 
     pub(super) fn local(&self) -> &Arc<dyn LocalEntities> {

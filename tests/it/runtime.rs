@@ -37,6 +37,25 @@ async fn total(core: &Core, key: &str) -> i64 {
     }
 }
 
+#[test]
+fn a_node_that_is_dropped_leaves_nothing_behind() {
+    let tokio = tokio::runtime::Runtime::new().unwrap();
+    let left = tokio.block_on(async {
+        let core = core(database().await, Setup::default()).await;
+        ask(&core, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        Arc::downgrade(&core.runtime)
+    });
+    drop(tokio);
+    // The lease has a thread of its own, which ends soon after.
+    for _ in 0..2_000 {
+        if left.strong_count() == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it is held {} times", left.strong_count());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_is_there_after_a_restart() {
     let database = database().await;

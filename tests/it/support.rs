@@ -48,8 +48,7 @@ pub async fn server() -> &'static Embedded {
                     let data = folder();
                     let lock = DataLock::acquire(&data).unwrap();
                     let options = ServerOptions {
-                        // Nodes that a test lets go without stopping them leave their connections until the process ends.
-                        max_connections: 600,
+                        max_connections: 200,
                         shared_buffers: "64MB".into(),
                         ..ServerOptions::new(&data).without_durability()
                     };
