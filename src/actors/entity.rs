@@ -966,7 +966,9 @@ impl<E: Entity> Ask<E> {
     }
 
     fn answer(self, answer: Answer<E>) {
-        if let Origin::Caller { reply, .. } = self.origin {
+        if let Origin::Caller { reply, slip } = self.origin {
+            // Who has heard the answer finds its place free.
+            drop(slip);
             let _ = reply.send(answer);
         }
     }

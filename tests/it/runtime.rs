@@ -318,6 +318,16 @@ async fn bounds_answer_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_an_answer_may_ask_again_at_once() {
+    let entities = Options { max_in_flight: 1, ..Default::default() };
+    let node = core(database().await, Setup { entities, ..Default::default() }).await;
+    for _ in 0..20_000 {
+        assert_eq!(total(&node, "a").await, 0);
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waiting_queries_are_bounded_and_keep_no_command_out() {
     let setup = Setup {
         entities: Options { max_in_flight: 4, ..Default::default() },
