@@ -78,7 +78,8 @@ pub async fn register(call: &Call<'_>, body: &Value) -> Outcome {
     let reply = call.ask::<Shared>(call.user_id, asked, call.undeduplicated()).await?;
     let shared::Reply::Devices(devices) = reply else { return Err(AskError::Internal.into()) };
     let max = call.tier.devices;
-    if devices.len() >= max && devices.iter().all(|(known, _)| *known != id) {
+    let (count, known) = (devices.len(), devices.into_iter().find(|(known, _)| *known == id));
+    if count >= max && known.is_none() {
         return Err(Problem::rejection(&shared::Rejection::TooManyDevices { max }));
     }
     // Both take it twice without harm, so whoever was cut off in between does it again; and it has no place before it is
@@ -95,6 +96,9 @@ pub async fn register(call: &Call<'_>, body: &Value) -> Outcome {
     else {
         return Err(AskError::Internal.into());
     };
+    if let Some((_, standing)) = known {
+        return Ok(with_standing(call, shown, &standing));
+    }
     let join = shared::Command::Join { device: id, max_devices: max };
     match call.ask::<Shared>(call.user_id, join, call.undeduplicated()).await? {
         shared::Reply::Joined(standing) => Ok(with_standing(call, shown, &standing)),
