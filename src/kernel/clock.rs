@@ -3,7 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use jiff::SignedDuration;
 pub use jiff::Timestamp;
+
+/// So much later, or the end of time.
+pub fn saturating_add(at: Timestamp, by: SignedDuration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
 
 /// Where "now" comes from. Tests hand out a manual clock and move it by hand.
 #[derive(Clone, Debug, Default)]

@@ -3,11 +3,12 @@
 //! A connection that speaks for a device says so (`Connect`), and again before its lease ends. The lease is a timer: when
 //! a node dies with its connections, the devices that do not come back elsewhere are offline when it fires.
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::playback::{self, Playback, Presence};
-use crate::kernel::clock::Timestamp;
+use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, to_value};
 use crate::kernel::error::ErrorCode;
 
@@ -287,8 +288,7 @@ impl State {
             return Err(Rejection::Offline);
         }
         let command_id = cx.ids.mint("cmd");
-        let ttl = jiff::SignedDuration::from_millis(ttl_ms.into());
-        let expires_at = cx.now.checked_add(ttl).unwrap_or(Timestamp::MAX);
+        let expires_at = saturating_add(cx.now, SignedDuration::from_millis(ttl_ms.into()));
         let mut data = to_value(&action);
         data["command_id"] = json!(command_id);
         data["from_device_id"] = json!(from);
@@ -303,7 +303,7 @@ impl State {
 }
 
 fn lease(now: Timestamp, seconds: i64) -> Effect {
-    let at = now.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+    let at = saturating_add(now, SignedDuration::from_secs(seconds));
     Effect::schedule::<Device>(LEASE, at, &Command::LeaseEnded)
 }
 
@@ -388,8 +388,7 @@ impl Entity for Device {
             Command::Play { session_id, start } => {
                 state.owned(cx.caller)?;
                 // It is sent again when the device comes back before it has said anything.
-                let ttl = jiff::SignedDuration::from_secs(START_S);
-                let expires_at = cx.now.checked_add(ttl).unwrap_or(Timestamp::MAX);
+                let expires_at = saturating_add(cx.now, SignedDuration::from_secs(START_S));
                 let data = json!({
                     "session_id": session_id,
                     "expires_at": expires_at,

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::device::{self, Device};
 use super::platforms::Choice;
-use crate::kernel::clock::Timestamp;
+use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, SendFailure, ViewRow};
 use crate::kernel::error::ErrorCode;
 
@@ -169,9 +170,9 @@ fn play(session_id: &str, start: &Start) -> Effect {
 }
 
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
-    let at = now.checked_add(jiff::SignedDuration::from_secs(after_s.into()));
+    let at = saturating_add(now, SignedDuration::from_secs(after_s.into()));
     let command = Command::TimedOut { session_id: session_id.into(), why };
-    Effect::schedule::<Playback>(timer(session_id), at.unwrap_or(Timestamp::MAX), &command)
+    Effect::schedule::<Playback>(timer(session_id), at, &command)
 }
 
 impl Session {
@@ -508,7 +509,7 @@ mod tests {
         alice.caller = Caller::Runtime;
         assert_eq!(follows(&alice.when(is(Presence::Offline)).then([])), ["in 120 s"]);
         // It has not said anything yet: it is told again. Being there does not make the session longer.
-        alice.now = now().checked_add(jiff::SignedDuration::from_secs(60)).unwrap();
+        alice.now = now().checked_add(SignedDuration::from_secs(60)).unwrap();
         assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["play dev_1", "in 900 s"]);
         alice.when(report("plb_1", Status::Playing, None)).decision();
         assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["in 960 s"]);

@@ -1,6 +1,7 @@
 //! What each command of a request does.
 
 use super::*;
+use crate::kernel::clock::saturating_add;
 
 /// A decision in the making, together with the state as it will be after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -140,7 +141,7 @@ fn offer_timer(offer_id: &str) -> String {
 }
 
 fn in_seconds(now: Timestamp, seconds: i64) -> Timestamp {
-    now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+    saturating_add(now, SignedDuration::from_secs(seconds))
 }
 
 pub(super) fn create(
