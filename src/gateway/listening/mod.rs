@@ -5,9 +5,10 @@ mod outgoing;
 pub mod subscribe;
 mod track;
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -65,6 +66,8 @@ pub struct Page {
 pub struct Feed {
     gateway: Arc<Gateway>,
     pub outgoing: Arc<Outgoing>,
+    /// From `outgoing`, and to be sent next.
+    taken: VecDeque<Item>,
     /// By key: most clients have few, and all of them are bounded.
     topics: Vec<Listening>,
     next_key: u64,
@@ -78,6 +81,7 @@ impl Feed {
         Self {
             gateway,
             outgoing: Arc::new(Outgoing::new(limit)),
+            taken: VecDeque::new(),
             topics: Vec::new(),
             next_key: 0,
             reading: FuturesUnordered::new(),
@@ -147,16 +151,25 @@ impl Feed {
 
     /// Something waits in the queue, or a page has been read.
     pub async fn ready(&mut self) -> Option<Page> {
-        let (outgoing, reading) = (&self.outgoing, &mut self.reading);
-        poll_fn(|context| {
-            if !reading.is_empty()
-                && let Poll::Ready(Some(page)) = reading.poll_next_unpin(context)
-            {
-                return Poll::Ready(Some(page));
-            }
-            outgoing.poll_ready(context).map(|()| None)
+        poll_fn(|cx| match self.poll_page(cx) {
+            Poll::Ready(page) => Poll::Ready(Some(page)),
+            Poll::Pending => self.poll_publications(cx).map(|()| None),
         })
         .await
+    }
+
+    pub fn poll_publications(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.taken.is_empty() { self.outgoing.poll_ready(cx) } else { Poll::Ready(()) }
+    }
+
+    pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Page> {
+        // Asked while it is empty, it would still have to be told who asks.
+        if !self.reading.is_empty()
+            && let Poll::Ready(Some(page)) = self.reading.poll_next_unpin(cx)
+        {
+            return Poll::Ready(page);
+        }
+        Poll::Pending
     }
 
     pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
@@ -180,9 +193,11 @@ impl Feed {
 
     /// The next publication that waits in the queue and is for the client.
     pub fn next(&mut self) -> Result<Option<Arc<Published>>, Cut> {
-        while let Some(Item { key, published }) =
-            self.outgoing.pop().map_err(|Overflowed| Cut::TooSlow)?
-        {
+        loop {
+            if self.taken.is_empty() {
+                self.outgoing.take(&mut self.taken).map_err(|Overflowed| Cut::TooSlow)?;
+            }
+            let Some(Item { key, published }) = self.taken.pop_front() else { return Ok(None) };
             let Some(listening) = self.get(key) else { continue };
             let Some(published) = published else {
                 self.resync(key)?;
@@ -193,7 +208,6 @@ impl Feed {
                 next => self.go_on(key, next)?,
             }
         }
-        Ok(None)
     }
 
     /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.

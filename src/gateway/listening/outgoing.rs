@@ -1,6 +1,7 @@
 //! What waits to be sent to one client. Bounded in bytes: whoever does not read fast enough is cut off and can resume.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -8,6 +9,8 @@ use crate::cluster::topics::{Published, Subscriber};
 
 pub struct Outgoing {
     queue: Mutex<Queue>,
+    /// Something waits, or too much does: seen without the lock, and changed with it.
+    ready: AtomicBool,
     limit_bytes: usize,
 }
 
@@ -31,6 +34,8 @@ struct Queue {
 
 /// Items for which a queue keeps room while it is empty.
 const ROOM_KEPT: usize = 32;
+/// What is moved to the sender at once. It does not count for the limit any more.
+const TAKEN_BYTES: usize = 64 * 1024;
 /// What one publication costs besides its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
@@ -44,28 +49,48 @@ pub struct Overflowed;
 
 impl Outgoing {
     pub fn new(limit_bytes: usize) -> Self {
-        Self { queue: Mutex::default(), limit_bytes }
+        Self { queue: Mutex::default(), ready: AtomicBool::new(false), limit_bytes }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn pop(&self) -> Result<Option<Item>, Overflowed> {
-        let mut queue = self.queue();
-        let item = queue.waiting.pop_front();
-        match &item {
-            Some(item) => queue.bytes -= cost(item),
-            None if queue.overflowed => return Err(Overflowed),
-            // A burst is over, and its room would be kept by every connection it went to.
-            None if queue.waiting.capacity() > ROOM_KEPT => queue.waiting = VecDeque::new(),
-            None => {}
+    /// Moves what waits, or the first part of it where that is much, to `taken`, which is empty.
+    pub fn take(&self, taken: &mut VecDeque<Item>) -> Result<(), Overflowed> {
+        if !self.ready.load(Ordering::Acquire) {
+            if taken.capacity() > ROOM_KEPT {
+                // A burst is over, and its room would be kept by every connection it went to.
+                *taken = VecDeque::new();
+            }
+            return Ok(());
         }
-        Ok(item)
+        let mut queue = self.queue();
+        if queue.bytes <= TAKEN_BYTES {
+            std::mem::swap(&mut queue.waiting, taken);
+            queue.bytes = 0;
+        } else {
+            let mut bytes = 0;
+            while bytes < TAKEN_BYTES
+                && let Some(item) = queue.waiting.pop_front()
+            {
+                bytes += cost(&item);
+                taken.push_back(item);
+            }
+            queue.bytes -= bytes;
+        }
+        if queue.waiting.is_empty() && queue.waiting.capacity() > ROOM_KEPT {
+            queue.waiting = VecDeque::new();
+        }
+        self.ready.store(queue.overflowed || !queue.waiting.is_empty(), Ordering::Release);
+        if queue.overflowed { Err(Overflowed) } else { Ok(()) }
     }
 
     /// Something waits, or too much does.
     pub fn poll_ready(&self, context: &Context<'_>) -> Poll<()> {
+        if self.ready.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
         self.poll(context, |queue| queue.overflowed || !queue.waiting.is_empty())
     }
 
@@ -114,11 +139,13 @@ impl Outgoing {
         if queue.bytes + cost(&item) > self.limit_bytes {
             // The client will get all of it by its position, so nothing of this needs to be kept.
             (queue.waiting, queue.bytes, queue.overflowed) = (VecDeque::new(), 0, true);
+            self.ready.store(true, Ordering::Release);
             return queue.wake();
         }
         queue.bytes += cost(&item);
         queue.waiting.push_back(item);
         if queue.waiting.len() == 1 {
+            self.ready.store(true, Ordering::Release);
             queue.wake();
         }
     }
@@ -147,11 +174,27 @@ mod tests {
         for n in 2..100 {
             outgoing.deliver(3, &price(n));
         }
-        let next = || outgoing.pop().unwrap().map(|item| (item.key, item.published.unwrap()));
-        let (key, latest) = next().unwrap();
-        assert!(key == 3 && latest.text().contains(":99}"), "{}", latest.text());
-        assert_eq!(next().unwrap().0, 2);
-        assert!(next().is_none());
+        let mut taken = VecDeque::new();
+        outgoing.take(&mut taken).unwrap();
+        let latest = taken[0].published.as_ref().unwrap().text();
+        assert!(latest.contains(":99}"), "{latest}");
+        assert_eq!(taken.iter().map(|item| item.key).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(outgoing.queue().bytes, 0);
+    }
+
+    #[test]
+    fn much_is_taken_in_parts_and_all_of_it_in_order() {
+        let outgoing = Outgoing::new(1_048_576);
+        let data = format!("\"{}\"", "x".repeat(1_000));
+        let published = Published::new("app:big", None, "app:set", &data);
+        (0..200).for_each(|key| outgoing.deliver(2 * key, &published));
+        let (mut taken, mut all) = (VecDeque::new(), Vec::new());
+        while outgoing.poll_ready(&Context::from_waker(Waker::noop())).is_ready() {
+            outgoing.take(&mut taken).unwrap();
+            assert!(taken.len() < 100);
+            all.extend(taken.drain(..).map(|item| item.key));
+        }
+        assert!(all.iter().copied().eq((0..200).map(|key| 2 * key)), "{all:?}");
         assert_eq!(outgoing.queue().bytes, 0);
     }
 
@@ -159,15 +202,18 @@ mod tests {
     fn whoever_is_too_slow_is_cut_off() {
         let outgoing = Outgoing::new(1_000);
         let published = Published::new("user:a", Some(1), "e", &format!("\"{}\"", "x".repeat(300)));
+        let mut taken = VecDeque::new();
         outgoing.deliver(8, &published);
         outgoing.deliver(8, &published);
-        assert_eq!(outgoing.pop().unwrap().unwrap().key, 8);
-        assert!(outgoing.pop().unwrap().is_some());
-        assert!(outgoing.pop().unwrap().is_none());
+        outgoing.take(&mut taken).unwrap();
+        assert_eq!(taken.len(), 2);
+        taken.clear();
+        outgoing.take(&mut taken).unwrap();
+        assert!(taken.is_empty());
         for _ in 0..3 {
             outgoing.deliver(8, &published);
         }
-        assert!(outgoing.pop().is_err());
+        assert!(outgoing.take(&mut taken).is_err());
         let context = Context::from_waker(Waker::noop());
         assert!(outgoing.poll_ready(&context).is_ready(), "it has to be told");
         assert!(outgoing.poll_cut_off(&context).is_ready());

@@ -6,7 +6,7 @@
 //! that does not take what it is sent.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
-use crate::gateway::listening::{Cut, Feed, Outgoing};
+use crate::gateway::listening::{Cut, Feed, Outgoing, Page};
 use crate::gateway::problem::Outcome;
 use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
@@ -100,6 +100,8 @@ pub struct Connection {
     /// Ends the connection after the replies that are on their way.
     pub last_words: Option<Close>,
     socket: Socket,
+    /// Publications had the last turn.
+    published_last: bool,
     /// In front of reading from the socket.
     inbound: Gate,
     bucket: Bucket,
@@ -115,6 +117,16 @@ pub struct Connection {
     leaving: watch::Receiver<Leaving>,
     _opened: Opened,
     _admitted: Option<Admitted>,
+}
+
+/// The next thing that a connection has to do.
+enum Event {
+    Publications,
+    Message(Option<Result<Message, axum::Error>>),
+    Done(Done),
+    Page(Page),
+    News(News),
+    Alarm,
 }
 
 /// What a connection hears besides its frames and publications.
@@ -205,6 +217,7 @@ impl Connection {
             },
             last_words: None,
             socket,
+            published_last: false,
             inbound: Gate::default(),
             rare: Gate::default(),
             uncounted: 0,
@@ -264,10 +277,19 @@ impl Connection {
             self.alarm_at = Some(next);
             self.rare.open();
         }
-        let (socket, inbound) = (&mut self.socket, &mut self.inbound);
-        let (news, alarm, rare) = (&mut self.news, &mut self.alarm, &mut self.rare);
-        tokio::select! {
-            message = poll_fn(|cx| inbound.poll(cx, |cx| socket.poll_next_unpin(cx))), if reads => {
+        let event = loop {
+            match poll_fn(|cx| self.poll_event(cx, reads)).await {
+                // Publications change nothing of what was looked at above.
+                Event::Publications if self.last_words.is_none() => {
+                    self.send_publications().await?;
+                    self.flush().await?;
+                }
+                event => break event,
+            }
+        };
+        match event {
+            Event::Publications => {}
+            Event::Message(message) => {
                 self.incoming(message)?;
                 // Whatever else has come is read before anything is written.
                 for _ in 0..FRAMES_IN_A_ROW {
@@ -275,25 +297,19 @@ impl Connection {
                         break;
                     }
                     let (socket, inbound) = (&mut self.socket, &mut self.inbound);
-                    let more = |cx: &mut Context<'_>| inbound.poll(cx, |cx| socket.poll_next_unpin(cx));
+                    let more =
+                        |cx: &mut Context<'_>| inbound.poll(cx, |cx| socket.poll_next_unpin(cx));
                     let Poll::Ready(message) = poll_once(more).await else { break };
                     self.incoming(message)?;
                 }
             }
-            Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.done(done).await?,
-            page = self.topics.ready() => if let Some(page) = page {
-                self.topics.page(page, &mut self.publications)?;
-            },
-            news = poll_fn(|cx| rare.poll(cx, |cx| match alarm.poll_unpin(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => news.poll_next_unpin(cx),
-            })) => match news {
-                Some(news) => self.hear(news)?,
-                None => {
-                    self.alarm_at = None;
-                    self.tick().await?;
-                }
-            },
+            Event::Done(done) => self.done(done).await?,
+            Event::Page(page) => self.topics.page(page, &mut self.publications)?,
+            Event::News(news) => self.hear(news)?,
+            Event::Alarm => {
+                self.alarm_at = None;
+                self.tick().await?;
+            }
         }
         self.send_answers().await?;
         // Outcomes that are there by now go into the same write.
@@ -312,6 +328,42 @@ impl Connection {
             }
             None => Ok(()),
         }
+    }
+
+    /// What comes next. Publications, which may come without end, have every other turn.
+    fn poll_event(&mut self, cx: &mut Context<'_>, reads: bool) -> Poll<Event> {
+        let had_their_turn = std::mem::replace(&mut self.published_last, false);
+        if !had_their_turn && self.topics.poll_publications(cx).is_ready() {
+            self.published_last = true;
+            return Poll::Ready(Event::Publications);
+        }
+        let (news, alarm) = (&mut self.news, &mut self.alarm);
+        let rare = self.rare.poll(cx, |cx| match alarm.poll_unpin(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => news.poll_next_unpin(cx),
+        });
+        if let Poll::Ready(news) = rare {
+            return Poll::Ready(news.map_or(Event::Alarm, Event::News));
+        }
+        if let Poll::Ready(page) = self.topics.poll_page(cx) {
+            return Poll::Ready(Event::Page(page));
+        }
+        if !self.in_flight.is_empty()
+            && let Poll::Ready(Some(done)) = self.in_flight.poll_next_unpin(cx)
+        {
+            return Poll::Ready(Event::Done(done));
+        }
+        let socket = &mut self.socket;
+        if reads
+            && let Poll::Ready(message) = self.inbound.poll(cx, |cx| socket.poll_next_unpin(cx))
+        {
+            return Poll::Ready(Event::Message(message));
+        }
+        if had_their_turn && self.topics.poll_publications(cx).is_ready() {
+            self.published_last = true;
+            return Poll::Ready(Event::Publications);
+        }
+        Poll::Pending
     }
 
     fn hear(&mut self, news: News) -> Flow {
@@ -425,11 +477,21 @@ impl Connection {
 
     /// Into the socket's buffer, which is written when it is full or flushed.
     pub async fn feed(&mut self, message: Message) -> Flow {
-        unless_too_slow(&self.topics.outgoing, self.socket.feed(message)).await
+        match poll_once(|cx| self.socket.poll_ready_unpin(cx)).await {
+            Poll::Ready(ready) => {
+                ready.and_then(|()| self.socket.start_send_unpin(message)).map_err(ending_of)
+            }
+            Poll::Pending => {
+                unless_too_slow(&self.topics.outgoing, self.socket.feed(message)).await
+            }
+        }
     }
 
     async fn flush(&mut self) -> Flow {
-        unless_too_slow(&self.topics.outgoing, self.socket.flush()).await
+        match poll_once(|cx| self.socket.poll_flush_unpin(cx)).await {
+            Poll::Ready(flushed) => flushed.map_err(ending_of),
+            Poll::Pending => unless_too_slow(&self.topics.outgoing, self.socket.flush()).await,
+        }
     }
 
     async fn tick(&mut self) -> Flow {
@@ -533,11 +595,6 @@ async fn unless_too_slow(
     outgoing: &Outgoing,
     write: impl Future<Output = Result<(), axum::Error>>,
 ) -> Flow {
-    let mut write = pin!(write);
-    // Most writes are done at once.
-    if let Poll::Ready(written) = poll_once(|cx| write.as_mut().poll(cx)).await {
-        return written.map_err(ending_of);
-    }
     tokio::select! {
         biased;
         written = write => written.map_err(ending_of),

@@ -63,7 +63,10 @@ impl Gate {
             self.task.clone_from(context.waker());
             self.called.task().clone_from(context.waker());
         }
-        if !self.called.open.swap(false, Ordering::AcqRel) {
+        // Most of the time it is closed, and looking is cheaper than closing it.
+        if !self.called.open.load(Ordering::Acquire)
+            || !self.called.open.swap(false, Ordering::AcqRel)
+        {
             return Poll::Pending;
         }
         let answer = ask(&mut Context::from_waker(&self.waker));
