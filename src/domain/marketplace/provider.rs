@@ -1,7 +1,8 @@
 //! A provider and its agent: profile, calendar, and the answers to leads around the clock.
 //!
 //! The calendar has one owner, this entity, which decides one command at a time. That is what makes a double booking
-//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides.
+//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides, on the profile as it is then. Offers that a changed
+//! profile does not allow are withdrawn with the change.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::domain::marketplace::booking::{self, Booking};
 use crate::domain::marketplace::money::Money;
 use crate::domain::marketplace::offer::{Decline, Lead, Offer, OfferStatus};
 use crate::domain::marketplace::places::Place;
-use crate::domain::marketplace::policy::{self, Terms};
+use crate::domain::marketplace::policy::{self, Promise, Terms};
 use crate::domain::marketplace::profile::{
     Profile, ProfilePatch, ProviderCard, Standing, provider_json,
 };
@@ -101,13 +102,34 @@ pub enum Event {
     ReviewRecorded { booking_id: String, stars: u8, at: Timestamp },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenOffer {
     pub id: String,
     pub request_id: String,
     pub price: Money,
     pub slot: Span,
     pub expires_at: Timestamp,
+    /// Older releases did not write it down.
+    #[serde(default)]
+    pub job: Option<Job>,
+}
+
+/// What an offer is for, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub service: Service,
+    pub latitude: f64,
+    pub longitude: f64,
+}
+
+impl OpenOffer {
+    /// An offer of which too little is known does not stand.
+    fn stands(&self, profile: &Profile) -> bool {
+        self.job.is_some_and(|Job { service, latitude, longitude }| {
+            let (price, slot, expires_at) = (&self.price, self.slot, self.expires_at);
+            Promise { service, at: (latitude, longitude), price, slot, expires_at }.stands(profile)
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +180,9 @@ pub enum Rejection {
     AlreadyEnrolled,
     #[error("the profile has changed: it is at version {current}")]
     VersionMismatch { current: u64 },
+    /// The database's word: what is in the calendar says otherwise than this entity.
+    #[error("the provider's time has been taken")]
+    SlotTaken,
     #[error("{}", summary(errors))]
     Invalid { errors: Vec<FieldError> },
 }
@@ -167,7 +192,9 @@ impl crate::kernel::entity::Rejection for Rejection {
         match self {
             Self::NotFound => ErrorCode::NotFound,
             Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
-            Self::AlreadyEnrolled | Self::VersionMismatch { .. } => ErrorCode::Conflict,
+            Self::AlreadyEnrolled | Self::VersionMismatch { .. } | Self::SlotTaken => {
+                ErrorCode::Conflict
+            }
             Self::Invalid { .. } => ErrorCode::Rejected,
         }
     }
@@ -179,6 +206,7 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::InternalOnly => "internal_only",
             Self::AlreadyEnrolled => "already_enrolled",
             Self::VersionMismatch { .. } => "version_mismatch",
+            Self::SlotTaken => "slot_taken",
             Self::Invalid { .. } => "invalid",
         }
     }
@@ -322,6 +350,11 @@ impl Entity for Provider {
         }
         rows
     }
+
+    /// Two bookings of one provider at the same time.
+    fn constraint_violated(constraint: &str) -> Option<Rejection> {
+        (constraint == "calendar_provider_id_during_excl").then_some(Rejection::SlotTaken)
+    }
 }
 
 fn is_internal(command: &Command) -> bool {
@@ -395,7 +428,19 @@ fn update(
     if new == *profile {
         return Ok(shown(cx.key, state));
     }
-    Ok(changed(state, Event::Updated { profile: new, at: cx.now }, cx))
+    let expired = |offer: &&OpenOffer| offer.expires_at <= cx.now;
+    let gone = state.offers.iter().filter(|offer| !expired(offer) && !offer.stands(&new));
+    let gone: Vec<(String, String)> =
+        gone.map(|offer| (offer.id.clone(), offer.request_id.clone())).collect();
+    let mut decision = changed(state, Event::Updated { profile: new, at: cx.now }, cx);
+    for (offer_id, request_id) in gone {
+        let reason = Some("offer_withdrawn".into());
+        let withdraw = request::Command::WithdrawOffer { offer_id: offer_id.clone(), reason };
+        decision = decision
+            .event(Event::OfferWithdrawn { offer_id, at: cx.now })
+            .effect(to_request(request_id, withdraw));
+    }
+    Ok(decision)
 }
 
 fn check(profile: &Profile, pointer: &str) -> Result<(), Rejection> {
@@ -430,8 +475,13 @@ fn consider_lead(
                 created_at: cx.now,
                 expires_at,
             };
-            let open =
-                OpenOffer { id, request_id: lead.request_id.clone(), price, slot, expires_at };
+            let job = Job {
+                service: lead.service,
+                latitude: lead.place.latitude,
+                longitude: lead.place.longitude,
+            };
+            let (request_id, job) = (lead.request_id.clone(), Some(job));
+            let open = OpenOffer { id, request_id, price, slot, expires_at, job };
             decision
                 .event(Event::OfferMade { offer: open, at: cx.now })
                 .effect(to_request(lead.request_id, request::Command::ReceiveOffer { offer }))
@@ -475,8 +525,9 @@ fn hold_slot(
         .iter()
         .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
         .map(|offer| {
-            let offer_id = offer.id.clone();
-            to_request(offer.request_id.clone(), request::Command::WithdrawOffer { offer_id })
+            let (offer_id, reason) = (offer.id.clone(), Some("slot_taken".into()));
+            let withdraw = request::Command::WithdrawOffer { offer_id, reason };
+            to_request(offer.request_id.clone(), withdraw)
         })
         .collect::<Vec<_>>();
     let held = Event::SlotHeld {
@@ -499,20 +550,23 @@ fn refusal(
     slot: &Span,
     now: Timestamp,
 ) -> Option<&'static str> {
-    let floor = profile
-        .offering(hold.service)
-        .map(|offering| offering.floor_price(profile.max_discount_percent));
-    if slot.starts_at <= now || now > later(hold.expires_at, ACCEPTANCE_GRACE_MINUTES) {
+    let promise = Promise {
+        service: hold.service,
+        at: (hold.place.latitude, hold.place.longitude),
+        price: &hold.price,
+        slot: *slot,
+        expires_at: hold.expires_at,
+    };
+    if hold.consumer_id == state.owner_id {
+        Some("own_provider")
+    } else if slot.starts_at <= now || now > later(hold.expires_at, ACCEPTANCE_GRACE_MINUTES) {
         Some("offer_expired")
     } else if !profile.calendar(&state.busy()).is_free(slot) {
         Some("slot_taken")
     } else if state.holds.iter().filter(|held| held.slot.ends_at > now).count() >= MAX_HOLDS {
         Some("calendar_full")
-    } else if state.offers.iter().any(|offer| offer.id == hold.offer_id) {
-        // An offer that stands keeps its price, whatever the profile says by now.
-        None
-    } else if floor.is_none_or(|floor| hold.price.amount_minor < floor.amount_minor) {
-        Some("offer_unknown")
+    } else if !promise.stands(profile) {
+        Some("offer_withdrawn")
     } else {
         None
     }

@@ -111,6 +111,8 @@ pub enum Command {
     },
     WithdrawOffer {
         offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
     },
     HoldRefused {
         offer_id: String,
@@ -178,9 +180,12 @@ pub enum Event {
         offer_id: String,
         at: Timestamp,
     },
-    /// The provider's time has gone to somebody else before this offer was accepted.
+    /// The provider's time has gone to somebody else before this offer was accepted, or the provider does not offer it
+    /// any more: `reason` is `slot_taken`, which older releases did not write down, or `offer_withdrawn`.
     OfferWithdrawn {
         offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
         at: Timestamp,
     },
     AcceptanceStarted {
@@ -276,6 +281,8 @@ pub struct State {
     pub status: Status,
     pub leads: Vec<AskedProvider>,
     pub offers: Vec<Offer>,
+    /// Why an offer is unavailable, by its id: the provider's word, or what became of asking for it.
+    pub refused: BTreeMap<String, String>,
     /// While accepting, and of the booked offer.
     pub acceptance: Option<Acceptance>,
     /// Why it ended.
@@ -304,6 +311,23 @@ impl State {
 
     fn booking_of(&self, offer_id: &str) -> Option<&str> {
         self.acceptance.as_ref().filter(|a| a.offer_id == offer_id).map(|a| a.booking_id.as_str())
+    }
+
+    /// What to say to whoever wants an offer that is unavailable.
+    fn unavailable(&self, offer_id: &str) -> Rejection {
+        match self.refused.get(offer_id).map(String::as_str) {
+            None | Some("slot_taken" | "calendar_full") => Rejection::SlotTaken,
+            Some("offer_expired") => Rejection::OfferExpired,
+            Some("own_provider") => Rejection::OwnProvider,
+            Some(_) => Rejection::OfferWithdrawn,
+        }
+    }
+
+    fn refuse_offer(&mut self, offer_id: &str, reason: Option<&String>) {
+        self.set_offer(offer_id, OfferStatus::Unavailable);
+        if let Some(reason) = reason {
+            self.refused.insert(offer_id.into(), reason.clone());
+        }
     }
 
     fn set_offer(&mut self, offer_id: &str, status: OfferStatus) {
@@ -381,9 +405,10 @@ impl Entity for Request {
             Command::ReceiveDecline { provider_id, decline } => {
                 receive_decline(draft, provider_id, decline)
             }
-            Command::WithdrawOffer { offer_id } => {
+            Command::WithdrawOffer { offer_id, reason } => {
                 Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferWithdrawn {
                     offer_id,
+                    reason,
                     at,
                 }))
             }
@@ -434,8 +459,8 @@ impl Entity for Request {
             Event::OfferDeclined { offer_id, .. } => {
                 state.set_offer(offer_id, OfferStatus::Declined);
             }
-            Event::OfferWithdrawn { offer_id, .. } => {
-                state.set_offer(offer_id, OfferStatus::Unavailable);
+            Event::OfferWithdrawn { offer_id, reason, .. } => {
+                state.refuse_offer(offer_id, reason.as_ref());
             }
             Event::AcceptanceStarted { offer_id, booking_id, .. } => {
                 state.status = Status::Accepting;
@@ -450,10 +475,10 @@ impl Entity for Request {
                     acceptance.tries = acceptance.tries.saturating_add(1);
                 }
             }
-            Event::AcceptanceRefused { offer_id, .. } => {
+            Event::AcceptanceRefused { offer_id, reason, .. } => {
                 state.status = Status::Open;
                 state.acceptance = None;
-                state.set_offer(offer_id, OfferStatus::Unavailable);
+                state.refuse_offer(offer_id, Some(reason));
             }
             Event::Booked { offer_id, .. } => {
                 state.set_offer(offer_id, OfferStatus::Accepted);

@@ -6,7 +6,7 @@ use crate::domain::marketplace::fixtures::{
     NOW, START, at, eur, five_pm, hold, lead, profile, sent,
 };
 use crate::domain::marketplace::offer::DeclineReason;
-use crate::domain::marketplace::schedule::GRID_MINUTES;
+use crate::domain::marketplace::schedule::{self, GRID_MINUTES};
 use crate::kernel::entity::Role;
 use crate::kernel::entity::spec::{Given, given};
 
@@ -37,12 +37,16 @@ fn held(booking_id: &str, starts_at: &str) -> Event {
 }
 
 fn made(id: &str, request_id: &str, starts_at: &str) -> Event {
+    let place = lead().place;
+    let job =
+        Job { service: Service::Haircut, latitude: place.latitude, longitude: place.longitude };
     let offer = OpenOffer {
         id: id.into(),
         request_id: request_id.into(),
         price: eur(5_000),
         slot: Span::new(at(starts_at), 45),
         expires_at: at("2026-01-12T08:30:00Z"),
+        job: Some(job),
     };
     Event::OfferMade { offer, at: at(NOW) }
 }
@@ -269,6 +273,160 @@ mod leads {
     }
 }
 
+/// What happens to standing offers when the provider changes.
+mod changes {
+    use super::*;
+    use crate::domain::marketplace::schedule::{Hours, Weekday};
+
+    /// Everything that an offer rests on, changed against it.
+    fn against() -> Vec<(&'static str, ProfilePatch)> {
+        let patch = ProfilePatch::default;
+        let with = |change: &dyn Fn(&mut Profile)| {
+            let mut changed = profile();
+            change(&mut changed);
+            changed
+        };
+        let services = |change: &dyn Fn(&mut Profile)| Some(with(change).services);
+        vec![
+            ("hours", ProfilePatch { weekly: Some([].into()), ..patch() }),
+            (
+                "shorter hours",
+                ProfilePatch {
+                    weekly: Some(
+                        [(Weekday::Tuesday, vec![Hours { from_minute: 540, to_minute: 1_060 }])]
+                            .into(),
+                    ),
+                    ..patch()
+                },
+            ),
+            (
+                "day off",
+                ProfilePatch { days_off: Some(["2026-01-13".parse().unwrap()].into()), ..patch() },
+            ),
+            (
+                "zone",
+                ProfilePatch {
+                    base: Some(with(&|p| p.base.time_zone = "Europe/Moscow".into()).base),
+                    weekly: Some(
+                        [(Weekday::Tuesday, vec![Hours { from_minute: 1_000, to_minute: 1_080 }])]
+                            .into(),
+                    ),
+                    ..patch()
+                },
+            ),
+            (
+                "service",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].service = Service::Plumbing),
+                    ..patch()
+                },
+            ),
+            (
+                "duration",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].duration_minutes = 60),
+                    ..patch()
+                },
+            ),
+            (
+                "dearer",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price = eur(9_000)),
+                    ..patch()
+                },
+            ),
+            (
+                "cheaper",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price = eur(4_000)),
+                    ..patch()
+                },
+            ),
+            (
+                "currency",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price.currency = "USD".into()),
+                    ..patch()
+                },
+            ),
+            ("radius", ProfilePatch { radius_km: Some(0.5), ..patch() }),
+            ("notice", ProfilePatch { minimum_notice_minutes: Some(14 * 1_440), ..patch() }),
+        ]
+    }
+
+    fn update(it: &mut Given<Provider>, patch: ProfilePatch) -> Decision<Provider> {
+        it.when(Command::Update { patch, expected_version: None }).decision()
+    }
+
+    #[test]
+    fn an_offer_that_they_do_not_allow_is_withdrawn() {
+        for (what, patch) in against() {
+            let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+            // The zone must fit the place, which is another rule.
+            if what == "zone" {
+                it.state.profile = Some(patch.apply(&profile()));
+                assert!(!it.state.offers[0].stands(it.state.profile.as_ref().unwrap()), "{what}");
+                continue;
+            }
+            let decision = update(&mut it, patch);
+            let [Event::Updated { .. }, Event::OfferWithdrawn { offer_id, .. }] =
+                &decision.events[..]
+            else {
+                panic!("{what}: {:?}", decision.events)
+            };
+            assert_eq!(offer_id, "off_1");
+            let expected =
+                json!({"WithdrawOffer": {"offer_id": "off_1", "reason": "offer_withdrawn"}});
+            assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), expected)], "{what}");
+            assert_eq!(it.state.offers, [], "{what}");
+        }
+    }
+
+    #[test]
+    fn an_offer_that_they_allow_stands() {
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        let patch = ProfilePatch {
+            name: Some("Mirela".into()),
+            weekly: Some(
+                [(Weekday::Tuesday, vec![Hours { from_minute: 1_020, to_minute: 1_065 }])].into(),
+            ),
+            days_off: Some(["2026-01-14".parse().unwrap()].into()),
+            max_discount_percent: Some(0),
+            ..ProfilePatch::default()
+        };
+        let decision = update(&mut it, patch);
+        assert_eq!((decision.events.len(), it.state.offers.len()), (1, 1));
+        assert_eq!(it.when(Command::HoldSlot(hold("bkg_1"))).decision().events.len(), 1);
+        // What has expired is over anyway.
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        it.now = at("2026-01-12T08:30:00Z");
+        let decision = update(&mut it, against().remove(0).1);
+        assert_eq!(decision.events.len(), 1);
+    }
+
+    #[test]
+    fn an_older_offer_of_which_too_little_is_known_is_withdrawn() {
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        it.state.offers[0].job = None;
+        let decision =
+            update(&mut it, ProfilePatch { radius_km: Some(11.0), ..Default::default() });
+        assert_eq!(decision.events.len(), 2);
+    }
+
+    /// The acceptance may be on its way while the profile changes, and an offer may have been forgotten.
+    #[test]
+    fn time_is_held_on_the_profile_as_it_is() {
+        for (what, patch) in against() {
+            let mut it = provider([enrolled()]);
+            it.state.profile = Some(patch.apply(&profile()));
+            let decision = it.when(Command::HoldSlot(hold("bkg_1"))).then([]);
+            let (_, answer) = sent(&decision.effects, "request").remove(0);
+            assert_eq!(answer["HoldRefused"]["reason"], "offer_withdrawn", "{what}");
+            assert_eq!(sent(&decision.effects, "booking"), [], "{what}");
+        }
+    }
+}
+
 mod holds {
     use super::*;
 
@@ -331,7 +489,22 @@ mod holds {
         assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_expired");
         let cheap = Hold { price: eur(3_999), ..hold("bkg_1") };
         let decision = provider([enrolled()]).when(Command::HoldSlot(cheap)).then([]);
-        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_unknown");
+        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_withdrawn");
+    }
+
+    #[test]
+    fn nobody_books_themselves() {
+        let own = Hold { consumer_id: "mirela".into(), ..hold("bkg_1") };
+        let decision = provider([enrolled()]).when(Command::HoldSlot(own)).then([]);
+        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "own_provider");
+    }
+
+    #[test]
+    fn the_databases_no_is_the_providers() {
+        use crate::kernel::entity::Rejection as _;
+        let no = Provider::constraint_violated("calendar_provider_id_during_excl").unwrap();
+        assert_eq!((no.code(), no.reason()), (ErrorCode::Conflict, "slot_taken"));
+        assert_eq!(Provider::constraint_violated("providers_pkey"), None);
     }
 
     #[test]
@@ -343,7 +516,7 @@ mod holds {
             made("off_3", "req_3", "2026-01-13T17:00:00Z"),
         ]);
         let decision = it.when(Command::HoldSlot(hold("bkg_1"))).decision();
-        let expected = json!({"WithdrawOffer": {"offer_id": "off_2"}});
+        let expected = json!({"WithdrawOffer": {"offer_id": "off_2", "reason": "slot_taken"}});
         assert_eq!(sent(&decision.effects, "request"), [("req_2".into(), expected)]);
         assert_eq!(it.state.offers.len(), 1);
     }
@@ -400,6 +573,9 @@ mod holds {
             steps in proptest::collection::vec((0u8..12, 0i64..60, 1i64..16, any::<bool>()), 1..40),
         ) {
             let mut it = provider([enrolled()]);
+            let all_day = vec![schedule::Hours { from_minute: 0, to_minute: 1_440 }];
+            let profile = it.state.profile.as_mut().unwrap();
+            profile.weekly.values_mut().for_each(|hours| *hours = all_day.clone());
             for (booking, slot, length, release) in steps {
                 let booking_id = format!("bkg_{booking}");
                 if release {
@@ -408,6 +584,8 @@ mod holds {
                 }
                 let starts_at = later(at(START), slot * GRID_MINUTES);
                 let ends_at = later(starts_at, length * GRID_MINUTES);
+                let profile = it.state.profile.as_mut().unwrap();
+                profile.services[0].duration_minutes = (length * GRID_MINUTES) as u16;
                 it.when(Command::HoldSlot(Hold { starts_at, ends_at, ..hold(&booking_id) })).decision();
                 for (n, a) in it.state.holds.iter().enumerate() {
                     for b in &it.state.holds[n + 1..] {

@@ -72,8 +72,8 @@ impl<'a> Draft<'a> {
     }
 
     fn run_match(&mut self) {
-        let Asked { service, place, when, budget, .. } = self.asked().clone();
-        let criteria = Criteria { service, place, when, budget };
+        let Asked { consumer_id, service, place, when, budget, .. } = self.asked().clone();
+        let criteria = Criteria { consumer_id: Some(consumer_id), service, place, when, budget };
         let input = crate::kernel::entity::to_value(&criteria);
         self.effect(Effect::run(matching::RUNNER, "match", input));
     }
@@ -110,8 +110,12 @@ impl<'a> Draft<'a> {
             self.close(Event::Expired { at });
             self.tell(Progress::Expired);
         } else {
-            let reason = if has(OfferStatus::Unavailable) { "slot_taken" } else { "all_declined" };
-            self.unmatched(reason);
+            let taken = |offer: &Offer| {
+                offer.status == OfferStatus::Unavailable
+                    && next.unavailable(&offer.id) == Rejection::SlotTaken
+            };
+            let taken = next.offers.iter().any(taken);
+            self.unmatched(if taken { "slot_taken" } else { "all_declined" });
         }
     }
 
@@ -131,6 +135,15 @@ impl<'a> Draft<'a> {
             {
                 lowest_price = Some(price.clone());
             }
+        }
+        // Who had time when they offered, and has none now.
+        let withdrawn = |offer: &&Offer| {
+            offer.status == OfferStatus::Unavailable
+                && self.next.unavailable(&offer.id) == Rejection::OfferWithdrawn
+        };
+        let withdrawn = self.next.offers.iter().filter(withdrawn).count() as u32;
+        if withdrawn > 0 {
+            *reasons.entry(DeclineReason::NotAvailable).or_default() += withdrawn;
         }
         self.tell(Progress::Unmatched { reason: reason.into(), reasons, lowest_price });
     }
@@ -325,7 +338,7 @@ pub(super) fn decline_offer(
         OfferStatus::Declined => return Ok(draft.reply_request()),
         OfferStatus::Open => {}
         OfferStatus::Expired => return Err(Rejection::OfferExpired),
-        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Unavailable => return Err(draft.next.unavailable(offer_id)),
         OfferStatus::Accepted | OfferStatus::Withdrawn => {
             return Err(Rejection::Closed { status: draft.next.status });
         }
@@ -360,7 +373,7 @@ pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Re
     match offer.status {
         OfferStatus::Open if offer.expires_at > draft.cx.now => {}
         OfferStatus::Open | OfferStatus::Expired => return Err(Rejection::OfferExpired),
-        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Unavailable => return Err(next.unavailable(offer_id)),
         OfferStatus::Declined => return Err(Rejection::OfferDeclined),
         OfferStatus::Accepted | OfferStatus::Withdrawn => {
             return Err(Rejection::Closed { status: next.status });
@@ -412,7 +425,7 @@ pub(super) fn await_acceptance(
         (Status::Booked, Some(booking_id)) => {
             Ok(Decision::reply(Reply::Accepted { booking_id: booking_id.into() }))
         }
-        _ if offer.status == OfferStatus::Unavailable => Err(Rejection::SlotTaken),
+        _ if offer.status == OfferStatus::Unavailable => Err(state.unavailable(offer_id)),
         (Status::Booked, None) => Err(Rejection::AlreadyBooked),
         _ => Err(Rejection::NotAccepting),
     }
