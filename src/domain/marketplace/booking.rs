@@ -445,7 +445,7 @@ impl Step<'_> {
             return Err(Rejection::AlreadyStarted);
         }
         let mut check = Check::default();
-        check.length(reason.as_deref().unwrap_or_default(), 0, 500, "/reason");
+        check.text(reason.as_deref().unwrap_or_default(), 500, "/reason");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let timers = REMIND_HOURS.map(|n| format!("remind_{n}h"));
         let timers = timers.into_iter().chain(["start".into(), "complete".into()]);
@@ -479,7 +479,7 @@ impl Step<'_> {
         }
         let mut check = Check::default();
         check.that((1..=5).contains(&rating), "/rating", "must be 1 to 5");
-        check.length(comment.as_deref().unwrap_or_default(), 0, 2_000, "/comment");
+        check.text(comment.as_deref().unwrap_or_default(), 2_000, "/comment");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let booking_id = self.cx.key.into();
         let record = provider::Command::RecordReview { booking_id, stars: rating };

@@ -405,7 +405,7 @@ fn enroll(
     if standing.is_some() && *cx.caller != Caller::Runtime {
         return Err(Rejection::InternalOnly);
     }
-    check(&profile, "/profile")?;
+    check(&profile, None, cx.now, "/profile")?;
     let standing = standing.unwrap_or_default();
     Ok(changed(state, Event::Enrolled { owner_id, profile, standing, at: cx.now }, cx))
 }
@@ -424,7 +424,7 @@ fn update(
         return Err(Rejection::VersionMismatch { current: state.version });
     }
     let new = patch.apply(profile);
-    check(&new, "")?;
+    check(&new, Some(profile), cx.now, "")?;
     if new == *profile {
         return Ok(shown(cx.key, state));
     }
@@ -443,9 +443,17 @@ fn update(
     Ok(decision)
 }
 
-fn check(profile: &Profile, pointer: &str) -> Result<(), Rejection> {
+fn check(
+    profile: &Profile,
+    known: Option<&Profile>,
+    now: Timestamp,
+    pointer: &str,
+) -> Result<(), Rejection> {
     let mut check = Check::default();
     profile.check(&mut check);
+    if check.errors.is_empty() && known.is_none_or(|known| known.base != profile.base) {
+        profile.check_zone(now, &mut check);
+    }
     for error in &mut check.errors {
         error.pointer.insert_str(0, pointer);
     }

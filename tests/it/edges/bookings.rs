@@ -1,4 +1,5 @@
-//! What stands between an offer and a booking: the provider as they are now, and the calendar in the database.
+//! What stands between an offer and a booking: the provider as they are now, the calendar in the database, and names that
+//! are what they look like.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use super::{Http, TestNode, text};
+use super::{Http, TestNode, hairdresser, text};
 
 async fn patch(client: &Http, provider: &str, body: &Value) -> Value {
     let headers = [("content-type", "application/json"), ("if-match", "*")];
@@ -27,6 +28,13 @@ async fn offered(client: &Http, hours: u64) -> (String, Value) {
     let request = text(&answer.json()["id"]);
     let offer = client.offer(&request).await;
     (request, offer)
+}
+
+#[track_caller]
+fn wrong(answer: &super::Answer, pointer: &str) {
+    let errors = answer.json()["errors"].clone();
+    let named = errors.as_array().is_some_and(|all| all.iter().any(|e| e["pointer"] == pointer));
+    assert!((400..500).contains(&answer.status) && named, "{pointer}: {}", answer.text);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,4 +103,33 @@ async fn nobody_finds_themselves() {
     let request = pat.post("/v1/requests", &body).await.json();
     let over = ws.event_where("request:updated", |data| data["status"] == "unmatched").await;
     assert_eq!((&over["id"], &over["reason"]), (&request["id"], &json!("no_providers")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_what_they_look_like_and_zones_fit_their_place() {
+    let node = TestNode::start().await;
+    let (pat, alice) = (node.user_as("pat", Role::Provider), node.user("alice"));
+    let mut ws = node.ws("alice").await;
+    for trick in [
+        "\n", "\r", "\t", "\u{7f}", "\u{85}", "\u{200B}", "\u{200F}", "\u{2028}", "\u{202E}",
+        "\u{2066}", "\u{FEFF}",
+    ] {
+        let mut provider = hairdresser();
+        provider["name"] = json!(format!("Salon {trick}Alex"));
+        wrong(&pat.post("/v1/providers", &provider).await, "/name");
+        let device = json!({"name": format!("TV{trick}x"), "device_type": "web"});
+        wrong(&alice.post("/v1/devices/register", &device).await, "/name");
+        let status = json!({"status": format!("on{trick}line")});
+        assert_eq!(ws.refused("presence:online", status).await, "bad_request");
+        let place = json!({"latitude": 52.5, "longitude": 13.4, "name": format!("Alex{trick}x")});
+        let at = Clock::System.now() + Duration::from_secs(48 * 3_600);
+        let request = json!({"service": "haircut", "place": place, "starts_at": at});
+        wrong(&alice.post("/v1/requests", &request).await, "/place/name");
+    }
+    let mut provider = hairdresser();
+    provider["bio"] = json!("Two\nlines.");
+    provider["base"]["time_zone"] = json!("America/New_York");
+    wrong(&pat.post("/v1/providers", &provider).await, "/base/time_zone");
+    provider["base"]["time_zone"] = json!("Europe/Vienna");
+    assert_eq!(pat.post("/v1/providers", &provider).await.status, 201);
 }

@@ -129,6 +129,8 @@ fn either_party_cancels_before_the_start() {
     }
     let long = Command::Cancel { reason: Some("x".repeat(501)) };
     booking([]).by_user("alice").when(long).then_rejected("invalid");
+    let tricky = Command::Cancel { reason: Some("ill\u{202E}".into()) };
+    booking([]).by_user("alice").when(tricky).then_rejected("invalid");
 }
 
 #[test]

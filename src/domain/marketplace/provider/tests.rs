@@ -6,6 +6,7 @@ use crate::domain::marketplace::fixtures::{
     NOW, START, at, eur, five_pm, hold, lead, profile, sent,
 };
 use crate::domain::marketplace::offer::DeclineReason;
+use crate::domain::marketplace::profile::Base;
 use crate::domain::marketplace::schedule::{self, GRID_MINUTES};
 use crate::kernel::entity::Role;
 use crate::kernel::entity::spec::{Given, given};
@@ -97,6 +98,13 @@ mod enrolment {
     #[test]
     fn wrong_fields_are_named() {
         invalid(|p| p.name = " ".into(), "/profile/name");
+        for trick in ["\n", "\u{202E}", "\u{200B}", "\u{2028}", "\u{7}", "\u{FEFF}"] {
+            invalid(|p| p.name = format!("Mirela{trick}"), "/profile/name");
+            invalid(|p| p.base.city.push_str(trick), "/profile/base/city");
+            invalid(|p| p.base.country.push_str(trick), "/profile/base/country");
+        }
+        invalid(|p| p.bio = "\u{202E}".into(), "/profile/bio");
+        invalid(|p| p.bio = "a\tb".into(), "/profile/bio");
         invalid(|p| p.bio = "x".repeat(2_001), "/profile/bio");
         invalid(|p| p.languages = vec!["x".into()], "/profile/languages/0");
         invalid(|p| p.services.clear(), "/profile/services");
@@ -105,6 +113,8 @@ mod enrolment {
         invalid(|p| p.services[0].duration_minutes = 0, "/profile/services/0/duration_minutes");
         invalid(|p| p.base.latitude = f64::NAN, "/profile/base/latitude");
         invalid(|p| p.base.time_zone = "Mars/Olympus".into(), "/profile/base/time_zone");
+        invalid(|p| p.base.time_zone = "America/New_York".into(), "/profile/base/time_zone");
+        invalid(|p| p.base.longitude = -74.0, "/profile/base/time_zone");
         invalid(|p| p.radius_km = 0.0, "/profile/radius_km");
         invalid(|p| p.max_discount_percent = 81, "/profile/max_discount_percent");
         invalid(|p| p.minimum_notice_minutes = 20_161, "/profile/minimum_notice_minutes");
@@ -135,6 +145,19 @@ mod enrolment {
         it.when(update(f64::NAN, None)).then_rejected("invalid");
         it.by_user("bob").when(update(1.0, None)).then_rejected("not_yours");
         provider([]).by_user("mirela").when(update(1.0, None)).then_rejected("not_found");
+    }
+
+    #[test]
+    fn a_base_that_was_taken_stays_until_it_changes() {
+        let mut it = provider([enrolled()]).by_user("mirela");
+        it.state.profile.as_mut().unwrap().base.time_zone = "America/New_York".into();
+        let base = it.state.profile.as_ref().unwrap().base.clone();
+        let update = |patch| Command::Update { patch, expected_version: None };
+        let bio = ProfilePatch { bio: Some("Two\nlines.".into()), ..ProfilePatch::default() };
+        it.when(update(bio)).decision();
+        let moved = Base { latitude: base.latitude + 0.01, ..base };
+        let base = ProfilePatch { base: Some(moved), ..ProfilePatch::default() };
+        it.when(update(base)).then_rejected("invalid");
     }
 
     #[test]

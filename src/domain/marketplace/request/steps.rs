@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernel::clock::saturating_add;
+use crate::kernel::text::cleaned;
 
 /// A decision in the making, together with the state as it will be after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -165,6 +166,10 @@ pub(super) fn create(
     if !cx.caller.may_act_for(&asked.consumer_id) {
         return Err(Rejection::NotYours);
     }
+    // What the agent heard is not the form in which it was said.
+    if cx.caller.is_internal() {
+        asked.details = cleaned(&asked.details);
+    }
     check(&asked, cx.now)?;
     asked.when.earliest = asked.when.earliest.max(cx.now);
     let expires_at = in_seconds(cx.now, LIFETIME_H * 3_600).min(asked.when.latest);
@@ -187,7 +192,7 @@ fn check(asked: &Asked, now: Timestamp) -> Result<(), Rejection> {
     );
     let ahead = format!("must be within {MAX_DAYS_AHEAD} days");
     check.that(asked.when.latest <= horizon, "/when/latest", ahead);
-    check.length(&asked.details, 0, 2_000, "/details");
+    check.text(&asked.details, 2_000, "/details");
     check.place(&asked.place, "/place");
     check.zone(&asked.time_zone, "/time_zone");
     if let Some(budget) = &asked.budget {
@@ -522,7 +527,7 @@ pub(super) fn cancel(
         status @ (Status::Expired | Status::Unmatched) => return Err(Rejection::Closed { status }),
     }
     let mut check = Check::default();
-    check.length(reason.as_deref().unwrap_or_default(), 0, 500, "/reason");
+    check.text(reason.as_deref().unwrap_or_default(), 500, "/reason");
     check.finish(|errors| Rejection::Invalid { errors })?;
     draft.close(Event::Cancelled { reason, at: draft.cx.now });
     draft.tell(Progress::Cancelled);

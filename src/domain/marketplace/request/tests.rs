@@ -139,7 +139,20 @@ mod creation {
             "/budget/currency",
         );
         invalid(|a| a.details = "x".repeat(2_001), "/details");
-        invalid(|a| a.details = "\0".into(), "/details");
+        for trick in ["\0", "\u{1b}", "\u{202E}"] {
+            invalid(|a| a.details = trick.into(), "/details");
+            invalid(|a| a.place.name.push_str(trick), "/place/name");
+        }
+        invalid(|a| a.place.city.push('\n'), "/place/city");
+    }
+
+    #[test]
+    fn what_the_agent_heard_is_made_a_text() {
+        let mut heard = asked();
+        heard.details = "a haircut\r\nwith\ta wash\u{202E}".into();
+        let decision = request([]).when(Command::Create(heard)).decision();
+        let Event::Created { asked, .. } = &decision.events[0] else { panic!() };
+        assert_eq!(asked.details, "a haircut\nwith a wash ");
     }
 
     #[test]
