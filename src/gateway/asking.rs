@@ -7,6 +7,7 @@ use crate::domain::marketplace::{schedule, session};
 use crate::gateway::bodies::{CreateRequest, PlaceBody};
 use crate::gateway::commands::Call;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
+use crate::kernel::text::cleaned;
 
 /// Where the API has what the command calls `/when/…`.
 pub fn request_pointer(at: &str, body: &CreateRequest) -> String {
@@ -44,7 +45,7 @@ pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -
         consumer_id: call.user_id.into(),
         session_id: None,
         service,
-        details: heard.details.chars().take(2_000).collect(),
+        details: cleaned(&heard.details).chars().take(2_000).collect(),
         time_zone: place.time_zone.clone(),
         place,
         when,

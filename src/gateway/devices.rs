@@ -15,6 +15,7 @@ use crate::gateway::http::schemas::devices as schema;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::sync::shown_standing;
 use crate::kernel::error::{AskError, ErrorCode};
+use crate::kernel::text::{must_not_contain, wrong_in_name};
 
 /// What a remote command is worth, unless it says so itself.
 const COMMAND_MS: u32 = 10_000;
@@ -43,8 +44,10 @@ fn known(id: &str) -> Outcome<DeviceId> {
 fn profile(body: RegisterDevice) -> Outcome<Profile> {
     let mut errors = Vec::new();
     let name = body.name.unwrap_or_default();
-    if !(1..=64).contains(&name.chars().count()) {
+    if name.trim().is_empty() || name.chars().count() > 64 {
         errors.push(FieldError::new("/name", "is required and has 1 to 64 characters"));
+    } else if let Some(c) = wrong_in_name(&name) {
+        errors.push(FieldError::new("/name", must_not_contain(c)));
     }
     let capabilities = body.capabilities.unwrap_or_default();
     let platforms = &capabilities.supported_platforms;

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::domain::sync::clock::DeviceId;
 use crate::domain::sync::content::{self, Availability, Content, MAX_AVAILABILITIES, Quality};
+use crate::domain::sync::crdt::Register;
 use crate::domain::sync::device::Action;
 use crate::domain::sync::operation::{MAX_NUMBER, is_name};
 use crate::domain::sync::platforms::{Choice, Platforms, Wish};
@@ -186,8 +187,14 @@ async fn resume_position(call: &Call<'_>, content_id: &str) -> Outcome<Option<u6
     let shared::Reply::Explained { explanation, .. } = reply else {
         return Err(AskError::Internal.into());
     };
-    let position = explanation.position.map(|position| position.wins.value);
-    Ok(position.filter(|at| !at.is_nearly_over()).map(|at| at.position_ms))
+    let Some(Register { wins, beaten }) = explanation.position else { return Ok(None) };
+    let mut at = wins.value;
+    // Who wrote last may not have said how long it is.
+    at.duration_ms = at.duration_ms.or_else(|| beaten?.value.duration_ms);
+    if at.duration_ms.is_none() {
+        at.duration_ms = call.gateway.views()?.duration_of(call.user_id, content_id).await?;
+    }
+    Ok((!at.is_nearly_over()).then_some(at.position_ms))
 }
 
 /// A session of the caller, else not found.
@@ -281,7 +288,15 @@ pub async fn set_availability(call: &Call<'_>, id: &str, body: &Value) -> Outcom
     if !is_name(id) {
         return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));
     }
-    let availability = list(body, "availability", MAX_AVAILABILITIES, Availability::check)?;
+    let platforms = &call.gateway.options.playback.platforms;
+    let availability = list(body, "availability", MAX_AVAILABILITIES, |way: &Availability| {
+        way.check()?;
+        if platforms.has_link(way) {
+            Ok(())
+        } else {
+            Err(("platform", "is not one that links are known for: give a web_url"))
+        }
+    })?;
     let command = content::Command::SetAvailability(availability);
     let content::Reply::Content(content) =
         call.ask::<Content>(id, command, call.undeduplicated()).await?;

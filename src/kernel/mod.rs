@@ -7,3 +7,4 @@ pub mod codec;
 pub mod entity;
 pub mod error;
 pub mod ids;
+pub mod text;

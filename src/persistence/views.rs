@@ -110,11 +110,26 @@ fn json(row: &PgRow, at: usize) -> Result<Value, ViewError> {
     Ok(value)
 }
 
+/// The columns of the views that are times; a test compares them with the migrations. What is nested in other columns is
+/// as its entity wrote it.
+const TIMES: &[&str] = &[
+    "created_at",
+    "earliest",
+    "ended_at",
+    "ends_at",
+    "expires_at",
+    "last_active_at",
+    "latest",
+    "started_at",
+    "starts_at",
+    "updated_at",
+];
+
 /// Postgres writes times in its session's zone (`…+00:00`); clients get `…Z`, as the entities write them.
 fn utc(value: &mut Value) {
     let Value::Object(fields) = value else { return };
     for (name, field) in fields {
-        if (name.ends_with("_at") || name == "earliest" || name == "latest")
+        if TIMES.contains(&name.as_str())
             && let Some(time) = field.as_str().and_then(|text| text.parse::<Timestamp>().ok())
         {
             *field = Value::String(time.to_string());
@@ -142,12 +157,42 @@ mod tests {
 
     #[test]
     fn times_become_utc() {
-        let mut row = json!({"created_at": "2026-05-04T10:00:00.5+02:00", "name": "2026-05-04", "ends_at": null});
+        let said = "2026-05-04T10:00:00.5+02:00";
+        let mut row =
+            json!({"created_at": said, "content": said, "look_at": said, "ends_at": null});
         utc(&mut row);
+        let shown = "2026-05-04T08:00:00.5Z";
         assert_eq!(
             row,
-            json!({"created_at": "2026-05-04T08:00:00.5Z", "name": "2026-05-04", "ends_at": null})
+            json!({"created_at": shown, "content": said, "look_at": said, "ends_at": null})
         );
         assert!(micros(Cursor::last().at) > micros(Cursor::first().at));
+    }
+
+    /// A column of a view that is a time under another name, or something else under one of these, is found here.
+    #[test]
+    fn the_times_are_those_of_the_tables() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+        let mut found = std::collections::BTreeSet::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let file = file.unwrap();
+            // The first one has the runtime's tables, which nobody is shown.
+            let name = file.file_name().into_string().unwrap();
+            if !name.ends_with(".sql") || name.starts_with("0001") {
+                continue;
+            }
+            for line in std::fs::read_to_string(file.path()).unwrap().lines() {
+                let mut words = line.split_whitespace().skip_while(|word| {
+                    ["alter", "add", "column", "if", "not", "exists"].contains(word)
+                });
+                let (Some(column), Some(of)) = (words.next(), words.next()) else { continue };
+                if of.trim_end_matches(',') == "timestamptz" {
+                    found.insert(column.to_owned());
+                } else if TIMES.contains(&column) {
+                    assert!(["is", "desc", "desc,"].contains(&of), "{name}: {line}");
+                }
+            }
+        }
+        assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), TIMES);
     }
 }

@@ -27,6 +27,8 @@ use crate::kernel::error::ErrorCode;
 #[cfg(test)]
 mod tests;
 
+/// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
+const NO_SHOW_MINUTES: i64 = 24 * 60;
 /// Reminders, in hours before the start.
 const REMIND_HOURS: [u8; 2] = [24, 1];
 
@@ -62,7 +64,7 @@ pub enum Command {
         rating: u8,
         comment: Option<String>,
     },
-    /// By the provider's owner, after the start.
+    /// By the provider's owner, from the start to a day after the end.
     MarkNoShow,
     /// Query, for the parties.
     Get,
@@ -144,12 +146,16 @@ pub enum Rejection {
     InternalOnly,
     #[error("only the consumer may review")]
     ConsumerOnly,
+    #[error("nobody reviews themselves")]
+    OwnBooking,
     #[error("only the provider may say so")]
     ProviderOnly,
     #[error("the appointment has started")]
     AlreadyStarted,
     #[error("the appointment has not started")]
     NotStarted,
+    #[error("that had to be said within a day after the end")]
+    TooLate,
     #[error("the appointment is not completed")]
     NotCompleted,
     #[error("it is reviewed already")]
@@ -166,11 +172,15 @@ impl crate::kernel::entity::Rejection for Rejection {
     fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound => ErrorCode::NotFound,
-            Self::InternalOnly | Self::ConsumerOnly | Self::ProviderOnly => ErrorCode::Forbidden,
+            Self::InternalOnly | Self::ConsumerOnly | Self::OwnBooking | Self::ProviderOnly => {
+                ErrorCode::Forbidden
+            }
             Self::AlreadyStarted | Self::AlreadyReviewed | Self::Cancelled | Self::NoShow => {
                 ErrorCode::Conflict
             }
-            Self::NotStarted | Self::NotCompleted | Self::Invalid { .. } => ErrorCode::Rejected,
+            Self::NotStarted | Self::TooLate | Self::NotCompleted | Self::Invalid { .. } => {
+                ErrorCode::Rejected
+            }
         }
     }
 
@@ -179,9 +189,11 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::NotFound => "not_found",
             Self::InternalOnly => "internal_only",
             Self::ConsumerOnly => "consumer_only",
+            Self::OwnBooking => "own_booking",
             Self::ProviderOnly => "provider_only",
             Self::AlreadyStarted => "already_started",
             Self::NotStarted => "not_started",
+            Self::TooLate => "too_late",
             Self::NotCompleted => "not_completed",
             Self::AlreadyReviewed => "already_reviewed",
             Self::Cancelled => "booking_cancelled",
@@ -433,7 +445,7 @@ impl Step<'_> {
             return Err(Rejection::AlreadyStarted);
         }
         let mut check = Check::default();
-        check.length(reason.as_deref().unwrap_or_default(), 0, 500, "/reason");
+        check.text(reason.as_deref().unwrap_or_default(), 500, "/reason");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let timers = REMIND_HOURS.map(|n| format!("remind_{n}h"));
         let timers = timers.into_iter().chain(["start".into(), "complete".into()]);
@@ -449,8 +461,12 @@ impl Step<'_> {
         rating: u8,
         comment: Option<String>,
     ) -> Result<Decision<Booking>, Rejection> {
-        if by == Party::Provider {
+        if by != Party::Consumer {
             return Err(Rejection::ConsumerOnly);
+        }
+        // Older releases let people book themselves.
+        if self.agreed.consumer_id == self.agreed.provider_owner_id {
+            return Err(Rejection::OwnBooking);
         }
         match self.state.status {
             Status::Completed => {}
@@ -463,7 +479,7 @@ impl Step<'_> {
         }
         let mut check = Check::default();
         check.that((1..=5).contains(&rating), "/rating", "must be 1 to 5");
-        check.length(comment.as_deref().unwrap_or_default(), 0, 2_000, "/comment");
+        check.text(comment.as_deref().unwrap_or_default(), 2_000, "/comment");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let booking_id = self.cx.key.into();
         let record = provider::Command::RecordReview { booking_id, stars: rating };
@@ -478,7 +494,12 @@ impl Step<'_> {
         }
         match self.state.status {
             Status::Confirmed | Status::InProgress | Status::Completed
-                if self.cx.now >= self.agreed.starts_at => {}
+                if self.cx.now >= self.agreed.starts_at =>
+            {
+                if self.cx.now > later(self.agreed.ends_at, NO_SHOW_MINUTES) {
+                    return Err(Rejection::TooLate);
+                }
+            }
             Status::Pending | Status::Confirmed | Status::InProgress | Status::Completed => {
                 return Err(Rejection::NotStarted);
             }

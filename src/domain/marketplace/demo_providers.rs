@@ -206,6 +206,7 @@ mod tests {
             let today = date(2026, 10, 19).checked_add(offset.days()).unwrap();
             let now = today.at(23, 59, 0, 0).to_zoned(tz.clone()).unwrap().timestamp();
             let criteria = Criteria {
+                consumer_id: None,
                 service: Service::Haircut,
                 place: place.clone(),
                 when: tomorrow_at_5_pm(now),
@@ -214,7 +215,9 @@ mod tests {
             let mut all = enrolled();
             let candidates = all
                 .iter()
-                .map(|(p, profile, standing)| candidate(&p.key, profile, standing, vec![]))
+                .map(|(p, profile, standing)| {
+                    candidate((&p.key, "demo"), profile, standing, vec![])
+                })
                 .collect();
             let ranked = rank(&criteria, candidates, now);
             assert!(ranked.len() <= MAX_RANKED);

@@ -23,6 +23,9 @@ pub const MAX_RANKED: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Criteria {
+    /// Who asks: nobody is matched with themselves. Runs that an older release asked for do not say.
+    #[serde(default)]
+    pub consumer_id: Option<String>,
     pub service: Service,
     pub place: Place,
     pub when: When,
@@ -33,6 +36,7 @@ pub struct Criteria {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub provider_id: String,
+    pub owner_id: String,
     pub profile: Profile,
     pub rating: f64,
     pub reviews: u32,
@@ -46,6 +50,7 @@ impl Candidate {
     pub fn from_row(row: &Value, busy: Vec<Span>) -> Option<Self> {
         Some(Self {
             provider_id: row.get("id")?.as_str()?.into(),
+            owner_id: row.get("owner_id")?.as_str()?.into(),
             profile: Profile::deserialize(row.get("profile")?).ok()?,
             rating: row.get("rating")?.as_f64()?,
             reviews: u32::try_from(row.get("reviews")?.as_u64()?).ok()?,
@@ -108,7 +113,7 @@ pub struct Matches {
 }
 
 /// The best candidates first, at most [`MAX_RANKED`]; equal totals in the order of their ids. Who does not offer the
-/// service or does not come that far is left out.
+/// service, does not come that far, or asks themselves is left out.
 pub fn rank(request: &Criteria, candidates: Vec<Candidate>, now: Timestamp) -> Vec<Scored> {
     let mut scored: Vec<Scored> =
         candidates.iter().filter_map(|candidate| score(request, candidate, now)).collect();
@@ -120,6 +125,9 @@ pub fn rank(request: &Criteria, candidates: Vec<Candidate>, now: Timestamp) -> V
 }
 
 fn score(request: &Criteria, candidate: &Candidate, now: Timestamp) -> Option<Scored> {
+    if request.consumer_id.as_ref() == Some(&candidate.owner_id) {
+        return None;
+    }
     let profile = &candidate.profile;
     let place = profile.services.iter().position(|o| o.service == request.service)?;
     let offering = &profile.services[place];
@@ -208,13 +216,14 @@ fn rating(mean: f64, reviews: u32) -> f64 {
 
 /// Standing as the score sees it, for callers that hold a provider's state and not its row.
 pub fn candidate(
-    provider_id: &str,
+    (provider_id, owner_id): (&str, &str),
     profile: &Profile,
     standing: &Standing,
     busy: Vec<Span>,
 ) -> Candidate {
     Candidate {
         provider_id: provider_id.into(),
+        owner_id: owner_id.into(),
         profile: profile.clone(),
         rating: standing.rating,
         reviews: standing.reviews,
@@ -231,6 +240,7 @@ mod tests {
 
     fn criteria() -> Criteria {
         Criteria {
+            consumer_id: Some("alice".into()),
             service: Service::Haircut,
             place: alexanderplatz(),
             when: five_pm(),
@@ -241,6 +251,7 @@ mod tests {
     fn somebody(id: &str, change: impl FnOnce(&mut Candidate)) -> Candidate {
         let mut somebody = Candidate {
             provider_id: id.into(),
+            owner_id: "mirela".into(),
             profile: profile(),
             rating: 4.5,
             reviews: 30,
@@ -318,6 +329,17 @@ mod tests {
         let far = somebody("prv_1", |c| c.profile.base.latitude = 52.7);
         let other = somebody("prv_2", |c| c.profile.services[0].service = Service::Cleaning);
         assert_eq!(rank(&criteria(), vec![far, other], at(NOW)), []);
+    }
+
+    #[test]
+    fn nobody_is_matched_with_themselves() {
+        let own = || vec![somebody("prv_1", |c| c.owner_id = "alice".into())];
+        assert_eq!(rank(&criteria(), own(), at(NOW)), []);
+        // A run that an older release asked for.
+        let mut old = crate::kernel::entity::to_value(&criteria());
+        old.as_object_mut().unwrap().remove("consumer_id");
+        let old: Criteria = serde_json::from_value(old).unwrap();
+        assert_eq!(rank(&old, own(), at(NOW)).len(), 1);
     }
 
     #[test]

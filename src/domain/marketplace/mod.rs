@@ -19,6 +19,7 @@ pub mod language;
 pub mod money;
 pub mod places;
 pub mod service;
+pub mod zones;
 
 // What a provider offers, when it is free, what it asks for, and how well that fits.
 pub mod matching;

@@ -53,7 +53,7 @@ pub enum OfferStatus {
     /// The request went another way.
     Withdrawn,
     Expired,
-    /// The provider's time has gone to somebody else.
+    /// The provider's time has gone to somebody else, or the provider does not offer it any more.
     Unavailable,
 }
 

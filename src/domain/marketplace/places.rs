@@ -44,6 +44,11 @@ pub fn find(text: &str, home: &str) -> Option<Place> {
     find_in(&tokens(text), home).map(|(place, _)| place)
 }
 
+/// Where the known places are, and their zones.
+pub(super) fn spots() -> impl Iterator<Item = ((f64, f64), &'static str)> {
+    INDEX.spots.iter().map(|spot| (spot.at, spot.zone))
+}
+
 struct Spot {
     name: &'static str,
     /// Of a neighbourhood; a city's own name otherwise.

@@ -8,6 +8,7 @@ use crate::domain::marketplace::places::distance_km;
 use crate::domain::marketplace::pricing::NoQuote;
 use crate::domain::marketplace::profile::Profile;
 use crate::domain::marketplace::schedule::{Span, later};
+use crate::domain::marketplace::service::Service;
 
 /// How long an offer stands, unless it would start sooner.
 pub const OFFER_TTL_MINUTES: i64 = 30;
@@ -18,6 +19,37 @@ pub struct Terms {
     pub slot: Span,
     pub expires_at: Timestamp,
     pub message: String,
+}
+
+/// What an offer says, as far as the provider's profile has a word in it.
+#[derive(Debug)]
+pub struct Promise<'a> {
+    pub service: Service,
+    /// Latitude and longitude.
+    pub at: (f64, f64),
+    pub price: &'a Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+}
+
+impl Promise<'_> {
+    /// Whether the agent could still make this offer: the provider may have changed hours, days off, services, prices,
+    /// notice or area since. What is booked is not asked here.
+    pub fn stands(&self, profile: &Profile) -> bool {
+        let Some(offering) = profile.offering(self.service) else { return false };
+        let floor = offering.floor_price(profile.max_discount_percent);
+        let asked = self.price;
+        let base = (profile.base.latitude, profile.base.longitude);
+        // Of an offer that ends with its start the notice was short, and half an hour is allowed.
+        let notice = i64::from(profile.minimum_notice_minutes);
+        self.slot == Span::new(self.slot.starts_at, offering.duration_minutes.into())
+            && asked.currency == floor.currency
+            && (floor.amount_minor..=offering.list_price().amount_minor)
+                .contains(&asked.amount_minor)
+            && distance_km(base, self.at) <= profile.radius_km
+            && self.slot.starts_at >= later(self.expires_at, notice - OFFER_TTL_MINUTES)
+            && profile.calendar(&[]).is_open(&self.slot)
+    }
 }
 
 /// The first free slot in the asked window at the best price the budget needs, or the first reason why not.

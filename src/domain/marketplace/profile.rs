@@ -11,6 +11,7 @@ use crate::domain::marketplace::pricing::Offering;
 use crate::domain::marketplace::rejection::Check;
 use crate::domain::marketplace::schedule::{Calendar, Span, Weekly};
 use crate::domain::marketplace::service::Service;
+use crate::domain::marketplace::zones;
 
 /// Where a provider starts from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,16 +101,16 @@ impl Profile {
 
     /// Every rule a profile keeps; pointers are relative to the profile.
     pub fn check(&self, check: &mut Check) {
-        check.length(self.name.trim(), 1, 80, "/name");
-        check.length(&self.bio, 0, 2_000, "/bio");
+        check.name(&self.name, 1, 80, "/name");
+        check.text(&self.bio, 2_000, "/bio");
         check.that(self.languages.len() <= 10, "/languages", "at most 10");
         for (n, language) in self.languages.iter().enumerate() {
-            check.length(language, 2, 35, &format!("/languages/{n}"));
+            check.name(language, 2, 35, &format!("/languages/{n}"));
         }
         self.check_services(check);
         let base = &self.base;
-        check.length(&base.city, 1, 120, "/base/city");
-        check.length(&base.country, 2, 60, "/base/country");
+        check.name(&base.city, 1, 120, "/base/city");
+        check.name(&base.country, 2, 60, "/base/country");
         check.coordinates(base.latitude, base.longitude, "/base");
         check.zone(&base.time_zone, "/base/time_zone");
         check.that((0.5..=200.0).contains(&self.radius_km), "/radius_km", "must be 0.5 to 200");
@@ -121,6 +122,16 @@ impl Profile {
             "at most 14 days",
         );
         check.that(self.max_discount_percent <= 80, "/max_discount_percent", "at most 80");
+    }
+
+    /// The rule of a base that is new: what once was taken stays.
+    pub fn check_zone(&self, now: Timestamp, check: &mut Check) {
+        let Base { latitude, longitude, time_zone, .. } = &self.base;
+        check.that(
+            zones::fits(time_zone, (*latitude, *longitude), now),
+            "/base/time_zone",
+            format!("{time_zone} is not the time at this latitude and longitude"),
+        );
     }
 
     fn check_services(&self, check: &mut Check) {

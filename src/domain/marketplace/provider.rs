@@ -1,7 +1,8 @@
 //! A provider and its agent: profile, calendar, and the answers to leads around the clock.
 //!
 //! The calendar has one owner, this entity, which decides one command at a time. That is what makes a double booking
-//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides.
+//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides, on the profile as it is then. Offers that a changed
+//! profile does not allow are withdrawn with the change.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use crate::domain::marketplace::booking::{self, Booking};
 use crate::domain::marketplace::money::Money;
 use crate::domain::marketplace::offer::{Decline, Lead, Offer, OfferStatus};
 use crate::domain::marketplace::places::Place;
-use crate::domain::marketplace::policy::{self, Terms};
+use crate::domain::marketplace::policy::{self, Promise, Terms};
 use crate::domain::marketplace::profile::{
     Profile, ProfilePatch, ProviderCard, Standing, provider_json,
 };
@@ -22,8 +23,11 @@ use crate::domain::marketplace::service::Service;
 use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow};
 use crate::kernel::error::ErrorCode;
 
+mod steps;
 #[cfg(test)]
 mod tests;
+
+use steps::{consider_lead, enroll, hold_slot, release_slot, update};
 
 /// Offers beyond these are forgotten (the one that expires first goes): holding their time works all the same.
 pub const MAX_OPEN_OFFERS: usize = 200;
@@ -101,13 +105,34 @@ pub enum Event {
     ReviewRecorded { booking_id: String, stars: u8, at: Timestamp },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenOffer {
     pub id: String,
     pub request_id: String,
     pub price: Money,
     pub slot: Span,
     pub expires_at: Timestamp,
+    /// Older releases did not write it down.
+    #[serde(default)]
+    pub job: Option<Job>,
+}
+
+/// What an offer is for, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub service: Service,
+    pub latitude: f64,
+    pub longitude: f64,
+}
+
+impl OpenOffer {
+    /// An offer of which too little is known does not stand.
+    fn stands(&self, profile: &Profile) -> bool {
+        self.job.is_some_and(|Job { service, latitude, longitude }| {
+            let (price, slot, expires_at) = (&self.price, self.slot, self.expires_at);
+            Promise { service, at: (latitude, longitude), price, slot, expires_at }.stands(profile)
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +183,9 @@ pub enum Rejection {
     AlreadyEnrolled,
     #[error("the profile has changed: it is at version {current}")]
     VersionMismatch { current: u64 },
+    /// The database's word: what is in the calendar says otherwise than this entity.
+    #[error("the provider's time has been taken")]
+    SlotTaken,
     #[error("{}", summary(errors))]
     Invalid { errors: Vec<FieldError> },
 }
@@ -167,7 +195,9 @@ impl crate::kernel::entity::Rejection for Rejection {
         match self {
             Self::NotFound => ErrorCode::NotFound,
             Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
-            Self::AlreadyEnrolled | Self::VersionMismatch { .. } => ErrorCode::Conflict,
+            Self::AlreadyEnrolled | Self::VersionMismatch { .. } | Self::SlotTaken => {
+                ErrorCode::Conflict
+            }
             Self::Invalid { .. } => ErrorCode::Rejected,
         }
     }
@@ -179,6 +209,7 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::InternalOnly => "internal_only",
             Self::AlreadyEnrolled => "already_enrolled",
             Self::VersionMismatch { .. } => "version_mismatch",
+            Self::SlotTaken => "slot_taken",
             Self::Invalid { .. } => "invalid",
         }
     }
@@ -322,6 +353,11 @@ impl Entity for Provider {
         }
         rows
     }
+
+    /// Two bookings of one provider at the same time.
+    fn constraint_violated(constraint: &str) -> Option<Rejection> {
+        (constraint == "calendar_provider_id_during_excl").then_some(Rejection::SlotTaken)
+    }
 }
 
 fn is_internal(command: &Command) -> bool {
@@ -357,196 +393,4 @@ fn changed(state: &State, event: Event, cx: &DecideCx<'_>) -> Decision<Provider>
     let mut next = state.clone();
     Provider::evolve(&mut next, &event);
     shown(cx.key, &next).event(event)
-}
-
-fn enroll(
-    state: &State,
-    owner_id: String,
-    profile: Profile,
-    standing: Option<Standing>,
-    cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
-    if !cx.caller.may_act_for(&owner_id) {
-        return Err(Rejection::NotYours);
-    }
-    if standing.is_some() && *cx.caller != Caller::Runtime {
-        return Err(Rejection::InternalOnly);
-    }
-    check(&profile, "/profile")?;
-    let standing = standing.unwrap_or_default();
-    Ok(changed(state, Event::Enrolled { owner_id, profile, standing, at: cx.now }, cx))
-}
-
-fn update(
-    state: &State,
-    profile: &Profile,
-    patch: ProfilePatch,
-    expected_version: Option<u64>,
-    cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
-    if !cx.caller.may_act_for(&state.owner_id) {
-        return Err(Rejection::NotYours);
-    }
-    if expected_version.is_some_and(|expected| expected != state.version) {
-        return Err(Rejection::VersionMismatch { current: state.version });
-    }
-    let new = patch.apply(profile);
-    check(&new, "")?;
-    if new == *profile {
-        return Ok(shown(cx.key, state));
-    }
-    Ok(changed(state, Event::Updated { profile: new, at: cx.now }, cx))
-}
-
-fn check(profile: &Profile, pointer: &str) -> Result<(), Rejection> {
-    let mut check = Check::default();
-    profile.check(&mut check);
-    for error in &mut check.errors {
-        error.pointer.insert_str(0, pointer);
-    }
-    check.finish(|errors| Rejection::Invalid { errors })
-}
-
-fn consider_lead(
-    state: &State,
-    profile: &Profile,
-    lead: Lead,
-    cx: &DecideCx<'_>,
-) -> Decision<Provider> {
-    let decision = Decision::reply(Reply::Done)
-        .event(Event::LeadReceived { request_id: lead.request_id.clone(), at: cx.now });
-    match policy::consider(profile, &state.busy(), &lead, cx.now) {
-        Ok(Terms { price, slot, expires_at, message }) => {
-            let id = cx.ids.mint("off");
-            let offer = Offer {
-                id: id.clone(),
-                provider: ProviderCard::new(cx.key, profile, &state.standing),
-                price: price.clone(),
-                starts_at: slot.starts_at,
-                ends_at: slot.ends_at,
-                message,
-                score: lead.score,
-                status: OfferStatus::Open,
-                created_at: cx.now,
-                expires_at,
-            };
-            let open =
-                OpenOffer { id, request_id: lead.request_id.clone(), price, slot, expires_at };
-            decision
-                .event(Event::OfferMade { offer: open, at: cx.now })
-                .effect(to_request(lead.request_id, request::Command::ReceiveOffer { offer }))
-        }
-        Err(decline) => {
-            let request_id = lead.request_id.clone();
-            let provider_id = cx.key.into();
-            let answer = request::Command::ReceiveDecline { provider_id, decline: decline.clone() };
-            decision
-                .event(Event::LeadDeclined { request_id, decline, at: cx.now })
-                .effect(to_request(lead.request_id, answer))
-        }
-    }
-}
-
-fn to_request(request_id: String, command: request::Command) -> Effect {
-    Effect::send::<Request>(request_id, &command)
-}
-
-fn hold_slot(
-    state: &State,
-    profile: &Profile,
-    hold: Hold,
-    cx: &DecideCx<'_>,
-) -> Decision<Provider> {
-    let slot = Span { starts_at: hold.starts_at, ends_at: hold.ends_at };
-    let refusal = if state.held(&hold.booking_id).is_some() {
-        // Asked again: the booking is told again, and answers the request again.
-        return Decision::reply(Reply::Done).effect(confirmation(state, profile, hold, cx));
-    } else {
-        refusal(state, profile, &hold, &slot, cx.now)
-    };
-    if let Some(reason) = refusal {
-        let Hold { offer_id, booking_id, request_id, .. } = hold;
-        let refused = request::Command::HoldRefused { offer_id, booking_id, reason: reason.into() };
-        return Decision::reply(Reply::Done).effect(to_request(request_id, refused));
-    }
-    let taken = slot.with_travel();
-    let impossible = state
-        .offers
-        .iter()
-        .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
-        .map(|offer| {
-            let offer_id = offer.id.clone();
-            to_request(offer.request_id.clone(), request::Command::WithdrawOffer { offer_id })
-        })
-        .collect::<Vec<_>>();
-    let held = Event::SlotHeld {
-        booking_id: hold.booking_id.clone(),
-        offer_id: hold.offer_id.clone(),
-        slot,
-        at: cx.now,
-    };
-    Decision::reply(Reply::Done)
-        .event(held)
-        .effect(confirmation(state, profile, hold, cx))
-        .effects(impossible)
-}
-
-/// Why these terms cannot be kept.
-fn refusal(
-    state: &State,
-    profile: &Profile,
-    hold: &Hold,
-    slot: &Span,
-    now: Timestamp,
-) -> Option<&'static str> {
-    let floor = profile
-        .offering(hold.service)
-        .map(|offering| offering.floor_price(profile.max_discount_percent));
-    if slot.starts_at <= now || now > later(hold.expires_at, ACCEPTANCE_GRACE_MINUTES) {
-        Some("offer_expired")
-    } else if !profile.calendar(&state.busy()).is_free(slot) {
-        Some("slot_taken")
-    } else if state.holds.iter().filter(|held| held.slot.ends_at > now).count() >= MAX_HOLDS {
-        Some("calendar_full")
-    } else if state.offers.iter().any(|offer| offer.id == hold.offer_id) {
-        // An offer that stands keeps its price, whatever the profile says by now.
-        None
-    } else if floor.is_none_or(|floor| hold.price.amount_minor < floor.amount_minor) {
-        Some("offer_unknown")
-    } else {
-        None
-    }
-}
-
-fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>) -> Effect {
-    let agreed = booking::Agreed {
-        request_id: hold.request_id,
-        offer_id: hold.offer_id,
-        consumer_id: hold.consumer_id,
-        provider: ProviderCard::new(cx.key, profile, &state.standing),
-        provider_owner_id: state.owner_id.clone(),
-        service: hold.service,
-        details: hold.details,
-        place: hold.place,
-        price: hold.price,
-        starts_at: hold.starts_at,
-        ends_at: hold.ends_at,
-    };
-    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed.into()))
-}
-
-fn release_slot(state: &State, booking_id: String, cx: &DecideCx<'_>) -> Decision<Provider> {
-    let decision = Decision::reply(Reply::Done);
-    let Some(held) = state.held(&booking_id) else { return decision };
-    let released =
-        Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
-    let decision = decision.event(released);
-    match cx.caller {
-        // The booking knows.
-        Caller::Entity { kind, .. } if kind == Booking::KIND => decision,
-        _ => {
-            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
-            decision.effect(Effect::send::<Booking>(booking_id, &command))
-        }
-    }
 }

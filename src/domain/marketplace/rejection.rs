@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::marketplace::money::Money;
 use crate::domain::marketplace::places::Place;
+use crate::kernel::text::{must_not_contain, wrong_in_name, wrong_in_text};
 
 /// One wrong field. `pointer` is a JSON pointer into the command's body (`/when/latest`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,27 @@ impl Check {
         self.that(!text.contains('\0'), pointer, "must not contain NUL");
     }
 
+    /// What people see of each other on one line. Spaces around it do not count.
+    pub fn name(&mut self, name: &str, min: usize, max: usize, pointer: &str) {
+        let (n, all) = (name.trim().chars().count(), name.chars().count());
+        self.that(n >= min && all <= max, pointer, format!("must have {min} to {max} characters"));
+        if let Some(c) = wrong_in_name(name) {
+            self.that(false, pointer, must_not_contain(c));
+        }
+    }
+
+    /// What people read from each other, of several lines.
+    pub fn text(&mut self, text: &str, max: usize, pointer: &str) {
+        self.that(
+            text.chars().count() <= max,
+            pointer,
+            format!("must have at most {max} characters"),
+        );
+        if let Some(c) = wrong_in_text(text) {
+            self.that(false, pointer, must_not_contain(c));
+        }
+    }
+
     pub fn money(&mut self, money: &Money, pointer: &str) {
         self.that(
             (1..=1_000_000_000).contains(&money.amount_minor),
@@ -64,9 +86,9 @@ impl Check {
 
     pub fn place(&mut self, place: &Place, pointer: &str) {
         self.coordinates(place.latitude, place.longitude, pointer);
-        self.length(&place.name, 1, 120, &format!("{pointer}/name"));
-        self.length(&place.city, 0, 120, &format!("{pointer}/city"));
-        self.length(&place.country, 0, 60, &format!("{pointer}/country"));
+        self.name(&place.name, 1, 120, &format!("{pointer}/name"));
+        self.name(&place.city, 0, 120, &format!("{pointer}/city"));
+        self.name(&place.country, 0, 60, &format!("{pointer}/country"));
         self.zone(&place.time_zone, &format!("{pointer}/time_zone"));
     }
 

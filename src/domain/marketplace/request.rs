@@ -29,19 +29,23 @@ use crate::domain::marketplace::session::{self, OfferSummary, Progress, Session}
 use crate::domain::marketplace::user::User;
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
 
+mod draft;
 mod rejection;
+mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use rejection::Rejection;
+pub use state::{Acceptance, Answer, AskedProvider, State, Status};
 pub use view::request_json;
 
+use draft::Draft;
 use steps::{
-    Draft, abandon, accept, await_acceptance, cancel, confirm, create, decline_offer, end_offer,
-    expire, match_failed, overdue, picked, receive_decline, receive_offer, refuse_acceptance,
-    retry_match, take_matches,
+    abandon, accept, await_acceptance, cancel, confirm, create, decline_offer, end_offer, expire,
+    match_failed, overdue, picked, receive_decline, receive_offer, refuse_acceptance, retry_match,
+    take_matches,
 };
 
 /// How many of the best candidates are asked. Bounds leads and offers of the state too.
@@ -111,6 +115,8 @@ pub enum Command {
     },
     WithdrawOffer {
         offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
     },
     HoldRefused {
         offer_id: String,
@@ -178,9 +184,12 @@ pub enum Event {
         offer_id: String,
         at: Timestamp,
     },
-    /// The provider's time has gone to somebody else before this offer was accepted.
+    /// The provider's time has gone to somebody else before this offer was accepted, or the provider does not offer it
+    /// any more: `reason` is `slot_taken`, which older releases did not write down, or `offer_withdrawn`.
     OfferWithdrawn {
         offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
         at: Timestamp,
     },
     AcceptanceStarted {
@@ -215,110 +224,6 @@ pub enum Event {
         reason: String,
         at: Timestamp,
     },
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    #[default]
-    Matching,
-    Open,
-    Accepting,
-    Booked,
-    Cancelled,
-    Expired,
-    Unmatched,
-}
-
-impl Status {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Matching => "matching",
-            Self::Open => "open",
-            Self::Accepting => "accepting",
-            Self::Booked => "booked",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::Unmatched => "unmatched",
-        }
-    }
-
-    /// Offers may still come.
-    pub fn is_searching(self) -> bool {
-        matches!(self, Self::Matching | Self::Open)
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Answer {
-    Pending,
-    Offered,
-    Declined(Decline),
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AskedProvider {
-    pub provider_id: String,
-    pub answer: Answer,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Acceptance {
-    pub offer_id: String,
-    pub booking_id: String,
-    pub tries: u8,
-}
-
-/// Bounded by [`MAX_LEADS`]: each lead brings at most one offer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    pub asked: Option<Asked>,
-    pub status: Status,
-    pub leads: Vec<AskedProvider>,
-    pub offers: Vec<Offer>,
-    /// While accepting, and of the booked offer.
-    pub acceptance: Option<Acceptance>,
-    /// Why it ended.
-    pub reason: Option<String>,
-    pub match_failures: u8,
-    pub created_at: Option<Timestamp>,
-    pub updated_at: Option<Timestamp>,
-}
-
-impl State {
-    pub fn offer(&self, offer_id: &str) -> Option<&Offer> {
-        self.offers.iter().find(|offer| offer.id == offer_id)
-    }
-
-    fn open_offers(&self) -> impl Iterator<Item = &Offer> {
-        self.offers.iter().filter(|offer| offer.status == OfferStatus::Open)
-    }
-
-    fn pending_leads(&self) -> usize {
-        self.leads.iter().filter(|lead| lead.answer == Answer::Pending).count()
-    }
-
-    fn accepts(&self, booking_id: &str) -> bool {
-        self.acceptance.as_ref().is_some_and(|a| a.booking_id == booking_id)
-    }
-
-    fn booking_of(&self, offer_id: &str) -> Option<&str> {
-        self.acceptance.as_ref().filter(|a| a.offer_id == offer_id).map(|a| a.booking_id.as_str())
-    }
-
-    fn set_offer(&mut self, offer_id: &str, status: OfferStatus) {
-        for offer in self.offers.iter_mut().filter(|offer| offer.id == offer_id) {
-            offer.status = status;
-        }
-    }
-
-    fn close(&mut self, status: Status, open_offers_become: OfferStatus, reason: Option<String>) {
-        self.status = status;
-        self.reason = reason;
-        for offer in self.offers.iter_mut().filter(|offer| offer.status == OfferStatus::Open) {
-            offer.status = open_offers_become;
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -381,9 +286,10 @@ impl Entity for Request {
             Command::ReceiveDecline { provider_id, decline } => {
                 receive_decline(draft, provider_id, decline)
             }
-            Command::WithdrawOffer { offer_id } => {
+            Command::WithdrawOffer { offer_id, reason } => {
                 Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferWithdrawn {
                     offer_id,
+                    reason,
                     at,
                 }))
             }
@@ -434,8 +340,8 @@ impl Entity for Request {
             Event::OfferDeclined { offer_id, .. } => {
                 state.set_offer(offer_id, OfferStatus::Declined);
             }
-            Event::OfferWithdrawn { offer_id, .. } => {
-                state.set_offer(offer_id, OfferStatus::Unavailable);
+            Event::OfferWithdrawn { offer_id, reason, .. } => {
+                state.refuse_offer(offer_id, reason.as_ref());
             }
             Event::AcceptanceStarted { offer_id, booking_id, .. } => {
                 state.status = Status::Accepting;
@@ -450,10 +356,10 @@ impl Entity for Request {
                     acceptance.tries = acceptance.tries.saturating_add(1);
                 }
             }
-            Event::AcceptanceRefused { offer_id, .. } => {
+            Event::AcceptanceRefused { offer_id, reason, .. } => {
                 state.status = Status::Open;
                 state.acceptance = None;
-                state.set_offer(offer_id, OfferStatus::Unavailable);
+                state.refuse_offer(offer_id, Some(reason));
             }
             Event::Booked { offer_id, .. } => {
                 state.set_offer(offer_id, OfferStatus::Accepted);

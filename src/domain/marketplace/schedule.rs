@@ -125,7 +125,7 @@ impl Calendar<'_> {
         if not_before > when.latest {
             return None;
         }
-        let opens = self.opens(&tz, not_before);
+        let opens = self.opens(&tz, not_before, SEARCH_DAYS);
         if when.exact && not_before == when.earliest {
             let wish = Span::new(when.earliest, duration_minutes);
             if self.is_free(&wish) && opens.iter().any(|open| contains(open, &wish)) {
@@ -156,6 +156,13 @@ impl Calendar<'_> {
         !self.busy.iter().any(|busy| busy.with_travel().overlaps(span))
     }
 
+    /// Within open hours from start to end. Bookings are not asked.
+    pub fn is_open(&self, span: &Span) -> bool {
+        let Some(tz) = zone(self.time_zone) else { return false };
+        // The longest work is half a day, so it ends on the next one at the latest.
+        self.opens(&tz, span.starts_at, 2).iter().any(|open| contains(open, span))
+    }
+
     /// Whether the provider works at any time on the local day of `at`.
     pub fn works_on_day_of(&self, at: Timestamp) -> bool {
         let Some(tz) = zone(self.time_zone) else { return false };
@@ -164,12 +171,12 @@ impl Calendar<'_> {
             && self.weekly.get(&Weekday::of(date)).is_some_and(|hours| !hours.is_empty())
     }
 
-    /// Open spans from the local day of `from` on, in order. What closes at midnight and opens at midnight stays open.
-    fn opens(&self, tz: &TimeZone, from: Timestamp) -> Vec<Span> {
+    /// Open spans of so many days from the local one of `from` on, in order. What closes at midnight and opens at midnight stays open.
+    fn opens(&self, tz: &TimeZone, from: Timestamp, days: usize) -> Vec<Span> {
         let first = from.to_zoned(tz.clone()).date();
         let dates = std::iter::successors(Some(first), |date| date.tomorrow().ok());
         let mut opens: Vec<Span> = Vec::new();
-        for date in dates.take(SEARCH_DAYS).filter(|date| !self.days_off.contains(date)) {
+        for date in dates.take(days).filter(|date| !self.days_off.contains(date)) {
             for hours in self.weekly.get(&Weekday::of(date)).into_iter().flatten() {
                 let starts_at = local(tz, date, hours.from_minute);
                 let ends_at = local(tz, date, hours.to_minute);
@@ -233,15 +240,19 @@ mod tests {
         }
 
         fn first_at(&self, now: &str, earliest: &str, latest: &str, exact: bool) -> Option<String> {
-            let calendar = Calendar {
+            let when = When { earliest: at(earliest), latest: at(latest), exact };
+            let first = self.calendar().first_free(&when, 60, at(now));
+            first.map(|span| span.starts_at.to_string())
+        }
+
+        fn calendar(&self) -> Calendar<'_> {
+            Calendar {
                 time_zone: "Europe/Berlin",
                 weekly: &self.weekly,
                 days_off: &self.days_off,
                 minimum_notice_minutes: self.notice,
                 busy: &self.busy,
-            };
-            let when = When { earliest: at(earliest), latest: at(latest), exact };
-            calendar.first_free(&when, 60, at(now)).map(|span| span.starts_at.to_string())
+            }
         }
     }
 
@@ -302,6 +313,26 @@ mod tests {
         assert_eq!(f.first(late, late, false), some(late));
         f.days_off.insert("2026-01-13".parse().unwrap());
         assert_eq!(f.first(late, late, true), None);
+    }
+
+    #[test]
+    fn a_span_is_open_from_its_start_to_its_end() {
+        let mut f = Fixture::nine_to_six();
+        let open = |f: &Fixture, starts_at: &str, minutes: i64| {
+            f.calendar().is_open(&Span::new(at(starts_at), minutes))
+        };
+        assert!(open(&f, "2026-01-12T08:00:00Z", 540));
+        assert!(!open(&f, "2026-01-12T07:59:00Z", 30));
+        assert!(!open(&f, "2026-01-12T16:31:00Z", 30));
+        f.busy.push(Span::new(at("2026-01-12T08:00:00Z"), 60));
+        assert!(open(&f, "2026-01-12T08:00:00Z", 60));
+        f.days_off.insert("2026-01-12".parse().unwrap());
+        assert!(!open(&f, "2026-01-12T08:00:00Z", 60));
+        let hours = vec![Hours { from_minute: 0, to_minute: 1440 }];
+        f.weekly = Weekday::ALL.into_iter().map(|day| (day, hours.clone())).collect();
+        // 18:00 in Berlin until 6:00.
+        assert!(open(&f, "2026-01-13T17:00:00Z", 720));
+        assert!(!open(&f, "2026-01-11T17:00:00Z", 720));
     }
 
     #[test]

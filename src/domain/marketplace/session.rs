@@ -172,9 +172,9 @@ pub enum Event {
         data: Value,
         at: Timestamp,
     },
+    /// Without the data, which is in the topic's history. Older releases wrote it here too.
     Published {
         event: String,
-        data: Value,
     },
     Ended {
         at: Timestamp,
@@ -336,8 +336,8 @@ impl Entity for Session {
             Command::Close { end } => Ok(close(state, end, cx)),
             Command::Publish { event, data } => {
                 internal_only()?;
-                let publish = Effect::publish(&event, data.clone());
-                let published = Event::Published { event, data };
+                let publish = Effect::publish(&event, data);
+                let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }
             Command::RequestProgress { .. } | Command::RequestRefused { .. } if state.ended => {

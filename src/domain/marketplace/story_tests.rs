@@ -9,6 +9,7 @@ use crate::domain::marketplace::booking::{self, Booking};
 use crate::domain::marketplace::demo_providers::demo_providers;
 use crate::domain::marketplace::fixtures::{NOW, at};
 use crate::domain::marketplace::matching::{self, Criteria, Matches, candidate, rank};
+use crate::domain::marketplace::profile::ProfilePatch;
 use crate::domain::marketplace::provider::{self, Provider};
 use crate::domain::marketplace::request::{self, Request};
 use crate::domain::marketplace::session::{self, Session};
@@ -134,7 +135,8 @@ impl World {
             .providers
             .iter()
             .filter_map(|(id, state)| {
-                Some(candidate(id, state.profile.as_ref()?, &state.standing, state.busy()))
+                let whose = (id.as_str(), state.owner_id.as_str());
+                Some(candidate(whose, state.profile.as_ref()?, &state.standing, state.busy()))
             })
             .collect();
         Matches { candidates: rank(&criteria, candidates, self.now) }
@@ -359,6 +361,62 @@ fn of_many_who_want_the_same_time_one_gets_it() {
         world.requests[request].offers.iter().find(|o| o.provider.id != best).unwrap().id.clone();
     world.accept(loser, request, &other).unwrap();
     world.check();
+}
+
+/// The owner changes the profile, or the request is on its way to them while they do.
+fn offer_after(change: ProfilePatch, in_flight: bool) -> (World, String, String) {
+    let mut world = World::new();
+    let request = world.request("alice");
+    let offer = world.requests[&request].offers[0].clone();
+    if in_flight {
+        world.stopped = Some("provider");
+        let accept = request::Command::AcceptOffer { offer_id: offer.id.clone() };
+        world.ask::<Request>(person("alice"), &request, accept).unwrap();
+        world.deliver();
+        world.stopped = None;
+    }
+    let owner = world.providers[&offer.provider.id].owner_id.clone();
+    let update = provider::Command::Update { patch: change, expected_version: None };
+    world.ask::<Provider>(person(&owner), &offer.provider.id, update).unwrap();
+    world.deliver();
+    (world, request, offer.id)
+}
+
+#[test]
+fn an_offer_dies_with_what_it_rests_on() {
+    let holiday = |at: Timestamp| {
+        let day = at.to_zoned(jiff::tz::TimeZone::UTC).date();
+        ProfilePatch { days_off: Some([day].into()), ..Default::default() }
+    };
+    for in_flight in [false, true] {
+        let before = World::new().now + SignedDuration::from_hours(24);
+        let (mut world, request, offer) = offer_after(holiday(before), in_flight);
+        assert_eq!(world.heard("user:alice offer:updated"), 1);
+        let known = world.requests[&request].offer(&offer).unwrap();
+        assert_eq!(known.status, crate::domain::marketplace::offer::OfferStatus::Unavailable);
+        let refused = world.accept("alice", &request, &offer);
+        assert_eq!(refused, Err("offer_withdrawn".into()));
+        assert!(world.bookings.is_empty());
+        // The others stand.
+        let other = world.requests[&request].offers[1].id.clone();
+        world.accept("alice", &request, &other).unwrap();
+        world.check();
+    }
+}
+
+#[test]
+fn nobody_books_themselves() {
+    let mut world = World::new();
+    let request = world.request("alice");
+    let provider = world.requests[&request].offers[0].provider.id.clone();
+    let owner = world.providers[&provider].owner_id.clone();
+    let own = |world: &World, request: &String| {
+        let asked = &world.requests[request].leads;
+        asked.iter().any(|lead| world.providers[&lead.provider_id].owner_id == owner)
+    };
+    assert!(own(&world, &request));
+    let request = world.request(&owner);
+    assert!(!own(&world, &request));
 }
 
 #[test]

@@ -83,9 +83,9 @@ pub mod ntp {
         }
         let text = String::deserialize(deserializer)?;
         let parsed = text.parse().map(NTP64).ok();
-        let parsed = parsed.or_else(|| text.parse().ok().map(to_ntp));
+        let parsed = parsed.or_else(|| as_ntp(text.parse().ok()?));
         parsed.ok_or_else(|| {
-            let expected = "timestamp must be a number of 64 bits as text, or a time of RFC 3339";
+            let expected = "timestamp must be a number of 64 bits as text, or a time of RFC 3339 between 1970 and 2106";
             serde::de::Error::custom(expected)
         })
     }
@@ -99,10 +99,16 @@ pub struct Stamp {
     pub device: DeviceId,
 }
 
-/// Before 1970 it is 1970.
+/// `None`: before 1970, or in 2106, when 32 bits of seconds end.
+fn as_ntp(at: Timestamp) -> Option<NTP64> {
+    let since = Duration::try_from(at.as_duration()).ok()?;
+    (since.as_secs() <= u32::MAX.into()).then(|| NTP64::from(since))
+}
+
+/// The time of our own clock, within what such times can say.
 pub fn to_ntp(at: Timestamp) -> NTP64 {
-    let nanos = u64::try_from(at.as_nanosecond()).unwrap_or_default();
-    NTP64::from(Duration::from_nanos(nanos))
+    let edge = if at < Timestamp::UNIX_EPOCH { 0 } else { u64::MAX };
+    as_ntp(at).unwrap_or(NTP64(edge))
 }
 
 /// Cut to whole milliseconds: for people, not for comparing.
@@ -122,6 +128,7 @@ pub fn tick(last: NTP64, now: NTP64) -> NTP64 {
 /// what its device wrote `before`, has a clock that cannot be believed. It then counts as written when it came: after all
 /// that is there, of which `latest` is the latest.
 pub fn admit(claimed: NTP64, before: NTP64, latest: NTP64, now: NTP64, skew: Duration) -> NTP64 {
+    let skew = skew.min(Duration::from_secs(u32::MAX.into()));
     let bound = now.0.saturating_add(NTP64::from(skew).0);
     if claimed > before && claimed.0 <= bound { claimed } else { tick(latest.max(before), now) }
 }
@@ -136,7 +143,47 @@ mod tests {
 
     thread_local!(static NOW: Cell<u64> = const { Cell::new(0) });
 
+    fn read(text: &str) -> Result<NTP64, String> {
+        #[derive(Deserialize)]
+        struct Read(#[serde(with = "ntp")] NTP64);
+        let read = serde_json::from_value(serde_json::Value::String(text.into()));
+        read.map(|Read(time)| time).map_err(|error| error.to_string())
+    }
+
     proptest! {
+        #[test]
+        fn whatever_time_is_given_is_read_or_refused(
+            seconds in Timestamp::MIN.as_second()..=Timestamp::MAX.as_second(),
+            nanos in 0..1_000_000_000,
+        ) {
+            let Ok(at) = Timestamp::new(seconds, nanos) else { return Ok(()) };
+            let sayable = (0..=i64::from(u32::MAX)).contains(&seconds);
+            let time = read(&at.to_string());
+            prop_assert_eq!(time.is_ok(), sayable, "{} {:?}", at, time);
+            // Our own clock ends where such times end.
+            let ours = to_ntp(at);
+            match time {
+                Ok(time) => {
+                    prop_assert_eq!(ours, time);
+                    let shown = to_timestamp(time).as_millisecond();
+                    prop_assert!((0..=1).contains(&(at.as_millisecond() - shown)), "{} {}", at, shown);
+                }
+                Err(error) => {
+                    prop_assert!(error.contains("between 1970 and 2106"));
+                    prop_assert_eq!(ours.0, if seconds < 0 { 0 } else { u64::MAX });
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_a_device_claims_is_admitted(
+            claimed: u64, before: u64, latest: u64, now: u64, skew_ms: u64,
+        ) {
+            let skew = Duration::from_millis(skew_ms);
+            let time = admit(NTP64(claimed), NTP64(before), NTP64(latest), NTP64(now), skew);
+            prop_assert!(time >= NTP64(before));
+        }
+
         /// uhlc's clock and ours are one.
         #[test]
         fn a_tick_is_that_of_uhlc(steps in proptest::collection::vec(0..1_u64 << 40, 1..50)) {
@@ -191,7 +238,20 @@ mod tests {
     fn times_are_shown_to_people() {
         let at: Timestamp = "2026-01-12T08:00:00.250Z".parse().unwrap();
         assert_eq!(to_timestamp(to_ntp(at)), at);
+        for (at, sayable) in [
+            ("-009999-01-02T01:59:59Z", false),
+            ("1969-12-31T23:59:59.999999999Z", false),
+            ("1970-01-01T00:00:00Z", true),
+            ("2106-02-07T06:28:15.999999999Z", true),
+            ("2106-02-07T06:28:16Z", false),
+            ("2200-01-01T00:00:00Z", false),
+            ("2554-07-21T23:34:34Z", false),
+            ("9999-12-30T22:00:00.999999999Z", false),
+        ] {
+            assert_eq!(read(at).is_ok(), sayable, "{at}");
+        }
         assert_eq!(to_ntp(Timestamp::MIN), NTP64(0));
+        assert_eq!(to_ntp(Timestamp::MAX), NTP64(u64::MAX));
         assert!(to_timestamp(NTP64(u64::MAX)) > at);
     }
 }

@@ -2,6 +2,7 @@
 //! have seen the same operations are equal, in whatever order and however often they saw them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -112,10 +113,9 @@ impl ObservedSet {
         self.live.iter().map(|(item, added)| (item.as_str(), added.as_slice()))
     }
 
-    pub fn items_after(&self, item: &str) -> impl Iterator<Item = (&str, &[Added])> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let after = self.live.range::<str, _>((Excluded(item), Unbounded));
-        after.map(|(item, added)| (item.as_str(), added.as_slice()))
+    pub fn items_from(&self, from: Bound<&str>) -> impl Iterator<Item = (&str, &[Added])> {
+        let items = self.live.range::<str, _>((from, Bound::Unbounded));
+        items.map(|(item, added)| (item.as_str(), added.as_slice()))
     }
 
     /// Empty: it is not in the set.

@@ -106,6 +106,11 @@ impl Platforms {
         }
     }
 
+    /// Whether any device could be sent there.
+    pub fn has_link(&self, availability: &Availability) -> bool {
+        self.links(availability, DeviceType::Web).is_some()
+    }
+
     /// The ways to watch it on a device, best first: what the person prefers; what costs nothing more; what is as
     /// good as it was wished for.
     pub fn choose(
@@ -245,6 +250,16 @@ mod tests {
         assert!(links(&own, DeviceType::Ios).0.starts_with("nflx://"));
         let unknown = json!({"platform": "cinema", "web_url": "https://n.example/1"});
         assert_eq!(links(&unknown, DeviceType::Ios), (url(), url()));
+    }
+
+    #[test]
+    fn a_way_without_a_link_is_known_as_such() {
+        let has_link = |way: Value| Platforms::default().has_link(&available(&[way])[0]);
+        assert!(has_link(json!({"platform": "netflix"})));
+        assert!(!has_link(json!({"platform": "cinema"})));
+        assert!(has_link(json!({"platform": "cinema", "web_url": "https://n.example/1"})));
+        let no_id = json!({"platform": "netflix", "platform_content_id": null});
+        assert!(!has_link(no_id));
     }
 
     #[test]

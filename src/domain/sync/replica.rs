@@ -1,7 +1,7 @@
 //! What operations add up to. Also on devices: `clients/typescript` has the same, held to the same vectors.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Bound::{Included, Unbounded};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,34 @@ pub struct Entry {
     pub change: Change,
 }
 
+impl Entry {
+    /// Bytes that it has as JSON, at most.
+    fn size(&self) -> usize {
+        let names = match &self.change {
+            Change::WatchlistAdd { content_id, tag } => content_id.len() + tag.len(),
+            Change::PlaybackUpdate { content_id, .. }
+            | Change::CounterUpdate { content_id, .. } => content_id.len(),
+            Change::WatchlistRemove { .. } | Change::Nothing {} => 0,
+        };
+        // Quotes and backslashes are two.
+        256 + 2 * names
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        let (section, content_id, part) = match &self.change {
+            Change::WatchlistAdd { content_id, tag } => {
+                (Section::Watchlist, content_id, Some(tag.clone()))
+            }
+            Change::PlaybackUpdate { content_id, .. } => (Section::Positions, content_id, None),
+            Change::CounterUpdate { content_id, .. } => {
+                (Section::Counters, content_id, Some(self.by.device.to_string()))
+            }
+            Change::WatchlistRemove { .. } | Change::Nothing {} => return None,
+        };
+        Some(Mark { section, content_id: content_id.clone(), part })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Section {
@@ -38,19 +66,31 @@ pub enum Section {
 pub struct Mark {
     pub section: Section,
     pub content_id: String,
+    /// The tag or the device up to which the content's parts were in it; without: all of them.
+    #[serde(default)]
+    pub part: Option<String>,
 }
 
-/// Why a value is what it is.
+/// Why a value is what it is. Of what there may be many of it holds the first ones, and how many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// It is there as long as one addition is.
     pub additions: Vec<Added>,
+    pub additions_total: usize,
     /// Known until every device has seen them.
     pub removals: Vec<(String, Removed)>,
+    pub removals_total: usize,
     /// The latest write, and the best that it won against.
     pub position: Option<Register<Playback>>,
-    /// The sum of what each device counted.
-    pub counter: Option<Counter>,
+    pub counter: Option<Counted>,
+}
+
+/// The sum of what each device counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    pub value: u64,
+    pub shares: Vec<(DeviceId, u64)>,
+    pub shares_total: usize,
 }
 
 impl Replica {
@@ -117,74 +157,92 @@ impl Replica {
         self.shares = self.counters.values().map(|counter| counter.shares.len()).sum();
     }
 
-    /// Entries in order, after the mark, at most `limit` contents.
-    pub fn page(&self, after: Option<&Mark>, limit: usize) -> (Vec<Entry>, Option<Mark>) {
+    /// Entries in order, after the mark: at least one, if there is any, and no more than both limits allow.
+    pub fn page(
+        &self,
+        after: Option<&Mark>,
+        limit: usize,
+        bytes: usize,
+    ) -> (Vec<Entry>, Option<Mark>) {
+        // The mark's own content may have more parts.
         let from = |section: Section| match after {
-            Some(mark) if mark.section == section => Excluded(mark.content_id.as_str()),
+            Some(mark) if mark.section == section => Included(mark.content_id.as_str()),
             _ => Unbounded,
         };
         let wanted = |section: Section| after.is_none_or(|mark| mark.section <= section);
+        let is_new = |section: Section, content_id: &str, part: Option<&str>| {
+            let mark = after.filter(|m| m.section == section && m.content_id == content_id);
+            mark.is_none_or(|mark| mark.part.is_some() && part > mark.part.as_deref())
+        };
         let watchlist = wanted(Section::Watchlist)
-            .then(|| match from(Section::Watchlist) {
-                Excluded(item) => {
-                    Box::new(self.watchlist.items_after(item)) as Box<dyn Iterator<Item = _>>
-                }
-                _ => Box::new(self.watchlist.items()),
-            })
+            .then(|| self.watchlist.items_from(from(Section::Watchlist)))
             .into_iter()
             .flatten()
-            .map(|(content_id, added)| {
-                let add = |added: &Added| Entry {
-                    by: added.stamp,
-                    change: Change::WatchlistAdd {
-                        content_id: content_id.into(),
-                        tag: added.tag.clone(),
-                    },
-                };
-                (Section::Watchlist, content_id, added.iter().map(add).collect::<Vec<_>>())
+            .flat_map(|(content_id, added)| added.iter().map(move |added| (content_id, added)))
+            .filter(|(content_id, added)| is_new(Section::Watchlist, content_id, Some(&added.tag)))
+            .map(|(content_id, added)| Entry {
+                by: added.stamp,
+                change: Change::WatchlistAdd {
+                    content_id: content_id.into(),
+                    tag: added.tag.clone(),
+                },
             });
         let positions = wanted(Section::Positions)
             .then(|| self.positions.range::<str, _>((from(Section::Positions), Unbounded)))
             .into_iter()
             .flatten()
+            .filter(|(content_id, _)| is_new(Section::Positions, content_id, None))
             .map(|(content_id, register)| {
                 let Written { stamp, value } = register.wins.clone();
                 let change =
                     Change::PlaybackUpdate { content_id: content_id.clone(), position: value };
-                (Section::Positions, content_id.as_str(), vec![Entry { by: stamp, change }])
+                Entry { by: stamp, change }
             });
         let counters = wanted(Section::Counters)
             .then(|| self.counters.range::<str, _>((from(Section::Counters), Unbounded)))
             .into_iter()
             .flatten()
-            .map(|(content_id, counter)| {
-                let share = |(device, count): (&DeviceId, &u64)| Entry {
-                    by: Stamp { time: super::clock::NTP64(0), device: *device },
-                    change: Change::CounterUpdate { content_id: content_id.clone(), count: *count },
-                };
-                let shares = counter.shares.iter().map(share).collect();
-                (Section::Counters, content_id.as_str(), shares)
+            .flat_map(|(content_id, counter)| {
+                counter.shares.iter().map(move |(device, count)| (content_id, *device, *count))
+            })
+            // Devices are in the order of their text.
+            .filter(|(content_id, device, _)| {
+                is_new(Section::Counters, content_id, Some(&device.to_string()))
+            })
+            .map(|(content_id, device, count)| Entry {
+                by: Stamp { time: super::clock::NTP64(0), device },
+                change: Change::CounterUpdate { content_id: content_id.clone(), count },
             });
         let mut all = watchlist.chain(positions).chain(counters).peekable();
-        let (mut entries, mut last) = (Vec::new(), None);
-        for (section, content_id, of_it) in all.by_ref().take(limit) {
-            entries.extend(of_it);
-            last = Some((section, content_id));
+        let (mut entries, mut size) = (Vec::new(), 0);
+        while let Some(entry) = all.next_if(|entry: &Entry| {
+            entries.is_empty() || (entries.len() < limit && size + entry.size() <= bytes)
+        }) {
+            size += entry.size();
+            entries.push(entry);
         }
-        let more = all.peek().is_some();
-        let mark = last
-            .filter(|_| more)
-            .map(|(section, content_id)| Mark { section, content_id: content_id.into() });
+        let mark = all.peek().and(entries.last()).and_then(Entry::mark);
         (entries, mark)
     }
 
-    pub fn explain(&self, content_id: &str) -> Explanation {
+    /// With at most `limit` of what there may be many of.
+    pub fn explain(&self, content_id: &str, limit: usize) -> Explanation {
+        let additions = self.watchlist.additions_of(content_id);
         let removals = self.watchlist.removals(content_id);
         Explanation {
-            additions: self.watchlist.additions_of(content_id).to_vec(),
-            removals: removals.map(|(tag, removed)| (tag.to_owned(), removed)).collect(),
+            additions: additions.iter().take(limit).cloned().collect(),
+            additions_total: additions.len(),
+            removals: removals
+                .take(limit)
+                .map(|(tag, removed)| (tag.to_owned(), removed))
+                .collect(),
+            removals_total: self.watchlist.removals(content_id).count(),
             position: self.positions.get(content_id).cloned(),
-            counter: self.counters.get(content_id).cloned(),
+            counter: self.counters.get(content_id).map(|counter| Counted {
+                value: counter.value(),
+                shares: counter.shares.iter().take(limit).map(|(d, n)| (*d, *n)).collect(),
+                shares_total: counter.shares.len(),
+            }),
         }
     }
 }

@@ -19,8 +19,11 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
-/// Contents in one page of the state.
-pub const PAGE: usize = 400;
+/// Entries in one page of the state, and the bytes that they may have.
+const PAGE: usize = 400;
+const PAGE_BYTES: usize = 256 * 1024;
+/// Additions, removals and devices that an explanation names, each.
+const EXPLAINED: usize = 200;
 /// Removed devices that are remembered here. An older one is unknown here, and `device_removed` to whoever registers it:
 /// the device's own actor remembers for ever, and is asked first.
 const MAX_LEFT: usize = 1_000;
@@ -380,7 +383,7 @@ impl Entity for Shared {
                 state.update(device, seen, operations, limits, cx.now)
             }
             Command::Read { after } => {
-                let (entries, next) = state.replica.page(after.as_ref(), PAGE);
+                let (entries, next) = state.replica.page(after.as_ref(), PAGE, PAGE_BYTES);
                 let (offset, stable) = (state.offset, state.stable);
                 Ok(Decision::reply(Reply::Page { entries, next, offset, stable }))
             }
@@ -393,7 +396,7 @@ impl Entity for Shared {
                 Ok(Decision::reply(Reply::Devices(devices)))
             }
             Command::Explain { content_id } => {
-                let explanation = state.replica.explain(&content_id);
+                let explanation = state.replica.explain(&content_id, EXPLAINED);
                 Ok(Decision::reply(Reply::Explained { explanation, stable: state.stable }))
             }
         }

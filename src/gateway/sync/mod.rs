@@ -288,7 +288,8 @@ pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
     });
     let counter = explanation.counter.map(|counter| {
         json!({
-            "value": counter.value(),
+            "value": counter.value,
+            "devices_total": counter.shares_total,
             "devices": counter.shares.iter().map(|(d, n)| (d.to_string(), json!(n))).collect::<Map<_, _>>(),
             "why": "it is the sum of what each device has counted",
         })
@@ -298,7 +299,9 @@ pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
         "watchlist": {
             "present": !additions.is_empty(),
             "additions": additions,
+            "additions_total": explanation.additions_total,
             "removals": removals,
+            "removals_total": explanation.removals_total,
             "stable": stable,
             "why": why,
         },

@@ -14,6 +14,7 @@ use crate::gateway::listening::subscribe::may_publish;
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::{devices, playback, sync};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::text::{must_not_contain, wrong_in_name};
 
 /// Whether [`run`] knows this event.
 pub fn is_command(event: &str) -> bool {
@@ -94,10 +95,12 @@ pub fn unknown(event: &str) -> Problem {
 /// Of `presence:online`.
 pub fn presence_status(data: &Value) -> Outcome<String> {
     let status = optional_text(data, "status")?.unwrap_or("online");
-    if (1..=32).contains(&status.chars().count()) {
-        Ok(status.into())
-    } else {
-        Err(Problem::field("/status", "must have 1 to 32 characters"))
+    if status.trim().is_empty() || status.chars().count() > 32 {
+        return Err(Problem::field("/status", "must have 1 to 32 characters"));
+    }
+    match wrong_in_name(status) {
+        Some(c) => Err(Problem::field("/status", must_not_contain(c))),
+        None => Ok(status.into()),
     }
 }
 

@@ -13,6 +13,21 @@ impl Views {
         self.one("select to_jsonb(s)::text from playback_sessions s where id = $1", id).await
     }
 
+    /// How long a content is, by the last session of this person whose device said so. Of their last 200 sessions.
+    pub async fn duration_of(
+        &self,
+        user_id: &str,
+        content_id: &str,
+    ) -> Result<Option<u64>, ViewError> {
+        let sql = "select duration_ms from
+             (select content_id, duration_ms from playback_sessions
+               where user_id = $1 order by started_at desc, id collate \"C\" desc limit 200) s
+             where content_id = $2 and duration_ms is not null limit 1";
+        let query = sqlx::query_scalar::<_, i64>(sql).bind(user_id).bind(content_id);
+        let duration = query.fetch_optional(&self.pool).await?;
+        Ok(duration.and_then(|ms| u64::try_from(ms).ok()))
+    }
+
     /// Newest first.
     pub async fn playback_sessions_of(
         &self,

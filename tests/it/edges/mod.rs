@@ -1,6 +1,7 @@
 //! The edges from outside: a real node in this process, spoken to over TCP only.
 
 mod app_topics;
+mod bookings;
 mod conformance;
 mod endings;
 mod events;

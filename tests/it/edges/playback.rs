@@ -195,6 +195,52 @@ async fn a_plan_allows_so_many_and_a_session_ends_with_its_device() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_seen_to_its_end_begins_anew() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let phone = register(&alice, 1, "ios", &[]).await;
+    let tv = register(&alice, 2, "roku", &[]).await;
+    let way = json!([{"platform": "tubi", "platform_content_id": "1", "access": "ads"}]);
+    let mut ws = node.ws("alice").await;
+    let mut sequence = 0;
+    let seen = async |ws: &mut Ws, device: &str, sequence: u64, time: &str, payload: Value| {
+        let operation = json!({
+            "sequence": sequence, "timestamp": time, "operation_type": "PlaybackUpdate",
+            "payload": payload,
+        });
+        ws.ok("sync:update", json!({"device_id": device, "operations": [operation]})).await;
+    };
+    let resumes = async |content: &str| {
+        let body = json!({"content_id": content, "device_id": tv});
+        let answer = alice.post("/v1/playback/initiate", &body).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.json()
+    };
+    // The one who wrote last did not say how long it is; the one before did.
+    for content in ["tt1", "tt2", "tt3"] {
+        available(&node, content, way.clone()).await;
+    }
+    for (content, last) in [("tt1", 100_000), ("tt2", 50_000)] {
+        sequence += 1;
+        let payload = json!({"content_id": content, "position_ms": 7, "duration_ms": 100_000});
+        seen(&mut ws, &phone, sequence, &format!("2026-01-12T08:0{sequence}:00Z"), payload).await;
+        let payload = json!({"content_id": content, "position_ms": last});
+        seen(&mut ws, &tv, sequence, &format!("2026-01-12T09:0{sequence}:00Z"), payload).await;
+    }
+    assert_eq!(resumes("tt1").await["resume_position_ms"], Value::Null);
+    assert_eq!(resumes("tt2").await["resume_position_ms"], 50_000);
+    // Only the session said how long it is.
+    let session = resumes("tt3").await["session_id"].clone();
+    let report = json!({
+        "session_id": session, "status": "ended", "position_ms": 100_000, "duration_ms": 100_000,
+    });
+    assert_eq!(alice.post("/v1/playback/report", &report).await.status, 200);
+    let payload = json!({"content_id": "tt3", "position_ms": 100_000});
+    seen(&mut ws, &phone, 3, "2026-01-12T10:00:00Z", payload).await;
+    assert_eq!(resumes("tt3").await["resume_position_ms"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_watches_for_ever() {
     let clock = Clock::manual("2026-01-12T08:00:00Z".parse().unwrap());
     let node = TestNode::with_clock(clock.clone(), |config| {
@@ -334,6 +380,12 @@ async fn what_cannot_be_played_is_said_and_nobody_plays_for_another() {
         (
             r#"{"availability":[{"platform":"x","access":"free","web_url":"http://x.example"}]}"#,
             "/availability/0/web_url",
+        ),
+        // No device could be sent there.
+        (
+            r#"{"availability":[{"platform":"netflix","platform_content_id":"1","access":"free"},
+                {"platform":"x","platform_content_id":"1","access":"free"}]}"#,
+            "/availability/1/platform",
         ),
     ] {
         let answer = put(&operator, body).await;

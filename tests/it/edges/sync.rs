@@ -145,6 +145,10 @@ async fn what_is_wrong_is_said_and_loses_nothing() {
         (json!([add(2, "c", "t"), add(1, "c", "u")]), "/operations"),
         (json!("x"), "/operations"),
         (json!([add(0, "c", "t")]), "/operations/0/sequence"),
+        // Times that no such number can say.
+        (json!([operation(1, "2200-01-01T00:00:00Z", "Nothing", json!({}))]), "/operations/0"),
+        (json!([operation(1, "9999-01-01T00:00:00Z", "Nothing", json!({}))]), "/operations/0"),
+        (json!([operation(1, "-009999-01-02T00:00:00Z", "Nothing", json!({}))]), "/operations/0"),
     ] {
         let body = json!({"device_id": phone, "operations": operations});
         let answer = alice.post("/v1/sync/merge", &body).await;

@@ -129,6 +129,8 @@ fn either_party_cancels_before_the_start() {
     }
     let long = Command::Cancel { reason: Some("x".repeat(501)) };
     booking([]).by_user("alice").when(long).then_rejected("invalid");
+    let tricky = Command::Cancel { reason: Some("ill\u{202E}".into()) };
+    booking([]).by_user("alice").when(tricky).then_rejected("invalid");
 }
 
 #[test]
@@ -162,6 +164,7 @@ fn the_consumer_reviews_what_is_completed() {
 fn reviews_have_rules() {
     let by = |user, it: Given<Booking>| it.by_user(user);
     by("mirela", booking([completed()])).when(review(5)).then_rejected("consumer_only");
+    booking([completed()]).when(review(5)).then_rejected("consumer_only");
     by("alice", booking([started()])).when(review(5)).then_rejected("not_completed");
     by("alice", booking([cancelled_by_alice()])).when(review(5)).then_rejected("booking_cancelled");
     by("alice", booking([missed()])).when(review(5)).then_rejected("no_show");
@@ -180,6 +183,9 @@ fn the_provider_says_when_nobody_came() {
     it.when(no_show()).then([]);
     booking([started()]).by_user("alice").when(no_show()).then_rejected("provider_only");
     booking([]).by_user("mirela").when(no_show()).then_rejected("not_started");
+    let completed_on = |at: Timestamp| booking([completed()]).by_user("mirela").at(at);
+    completed_on(at("2026-01-14T16:45:00Z")).when(no_show()).decision();
+    completed_on(at("2026-01-14T16:45:01Z")).when(no_show()).then_rejected("too_late");
     booking([cancelled_by_alice()])
         .by_user("mirela")
         .when(no_show())
@@ -220,11 +226,15 @@ fn users_cannot_send_what_only_the_system_may() {
     }
 }
 
+/// As older releases allowed.
 #[test]
-fn whoever_books_himself_is_told_once() {
+fn whoever_booked_themselves_is_told_once_and_reviews_nothing() {
     let own = Agreed { provider_owner_id: "alice".into(), ..agreed() };
-    let decision = given::<Booking>([]).at(at(NOW)).when(Command::Confirm(own.into())).decision();
+    let mut it = given::<Booking>([]).at(at(NOW));
+    let decision = it.when(Command::Confirm(own.into())).decision();
     assert_eq!(notified(&decision.effects), ["alice booking:confirmed"]);
+    it.when(Command::Complete).decision();
+    it.by_user("alice").when(review(5)).then_rejected("own_booking");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use crate::domain::marketplace::fixtures::{
     NOW, START, at, eur, five_pm, hold, lead, profile, sent,
 };
 use crate::domain::marketplace::offer::DeclineReason;
-use crate::domain::marketplace::schedule::GRID_MINUTES;
+use crate::domain::marketplace::profile::Base;
+use crate::domain::marketplace::schedule::{self, GRID_MINUTES};
 use crate::kernel::entity::Role;
 use crate::kernel::entity::spec::{Given, given};
 
@@ -37,12 +38,16 @@ fn held(booking_id: &str, starts_at: &str) -> Event {
 }
 
 fn made(id: &str, request_id: &str, starts_at: &str) -> Event {
+    let place = lead().place;
+    let job =
+        Job { service: Service::Haircut, latitude: place.latitude, longitude: place.longitude };
     let offer = OpenOffer {
         id: id.into(),
         request_id: request_id.into(),
         price: eur(5_000),
         slot: Span::new(at(starts_at), 45),
         expires_at: at("2026-01-12T08:30:00Z"),
+        job: Some(job),
     };
     Event::OfferMade { offer, at: at(NOW) }
 }
@@ -93,6 +98,13 @@ mod enrolment {
     #[test]
     fn wrong_fields_are_named() {
         invalid(|p| p.name = " ".into(), "/profile/name");
+        for trick in ["\n", "\u{202E}", "\u{200B}", "\u{2028}", "\u{7}", "\u{FEFF}"] {
+            invalid(|p| p.name = format!("Mirela{trick}"), "/profile/name");
+            invalid(|p| p.base.city.push_str(trick), "/profile/base/city");
+            invalid(|p| p.base.country.push_str(trick), "/profile/base/country");
+        }
+        invalid(|p| p.bio = "\u{202E}".into(), "/profile/bio");
+        invalid(|p| p.bio = "a\tb".into(), "/profile/bio");
         invalid(|p| p.bio = "x".repeat(2_001), "/profile/bio");
         invalid(|p| p.languages = vec!["x".into()], "/profile/languages/0");
         invalid(|p| p.services.clear(), "/profile/services");
@@ -101,6 +113,8 @@ mod enrolment {
         invalid(|p| p.services[0].duration_minutes = 0, "/profile/services/0/duration_minutes");
         invalid(|p| p.base.latitude = f64::NAN, "/profile/base/latitude");
         invalid(|p| p.base.time_zone = "Mars/Olympus".into(), "/profile/base/time_zone");
+        invalid(|p| p.base.time_zone = "America/New_York".into(), "/profile/base/time_zone");
+        invalid(|p| p.base.longitude = -74.0, "/profile/base/time_zone");
         invalid(|p| p.radius_km = 0.0, "/profile/radius_km");
         invalid(|p| p.max_discount_percent = 81, "/profile/max_discount_percent");
         invalid(|p| p.minimum_notice_minutes = 20_161, "/profile/minimum_notice_minutes");
@@ -131,6 +145,19 @@ mod enrolment {
         it.when(update(f64::NAN, None)).then_rejected("invalid");
         it.by_user("bob").when(update(1.0, None)).then_rejected("not_yours");
         provider([]).by_user("mirela").when(update(1.0, None)).then_rejected("not_found");
+    }
+
+    #[test]
+    fn a_base_that_was_taken_stays_until_it_changes() {
+        let mut it = provider([enrolled()]).by_user("mirela");
+        it.state.profile.as_mut().unwrap().base.time_zone = "America/New_York".into();
+        let base = it.state.profile.as_ref().unwrap().base.clone();
+        let update = |patch| Command::Update { patch, expected_version: None };
+        let bio = ProfilePatch { bio: Some("Two\nlines.".into()), ..ProfilePatch::default() };
+        it.when(update(bio)).decision();
+        let moved = Base { latitude: base.latitude + 0.01, ..base };
+        let base = ProfilePatch { base: Some(moved), ..ProfilePatch::default() };
+        it.when(update(base)).then_rejected("invalid");
     }
 
     #[test]
@@ -269,6 +296,160 @@ mod leads {
     }
 }
 
+/// What happens to standing offers when the provider changes.
+mod changes {
+    use super::*;
+    use crate::domain::marketplace::schedule::{Hours, Weekday};
+
+    /// Everything that an offer rests on, changed against it.
+    fn against() -> Vec<(&'static str, ProfilePatch)> {
+        let patch = ProfilePatch::default;
+        let with = |change: &dyn Fn(&mut Profile)| {
+            let mut changed = profile();
+            change(&mut changed);
+            changed
+        };
+        let services = |change: &dyn Fn(&mut Profile)| Some(with(change).services);
+        vec![
+            ("hours", ProfilePatch { weekly: Some([].into()), ..patch() }),
+            (
+                "shorter hours",
+                ProfilePatch {
+                    weekly: Some(
+                        [(Weekday::Tuesday, vec![Hours { from_minute: 540, to_minute: 1_060 }])]
+                            .into(),
+                    ),
+                    ..patch()
+                },
+            ),
+            (
+                "day off",
+                ProfilePatch { days_off: Some(["2026-01-13".parse().unwrap()].into()), ..patch() },
+            ),
+            (
+                "zone",
+                ProfilePatch {
+                    base: Some(with(&|p| p.base.time_zone = "Europe/Moscow".into()).base),
+                    weekly: Some(
+                        [(Weekday::Tuesday, vec![Hours { from_minute: 1_000, to_minute: 1_080 }])]
+                            .into(),
+                    ),
+                    ..patch()
+                },
+            ),
+            (
+                "service",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].service = Service::Plumbing),
+                    ..patch()
+                },
+            ),
+            (
+                "duration",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].duration_minutes = 60),
+                    ..patch()
+                },
+            ),
+            (
+                "dearer",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price = eur(9_000)),
+                    ..patch()
+                },
+            ),
+            (
+                "cheaper",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price = eur(4_000)),
+                    ..patch()
+                },
+            ),
+            (
+                "currency",
+                ProfilePatch {
+                    services: services(&|p| p.services[0].price.currency = "USD".into()),
+                    ..patch()
+                },
+            ),
+            ("radius", ProfilePatch { radius_km: Some(0.5), ..patch() }),
+            ("notice", ProfilePatch { minimum_notice_minutes: Some(14 * 1_440), ..patch() }),
+        ]
+    }
+
+    fn update(it: &mut Given<Provider>, patch: ProfilePatch) -> Decision<Provider> {
+        it.when(Command::Update { patch, expected_version: None }).decision()
+    }
+
+    #[test]
+    fn an_offer_that_they_do_not_allow_is_withdrawn() {
+        for (what, patch) in against() {
+            let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+            // The zone must fit the place, which is another rule.
+            if what == "zone" {
+                it.state.profile = Some(patch.apply(&profile()));
+                assert!(!it.state.offers[0].stands(it.state.profile.as_ref().unwrap()), "{what}");
+                continue;
+            }
+            let decision = update(&mut it, patch);
+            let [Event::Updated { .. }, Event::OfferWithdrawn { offer_id, .. }] =
+                &decision.events[..]
+            else {
+                panic!("{what}: {:?}", decision.events)
+            };
+            assert_eq!(offer_id, "off_1");
+            let expected =
+                json!({"WithdrawOffer": {"offer_id": "off_1", "reason": "offer_withdrawn"}});
+            assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), expected)], "{what}");
+            assert_eq!(it.state.offers, [], "{what}");
+        }
+    }
+
+    #[test]
+    fn an_offer_that_they_allow_stands() {
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        let patch = ProfilePatch {
+            name: Some("Mirela".into()),
+            weekly: Some(
+                [(Weekday::Tuesday, vec![Hours { from_minute: 1_020, to_minute: 1_065 }])].into(),
+            ),
+            days_off: Some(["2026-01-14".parse().unwrap()].into()),
+            max_discount_percent: Some(0),
+            ..ProfilePatch::default()
+        };
+        let decision = update(&mut it, patch);
+        assert_eq!((decision.events.len(), it.state.offers.len()), (1, 1));
+        assert_eq!(it.when(Command::HoldSlot(hold("bkg_1"))).decision().events.len(), 1);
+        // What has expired is over anyway.
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        it.now = at("2026-01-12T08:30:00Z");
+        let decision = update(&mut it, against().remove(0).1);
+        assert_eq!(decision.events.len(), 1);
+    }
+
+    #[test]
+    fn an_older_offer_of_which_too_little_is_known_is_withdrawn() {
+        let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
+        it.state.offers[0].job = None;
+        let decision =
+            update(&mut it, ProfilePatch { radius_km: Some(11.0), ..Default::default() });
+        assert_eq!(decision.events.len(), 2);
+    }
+
+    /// The acceptance may be on its way while the profile changes, and an offer may have been forgotten.
+    #[test]
+    fn time_is_held_on_the_profile_as_it_is() {
+        for (what, patch) in against() {
+            let mut it = provider([enrolled()]);
+            it.state.profile = Some(patch.apply(&profile()));
+            let decision = it.when(Command::HoldSlot(hold("bkg_1"))).then([]);
+            let (_, answer) = sent(&decision.effects, "request").remove(0);
+            assert_eq!(answer["HoldRefused"]["reason"], "offer_withdrawn", "{what}");
+            assert_eq!(sent(&decision.effects, "booking"), [], "{what}");
+        }
+    }
+}
+
 mod holds {
     use super::*;
 
@@ -331,7 +512,22 @@ mod holds {
         assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_expired");
         let cheap = Hold { price: eur(3_999), ..hold("bkg_1") };
         let decision = provider([enrolled()]).when(Command::HoldSlot(cheap)).then([]);
-        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_unknown");
+        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_withdrawn");
+    }
+
+    #[test]
+    fn nobody_books_themselves() {
+        let own = Hold { consumer_id: "mirela".into(), ..hold("bkg_1") };
+        let decision = provider([enrolled()]).when(Command::HoldSlot(own)).then([]);
+        assert_eq!(answer(&decision)["HoldRefused"]["reason"], "own_provider");
+    }
+
+    #[test]
+    fn the_databases_no_is_the_providers() {
+        use crate::kernel::entity::Rejection as _;
+        let no = Provider::constraint_violated("calendar_provider_id_during_excl").unwrap();
+        assert_eq!((no.code(), no.reason()), (ErrorCode::Conflict, "slot_taken"));
+        assert_eq!(Provider::constraint_violated("providers_pkey"), None);
     }
 
     #[test]
@@ -343,7 +539,7 @@ mod holds {
             made("off_3", "req_3", "2026-01-13T17:00:00Z"),
         ]);
         let decision = it.when(Command::HoldSlot(hold("bkg_1"))).decision();
-        let expected = json!({"WithdrawOffer": {"offer_id": "off_2"}});
+        let expected = json!({"WithdrawOffer": {"offer_id": "off_2", "reason": "slot_taken"}});
         assert_eq!(sent(&decision.effects, "request"), [("req_2".into(), expected)]);
         assert_eq!(it.state.offers.len(), 1);
     }
@@ -400,6 +596,9 @@ mod holds {
             steps in proptest::collection::vec((0u8..12, 0i64..60, 1i64..16, any::<bool>()), 1..40),
         ) {
             let mut it = provider([enrolled()]);
+            let all_day = vec![schedule::Hours { from_minute: 0, to_minute: 1_440 }];
+            let profile = it.state.profile.as_mut().unwrap();
+            profile.weekly.values_mut().for_each(|hours| *hours = all_day.clone());
             for (booking, slot, length, release) in steps {
                 let booking_id = format!("bkg_{booking}");
                 if release {
@@ -408,6 +607,8 @@ mod holds {
                 }
                 let starts_at = later(at(START), slot * GRID_MINUTES);
                 let ends_at = later(starts_at, length * GRID_MINUTES);
+                let profile = it.state.profile.as_mut().unwrap();
+                profile.services[0].duration_minutes = (length * GRID_MINUTES) as u16;
                 it.when(Command::HoldSlot(Hold { starts_at, ends_at, ..hold(&booking_id) })).decision();
                 for (n, a) in it.state.holds.iter().enumerate() {
                     for b in &it.state.holds[n + 1..] {

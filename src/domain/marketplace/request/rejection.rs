@@ -32,6 +32,10 @@ pub enum Rejection {
     OfferDeclined,
     #[error("the provider's time has been taken")]
     SlotTaken,
+    #[error("the provider does not stand by this offer any more")]
+    OfferWithdrawn,
+    #[error("this provider is yours: nobody books themselves")]
+    OwnProvider,
     #[error("there is no such open offer")]
     NoOffers,
     #[error("this provider was not asked")]
@@ -50,10 +54,12 @@ impl crate::kernel::entity::Rejection for Rejection {
             | Self::AlreadyBooked
             | Self::Closed { .. }
             | Self::SlotTaken
+            | Self::OfferWithdrawn
             | Self::NotAccepting => ErrorCode::Conflict,
             Self::Invalid { .. }
             | Self::OfferExpired
             | Self::OfferDeclined
+            | Self::OwnProvider
             | Self::NoOffers
             | Self::NotAsked => ErrorCode::Rejected,
         }
@@ -73,6 +79,8 @@ impl crate::kernel::entity::Rejection for Rejection {
             Self::OfferExpired => "offer_expired",
             Self::OfferDeclined => "offer_declined",
             Self::SlotTaken => "slot_taken",
+            Self::OfferWithdrawn => "offer_withdrawn",
+            Self::OwnProvider => "own_provider",
             Self::NoOffers => "no_offers",
             Self::NotAsked => "not_asked",
             Self::NotAccepting => "not_accepting",

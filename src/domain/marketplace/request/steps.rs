@@ -1,148 +1,8 @@
 //! What each command of a request does.
 
+use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
-use crate::kernel::clock::saturating_add;
-
-/// A decision in the making, together with the state as it will be after it: announcements show the new state.
-pub(super) struct Draft<'a> {
-    cx: &'a DecideCx<'a>,
-    next: State,
-    decision: Decision<Request>,
-}
-
-impl<'a> Draft<'a> {
-    pub(super) fn new(state: &State, cx: &'a DecideCx<'a>) -> Self {
-        Self { cx, next: state.clone(), decision: Decision::reply(Reply::Done) }
-    }
-
-    fn event(&mut self, event: Event) {
-        Request::evolve(&mut self.next, &event);
-        self.decision.events.push(event);
-    }
-
-    fn effect(&mut self, effect: Effect) {
-        self.decision.effects.push(effect);
-    }
-
-    fn reply(mut self, reply: Reply) -> Decision<Request> {
-        self.decision.reply = Some(reply);
-        self.decision
-    }
-
-    fn reply_request(self) -> Decision<Request> {
-        let reply = Reply::Request(request_json(self.cx.key, &self.next));
-        self.reply(reply)
-    }
-
-    fn asked(&self) -> &Asked {
-        self.next
-            .asked
-            .as_ref()
-            .expect("only `create` decides without a request, and it sets it first")
-    }
-
-    fn announce_request(&mut self) {
-        let request = request_json(self.cx.key, &self.next);
-        let consumer = self.asked().consumer_id.clone();
-        self.effect(Effect::notify(User::KIND, consumer, "request:updated", request));
-    }
-
-    fn announce_offer(&mut self, event: &str, offer_id: &str) {
-        let Some(offer) = self.next.offer(offer_id) else { return };
-        let offer = offer_json(self.cx.key, offer, self.next.booking_of(offer_id));
-        let data = json!({"request_id": self.cx.key, "offer": offer});
-        let consumer = self.asked().consumer_id.clone();
-        self.effect(Effect::notify(User::KIND, consumer, event, data));
-    }
-
-    /// The session's agent says it in its own words.
-    fn tell(&mut self, progress: Progress) {
-        let Some(session) = self.asked().session_id.clone() else { return };
-        let request_id = self.cx.key.to_owned();
-        let command = session::Command::RequestProgress { request_id, progress };
-        self.effect(Effect::send::<Session>(session, &command));
-    }
-
-    fn send_provider(&mut self, provider_id: &str, command: &provider::Command) {
-        self.effect(Effect::send::<Provider>(provider_id, command));
-    }
-
-    fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {
-        self.effect(Effect::schedule::<Request>(name, at, command));
-    }
-
-    fn run_match(&mut self) {
-        let Asked { service, place, when, budget, .. } = self.asked().clone();
-        let criteria = Criteria { service, place, when, budget };
-        let input = crate::kernel::entity::to_value(&criteria);
-        self.effect(Effect::run(matching::RUNNER, "match", input));
-    }
-
-    /// The request ends by `event`: its open offers are withdrawn, and it needs no timers any more.
-    fn close(&mut self, event: Event) {
-        let open: Vec<(String, String)> = self
-            .next
-            .open_offers()
-            .map(|offer| (offer.id.clone(), offer.provider.id.clone()))
-            .collect();
-        self.event(event);
-        self.effect(Effect::cancel("expiry"));
-        self.announce_request();
-        for (offer_id, provider_id) in open {
-            self.effect(Effect::cancel(offer_timer(&offer_id)));
-            self.announce_offer("offer:updated", &offer_id);
-            if self.next.booking_of(&offer_id).is_none() {
-                self.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
-            }
-        }
-    }
-
-    /// Ends a search in which nobody is left to wait for and nothing to accept.
-    fn settle(&mut self) {
-        let next = &self.next;
-        let waiting = next.pending_leads() > 0 || next.open_offers().next().is_some();
-        if waiting || !next.status.is_searching() {
-            return;
-        }
-        let at = self.cx.now;
-        let has = |status| next.offers.iter().any(|offer| offer.status == status);
-        if has(OfferStatus::Expired) {
-            self.close(Event::Expired { at });
-            self.tell(Progress::Expired);
-        } else {
-            let reason = if has(OfferStatus::Unavailable) { "slot_taken" } else { "all_declined" };
-            self.unmatched(reason);
-        }
-    }
-
-    fn unmatched(&mut self, reason: &str) {
-        self.close(Event::Unmatched { reason: reason.into(), at: self.cx.now });
-        let declines = self.next.leads.iter().filter_map(|lead| match &lead.answer {
-            Answer::Declined(decline) => Some(decline),
-            _ => None,
-        });
-        let mut reasons = BTreeMap::<DeclineReason, u32>::new();
-        let mut lowest_price: Option<Money> = None;
-        for decline in declines {
-            *reasons.entry(decline.reason).or_default() += 1;
-            let price = decline.lowest_price.as_ref();
-            if let Some(price) = price
-                && lowest_price.as_ref().is_none_or(|low| price.amount_minor < low.amount_minor)
-            {
-                lowest_price = Some(price.clone());
-            }
-        }
-        self.tell(Progress::Unmatched { reason: reason.into(), reasons, lowest_price });
-    }
-}
-
-fn offer_timer(offer_id: &str) -> String {
-    format!("offer:{offer_id}")
-}
-
-fn in_seconds(now: Timestamp, seconds: i64) -> Timestamp {
-    saturating_add(now, SignedDuration::from_secs(seconds))
-}
+use crate::kernel::text::cleaned;
 
 pub(super) fn create(
     state: &State,
@@ -151,6 +11,10 @@ pub(super) fn create(
 ) -> Result<Decision<Request>, Rejection> {
     if !cx.caller.may_act_for(&asked.consumer_id) {
         return Err(Rejection::NotYours);
+    }
+    // What the agent heard is not the form in which it was said.
+    if cx.caller.is_internal() {
+        asked.details = cleaned(&asked.details);
     }
     check(&asked, cx.now)?;
     asked.when.earliest = asked.when.earliest.max(cx.now);
@@ -174,7 +38,7 @@ fn check(asked: &Asked, now: Timestamp) -> Result<(), Rejection> {
     );
     let ahead = format!("must be within {MAX_DAYS_AHEAD} days");
     check.that(asked.when.latest <= horizon, "/when/latest", ahead);
-    check.length(&asked.details, 0, 2_000, "/details");
+    check.text(&asked.details, 2_000, "/details");
     check.place(&asked.place, "/place");
     check.zone(&asked.time_zone, "/time_zone");
     if let Some(budget) = &asked.budget {
@@ -325,7 +189,7 @@ pub(super) fn decline_offer(
         OfferStatus::Declined => return Ok(draft.reply_request()),
         OfferStatus::Open => {}
         OfferStatus::Expired => return Err(Rejection::OfferExpired),
-        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Unavailable => return Err(draft.next.unavailable(offer_id)),
         OfferStatus::Accepted | OfferStatus::Withdrawn => {
             return Err(Rejection::Closed { status: draft.next.status });
         }
@@ -360,7 +224,7 @@ pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Re
     match offer.status {
         OfferStatus::Open if offer.expires_at > draft.cx.now => {}
         OfferStatus::Open | OfferStatus::Expired => return Err(Rejection::OfferExpired),
-        OfferStatus::Unavailable => return Err(Rejection::SlotTaken),
+        OfferStatus::Unavailable => return Err(next.unavailable(offer_id)),
         OfferStatus::Declined => return Err(Rejection::OfferDeclined),
         OfferStatus::Accepted | OfferStatus::Withdrawn => {
             return Err(Rejection::Closed { status: next.status });
@@ -412,7 +276,7 @@ pub(super) fn await_acceptance(
         (Status::Booked, Some(booking_id)) => {
             Ok(Decision::reply(Reply::Accepted { booking_id: booking_id.into() }))
         }
-        _ if offer.status == OfferStatus::Unavailable => Err(Rejection::SlotTaken),
+        _ if offer.status == OfferStatus::Unavailable => Err(state.unavailable(offer_id)),
         (Status::Booked, None) => Err(Rejection::AlreadyBooked),
         _ => Err(Rejection::NotAccepting),
     }
@@ -509,7 +373,7 @@ pub(super) fn cancel(
         status @ (Status::Expired | Status::Unmatched) => return Err(Rejection::Closed { status }),
     }
     let mut check = Check::default();
-    check.length(reason.as_deref().unwrap_or_default(), 0, 500, "/reason");
+    check.text(reason.as_deref().unwrap_or_default(), 500, "/reason");
     check.finish(|errors| Rejection::Invalid { errors })?;
     draft.close(Event::Cancelled { reason, at: draft.cx.now });
     draft.tell(Progress::Cancelled);

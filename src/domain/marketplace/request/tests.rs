@@ -139,7 +139,20 @@ mod creation {
             "/budget/currency",
         );
         invalid(|a| a.details = "x".repeat(2_001), "/details");
-        invalid(|a| a.details = "\0".into(), "/details");
+        for trick in ["\0", "\u{1b}", "\u{202E}"] {
+            invalid(|a| a.details = trick.into(), "/details");
+            invalid(|a| a.place.name.push_str(trick), "/place/name");
+        }
+        invalid(|a| a.place.city.push('\n'), "/place/city");
+    }
+
+    #[test]
+    fn what_the_agent_heard_is_made_a_text() {
+        let mut heard = asked();
+        heard.details = "a haircut\r\nwith\ta wash\u{202E}".into();
+        let decision = request([]).when(Command::Create(heard)).decision();
+        let Event::Created { asked, .. } = &decision.events[0] else { panic!() };
+        assert_eq!(asked.details, "a haircut\nwith a wash ");
     }
 
     #[test]
@@ -336,9 +349,29 @@ mod offers {
     fn a_provider_withdraws_an_offer_whose_time_is_gone() {
         let mut it = request(open()).by_user("alice");
         it.caller = crate::kernel::entity::Caller::Runtime;
-        it.when(Command::WithdrawOffer { offer_id: "off_1".into() }).decision();
+        let withdraw = |reason: Option<&str>| Command::WithdrawOffer {
+            offer_id: "off_1".into(),
+            reason: reason.map(Into::into),
+        };
+        it.when(withdraw(None)).decision();
         assert_eq!(status_of(&it, "off_1"), OfferStatus::Unavailable);
         it.by_user("alice").when(accept("off_1")).then_rejected("slot_taken");
+        let mut it = request(open());
+        let decision = it.when(withdraw(Some("offer_withdrawn"))).decision();
+        assert_eq!(notified(&decision.effects), ["alice offer:updated"]);
+        it.by_user("alice").when(accept("off_1")).then_rejected("offer_withdrawn");
+    }
+
+    #[test]
+    fn when_all_offers_are_withdrawn_nobody_has_time() {
+        let mut it = request([created(), matched(&["prv_1"]), offered("off_1", "prv_1", 5_000)]);
+        let reason = Some("offer_withdrawn".into());
+        let decision =
+            it.when(Command::WithdrawOffer { offer_id: "off_1".into(), reason }).decision();
+        let told =
+            &sent(&decision.effects, "session")[0].1["RequestProgress"]["progress"]["Unmatched"];
+        assert_eq!(told["reason"], "all_declined");
+        assert_eq!(told["reasons"], json!({"not_available": 1}));
     }
 
     #[test]
@@ -364,7 +397,8 @@ mod offers {
         it.when(decline("off_1")).then_rejected("already_accepting");
         let mut booked = request([open(), vec![accepting("off_1"), booked("off_1")]].concat());
         booked.when(decline("off_1")).then_rejected("request_closed");
-        let unavailable = open_and(Event::OfferWithdrawn { offer_id: "off_1".into(), at: at(NOW) });
+        let unavailable =
+            open_and(Event::OfferWithdrawn { offer_id: "off_1".into(), reason: None, at: at(NOW) });
         request(unavailable).when(decline("off_1")).then_rejected("slot_taken");
         let expired = open_and(Event::OfferExpired { offer_id: "off_1".into(), at: at(NOW) });
         request(expired).when(decline("off_1")).then_rejected("offer_expired");
@@ -418,7 +452,7 @@ mod ends {
             Command::RetryMatch,
             Command::ReceiveOffer { offer: offer("off_1", "prv_1", 1) },
             declined("prv_1", DeclineReason::NoSkill, None),
-            Command::WithdrawOffer { offer_id: "off_1".into() },
+            Command::WithdrawOffer { offer_id: "off_1".into(), reason: None },
             hold_refused(),
             booking_confirmed(),
             Command::ExpireOffer { offer_id: "off_1".into() },

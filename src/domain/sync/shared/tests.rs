@@ -208,6 +208,70 @@ fn devices_come_and_go() {
     mallory.when(Command::Read { after: None }).then_rejected("not_yours");
 }
 
+/// Everything, and the bytes of each page as JSON.
+fn read(alice: &mut Given<Shared>) -> (Vec<Entry>, Vec<usize>) {
+    let (mut after, mut read, mut pages) = (None, Vec::new(), Vec::new());
+    loop {
+        let reply = alice.when(Command::Read { after }).then([]).reply;
+        let Some(Reply::Page { entries, next, .. }) = reply else { panic!("{reply:?}") };
+        pages.push(serde_json::to_string(&entries).unwrap().len());
+        read.extend(entries);
+        after = next;
+        if after.is_none() {
+            return (read, pages);
+        }
+    }
+}
+
+fn put_together(entries: Vec<Entry>) -> Replica {
+    let mut replica = Replica::default();
+    for (n, entry) in entries.into_iter().enumerate() {
+        let operation = operation(n as u64 + 1, entry.by.time, entry.change);
+        replica.apply(entry.by.device, &operation, 1);
+    }
+    replica
+}
+
+#[test]
+fn one_content_may_have_more_parts_than_a_page() {
+    let mut alice = alice(1);
+    let long = |n: u64| format!("{n:0>128}").replace('0', "\\");
+    let mut operations: Vec<Operation> = (1..=1_000).map(|n| add(n, &long(7), &long(n))).collect();
+    operations.push(add(1_001, "zzz", "t"));
+    alice.when(update(1, 0, operations)).decision();
+    // Devices that were there once.
+    for n in 0..1_000 {
+        let count = Change::CounterUpdate { content_id: long(7), count: n };
+        let device = DeviceId::new(u128::from(n) << 64);
+        alice.state.replica.apply(device, &operation(1, NTP64(0), count), 1);
+    }
+    let (entries, pages) = read(&mut alice);
+    assert_eq!(entries.len(), 2_001);
+    assert!(pages.len() > 4 && pages.iter().all(|bytes| *bytes <= 256 * 1024), "{pages:?}");
+    assert_eq!(put_together(entries), alice.state.replica);
+
+    let explain = Command::Explain { content_id: long(7) };
+    let reply = alice.when(explain).then([]).reply;
+    assert!(serde_json::to_string(&reply).unwrap().len() <= 256 * 1024);
+    let Some(Reply::Explained { explanation, .. }) = reply else { panic!("{reply:?}") };
+    assert_eq!((explanation.additions.len(), explanation.additions_total), (EXPLAINED, 1_000));
+    let counter = explanation.counter.unwrap();
+    assert_eq!((counter.shares.len(), counter.shares_total), (EXPLAINED, 1_000));
+    assert_eq!(counter.value, 499_500);
+}
+
+#[test]
+fn a_mark_of_an_older_release_is_after_its_whole_content() {
+    let mut alice = alice(1);
+    let added = [("a", "1"), ("a", "2"), ("b", "1")];
+    let operations = (1..).zip(added).map(|(n, (id, tag))| add(n, id, tag)).collect();
+    alice.when(update(1, 0, operations)).decision();
+    let old: Mark = serde_json::from_str(r#"{"section":"watchlist","content_id":"a"}"#).unwrap();
+    let reply = alice.when(Command::Read { after: Some(old) }).then([]).reply;
+    let Some(Reply::Page { entries, next: None, .. }) = reply else { panic!("{reply:?}") };
+    assert_eq!(entries.len(), 1);
+}
+
 #[test]
 fn the_state_is_read_in_pages() {
     let mut alice = alice(1);
@@ -217,25 +281,9 @@ fn the_state_is_read_in_pages() {
     let count = Change::CounterUpdate { content_id: "c".into(), count: 3 };
     operations.push(operation(502, after(502), count));
     alice.when(update(1, 0, operations)).decision();
-    let (mut after, mut read, mut pages) = (None, Vec::new(), 0);
-    loop {
-        let reply = alice.when(Command::Read { after }).then([]).reply;
-        let Some(Reply::Page { entries, next, offset: 1, .. }) = reply else { panic!("{reply:?}") };
-        read.extend(entries);
-        pages += 1;
-        after = next;
-        if after.is_none() {
-            break;
-        }
-    }
-    assert_eq!((read.len(), pages), (502, 2));
-    let mut again = Replica::default();
-    for (n, entry) in read.into_iter().enumerate() {
-        let sequence = n as u64 + 1;
-        let operation = operation(sequence, entry.by.time, entry.change);
-        again.apply(entry.by.device, &operation, 1);
-    }
-    assert_eq!(again, alice.state.replica);
+    let (entries, pages) = read(&mut alice);
+    assert_eq!((entries.len(), pages.len()), (502, 2));
+    assert_eq!(put_together(entries), alice.state.replica);
 }
 
 #[test]

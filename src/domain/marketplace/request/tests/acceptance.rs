@@ -96,6 +96,29 @@ fn a_refused_hold_leaves_the_other_offers() {
 }
 
 #[test]
+fn why_an_offer_was_refused_is_said() {
+    for (reason, word) in [
+        ("slot_taken", "slot_taken"),
+        ("calendar_full", "slot_taken"),
+        ("offer_expired", "offer_expired"),
+        ("own_provider", "own_provider"),
+        ("offer_withdrawn", "offer_withdrawn"),
+        ("no_answer", "offer_withdrawn"),
+    ] {
+        let refusal = Event::AcceptanceRefused {
+            offer_id: "off_1".into(),
+            booking_id: "bkg_1".into(),
+            reason: reason.into(),
+            at: at(NOW),
+        };
+        let events = [open(), vec![accepting("off_1"), refusal]].concat();
+        let mut it = request(events).by_user("alice");
+        it.when(accept("off_1")).then_rejected(word);
+        it.when(Command::AwaitAcceptance { offer_id: "off_1".into() }).then_rejected(word);
+    }
+}
+
+#[test]
 fn a_refused_hold_of_the_only_offer_ends_the_search() {
     let mut it = request([
         created(),
@@ -146,6 +169,19 @@ fn an_acceptance_without_answer_is_asked_again_then_given_up_and_undone() {
     let decision = it.when(booking_confirmed()).then([]);
     assert!(sent(&decision.effects, "booking")[0].1.get("Cancel").is_some());
     it.when(overdue()).then([]);
+}
+
+/// The provider's calendar in the database had the last word.
+#[test]
+fn a_hold_that_is_refused_with_a_reason_is_given_up_for_it() {
+    let mut it = request(open()).by_user("alice");
+    let decision = it.when(accept("off_1")).decision();
+    let (key, command) = sent(&decision.effects, "provider").remove(0);
+    let failure =
+        SendFailure { kind: "provider".into(), key, command, reason: "slot_taken".into() };
+    it.caller = crate::kernel::entity::Caller::Runtime;
+    it.when(Request::send_failed(failure).unwrap()).decision();
+    it.by_user("alice").when(accept("off_1")).then_rejected("slot_taken");
 }
 
 #[test]

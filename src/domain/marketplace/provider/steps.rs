@@ -1,0 +1,228 @@
+//! What each command of a provider does.
+
+use super::*;
+
+pub(super) fn enroll(
+    state: &State,
+    owner_id: String,
+    profile: Profile,
+    standing: Option<Standing>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Provider>, Rejection> {
+    if !cx.caller.may_act_for(&owner_id) {
+        return Err(Rejection::NotYours);
+    }
+    if standing.is_some() && *cx.caller != Caller::Runtime {
+        return Err(Rejection::InternalOnly);
+    }
+    check(&profile, None, cx.now, "/profile")?;
+    let standing = standing.unwrap_or_default();
+    Ok(changed(state, Event::Enrolled { owner_id, profile, standing, at: cx.now }, cx))
+}
+
+pub(super) fn update(
+    state: &State,
+    profile: &Profile,
+    patch: ProfilePatch,
+    expected_version: Option<u64>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Provider>, Rejection> {
+    if !cx.caller.may_act_for(&state.owner_id) {
+        return Err(Rejection::NotYours);
+    }
+    if expected_version.is_some_and(|expected| expected != state.version) {
+        return Err(Rejection::VersionMismatch { current: state.version });
+    }
+    let new = patch.apply(profile);
+    check(&new, Some(profile), cx.now, "")?;
+    if new == *profile {
+        return Ok(shown(cx.key, state));
+    }
+    let expired = |offer: &&OpenOffer| offer.expires_at <= cx.now;
+    let gone = state.offers.iter().filter(|offer| !expired(offer) && !offer.stands(&new));
+    let gone: Vec<(String, String)> =
+        gone.map(|offer| (offer.id.clone(), offer.request_id.clone())).collect();
+    let mut decision = changed(state, Event::Updated { profile: new, at: cx.now }, cx);
+    for (offer_id, request_id) in gone {
+        let reason = Some("offer_withdrawn".into());
+        let withdraw = request::Command::WithdrawOffer { offer_id: offer_id.clone(), reason };
+        decision = decision
+            .event(Event::OfferWithdrawn { offer_id, at: cx.now })
+            .effect(to_request(request_id, withdraw));
+    }
+    Ok(decision)
+}
+
+fn check(
+    profile: &Profile,
+    known: Option<&Profile>,
+    now: Timestamp,
+    pointer: &str,
+) -> Result<(), Rejection> {
+    let mut check = Check::default();
+    profile.check(&mut check);
+    if check.errors.is_empty() && known.is_none_or(|known| known.base != profile.base) {
+        profile.check_zone(now, &mut check);
+    }
+    for error in &mut check.errors {
+        error.pointer.insert_str(0, pointer);
+    }
+    check.finish(|errors| Rejection::Invalid { errors })
+}
+
+pub(super) fn consider_lead(
+    state: &State,
+    profile: &Profile,
+    lead: Lead,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let decision = Decision::reply(Reply::Done)
+        .event(Event::LeadReceived { request_id: lead.request_id.clone(), at: cx.now });
+    match policy::consider(profile, &state.busy(), &lead, cx.now) {
+        Ok(Terms { price, slot, expires_at, message }) => {
+            let id = cx.ids.mint("off");
+            let offer = Offer {
+                id: id.clone(),
+                provider: ProviderCard::new(cx.key, profile, &state.standing),
+                price: price.clone(),
+                starts_at: slot.starts_at,
+                ends_at: slot.ends_at,
+                message,
+                score: lead.score,
+                status: OfferStatus::Open,
+                created_at: cx.now,
+                expires_at,
+            };
+            let job = Job {
+                service: lead.service,
+                latitude: lead.place.latitude,
+                longitude: lead.place.longitude,
+            };
+            let (request_id, job) = (lead.request_id.clone(), Some(job));
+            let open = OpenOffer { id, request_id, price, slot, expires_at, job };
+            decision
+                .event(Event::OfferMade { offer: open, at: cx.now })
+                .effect(to_request(lead.request_id, request::Command::ReceiveOffer { offer }))
+        }
+        Err(decline) => {
+            let request_id = lead.request_id.clone();
+            let provider_id = cx.key.into();
+            let answer = request::Command::ReceiveDecline { provider_id, decline: decline.clone() };
+            decision
+                .event(Event::LeadDeclined { request_id, decline, at: cx.now })
+                .effect(to_request(lead.request_id, answer))
+        }
+    }
+}
+
+fn to_request(request_id: String, command: request::Command) -> Effect {
+    Effect::send::<Request>(request_id, &command)
+}
+
+pub(super) fn hold_slot(
+    state: &State,
+    profile: &Profile,
+    hold: Hold,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let slot = Span { starts_at: hold.starts_at, ends_at: hold.ends_at };
+    let refusal = if state.held(&hold.booking_id).is_some() {
+        // Asked again: the booking is told again, and answers the request again.
+        return Decision::reply(Reply::Done).effect(confirmation(state, profile, hold, cx));
+    } else {
+        refusal(state, profile, &hold, &slot, cx.now)
+    };
+    if let Some(reason) = refusal {
+        let Hold { offer_id, booking_id, request_id, .. } = hold;
+        let refused = request::Command::HoldRefused { offer_id, booking_id, reason: reason.into() };
+        return Decision::reply(Reply::Done).effect(to_request(request_id, refused));
+    }
+    let taken = slot.with_travel();
+    let impossible = state
+        .offers
+        .iter()
+        .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
+        .map(|offer| {
+            let (offer_id, reason) = (offer.id.clone(), Some("slot_taken".into()));
+            let withdraw = request::Command::WithdrawOffer { offer_id, reason };
+            to_request(offer.request_id.clone(), withdraw)
+        })
+        .collect::<Vec<_>>();
+    let held = Event::SlotHeld {
+        booking_id: hold.booking_id.clone(),
+        offer_id: hold.offer_id.clone(),
+        slot,
+        at: cx.now,
+    };
+    Decision::reply(Reply::Done)
+        .event(held)
+        .effect(confirmation(state, profile, hold, cx))
+        .effects(impossible)
+}
+
+/// Why these terms cannot be kept.
+fn refusal(
+    state: &State,
+    profile: &Profile,
+    hold: &Hold,
+    slot: &Span,
+    now: Timestamp,
+) -> Option<&'static str> {
+    let promise = Promise {
+        service: hold.service,
+        at: (hold.place.latitude, hold.place.longitude),
+        price: &hold.price,
+        slot: *slot,
+        expires_at: hold.expires_at,
+    };
+    if hold.consumer_id == state.owner_id {
+        Some("own_provider")
+    } else if slot.starts_at <= now || now > later(hold.expires_at, ACCEPTANCE_GRACE_MINUTES) {
+        Some("offer_expired")
+    } else if !profile.calendar(&state.busy()).is_free(slot) {
+        Some("slot_taken")
+    } else if state.holds.iter().filter(|held| held.slot.ends_at > now).count() >= MAX_HOLDS {
+        Some("calendar_full")
+    } else if !promise.stands(profile) {
+        Some("offer_withdrawn")
+    } else {
+        None
+    }
+}
+
+fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>) -> Effect {
+    let agreed = booking::Agreed {
+        request_id: hold.request_id,
+        offer_id: hold.offer_id,
+        consumer_id: hold.consumer_id,
+        provider: ProviderCard::new(cx.key, profile, &state.standing),
+        provider_owner_id: state.owner_id.clone(),
+        service: hold.service,
+        details: hold.details,
+        place: hold.place,
+        price: hold.price,
+        starts_at: hold.starts_at,
+        ends_at: hold.ends_at,
+    };
+    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed.into()))
+}
+
+pub(super) fn release_slot(
+    state: &State,
+    booking_id: String,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let decision = Decision::reply(Reply::Done);
+    let Some(held) = state.held(&booking_id) else { return decision };
+    let released =
+        Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
+    let decision = decision.event(released);
+    match cx.caller {
+        // The booking knows.
+        Caller::Entity { kind, .. } if kind == Booking::KIND => decision,
+        _ => {
+            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
+            decision.effect(Effect::send::<Booking>(booking_id, &command))
+        }
+    }
+}

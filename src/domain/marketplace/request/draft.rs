@@ -1,0 +1,158 @@
+//! A decision of a request in the making, and what its announcements show.
+
+use super::*;
+use crate::kernel::clock::saturating_add;
+
+/// A decision in the making, together with the state as it will be after it: announcements show the new state.
+pub(super) struct Draft<'a> {
+    pub(super) cx: &'a DecideCx<'a>,
+    pub(super) next: State,
+    pub(super) decision: Decision<Request>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(state: &State, cx: &'a DecideCx<'a>) -> Self {
+        Self { cx, next: state.clone(), decision: Decision::reply(Reply::Done) }
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        Request::evolve(&mut self.next, &event);
+        self.decision.events.push(event);
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.decision.effects.push(effect);
+    }
+
+    pub(super) fn reply(mut self, reply: Reply) -> Decision<Request> {
+        self.decision.reply = Some(reply);
+        self.decision
+    }
+
+    pub(super) fn reply_request(self) -> Decision<Request> {
+        let reply = Reply::Request(request_json(self.cx.key, &self.next));
+        self.reply(reply)
+    }
+
+    pub(super) fn asked(&self) -> &Asked {
+        self.next
+            .asked
+            .as_ref()
+            .expect("only `create` decides without a request, and it sets it first")
+    }
+
+    pub(super) fn announce_request(&mut self) {
+        let request = request_json(self.cx.key, &self.next);
+        let consumer = self.asked().consumer_id.clone();
+        self.effect(Effect::notify(User::KIND, consumer, "request:updated", request));
+    }
+
+    pub(super) fn announce_offer(&mut self, event: &str, offer_id: &str) {
+        let Some(offer) = self.next.offer(offer_id) else { return };
+        let offer = offer_json(self.cx.key, offer, self.next.booking_of(offer_id));
+        let data = json!({"request_id": self.cx.key, "offer": offer});
+        let consumer = self.asked().consumer_id.clone();
+        self.effect(Effect::notify(User::KIND, consumer, event, data));
+    }
+
+    /// The session's agent says it in its own words.
+    pub(super) fn tell(&mut self, progress: Progress) {
+        let Some(session) = self.asked().session_id.clone() else { return };
+        let request_id = self.cx.key.to_owned();
+        let command = session::Command::RequestProgress { request_id, progress };
+        self.effect(Effect::send::<Session>(session, &command));
+    }
+
+    pub(super) fn send_provider(&mut self, provider_id: &str, command: &provider::Command) {
+        self.effect(Effect::send::<Provider>(provider_id, command));
+    }
+
+    pub(super) fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {
+        self.effect(Effect::schedule::<Request>(name, at, command));
+    }
+
+    pub(super) fn run_match(&mut self) {
+        let Asked { consumer_id, service, place, when, budget, .. } = self.asked().clone();
+        let criteria = Criteria { consumer_id: Some(consumer_id), service, place, when, budget };
+        let input = crate::kernel::entity::to_value(&criteria);
+        self.effect(Effect::run(matching::RUNNER, "match", input));
+    }
+
+    /// The request ends by `event`: its open offers are withdrawn, and it needs no timers any more.
+    pub(super) fn close(&mut self, event: Event) {
+        let open: Vec<(String, String)> = self
+            .next
+            .open_offers()
+            .map(|offer| (offer.id.clone(), offer.provider.id.clone()))
+            .collect();
+        self.event(event);
+        self.effect(Effect::cancel("expiry"));
+        self.announce_request();
+        for (offer_id, provider_id) in open {
+            self.effect(Effect::cancel(offer_timer(&offer_id)));
+            self.announce_offer("offer:updated", &offer_id);
+            if self.next.booking_of(&offer_id).is_none() {
+                self.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+            }
+        }
+    }
+
+    /// Ends a search in which nobody is left to wait for and nothing to accept.
+    pub(super) fn settle(&mut self) {
+        let next = &self.next;
+        let waiting = next.pending_leads() > 0 || next.open_offers().next().is_some();
+        if waiting || !next.status.is_searching() {
+            return;
+        }
+        let at = self.cx.now;
+        let has = |status| next.offers.iter().any(|offer| offer.status == status);
+        if has(OfferStatus::Expired) {
+            self.close(Event::Expired { at });
+            self.tell(Progress::Expired);
+        } else {
+            let taken = |offer: &Offer| {
+                offer.status == OfferStatus::Unavailable
+                    && next.unavailable(&offer.id) == Rejection::SlotTaken
+            };
+            let taken = next.offers.iter().any(taken);
+            self.unmatched(if taken { "slot_taken" } else { "all_declined" });
+        }
+    }
+
+    pub(super) fn unmatched(&mut self, reason: &str) {
+        self.close(Event::Unmatched { reason: reason.into(), at: self.cx.now });
+        let declines = self.next.leads.iter().filter_map(|lead| match &lead.answer {
+            Answer::Declined(decline) => Some(decline),
+            _ => None,
+        });
+        let mut reasons = BTreeMap::<DeclineReason, u32>::new();
+        let mut lowest_price: Option<Money> = None;
+        for decline in declines {
+            *reasons.entry(decline.reason).or_default() += 1;
+            let price = decline.lowest_price.as_ref();
+            if let Some(price) = price
+                && lowest_price.as_ref().is_none_or(|low| price.amount_minor < low.amount_minor)
+            {
+                lowest_price = Some(price.clone());
+            }
+        }
+        // Who had time when they offered, and has none now.
+        let withdrawn = |offer: &&Offer| {
+            offer.status == OfferStatus::Unavailable
+                && self.next.unavailable(&offer.id) == Rejection::OfferWithdrawn
+        };
+        let withdrawn = self.next.offers.iter().filter(withdrawn).count() as u32;
+        if withdrawn > 0 {
+            *reasons.entry(DeclineReason::NotAvailable).or_default() += withdrawn;
+        }
+        self.tell(Progress::Unmatched { reason: reason.into(), reasons, lowest_price });
+    }
+}
+
+pub(super) fn offer_timer(offer_id: &str) -> String {
+    format!("offer:{offer_id}")
+}
+
+pub(super) fn in_seconds(now: Timestamp, seconds: i64) -> Timestamp {
+    saturating_add(now, SignedDuration::from_secs(seconds))
+}
