@@ -4,7 +4,11 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use sqlx::Postgres;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool};
+
+use crate::persistence::session;
 
 /// The limit of a statement that reads by key, or a bounded number of rows.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -23,37 +27,55 @@ pub async fn within<T>(
     limit: Duration,
     statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, sqlx::Error> {
-    let mut taken = None;
+    let mut taken = Taken(None);
     let carried_out = async {
-        let connection = taken.insert(pool.acquire().await?);
+        let connection = taken.0.insert(pool.acquire().await?);
         statement(connection).await
     };
-    let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    let done = tokio::time::timeout(limit, carried_out).await.unwrap_or_else(|_| Err(silent()));
+    let done = match tokio::time::timeout(limit, carried_out).await {
+        Ok(done) => done,
+        Err(_) => {
+            if taken.0.is_some() {
+                session::was_silent();
+            }
+            Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+        }
+    };
     // The server refused the statement: the connection is as good as before.
-    let usable = matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)));
-    if let Some(connection) = taken.filter(|_| !usable) {
-        drop(connection.detach());
+    if matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_))) {
+        drop(taken.0.take());
     }
-    note(what, done.as_ref().err());
+    drop(taken);
+    if is_news(what, done.is_err())
+        && let Err(error) = &done
+    {
+        let reason = session::reason(pool, error).await;
+        tracing::warn!(reason, "the store did not {what}; it is tried again");
+    }
     done
 }
 
-fn note(what: &'static str, error: Option<&sqlx::Error>) {
-    let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
-    let failing = failing.get_or_insert_default();
-    match error {
-        Some(error) => {
-            metrics::counter!("proxie_statement_failures_total", "what" => what).increment(1);
-            if failing.insert(what) {
-                tracing::warn!(%error, "the store did not {what}; it is tried again");
-            }
-        }
-        None if failing.is_empty() => {}
-        None => {
-            if failing.remove(what) {
-                tracing::info!("the store can {what} again");
-            }
+/// A connection with a statement under way. Whoever stops to wait for it closes it: a pool would wait for it in turn.
+struct Taken(Option<PoolConnection<Postgres>>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
         }
     }
+}
+
+/// Whether it failed, and had not failed the last time.
+fn is_news(what: &'static str, failed: bool) -> bool {
+    let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let failing = failing.get_or_insert_default();
+    if failed {
+        metrics::counter!("proxie_statement_failures_total", "what" => what).increment(1);
+        return failing.insert(what);
+    }
+    if !failing.is_empty() && failing.remove(what) {
+        tracing::info!("the store can {what} again");
+    }
+    false
 }
