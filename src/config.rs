@@ -79,6 +79,7 @@ section!(Persistence {
     postgres_bin_dir: PathBuf = PathBuf::new(),
     shared_buffers: String = "256MB".into(),
     max_connections: u32 = 24,
+    read_connections: u32 = 8,
     lanes: u16 = 2,
     max_batch_items: usize = 1_024,
     max_queued: usize = 8_192,
@@ -180,6 +181,8 @@ impl Config {
             "persistence.lanes must be between 1 and 64"
         } else if self.persistence.max_connections < u32::from(self.persistence.lanes) + 6 {
             "persistence.max_connections must exceed persistence.lanes by at least 6"
+        } else if self.persistence.read_connections < 1 {
+            "persistence.read_connections must be at least 1"
         } else if !crate::kernel::ids::is_valid_id(&self.node.name) {
             "node.name must be 1 to 64 letters, digits, - or _"
         } else if self.gateway.listen.parse::<std::net::SocketAddr>().is_err() {

@@ -50,7 +50,7 @@ async fn storm(folder: &std::path::Path, server: &Embedded) -> anyhow::Result<()
     let mut first = node(folder, database.to_url_lossy().as_str(), 1)?;
     let second = node(folder, database.to_url_lossy().as_str(), 2)?;
     let pool = PgPool::connect_with(database).await?;
-    let auth = Auth::new(&keys::signing_key(&pool, fresh_key()).await?);
+    let auth = Auth::new(&keys::signing_keys(&pool, fresh_key(), 86_400).await?[0]);
     let now = Clock::System.now();
     let began = Instant::now();
     let clients: Vec<(Client, Missing)> = futures_util::stream::iter(0..CLIENTS)

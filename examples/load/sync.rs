@@ -52,7 +52,7 @@ async fn all(folder: &Path, server: &Embedded) -> anyhow::Result<()> {
     let database = server.connect_options();
     let first = storm::node(folder, database.to_url_lossy().as_str(), 1)?;
     let pool = PgPool::connect_with(database.clone()).await?;
-    let auth = Auth::new(&keys::signing_key(&pool, fresh_key()).await?);
+    let auth = Auth::new(&keys::signing_keys(&pool, fresh_key(), 86_400).await?[0]);
     let token = |user: &str| auth.mint(user, Role::Consumer, Clock::System.now(), 3_600);
     println!(
         "# {PEOPLE} people with {DEVICES} devices; medians of {RUNS} interleaved runs of {} s (least to most)",

@@ -92,6 +92,8 @@ enum TokenCommand {
         #[arg(long, conflicts_with = "user")]
         jti: Option<String>,
     },
+    /// Sign with a new key. Tokens of the one before stay good until they end
+    RotateKey,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -346,6 +348,15 @@ async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
 }
 
 async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
+    if let Some(TokenCommand::RotateKey) = args.command {
+        let store = open(config, false).await?;
+        let key = fresh_key();
+        let kid = key.kid.clone();
+        keys::rotate(&store.pool, key).await?;
+        println!("{kid} signs in a few seconds");
+        store.close().await;
+        return Ok(());
+    }
     if let Some(TokenCommand::Revoke { user, jti }) = args.command {
         let subject = match (user, jti) {
             (Some(user), _) => format!("user:{user}"),
@@ -386,9 +397,14 @@ async fn mint(
         let tiers: Vec<&str> = config.tiers.keys().map(String::as_str).collect();
         bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
     }
-    let store = open(config, true).await?;
-    store::migrate(&store.pool).await?;
-    let auth = Auth::new(&keys::signing_key(&store.pool, fresh_key()).await?);
+    let store = open(config, false).await?;
+    if !store::is_migrated(&store.pool).await? {
+        bail!(
+            "the database has no tables of this release: run `proxie serve` or `proxie migrate` first"
+        );
+    }
+    let keys = keys::signing_keys(&store.pool, fresh_key(), config.auth.token_s).await?;
+    let auth = Auth::new(keys.first().context("the store has no signing key")?);
     let token = auth.mint_for(user, role, tier, Clock::System.now(), config.auth.token_s);
     store.close().await;
     Ok(token)

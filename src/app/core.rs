@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -20,7 +19,9 @@ use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
+use crate::persistence::session;
 use crate::persistence::store::{self, Identity};
+use crate::persistence::sweep::{self, Kept};
 use crate::persistence::writer::{self, Lanes};
 
 pub struct Settings {
@@ -53,8 +54,7 @@ struct Rest {
     name: String,
     lease_s: f64,
     read_ttl: Duration,
-    dedupe_s: i64,
-    history_s: i64,
+    kept: Kept,
     cluster: Option<member::Options>,
 }
 
@@ -135,8 +135,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
             name: settings.node.name,
             lease_s,
             read_ttl: settings.read_ttl,
-            dedupe_s: settings.dedupe_s,
-            history_s: settings.history_s,
+            kept: Kept { dedupe_s: settings.dedupe_s, publications_s: settings.history_s },
             cluster: settings.cluster,
         },
     })
@@ -179,7 +178,7 @@ impl Prepared {
             tokio::spawn(services::wake_owing(pool.clone(), runtime.clone(), registry.clone())),
             tokio::spawn(services::passivate(runtime.clone(), registry.clone())),
             tokio::spawn(services::sync_parked(pool.clone(), registry.clone(), notices)),
-            tokio::spawn(sweep(pool.clone(), runtime.clock.clone(), rest.dedupe_s, rest.history_s)),
+            tokio::spawn(sweep(pool.clone(), runtime.clone(), rest.kept)),
         ];
         if let Some(options) = rest.cluster {
             let membership = Membership {
@@ -309,10 +308,13 @@ impl Renewal {
                 }
             }
             let sent = boottime_ms();
+            let began = std::time::Instant::now();
             let renewal = self.renew(&mut connection, was_down);
             match tokio::time::timeout(Duration::from_secs(2), renewal).await {
                 Ok(Ok(Ok(beat))) => {
                     was_down = false;
+                    let took = began.elapsed().as_secs_f64();
+                    metrics::histogram!("proxie_lease_renewal_seconds").record(took);
                     self.runtime.lease.renewed(sent);
                     self.beats.send_replace(beat);
                 }
@@ -338,7 +340,7 @@ impl Renewal {
     ) -> Result<Result<Beat, Fate>, sqlx::Error> {
         let connection = match connection {
             Some(connection) => connection,
-            None => connection.insert(PgConnection::connect_with(&self.options).await?),
+            None => connection.insert(session::open(&self.options).await?),
         };
         let live = serde_json::json!({
             "entities": self.registry.live(),
@@ -357,14 +359,23 @@ impl Renewal {
     }
 }
 
-async fn sweep(pool: PgPool, clock: Clock, dedupe_s: i64, history_s: i64) {
+/// Deletes what is too old, each minute, on the node that owns the first slot: one of all.
+async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: Kept) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        // Until there is nothing left for now, in bounded steps.
-        while matches!(store::sweep(&pool, clock.now(), dedupe_s, history_s).await, Ok(n) if n >= 5_000)
-        {
+        if runtime.slots.owned(0).owner != Some(runtime.slots.me()) {
+            continue;
+        }
+        let now = match &runtime.clock {
+            Clock::System => None,
+            moved @ Clock::Manual(_) => Some(moved.now()),
+        };
+        // A failure is in the log and counted by `within`; the next minute tries again.
+        if sweep::sweep(&pool, now, kept).await.is_ok() {
+            metrics::gauge!("proxie_last_sweep_timestamp_seconds")
+                .set(Clock::System.now().as_second() as f64);
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::{LocalLimiter, Nodes, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
+use crate::persistence::patience::within;
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
@@ -37,6 +38,7 @@ pub struct Node {
     pub address: SocketAddr,
     pub core: Core,
     gateway: Arc<Gateway>,
+    reads: PgPool,
     embedded: Option<Embedded>,
     serving: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
@@ -67,7 +69,9 @@ pub async fn open_store(config: &Config) -> anyhow::Result<(PgConnectOptions, Op
     let options = embedded::Options {
         installed: (!installed.as_os_str().is_empty()).then(|| installed.clone()),
         shared_buffers: config.persistence.shared_buffers.clone(),
-        max_connections: config.persistence.max_connections + 16,
+        max_connections: config.persistence.max_connections
+            + config.persistence.read_connections
+            + 16,
         ..embedded::Options::new(&config.node.data_dir)
     };
     let server = Embedded::start(options, lock).await?;
@@ -99,10 +103,10 @@ impl Node {
         let (options, embedded) = open_store(config).await?;
         let pool = store::connect(options, &store_options(config)).await?;
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
-        let key = keys::signing_key(&pool, fresh_key()).await?;
-        let auth = Arc::new(Auth::new(&key));
+        let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
+        let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
-        auth.set_revocations(revocations(&pool, config.auth.token_s).await?);
+        learn_tokens(&pool, &auth).await?;
         settled(&core).await?;
         if config.seeds_demo() {
             seed::demo(&core).await?;
@@ -114,6 +118,8 @@ impl Node {
         let (epoch, watched_epoch) = watch::channel(store.clone());
         let members = core.standing();
         let this = core.lease.incarnation();
+        // What users read has connections of its own: it takes none from commits, loads and timers.
+        let reads = store::beside(&pool, config.persistence.read_connections);
         let nodes = move || {
             let living = members.borrow().living.clone();
             Nodes { store: store.clone(), this, living }
@@ -122,8 +128,8 @@ impl Node {
             entities: core.entities.clone(),
             topics: core.topics.clone(),
             presence: core.presence.clone(),
-            views: Views::new(pool.clone()),
-            histories: Histories::start(pool.clone()),
+            views: Views::new(reads.clone()),
+            histories: Histories::start(reads.clone()),
             auth: auth.clone(),
             limiter: limiter(config).await?,
             nodes: Box::new(nodes),
@@ -135,7 +141,7 @@ impl Node {
         })
         .await?;
         let tasks = vec![
-            tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s)),
+            tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
         let router = gateway::router(gateway.clone());
@@ -150,6 +156,7 @@ impl Node {
             address,
             core,
             gateway,
+            reads,
             embedded,
             serving,
             tasks,
@@ -205,6 +212,7 @@ impl Node {
         for task in &self.tasks {
             task.abort();
         }
+        self.reads.close().await;
         self.core.stop().await;
         if let Some(server) = self.embedded
             && let Err(error) = server.stop().await
@@ -385,21 +393,26 @@ async fn settled(core: &Core) -> anyhow::Result<()> {
     }
 }
 
-/// Every node learns of a revocation within a second; two are promised.
-async fn watch_revocations(pool: PgPool, auth: Arc<Auth>, token_s: i64) {
+/// Every node learns of a revocation, or of a new key, within a second; two are promised.
+async fn watch_tokens(pool: PgPool, auth: Arc<Auth>) {
     let mut tick = tokio::time::interval(Duration::from_millis(700));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Ok(rows) = revocations(&pool, token_s).await {
-            auth.set_revocations(rows);
-        }
+        // A failure is in the log; what was revoked before stays so.
+        let _ = learn_tokens(&pool, &auth).await;
     }
 }
 
-/// Those that may still concern a token.
-async fn revocations(pool: &PgPool, token_s: i64) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    keys::revocations(pool, token_s.max(86_400) + 60).await
+async fn learn_tokens(pool: &PgPool, auth: &Auth) -> Result<(), sqlx::Error> {
+    let limit = Duration::from_secs(1);
+    let (keys, revoked) = within(pool, "say which tokens are revoked", limit, async |connection| {
+        Ok((keys::verifying(connection).await?, keys::revocations(connection).await?))
+    })
+    .await?;
+    auth.set_keys(&keys);
+    auth.set_revocations(revoked);
+    Ok(())
 }
 
 async fn report_connections(gateway: Arc<Gateway>, connections: Arc<AtomicUsize>) {

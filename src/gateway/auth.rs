@@ -1,10 +1,10 @@
 //! Who a token speaks for. The one type through which tokens are made and checked.
 //!
-//! Tokens are JWTs signed with Ed25519 by the cluster's key. Whatever else a token says about how it is signed, it is
-//! refused: the algorithm and the key are ours to choose, not the token's.
+//! Tokens are JWTs signed with Ed25519 by a key of the cluster. Whatever else a token says about how it is signed, it is
+//! refused: the algorithm and the keys are ours to choose, not the token's.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ed25519_dalek::SigningKey;
 use jsonwebtoken::{
@@ -70,12 +70,30 @@ pub enum AuthError {
 pub type Revocations = Arc<HashMap<String, i64>>;
 
 pub struct Auth {
+    /// Never empty; the first one signs. A retired key is here until the last of its tokens has ended.
+    keys: RwLock<Arc<[Key]>>,
+    validation: Validation,
+    revocations: watch::Sender<Revocations>,
+}
+
+struct Key {
     kid: String,
     encoding: EncodingKey,
     decoding: DecodingKey,
-    validation: Validation,
     public: String,
-    revocations: watch::Sender<Revocations>,
+}
+
+impl Key {
+    fn new(key: &keys::SigningKey) -> Self {
+        let public = base64url(&SigningKey::from_bytes(&key.secret).verifying_key().to_bytes());
+        Self {
+            kid: key.kid.clone(),
+            encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], &key.secret[..]].concat()),
+            decoding: DecodingKey::from_ed_components(&public)
+                .expect("the public key was just encoded"),
+            public,
+        }
+    }
 }
 
 /// A key for a store that has none yet.
@@ -85,7 +103,6 @@ pub fn fresh_key() -> keys::SigningKey {
 
 impl Auth {
     pub fn new(key: &keys::SigningKey) -> Self {
-        let public = SigningKey::from_bytes(&key.secret).verifying_key().to_bytes();
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(&[ISSUER]);
@@ -93,16 +110,25 @@ impl Auth {
         // Times are checked against our own clock, which tests can move.
         validation.validate_exp = false;
         validation.validate_nbf = false;
-        let public = base64url(&public);
         Self {
-            kid: key.kid.clone(),
-            encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], &key.secret[..]].concat()),
-            decoding: DecodingKey::from_ed_components(&public)
-                .expect("the public key was just encoded"),
+            keys: RwLock::new([Key::new(key)].into()),
             validation,
-            public,
             revocations: watch::channel(Revocations::default()).0,
         }
+    }
+
+    /// All keys of the cluster as the store has them now, the one that signs first. No key at all changes nothing.
+    pub fn set_keys(&self, keys: &[keys::SigningKey]) {
+        let known = self.keys();
+        let same = keys.iter().map(|key| &key.kid).eq(known.iter().map(|key| &key.kid));
+        if !same && !keys.is_empty() {
+            let keys = keys.iter().map(Key::new).collect();
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        }
+    }
+
+    fn keys(&self) -> Arc<[Key]> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn mint(&self, user_id: &str, role: Role, now: Timestamp, ttl_s: i64) -> String {
@@ -129,9 +155,11 @@ impl Auth {
             nbf: iat,
             exp: iat + ttl_s,
         };
+        let keys = self.keys();
+        let key = keys.first().expect("there is always a key");
         let mut header = Header::new(Algorithm::EdDSA);
-        header.kid = Some(self.kid.clone());
-        encode(&header, &claims, &self.encoding).expect("claims serialise and the key signs")
+        header.kid = Some(key.kid.clone());
+        encode(&header, &claims, &key.encoding).expect("claims serialise and the key signs")
     }
 
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, AuthError> {
@@ -139,10 +167,13 @@ impl Auth {
             return Err(AuthError::Invalid);
         }
         let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
-        if header.alg != Algorithm::EdDSA || header.kid.as_deref() != Some(&self.kid) {
+        if header.alg != Algorithm::EdDSA {
             return Err(AuthError::Invalid);
         }
-        let claims = decode::<Claims>(token, &self.decoding, &self.validation)
+        let keys = self.keys();
+        let key = keys.iter().find(|key| header.kid.as_deref() == Some(&key.kid));
+        let key = key.ok_or(AuthError::Invalid)?;
+        let claims = decode::<Claims>(token, &key.decoding, &self.validation)
             .map_err(|_| AuthError::Invalid)?
             .claims;
         let now = now.as_second();
@@ -185,9 +216,12 @@ impl Auth {
 
     /// RFC 7517.
     pub fn jwks(&self) -> Value {
-        json!({"keys": [{
-            "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": self.kid, "x": self.public,
-        }]})
+        let shown = |key: &Key| {
+            json!({
+                "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key.kid, "x": key.public,
+            })
+        };
+        json!({"keys": self.keys().iter().map(shown).collect::<Vec<_>>()})
     }
 }
 
@@ -249,6 +283,23 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_no_longer_signs_verifies_while_it_is_known() {
+        let key = |kid: &str| keys::SigningKey { kid: kid.into(), secret: [kid.len() as u8; 32] };
+        let auth = Auth::new(&key("old"));
+        let old = token(&auth);
+        auth.set_keys(&[key("newer"), key("old")]);
+        let new = token(&auth);
+        assert_eq!(decode_header(&new).unwrap().kid.as_deref(), Some("newer"));
+        assert!(auth.verify(&old, at(NOW)).is_ok() && auth.verify(&new, at(NOW)).is_ok());
+        assert_eq!(auth.jwks()["keys"].as_array().unwrap().len(), 2);
+        auth.set_keys(&[]);
+        assert!(auth.verify(&old, at(NOW)).is_ok(), "a store without keys is no reason");
+        auth.set_keys(&[key("newer")]);
+        assert_eq!(auth.verify(&old, at(NOW)), Err(AuthError::Invalid));
+        assert!(auth.verify(&new, at(NOW)).is_ok());
+    }
+
+    #[test]
     fn the_token_does_not_choose_its_algorithm() {
         let auth = auth(1);
         let good = token(&auth);
@@ -260,7 +311,8 @@ mod tests {
         header.kid = Some("k1".into());
         let claims = auth.verify(&good, at(NOW)).unwrap();
         let confused =
-            encode(&header, &claims, &EncodingKey::from_secret(auth.public.as_bytes())).unwrap();
+            encode(&header, &claims, &EncodingKey::from_secret(auth.keys()[0].public.as_bytes()))
+                .unwrap();
         for bad in [
             format!("{none}.{}.", parts[1]),
             format!("{none}.{}.{}", parts[1], parts[2]),

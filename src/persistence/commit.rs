@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgConnection;
 
 use crate::kernel::entity::ViewRow;
 use crate::persistence::store::micros;
@@ -407,7 +407,7 @@ const BURNED: &str = r#""burned""#;
 /// Runs the fence of batch `batch` once more. Either it takes the number, so that the lost call finds it taken, or it
 /// waits for the row lock that the lost call still holds and then sees how that ended.
 pub async fn resolve(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     incarnation: i64,
     lane: i32,
     batch: i64,
@@ -420,7 +420,7 @@ pub async fn resolve(
     .bind(lane)
     .bind(batch)
     .bind(BURNED)
-    .execute(pool)
+    .execute(&mut *connection)
     .await?
     .rows_affected();
     if burned == 1 {
@@ -431,7 +431,7 @@ pub async fn resolve(
     )
     .bind(incarnation)
     .bind(lane)
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await?;
     match row {
         Some(row) if row.get::<bool, _>(1) && row.get::<i64, _>(0) == batch => {

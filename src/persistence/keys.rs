@@ -1,56 +1,114 @@
-//! The cluster's signing key and the list of revoked tokens. Kept in the store, so that every node takes every token.
+//! The cluster's signing keys and the list of revoked tokens. Kept in the store, so that every node takes every token.
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigningKey {
     pub kid: String,
     /// An Ed25519 seed.
     pub secret: [u8; 32],
 }
 
-/// The current key; `fresh` becomes it where there is none yet. Several nodes may ask at once: one key results.
-pub async fn signing_key(pool: &PgPool, fresh: SigningKey) -> Result<SigningKey, sqlx::Error> {
+/// Nodes look at the keys about each second: a key signs only when all of them know it.
+const KNOWN_AFTER_S: i64 = 5;
+
+/// The keys that verify, the one that signs first; `fresh` becomes it where there is none yet. Several nodes may ask at
+/// once: one key results. `token_s` is the life of the tokens that the caller hands out.
+pub async fn signing_keys(
+    pool: &PgPool,
+    fresh: SigningKey,
+    token_s: i64,
+) -> Result<Vec<SigningKey>, sqlx::Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:signing_key'))")
         .execute(&mut *tx)
         .await?;
     sqlx::query(
-        "insert into signing_keys (kid, secret) select $1, $2 where not exists (select from signing_keys where retired_at is null)",
+        "insert into signing_keys (kid, secret, created_at, token_s) select $1, $2, now() - $3 * interval '1 second', $4
+          where not exists (select from signing_keys where retired_at is null)",
+    )
+    .bind(&fresh.kid)
+    .bind(&fresh.secret[..])
+    .bind(KNOWN_AFTER_S)
+    .bind(token_s)
+    .execute(&mut *tx)
+    .await?;
+    // A key may sign, and a token be made, until it retires: it verifies for the longest life it was used for.
+    sqlx::query("update signing_keys set token_s = $1 where token_s < $1 and (retired_at is null or retired_at > now())")
+        .bind(token_s)
+        .execute(&mut *tx)
+        .await?;
+    let keys = verifying(&mut tx).await?;
+    tx.commit().await?;
+    Ok(keys)
+}
+
+/// The keys that verify, the one that signs first.
+pub async fn verifying(connection: &mut PgConnection) -> Result<Vec<SigningKey>, sqlx::Error> {
+    let rows = sqlx::query(
+        "select kid, secret from signing_keys
+          where retired_at is null or retired_at + token_s * interval '1 second' > now()
+          order by (created_at <= now() - $1 * interval '1 second') desc,
+                   (retired_at is null or retired_at > now()) desc, created_at desc",
+    )
+    .bind(KNOWN_AFTER_S)
+    .fetch_all(connection)
+    .await?;
+    let key = |row: &sqlx::postgres::PgRow| {
+        let secret: Vec<u8> = row.get(1);
+        let secret = secret
+            .try_into()
+            .map_err(|_| sqlx::Error::Decode("a signing key must have 32 bytes".into()))?;
+        Ok(SigningKey { kid: row.get(0), secret })
+    };
+    rows.iter().map(key).collect()
+}
+
+/// Lets `fresh` sign from a few seconds from now on, when all nodes know it. Tokens of the keys before it stay good
+/// until they end.
+pub async fn rotate(pool: &PgPool, fresh: SigningKey) -> Result<(), sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:signing_key'))")
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "update signing_keys set retired_at = now() + $1 * interval '1 second' where retired_at is null",
+    )
+    .bind(KNOWN_AFTER_S)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "insert into signing_keys (kid, secret, token_s)
+         select $1, $2, coalesce((select max(token_s) from signing_keys), 86400)",
     )
     .bind(&fresh.kid)
     .bind(&fresh.secret[..])
     .execute(&mut *tx)
     .await?;
-    let row = sqlx::query(
-        "select kid, secret from signing_keys where retired_at is null order by created_at limit 1",
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    let secret: Vec<u8> = row.get(1);
-    let secret = secret
-        .try_into()
-        .map_err(|_| sqlx::Error::Decode("a signing key must have 32 bytes".into()))?;
-    Ok(SigningKey { kid: row.get(0), secret })
+    tx.commit().await
 }
 
-/// Revokes all tokens of a user issued until now, or one token.
+/// Revokes all tokens of a user issued until now, or one token. It holds until the last token that any key has signed
+/// has ended, however short-lived tokens become meanwhile.
 pub async fn revoke(pool: &PgPool, subject: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("insert into revocations (subject) values ($1) on conflict (subject) do update set at = now()")
-        .bind(subject)
-        .execute(pool)
-        .await?;
+    sqlx::query(
+        "insert into revocations (subject, until)
+         select $1, now() + (coalesce(max(token_s), 86400) + 60) * interval '1 second' from signing_keys
+         on conflict (subject) do update set at = now(), until = greatest(revocations.until, excluded.until)",
+    )
+    .bind(subject)
+    .execute(pool)
+    .await?;
     Ok(())
 }
 
-/// All revocations younger than the longest life of a token, with their time in seconds since the epoch.
-pub async fn revocations(pool: &PgPool, max_age_s: i64) -> Result<Vec<(String, i64)>, sqlx::Error> {
+/// All revocations that may still concern a token, with their time in seconds since the epoch.
+pub async fn revocations(connection: &mut PgConnection) -> Result<Vec<(String, i64)>, sqlx::Error> {
     let rows = sqlx::query(
-        "select subject, extract(epoch from at)::bigint from revocations where at > now() - $1 * interval '1 second'",
+        "select subject, extract(epoch from at)::bigint from revocations where until > now()",
     )
-    .bind(max_age_s)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

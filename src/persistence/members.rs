@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgListener, PgPool, PgRow};
+use sqlx::{Connection, Row};
 
 use crate::persistence::membership::{
     CHANNEL, NodeInfo, RegisterError, changed, enrol, process_exists,
 };
+use crate::persistence::patience::{PATIENCE, within};
 
 /// How long a takeover waits for the batch that the dead node may have in its lane, before it ends that backend.
 const LANE_PATIENCE: &str = "500ms";
@@ -147,12 +148,12 @@ pub async fn beat(
 
 /// All slots in order, with the version they belong to.
 pub async fn slots(pool: &PgPool) -> Result<(i64, Vec<SlotRow>), sqlx::Error> {
-    let row = sqlx::query(
-        "select (select version from cluster), array_agg(coalesce(n.incarnation, 0) order by s.slot),
+    let sql = "select (select version from cluster), array_agg(coalesce(n.incarnation, 0) order by s.slot),
                 array_agg(s.epoch order by s.slot), array_agg(s.claimed order by s.slot)
-           from slots s left join nodes n on n.incarnation = s.incarnation and n.state <> 'dead'",
-    )
-    .fetch_one(pool)
+           from slots s left join nodes n on n.incarnation = s.incarnation and n.state <> 'dead'";
+    let row = within(pool, "list the slots", PATIENCE, async |connection| {
+        sqlx::query(sql).fetch_one(connection).await
+    })
     .await?;
     let (owners, epochs): (Vec<i64>, Vec<i64>) = (row.get(1), row.get(2));
     let rows = owners.into_iter().zip(epochs).zip(row.get::<Vec<bool>, _>(3)).map(
@@ -171,7 +172,8 @@ pub async fn claim(
     me: i64,
     wanted: &[(u16, i64)],
 ) -> Result<Vec<(u16, i64)>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    within(pool, "hand out slots", PATIENCE, async |connection| {
+    let mut tx = connection.begin().await?;
     lock(&mut tx).await?;
     let rows = sqlx::query(
         "update slots s set incarnation = $1, epoch = s.epoch + 1, claimed = true
@@ -188,6 +190,7 @@ pub async fn claim(
     .fetch_all(&mut *tx)
     .await?;
     moved(tx, rows).await
+    }).await
 }
 
 /// Gives slots of this node to another one, which may serve them at once: this one has stopped to. Whatever this node
@@ -198,27 +201,30 @@ pub async fn hand_over(
     to: i64,
     leaving: &[(u16, i64)],
 ) -> Result<Vec<(u16, i64)>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
-    lock(&mut tx).await?;
-    // A batch that is being written holds its lane's row and has checked its slots: it ends first.
-    sqlx::query("select from lanes where incarnation = $1 order by lane for update")
-        .bind(me)
-        .execute(&mut *tx)
-        .await?;
-    let rows = sqlx::query(
-        "update slots s set incarnation = $2, epoch = s.epoch + 1, claimed = false
+    within(pool, "move slots", PATIENCE, async |connection| {
+        let mut tx = connection.begin().await?;
+        lock(&mut tx).await?;
+        // A batch that is being written holds its lane's row and has checked its slots: it ends first.
+        sqlx::query("select from lanes where incarnation = $1 order by lane for update")
+            .bind(me)
+            .execute(&mut *tx)
+            .await?;
+        let rows = sqlx::query(
+            "update slots s set incarnation = $2, epoch = s.epoch + 1, claimed = false
            from unnest($3::int[], $4::bigint[]) u(slot, epoch)
           where s.slot = u.slot and s.epoch = u.epoch and s.incarnation = $1
             and exists (select from nodes n where n.incarnation = $2 and n.state = 'active')
          returning s.slot, s.epoch",
-    )
-    .bind(me)
-    .bind(to)
-    .bind(leaving.iter().map(|(slot, _)| i32::from(*slot)).collect::<Vec<_>>())
-    .bind(leaving.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
-    .fetch_all(&mut *tx)
-    .await?;
-    moved(tx, rows).await
+        )
+        .bind(me)
+        .bind(to)
+        .bind(leaving.iter().map(|(slot, _)| i32::from(*slot)).collect::<Vec<_>>())
+        .bind(leaving.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await?;
+        moved(tx, rows).await
+    })
+    .await
 }
 
 /// Which of the slots are still this node's, under the epochs it knows. Waits for a hand-over that is being committed.
@@ -227,7 +233,8 @@ pub async fn still_owned(
     me: i64,
     slots: &[(u16, i64)],
 ) -> Result<Vec<u16>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    within(pool, "say whose slots these are", PATIENCE, async |connection| {
+    let mut tx = connection.begin().await?;
     lock(&mut tx).await?;
     let rows = sqlx::query(
         "select s.slot from slots s join unnest($2::int[], $3::bigint[]) u(slot, epoch) using (slot, epoch) where s.incarnation = $1",
@@ -239,6 +246,7 @@ pub async fn still_owned(
     .await?;
     tx.commit().await?;
     Ok(rows.iter().map(|row| row.get::<i32, _>(0) as u16).collect())
+    }).await
 }
 
 /// Commits a change of slots.
@@ -260,31 +268,31 @@ pub async fn set_state(pool: &PgPool, incarnation: i64, state: State) -> Result<
         State::Active => ("active", "joining"),
         State::Draining => ("draining", "active"),
     };
-    let mut tx = pool.begin().await?;
-    lock(&mut tx).await?;
-    let done =
-        sqlx::query("update nodes set state = $2 where incarnation = $1 and state in ($2, $3)")
-            .bind(incarnation)
-            .bind(name)
-            .bind(before)
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
-    changed(&mut tx).await?;
-    tx.commit().await?;
-    Ok(done == 1)
+    within(pool, "change a node's state", PATIENCE, async |connection| {
+        let mut tx = connection.begin().await?;
+        lock(&mut tx).await?;
+        let done =
+            sqlx::query("update nodes set state = $2 where incarnation = $1 and state in ($2, $3)")
+                .bind(incarnation)
+                .bind(name)
+                .bind(before)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected();
+        changed(&mut tx).await?;
+        tx.commit().await?;
+        Ok(done == 1)
+    })
+    .await
 }
 
 pub async fn suspect(pool: &PgPool, me: i64, suspect: i64) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "insert into suspicions (suspect, by) select n.incarnation, $2 from nodes n where n.incarnation = $1 and n.state <> 'dead'
-         on conflict (suspect, by) do update set at = now()",
-    )
-    .bind(suspect)
-    .bind(me)
-    .execute(pool)
+    let sql = "insert into suspicions (suspect, by) select n.incarnation, $2 from nodes n where n.incarnation = $1 and n.state <> 'dead'
+         on conflict (suspect, by) do update set at = now()";
+    within(pool, "note a suspicion", PATIENCE, async |connection| {
+        sqlx::query(sql).bind(suspect).bind(me).execute(connection).await.map(drop)
+    })
     .await
-    .map(drop)
 }
 
 /// Declares a member dead, for ever. From the commit of this on, nothing of it is ever written again: its lanes are
@@ -297,7 +305,10 @@ pub async fn evict(
     evidence: Evidence,
 ) -> Result<bool, sqlx::Error> {
     for attempt in 0..4 {
-        match try_evict(pool, by, target, evidence).await {
+        let evicting = within(pool, "declare a node dead", PATIENCE, async |connection| {
+            try_evict(connection, by, target, evidence).await
+        });
+        match evicting.await {
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
                 // A writer that is frozen in the middle of a call must not hold this up.
                 tracing::warn!(
@@ -305,10 +316,12 @@ pub async fn evict(
                     attempt,
                     "the dead node's writer holds its lane; its backend is ended"
                 );
-                sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where application_name like $1")
-                    .bind(format!("proxie lane {target}/%"))
-                    .execute(pool)
-                    .await?;
+                let sql = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like $1";
+                within(pool, "end a backend", PATIENCE, async |connection| {
+                    let name = format!("proxie lane {target}/%");
+                    sqlx::query(sql).bind(name).execute(connection).await
+                })
+                .await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             done => return done,
@@ -318,12 +331,12 @@ pub async fn evict(
 }
 
 async fn try_evict(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     by: Option<i64>,
     target: i64,
     evidence: Evidence,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = connection.begin().await?;
     lock(&mut tx).await?;
     let rows = sqlx::query(
         "select n.incarnation, n.state, l.lease_until > now(),

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::persistence::patience::within;
 use crate::persistence::views::ViewError;
 
 /// Publications of a topic that are read, and sent, before the next ones are.
@@ -97,11 +98,10 @@ async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
         }
         let (places, askers): (Vec<Place>, Vec<_>) = askers.into_iter().unzip();
         metrics::histogram!("proxie_histories_read").record(places.len() as f64);
-        let read = match tokio::time::timeout(TIMEOUT, read(&pool, &places)).await {
-            Ok(read) => read.map_err(ViewError::from),
-            Err(_) => Err(ViewError::Unavailable("the store does not answer".into())),
-        };
-        match read {
+        let read = within(&pool, "read histories", TIMEOUT, async |connection| {
+            read(connection, &places).await
+        });
+        match read.await.map_err(ViewError::from) {
             Ok(histories) => {
                 for (answers, history) in askers.into_iter().zip(histories) {
                     let history = Arc::new(history);
@@ -119,7 +119,10 @@ async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
     }
 }
 
-async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Error> {
+async fn read(
+    connection: &mut PgConnection,
+    places: &[Place],
+) -> Result<Vec<History>, sqlx::Error> {
     let kinds: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
     let keys: Vec<&str> = places.iter().map(|place| place.1.as_str()).collect();
     let heads: Vec<i64> = sqlx::query_scalar(
@@ -129,7 +132,7 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
     )
     .bind(&kinds)
     .bind(&keys)
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let mut histories: Vec<History> = places
         .iter()
@@ -160,7 +163,7 @@ async fn read(pool: &PgPool, places: &[Place]) -> Result<Vec<History>, sqlx::Err
     .bind(behind.iter().map(|n| heads[*n]).collect::<Vec<_>>())
     .bind(PAGE)
     .bind(PAGE_BYTES)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     for row in rows {
         let n: i64 = row.get(0);

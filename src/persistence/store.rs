@@ -1,12 +1,13 @@
 //! The connection to Postgres: pool, migrations, and what this store is.
 
-use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use sqlx::Row;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+use sqlx::{Connection, Row, SqlSafeStr};
+
+use crate::persistence::session;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -14,6 +15,8 @@ pub enum StoreError {
         "cannot reach PostgreSQL: {0}. Check DATABASE_URL, or unset it to use the embedded server"
     )]
     Connect(sqlx::Error),
+    #[error("{0}")]
+    Unusable(String),
     #[error("PostgreSQL {found} is too old: 16 or later is needed")]
     TooOld { found: String },
     #[error(
@@ -32,6 +35,10 @@ pub enum StoreError {
         "the database was made by another release of Proxie ({0}). Use the release that made it, or another database"
     )]
     OtherSchema(MigrateError),
+    #[error(
+        "the database belongs to a later release of Proxie: its tables need migration {needed}, and this release knows those up to {last}. Use the later release"
+    )]
+    NeedsNewerRelease { needed: i64, last: i64 },
     #[error("migration failed: {0}")]
     Migrate(MigrateError),
     #[error("{0}")]
@@ -55,38 +62,12 @@ pub struct Options {
 
 /// Opens the pool and refuses servers on which "acknowledged" would not mean "durable".
 pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgPool, StoreError> {
-    let connect = connect
-        .application_name("proxie")
-        // lock_timeout and the like stay the server's; these are what durability and bounded waits rest on.
-        .options([
-            ("synchronous_commit", "on"),
-            ("statement_timeout", "30s"),
-            // Else it says at every start that what is there is there.
-            ("client_min_messages", "warning"),
-            // A node that is stopped in the middle of a transaction would keep the members' lock, and with it all
-            // others from declaring it dead.
-            ("idle_in_transaction_session_timeout", "2s"),
-            // Every statement of the runtime reads by key. Its plans are made while the tables are still small, and
-            // kept: without this they would scan a journal that has grown since.
-            ("enable_seqscan", "off"),
-            ("enable_hashjoin", "off"),
-            ("enable_mergejoin", "off"),
-            ("plan_cache_mode", "force_generic_plan"),
-        ])
-        .statement_cache_capacity(64);
-    let pool = PgPoolOptions::new()
-        .max_connections(options.max_connections)
-        .acquire_timeout(Duration::from_secs(5))
-        .idle_timeout(Duration::from_secs(600))
-        // A broken connection shows itself in the statement, which every caller handles anyway.
-        .test_before_acquire(false)
-        .connect_with(connect)
-        .await
-        .map_err(StoreError::Connect)?;
+    let connect = session::plain(connect);
+    let mut first = first_connection(&connect).await?;
     let row = sqlx::query(
         "select current_setting('server_version_num')::int, current_setting('server_version'), current_setting('fsync') = 'on'",
     )
-    .fetch_one(&pool)
+    .fetch_one(&mut first)
     .await?;
     if row.get::<i32, _>(0) < 160_000 {
         return Err(StoreError::TooOld { found: row.get(1) });
@@ -94,32 +75,99 @@ pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgP
     if !row.get::<bool, _>(2) && !options.allow_fsync_off {
         return Err(StoreError::FsyncOff);
     }
-    Ok(pool)
+    let _ = first.close().await;
+    session::refuse_pooled_transactions(&connect).await.map_err(refused)?;
+    Ok(session::pool_options(options.max_connections).connect_lazy_with(connect))
 }
 
-/// Applies what is missing. Several nodes may start at once: sqlx holds an advisory lock meanwhile.
-pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
-    let files: [(i64, &'static str, &'static str); 3] = [
-        (1, "runtime", include_str!("../../migrations/0001_runtime.sql")),
-        (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
-        (3, "playback", include_str!("../../migrations/0003_playback.sql")),
-    ];
-    let migrations = files
-        .into_iter()
-        .map(|(version, name, sql)| {
-            Migration::new(
-                version,
-                Cow::Borrowed(name),
-                MigrationType::Simple,
-                sqlx::AssertSqlSafe(sql).into_sql_str(),
-                false,
-            )
-        })
-        .collect::<Vec<_>>();
-    Migrator::with_migrations(migrations).run(pool).await.map_err(|error| match &error {
-        MigrateError::VersionMismatch(_) | MigrateError::VersionMissing(_) => {
-            StoreError::OtherSchema(error)
+/// A pool beside another one, with its settings: what takes all connections of one leaves the other its own.
+pub fn beside(pool: &PgPool, max_connections: u32) -> PgPool {
+    let options = pool.options().clone().max_connections(max_connections);
+    options.connect_lazy_with(pool.connect_options().as_ref().clone())
+}
+
+/// A server that starts at the same time as this node is waited for a little while.
+async fn first_connection(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+    let started = Instant::now();
+    loop {
+        let error = match session::open(options).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        let passes = match &error {
+            sqlx::Error::Database(database) => {
+                matches!(database.code().as_deref(), Some("57P03" | "53300"))
+            }
+            sqlx::Error::Io(_) => true,
+            _ => false,
+        };
+        if !passes || started.elapsed() > Duration::from_secs(5) {
+            return Err(refused(error));
         }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn refused(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Configuration(reason) => StoreError::Unusable(reason.to_string()),
+        error => StoreError::Connect(error),
+    }
+}
+
+/// The migrations by number: a release knows those up to its last one.
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "runtime", include_str!("../../migrations/0001_runtime.sql")),
+    (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
+    (3, "playback", include_str!("../../migrations/0003_playback.sql")),
+    (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
+];
+
+/// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an
+/// advisory lock meanwhile. Migrations of a later release are left as they are, unless one of them says that this
+/// release can no longer use the tables.
+pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
+    migrate_with(pool, MIGRATIONS).await
+}
+
+async fn migrate_with(
+    pool: &PgPool,
+    known: &[(i64, &str, &'static str)],
+) -> Result<(), StoreError> {
+    let migrations = known.iter().map(|&(version, name, sql)| {
+        let sql = sqlx::AssertSqlSafe(sql).into_sql_str();
+        Migration::new(version, name.to_owned().into(), MigrationType::Simple, sql, false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    migrator.set_ignore_missing(true);
+    // Not one of the pool: it would keep settings that the others do not have.
+    let mut connection = pool.acquire().await?.detach();
+    session::let_migrate(&mut connection).await.map_err(refused)?;
+    let migrated = {
+        let mut migrating = std::pin::pin!(migrator.run_direct(None, &mut connection, false));
+        loop {
+            match tokio::time::timeout(Duration::from_secs(10), &mut migrating).await {
+                Ok(migrated) => break migrated,
+                Err(_) => tracing::warn!(
+                    "the migration of the database goes on, or waits for the one of another node"
+                ),
+            }
+        }
+    };
+    migrated.map_err(migration_failed)?;
+    let last = known.iter().map(|(version, ..)| *version).max().unwrap_or(0);
+    let needed: i64 =
+        sqlx::query_scalar("select migration from schema_floor").fetch_one(&mut connection).await?;
+    let _ = connection.close().await;
+    if needed > last {
+        return Err(StoreError::NeedsNewerRelease { needed, last });
+    }
+    Ok(())
+}
+
+fn migration_failed(error: MigrateError) -> StoreError {
+    match &error {
+        MigrateError::VersionMismatch(_) => StoreError::OtherSchema(error),
         MigrateError::ExecuteMigration(sqlx::Error::Database(db), _) => {
             match db.code().as_deref() {
                 Some("42501") if db.message().contains("extension") => StoreError::MayNotExtend,
@@ -128,10 +176,13 @@ pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
             }
         }
         _ => StoreError::Migrate(error),
-    })
+    }
 }
 
-use sqlx::SqlSafeStr;
+/// Whether Proxie's tables are there. Commands that only look at a store, or hand out tokens, make none.
+pub async fn is_migrated(pool: &PgPool) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select to_regclass('schema_floor') is not null").fetch_one(pool).await
+}
 
 /// What this store is, and the epoch of its topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,34 +218,4 @@ pub async fn probe(connection: &mut PgConnection) -> Result<(String, i32), sqlx:
     .fetch_one(connection)
     .await?;
     Ok((row.get(0), row.get(1)))
-}
-
-/// Deletes in bounded steps what nobody can ask for any more: dedupe rows after their window (but never those of an
-/// outbox row that still exists), and old publications. Returns how many rows went.
-pub async fn sweep(
-    pool: &PgPool,
-    now: Timestamp,
-    dedupe_s: i64,
-    publications_s: i64,
-) -> Result<u64, sqlx::Error> {
-    let dedupe = sqlx::query(
-        "delete from dedupe where ctid = any(array(
-             select d.ctid from dedupe d where d.at < micros($1) - $2 * interval '1 second'
-                and not (d.user_id = '@outbox' and exists (select from outbox o where o.id = d.id)) limit 5000))",
-    )
-    .bind(micros(now))
-    .bind(dedupe_s)
-    .execute(pool)
-    .await?
-    .rows_affected();
-    let publications = sqlx::query(
-        "delete from publications where ctid = any(array(
-             select p.ctid from publications p where p.at < micros($1) - $2 * interval '1 second' limit 5000))",
-    )
-    .bind(micros(now))
-    .bind(publications_s)
-    .execute(pool)
-    .await?
-    .rows_affected();
-    Ok(dedupe + publications)
 }

@@ -5,12 +5,16 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgRow};
 
 use crate::kernel::clock::Timestamp;
+use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
 
 mod marketplace;
 mod playback;
 
 pub use marketplace::{Parties, Window};
+
+/// A read that is refused or not answered in time, in the log and in metrics.
+const READ: &str = "answer a read";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -69,8 +73,10 @@ impl Views {
 
     /// One row or none; the query yields one jsonb column as text.
     async fn one(&self, sql: &'static str, id: &str) -> Result<Option<Value>, ViewError> {
-        let row = sqlx::query(sql).bind(id).fetch_optional(&self.pool).await?;
-        row.map(|row| json(&row, 0)).transpose()
+        let row = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql).bind(id).fetch_optional(connection).await
+        });
+        row.await?.map(|row| json(&row, 0)).transpose()
     }
 
     /// One page of a list. `sql` binds `$1` the owner, `$2` and `$3` the cursor, `$4` the limit, and yields the item
@@ -82,14 +88,16 @@ impl Views {
         cursor: Cursor,
         limit: usize,
     ) -> Result<Page, ViewError> {
-        let rows = sqlx::query(sql)
-            .bind(owner)
-            .bind(micros(cursor.at))
-            .bind(&cursor.id)
-            .bind(limit as i64 + 1)
-            .fetch_all(&self.pool)
-            .await?;
-        into_page(&rows, limit)
+        let rows = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql)
+                .bind(owner)
+                .bind(micros(cursor.at))
+                .bind(&cursor.id)
+                .bind(limit as i64 + 1)
+                .fetch_all(connection)
+                .await
+        });
+        into_page(&rows.await?, limit)
     }
 }
 

@@ -168,11 +168,12 @@ async fn a_frozen_writer_does_not_hold_up_its_takeover() {
 async fn a_batch_that_was_never_written_is_not_taken_for_one_that_was() {
     let pool = pool(database().await).await;
     let a = active(&pool, "a", 5.0).await;
+    let mut connection = pool.acquire().await.unwrap();
     // The answer to the first may be lost, too.
     for _ in 0..2 {
-        let ended = commit::resolve(&pool, a, 0, 1, 3).await.unwrap();
+        let ended = commit::resolve(&mut connection, a, 0, 1, 3).await.unwrap();
         assert_eq!(ended, Resolution::Burned);
     }
-    assert_eq!(commit::resolve(&pool, a, 0, 2, 3).await.unwrap(), Resolution::Burned);
-    assert_eq!(commit::resolve(&pool, a, 0, 1, 3).await.unwrap(), Resolution::Fenced);
+    assert_eq!(commit::resolve(&mut connection, a, 0, 2, 3).await.unwrap(), Resolution::Burned);
+    assert_eq!(commit::resolve(&mut connection, a, 0, 1, 3).await.unwrap(), Resolution::Fenced);
 }

@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
 use proxie::app::core::{self, Core, Prepared, Settings};
+use proxie::cluster::Meta;
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
-use proxie::persistence::{store, writer};
+use proxie::persistence::{session, store, writer};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use tokio::sync::OnceCell;
 
 use crate::counter::Counter;
@@ -47,11 +49,18 @@ pub async fn server() -> &'static Embedded {
                 runtime.block_on(async {
                     let data = folder();
                     let lock = DataLock::acquire(&data).unwrap();
-                    let options = ServerOptions {
+                    // Another PostgreSQL than the embedded one, with its own defaults.
+                    let installed = std::env::var_os("PROXIE_TEST_POSTGRES_BIN").map(PathBuf::from);
+                    let theirs = installed.is_some();
+                    let mut options = ServerOptions {
+                        installed,
                         max_connections: 200,
                         shared_buffers: "64MB".into(),
                         ..ServerOptions::new(&data).without_durability()
                     };
+                    if theirs {
+                        options.settings.push(("jit".into(), "on".into()));
+                    }
                     let server = Embedded::start(options, lock).await.unwrap();
                     let template = server.create_database("template_proxie", None).await.unwrap();
                     let pool = PgPool::connect_with(template).await.unwrap();
@@ -73,7 +82,26 @@ pub async fn database() -> PgConnectOptions {
     // The template can be copied by one at a time.
     static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _one = COPYING.lock().await;
-    server().await.create_database(&name, Some("template_proxie")).await.unwrap()
+    let database = server().await.create_database(&name, Some("template_proxie")).await.unwrap();
+    if std::env::var_os("PROXIE_TEST_HOSTILE").is_some() {
+        make_hostile(&pool(database.clone()).await, &name).await;
+    }
+    database
+}
+
+/// For what a test itself asks the database, whatever that one's defaults are.
+pub fn observer(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([
+        ("search_path", "public"),
+        ("default_transaction_isolation", "read committed"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("idle_session_timeout", "0"),
+        ("enable_indexscan", "on"),
+        ("enable_nestloop", "on"),
+        ("jit", "off"),
+    ])
 }
 
 pub async fn pool(options: PgConnectOptions) -> PgPool {
@@ -81,7 +109,7 @@ pub async fn pool(options: PgConnectOptions) -> PgPool {
         .max_connections(12)
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(5))
-        .connect_with(options)
+        .connect_with(observer(options))
         .await
         .unwrap()
 }
@@ -106,6 +134,52 @@ impl Default for Setup {
     }
 }
 
+/// Defaults of a database that its administrator may have had reasons for.
+pub async fn make_hostile(pool: &PgPool, database: &str) {
+    for setting in [
+        "synchronous_commit = off",
+        "jit = on",
+        "jit_above_cost = 0",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = off",
+        "search_path = pg_catalog",
+        "statement_timeout = '1s'",
+        "idle_in_transaction_session_timeout = '100ms'",
+        "idle_session_timeout = '3s'",
+        "lock_timeout = '10ms'",
+        "enable_indexscan = off",
+        "enable_indexonlyscan = off",
+        "enable_nestloop = off",
+        "enable_sort = off",
+        "plan_cache_mode = force_custom_plan",
+        "row_security = off",
+        "timezone = 'Asia/Kathmandu'",
+        "datestyle = 'German, DMY'",
+        "intervalstyle = 'iso_8601'",
+        "bytea_output = 'escape'",
+        "standard_conforming_strings = off",
+        "extra_float_digits = -15",
+        "work_mem = '64kB'",
+    ] {
+        let sql = format!("alter database {database} set {setting}");
+        pool.execute(AssertSqlSafe(sql).into_sql_str()).await.unwrap();
+    }
+}
+
+/// A node without edges that knows [`Counter`], with the settings and the pool of a real one.
+pub async fn core_through(database: &PgConnectOptions, setup: Setup) -> Core {
+    let options = store::Options { max_connections: 12, allow_fsync_off: true };
+    let pool = store::connect(database.clone(), &options).await.unwrap();
+    let mut prepared = prepare_on(pool, setup).await.unwrap();
+    prepared.registry.register::<Counter>().await.unwrap();
+    prepared.run().await.unwrap()
+}
+
+pub async fn ask_counter(core: &Core, key: &str, command: crate::counter::Command) {
+    let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime()).await;
+    asked.unwrap().expect("not rejected");
+}
+
 /// A node without edges that knows [`Counter`].
 pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
     try_core(database, setup).await.unwrap()
@@ -119,6 +193,11 @@ pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Resul
 
 /// A node whose kinds are still to be registered.
 pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Prepared> {
+    let pool = session::pool_options(12).connect_with(session::plain(database)).await?;
+    prepare_on(pool, setup).await
+}
+
+async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
     let settings = Settings {
         node: NodeInfo {
             name: "test".into(),
@@ -140,7 +219,7 @@ pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Re
         witness: None,
         cluster: None,
     };
-    core::prepare(pool(database).await, settings).await
+    core::prepare(pool, settings).await
 }
 
 /// Tries until it holds; a test that waits for ever says what for.
@@ -155,7 +234,9 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
 /// A cable between a node and its database that can be muted (what the server says is lost) and cut.
 pub struct Cable {
     pub options: PgConnectOptions,
-    muted: tokio::sync::watch::Sender<bool>,
+    /// Connections before this one say nothing more.
+    muted: tokio::sync::watch::Sender<u64>,
+    made: Arc<AtomicU64>,
     cut: tokio::sync::broadcast::Sender<()>,
 }
 
@@ -170,13 +251,16 @@ impl Cable {
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (muted, is_muted) = tokio::sync::watch::channel(false);
+        let (muted, is_muted) = tokio::sync::watch::channel(0);
+        let made = Arc::new(AtomicU64::new(0));
+        let count = made.clone();
         let (cut, _) = tokio::sync::broadcast::channel(1);
         let ends = cut.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = UnixStream::connect(&socket).await else { continue };
                 let (mut end, is_muted) = (ends.subscribe(), is_muted.clone());
+                let this = count.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
                     let (mut from_client, mut to_client) = client.into_split();
                     let (mut from_server, mut to_server) = server.into_split();
@@ -184,7 +268,7 @@ impl Cable {
                     let back = async {
                         let mut buffer = vec![0; 65_536];
                         while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
-                            if !*is_muted.borrow() {
+                            if this >= *is_muted.borrow() {
                                 let _ = to_client.write_all(&buffer[..n]).await;
                             }
                         }
@@ -198,17 +282,22 @@ impl Cable {
             .port(port)
             .username(database.get_username())
             .database(database.get_database().unwrap());
-        Self { options, muted, cut }
+        Self { options, muted, made, cut }
     }
 
     /// From now on nothing that the server says arrives.
     pub fn mute(&self) {
-        self.muted.send_replace(true);
+        self.muted.send_replace(u64::MAX);
+    }
+
+    /// From now on nothing arrives over the connections that there are. New ones work.
+    pub fn mute_present(&self) {
+        self.muted.send_replace(self.made.load(Ordering::SeqCst));
     }
 
     /// Ends every connection. New ones work.
     pub fn cut(&self) {
-        self.muted.send_replace(false);
+        self.muted.send_replace(0);
         let _ = self.cut.send(());
     }
 }

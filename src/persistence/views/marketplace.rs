@@ -3,8 +3,9 @@
 use serde_json::Value;
 use sqlx::Row;
 
-use super::{Cursor, Page, ViewError, Views, into_page, json};
+use super::{Cursor, Page, READ, ViewError, Views, into_page, json};
 use crate::kernel::clock::Timestamp;
+use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
 
 /// Who may see an object.
@@ -68,27 +69,31 @@ impl Views {
     /// Whether these two have something open with each other: a booking, or an offer to a request.
     pub async fn have_dealings(&self, one: &str, other: &str) -> Result<bool, ViewError> {
         let open = "select exists (
-                select 1 from bookings where status in ('pending', 'confirmed', 'in_progress')
-                   and ((consumer_id = $1 and provider_owner_id = $2) or (consumer_id = $2 and provider_owner_id = $1)))
+                select from bookings where status in ('pending', 'confirmed', 'in_progress')
+                   and consumer_id = $1 and provider_owner_id = $2)
              or exists (
-                select 1 from requests r join offers o on o.request_id = r.id join providers p on p.id = o.provider_id
-                 where r.status in ('matching', 'open', 'accepting')
-                   and ((r.consumer_id = $1 and p.owner_id = $2) or (r.consumer_id = $2 and p.owner_id = $1)))";
-        Ok(sqlx::query_scalar(open).bind(one).bind(other).fetch_one(&self.pool).await?)
+                select from requests r join offers o on o.request_id = r.id join providers p on p.id = o.provider_id
+                 where r.status in ('matching', 'open', 'accepting') and r.consumer_id = $1 and p.owner_id = $2)";
+        let dealings = within(&self.pool, READ, PATIENCE, async |connection| {
+            let there: bool =
+                sqlx::query_scalar(open).bind(one).bind(other).fetch_one(&mut *connection).await?;
+            Ok(there
+                || sqlx::query_scalar(open).bind(other).bind(one).fetch_one(connection).await?)
+        });
+        Ok(dealings.await?)
     }
 
     pub async fn booking(&self, id: &str) -> Result<Option<(Value, Parties)>, ViewError> {
-        let row = sqlx::query(
-            "select detail::text, consumer_id, provider_owner_id from bookings where id = $1",
-        )
-        .bind(id)
-        .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| {
-            let parties = Parties { consumer_id: row.get(1), provider_owner_id: row.get(2) };
-            Ok((json(&row, 0)?, parties))
-        })
-        .transpose()
+        let sql = "select detail::text, consumer_id, provider_owner_id from bookings where id = $1";
+        let row = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql).bind(id).fetch_optional(connection).await
+        });
+        row.await?
+            .map(|row| {
+                let parties = Parties { consumer_id: row.get(1), provider_owner_id: row.get(2) };
+                Ok((json(&row, 0)?, parties))
+            })
+            .transpose()
     }
 
     /// As consumer or as provider, newest first.
@@ -98,9 +103,16 @@ impl Views {
         from: Cursor,
         limit: usize,
     ) -> Result<Page, ViewError> {
-        let sql = "select detail::text, micros(created_at), id from bookings
-             where (consumer_id = $1 or provider_owner_id = $1)
-               and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+        // A page of each, since each has its own order in an index.
+        let sql = "select detail::text, micros(created_at), id from (
+                (select detail, created_at, id from bookings
+                  where consumer_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+                  order by created_at desc, id collate \"C\" desc limit $4)
+                union all
+                (select detail, created_at, id from bookings
+                  where provider_owner_id = $1 and consumer_id <> $1
+                    and (created_at, id collate \"C\") < (micros($2::bigint), $3)
+                  order by created_at desc, id collate \"C\" desc limit $4)) b
              order by created_at desc, id collate \"C\" desc limit $4";
         self.page(sql, user_id, from, limit).await
     }
@@ -118,22 +130,49 @@ impl Views {
         from: Cursor,
         limit: usize,
     ) -> Result<Page, ViewError> {
-        let rows = sqlx::query(
-            "select to_jsonb(p)::text, 0::bigint, id from providers p
-             where ($1::text is null or services @> array[$1::text])
-               and ($2::text is null or lower(city) = lower($2::text))
-               and ($3::text is null or owner_id = $3::text)
-               and id collate \"C\" > $4
-             order by id collate \"C\" limit $5",
-        )
-        .bind(service)
-        .bind(city)
-        .bind(owner_id)
-        .bind(&from.id)
-        .bind(limit as i64 + 1)
-        .fetch_all(&self.pool)
-        .await?;
-        into_page(&rows, limit)
+        let sql = match (owner_id, service, city) {
+            // Somebody owns few providers.
+            (Some(_), ..) => {
+                "select to_jsonb(p)::text, 0::bigint, id from providers p
+                  where owner_id = $1 and id collate \"C\" > $4
+                    and ($2::text is null or services @> array[$2::text])
+                    and ($3::text is null or lower(city) = lower($3::text))
+                  order by id collate \"C\" limit $5"
+            }
+            (None, Some(_), Some(_)) => {
+                "select to_jsonb(p)::text, 0::bigint, id from provider_services s
+                   join providers p on p.id = s.provider_id collate \"default\"
+                  where s.service || chr(31) || s.city = $2 || chr(31) || lower($3::text) and s.provider_id > $4 and $1::text is null
+                  order by s.provider_id limit $5"
+            }
+            (None, Some(_), None) => {
+                "select to_jsonb(p)::text, 0::bigint, id from provider_services s
+                   join providers p on p.id = s.provider_id collate \"default\"
+                  where s.service = $2 and s.provider_id > $4 and $1::text is null and $3::text is null
+                  order by s.provider_id limit $5"
+            }
+            (None, None, Some(_)) => {
+                "select to_jsonb(p)::text, 0::bigint, id from providers p
+                  where lower(city) = lower($3::text) and id collate \"C\" > $4 and $1::text is null and $2::text is null
+                  order by id collate \"C\" limit $5"
+            }
+            (None, None, None) => {
+                "select to_jsonb(p)::text, 0::bigint, id from providers p
+                  where id collate \"C\" > $4 and $1::text is null and $2::text is null and $3::text is null
+                  order by id collate \"C\" limit $5"
+            }
+        };
+        let rows = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql)
+                .bind(owner_id)
+                .bind(service)
+                .bind(city)
+                .bind(&from.id)
+                .bind(limit as i64 + 1)
+                .fetch_all(connection)
+                .await
+        });
+        into_page(&rows.await?, limit)
     }
 
     pub async fn session(&self, id: &str) -> Result<Option<Value>, ViewError> {
@@ -178,28 +217,31 @@ impl Views {
         &self,
         window: &Window,
     ) -> Result<Vec<(Value, Vec<(Timestamp, Timestamp)>)>, ViewError> {
-        let rows = sqlx::query(
-            "select to_jsonb(p)::text,
+        let sql = "select to_jsonb(p)::text,
                     coalesce((select array_agg(micros(lower(c.during)) order by c.during) from calendar c
                                where c.provider_id = p.id and c.during && w.during), '{}'),
                     coalesce((select array_agg(micros(upper(c.during)) order by c.during) from calendar c
                                where c.provider_id = p.id and c.during && w.during), '{}')
-             from providers p,
+             from (select s.provider_id, s.place <-> point(($2 + $3) / 2, ($4 + $5) / 2) as distance
+                     from provider_services s
+                    where s.service = $1 and s.place <@ box(point($2, $4), point($3, $5))
+                    order by s.place <-> point(($2 + $3) / 2, ($4 + $5) / 2) limit $8) s
+             join providers p on p.id = s.provider_id collate \"default\",
                   (select tstzrange(micros($6::bigint) - interval '1 day', micros($7::bigint) + interval '1 day')) w(during)
-             where p.services @> array[$1::text]
-               and p.latitude between $2 and $3 and p.longitude between $4 and $5
-             order by (p.latitude - ($2 + $3) / 2) ^ 2 + (p.longitude - ($4 + $5) / 2) ^ 2, p.id
-             limit $8",
-        )
-        .bind(&window.service)
-        .bind(window.south)
-        .bind(window.north)
-        .bind(window.west)
-        .bind(window.east)
-        .bind(micros(window.earliest))
-        .bind(micros(window.latest))
-        .bind(MAX_CANDIDATES)
-        .fetch_all(&self.pool)
+             order by s.distance, s.provider_id";
+        let rows = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql)
+                .bind(&window.service)
+                .bind(window.south)
+                .bind(window.north)
+                .bind(window.west)
+                .bind(window.east)
+                .bind(micros(window.earliest))
+                .bind(micros(window.latest))
+                .bind(MAX_CANDIDATES)
+                .fetch_all(connection)
+                .await
+        })
         .await?;
         rows.iter()
             .map(|row| {

@@ -12,6 +12,8 @@ use sqlx::postgres::{PgPool, Postgres};
 use super::{Ended, Late, Options};
 use crate::kernel::clock::Clock;
 use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, Resolution};
+use crate::persistence::patience::within;
+use crate::persistence::session;
 
 /// After an id came twice, this many batches look ids up: retries come in crowds.
 const CAREFUL_BATCHES: u32 = 64;
@@ -191,7 +193,10 @@ impl Writer {
             keep: self.options.keep,
         };
         let calling = commit::call(&mut connection, &batch, items);
-        let called = tokio::time::timeout(SILENCE, calling).await.unwrap_or_else(|_| Err(silent()));
+        let called = tokio::time::timeout(SILENCE, calling).await.unwrap_or_else(|_| {
+            session::was_silent();
+            Err(silent())
+        });
         let usable = match &called {
             Ok(_) => true,
             Err(error) => !matches!(classify(error), Failure::Unknown(_) | Failure::Starved(_)),
@@ -211,15 +216,20 @@ impl Writer {
         let naming = sqlx::query("select set_config('application_name', $1, false)")
             .bind(format!("proxie lane {}/{}", self.incarnation, self.lane));
         let named = tokio::time::timeout(SILENCE, naming.execute(&mut *connection)).await;
-        named.unwrap_or_else(|_| Err(silent()))?;
+        if let Err(error) = named.unwrap_or_else(|_| Err(silent())) {
+            drop(connection.detach());
+            return Err(error);
+        }
         Ok(connection)
     }
 
     /// How the next batch ended.
     async fn resolve(&self, items: usize) -> Result<Resolution, sqlx::Error> {
-        let resolving =
-            commit::resolve(&self.pool, self.incarnation, self.lane, self.next_batch, items);
-        tokio::time::timeout(SILENCE, resolving).await.unwrap_or_else(|_| Err(silent()))
+        within(&self.pool, "settle a batch", SILENCE, async |connection| {
+            let (incarnation, lane, batch) = (self.incarnation, self.lane, self.next_batch);
+            commit::resolve(connection, incarnation, lane, batch, items).await
+        })
+        .await
     }
 
     async fn write_one(&mut self, items: &[Box<CommitItem>]) -> Written {
@@ -233,6 +243,9 @@ impl Writer {
                     self.careful = self.careful.saturating_sub(1);
                     self.starved = 0;
                     return Written::Results(results);
+                }
+                Err(error @ sqlx::Error::PoolTimedOut) => {
+                    Failure::Starved(session::reason(&self.pool, &error).await)
                 }
                 Err(error) => classify(&error),
             };

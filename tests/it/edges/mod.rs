@@ -24,7 +24,7 @@ use proxie::config::{Config, TopicGrant};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::WebSocketStream;
@@ -82,7 +82,9 @@ impl TestNode {
 
     /// A connection of its own to the node's database.
     pub async fn store(&self) -> PgConnection {
-        PgConnection::connect(&self.config.persistence.database_url).await.unwrap()
+        let database: sqlx::postgres::PgConnectOptions =
+            self.config.persistence.database_url.parse().unwrap();
+        support::observer(database).connect().await.unwrap()
     }
 
     pub fn token(&self, user: &str, role: Role, ttl_s: i64) -> String {

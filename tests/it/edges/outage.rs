@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proxie::domain::sync::clock::DeviceId;
 use proxie::persistence::embedded::{DataLock, Embedded, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -174,4 +175,49 @@ async fn what_is_committed_late_is_heard() {
     assert_eq!(heard[0]["data"]["content"], "late");
     let taken = insist(&mut ws, &late, "chat:message", &message).await;
     assert_eq!(taken["message_id"], heard[0]["data"]["message_id"]);
+}
+
+/// Reads that hang have connections of their own: commands that need the store go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_that_hang_hold_up_no_command() {
+    let node = TestNode::with(|config| {
+        config.persistence.max_connections = 8;
+        config.persistence.read_connections = 2;
+    })
+    .await;
+    let mut store = node.store().await;
+    let mut watching = node.store().await;
+    let mut blocking = store.begin().await.unwrap();
+    sqlx::query("lock table requests in access exclusive mode")
+        .execute(&mut *blocking)
+        .await
+        .unwrap();
+    let reads: Vec<_> = (0..30)
+        .map(|_| {
+            let alice = node.user("alice");
+            tokio::spawn(async move { alice.get("/v1/requests").await.status })
+        })
+        .collect();
+    loop {
+        let waits =
+            "select count(*) from pg_locks where not granted and relation = 'requests'::regclass";
+        let waits: i64 = sqlx::query_scalar(waits).fetch_one(&mut watching).await.unwrap();
+        if waits >= 2 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    // A device that is in nobody's memory is loaded, and commits.
+    let device = DeviceId::new(7).to_string();
+    let body = json!({
+        "device_id": device, "name": "a phone", "device_type": "ios",
+        "capabilities": {"supported_platforms": [], "remote_control": true},
+    });
+    let answer = node.user("alice").post("/v1/devices/register", &body).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    assert!(reads.iter().all(|read| !read.is_finished()), "the command waited for reads");
+    blocking.rollback().await.unwrap();
+    for read in reads {
+        assert!([200, 503].contains(&read.await.unwrap()));
+    }
 }

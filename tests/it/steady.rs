@@ -1,0 +1,217 @@
+//! A store that is older than its retention windows and larger than on its first day: what is read for what is used.
+
+use proxie::kernel::clock::Timestamp;
+use proxie::persistence::loader::Loader;
+use proxie::persistence::publications::Histories;
+use proxie::persistence::store::{self, Options};
+use proxie::persistence::sweep::{Kept, sweep};
+use proxie::persistence::views::{Cursor, Views, Window};
+use sqlx::postgres::{PgConnectOptions, PgPool};
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::{database, pool};
+
+/// As a node has it, but one connection: what it has read is counted when it says so.
+async fn one(database: PgConnectOptions) -> PgPool {
+    let options = Options { max_connections: 1, allow_fsync_off: true };
+    store::connect(database, &options).await.unwrap()
+}
+
+/// Rows that were read from tables and indexes, whether or not they were of use, and pages of tables, so far.
+async fn read(pool: &PgPool, watching: &PgPool) -> (i64, i64) {
+    pool.execute("select pg_stat_force_next_flush()").await.unwrap();
+    let sql = "select ((select sum(seq_tup_read) from pg_stat_user_tables)
+                       + (select sum(idx_tup_read) from pg_stat_user_indexes))::bigint,
+                      (select sum(heap_blks_read + heap_blks_hit) from pg_statio_user_tables)::bigint";
+    sqlx::query_as(sql).fetch_one(watching).await.unwrap()
+}
+
+async fn without_vacuum(watching: &PgPool) {
+    // Its reads would be counted too.
+    let sql = "select format('alter table %I set (autovacuum_enabled = false)', relname) from pg_stat_user_tables";
+    let tables: Vec<String> = sqlx::query_scalar(sql).fetch_all(watching).await.unwrap();
+    for table in tables {
+        watching.execute(AssertSqlSafe(table).into_sql_str()).await.unwrap();
+    }
+}
+
+use sqlx::SqlSafeStr;
+
+#[tokio::test]
+async fn a_sweep_reads_what_it_deletes_also_after_three_windows() {
+    const PER_HOUR: i64 = 4_000;
+    const WINDOW_H: i64 = 8;
+    let database = database().await;
+    let (pool, watching) = (one(database.clone()).await, pool(database).await);
+    without_vacuum(&watching).await;
+    let kept = Kept { dedupe_s: WINDOW_H * 3_600, publications_s: WINDOW_H * 3_600 };
+    let start = 1_800_000_000;
+    let mut steady = (0, 0, 0);
+    for hour in 0..WINDOW_H * 4 {
+        let at = start + hour * 3_600;
+        let sql = "insert into dedupe select case when g % 2 = 0 then '@outbox' else 'alice' end, 'id' || $1 || '-' || g, 1, '{}',
+                       micros(($1 * 1000000)::bigint) + g * interval '500 milliseconds' from generate_series(1, $2) g";
+        sqlx::query(sql).bind(at).bind(PER_HOUR).execute(&watching).await.unwrap();
+        let sql = "insert into publications select 'user:' || g % 50, $1 * 10 + g, 'e', null, '{}',
+                       micros(($1 * 1000000)::bigint) + g * interval '500 milliseconds' from generate_series(1, $2) g";
+        sqlx::query(sql).bind(at).bind(PER_HOUR).execute(&watching).await.unwrap();
+        // One delivery of each hour is never taken, and stays in the outbox.
+        let sql = "insert into outbox select 'id' || $1 || '-2', 1, 'a', 'a', 1, 'b', 'b', '{}', 12, now(), null, now()";
+        sqlx::query(sql).bind(at).execute(&watching).await.unwrap();
+        let before = read(&pool, &watching).await;
+        let now = Timestamp::from_second(at + 3_600).unwrap();
+        let gone = sweep(&pool, Some(now), kept).await.unwrap() as i64;
+        let after = read(&pool, &watching).await;
+        if hour > WINDOW_H + 1 {
+            let (rows, pages) = (after.0 - before.0, after.1 - before.1);
+            assert!(gone > PER_HOUR, "hour {hour}: {gone} went");
+            assert!(rows <= 2 * gone + 200, "hour {hour}: {rows} rows read to delete {gone}");
+            assert!(pages <= 8 * gone, "hour {hour}: {pages} pages to delete {gone}");
+            steady = (steady.0 + gone, steady.1 + rows, steady.2 + pages);
+        }
+        // What was deleted is used again, as autovacuum lets it be.
+        watching.execute("vacuum dedupe, publications").await.unwrap();
+    }
+    let left = "select (select count(*) from dedupe where user_id = '@outbox'), (select count(*) from dedupe), (select count(*) from publications)";
+    let (deliveries, outcomes, publications): (i64, i64, i64) =
+        sqlx::query_as(left).fetch_one(&watching).await.unwrap();
+    println!("deleted, rows read, pages read: {steady:?}");
+    assert_eq!(publications, PER_HOUR * WINDOW_H);
+    // An hour of deliveries, and those that are still owed.
+    assert!(deliveries <= PER_HOUR / 2 + WINDOW_H * 4, "{deliveries} deliveries are kept");
+    assert_eq!(outcomes - deliveries, PER_HOUR / 2 * WINDOW_H);
+    let owed =
+        "select count(*) from outbox o where not exists (select from dedupe d where d.id = o.id)";
+    let lost: i64 = sqlx::query_scalar(owed).fetch_one(&watching).await.unwrap();
+    assert_eq!(lost, 0, "a delivery that may be repeated would be taken twice");
+}
+
+#[tokio::test]
+async fn what_is_over_is_forgotten() {
+    let database = database().await;
+    let (pool, watching) = (one(database.clone()).await, pool(database).await);
+    for sql in [
+        "insert into nodes (incarnation, name, address, version, state, host, pid, ended_at)
+         select g, 'n', '', '1', case when g < 9 then 'dead' else 'active' end, 'h', 1,
+                case when g < 9 then now() - g * interval '10 hours' end from generate_series(1, 10) g",
+        "insert into leases select g, now() from generate_series(1, 10) g",
+        "insert into lanes select g, l from generate_series(1, 10) g, generate_series(0, 1) l",
+        "insert into suspicions values (1, 9), (8, 9), (10, 9)",
+        "insert into revocations values ('user:over', now(), now() - interval '1 second'), ('user:not', now(), now() + interval '1 hour')",
+        "insert into signing_keys (kid, secret, retired_at, token_s)
+         values ('over', '', now() - interval '2 hours', 3600), ('not', '', now() - interval '2 hours', 36000), ('signs', '', null, 60)",
+    ] {
+        watching.execute(sql).await.unwrap();
+    }
+    sweep(&pool, None, Kept { dedupe_s: 1, publications_s: 1 }).await.unwrap();
+    let left = "select (select string_agg(incarnation::text, ' ' order by incarnation) from nodes),
+        (select string_agg(incarnation::text, ' ' order by incarnation) from leases),
+        (select count(*) from lanes), (select count(*) from suspicions),
+        (select string_agg(subject, ' ') from revocations), (select string_agg(kid, ' ' order by kid) from signing_keys)";
+    let left: (String, String, i64, i64, String, String) =
+        sqlx::query_as(left).fetch_one(&watching).await.unwrap();
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        left,
+        (text("1 2 9 10"), text("1 2 9 10"), 8, 2, text("user:not"), text("not signs"))
+    );
+}
+
+/// 100,000 rows of everything that is listed, much of it of one owner.
+const FILL: &[&str] = &[
+    "insert into providers select 'prv_' || g, 'own_' || g % 50000, 'n', case when g % 2 = 0 then 'Berlin' else 'City' || g % 1000 end,
+         'DE', 50 + g % 1000 * 0.01, 10 + g / 1000 * 0.01, 10, array['haircut', 's' || g % 20], '{}', null, 0, null, 1, now()
+       from generate_series(1, 100000) g",
+    "select list_services(array(select id from providers))",
+    "insert into bookings select 'bkg_' || g, 'r', 'o', case when g % 2 = 0 then 'alice' else 'c' || g end, 'p',
+         case when g % 2 = 1 then 'alice' else 'o' || g end, 's', 'completed', '{}', now(), now(), '{}', '{}',
+         now() - g * interval '1 second', now() from generate_series(1, 100000) g",
+    "insert into requests select 'req_' || g, 'alice', null, 's', case when g > 99998 then 'open' else 'done' end, null, 'd', '{}',
+         now(), now(), true, 'UTC', '{}', now() - g * interval '1 second', now() from generate_series(1, 100000) g",
+    "insert into offers select 'off_' || g, 'req_1', 'alice', 'prv_1', '{}', 's', '{}', now(), now(), null, null,
+         now() - g * interval '1 second' from generate_series(1, 100000) g",
+    "insert into messages select 'msg_' || g, 'ses_1', 'user', 'c', '[]', null, now() - g * interval '1 second'
+       from generate_series(1, 100000) g",
+    "insert into sessions select 'ses_' || g, 'alice', 'UTC', 'en', now() - g * interval '1 second', now()
+       from generate_series(1, 100000) g",
+    "insert into playback_sessions select 'pbs_' || g, 'alice', 'c', 'd', 'p', 'a', 'q', 'l', 'w', null, 'ended', null, null,
+         now() - g * interval '1 second', now() from generate_series(1, 100000) g",
+    "insert into contents select 'con_' || g, '{}', now(), 1 from generate_series(1, 100000) g",
+    "insert into journal select 'counter', 'k' || g % 1000, g / 1000 + 1, 1, g / 1000 + 1, '{}', '-', null, now()
+       from generate_series(0, 99999) g",
+    "insert into snapshots select 'counter', 'k' || g, 90, 90, '' from generate_series(0, 999) g",
+    "insert into publications select 'counter:k' || g % 1000, g / 1000 + 1, 'e', null, '{}', now()
+       from generate_series(0, 99999) g",
+];
+
+#[tokio::test]
+async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
+    let database = database().await;
+    let (pool, watching) = (one(database.clone()).await, pool(database).await);
+    without_vacuum(&watching).await;
+    let views = Views::new(pool.clone());
+    let loader = Loader::start(pool.clone(), 1);
+    let histories = Histories::start(pool.clone());
+    let window = Window {
+        service: "haircut".into(),
+        south: 50.0,
+        north: 60.0,
+        west: 9.0,
+        east: 12.0,
+        earliest: Timestamp::from_second(1_800_000_000).unwrap(),
+        latest: Timestamp::from_second(1_800_003_600).unwrap(),
+    };
+    // Plans are made while the tables are empty, and kept.
+    for full in [false, true] {
+        if full {
+            for sql in FILL {
+                watching.execute(*sql).await.unwrap();
+            }
+        }
+        let mut before = read(&pool, &watching).await.0;
+        let last = Cursor::last;
+        macro_rules! reads {
+            ($($read:expr => $rows:expr),* $(,)?) => { $(
+                let found = $read.await.unwrap();
+                let returned: usize = ($rows)(&found);
+                let after = read(&pool, &watching).await.0;
+                let (rows, name) = (after - before, stringify!($read));
+                before = after;
+                if full {
+                    assert!(returned > 0, "{name} found nothing");
+                    let most = 2 * returned as i64 + 5;
+                    assert!(rows <= most, "{name} reads {rows} rows for {returned}");
+                }
+            )* }
+        }
+        let page = |page: &proxie::persistence::views::Page| page.items.len() + 1;
+        let some = |found: &Option<_>| usize::from(found.is_some());
+        reads! {
+            views.requests_of("alice", last(), 20) => page,
+            views.offers_of("req_1", Cursor::first(), 20) => page,
+            views.bookings_of("alice", last(), 20) => page,
+            views.sessions_of("alice", last(), 20) => page,
+            views.messages_of("ses_1", true, last(), 20) => page,
+            views.messages_of("ses_1", false, Cursor::first(), 20) => page,
+            views.playback_sessions_of("alice", last(), 20) => page,
+            views.providers(None, None, None, Cursor::first(), 20) => page,
+            views.providers(None, Some("berlin"), None, Cursor::first(), 20) => page,
+            views.providers(Some("haircut"), None, None, Cursor::first(), 20) => page,
+            views.providers(Some("haircut"), Some("Berlin"), None, Cursor::first(), 20) => page,
+            views.providers(None, None, Some("own_7"), Cursor::first(), 20) => page,
+            views.providers(Some("s7"), Some("CITY7"), Some("own_7"), Cursor::first(), 20) => page,
+            views.candidates(&window) => Vec::len,
+            views.request("req_1") => some,
+            views.offer("off_1") => some,
+            views.provider("prv_1") => some,
+            views.session("ses_1") => some,
+            views.content("con_1") => some,
+            views.playback_session("pbs_1") => some,
+            views.booking("bkg_1") => |found: &Option<_>| usize::from(found.is_some()),
+            views.have_dealings("alice", "own_1") => |_: &bool| 2,
+            loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,
+            histories.after("counter", "k7", 50) => |history: &std::sync::Arc<proxie::persistence::publications::History>| history.items.len() + 1,
+        }
+        let _ = before;
+    }
+}
