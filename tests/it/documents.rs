@@ -45,7 +45,9 @@ fn metrics_of(folder: &Path, found: &mut BTreeSet<String>) {
             for kind in ["counter!(", "gauge!(", "histogram!("] {
                 for (at, _) in text.match_indices(kind) {
                     let name = text[at + kind.len()..].trim_start().strip_prefix('"');
-                    found.extend(name.and_then(|name| Some(name.split_once('"')?.0.to_owned())));
+                    let name = name.and_then(|name| Some(name.split_once('"')?.0));
+                    let ours = name.filter(|name| name.starts_with("proxie_"));
+                    found.extend(ours.map(str::to_owned));
                 }
             }
         }
