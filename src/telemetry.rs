@@ -21,6 +21,103 @@ pub fn init_logs(log: &Log) {
     };
 }
 
+use Kind::{Counter, Gauge, Histogram};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// Every metric of the process, and its help. docs/metrics.md is this table; a test holds both against the code.
+pub const METRICS: &[(&str, Kind, &str)] = &[
+    ("proxie_activations_total", Counter, "Entities that came into memory, by kind"),
+    (
+        "proxie_asks_total",
+        Counter,
+        "Commands and queries by where their entity lives: local, remote",
+    ),
+    ("proxie_commit_batch_items", Histogram, "Commands of one commit"),
+    ("proxie_commit_seconds", Histogram, "From sending a batch to its outcome, repeats included"),
+    (
+        "proxie_commit_unknown_total",
+        Counter,
+        "Commits whose answer was lost and had to be found out",
+    ),
+    ("proxie_connections_refused_total", Counter, "Connections closed before a request, by why"),
+    ("proxie_dead_letters_total", Counter, "Deliveries that were given up"),
+    ("proxie_entities_live", Gauge, "Entities in the memory of this node"),
+    ("proxie_entities_parked", Gauge, "Entities that fail on every start and wait for an operator"),
+    ("proxie_entities_parked_total", Counter, "Entities that this node has parked, by kind"),
+    (
+        "proxie_entity_failures_total",
+        Counter,
+        "Panics in entities, by kind; the next command starts them again",
+    ),
+    ("proxie_evictions_total", Counter, "Nodes that this one has declared dead"),
+    ("proxie_hand_over_seconds", Histogram, "How long the entities of handed-over slots paused"),
+    ("proxie_histories_read", Histogram, "Topic histories read by one query"),
+    ("proxie_http_panics_total", Counter, "Requests whose handler panicked"),
+    ("proxie_http_request_seconds", Histogram, "Duration of HTTP requests, by path"),
+    ("proxie_http_requests_total", Counter, "HTTP requests, by method, path and status"),
+    (
+        "proxie_lease_age_seconds",
+        Gauge,
+        "Since the last proven renewal of the lease; 1 s and more answers no reads",
+    ),
+    ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
+    ("proxie_nodes", Gauge, "Nodes that live, as this one sees it"),
+    ("proxie_passivations_total", Counter, "Entities that left memory, by kind"),
+    (
+        "proxie_playback_initiated_total",
+        Counter,
+        "Playback sessions that were started, by platform",
+    ),
+    (
+        "proxie_publications_sent_total",
+        Counter,
+        "Publications sent to other nodes, one for each that listens",
+    ),
+    (
+        "proxie_redirects_total",
+        Counter,
+        "Commands that met a node which does not own their entity any more",
+    ),
+    (
+        "proxie_redis_failures_total",
+        Counter,
+        "Calls of Redis that failed; limits then count in the process",
+    ),
+    ("proxie_slot_moves_total", Counter, "Slots that this node has handed over"),
+    ("proxie_slots", Gauge, "Slots that this node owns, of 4096"),
+    ("proxie_suspicions_total", Counter, "Nodes that this one has found silent"),
+    (
+        "proxie_takeover_seconds",
+        Histogram,
+        "From another node's death, as this one saw it, to serving its slots here",
+    ),
+    ("proxie_topics", Gauge, "Topics that somebody listens to through this node"),
+    ("proxie_ws_closed_total", Counter, "WebSockets that this node has closed, by close code"),
+    (
+        "proxie_ws_connection_failures_total",
+        Counter,
+        "Panics in connections; their clients reconnect",
+    ),
+    ("proxie_ws_connections", Gauge, "Open connections: WebSockets, Socket.IO and event streams"),
+    ("proxie_ws_frames_total", Counter, "Frames that clients have sent"),
+];
+
+fn describe() {
+    for (name, kind, help) in METRICS.iter().copied() {
+        match kind {
+            Counter => metrics::describe_counter!(name, help),
+            Gauge => metrics::describe_gauge!(name, help),
+            Histogram => metrics::describe_histogram!(name, help),
+        }
+    }
+}
+
 /// How often the samples of histograms become counts.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -37,6 +134,7 @@ pub fn metrics() -> PrometheusHandle {
                 ])
                 .and_then(PrometheusBuilder::install_recorder)
                 .expect("the metrics recorder is installed once");
+            describe();
             keep_up(handle.clone(), UPKEEP);
             handle
         })

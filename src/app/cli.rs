@@ -50,6 +50,8 @@ enum Command {
     CheckConfig,
     /// Print the OpenAPI document
     Openapi,
+    /// Print the AsyncAPI document
+    Asyncapi,
     /// Mint a development token, or revoke tokens
     Token(TokenArgs),
     /// See and steer the cluster
@@ -210,6 +212,10 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         }
         Command::Openapi => {
             println!("{:#}", crate::gateway::http::openapi::document());
+            Ok(())
+        }
+        Command::Asyncapi => {
+            println!("{:#}", crate::gateway::http::asyncapi::document());
             Ok(())
         }
         Command::Migrate => {

@@ -57,7 +57,7 @@ function signIn(token: string): void {
   element('sign-in-error').textContent = '';
   const client = connect({ url: location.origin, token });
   proxie = client;
-  api = new Api(token);
+  api = new Api(client);
   client.on('state', (change) => connection(change));
   client.on('error', ({ error, topic }) => console.warn('proxie', topic ?? '', error));
   client.on('gap', ({ topic }) => void (topic === session?.topic ? converse(session.id) : load()));
@@ -122,7 +122,11 @@ function connection({ state, reason, transport }: StateChange): void {
     void begin();
   }
   if (state === 'closed' && proxie && reason !== 'closed') {
-    signOut(reason === 'token_expired' ? 'The token has ended.' : 'This token is not accepted.');
+    const why: Record<string, string> = {
+      token_expired: 'The token has ended.',
+      origin_not_allowed: 'The node does not allow this page: see gateway.allowed_origins.',
+    };
+    signOut(why[reason ?? ''] ?? 'This token is not accepted.');
   }
 }
 

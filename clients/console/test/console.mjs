@@ -3,8 +3,11 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { buildSync } from 'esbuild';
 import { chromium } from 'playwright-core';
 
 const url = process.argv[2];
@@ -150,6 +153,28 @@ try {
   await third.getByLabel('Access token').waitFor();
   assert.equal(await third.locator('#messages p').count(), 0);
   assert.equal(await third.evaluate(() => sessionStorage.length), 0);
+
+  // A page of another origin is told why it gets nowhere, by whatever way it tries.
+  const entry = fileURLToPath(new URL('../../typescript/src/index.ts', import.meta.url));
+  const bundle = buildSync({ entryPoints: [entry], bundle: true, format: 'iife', globalName: 'client', write: false });
+  const elsewhere = createServer((_, response) => response.end('<!doctype html><title>elsewhere</title>'));
+  await new Promise((resolve) => elsewhere.listen(0, '127.0.0.1', resolve));
+  const foreign = await (await browser.newContext()).newPage();
+  await foreign.goto(`http://127.0.0.1:${elsewhere.address().port}`);
+  await foreign.addScriptTag({ content: bundle.outputFiles[0].text });
+  const refusals = await foreign.evaluate(async ([url, token]) => {
+    const why = (promise) => promise.then(() => 'done', ({ code, reason }) => `${code} ${reason}`);
+    const shown = [await why(new client.Proxie({ url, token }).get('/v1/bookings'))];
+    for (const transport of ['websocket', 'auto', 'sse']) {
+      const proxie = client.connect({ url, token, transport });
+      proxie.on('error', () => {});
+      shown.push(await why(proxie.send('ping', {})), proxie.state);
+    }
+    return shown;
+  }, [url, token]);
+  const refused = 'forbidden origin_not_allowed';
+  assert.deepEqual(refusals, [refused, refused, 'closed', refused, 'closed', refused, 'closed']);
+  elsewhere.close();
 
   assert.deepEqual(complaints, []);
   console.log('ok');

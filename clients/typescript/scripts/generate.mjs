@@ -1,45 +1,55 @@
 #!/usr/bin/env node
-// Writes src/events.ts from the schema that a node serves at /asyncapi.json.
+// Writes src/events.ts and src/reads.ts from the documents of a node.
 //
 //   node scripts/generate.mjs http://127.0.0.1:8080 [--check]
-//   node scripts/generate.mjs path/to/asyncapi.json [--check]
+//   node scripts/generate.mjs asyncapi.json openapi.json [--check]     (of `proxie asyncapi` and `proxie openapi`)
 //
-// With --check nothing is written; the exit code is 1 when the file on disk differs.
+// With --check nothing is written; the exit code is 1 when a file on disk differs.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-const target = join(dirname(fileURLToPath(import.meta.url)), '..', 'src', 'events.ts');
+const folder = join(dirname(fileURLToPath(import.meta.url)), '..', 'src');
 const options = process.argv.slice(2);
 const check = options.includes('--check');
-const [source, ...rest] = options.filter((option) => option !== '--check');
-if (source === undefined || rest.length > 0) {
-  console.error('usage: generate.mjs URL|FILE [--check]');
+const sources = options.filter((option) => option !== '--check');
+const fromNode = sources.length === 1 && /^https?:/.test(sources[0]);
+if (!fromNode && sources.length !== 2) {
+  console.error('usage: generate.mjs URL [--check], or generate.mjs ASYNCAPI OPENAPI [--check]');
   process.exit(2);
 }
 
-async function load() {
-  if (!/^https?:/.test(source)) return JSON.parse(await readFile(source, 'utf8'));
-  const url = new URL(source);
-  if (url.pathname === '/') url.pathname = '/asyncapi.json';
+async function load(index, path) {
+  if (!fromNode) return JSON.parse(await readFile(sources[index], 'utf8'));
+  const url = new URL(path, sources[0]);
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${url} answered ${response.status}`);
   return response.json();
 }
 
+/** Names that the client itself has. */
+const RENAMED = { Session: 'SessionData' };
+
 const quoted = (text) => `'${String(text).replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`;
 const name = (text) => (/^[A-Za-z_$][\w$]*$/.test(text) ? text : quoted(text));
-const comment = (text, indent) => (text ? `${indent}/** ${text.replaceAll('*/', '* /')} */\n` : '');
+const comment = (text, indent) => (text ? `${indent}/** ${text.replaceAll('*/', '* /').replaceAll('\n', ' ')} */\n` : '');
+const shape = (reference) => reference.split('/').at(-1);
+const typeName = (key) => RENAMED[key] ?? key;
+const sorted = (entries) => [...entries].sort(([a], [b]) => (a < b ? -1 : 1));
 
 /** A JSON schema as a TypeScript type. `lenient`: what is optional may also be undefined, as callers write it. */
 function type(schema, indent, lenient) {
-  if (schema.$ref) return schema.$ref.split('/').at(-1);
+  if (schema.$ref) return typeName(shape(schema.$ref));
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.map(quoted).join(' | ');
-  if (schema.oneOf) return schema.oneOf.map((one) => type(one, indent, lenient)).join(' | ');
+  const one = schema.oneOf ?? schema.anyOf;
+  if (one) return one.map((each) => type(each, indent, lenient)).join(' | ');
+  if (schema.allOf) {
+    return schema.allOf.map((each) => type(each, indent, lenient)).map((each) => (each.includes('|') ? `(${each})` : each)).join(' & ');
+  }
   if (Array.isArray(schema.type)) {
-    return schema.type.map((one) => type({ ...schema, type: one }, indent, lenient)).join(' | ');
+    return schema.type.map((each) => type({ ...schema, type: each }, indent, lenient)).join(' | ');
   }
   switch (schema.type) {
     case 'integer':
@@ -47,7 +57,7 @@ function type(schema, indent, lenient) {
       return 'number';
     case 'array': {
       const item = type(schema.items ?? {}, indent, lenient);
-      return item.includes('|') ? `(${item})[]` : `${item}[]`;
+      return /[|&]/.test(item) ? `(${item})[]` : `${item}[]`;
     }
     case 'object':
       return object(schema, indent, lenient);
@@ -60,7 +70,10 @@ function type(schema, indent, lenient) {
 
 function object(schema, indent, lenient) {
   const properties = Object.entries(schema.properties ?? {});
-  if (properties.length === 0) return 'Record<string, unknown>';
+  if (properties.length === 0) {
+    const values = typeof schema.additionalProperties === 'object' ? type(schema.additionalProperties, indent, lenient) : 'unknown';
+    return `Record<string, ${values}>`;
+  }
   const required = new Set(schema.required ?? []);
   const inner = `${indent}  `;
   const lines = properties.map(([key, value]) => {
@@ -72,54 +85,75 @@ function object(schema, indent, lenient) {
   return `{\n${lines.join('')}${indent}}`;
 }
 
-const document = await load();
-const messages = Object.entries(document.channels.ws.messages);
-const of = (prefix) => messages.filter(([key]) => key.startsWith(prefix)).sort(([a], [b]) => (a < b ? -1 : 1));
-const schemas = document.components.schemas;
-const closing = [...document['x-close-codes']].sort((a, b) => a.code - b.code);
+/** The shapes that these schemas name, and those that they name in turn. */
+function named(schemas, from, found = new Set()) {
+  const look = (value) => {
+    if (typeof value !== 'object' || value === null) return;
+    if (typeof value.$ref === 'string' && value.$ref.startsWith('#/components/schemas/')) {
+      const key = shape(value.$ref);
+      if (!found.has(key)) {
+        found.add(key);
+        look(schemas[key]);
+      }
+    }
+    Object.values(value).forEach(look);
+  };
+  look(from);
+  return found;
+}
 
-let out = `// Generated by scripts/generate.mjs from the schema that a node serves at /asyncapi.json. Do not edit.
+const shapes = (schemas, keys, lenient) =>
+  sorted(keys.map((key) => [key, schemas[key]]))
+    .map(([key, schema]) => `${comment(schema.description, '')}export type ${typeName(key)} = ${type(schema, '', lenient.has(key))};\n\n`)
+    .join('');
 
-${Object.entries(schemas)
-  .filter(([key]) => key !== 'Refusal')
-  .sort(([a], [b]) => (a < b ? -1 : 1))
-  .map(([key, schema]) => `${comment(schema.description, '')}export type ${key} = ${type(schema, '', false)};\n\n`)
-  .join('')}export const ERROR_CODES = [
+const HEAD = (path) => `// Generated by scripts/generate.mjs from the document that a node serves at ${path}. Do not edit.\n\n`;
+
+function events(document) {
+  const messages = Object.entries(document.channels.ws.messages);
+  const of = (prefix) => sorted(messages.filter(([key]) => key.startsWith(prefix)));
+  const schemas = document.components.schemas;
+  const closing = [...document['x-close-codes']].sort((a, b) => a.code - b.code);
+  const sent = named(schemas, of('client.').map(([, message]) => message));
+  const heard = named(schemas, [...of('reply.'), ...of('server.')].map(([, message]) => message));
+  const lenient = new Set([...sent].filter((key) => !heard.has(key)));
+
+  let out = `${HEAD('/asyncapi.json')}${shapes(schemas, Object.keys(schemas).filter((key) => key !== 'Refusal'), lenient)}export const ERROR_CODES = [
 ${schemas.Refusal.properties.error.properties.code.enum.map((code) => `  ${quoted(code)},\n`).join('')}] as const;
 
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** Why a command was refused, as it comes over the wire. */
 export interface WireError ${object(
-  {
-    ...schemas.Refusal.properties.error,
-    properties: { ...schemas.Refusal.properties.error.properties, code: { $ref: '#/ErrorCode' } },
-  },
-  '',
-  false,
-)}
+    {
+      ...schemas.Refusal.properties.error,
+      properties: { ...schemas.Refusal.properties.error.properties, code: { $ref: '#/ErrorCode' } },
+    },
+    '',
+    false,
+  )}
 
 /** What a client sends, and the \`data\` of the reply to it. */
 export interface ClientEvents {
 `;
-for (const [key, message] of of('client.')) {
-  const reply = document.channels.ws.messages[`reply.${message.name}`];
-  const good = reply.payload.oneOf.find((one) => one.properties?.ok?.const === true);
-  out += comment(message.summary, '  ');
-  out += `  ${name(key.slice('client.'.length))}: {\n`;
-  out += `    data: ${object(message.payload.properties.data, '    ', true)};\n`;
-  out += `    reply: ${object(good.properties.data, '    ', false)};\n  };\n`;
-}
-out += `}
+  for (const [key, message] of of('client.')) {
+    const reply = document.channels.ws.messages[`reply.${message.name}`];
+    const good = reply.payload.oneOf.find((one) => one.properties?.ok?.const === true);
+    out += comment(message.summary, '  ');
+    out += `  ${name(key.slice('client.'.length))}: {\n`;
+    out += `    data: ${type(message.payload.properties.data, '    ', true)};\n`;
+    out += `    reply: ${type(good.properties.data, '    ', false)};\n  };\n`;
+  }
+  out += `}
 
 /** The \`data\` of what the server sends by itself. */
 export interface ServerEvents {
 `;
-for (const [key, message] of of('server.')) {
-  out += comment(message.summary, '  ');
-  out += `  ${name(key.slice('server.'.length))}: ${object(message.payload.properties.data, '  ', false)};\n`;
-}
-out += `}
+  for (const [key, message] of of('server.')) {
+    out += comment(message.summary, '  ');
+    out += `  ${name(key.slice('server.'.length))}: ${type(message.payload.properties.data, '  ', false)};\n`;
+  }
+  out += `}
 
 export type ClientEvent = keyof ClientEvents;
 export type ServerEvent = keyof ServerEvents;
@@ -129,28 +163,60 @@ export const SERVER_EVENTS: Readonly<
   Record<ServerEvent, { readonly topics: readonly string[]; readonly durable: boolean }>
 > = {
 `;
-for (const [key, message] of of('server.')) {
-  const { topic, offset } = message.payload.properties;
-  const prefixes = topic ? topic.description.replace(/^Starts with /, '').split(', ') : [];
-  out += `  ${name(key.slice('server.'.length))}: { topics: [${prefixes.map(quoted).join(', ')}], durable: ${offset !== undefined} },\n`;
-}
-out += `};
+  for (const [key, message] of of('server.')) {
+    const { topic, offset } = message.payload.properties;
+    const prefixes = topic ? topic.description.replace(/^Starts with /, '').split(', ') : [];
+    out += `  ${name(key.slice('server.'.length))}: { topics: [${prefixes.map(quoted).join(', ')}], durable: ${offset !== undefined} },\n`;
+  }
+  out += `};
 
 /** Close codes of the server. A code that is not here: reconnect. */
 export const CLOSE_CODES: Readonly<Record<number, { readonly reason: string; readonly reconnect: boolean }>> = {
 `;
-for (const { code, reason, reconnect, when } of closing) {
-  out += `${comment(when, '  ')}  ${code}: { reason: ${quoted(reason)}, reconnect: ${reconnect} },\n`;
-}
-out += '};\n';
-
-if (check) {
-  const there = await readFile(target, 'utf8').catch(() => '');
-  if (there !== out) {
-    console.error('src/events.ts differs from the schema: run node scripts/generate.mjs with the same argument');
-    process.exit(1);
+  for (const { code, reason, reconnect, when } of closing) {
+    out += `${comment(when, '  ')}  ${code}: { reason: ${quoted(reason)}, reconnect: ${reconnect} },\n`;
   }
-  console.log('src/events.ts is up to date');
-} else {
-  await writeFile(target, out);
+  return `${out}};\n`;
+}
+
+/** What `get` reads: the operations of HTTP that are a GET and answer with JSON. */
+function reads(document, known) {
+  const schemas = document.components.schemas;
+  const operations = Object.entries(document.paths).flatMap(([path, { get }]) => {
+    const schema = get?.responses?.['200']?.content?.['application/json']?.schema;
+    return path.startsWith('/v1/') && schema ? [[path, get, schema]] : [];
+  });
+  const wanted = [...named(schemas, operations.map(([, , schema]) => schema))];
+  const own = wanted.filter((key) => !(key in known));
+  for (const key of wanted.filter((key) => key in known)) {
+    const [a, b] = [schemas[key], known[key]].map((schema) => type(schema, '', false));
+    if (a !== b) throw new Error(`${key} is not the same in both documents`);
+  }
+  let out = `${shapes(schemas, own, new Set())}/** What can be read over HTTP: by its path, what is asked and what is answered. */
+export interface Reads {
+`;
+  for (const [path, get, schema] of operations.sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const given = (get.parameters ?? []).filter((parameter) => parameter.in === 'path' || parameter.in === 'query');
+    const properties = Object.fromEntries(given.map((one) => [one.name, { ...one.schema, description: one.description }]));
+    const required = given.filter((one) => one.required).map((one) => one.name);
+    const query = given.length > 0 ? object({ properties, required }, '    ', true) : '{}';
+    out += `${comment(get.summary, '  ')}  ${quoted(path)}: {\n    query: ${query};\n    answer: ${type(schema, '    ', false)};\n  };\n`;
+  }
+  out += '}\n';
+  const imported = wanted.filter((key) => key in known && new RegExp(`\\b${key}\\b`).test(out.replace(/\/\*\*.*\*\//g, '')));
+  return `${HEAD('/openapi.json')}import type {\n${imported.map((key) => `  ${typeName(key)},\n`).sort().join('')}} from './events.js';\n\n${out}`;
+}
+
+const asyncapi = await load(0, '/asyncapi.json');
+const files = {
+  'events.ts': events(asyncapi),
+  'reads.ts': reads(await load(1, '/openapi.json'), asyncapi.components.schemas),
+};
+for (const [file, text] of Object.entries(files)) {
+  if (!check) {
+    await writeFile(join(folder, file), text);
+  } else if ((await readFile(join(folder, file), 'utf8').catch(() => '')) !== text) {
+    console.error(`src/${file} differs from the document: run node scripts/generate.mjs with the same arguments`);
+    process.exitCode = 1;
+  }
 }

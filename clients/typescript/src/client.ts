@@ -10,6 +10,8 @@ import {
   type ServerEvents,
   type WireError,
 } from './events.js';
+import { Http } from './http.js';
+import type { Reads } from './reads.js';
 import { Session } from './session.js';
 import {
   limits,
@@ -63,6 +65,17 @@ export interface SendOptions {
   timeoutMs?: number;
   signal?: AbortSignal;
 }
+
+export interface ReadOptions {
+  timeoutMs?: number;
+  signal?: AbortSignal;
+}
+
+/** What `get` takes besides the path: nothing has to be given where nothing is required. */
+export type Asked<P extends keyof Reads> =
+  object extends Reads[P]['query']
+    ? [query?: Reads[P]['query'], options?: ReadOptions]
+    : [query: Reads[P]['query'], options?: ReadOptions];
 
 export type State = 'connecting' | 'open' | 'waiting' | 'closed';
 
@@ -148,6 +161,8 @@ interface Pending {
   readonly deadline: number;
   /** `later`: the server asked to wait. */
   phase: 'waiting' | 'sent' | 'later';
+  /** It was sent once, on whatever connection. */
+  written: boolean;
   attempts: number;
   /** The server was told a position of the topic that this subscribes to. */
   covered: boolean;
@@ -176,7 +191,7 @@ const encoder = new TextEncoder();
 
 export class Proxie {
   readonly #options: Options;
-  readonly #base: URL;
+  readonly #http: Http;
   readonly #backoff: Required<BackoffOptions>;
   readonly #now: () => number;
   readonly #random: () => number;
@@ -206,13 +221,16 @@ export class Proxie {
   #refreshTimer: ReturnType<typeof setTimeout> | undefined;
   #refreshedAt = Number.NEGATIVE_INFINITY;
   #unopened = 0;
+  /** Why the last connection ended. */
+  #lostBy = 'connecting';
   #webSocketTriedAt = 0;
 
   constructor(options: Options) {
     const url = new URL(options.url);
     const secure = { 'http:': false, 'ws:': false, 'https:': true, 'wss:': true }[url.protocol];
     if (secure === undefined) throw new TypeError(`${url.protocol} is no address of a node: use https: or wss:`);
-    this.#base = new URL(`${secure ? 'https' : 'http'}://${url.host}${url.pathname.replace(/\/(v1\/ws)?$/, '')}`);
+    const base = new URL(`${secure ? 'https' : 'http'}://${url.host}${url.pathname.replace(/\/(v1\/ws)?$/, '')}`);
+    this.#http = new Http(`${base.origin}${base.pathname.replace(/\/$/, '')}`, options.fetch, this.#getToken);
     if (options.transport === 'websocket' && !options.WebSocket && !globalThis.WebSocket) {
       throw new TypeError('there is no WebSocket here: pass one, such as that of the package ws');
     }
@@ -307,9 +325,23 @@ export class Proxie {
     await this.send('topic:unsubscribe', { topic }, options);
   }
 
-  /** To an application topic; never repeated, since the server does not know a repeated one again. */
-  async publish(topic: string, event: `app:${string}`, data: unknown, options?: SendOptions): Promise<void> {
-    await this.send('topic:publish', { topic, event, data }, options);
+  /** To an application topic, with its offset where that is durable; never repeated, since others know no repeated one. */
+  publish(
+    topic: string,
+    event: `app:${string}`,
+    data: unknown,
+    options?: SendOptions,
+  ): Promise<ClientEvents['topic:publish']['reply']> {
+    return this.send('topic:publish', { topic, event, data }, options);
+  }
+
+  /**
+   * Reads over HTTP, also without a connection: `get('/v1/requests/{id}/offers', { id, limit: 100 })`. It is tried once,
+   * and rejects with a `ProxieError`.
+   */
+  async get<P extends keyof Reads>(path: P, ...[query, options]: Asked<P>): Promise<Reads[P]['answer']> {
+    const { timeoutMs = this.#options.timeoutMs ?? 30_000, signal } = options ?? {};
+    return (await this.#http.get(path, { ...query }, timeoutMs, signal)) as Reads[P]['answer'];
   }
 
   // ---- Commands -------------------------------------------------------------------------------------------------
@@ -342,6 +374,7 @@ export class Proxie {
       text,
       deadline: this.#now() + timeoutMs,
       phase: 'waiting',
+      written: false,
       attempts: 0,
       covered: false,
       timers,
@@ -353,12 +386,13 @@ export class Proxie {
     };
     const abort = () => this.#settle(command, { error: signal?.reason });
     signal?.addEventListener('abort', abort, { once: true });
-    const expired = new ProxieError({
-      code: 'deadline_exceeded',
-      message: `no reply to ${event} within ${timeoutMs} ms; it may have been done`,
-      retryable: true,
-    });
-    timers.add(setTimeout(() => this.#settle(command, { error: expired }), timeoutMs));
+    const expire = () => {
+      const unreached = this.#state === 'open' ? '' : `, ${this.#http.base} is not reached (${this.#lostBy})`;
+      const done = command.written ? '; it may have been done' : '';
+      const message = `no reply to ${event} within ${timeoutMs} ms${unreached}${done}`;
+      this.#fail(command, { code: 'deadline_exceeded', message, retryable: true });
+    };
+    timers.add(setTimeout(expire, timeoutMs));
     this.#pending.set(id, command);
     this.#pendingBytes += text.length;
     this.#waiting.push(command);
@@ -394,7 +428,10 @@ export class Proxie {
       if (encoder.encode(frame.text).length > this.#limits.frameBytes) {
         const message = `a frame may have ${this.#limits.frameBytes} bytes`;
         this.#fail(command, { code: 'too_large', message, retryable: false });
-      } else transport.send(frame);
+      } else {
+        command.written = true;
+        transport.send(frame);
+      }
     }
   }
 
@@ -567,12 +604,16 @@ export class Proxie {
     if (event === 'error' && !listeners?.size) return console.error('proxie:', (data as Failure).error);
     const about = meta ?? { event, topic: undefined, offset: undefined, from: undefined };
     for (const listener of [...(listeners ?? [])]) {
-      try {
-        listener(data as never, about);
-      } catch (error) {
-        // One listener's mistake is not the others'.
+      // One listener's mistake is not the others'.
+      const failed = (error: unknown) => {
         if (event === 'error') console.error('proxie:', error);
         else this.#emit('error', { error });
+      };
+      try {
+        const done: unknown = listener(data as never, about);
+        if (done instanceof Promise) done.catch(failed);
+      } catch (error) {
+        failed(error);
       }
     }
   }
@@ -612,15 +653,12 @@ export class Proxie {
       closed: (closed: Closed) => current() && this.#closed(closed),
     };
     const { connectTimeoutMs = 10_000, graceMs = 5_000 } = this.#options;
-    const path = this.#base.pathname.replace(/\/$/, '');
-    const base = `${this.#base.origin}${path}`;
     if (kind === 'websocket') {
       this.#webSocketTriedAt = this.#now();
       transport = new WebSocketTransport(
         {
-          url: `${base.replace(/^http/, 'ws')}/v1/ws`,
+          http: this.#http,
           WebSocket: this.#options.WebSocket ?? (globalThis.WebSocket as WebSocketConstructor),
-          token: this.#getToken,
           positions: this.#positionsForAuth(),
           nextId: this.#nextId,
           connectTimeoutMs,
@@ -629,13 +667,9 @@ export class Proxie {
         handlers,
       );
     } else {
-      const fetcher = this.#options.fetch;
       transport = new EventStreamTransport(
         {
-          base,
-          // Called by itself: browsers refuse a `fetch` that belongs to another object.
-          fetch: (input, init) => (fetcher ?? globalThis.fetch)(input, init),
-          token: this.#getToken,
+          http: this.#http,
           topics: [...this.#known()].map(([topic]) => topic).filter((topic) => !topic.startsWith('user:')),
           cursor: this.#cursor,
           moved: (cursor) => {
@@ -707,6 +741,7 @@ export class Proxie {
   #closed({ code, reason, retryAfterMs, error }: Closed): void {
     const transport = this.#transport as Transport;
     const wasOpen = this.#state === 'open';
+    this.#lostBy = reason;
     this.#leave();
     if (error !== undefined) this.#emit('error', { error });
     // A listener may have closed us.
@@ -715,9 +750,10 @@ export class Proxie {
     // A token that has ended is the one case that a fresh token mends.
     const fresh = code === 3502 && typeof this.#options.token === 'function';
     if (known && !known.reconnect && !fresh) {
-      const word = known.reason as ErrorCode;
       const change: StateChange = { state: 'closed', transport: undefined, reason, code: code as number };
-      return this.#end(change, code === 3502 ? 'unauthenticated' : word, `the server closed the connection: ${reason}`);
+      if (error instanceof ProxieError) return this.#end(change, error.code, error.message, error.reason);
+      const word = code === 3502 ? 'unauthenticated' : (known.reason as ErrorCode);
+      return this.#end(change, word, `the server closed the connection: ${reason}`);
     }
     this.#count(transport);
     if (wasOpen && this.#now() - this.#openedAt >= this.#backoff.stableMs) this.#attempt = 0;
@@ -764,7 +800,7 @@ export class Proxie {
   }
 
   /** For good, until `connect` is called. */
-  #end(change: StateChange, code: ErrorCode, message: string): void {
+  #end(change: StateChange, code: ErrorCode, message: string, reason = 'closed'): void {
     this.#transport?.close();
     this.#leave();
     clearTimeout(this.#retryTimer);
@@ -772,7 +808,7 @@ export class Proxie {
     globalThis.document?.removeEventListener('visibilitychange', this.#wake);
     this.#state = 'closed';
     for (const command of [...this.#pending.values()]) {
-      this.#fail(command, { code, message, retryable: false, reason: 'closed' });
+      this.#fail(command, { code, message, retryable: false, reason });
     }
     this.#enter(change);
   }

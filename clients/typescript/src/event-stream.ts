@@ -1,5 +1,6 @@
-import { ProxieError, RETRYABLE, wireError } from './error.js';
-import type { ErrorCode, WireError } from './events.js';
+import { ProxieError } from './error.js';
+import type { ErrorCode, Position, WireError } from './events.js';
+import { ORIGIN_NOT_ALLOWED, problem, segment, type Http } from './http.js';
 import { SseParser, type SseMessage } from './sse.js';
 import {
   closed,
@@ -23,9 +24,7 @@ export interface Cursor {
 }
 
 export interface EventStreamOptions {
-  base: string;
-  fetch: typeof fetch;
-  token: () => Promise<string>;
+  http: Http;
   /** Without `user:<self>`, which is always there. */
   topics: readonly string[];
   cursor: Cursor | undefined;
@@ -37,10 +36,8 @@ export interface EventStreamOptions {
 /** What a stream may have, `user:<self>` included: its cursor names them all. */
 const MAX_TOPICS = 32;
 
-/** Nothing of these is kept, so nobody can say what a stream missed before it began. */
-const isLossy = (topic: string): boolean => topic.startsWith('app:') || topic.startsWith('presence:');
-
-const segment = (value: unknown): string => encodeURIComponent(String(value));
+/** Nothing of a topic without offsets is kept, so nobody can say what a stream missed before it began. */
+const mayBeLossy = (topic: string, { offset }: Position): boolean => offset === 0 && /^(app|presence):/.test(topic);
 
 /** Commands that HTTP has too; the body is the frame's `data`, so that a retry over a WebSocket is the same command. */
 const PATHS: Record<string, (data: Record<string, unknown>) => string> = {
@@ -63,20 +60,6 @@ const PATHS: Record<string, (data: Record<string, unknown>) => string> = {
 /** As if the server had closed with this code: a stream that would be refused again. */
 const FINAL: Partial<Record<ErrorCode, number>> = { unauthenticated: 3501, forbidden: 3503, bad_request: 3500 };
 
-const CODES: Record<number, ErrorCode> = {
-  400: 'bad_request',
-  401: 'unauthenticated',
-  403: 'forbidden',
-  404: 'not_found',
-  409: 'conflict',
-  413: 'too_large',
-  422: 'rejected',
-  429: 'rate_limited',
-  502: 'unavailable',
-  503: 'unavailable',
-  504: 'deadline_exceeded',
-};
-
 /** Events by `GET /v1/events`, commands by the HTTP API: for networks that let no WebSocket through. */
 export class EventStreamTransport implements Transport {
   readonly kind = 'sse';
@@ -89,7 +72,6 @@ export class EventStreamTransport implements Transport {
   readonly #waiting = new Map<string, { frame: Outgoing; sessionId: string | undefined }[]>();
   readonly #commands = new AbortController();
   #cursor: Cursor | undefined;
-  #token: string | undefined;
   #stream = new AbortController();
   #reopening = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -163,29 +145,23 @@ export class EventStreamTransport implements Transport {
   }
 
   async #read(signal: AbortSignal): Promise<void> {
-    const { base, connectTimeoutMs } = this.#options;
+    const { http, connectTimeoutMs } = this.#options;
     this.#expect(connectTimeoutMs, 'connect_timeout');
     let token: string;
     try {
-      token = await this.#options.token();
+      token = await http.token();
     } catch (error) {
       if (!signal.aborted) this.#finish({ ...closed(undefined, { code: 'no_token' }), error });
       return;
     }
     if (signal.aborted) return;
-    this.#token = token;
     this.attempted = true;
     const asked = new Set(this.#topics);
     const query = [...asked].map((topic) => `topic=${segment(topic)}`).join('&');
     const headers: Record<string, string> = { Accept: 'text/event-stream', Authorization: `Bearer ${token}` };
     if (this.#cursor) headers['Last-Event-ID'] = this.#cursor.id;
     try {
-      const response = await this.#options.fetch(`${base}/v1/events${query && `?${query}`}`, {
-        headers,
-        signal,
-        cache: 'no-store',
-        credentials: 'omit',
-      });
+      const response = await http.fetch(`/v1/events${query && `?${query}`}`, { headers, signal });
       if (!response.ok || !response.headers.get('content-type')?.startsWith('text/event-stream') || !response.body) {
         const error = await problem(response);
         if (signal.aborted) return;
@@ -214,6 +190,10 @@ export class EventStreamTransport implements Transport {
         }
       }
     } catch (error) {
+      const refused = this.opened || signal.aborted ? undefined : await http.refusal();
+      if (refused?.reason === ORIGIN_NOT_ALLOWED && !signal.aborted) {
+        return this.#finish({ ...closed(FINAL.forbidden, { code: refused.reason }), error: new ProxieError(refused) });
+      }
       // A lost network is nothing to report beyond the state; a message that is too large is.
       const why = closed(undefined, { code: error instanceof RangeError ? 'too_large' : 'network' });
       if (!signal.aborted) this.#finish(error instanceof RangeError ? { ...why, error } : why);
@@ -240,7 +220,7 @@ export class EventStreamTransport implements Transport {
     const userId = String(data.user_id);
     if (this.#cursor) covered.add(`user:${userId}`);
     for (const [topic, outcome] of topics) {
-      if (!('error' in outcome)) outcome.recovered &&= !(covered.has(topic) && isLossy(topic));
+      if (!('error' in outcome)) outcome.recovered &&= !(covered.has(topic) && mayBeLossy(topic, outcome.position));
       else if (!outcome.error.retryable) this.#topics.delete(topic);
     }
     for (const topic of this.#options.topics) if (!asked.has(topic) && !this.opened) topics.set(topic, { error: TOO_MANY });
@@ -280,11 +260,7 @@ export class EventStreamTransport implements Transport {
     }
     let outcome: Record<string, unknown> | { refused: WireError };
     try {
-      let response = await this.#post(path, frame);
-      if (response.status === 401) {
-        this.#token = undefined;
-        response = await this.#post(path, frame);
-      }
+      const response = await this.#post(path, frame);
       outcome = response.ok ? record(await response.json()) : { refused: await problem(response) };
     } catch (error) {
       outcome = { refused: unavailable(error instanceof Error ? error.message : 'the request failed') };
@@ -295,20 +271,12 @@ export class EventStreamTransport implements Transport {
     if (!this.#done) this.#subscribe(frame, `session:${sessionId}`, sessionId);
   }
 
-  async #post(path: string, frame: Outgoing): Promise<Response> {
-    this.#token ??= await this.#options.token();
-    return this.#options.fetch(`${this.#options.base}${path}`, {
+  #post(path: string, frame: Outgoing): Promise<Response> {
+    return this.#options.http.call(path, {
       method: 'POST',
-      headers: {
-        Accept: 'application/json',
-        Authorization: `Bearer ${this.#token}`,
-        'Content-Type': 'application/json',
-        'Idempotency-Key': frame.id,
-      },
+      headers: { Accept: 'application/json', 'Content-Type': 'application/json', 'Idempotency-Key': frame.id },
       body: JSON.stringify(frame.data),
       signal: this.#commands.signal,
-      cache: 'no-store',
-      credentials: 'omit',
     });
   }
 
@@ -336,18 +304,4 @@ const TOO_MANY: WireError = {
 
 function unavailable(message: string): WireError {
   return { code: 'unavailable', message, retryable: true };
-}
-
-/** RFC 9457, or what a proxy in between answered. */
-async function problem(response: Response): Promise<WireError> {
-  const body = record(parsed(await response.text().catch(() => '')));
-  const error = wireError({
-    ...body,
-    code: body.code ?? CODES[response.status] ?? (response.ok ? 'unavailable' : 'internal'),
-    message: body.detail ?? `HTTP ${response.status}`,
-  });
-  error.retryable = RETRYABLE.has(error.code) || error.code === 'internal';
-  const seconds = Number(response.headers.get('retry-after') ?? Number.NaN);
-  if (seconds >= 0) error.retry_after_ms = seconds * 1_000;
-  return error;
 }

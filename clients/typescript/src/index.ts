@@ -1,5 +1,6 @@
 export { connect, Proxie } from './client.js';
 export type {
+  Asked,
   Command,
   Events,
   Failure,
@@ -7,6 +8,7 @@ export type {
   Listener,
   Meta,
   Options,
+  ReadOptions,
   SendOptions,
   State,
   StateChange,
@@ -15,5 +17,6 @@ export type { BackoffOptions } from './backoff.js';
 export { ProxieError } from './error.js';
 export { CLOSE_CODES, ERROR_CODES, SERVER_EVENTS } from './events.js';
 export type * from './events.js';
+export type * from './reads.js';
 export { Session } from './session.js';
 export type { WebSocketConstructor, WebSocketLike } from './websocket.js';

@@ -1,5 +1,6 @@
 import { ProxieError, wireError } from './error.js';
 import type { ErrorCode, Position } from './events.js';
+import { ORIGIN_NOT_ALLOWED, type Http } from './http.js';
 import {
   closed,
   limits,
@@ -29,9 +30,8 @@ export interface WebSocketLike {
 export type WebSocketConstructor = new (url: string, protocols: string[]) => WebSocketLike;
 
 export interface WebSocketTransportOptions {
-  url: string;
+  http: Http;
   WebSocket: WebSocketConstructor;
-  token: () => Promise<string>;
   positions: Record<string, Position>;
   nextId: () => string;
   connectTimeoutMs: number;
@@ -74,7 +74,7 @@ export class WebSocketTransport implements Transport {
   }
 
   async refresh(): Promise<void> {
-    const token = await this.#options.token();
+    const token = await this.#options.http.token();
     if (this.#done) return;
     await new Promise<void>((resolve, reject) => {
       this.#ask('auth:refresh', { token }, (reply) => {
@@ -101,7 +101,7 @@ export class WebSocketTransport implements Transport {
   async #connect(): Promise<void> {
     let token: string;
     try {
-      token = await this.#options.token();
+      token = await this.#options.http.token();
     } catch (error) {
       return this.#finish({ ...closed(undefined, { code: 'no_token' }), error });
     }
@@ -109,7 +109,7 @@ export class WebSocketTransport implements Transport {
     this.attempted = true;
     let socket: WebSocketLike;
     try {
-      socket = new this.#options.WebSocket(this.#options.url, ['proxie.v1']);
+      socket = new this.#options.WebSocket(`${this.#options.http.base.replace(/^http/, 'ws')}/v1/ws`, ['proxie.v1']);
     } catch (error) {
       return this.#finish({ ...closed(undefined, { code: 'no_websocket' }), error });
     }
@@ -124,8 +124,20 @@ export class WebSocketTransport implements Transport {
     // What went wrong is told by the close that follows.
     socket.onerror = () => {};
     socket.onclose = (event: { code: number; reason: string }) => {
-      this.#finish(closed(event.code, parsed(event.reason)));
+      const why = closed(event.code, parsed(event.reason));
+      if (this.opened) this.#finish(why);
+      else void this.#unopened(why);
     };
+  }
+
+  /** A refused upgrade looks like a lost network. The time to connect runs on meanwhile. */
+  async #unopened(why: Closed): Promise<void> {
+    const refused = await this.#options.http.refusal();
+    if (refused?.reason === ORIGIN_NOT_ALLOWED) {
+      return this.#finish({ ...closed(FINAL.forbidden, { code: refused.reason }), error: new ProxieError(refused) });
+    }
+    if (refused) this.#finish({ ...why, reason: refused.code, retryAfterMs: refused.retry_after_ms });
+    else this.#finish(why);
   }
 
   #authenticate(token: string): void {

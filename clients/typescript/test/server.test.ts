@@ -7,7 +7,7 @@ import { promisify } from 'node:util';
 import { after, describe, test } from 'node:test';
 import WebSocket from 'ws';
 
-import { connect, ProxieError, type Options, type Proxie, type WebSocketConstructor } from '../src/index.js';
+import { connect, ProxieError, type Options, type Proxie } from '../src/index.js';
 import { cuttable, cuttableFetch, reached, Recorder } from './support.js';
 
 const url = process.env.PROXIE_URL;
@@ -27,7 +27,7 @@ describe('a real node', { skip, timeout: 120_000 }, () => {
       url,
       token: () => token,
       transport: 'websocket',
-      WebSocket: WebSocket as unknown as WebSocketConstructor,
+      WebSocket,
       timeoutMs: 60_000,
       backoff: { baseMs: 50, maxMs: 500 },
       ...options,
@@ -172,6 +172,35 @@ describe('a real node', { skip, timeout: 120_000 }, () => {
     assert.deepEqual(offsets, offsets.map((_, i) => (offsets[0] as number) + i));
     assert.ok(network.streams() > 2, 'nothing was cut');
     assert.deepEqual(gaps.heard, []);
+  });
+
+  test('what there is can be read, with types', async () => {
+    const proxie = client();
+    const { items } = await proxie.get('/v1/bookings', { limit: 1 });
+    const [booking] = items;
+    assert.ok(booking, 'an earlier test has booked');
+    assert.deepEqual(await proxie.get('/v1/bookings/{id}', { id: booking.id }), booking);
+    const request = await proxie.get('/v1/requests/{id}', { id: booking.request_id });
+    assert.deepEqual([request.status, request.booking_id], ['booked', booking.id]);
+    const offers = await proxie.get('/v1/requests/{id}/offers', { id: request.id, limit: 100 });
+    const accepted = offers.items.find(({ id }) => id === booking.offer_id);
+    assert.deepEqual(await proxie.get('/v1/offers/{id}', { id: booking.offer_id }), accepted);
+    const provider = await proxie.get('/v1/providers/{id}', { id: booking.provider.id });
+    assert.equal(provider.name, booking.provider.name);
+    const sessions = await proxie.get('/v1/sessions', { limit: 2 });
+    assert.ok(sessions.next_cursor, 'there are more');
+    const more = await proxie.get('/v1/sessions', { limit: 2, cursor: sessions.next_cursor });
+    assert.ok(sessions.items.every(({ id }) => more.items.every((other) => other.id !== id)));
+    const { items: messages } = await proxie.get('/v1/sessions/{id}/messages', { id: String(request.session_id) });
+    assert.equal(messages[0]?.content, SENTENCE);
+    assert.equal((await proxie.get('/v1/sync/state/{id}', { id: 'me' })).user_id, proxie.userId ?? 'clara');
+    for (const path of ['/v1/devices', '/v1/playback/session', '/v1/playback/platforms', '/v1/providers'] as const) {
+      assert.ok(Array.isArray((await proxie.get(path)).items), path);
+    }
+    await assert.rejects(proxie.get('/v1/bookings/{id}', { id: 'bkg_nobody' }), { code: 'not_found' });
+    const stranger = client({ token: 'not-a-token' });
+    stranger.on('error', () => {});
+    await assert.rejects(stranger.get('/v1/bookings'), { code: 'unauthenticated' });
   });
 
   test('errors are typed', async () => {

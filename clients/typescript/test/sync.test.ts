@@ -8,7 +8,7 @@ import { after, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import WebSocket from 'ws';
 
-import { connect, type Proxie, type WebSocketConstructor } from '../src/index.js';
+import { connect, type DeviceType, type Proxie } from '../src/index.js';
 import { fileStore } from '../src/sync/file.js';
 import { Device, memoryStore, type Store } from '../src/sync/index.js';
 
@@ -29,14 +29,14 @@ describe('devices on a real node', { skip, timeout: 120_000 }, () => {
       url,
       token: () => token,
       transport: 'websocket',
-      WebSocket: WebSocket as unknown as WebSocketConstructor,
+      WebSocket,
       backoff: { baseMs: 50, maxMs: 500 },
     });
     ends.push(() => made.close());
     return made;
   }
 
-  async function device(proxie: Proxie, type: string, store: Store = memoryStore()): Promise<Device> {
+  async function device(proxie: Proxie, type: DeviceType, store: Store = memoryStore()): Promise<Device> {
     const made = await Device.open(proxie, { name: type, type, capabilities: { remote_control: true }, store });
     made.on('error', (error) => assert.fail(String(error)));
     ends.push(() => made.close());

@@ -4,32 +4,32 @@ use serde_json::{Map, Value, json};
 
 use super::openapi;
 
-/// Event, what it is for, the fields of `data` (`name?: type`), the fields of the reply's `data`.
+/// Event, what it is for, `data`, the reply's `data`: fields (`name?: type`), or the name of a shape.
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     (
         "auth",
         "Authenticates, or learns about the connection",
-        "token?: string, positions?: object",
-        "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object",
+        "token?: string, positions?: Positions",
+        "user_id: string, role: string, connection_id: string, expires_at: string, ping_ms: integer, limits: Limits, topics: Topics",
     ),
     (
         "auth:refresh",
         "A fresh token for the same user",
         "token: string",
-        "user_id: string, connection_id: string, expires_at: string, ping_ms: integer, limits: object, topics: object",
+        "user_id: string, role: string, connection_id: string, expires_at: string, ping_ms: integer, limits: Limits, topics: Topics",
     ),
     ("ping", "Is somebody there?", "", "now: string"),
     (
         "session:open",
         "Opens a session, or a new one, and subscribes to it from now",
         "session_id?: string, time_zone?: string, locale?: string, currency?: string",
-        "session_id: string, position: object",
+        "session_id: string, position: Position",
     ),
     (
         "session:resume",
-        "Subscribes to a session from a position",
-        "session_id: string, position?: object",
-        "recovered: boolean, position: object",
+        "Subscribes to a session from a position: `topic:subscribe` on `session:<id>`",
+        "session_id: string, position?: Position",
+        "recovered: boolean, position: Position",
     ),
     (
         "session:close",
@@ -40,31 +40,36 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     (
         "chat:message",
         "Says something; durable when it is answered",
-        "session_id: string, content: string, media?: array",
+        "session_id: string, content: string, media?: string[]",
         "message_id: string",
     ),
     ("chat:typing", "Tells the user's other devices", "session_id: string, is_typing: boolean", ""),
-    ("presence:online", "Announces the user", "status?: string", ""),
+    (
+        "presence:online",
+        "This connection counts as a device of the user, until it ends",
+        "status?: string",
+        "",
+    ),
     (
         "topic:subscribe",
         "Subscribes, from a position or from now",
-        "topic: string, position?: object",
-        "recovered: boolean, position: object",
+        "topic: string, position?: Position",
+        "recovered: boolean, position: Position",
     ),
-    ("topic:unsubscribe", "Ends a subscription", "topic: string", ""),
+    ("topic:unsubscribe", "Ends a subscription, if there is one", "topic: string", ""),
     (
         "topic:publish",
-        "Publishes to an application topic",
+        "Publishes to an application topic: accepted, or committed with an offset where it is durable",
         "topic: string, event: string, data?: any",
         "offset?: integer",
     ),
     (
         "request:create",
-        "The body of POST /v1/requests",
-        "text?: string, time_zone?: string, service?: string, details?: string, place?: any, starts_at?: string, earliest?: string, latest?: string, budget?: object",
-        "id: string",
+        "Asks for something: the body of POST /v1/requests",
+        "CreateRequest",
+        "Request",
     ),
-    ("request:cancel", "Gives a request up", "request_id: string, reason?: string", "id: string"),
+    ("request:cancel", "Gives a request up", "request_id: string, reason?: string", "Request"),
     (
         "offer:accept",
         "Accepts an offer and waits for the booking",
@@ -81,74 +86,79 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "booking:cancel",
         "Cancels a booking before it starts",
         "booking_id: string, reason?: string",
-        "id: string",
+        "Booking",
     ),
     (
         "booking:review",
         "Reviews a completed booking",
         "booking_id: string, rating: integer, comment?: string",
-        "id: string",
+        "Booking",
     ),
-    ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "id: string"),
+    ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "Booking"),
     (
         "sync:update",
         "Operations of a device, in their order; everything up to the answer's sequence is durable",
-        "device_id: string, operations?: array, position?: object",
-        "sequence: integer, position: object, seen: integer, stable: integer, must_resync: boolean, restamped: array, refused: array",
+        "device_id: string, operations?: SyncOperation[], position?: Position",
+        "sequence: integer, position: Position, seen: integer, stable: integer, must_resync: boolean, restamped: SyncRestamped[], refused: SyncRefused[]",
     ),
     (
         "sync:device",
         "How a device stands",
         "device_id: string",
-        "sequence: integer, position: object, seen: integer, stable: integer, must_resync: boolean",
+        "sequence: integer, position: Position, seen: integer, stable: integer, must_resync: boolean",
     ),
     (
         "sync:read",
         "The state in pages, as operations",
         "after?: object",
-        "operations: array, next: any, position: object, stable: integer",
+        "operations: object[], next: any, position: Position, stable: integer",
     ),
     (
         "device:register",
-        "The body of POST /v1/devices/register",
-        "device_id?: string, name: string, device_type: string, capabilities?: object, push_token?: string",
-        "id: string, status: string, sync: object",
+        "Registers a device, or changes it: the body of POST /v1/devices/register",
+        "RegisterDevice",
+        "Device",
     ),
-    ("device:connect", "This connection speaks for the device", "device_id: string", ""),
+    (
+        "device:connect",
+        "This connection speaks for the device, and for no other, until it ends",
+        "device_id: string",
+        "",
+    ),
     (
         "device:command",
         "Tells a device that is there what to do",
-        "device_id: string, action: string, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
+        "device_id: string, action: RemoteAction, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
         "command_id: string, expires_at: string",
     ),
     (
         "playback:initiate",
-        "The body of POST /v1/playback/initiate",
-        "content_id: string, device_id: string, preferred_platform?: string, quality_preference?: string, region?: string, resume?: boolean, replaces?: string",
-        "session_id: string, platform: string, deep_link: string, web_fallback: string, resume_position_ms?: integer, device_status: string",
+        "Plays something on a device: the body of POST /v1/playback/initiate",
+        "InitiatePlayback",
+        "InitiatedPlayback",
     ),
     (
         "playback:control",
         "Tells the device of a session what to do; stop ends the session",
-        "session_id: string, action: string, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
-        "session_id: string, status: string, delivered: boolean, command_id?: string, expires_at?: string",
+        "ControlPlayback",
+        "ControlledPlayback",
     ),
     (
         "playback:report",
         "What a device says about its session: playing, paused or ended",
-        "session_id: string, status: string, position_ms?: integer, duration_ms?: integer",
-        "id: string, status: string",
+        "ReportPlayback",
+        "PlaybackSession",
     ),
 ];
 
-/// Event, what it means, the topics it comes on, whether it is durable, the fields of `data`.
+/// Event, what it means, the topics it comes on, whether it is durable, `data`.
 pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
     (
         "chat:message",
         "A user's message, to all devices of the session",
         "session:",
         true,
-        "session_id: string, message_id: string, role: string, content: string, media: array, created_at: string",
+        "session_id: string, message_id: string, role: string, content: string, media: string[], created_at: string",
     ),
     (
         "chat:stream",
@@ -171,23 +181,23 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         false,
         "session_id: string, user_id: string, is_typing: boolean",
     ),
-    (
-        "request:updated",
-        "A request has changed: the whole of it",
-        "user:",
-        true,
-        "id: string, service: string, status: string, offers_count: integer, booking_id: any",
-    ),
+    ("request:updated", "A request has changed: the whole of it", "user:", true, "Request"),
     ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: Offer"),
     ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: Offer"),
     ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: Booking"),
-    ("booking:updated", "A booking has changed", "user:, booking:", true, "booking: Booking"),
+    (
+        "booking:updated",
+        "A booking has changed, or is near: what happened is its kind",
+        "user:, booking:",
+        true,
+        "kind: string, hours_before?: integer, booking: Booking",
+    ),
     (
         "presence:changed",
         "How it stands with a user's devices: after each change, and for a new listener",
         "presence:",
         false,
-        "user_id: string, status: string, devices: array, joins: array, leaves: array",
+        "user_id: string, status: string, devices: PresenceDevice[], joins: string[], leaves: string[]",
     ),
     (
         "session:ended",
@@ -201,21 +211,21 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         "Operations of one device, as they count",
         "sync:",
         true,
-        "device_id: string, operations: array, stable: integer",
+        "device_id: string, operations: SyncOperation[], stable: integer",
     ),
     (
         "device:changed",
         "A device was registered, updated, removed, came online or went offline, watches or has stopped",
         "user:",
         true,
-        "device_id: string, change: string, device: object",
+        "device_id: string, change: string, device: ChangedDevice",
     ),
     (
         "device:command",
         "Another device of the same person says what to do; not after expires_at",
         "device:",
         true,
-        "action: string, position_ms?: integer, command_id: string, from_device_id?: string, playback_session_id?: string, expires_at: string",
+        "action: RemoteAction, position_ms?: integer, command_id: string, from_device_id?: string, playback_session_id?: string, expires_at: string",
     ),
     (
         "playback:start",
@@ -229,7 +239,7 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         "A playback session has started, plays, was paused or has ended",
         "user:",
         true,
-        "id: string, content_id: string, device_id: string, platform: string, status: string, position_ms?: integer, end_reason?: string",
+        "PlaybackSession",
     ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
@@ -321,6 +331,17 @@ pub fn document() -> Value {
                 }), &["code", "message", "retryable"]),
             }), &["id", "ok", "error"]),
             "Position": fields("epoch: string, offset: integer"),
+            "Positions": by_topic(reference("Position")),
+            "Topics": by_topic(json!({"oneOf": [
+                fields("recovered: boolean, position: Position"),
+                fields("error: object"),
+            ]})),
+            "Limits": fields(
+                "frame_bytes: integer, frames_per_s: integer, frame_burst: integer, subscriptions: integer, \
+                 connections_per_user: integer, frames_per_minute_per_user: integer, in_flight: integer, \
+                 send_buffer_bytes: integer",
+            ),
+            "PresenceDevice": fields("id: string, status: string"),
         }))},
         "x-close-codes": closing,
     })
@@ -329,7 +350,24 @@ pub fn document() -> Value {
 /// With what HTTP answers, where events carry the same.
 fn components(mut own: Value) -> Value {
     let shapes = &openapi::document()["components"]["schemas"];
-    let mut wanted = vec!["Offer".to_owned(), "Booking".to_owned()];
+    // An event has the device without how it stands in the log.
+    let mut changed = shapes["Device"].clone();
+    if let Some(properties) = changed["properties"].as_object_mut() {
+        properties.remove("sync");
+    }
+    if let Some(required) = changed["required"].as_array_mut() {
+        required.retain(|name| name != "sync");
+    }
+    own["ChangedDevice"] = changed;
+    let mut wanted: Vec<String> = CLIENT_EVENTS
+        .iter()
+        .flat_map(|(.., data, reply)| [*data, *reply])
+        .chain(SERVER_EVENTS.iter().map(|(.., data)| *data))
+        .flat_map(|text| text.split([' ', ',', '[', ']']))
+        .filter(|word| word.starts_with(char::is_uppercase))
+        .map(Into::into)
+        .collect();
+    references(&own["ChangedDevice"], &mut wanted);
     while let Some(name) = wanted.pop() {
         if own.get(&name).is_none() {
             references(&shapes[&name], &mut wanted);
@@ -359,29 +397,48 @@ fn frame(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-/// `a: string, b?: integer` as a schema.
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
+
+fn by_topic(schema: Value) -> Value {
+    json!({"type": "object", "additionalProperties": schema})
+}
+
+/// `a: string, b?: Offer[]` as a schema, or the shape of that name.
 fn fields(text: &str) -> Value {
+    if text.starts_with(char::is_uppercase) {
+        return reference(text);
+    }
     let mut properties = Map::new();
     let mut required = Vec::new();
     for field in text.split(", ").filter(|field| !field.is_empty()) {
         let (name, kind) = field.split_once(": ").unwrap_or((field, "any"));
         let plain = name.trim_end_matches('?');
-        if plain == name {
+        let schema = of_kind(kind);
+        let schema = if plain == name {
             required.push(plain);
-        }
-        let schema = match (plain, kind) {
-            ("position", _) => json!({"$ref": "#/components/schemas/Position"}),
-            (_, "any") => json!({}),
-            (_, name) if name.starts_with(char::is_uppercase) => {
-                json!({"$ref": format!("#/components/schemas/{name}")})
-            }
+            schema
+        } else if let Some(kind) = schema.get("type").filter(|kind| *kind != "array") {
             // What a client may leave out it may also send as null.
-            _ if plain != name => json!({"type": [kind, "null"]}),
-            _ => json!({"type": kind}),
+            json!({"type": [kind, "null"]})
+        } else if kind == "any" {
+            schema
+        } else {
+            json!({"oneOf": [schema, {"type": "null"}]})
         };
         properties.insert(plain.into(), schema);
     }
     json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn of_kind(kind: &str) -> Value {
+    match kind.strip_suffix("[]") {
+        Some(item) => json!({"type": "array", "items": of_kind(item)}),
+        None if kind == "any" => json!({}),
+        None if kind.starts_with(char::is_uppercase) => reference(kind),
+        None => json!({"type": kind}),
+    }
 }
 
 #[cfg(test)]
@@ -393,17 +450,20 @@ mod tests {
         let document = document();
         let mut names = Vec::new();
         references(&document["components"], &mut names);
-        references(&document["channels"]["ws"]["messages"]["server.offer:new"], &mut names);
+        references(&document["channels"]["ws"]["messages"], &mut names);
         assert!(names.iter().any(|name| name == "ScoreParts"));
         let known = &document["components"]["schemas"];
-        assert!(names.iter().all(|name| known[name].is_object()), "{names:?}");
+        let is_message = |name: &String| name.contains('.');
+        assert!(names.iter().all(|name| is_message(name) || known[name].is_object()), "{names:?}");
     }
 
     #[test]
     fn fields_become_schemas() {
-        let schema = fields("a: string, b?: integer");
+        let schema = fields("a: string, b?: integer, c?: Offer[]");
         assert_eq!(schema["required"], json!(["a"]));
         assert_eq!(schema["properties"]["b"]["type"], json!(["integer", "null"]));
+        let offers = &schema["properties"]["c"]["oneOf"][0]["items"];
+        assert_eq!((offers, &fields("Offer")), (&reference("Offer"), &reference("Offer")));
         assert_eq!(
             document()["channels"]["ws"]["messages"].as_object().unwrap().len(),
             2 * CLIENT_EVENTS.len() + SERVER_EVENTS.len()

@@ -272,7 +272,11 @@ pub fn check_origin(gateway: &Gateway, headers: &HeaderMap) -> Outcome<()> {
     if origin_allowed(gateway, headers) {
         return Ok(());
     }
-    Err(Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins"))
+    let mut problem =
+        Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins");
+    problem.reason = Some("origin_not_allowed".into());
+    // Why is no secret, and a browser shows a page nothing else.
+    Err(problem.header(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")))
 }
 
 /// Who opens connections is limited as in `/v1`.

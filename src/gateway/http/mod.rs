@@ -70,7 +70,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
-        .route("/v1/ws", get(ws::upgrade))
+        .route("/v1/ws", get(ws::upgrade).post(ws::ask))
         .route("/sync/ws", get(ws::upgrade_sync))
         .route("/", get(pages::console))
         .route("/console.css", get(pages::console_style))

@@ -82,6 +82,13 @@ pub async fn upgrade(
     accept(gateway, headers, extensions, upgrade, |socket, _| Socket::WebSocket(socket)).await
 }
 
+/// `POST /v1/ws`: why an upgrade would be refused. A browser does not show that to a page.
+pub async fn ask(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Outcome<Response> {
+    check_origin(&gateway, &headers)?;
+    gateway.takes_connections()?;
+    Err(Problem::bad_request("this is a WebSocket: it takes a GET with an upgrade"))
+}
+
 /// `/sync/ws`: the same, with the messages of devices.
 pub async fn upgrade_sync(
     State(gateway): State<Arc<Gateway>>,

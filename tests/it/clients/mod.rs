@@ -1,5 +1,7 @@
 //! Other people's clients and our own, in their own languages, against a node as a user runs it.
 
+mod package;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

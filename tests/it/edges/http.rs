@@ -586,6 +586,15 @@ async fn pages_of_allowed_origins_only() {
     answer.problem(401, "unauthenticated");
     assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example");
     assert!(node.try_ws(&[("origin", "https://app.example")]).await.is_ok());
+    assert_eq!(node.try_ws(&[("origin", "https://evil.example")]).await.err(), Some(403));
+    // A browser does not show a page why; whoever asks is told, wherever they come from.
+    let ask =
+        async |origin| node.anonymous().send("POST", "/v1/ws", &[("origin", origin)], b"").await;
+    let refused = ask("https://evil.example").await;
+    refused.problem(403, "forbidden");
+    assert_eq!(refused.json()["reason"], "origin_not_allowed");
+    assert_eq!(refused.headers["access-control-allow-origin"], "*");
+    ask("https://app.example").await.problem(400, "bad_request");
     let head = alice.send("HEAD", "/healthz", &[], b"").await;
     assert_eq!((head.status, head.text.as_str()), (200, ""));
     let head = alice.send("HEAD", "/v1/bookings/bkg_nobody", &[], b"").await;

@@ -31,7 +31,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::support;
+use crate::{schema, support};
 
 /// What everything here is given before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -341,6 +341,7 @@ impl Http {
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
         assert!(headers.contains_key("x-request-id"), "{method} {path}: {head}");
+        schema::documents_answer(method, path, status, text);
         Answer { status, headers, text: text.to_owned() }
     }
 
@@ -395,7 +396,9 @@ impl Ws {
             let next = tokio::time::timeout(PATIENCE, self.socket.next());
             match next.await.expect("a frame").expect("a close frame before the end") {
                 Ok(Message::Text(text)) => {
-                    return Came::Frame(serde_json::from_str(&text).unwrap());
+                    let frame = serde_json::from_str(&text).unwrap();
+                    schema::documents_event(&frame);
+                    return Came::Frame(frame);
                 }
                 Ok(Message::Close(Some(close))) => {
                     let reason = serde_json::from_str(&close.reason).unwrap_or(Value::Null);
@@ -435,7 +438,9 @@ impl Ws {
 
     pub async fn ask_as(&mut self, id: &str, event: &str, data: Value) -> Value {
         self.say(id, event, data).await;
-        self.reply(id).await
+        let reply = self.reply(id).await;
+        schema::documents_reply(event, &reply);
+        reply
     }
 
     /// The reply, or the code with which the connection was closed instead.

@@ -1,6 +1,6 @@
 import type { Proxie } from '../client.js';
 import { ProxieError } from '../error.js';
-import type { Position, ServerEvents } from '../events.js';
+import type { Capabilities, DeviceType, Position, ServerEvents, SyncOperation } from '../events.js';
 import { ulids } from '../ulid.js';
 import { later, tick, toTime, type Stamp } from './clock.js';
 import { Replica, type Change, type Operation, type Playback } from './replica.js';
@@ -8,9 +8,8 @@ import { memoryStore, type Kept, type Store } from './store.js';
 
 export interface DeviceOptions {
   name: string;
-  /** `ios`, `android`, `web`, `desktop`, `apple_tv`, `android_tv`, … */
-  type: string;
-  capabilities?: Record<string, unknown>;
+  type: DeviceType;
+  capabilities?: Capabilities;
   pushToken?: string;
   store?: Store;
   /** Milliseconds since 1970. */
@@ -379,9 +378,9 @@ export class Device {
       const seen = waiting[batch.length]?.seen ?? this.#position?.offset ?? 0;
       const position = this.#position && { ...this.#position, offset: seen };
       if (this.#closed || (batch.length === 0 && (seen <= this.#told || !position))) return;
-      const data = { device_id: this.id, operations: batch, ...(position && { position }) };
+      const data = { device_id: this.id, operations: batch as unknown as SyncOperation[], ...(position && { position }) };
       try {
-        this.#stands((await this.#proxie.send('sync:update', data)) as unknown as Standing);
+        this.#stands(await this.#proxie.send('sync:update', data));
       } catch (error) {
         // What can never be sent must not be in the way of what comes after it: its number is used up.
         const wrong = unreadable(error).flatMap((place) => waiting[place] ?? []);

@@ -28,13 +28,19 @@ describe('over a WebSocket', TIMEOUT, () => {
       url,
       token: 'secret',
       transport: 'websocket',
-      WebSocket: WebSocket as unknown as WebSocketConstructor,
+      WebSocket,
       backoff: { baseMs: 1, maxMs: 5 },
       ...options,
     });
     clients.push(made);
     return made;
   }
+
+  test('a command that never got out says what is the matter', async () => {
+    const proxie = client({ url: 'http://127.0.0.1:1', timeoutMs: 200 });
+    const message = /^no reply to ping within 200 ms, http:\/\/127\.0\.0\.1:1 is not reached \(\w+\)$/;
+    await assert.rejects(proxie.send('ping', {}), { code: 'deadline_exceeded', message });
+  });
 
   test('the token is in the first frame and not in the address', async () => {
     let asked = '';

@@ -6,7 +6,7 @@ import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import WebSocket from 'ws';
 
-import { connect, type Options, type Proxie, type StateChange, type WebSocketConstructor } from '../../src/index.js';
+import { connect, ProxieError, type Options, type Proxie, type StateChange } from '../../src/index.js';
 import { reached, Recorder } from '../support.js';
 
 interface Post {
@@ -29,6 +29,9 @@ class FakeApi {
   readonly posts: Post[] = [];
   readonly publications: { topic: string; event: string; offset: number; data: unknown }[] = [];
   upgrades = 0;
+  /** What `POST /v1/ws` says: why an upgrade is refused. */
+  refusal: [number, unknown, Record<string, string>?] = [400, { code: 'bad_request' }];
+  reads: { path: string; token: string | undefined }[] = [];
   pingMs = 25_000;
   /** The answer to a command: status, body, headers. */
   answer: (post: Post) => [number, unknown, Record<string, string>?] = () => [200, {}];
@@ -86,6 +89,11 @@ class FakeApi {
     const url = new URL(request.url ?? '', 'http://node');
     const token = request.headers.authorization?.replace('Bearer ', '');
     if (url.pathname === '/v1/events') this.#stream(url, token, request, response);
+    else if (url.pathname === '/v1/ws') this.#respond(response, ...this.refusal);
+    else if (request.method === 'GET') {
+      this.reads.push({ path: request.url ?? '', token });
+      this.#respond(response, ...this.answer({ path: url.pathname, key: undefined, token, body: {} }));
+    }
     else {
       const chunks: Buffer[] = [];
       for await (const chunk of request) chunks.push(chunk as Buffer);
@@ -357,7 +365,7 @@ describe('over Server-Sent Events', { timeout: 60_000 }, () => {
     const proxie = client({
       transport: 'auto',
       fallbackAfter: 2,
-      WebSocket: WebSocket as unknown as WebSocketConstructor,
+      WebSocket,
     });
     const states = new Recorder(proxie, 'state');
     await states.one(({ state }) => state === 'open');
@@ -372,5 +380,83 @@ describe('over Server-Sent Events', { timeout: 60_000 }, () => {
     api.last.response.destroy();
     await api.until(() => api.streams.length === 3);
     assert.equal(api.upgrades, 3);
+  });
+
+  test('a durable application topic goes on where it was; a lossy one has a gap', async () => {
+    api.topicErrors = { 'app:room': { recovered: true, position: { epoch: 'memory', offset: 0 } } };
+    const proxie = client();
+    const said = new Recorder(proxie, 'app:said');
+    const gaps = new Recorder(proxie, 'gap');
+    await Promise.all([proxie.subscribe('app:log'), proxie.subscribe('app:room')]);
+    api.publish('app:log', 'app:said', 1);
+    await said.one();
+    api.last.response.destroy();
+    api.publish('app:log', 'app:said', 2);
+    api.publish('app:log', 'app:said', 3);
+    await said.until((all) => all.length >= 3);
+    assert.deepEqual(said.heard.map(({ data, meta }) => [data, meta.offset]), [[1, 1], [2, 2], [3, 3]]);
+    assert.deepEqual(gaps.heard.map(({ data }) => data.topic), ['app:room']);
+    assert.deepEqual(proxie.positions['app:log'], { epoch: 'ep1', offset: 3 });
+  });
+
+  test('reads have the token, their path and their query', async () => {
+    let count = 0;
+    const proxie = client({ token: () => `token-${(count += 1)}` });
+    await reached(proxie, 'open');
+    api.answer = ({ token }) => (token === 'token-1' ? [401, { code: 'unauthenticated' }] : [200, { items: [], next_cursor: null }]);
+    const { items, next_cursor } = await proxie.get('/v1/requests/{id}/offers', { id: 'r/1', limit: 5, cursor: undefined });
+    assert.deepEqual([items, next_cursor], [[], null]);
+    await proxie.get('/v1/bookings');
+    assert.deepEqual(api.reads, [
+      { path: '/v1/requests/r%2F1/offers?limit=5', token: 'token-1' },
+      { path: '/v1/requests/r%2F1/offers?limit=5', token: 'token-2' },
+      { path: '/v1/bookings', token: 'token-2' },
+    ]);
+  });
+
+  test('a read that fails says why', async () => {
+    const proxie = client();
+    api.answer = () => [404, { code: 'not_found', detail: 'there is no such booking' }];
+    await assert.rejects(proxie.get('/v1/bookings/{id}', { id: 'b' }), { code: 'not_found', message: 'there is no such booking' });
+    api.answer = () => [401, { code: 'unauthenticated', detail: 'the token has ended' }];
+    await assert.rejects(proxie.get('/v1/bookings'), { code: 'unauthenticated', retryable: false });
+    assert.equal(api.reads.length, 2, 'a token that cannot change is not tried again');
+    api.answer = () => [0, ''];
+    await assert.rejects(proxie.get('/v1/bookings'), { code: 'unavailable', retryable: true });
+    const ended = AbortSignal.abort(new Error('enough'));
+    await assert.rejects(proxie.get('/v1/bookings', {}, { signal: ended }), { message: 'enough' });
+    const silent = client({ fetch: (_, init) => new Promise((_, reject) => init!.signal!.addEventListener('abort', () => reject(new Error('aborted')))) });
+    await assert.rejects(silent.get('/v1/bookings', {}, { timeoutMs: 1 }), { code: 'deadline_exceeded' });
+  });
+
+  for (const transport of ['websocket', 'auto', 'sse'] as const) {
+    test(`a page of an origin that is not allowed is told so: ${transport}`, async () => {
+      api.refusal = [403, { code: 'forbidden', reason: 'origin_not_allowed', detail: 'pages of this origin may not connect' }];
+      // What a page sees of an answer that it may not read.
+      api.refuseStream = () => [0, ''];
+      api.answer = () => [0, ''];
+      const proxie = client({ transport, WebSocket });
+      const errors = new Recorder(proxie, 'error');
+      const states = new Recorder(proxie, 'state');
+      const refused = { code: 'forbidden', reason: 'origin_not_allowed', message: 'pages of this origin may not connect' };
+      await Promise.all([
+        assert.rejects(proxie.send('ping', {}), refused),
+        assert.rejects(proxie.get('/v1/bookings'), refused),
+      ]);
+      assert.equal(proxie.state, 'closed');
+      assert.equal(states.heard.at(-1)?.data.reason, 'origin_not_allowed');
+      const { error } = (await errors.one()).data;
+      assert.ok(error instanceof ProxieError);
+      assert.equal(error.reason, 'origin_not_allowed');
+      assert.ok(api.upgrades <= 1);
+    });
+  }
+
+  test('a node that drains says when to come back', async () => {
+    api.refusal = [503, { code: 'unavailable', detail: 'draining' }, { 'Retry-After': '7' }];
+    const proxie = client({ transport: 'websocket', WebSocket, now: () => 0, random: () => 0, backoff: { baseMs: 1 } });
+    const states = new Recorder(proxie, 'state');
+    const { data } = await states.one(({ state }) => state === 'waiting');
+    assert.deepEqual([data.reason, data.nextAttemptAt], ['unavailable', 7_000]);
   });
 });

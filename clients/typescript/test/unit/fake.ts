@@ -33,7 +33,7 @@ export class Connection {
 }
 
 export class FakeNode {
-  readonly #server: Server = createServer();
+  readonly #server: Server = createServer((_, response) => response.writeHead(404).end());
   readonly #sockets = new WebSocketServer({ server: this.#server });
   readonly connections: Connection[] = [];
   readonly frames: Frame[] = [];
