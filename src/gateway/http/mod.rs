@@ -88,7 +88,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
         // Its long polls take longer.
-        .merge(socketio::router(&gateway))
+        .merge(socketio::router())
         .layer(middleware::cors(&gateway.options.allowed_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(middleware::as_problem))

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::protocol::is_id;
+
 /// What a client sent.
 #[derive(Debug, PartialEq)]
 pub enum Packet {
@@ -23,11 +26,28 @@ pub enum Packet {
         data: Value,
         ack: Option<u64>,
     },
+    /// An event as Socket.IO has it, with data that JSON cannot mean: half a surrogate pair, `1e999`, too deep a nesting.
+    Unreadable {
+        ack: Option<u64>,
+        why: String,
+    },
+    /// An event with so many attachments, which are packets of their own.
+    Binary {
+        attachments: u16,
+        ack: Option<u64>,
+    },
 }
 
-/// `None`: it is no packet, or a binary one, or its JSON is none.
+/// `None`: it is no packet, or its JSON is none.
 pub fn parse(text: &str) -> Option<Packet> {
     let (kind, rest) = (text.get(..1)?, text.get(1..)?);
+    let (attachments, rest) = match kind {
+        "5" => {
+            let (count, rest) = rest.split_once('-')?;
+            (count.parse().ok()?, rest)
+        }
+        _ => (0, rest),
+    };
     let (namespace, rest) = match rest.strip_prefix('/') {
         Some(named) => named.split_once(',').unwrap_or((named, "")),
         None => ("", rest),
@@ -45,17 +65,39 @@ pub fn parse(text: &str) -> Option<Packet> {
     let ack = if ack.is_empty() { None } else { Some(ack.parse().ok()?) };
     match kind {
         "0" if json.is_empty() => Some(Packet::Connect { auth: Value::Null }),
-        "0" => Some(Packet::Connect { auth: serde_json::from_str(json).ok()? }),
+        "0" => match serde_json::from_str(json).ok()? {
+            auth @ (Value::Object(_) | Value::Null) => Some(Packet::Connect { auth }),
+            _ => None,
+        },
         "1" => Some(Packet::Disconnect),
-        "2" => {
-            let mut arguments: Vec<Value> = serde_json::from_str(json).ok()?;
-            let Value::String(name) = arguments.first_mut()?.take() else { return None };
-            let data = arguments.get_mut(1).map_or(Value::Null, Value::take);
-            Some(Packet::Event { name, data, ack })
+        "2" => event_of(json, ack),
+        "5" => {
+            name_of(json)?;
+            Some(Packet::Binary { attachments, ack })
         }
         // Nothing that we send asks for an acknowledgement.
         _ => None,
     }
+}
+
+fn event_of(json: &str, ack: Option<u64>) -> Option<Packet> {
+    match serde_json::from_str::<Vec<Value>>(json) {
+        Ok(mut arguments) => {
+            let Value::String(name) = arguments.first_mut()?.take() else { return None };
+            let data = arguments.get_mut(1).map_or(Value::Null, Value::take);
+            Some(Packet::Event { name, data, ack })
+        }
+        Err(error) => {
+            name_of(json)?;
+            Some(Packet::Unreadable { ack, why: error.to_string() })
+        }
+    }
+}
+
+/// The name of an event, whatever its data may be.
+fn name_of(json: &str) -> Option<String> {
+    let arguments: Vec<&RawValue> = serde_json::from_str(json).ok()?;
+    serde_json::from_str(arguments.first()?.get()).ok()
 }
 
 pub fn connected(sid: &str) -> String {
@@ -64,7 +106,11 @@ pub fn connected(sid: &str) -> String {
 
 pub fn refused(namespace: &str, message: &str, data: &Value) -> String {
     let prefix = if namespace.is_empty() { String::new() } else { format!("/{namespace},") };
-    format!("4{prefix}{}", json!({"message": message, "data": data}))
+    let mut error = json!({"message": message});
+    if !data.is_null() {
+        error["data"] = data.clone();
+    }
+    format!("4{prefix}{error}")
 }
 
 pub const DISCONNECT: &str = "1";
@@ -135,21 +181,23 @@ impl Sent<'_> {
 }
 
 /// The frame that an event means, with the `id` that its data names, or `minted`.
-pub fn frame(name: &str, data: Value, minted: impl FnOnce() -> String) -> (String, String) {
+pub fn frame(
+    name: &str,
+    data: Value,
+    minted: impl FnOnce() -> String,
+) -> Outcome<(String, String)> {
     let (id, data) = match data {
-        Value::Object(mut fields) => {
-            let id = match fields.remove("id") {
-                Some(Value::String(id)) => Some(id),
-                _ => None,
-            };
-            (id, Value::Object(fields))
-        }
+        Value::Object(mut fields) => (fields.remove("id"), Value::Object(fields)),
         Value::Null => (None, Value::Object(Map::new())),
         other => (None, other),
     };
-    let id = id.unwrap_or_else(minted);
+    let id = match id {
+        None | Some(Value::Null) => minted(),
+        Some(Value::String(id)) if is_id(&id) => id,
+        Some(_) => return Err(Problem::field("/id", "must have 1 to 64 visible ASCII characters")),
+    };
     let text = json!({"id": id, "event": name, "data": data}).to_string();
-    (id, text)
+    Ok((id, text))
 }
 
 #[cfg(test)]
@@ -174,7 +222,15 @@ mod tests {
             ("2[7]", None),
             ("2{}", None),
             ("2/admin,[\"e\"]", None),
-            (r#"51-["e",{"_placeholder":true,"num":0}]"#, None),
+            (
+                r#"52-7["e",{"_placeholder":true,"num":0}]"#,
+                Some(Packet::Binary { attachments: 2, ack: Some(7) }),
+            ),
+            ("5-[\"e\"]", None),
+            ("51-/admin,[\"e\"]", None),
+            ("51-{}", None),
+            ("61-1[]", None),
+            ("0[]", None),
             (r#"299999999999999999999999["e"]"#, None),
             ("", None),
             ("é", None),
@@ -182,6 +238,20 @@ mod tests {
         ] {
             assert_eq!(parse(text), expected, "{text}");
         }
+        let deep = format!("[\"e\",{}{}]", "[".repeat(500), "]".repeat(500));
+        for json in [r#"["e",{"x":"\ud800"}]"#, r#"["e",1e999]"#, &deep] {
+            let packet = parse(&format!("23{json}"));
+            assert!(matches!(packet, Some(Packet::Unreadable { ack: Some(3), .. })), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_has_data_where_there_is_some() {
+        assert_eq!(
+            refused("a", "Invalid namespace", &json!(null)),
+            r#"4/a,{"message":"Invalid namespace"}"#
+        );
+        assert_eq!(refused("", "no", &json!({})), r#"4{"data":{},"message":"no"}"#);
     }
 
     #[test]
@@ -207,14 +277,17 @@ mod tests {
     fn the_id_of_a_frame_may_be_in_its_data() {
         for (data, id, rest) in [
             (json!({"id": "mine", "x": 1}), "mine", json!({"x": 1})),
-            (json!({"id": 7}), "new", json!({})),
+            (json!({"id": null}), "new", json!({})),
             (json!(null), "new", json!({})),
             (json!([1]), "new", json!([1])),
         ] {
-            let (named, text) = frame("e", data, || "new".into());
+            let (named, text) = frame("e", data, || "new".into()).unwrap();
             assert_eq!(named, id);
             let text: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(text, json!({"id": id, "event": "e", "data": rest}));
+        }
+        for bad in [json!(7), json!(""), json!("a b"), json!("x".repeat(65)), json!({})] {
+            assert!(frame("e", json!({"id": bad}), || "new".into()).is_err());
         }
     }
 }

@@ -397,7 +397,7 @@ impl Connection {
         };
         // Any sign of life is as good as a pong.
         self.deadlines.pong = None;
-        if !self.bucket.take(Instant::now()) {
+        if !self.socket.is_paced() && !self.bucket.take(Instant::now()) {
             return Err(Ending::Close(Close::TooManyFrames));
         }
         self.count();

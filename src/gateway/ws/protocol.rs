@@ -36,6 +36,8 @@ pub struct Limits {
     /// What may wait for a slow client.
     pub send_buffer_bytes: usize,
     pub auth_timeout_ms: u64,
+    /// How long a session of Socket.IO may be in no namespace.
+    pub connect_timeout_ms: u64,
     pub ping_ms: u64,
     /// After a ping.
     pub pong_timeout_ms: u64,
@@ -53,6 +55,7 @@ impl Default for Limits {
             max_in_flight: 64,
             send_buffer_bytes: 1_048_576,
             auth_timeout_ms: 10_000,
+            connect_timeout_ms: 45_000,
             ping_ms: 25_000,
             pong_timeout_ms: 10_000,
         }
@@ -143,16 +146,17 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
+/// Whether a frame may be called this.
+pub fn is_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
 pub fn parse(text: &str) -> Parsed {
     let Ok(fields) = serde_json::from_str::<Fields>(text) else {
         return Parsed::Unanswerable("not a JSON object");
     };
     let id = match fields.id {
-        Some(Value::String(id))
-            if (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
-        {
-            id
-        }
+        Some(Value::String(id)) if is_id(&id) => id,
         _ => return Parsed::Unanswerable("no id of 1 to 64 visible characters"),
     };
     let refused = |id: String, problem: Problem| Parsed::Refused { id, problem };

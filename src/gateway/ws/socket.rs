@@ -17,6 +17,13 @@ pub enum Socket {
     Devices(Box<sync::Link>),
 }
 
+impl Socket {
+    /// It is read no faster than its client may send.
+    pub fn is_paced(&self) -> bool {
+        matches!(self, Self::SocketIo(_))
+    }
+}
+
 impl Stream for Socket {
     type Item = Result<Message, axum::Error>;
 
@@ -54,7 +61,7 @@ impl Sink<Message> for Socket {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
-            // The engine writes what it was given by itself.
+            // Its engine writes what it was given by itself.
             Self::SocketIo(link) => link.poll_ready(cx),
             Self::Devices(link) => link.poll_flush(cx),
         }

@@ -1,5 +1,6 @@
 //! Other people's clients and our own, in their own languages, against a node as a user runs it.
 
+mod middlebox;
 mod package;
 
 use std::collections::BTreeSet;
@@ -57,15 +58,19 @@ fn typescript() -> PathBuf {
     client
 }
 
-/// Python's `websockets`, for `PYTHONPATH`.
-fn websockets(folder: &Path) -> PathBuf {
+/// Packages of Python, for `PYTHONPATH`.
+fn pip(folder: &Path, wanted: &[&str]) -> PathBuf {
     let packages = folder.join("packages");
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
         .arg(&packages)
-        .arg("websockets==15.0.1");
+        .args(wanted);
     must(pip);
     packages
+}
+
+fn websockets(folder: &Path) -> PathBuf {
+    pip(folder, &["websockets==15.0.1"])
 }
 
 #[test]

@@ -1,0 +1,250 @@
+//! Engine.IO (protocol 4) at `/socket.io/`: long polling, WebSocket, the upgrade from one to the other, and heartbeats
+//! (ADR 14). A request finds its [`session`] here; whatever a session does, it does in its own task.
+
+mod packet;
+mod session;
+mod wire;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request, WebSocketUpgrade};
+use axum::http::{Extensions, HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use dashmap::DashMap;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::gateway::Gateway;
+use crate::gateway::accept::Admitted;
+use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
+use crate::gateway::problem::{Outcome, Problem};
+use crate::kernel::error::ErrorCode;
+
+use session::{Answer, Session};
+use wire::Wire;
+
+/// Requests of one session that wait to be looked at, which takes no time.
+const REQUESTS: usize = 4;
+/// Read and write buffers of a socket, as on `/v1/ws`.
+const BUFFER_BYTES: usize = 4 * 1024;
+
+/// The sessions of this node, by their ids. They are secrets: who knows one takes part in it.
+#[derive(Default)]
+pub struct Sessions(DashMap<Arc<str>, mpsc::Sender<session::Request>>);
+
+/// A session's place among the others, for as long as this lives.
+struct Seat {
+    sessions: Arc<Sessions>,
+    sid: Arc<str>,
+}
+
+impl Seat {
+    fn sid(&self) -> &str {
+        &self.sid
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.sessions.0.remove(&self.sid);
+    }
+}
+
+/// What clients of Engine.IO are told when a request cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    UnknownTransport,
+    UnknownSid,
+    HandshakeMethod,
+    BadRequest,
+    UnsupportedVersion,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (code, message) = match self {
+            Self::UnknownTransport => (0, "Transport unknown"),
+            Self::UnknownSid => (1, "Session ID unknown"),
+            Self::HandshakeMethod => (2, "Bad handshake method"),
+            Self::BadRequest => (3, "Bad request"),
+            Self::UnsupportedVersion => (5, "Unsupported protocol version"),
+        };
+        let body = Json(json!({"code": code, "message": message}));
+        let mut response = (StatusCode::BAD_REQUEST, body).into_response();
+        response.extensions_mut().insert(KeepBody);
+        response
+    }
+}
+
+/// The packet that a session begins with.
+fn opened(gateway: &Gateway, sid: &str, upgrades: bool) -> String {
+    let limits = &gateway.options.websocket;
+    let upgrades: &[&str] = if upgrades { &["websocket"] } else { &[] };
+    let opened = json!({
+        "sid": sid,
+        "upgrades": upgrades,
+        "pingInterval": limits.ping_ms,
+        "pingTimeout": limits.pong_timeout_ms,
+        "maxPayload": limits.max_frame_bytes,
+    });
+    format!("0{opened}")
+}
+
+/// The parameters of a request's query.
+#[derive(Default)]
+struct Parameters<'a> {
+    version: Option<&'a str>,
+    transport: Option<&'a str>,
+    sid: Option<&'a str>,
+}
+
+impl<'a> Parameters<'a> {
+    fn of(uri: &'a Uri) -> Self {
+        let mut parameters = Self::default();
+        for (name, value) in
+            uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='))
+        {
+            match name {
+                "EIO" => parameters.version = Some(value),
+                "transport" => parameters.transport = Some(value),
+                "sid" => parameters.sid = Some(value),
+                _ => {}
+            }
+        }
+        parameters
+    }
+}
+
+pub async fn handle(
+    gateway: Arc<Gateway>,
+    sessions: Arc<Sessions>,
+    request: Request,
+) -> Outcome<Response> {
+    let (mut parts, body) = request.into_parts();
+    check_origin(&gateway, &parts.headers)?;
+    let uri = parts.uri.clone();
+    let parameters = Parameters::of(&uri);
+    let polls = match parameters.transport {
+        Some("polling") => true,
+        Some("websocket") => false,
+        _ => return Ok(Refusal::UnknownTransport.into_response()),
+    };
+    let Some(sid) = parameters.sid else {
+        if parts.method != Method::GET {
+            return Ok(Refusal::HandshakeMethod.into_response());
+        }
+        if parameters.version != Some("4") {
+            return Ok(Refusal::UnsupportedVersion.into_response());
+        }
+        gateway.takes_connections()?;
+        let key = address_key(&gateway, &parts.extensions, &parts.headers);
+        count_connection(&gateway, key).await?;
+        if sessions.0.len() >= gateway.options.accept.max_connections {
+            let problem = Problem::new(ErrorCode::Overloaded, "this node has too many sessions");
+            return Err(problem);
+        }
+        if polls {
+            return Ok(text(begin(&gateway, &sessions, None)));
+        }
+        let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &()).await else {
+            return Ok(Refusal::BadRequest.into_response());
+        };
+        return Ok(upgraded(&gateway.clone(), upgrade, &parts.extensions, move |wire| {
+            begin(&gateway, &sessions, Some(wire));
+        }));
+    };
+    let Some(session) = sessions.0.get(sid).map(|session| session.clone()) else {
+        return Ok(Refusal::UnknownSid.into_response());
+    };
+    match (polls, parts.method.clone()) {
+        (true, Method::GET) => Ok(ask(&session, session::Request::Poll).await),
+        (true, Method::POST) => {
+            let said = tokio::time::timeout(
+                gateway.options.request_timeout,
+                read(body, &parts.headers, gateway.options.websocket.max_frame_bytes),
+            );
+            let said =
+                said.await.map_err(|_| Problem::new(ErrorCode::DeadlineExceeded, SLOW))??;
+            Ok(ask(&session, |answer| session::Request::Post(said, answer)).await)
+        }
+        (false, Method::GET) => {
+            let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &()).await else {
+                return Ok(Refusal::BadRequest.into_response());
+            };
+            Ok(upgraded(&gateway, upgrade, &parts.extensions, move |wire| {
+                // Where it cannot go, it is dropped.
+                let _ = session.try_send(session::Request::Upgrade(wire));
+            }))
+        }
+        _ => Ok(Refusal::BadRequest.into_response()),
+    }
+}
+
+const SLOW: &str = "the packets did not come in time";
+
+/// Starts a session. The packet that it begins with.
+fn begin(gateway: &Arc<Gateway>, sessions: &Arc<Sessions>, wire: Option<Wire>) -> String {
+    let sid: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
+    let (requests, receiver) = mpsc::channel(REQUESTS);
+    sessions.0.insert(sid.clone(), requests);
+    let opened = opened(gateway, &sid, wire.is_none());
+    let seat = Seat { sessions: sessions.clone(), sid };
+    tokio::spawn(Session::new(gateway, seat, receiver, wire).run());
+    opened
+}
+
+fn upgraded(
+    gateway: &Gateway,
+    upgrade: WebSocketUpgrade,
+    extensions: &Extensions,
+    then: impl FnOnce(Wire) + Send + 'static,
+) -> Response {
+    let admitted = extensions.get::<Admitted>().cloned();
+    let max_frame = gateway.options.websocket.max_frame_bytes;
+    upgrade
+        .read_buffer_size(BUFFER_BYTES)
+        .write_buffer_size(BUFFER_BYTES)
+        .max_frame_size(max_frame)
+        .max_message_size(max_frame)
+        .on_upgrade(async move |socket| then(Wire::new(socket, admitted)))
+}
+
+/// The body of a POST.
+async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Outcome<String> {
+    let too_large =
+        || Problem::new(ErrorCode::TooLarge, format!("a payload may have at most {limit} bytes"));
+    let announced =
+        headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|n| n > limit) {
+        return Err(too_large());
+    }
+    // The limit is the only error that is not the client's connection going away.
+    let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| too_large())?;
+    // What is no UTF-8 is no packet, and nothing is none either.
+    Ok(String::from_utf8(bytes.into()).unwrap_or_default())
+}
+
+async fn ask(
+    session: &mpsc::Sender<session::Request>,
+    request: impl FnOnce(oneshot::Sender<Answer>) -> session::Request,
+) -> Response {
+    let (answer, answered) = oneshot::channel();
+    if session.send(request(answer)).await.is_err() {
+        return Refusal::UnknownSid.into_response();
+    }
+    match answered.await {
+        Ok(Answer::Payload(payload)) => text(payload),
+        Ok(Answer::Taken) => text("ok".into()),
+        Ok(Answer::Refused(refusal)) => refusal.into_response(),
+        // It has ended in between.
+        Err(_) => Refusal::UnknownSid.into_response(),
+    }
+}
+
+fn text(body: String) -> Response {
+    let headers =
+        [(header::CONTENT_TYPE, "text/plain; charset=UTF-8"), (header::CACHE_CONTROL, "no-store")];
+    (headers, body).into_response()
+}

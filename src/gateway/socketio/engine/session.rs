@@ -1,0 +1,466 @@
+//! A session of Engine.IO, in one task: it has one transport, long polling or a WebSocket, and while it polls, a WebSocket
+//! may ask to take over. Until the client has said `5` there, long polling is what it was.
+//!
+//! What the client sends is taken as fast as it may send and as the connection reads; meanwhile nothing more is read from
+//! its socket, and its POST is not answered.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, poll_fn};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Sleep};
+
+use super::packet::{self, Packet};
+use super::wire::{Heard, Probe, Probed, Wire};
+use super::{Refusal, Seat};
+use crate::gateway::bucket::Bucket;
+use crate::gateway::socketio::client::{Client, Wrong};
+use crate::gateway::{Gateway, Leaving};
+
+/// A request of its client.
+pub enum Request {
+    Poll(oneshot::Sender<Answer>),
+    Post(String, oneshot::Sender<Answer>),
+    Upgrade(Wire),
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    Payload(String),
+    Taken,
+    Refused(Refusal),
+}
+
+/// Why a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The client has gone, or nothing was heard of it.
+    Gone,
+    /// The client has said so.
+    Closed,
+    /// Two requests at once that must come one after the other.
+    Overlap,
+    /// What it sent cannot be understood.
+    Wrong,
+    TooLarge,
+    /// There is no more to say.
+    Over,
+}
+
+impl From<Wrong> for Ending {
+    fn from(_: Wrong) -> Self {
+        Self::Wrong
+    }
+}
+
+/// Whether something has happened, after which it is worth to look again.
+type Step = Poll<Result<(), Ending>>;
+
+enum Transport {
+    Polling(Polling),
+    WebSocket(Wire),
+}
+
+#[derive(Default)]
+struct Polling {
+    /// A GET that waits for something to say.
+    poll: Option<oneshot::Sender<Answer>>,
+    /// A POST that waits for the packets before it.
+    post: Option<(String, oneshot::Sender<Answer>)>,
+}
+
+pub struct Session {
+    client: Client,
+    requests: mpsc::Receiver<Request>,
+    transport: Transport,
+    probe: Option<Probe>,
+    /// Of the engine's own, and what a poll did not take.
+    packets: VecDeque<String>,
+    /// What the client has sent and was not handled yet: one payload at most.
+    inbox: VecDeque<Packet>,
+    bucket: Bucket,
+    /// The client is not read from because it is too fast, or because its connection is busy.
+    held: bool,
+    /// It has sent all that it may until then.
+    resume: Option<Instant>,
+    /// The client has sent what is not read: nothing that follows can be.
+    too_large: bool,
+    draining: bool,
+    leaving: BoxFuture<'static, ()>,
+    ping: Option<Instant>,
+    pong: Option<Instant>,
+    alarm: Pin<Box<Sleep>>,
+    alarm_at: Option<Instant>,
+    pace: Pace,
+    /// Its place among the sessions of this node.
+    seat: Option<Seat>,
+}
+
+struct Pace {
+    ping: Duration,
+    pong: Duration,
+    packet: Duration,
+    max_payload: usize,
+}
+
+/// Of a session in a row, before other tasks get their turn.
+const STEPS: usize = 64;
+/// Until a client has taken what it was told last.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Session {
+    pub fn new(
+        gateway: &Arc<Gateway>,
+        seat: Seat,
+        requests: mpsc::Receiver<Request>,
+        wire: Option<Wire>,
+    ) -> Self {
+        let now = Instant::now();
+        let limits = &gateway.options.websocket;
+        let (ping, pong) = (limits.ping_ms, limits.pong_timeout_ms);
+        let pace = Pace {
+            ping: Duration::from_millis(ping),
+            pong: Duration::from_millis(pong),
+            packet: Duration::from_secs(1) / limits.frames_per_s.max(1),
+            max_payload: limits.max_frame_bytes,
+        };
+        let mut leaving = gateway.readiness.leaving();
+        let leaving = async move {
+            let _ = leaving.wait_for(|leaving| *leaving != Leaving::No).await;
+        };
+        Self {
+            client: Client::new(gateway.clone()),
+            requests,
+            packets: wire.iter().map(|_| super::opened(gateway, seat.sid(), false)).collect(),
+            transport: wire
+                .map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket),
+            probe: None,
+            inbox: VecDeque::new(),
+            bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
+            held: false,
+            resume: None,
+            too_large: false,
+            draining: false,
+            leaving: leaving.boxed(),
+            ping: Some(now + pace.ping),
+            pong: None,
+            alarm: Box::pin(tokio::time::sleep_until(now)),
+            alarm_at: None,
+            pace,
+            seat: Some(seat),
+        }
+    }
+
+    pub async fn run(mut self) {
+        let ending = poll_fn(|cx| self.poll(cx)).await;
+        self.finish(ending).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        for _ in 0..STEPS {
+            match self.step(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(ending) => return Poll::Ready(ending),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn step(&mut self, cx: &mut Context<'_>) -> Result<bool, Ending> {
+        let happened = [
+            self.ask(cx)?,
+            self.try_upgrade(cx)?,
+            self.write(cx)?,
+            self.read(cx)?,
+            // Last: what has happened changes when it is to ring.
+            self.clock(cx)?,
+        ];
+        if !self.draining && self.leaving.poll_unpin(cx).is_ready() {
+            self.draining = true;
+        }
+        if (self.draining || self.too_large)
+            && self.packets.is_empty()
+            && self.client.has_heard_all()
+        {
+            return Err(if self.too_large { Ending::TooLarge } else { Ending::Over });
+        }
+        Ok(happened.iter().any(Poll::is_ready))
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(request) = ready!(self.requests.poll_recv(cx)) else {
+            return Poll::Ready(Err(Ending::Over));
+        };
+        let refused = |answer: oneshot::Sender<Answer>| {
+            let _ = answer.send(Answer::Refused(Refusal::BadRequest));
+        };
+        Poll::Ready(match (request, &mut self.transport) {
+            (Request::Poll(answer), Transport::Polling(polling)) => {
+                match &polling.poll {
+                    Some(waiting) if !waiting.is_closed() => {
+                        refused(answer);
+                        return Poll::Ready(Err(Ending::Overlap));
+                    }
+                    _ => polling.poll = Some(answer),
+                }
+                Ok(())
+            }
+            (Request::Post(text, answer), Transport::Polling(polling)) => {
+                if polling.post.is_some() {
+                    refused(answer);
+                    return Poll::Ready(Err(Ending::Overlap));
+                }
+                polling.post = Some((text, answer));
+                Ok(())
+            }
+            (Request::Poll(answer) | Request::Post(_, answer), Transport::WebSocket(_)) => {
+                refused(answer);
+                Ok(())
+            }
+            (Request::Upgrade(wire), Transport::Polling(_)) => {
+                // A second one is dropped, and the first goes on.
+                self.probe.get_or_insert_with(|| Probe::new(wire));
+                Ok(())
+            }
+            (Request::Upgrade(_), Transport::WebSocket(_)) => Ok(()),
+        })
+    }
+
+    /// A WebSocket that fails before `5` is forgotten.
+    fn try_upgrade(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(probe) = &mut self.probe else { return Poll::Pending };
+        let probed = ready!(probe.poll(cx));
+        if probed == Probed::Goes {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(probe) = self.probe.take().filter(|_| probed == Probed::Upgrades) else {
+            return Poll::Ready(Ok(()));
+        };
+        let transport = std::mem::replace(&mut self.transport, Transport::WebSocket(probe.wire));
+        if let Transport::Polling(Polling { poll, post }) = transport {
+            if let Some(poll) = poll {
+                let _ = poll.send(Answer::Payload(packet::NOOP.into()));
+            }
+            if let Some((text, answer)) = post {
+                self.inbox.extend(packet::payload(&text).ok_or(Ending::Wrong)?);
+                let _ = answer.send(Answer::Taken);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// `None`: the transport is to end.
+    fn next_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
+        match self.packets.pop_front() {
+            Some(packet) => Poll::Ready(Some(packet)),
+            None => self.client.poll_packet(cx).map(|packet| Some(packet::message(&packet?))),
+        }
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Step {
+        if matches!(self.transport, Transport::Polling(_)) {
+            return self.answer_poll(cx);
+        }
+        let mut wrote = false;
+        loop {
+            let Transport::WebSocket(wire) = &mut self.transport else { return Poll::Pending };
+            ready!(wire.poll_ready(cx)).map_err(|_| Ending::Gone)?;
+            match self.next_packet(cx) {
+                Poll::Ready(Some(packet)) => {
+                    wrote = true;
+                    let Transport::WebSocket(wire) = &mut self.transport else { continue };
+                    wire.send(packet).map_err(|_| Ending::Gone)?;
+                }
+                Poll::Ready(None) => return Poll::Ready(Err(Ending::Over)),
+                Poll::Pending => break,
+            }
+        }
+        if let Transport::WebSocket(wire) = &mut self.transport {
+            let _ = wire.poll_flush(cx).map_err(|_| Ending::Gone)?;
+        }
+        if wrote { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn answer_poll(&mut self, cx: &mut Context<'_>) -> Step {
+        let Transport::Polling(Polling { poll: waiting @ Some(_), .. }) = &mut self.transport
+        else {
+            return Poll::Pending;
+        };
+        if waiting.as_mut().is_some_and(|poll| poll.poll_closed(cx).is_ready()) {
+            *waiting = None;
+            return Poll::Ready(Ok(()));
+        }
+        let Some(poll) = waiting.take() else { return Poll::Pending };
+        let mut payload = String::new();
+        let mut over = false;
+        while payload.len() < self.pace.max_payload {
+            match self.next_packet(cx) {
+                Poll::Ready(Some(packet)) => {
+                    if payload.is_empty() {
+                        payload = packet;
+                    } else if payload.len() + packet.len() < self.pace.max_payload {
+                        payload.push(packet::SEPARATOR);
+                        payload.push_str(&packet);
+                    } else {
+                        self.packets.push_front(packet);
+                        break;
+                    }
+                }
+                Poll::Ready(None) => {
+                    over = true;
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if payload.is_empty() && self.probe.as_mut().is_some_and(Probe::releases_a_poll) {
+            // Its client waits for the end of this request before it goes on with the upgrade.
+            payload = packet::NOOP.into();
+        }
+        if payload.is_empty() {
+            if let Transport::Polling(polling) = &mut self.transport {
+                polling.poll = Some(poll);
+            }
+            return if over { Poll::Ready(Err(Ending::Over)) } else { Poll::Pending };
+        }
+        if let Err(Answer::Payload(payload)) = poll.send(Answer::Payload(payload)) {
+            // Nobody has fetched it: it is for the next one.
+            for packet in payload.rsplit(packet::SEPARATOR) {
+                self.packets.push_front(packet.to_owned());
+            }
+        }
+        Poll::Ready(if over { Err(Ending::Over) } else { Ok(()) })
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> Step {
+        self.held = false;
+        if self.client.is_full() {
+            return Poll::Pending;
+        }
+        self.held = true;
+        if self.resume.is_some() {
+            return Poll::Pending;
+        }
+        ready!(self.client.poll_room(cx));
+        self.held = false;
+        if self.inbox.is_empty() {
+            return self.fill_inbox(cx);
+        }
+        let now = Instant::now();
+        if !self.bucket.take(now) {
+            self.resume = Some(now + self.pace.packet);
+            return Poll::Ready(Ok(()));
+        }
+        let Some(packet) = self.inbox.pop_front() else { return Poll::Pending };
+        if self.pong.take().is_some() {
+            self.ping = Some(now + self.pace.ping);
+        }
+        Poll::Ready(match packet {
+            Packet::Message(text) => self.client.hear(&text).map_err(Ending::from),
+            Packet::Binary => self.client.hear_binary().map_err(Ending::from),
+            Packet::Pong | Packet::Noop | Packet::Upgrade => Ok(()),
+            Packet::Close => Err(Ending::Closed),
+            // It is the server who pings.
+            Packet::Ping(_) => Err(Ending::Wrong),
+        })
+    }
+
+    fn fill_inbox(&mut self, cx: &mut Context<'_>) -> Step {
+        match &mut self.transport {
+            Transport::Polling(polling) => {
+                let Some((text, answer)) = polling.post.take() else { return Poll::Pending };
+                let Some(packets) = packet::payload(&text) else {
+                    let _ = answer.send(Answer::Refused(Refusal::BadRequest));
+                    return Poll::Ready(Err(Ending::Wrong));
+                };
+                self.inbox.extend(packets);
+                let _ = answer.send(Answer::Taken);
+            }
+            Transport::WebSocket(_) if self.too_large => return Poll::Pending,
+            Transport::WebSocket(wire) => match ready!(wire.poll_next(cx)) {
+                Heard::Packet(packet) => self.inbox.push_back(packet),
+                Heard::Wrong => return Poll::Ready(Err(Ending::Wrong)),
+                Heard::TooLarge => {
+                    self.too_large = true;
+                    self.client.hear_too_much();
+                }
+                Heard::End => return Poll::Ready(Err(Ending::Gone)),
+            },
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn clock(&mut self, cx: &mut Context<'_>) -> Step {
+        let polls = matches!(&self.transport, Transport::Polling(Polling { poll: Some(_), .. }));
+        let probe = self.probe.as_ref().map(|probe| probe.next(polls));
+        let next = [self.ping, self.pong, self.resume, probe, self.client.deadline()];
+        let next = next.into_iter().flatten().min();
+        if next != self.alarm_at {
+            self.alarm_at = next;
+            if let Some(next) = next {
+                self.alarm.as_mut().reset(next);
+            }
+        }
+        if next.is_none() {
+            return Poll::Pending;
+        }
+        ready!(self.alarm.poll_unpin(cx));
+        self.alarm_at = None;
+        let now = Instant::now();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.client.deadline()) {
+            return Poll::Ready(Err(Ending::Over));
+        }
+        if due(self.pong) {
+            if !self.held {
+                return Poll::Ready(Err(Ending::Gone));
+            }
+            // Its answer may be among what was not read yet.
+            self.pong = Some(now + self.pace.pong);
+        }
+        if let Some(at) = self.ping.take_if(|at| *at <= now) {
+            self.packets.push_back(packet::PING.into());
+            self.pong = Some(at + self.pace.pong);
+        }
+        if due(self.resume) {
+            self.resume = None;
+        }
+        if self.probe.as_ref().is_some_and(|probe| probe.until <= now) {
+            self.probe = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    async fn finish(mut self, ending: Ending) {
+        // From here on nobody finds it.
+        self.seat = None;
+        match self.transport {
+            Transport::Polling(Polling { poll: Some(poll), .. }) => {
+                let last = match ending {
+                    Ending::Closed => Answer::Payload(packet::NOOP.into()),
+                    Ending::Overlap => Answer::Payload(packet::CLOSE.into()),
+                    // Never `1`: after that some clients stay away.
+                    _ => Answer::Refused(Refusal::UnknownSid),
+                };
+                let _ = poll.send(last);
+            }
+            Transport::Polling(_) => {}
+            Transport::WebSocket(wire) if ending != Ending::Gone => {
+                let code = match ending {
+                    Ending::TooLarge => 1009,
+                    Ending::Wrong => 1002,
+                    _ => 1000,
+                };
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, wire.close(code)).await;
+            }
+            Transport::WebSocket(_) => {}
+        }
+    }
+}

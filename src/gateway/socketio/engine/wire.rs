@@ -1,0 +1,153 @@
+//! A WebSocket of Engine.IO: one packet a message.
+
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use futures_util::{SinkExt, StreamExt};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite;
+
+use super::packet::{self, Packet};
+use crate::gateway::accept::Admitted;
+
+pub struct Wire {
+    socket: Box<WebSocket>,
+    unflushed: bool,
+    /// What its TCP connection counts as.
+    _admitted: Option<Admitted>,
+}
+
+/// What has come from the client.
+pub enum Heard {
+    Packet(Packet),
+    Wrong,
+    TooLarge,
+    End,
+}
+
+impl Wire {
+    pub fn new(socket: WebSocket, admitted: Option<Admitted>) -> Self {
+        Self { socket: Box::new(socket), unflushed: false, _admitted: admitted }
+    }
+
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
+        Poll::Ready(match ready!(self.socket.poll_next_unpin(cx)) {
+            Some(Ok(Message::Text(text))) => {
+                packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
+            }
+            Some(Ok(Message::Binary(_))) => Heard::Packet(Packet::Binary),
+            // They count.
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Heard::Packet(Packet::Noop),
+            Some(Ok(Message::Close(_))) | None => Heard::End,
+            Some(Err(error)) => match error.into_inner().downcast_ref::<tungstenite::Error>() {
+                Some(tungstenite::Error::Capacity(_)) => Heard::TooLarge,
+                _ => Heard::End,
+            },
+        })
+    }
+
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        self.socket.poll_ready_unpin(cx)
+    }
+
+    /// Where it was ready.
+    pub fn send(&mut self, packet: String) -> Result<(), axum::Error> {
+        self.unflushed = true;
+        self.socket.start_send_unpin(Message::text(packet))
+    }
+
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
+        if self.unflushed {
+            ready!(self.socket.poll_flush_unpin(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Until the client has closed too: a socket that is dropped with unread data resets, and last words are lost.
+    pub async fn close(mut self, code: u16) {
+        let frame = CloseFrame { code, reason: "".into() };
+        if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
+            while let Some(Ok(_)) = self.socket.next().await {}
+        }
+    }
+}
+
+/// A WebSocket that asks to take over from long polling.
+pub struct Probe {
+    pub wire: Wire,
+    /// It is given up then.
+    pub until: Instant,
+    /// It has said `2probe`.
+    probed: bool,
+    messages: usize,
+    /// A poll that comes before is not released.
+    release: Instant,
+    pause: Duration,
+}
+
+/// How far the upgrade is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probed {
+    Goes,
+    Upgrades,
+    Fails,
+}
+
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two polls that are released, doubled each time: its client may never learn that it could go on.
+const RELEASE_AGAIN: Duration = Duration::from_millis(100);
+/// Of which two are needed.
+const MAX_MESSAGES: usize = 16;
+
+impl Probe {
+    pub fn new(wire: Wire) -> Self {
+        let now = Instant::now();
+        Self {
+            wire,
+            until: now + UPGRADE_TIMEOUT,
+            probed: false,
+            messages: 0,
+            release: now,
+            pause: RELEASE_AGAIN,
+        }
+    }
+
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Probed> {
+        if self.wire.poll_flush(cx).map(|flushed| flushed.is_err()) == Poll::Ready(true) {
+            return Poll::Ready(Probed::Fails);
+        }
+        let heard = ready!(self.wire.poll_next(cx));
+        self.messages += 1;
+        Poll::Ready(match heard {
+            Heard::Packet(Packet::Ping(data)) if data == "probe" && !self.probed => {
+                self.probed = true;
+                self.release = Instant::now();
+                match self.wire.send(packet::PROBED.into()) {
+                    Ok(()) => Probed::Goes,
+                    Err(_) => Probed::Fails,
+                }
+            }
+            Heard::Packet(Packet::Upgrade) if self.probed => Probed::Upgrades,
+            Heard::Packet(Packet::Noop) if self.messages < MAX_MESSAGES => Probed::Goes,
+            _ => Probed::Fails,
+        })
+    }
+
+    /// When it has to be looked at again; `polls`: there is one to be released.
+    pub fn next(&self, polls: bool) -> Instant {
+        if polls && self.probed { self.until.min(self.release) } else { self.until }
+    }
+
+    /// Whether a poll with nothing to say ends now.
+    pub fn releases_a_poll(&mut self) -> bool {
+        let now = Instant::now();
+        let releases = self.probed && self.release <= now;
+        if releases {
+            self.release = now + self.pause;
+            self.pause *= 2;
+        }
+        releases
+    }
+}

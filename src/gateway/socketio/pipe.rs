@@ -1,0 +1,140 @@
+//! A queue between two tasks that is bounded in bytes: its writer waits for room, its reader for items.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// What an item costs besides its text.
+const OVERHEAD_BYTES: usize = 64;
+
+struct State<T> {
+    items: VecDeque<(T, usize)>,
+    bytes: usize,
+    /// Of this many bytes there may be more by one item.
+    room: usize,
+    closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+struct Shared<T>(Mutex<State<T>>);
+
+impl<T> Shared<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end that items go in at. Dropped, the reader gets what is there, and then the end.
+pub struct Writer<T>(Arc<Shared<T>>);
+
+/// The end that items come out at. Dropped, the writer learns of it.
+pub struct Reader<T>(Arc<Shared<T>>);
+
+pub fn pipe<T>(room: usize) -> (Writer<T>, Reader<T>) {
+    let state =
+        State { items: VecDeque::new(), bytes: 0, room, closed: false, reader: None, writer: None };
+    let shared = Arc::new(Shared(Mutex::new(state)));
+    (Writer(shared.clone()), Reader(shared))
+}
+
+impl<T> Writer<T> {
+    /// Whether anybody reads, once there is room or nobody does.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut state = self.0.state();
+        if state.closed {
+            return Poll::Ready(false);
+        }
+        if state.bytes < state.room {
+            return Poll::Ready(true);
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// To be called where there was room: it is the caller who bounds what goes beyond.
+    pub fn push(&self, item: T, bytes: usize) {
+        let mut state = self.0.state();
+        if state.closed {
+            return;
+        }
+        let bytes = bytes + OVERHEAD_BYTES;
+        state.bytes += bytes;
+        state.items.push_back((item, bytes));
+        let reader = state.reader.take();
+        drop(state);
+        reader.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Reader<T> {
+    /// `None`: the writer is gone, and there is nothing left.
+    pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut state = self.0.state();
+        let Some((item, bytes)) = state.items.pop_front() else {
+            if state.closed {
+                return Poll::Ready(None);
+            }
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        state.bytes -= bytes;
+        let writer = if state.bytes < state.room { state.writer.take() } else { None };
+        drop(state);
+        writer.into_iter().for_each(Waker::wake);
+        Poll::Ready(Some(item))
+    }
+}
+
+impl<T> Drop for Writer<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        let reader = state.reader.take();
+        drop(state);
+        reader.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.closed = true;
+        let items = std::mem::take(&mut state.items);
+        let writer = state.writer.take();
+        drop(state);
+        drop(items);
+        writer.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[test]
+    fn a_writer_waits_for_room_and_a_reader_for_items() {
+        let (writer, reader) = pipe(100);
+        let room = || poll_fn(|cx| writer.poll_room(cx)).now_or_never();
+        let next = |reader: &Reader<u8>| poll_fn(|cx| reader.poll_next(cx)).now_or_never();
+        assert_eq!(next(&reader), None);
+        writer.push(1, 10);
+        assert_eq!(room(), Some(true));
+        writer.push(2, 1_000);
+        assert_eq!(room(), None, "there is more than enough");
+        assert_eq!(next(&reader), Some(Some(1)));
+        assert_eq!(room(), None);
+        assert_eq!(next(&reader), Some(Some(2)));
+        assert_eq!(room(), Some(true));
+        writer.push(3, 0);
+        drop(writer);
+        assert_eq!((next(&reader), next(&reader)), (Some(Some(3)), Some(None)));
+        let (writer, reader) = pipe::<u8>(100);
+        writer.push(1, 1_000);
+        drop(reader);
+        assert_eq!(poll_fn(|cx| writer.poll_room(cx)).now_or_never(), Some(false));
+    }
+}
