@@ -62,10 +62,16 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
     ("proxie_http_request_seconds", Histogram, "Duration of HTTP requests, by path"),
     ("proxie_http_requests_total", Counter, "HTTP requests, by method, path and status"),
     (
+        "proxie_last_sweep_timestamp_seconds",
+        Gauge,
+        "When old rows were last deleted, in seconds since 1970",
+    ),
+    (
         "proxie_lease_age_seconds",
         Gauge,
         "Since the last proven renewal of the lease; 1 s and more answers no reads",
     ),
+    ("proxie_lease_renewal_seconds", Histogram, "Duration of a renewal of the lease"),
     ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
     ("proxie_nodes", Gauge, "Nodes that live, as this one sees it"),
     ("proxie_passivations_total", Counter, "Entities that left memory, by kind"),
@@ -91,7 +97,13 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
     ),
     ("proxie_slot_moves_total", Counter, "Slots that this node has handed over"),
     ("proxie_slots", Gauge, "Slots that this node owns, of 4096"),
+    (
+        "proxie_statement_failures_total",
+        Counter,
+        "Statements of the runtime that failed, by what they were for",
+    ),
     ("proxie_suspicions_total", Counter, "Nodes that this one has found silent"),
+    ("proxie_swept_rows_total", Counter, "Old rows that were deleted, by table"),
     (
         "proxie_takeover_seconds",
         Histogram,
