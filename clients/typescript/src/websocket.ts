@@ -137,7 +137,7 @@ export class WebSocketTransport implements Transport {
       return this.#finish({ ...closed(FINAL.forbidden, { code: refused.reason }), error: new ProxieError(refused) });
     }
     if (refused) this.#finish({ ...why, reason: refused.code, retryAfterMs: refused.retry_after_ms });
-    else this.#finish(why);
+    else this.#finish({ ...why, reason: 'not_opened' });
   }
 
   #authenticate(token: string): void {

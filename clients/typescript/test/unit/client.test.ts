@@ -36,6 +36,16 @@ describe('over a WebSocket', TIMEOUT, () => {
     return made;
   }
 
+  test('a listener that fails later is told as an error', async () => {
+    const proxie = client();
+    const errors = new Recorder(proxie, 'error');
+    const wrong = new Error('wrong');
+    proxie.on('offer:new', async () => Promise.reject(wrong));
+    await reached(proxie, 'open');
+    node.publish('user:clara', 'offer:new', {});
+    assert.equal((await errors.one()).data.error, wrong);
+  });
+
   test('a command that never got out says what is the matter', async () => {
     const proxie = client({ url: 'http://127.0.0.1:1', timeoutMs: 200 });
     const message = /^no reply to ping within 200 ms, http:\/\/127\.0\.0\.1:1 is not reached \(\w+\)$/;

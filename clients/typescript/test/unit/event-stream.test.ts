@@ -371,6 +371,10 @@ describe('over Server-Sent Events', { timeout: 60_000 }, () => {
     await states.one(({ state }) => state === 'open');
     assert.equal(api.upgrades, 2);
     assert.equal(states.heard.at(-1)?.data.transport, 'sse');
+    assert.deepEqual(
+      states.heard.flatMap(({ data }) => (data.state === 'waiting' ? [data.reason] : [])),
+      ['not_opened', 'not_opened'],
+    );
     // While the fallback works it is kept.
     api.last.response.destroy();
     await api.until(() => api.streams.length === 2);
