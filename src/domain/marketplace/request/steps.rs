@@ -3,6 +3,10 @@
 use super::*;
 use crate::kernel::clock::saturating_add;
 
+mod ending;
+
+pub(super) use ending::booking_cancelled;
+
 /// A decision in the making, together with the state as it will be after it: announcements show the new state.
 pub(super) struct Draft<'a> {
     cx: &'a DecideCx<'a>,
@@ -294,7 +298,8 @@ fn tell_when_all_answered(draft: &mut Draft<'_>) {
     let cheapest = picked(next, Pick::Cheapest).and_then(|id| next.offer(&id).cloned());
     if let Some(cheapest) = cheapest {
         let cheapest = OfferSummary::of(&cheapest, zone);
-        draft.tell(Progress::AllAnswered { offers: open, cheapest });
+        let shown = next.open_offers().map(|offer| OfferSummary::of(offer, zone)).collect();
+        draft.tell(Progress::AllAnswered { offers: open, cheapest, open: shown });
     }
 }
 
