@@ -55,14 +55,15 @@ fn user() {
 #[test]
 fn session() {
     check::<session::Session>(variants!(session::Event:
-        Opened MessageReceived DraftChanged RequestStarted RequestFollowed Responded Published Ended));
+        Opened MessageReceived DraftChanged RequestStarted RequestFollowed ReadBack Responded Published Ended));
 }
 
 #[test]
 fn request() {
     check::<request::Request>(variants!(request::Event:
         Created MatchingFailed ProvidersMatched OfferReceived LeadDeclined OfferExpired OfferDeclined
-        OfferWithdrawn AcceptanceStarted AcceptanceRetried AcceptanceRefused Booked Cancelled Expired Unmatched));
+        OfferWithdrawn AcceptanceStarted AcceptanceRetried AcceptanceRefused Booked Cancelled BookingCancelled
+        Expired Unmatched));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a `POST /v1/requests` asks for: its fields, or what its sentence means.
 
-use crate::domain::marketplace::language::{self, When};
+use crate::domain::marketplace::language::{self, Home, Intent, When};
 use crate::domain::marketplace::places::Place;
 use crate::domain::marketplace::request::Asked;
 use crate::domain::marketplace::{schedule, session};
@@ -27,14 +27,23 @@ pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -
     let tz = schedule::zone(time_zone.unwrap_or("UTC")).ok_or_else(|| {
         Problem::field("/time_zone", "must be an IANA time zone such as Europe/Berlin")
     })?;
-    let heard = language::understand(text, call.gateway.now(), &tz);
+    let heard = language::understand(text, call.gateway.now(), &Home::of(&tz));
+    if heard.intent != Intent::Request {
+        let errors = vec![FieldError::new("/text", "asks for no service")];
+        let detail = "the sentence does not ask for a service";
+        return Err(Problem { errors, ..Problem::rejected("incomplete", detail) });
+    }
     let missing = language::missing(&heard);
     let (Some(service), Some(place), Some(when), true) =
         (heard.service, heard.place.clone(), heard.when, missing.is_empty())
     else {
+        let unread = heard.unread.iter().map(|unread| {
+            FieldError::new("/text", format!("was not understood: {}", unread.words))
+        });
         let errors = missing
             .iter()
             .map(|what| FieldError::new("/text", format!("does not say the {what}")))
+            .chain(unread)
             .collect();
         return Err(Problem {
             errors,
@@ -110,7 +119,7 @@ fn find_place(place: &PlaceBody, time_zone: Option<&str>) -> Result<Place, Field
             let heard = language::understand(
                 &format!("near {name}"),
                 jiff::Timestamp::UNIX_EPOCH,
-                &jiff::tz::TimeZone::UTC,
+                &Home::of(&jiff::tz::TimeZone::UTC),
             );
             heard.place.ok_or_else(|| {
                 FieldError::new("/place", "is not a place I know: give latitude and longitude")

@@ -68,8 +68,9 @@ pub struct OpenSession {
     pub session_id: Option<String>,
     /// IANA name. Default: what the session had, or UTC.
     pub time_zone: Option<String>,
+    /// BCP 47. Its region says which of day and month comes first in 3/12; a language alone leaves that to the place.
     pub locale: Option<String>,
-    /// What amounts without a currency mean.
+    /// What amounts without a currency mean. Default: what the session had, or the currency of the place.
     pub currency: Option<String>,
 }
 

@@ -59,6 +59,10 @@ pub enum Command {
     Cancel {
         reason: Option<String>,
     },
+    /// Internal: the session's agent cancels for its user.
+    CancelForConsumer {
+        reason: Option<String>,
+    },
     /// By the consumer, once completed.
     Review {
         rating: u8,
@@ -244,6 +248,10 @@ impl Entity for Booking {
         match command {
             Command::Get => Ok(Decision::reply(Reply::Booking(booking_json(cx.key, state)))),
             Command::Cancel { reason } => step.cancel(party, reason),
+            Command::CancelForConsumer { reason } => {
+                internal_only()?;
+                step.cancel(Party::Consumer, reason)
+            }
             Command::Review { rating, comment } => step.review(party, rating, comment),
             Command::MarkNoShow => step.no_show(party),
             Command::Confirm(_) => internal_only().map(|()| step.confirm_again()),
@@ -426,6 +434,12 @@ impl Step<'_> {
         Decision::reply(Reply::Done).effect(effect)
     }
 
+    /// The request has lost its booking, and its session hears of it.
+    fn tell_request(&self, by: Party) -> Effect {
+        let command = request::Command::BookingCancelled { booking_id: self.cx.key.into(), by };
+        Effect::send::<Request>(self.agreed.request_id.clone(), &command)
+    }
+
     fn release(&self) -> Effect {
         let booking_id = self.cx.key.into();
         let command = provider::Command::ReleaseSlot { booking_id };
@@ -452,6 +466,7 @@ impl Step<'_> {
         Ok(self
             .updated("cancelled", Event::BookingCancelled { by, reason, at: self.cx.now })
             .effect(self.release())
+            .effect(self.tell_request(by))
             .effects(timers.map(Effect::cancel)))
     }
 

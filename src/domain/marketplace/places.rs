@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::language::token::{Kind, Token, fold, tokens};
 
+mod qualifier;
+
+use qualifier::{apart, is_denied, is_that, listed, qualifier};
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     pub name: String,
@@ -34,6 +38,11 @@ pub fn currency_of(country: &str) -> Option<&'static str> {
     INDEX.currencies.get(code).copied()
 }
 
+/// A code of ISO 4217 that some country uses.
+pub(super) fn known_currency(code: &str) -> Option<&'static str> {
+    INDEX.currencies.values().find(|known| **known == code).copied()
+}
+
 /// The ISO 3166 code of the country of a zone's largest city.
 pub fn country_of(zone: &str) -> Option<&'static str> {
     INDEX.zones.get(zone).copied()
@@ -41,7 +50,7 @@ pub fn country_of(zone: &str) -> Option<&'static str> {
 
 /// The place that the sentence names, for a user at home in the zone `home`.
 pub fn find(text: &str, home: &str) -> Option<Place> {
-    find_in(&tokens(text), home).map(|(place, _)| place)
+    find_in(&tokens(text), home, None).place
 }
 
 /// Where the known places are, and their zones.
@@ -297,11 +306,22 @@ fn weight(before: Option<&Token>) -> u32 {
 
 const BETWEEN: &[&str] = &["the", "central", "downtown", "north", "south", "east", "west", "inner"];
 
-/// The place and which of the tokens name it.
-pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usize>)> {
+/// What a sentence says of places.
+#[derive(Default)]
+pub(super) struct Found {
+    pub place: Option<Place>,
+    /// The tokens that name it, and those that name places that are not meant.
+    pub named: Vec<Range<usize>>,
+    /// What does not come to one place that is known.
+    pub unread: Vec<Range<usize>>,
+}
+
+/// The place that the sentence names. `cut`: where the last correction is.
+pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found {
     let words: Vec<usize> =
         (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
     let home = country_of(home);
+    let mut found = Found::default();
     let mut named: Vec<Named> = Vec::new();
     let mut hint = None;
     let mut at = 0;
@@ -318,6 +338,16 @@ pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usiz
         };
         hint = hint.or_else(|| country(tokens, &words[at..]));
         at += step;
+    }
+    let (excluded, mut named): (Vec<Named>, Vec<Named>) =
+        named.into_iter().partition(|name| is_denied(tokens, name.range.start));
+    found.named.extend(excluded.iter().map(|name| name.range.clone()));
+    // "at 3 pm London time"
+    named.retain(|name| !tokens.get(name.range.end).is_some_and(|next| next.is("time")));
+    if let Some(cut) = cut
+        && named.iter().any(|name| name.range.start > cut)
+    {
+        named.retain(|name| name.range.start > cut);
     }
     let mut best: Option<(Rank, &Spot, &Named)> = None;
     for name in &named {
@@ -341,23 +371,38 @@ pub(super) fn find_in(tokens: &[Token], home: &str) -> Option<(Place, Range<usiz
             }
         }
     }
-    let (_, spot, name) = best?;
+    let Some((_, spot, name)) = best else { return found };
+    // "in Berlin, but not in Mitte": one place holds no exclusion.
+    let inside = |name: &&Named| name.spots.iter().any(|n| INDEX.spots[*n].city == spot.city);
+    let excluded = excluded.iter().filter(|_| spot.is_city).filter(inside);
+    found.unread.extend(excluded.map(|name| name.range.clone()));
     let mut range = name.range.clone();
     for other in &named {
         let near = other.range.start >= range.end && other.range.start <= range.end + 3;
-        if near && other.spots.iter().any(|n| INDEX.spots[*n].city == spot.city) {
+        if other.range != name.range && listed(tokens, other, name) {
+            found.unread.push(other.range.clone());
+        } else if near && other.spots.iter().any(|n| INDEX.spots[*n].city == spot.city) {
             range.end = other.range.end;
+        } else if other.range != name.range && apart(other, name, spot) {
+            found.unread.push(other.range.clone());
         }
     }
-    let place = Place {
+    if let Some(more) = qualifier(tokens, range.end) {
+        if !is_that(tokens, &name.range, &more, spot) {
+            found.unread.push(range.start..more.end);
+        }
+        range.end = more.end;
+    }
+    found.named.push(range);
+    found.place = Some(Place {
         name: spot.name.into(),
         city: spot.city.into(),
         country: INDEX.country_names.get(spot.code).copied().unwrap_or_default().into(),
         latitude: spot.at.0,
         longitude: spot.at.1,
         time_zone: spot.zone.into(),
-    };
-    Some((place, range))
+    });
+    found
 }
 
 /// How it is said, how early, whether at home, whether a city, how many people.

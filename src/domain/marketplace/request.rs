@@ -43,9 +43,9 @@ pub use view::request_json;
 
 use draft::Draft;
 use steps::{
-    abandon, accept, await_acceptance, cancel, confirm, create, decline_offer, end_offer, expire,
-    match_failed, overdue, picked, receive_decline, receive_offer, refuse_acceptance, retry_match,
-    take_matches,
+    abandon, accept, await_acceptance, booking_cancelled, cancel, confirm, create, decline_offer,
+    end_offer, expire, match_failed, overdue, picked, receive_decline, receive_offer,
+    refuse_acceptance, retry_match, take_matches,
 };
 
 /// How many of the best candidates are asked. Bounds leads and offers of the state too.
@@ -127,6 +127,10 @@ pub enum Command {
     BookingConfirmed {
         booking_id: String,
         offer_id: String,
+    },
+    BookingCancelled {
+        booking_id: String,
+        by: booking::Party,
     },
     /// Internal: timers, and letters that came back.
     ExpireOffer {
@@ -216,6 +220,12 @@ pub enum Event {
         reason: Option<String>,
         at: Timestamp,
     },
+    /// After it was booked.
+    BookingCancelled {
+        booking_id: String,
+        by: booking::Party,
+        at: Timestamp,
+    },
     Expired {
         at: Timestamp,
     },
@@ -302,6 +312,9 @@ impl Entity for Request {
             Command::BookingConfirmed { booking_id, offer_id } => {
                 Ok(confirm(draft, booking_id, offer_id))
             }
+            Command::BookingCancelled { booking_id, by } => {
+                Ok(booking_cancelled(draft, booking_id, by))
+            }
             Command::AcceptanceOverdue { booking_id } => Ok(overdue(draft, booking_id)),
             Command::AbandonAcceptance { booking_id, reason } => {
                 Ok(abandon(draft, &booking_id, reason))
@@ -368,6 +381,13 @@ impl Entity for Request {
             Event::Cancelled { reason, .. } => {
                 state.close(Status::Cancelled, OfferStatus::Withdrawn, reason.clone());
             }
+            Event::BookingCancelled { .. } => {
+                state.close(
+                    Status::Cancelled,
+                    OfferStatus::Withdrawn,
+                    Some("booking_cancelled".into()),
+                );
+            }
             Event::Expired { .. } => state.close(Status::Expired, OfferStatus::Expired, None),
             Event::Unmatched { reason, .. } => {
                 state.close(Status::Unmatched, OfferStatus::Expired, Some(reason.clone()));
@@ -427,6 +447,7 @@ impl Event {
             | Self::AcceptanceRefused { at, .. }
             | Self::Booked { at, .. }
             | Self::Cancelled { at, .. }
+            | Self::BookingCancelled { at, .. }
             | Self::Expired { at }
             | Self::Unmatched { at, .. } => *at,
         }

@@ -4,16 +4,13 @@
 //! asks back until service, time and place are known, then creates a request and tells how that goes. Each of the
 //! agent's answers is streamed token by token on the session's topic and then published whole.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::domain::marketplace::booking::{self, Booking};
 use crate::domain::marketplace::language::Understanding;
-use crate::domain::marketplace::money::Money;
-use crate::domain::marketplace::offer::{DeclineReason, Offer};
 use crate::domain::marketplace::rejection::{Check, FieldError, is_currency, summary};
 use crate::domain::marketplace::request::{self, Request};
 use crate::domain::marketplace::schedule::zone;
@@ -23,16 +20,22 @@ use crate::kernel::entity::{
 };
 use crate::kernel::error::ErrorCode;
 
+mod acting;
+mod memory;
 mod talk;
 #[cfg(test)]
 mod tests;
 mod words;
+
+pub use memory::{AskedOf, Current, OfferSummary, Pending, Progress};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
 pub const MAX_MEDIA: usize = 8;
 /// Messages that the state remembers, each cut to [`RECENT_CHARS`]: the agent's context, not the history.
 pub const MAX_RECENT: usize = 20;
 pub const RECENT_CHARS: usize = 500;
+/// Requests that the conversation can speak of.
+pub const MAX_REQUESTS: usize = 8;
 
 #[derive(Debug)]
 pub struct Session;
@@ -69,73 +72,12 @@ pub enum Command {
         request_id: String,
         progress: Progress,
     },
-    /// Internal: a request said no to what the agent asked of it.
+    /// Internal: a request, or a booking, said no to what the agent asked of it.
     RequestRefused {
         request_id: String,
         asked: AskedOf,
         reason: String,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AskedOf {
-    Create,
-    Cancel,
-    Accept,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Progress {
-    Matched {
-        providers: u32,
-    },
-    FirstOffer {
-        offer: OfferSummary,
-    },
-    AllAnswered {
-        offers: u32,
-        cheapest: OfferSummary,
-    },
-    /// `reason` as in `request::Event::Unmatched`.
-    Unmatched {
-        reason: String,
-        reasons: BTreeMap<DeclineReason, u32>,
-        lowest_price: Option<Money>,
-    },
-    /// The accepted offer could not be kept; so many others are open.
-    OfferRefused {
-        offers: u32,
-    },
-    Booked {
-        booking_id: String,
-        offer: OfferSummary,
-    },
-    Cancelled,
-    Expired,
-}
-
-/// What the agent says about an offer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OfferSummary {
-    pub offer_id: String,
-    pub provider_name: String,
-    pub price: Money,
-    pub starts_at: Timestamp,
-    /// Of the place where it happens.
-    pub time_zone: String,
-}
-
-impl OfferSummary {
-    pub fn of(offer: &Offer, time_zone: &str) -> Self {
-        Self {
-            offer_id: offer.id.clone(),
-            provider_name: offer.provider.name.clone(),
-            price: offer.price.clone(),
-            starts_at: offer.starts_at,
-            time_zone: time_zone.into(),
-        }
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,11 +102,29 @@ pub enum Event {
     RequestStarted {
         request_id: String,
         service: Service,
+        /// What it asks for.
+        #[serde(default)]
+        asked: Option<Box<Understanding>>,
+        /// The request that it takes the place of.
+        #[serde(default)]
+        replaces: Option<String>,
     },
     RequestFollowed {
         request_id: String,
         status: request::Status,
         offers: u32,
+        /// The offers that were shown with it, in that order; none: those from before.
+        #[serde(default)]
+        shown: Vec<OfferSummary>,
+        /// Whether no more offers can come.
+        #[serde(default)]
+        complete: bool,
+        #[serde(default)]
+        booking_id: Option<String>,
+    },
+    /// The agent has read something back, and a "yes" binds it.
+    ReadBack {
+        pending: Pending,
     },
     Responded {
         message_id: String,
@@ -194,15 +154,6 @@ pub struct Line {
     pub content: String,
 }
 
-/// The request that the conversation is about: the last one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Current {
-    pub request_id: String,
-    pub service: Service,
-    pub status: request::Status,
-    pub offers: u32,
-}
-
 /// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -213,7 +164,9 @@ pub struct State {
     pub messages: u64,
     pub recent: Vec<Line>,
     pub draft: Option<Understanding>,
-    pub current: Option<Current>,
+    /// The last [`MAX_REQUESTS`], the newest at the end.
+    pub requests: Vec<Current>,
+    pub pending: Option<Pending>,
     pub ended: bool,
     pub created_at: Option<Timestamp>,
     pub last_active_at: Option<Timestamp>,
@@ -232,6 +185,19 @@ impl State {
 
     fn tz(&self) -> TimeZone {
         zone(&self.time_zone).unwrap_or(TimeZone::UTC)
+    }
+
+    /// The request that the conversation is about: the last one.
+    pub fn current(&self) -> Option<&Current> {
+        self.requests.last()
+    }
+
+    fn start(&mut self, request: Current) {
+        if self.requests.len() >= MAX_REQUESTS {
+            let over = self.requests.iter().position(|old| !old.is_live());
+            self.requests.remove(over.unwrap_or(0));
+        }
+        self.requests.push(request);
     }
 }
 
@@ -375,30 +341,36 @@ impl Entity for Session {
                 state.last_active_at = Some(*at);
             }
             Event::MessageReceived { content, at, .. } => {
+                state.pending = None;
                 state.remember(Author::User, content, *at);
             }
             Event::DraftChanged { draft } => state.draft = draft.clone(),
-            Event::RequestStarted { request_id, service } => {
+            Event::RequestStarted { request_id, service, asked, replaces } => {
                 state.draft = None;
-                state.current = Some(Current {
-                    request_id: request_id.clone(),
-                    service: *service,
-                    status: request::Status::Matching,
-                    offers: 0,
-                });
+                let old =
+                    state.requests.iter_mut().find(|r| Some(&r.request_id) == replaces.as_ref());
+                if let Some(old) = old {
+                    old.status = request::Status::Cancelled;
+                }
+                state.start(Current::new(request_id, *service, asked.as_deref().cloned()));
             }
-            Event::RequestFollowed { request_id, status, offers } => {
-                let current = state.current.as_mut().filter(|c| c.request_id == *request_id);
-                if let Some(current) = current {
-                    current.status = *status;
-                    current.offers = *offers;
+            Event::RequestFollowed { request_id, status, offers, shown, complete, booking_id } => {
+                let read_back = state.pending.as_ref().and_then(Pending::request_id);
+                if !status.is_searching() && read_back == Some(request_id) {
+                    state.pending = None;
+                }
+                let followed = state.requests.iter_mut().find(|r| r.request_id == *request_id);
+                if let Some(request) = followed {
+                    request.follow(*status, *offers, shown, *complete, booking_id.as_ref());
                 }
             }
+            Event::ReadBack { pending } => state.pending = Some(pending.clone()),
             Event::Responded { content, at, .. } => state.remember(Author::Agent, content, *at),
             Event::Published { .. } => {}
             Event::Ended { at } => {
                 state.ended = true;
                 state.draft = None;
+                state.pending = None;
                 state.last_active_at = Some(*at);
             }
         }
@@ -438,6 +410,7 @@ impl Entity for Session {
                 Event::DraftChanged { .. }
                 | Event::RequestStarted { .. }
                 | Event::RequestFollowed { .. }
+                | Event::ReadBack { .. }
                 | Event::Published { .. } => {}
             }
         }
@@ -461,13 +434,19 @@ impl Entity for Session {
     }
 
     fn send_failed(failure: SendFailure) -> Option<Command> {
-        if failure.kind != Request::KIND {
-            return None;
-        }
-        let asked = match serde_json::from_value(failure.command).ok()? {
-            request::Command::Create(_) => AskedOf::Create,
-            request::Command::Cancel { .. } => AskedOf::Cancel,
-            request::Command::AcceptPick { .. } => AskedOf::Accept,
+        let asked = match failure.kind.as_str() {
+            Booking::KIND => match serde_json::from_value(failure.command).ok()? {
+                booking::Command::CancelForConsumer { .. } => AskedOf::CancelBooking,
+                _ => return None,
+            },
+            Request::KIND => match serde_json::from_value(failure.command).ok()? {
+                request::Command::Create(_) => AskedOf::Create,
+                request::Command::Cancel { .. } => AskedOf::Cancel,
+                request::Command::AcceptPick { .. } | request::Command::AcceptOffer { .. } => {
+                    AskedOf::Accept
+                }
+                _ => return None,
+            },
             _ => return None,
         };
         Some(Command::RequestRefused { request_id: failure.key, asked, reason: failure.reason })
@@ -489,6 +468,8 @@ fn open(
         check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
     }
     check.finish(|errors| Rejection::Invalid { errors })?;
+    // Like zone and locale, which the edge fills in: opened without one, it stays.
+    let currency = currency.or_else(|| state.currency.clone());
     let created = state.created_at.is_none();
     let same = !created
         && !state.ended

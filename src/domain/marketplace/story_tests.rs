@@ -19,6 +19,8 @@ use crate::kernel::entity::{
 };
 use crate::kernel::ids::IdSource;
 
+mod chat;
+
 const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
 
@@ -198,14 +200,18 @@ impl World {
     /// Says the example sentence and returns the request that follows from it.
     fn request(&mut self, user: &str) -> String {
         let session = format!("ses_{user}");
-        let open = session::Command::Open {
-            time_zone: "Europe/Berlin".into(),
-            locale: "en".into(),
-            currency: None,
-        };
-        self.ask::<Session>(person(user), &session, open).unwrap();
+        self.open(user, "Europe/Berlin", None);
         self.say(user, SENTENCE);
-        self.sessions[&session].current.as_ref().unwrap().request_id.clone()
+        self.sessions[&session].current().unwrap().request_id.clone()
+    }
+
+    fn open(&mut self, user: &str, time_zone: &str, currency: Option<&str>) {
+        let open = session::Command::Open {
+            time_zone: time_zone.into(),
+            locale: "en".into(),
+            currency: currency.map(Into::into),
+        };
+        self.ask::<Session>(person(user), &format!("ses_{user}"), open).unwrap();
     }
 
     fn say(&mut self, user: &str, content: &str) {

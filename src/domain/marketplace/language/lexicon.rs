@@ -1,8 +1,7 @@
-//! Which service the words mean, and what the message is for.
+//! Which services the words mean.
 
 use super::numbers::one_edit;
-use super::token::{Kind, Token};
-use super::{Intent, Which};
+use super::token::{Kind, Table, Token, words_of};
 use crate::domain::marketplace::service::Service;
 
 /// Words and phrases, the more telling first. A phrase is matched as its words one after the other.
@@ -167,56 +166,172 @@ const SERVICES: &[(Service, &[&str])] = &[
 ];
 
 /// A word for a job says more than one for a thing: "clean my sink", "photos of my hair".
-const JOBS: &[&str] = &[
-    "haircut",
-    "haircuts",
-    "hairdresser",
-    "barber",
-    "plumber",
-    "plumbing",
-    "photographer",
-    "photography",
-    "photoshoot",
-    "cleaner",
-    "cleaners",
-    "cleaning",
-    "clean",
-    "cleaned",
-    "photos",
-    "headshot",
-    "headshots",
-    "headshots",
-    "hairstylist",
-    "leak",
-    "leaking",
-    "clogged",
-    "blocked",
-    "burst",
-    "photographers",
-    "plumbers",
-    "barbers",
-    "pictures",
-    "dripping",
-    "maid",
-];
+static JOBS: Table = Table::new(|| {
+    words_of(
+    "haircut, haircuts, hairdresser, barber, plumber, plumbing, photographer, photography, photoshoot,
+     cleaner, cleaners, cleaning, clean, cleaned, photos, headshot, headshots, headshots, hairstylist,
+     leak, leaking, clogged, blocked, burst, photographers, plumbers, barbers, pictures, dripping, maid",
+)
+});
 
-pub(super) fn service(tokens: &[Token]) -> Option<Service> {
-    let words: Vec<&str> = tokens
-        .iter()
-        .filter(|token| token.kind == Kind::Word && !token.taken)
-        .map(|token| token.text.as_str())
-        .collect();
-    let mut best: Option<(u32, Service)> = None;
-    for at in 0..words.len() {
+/// Those of [`JOBS`] that are what is wanted, and not what it is about.
+pub(super) static PROFESSIONS: Table = Table::new(|| {
+    words_of(
+    "haircut, haircuts, hairdresser, hairdressers, hairstylist, barber, barbers, plumber, plumbers,
+     plummer, plumbing, photographer, photographers, photography, photoshoot, cleaner, cleaners,
+     cleaning, maid, housekeeper, handyman",
+)
+});
+
+/// Trades that nobody here does.
+pub(super) static OTHER_TRADES: Table = Table::new(|| {
+    words_of(
+    "locksmith, electrician, electricians, dentist, doctor, gardener, gardening, landscaper, carpenter,
+     roofer, painter, decorator, mechanic, massage, masseur, masseuse, manicure, pedicure, tattoo,
+     babysitter, babysitting, nanny, tutor, lawyer, vet, veterinarian, groomer, grooming, tailor,
+     exterminator, handyman, mover, movers, removal, taxi, chauffeur, caterer, catering, optician,
+     physiotherapist, therapist, beautician, chef, florist, chimney, builder, bricklayer, plasterer,
+     tiler, welder, upholsterer, seamstress, cobbler, accountant, translator",
+)
+});
+
+/// What is cut or cleaned by other trades.
+static OTHER_THINGS: Table = Table::new(|| {
+    words_of(
+    "hedge, hedges, lawn, grass, garden, tree, trees, bush, bushes, teeth, tooth, dog, dogs, cat, cats,
+     poodle, puppy, horse, sheep, pet, pets, car, cars, boat, pool, nails, toenails, fingernails, ears,
+     skin, face, chimney, gutter, gutters, roof, suit, dress, clothes, laundry, shoes, jewellery,
+     jewelry, laptop, computer, phone, wound, fish",
+)
+});
+
+/// The services that a sentence names.
+#[derive(Default)]
+pub(super) struct Services {
+    pub first: Option<Service>,
+    /// Said as clearly as the first one, by these words.
+    pub second: Option<(Service, String)>,
+    /// Nobody here does it.
+    pub other: Option<String>,
+    /// The tokens that name one.
+    pub named: Vec<usize>,
+}
+
+pub(super) fn services(tokens: &[Token]) -> Services {
+    let at: Vec<usize> =
+        (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
+    let words: Vec<&str> = at.iter().map(|n| tokens[*n].text.as_str()).collect();
+    let corrected = super::corrected_at(tokens);
+    let mut found = Services::default();
+    let mut best: Option<(bool, u32)> = None;
+    let mut wanted: Vec<(usize, Service)> = Vec::new();
+    for n in 0..words.len() {
         for (service, names) in SERVICES {
-            let score = names.iter().map(|name| score(&words, at, name)).max().unwrap_or(0);
-            let negated = at > 0 && matches!(words[at - 1], "not" | "no") && words[at] != "hot";
-            if score > 0 && !negated && best.is_none_or(|(other, _)| score > other) {
-                best = Some((score, *service));
+            let name = names.iter().map(|name| (score(&words, n, name), name));
+            let Some((score, name)) = name.max_by_key(|(score, _)| *score) else { continue };
+            let negated = n > 0 && matches!(words[n - 1], "not" | "no") && words[n] != "hot";
+            if score == 0 {
+                continue;
+            }
+            found.named.extend(&at[n..n + name.split(' ').count()]);
+            if negated {
+                continue;
+            }
+            if PROFESSIONS.contains(*name) {
+                wanted.push((at[n], *service));
+            }
+            // After a correction the new words win.
+            let rank = (corrected.is_some_and(|cut| at[n] > cut), score);
+            if best.is_none_or(|other| rank > other) {
+                best = Some(rank);
+                found.first = Some(*service);
             }
         }
     }
-    best.map(|(_, service)| service)
+    let joined = words.iter().any(|word| matches!(*word, "and" | "or" | "plus" | "also"))
+        || tokens.iter().any(|token| token.any(&["&", "+", "/"]));
+    let other = |(n, service): &&(usize, Service)| {
+        found.first != Some(*service) && corrected.is_none_or(|cut| *n > cut)
+    };
+    if joined && let Some((n, service)) = wanted.iter().find(other) {
+        found.second = Some((*service, tokens[*n].text.clone()));
+    }
+    let from = corrected.filter(|cut| wanted.iter().any(|(n, _)| n > cut));
+    let from = from.map_or(0, |cut| at.partition_point(|n| *n <= cut));
+    found.other = other_trade(&words[from..], !wanted.is_empty() && !joined);
+    found
+}
+
+/// What is asked for and nobody here does: another trade, or a known verb with another object.
+///
+/// `wanted`: one of ours is asked for, and no second one.
+fn other_trade(words: &[&str], wanted: bool) -> Option<String> {
+    let about = |n: usize| n >= 2 && matches!(words[n - 2], "m" | "am" | "are" | "is" | "our");
+    let other = |n: &usize| !wanted && OTHER_TRADES.contains(words[*n]) && !about(*n);
+    let trade = (0..words.len()).find(other);
+    if let Some(n) = trade {
+        return Some(words[n].into());
+    }
+    (0..words.len())
+        .find_map(|n| {
+            let verb = matches!(
+                words[n],
+                "trim"
+                    | "clean"
+                    | "cut"
+                    | "shave"
+                    | "wash"
+                    | "mow"
+                    | "whiten"
+                    | "shear"
+                    | "polish"
+                    | "style"
+                    | "fade"
+            );
+            let object = words[n + 1..]
+                .iter()
+                .take(3)
+                .take_while(|word| !matches!(**word, "and" | "in" | "at"));
+            let object = verb.then_some(object)?.find(|word| OTHER_THINGS.contains(**word))?;
+            Some((*object).into())
+        })
+        .or_else(|| {
+            words.windows(2).find_map(|pair| {
+                let done = matches!(
+                    pair[1],
+                    "trimmed"
+                        | "cleaned"
+                        | "cut"
+                        | "trim"
+                        | "trimming"
+                        | "cleaning"
+                        | "washed"
+                        | "shaved"
+                        | "whitening"
+                );
+                (done && OTHER_THINGS.contains(pair[0])).then(|| pair[0].to_owned())
+            })
+        })
+}
+
+/// Whether this word alone names a service.
+pub(super) fn names_service(word: &str) -> bool {
+    static NAMES: Table =
+        Table::new(|| SERVICES.iter().flat_map(|(_, names)| names.iter().copied()).collect());
+    NAMES.contains(word)
+}
+
+/// The service that these words begin with, as it is spelled.
+pub(super) fn named_service(words: &[&str]) -> Option<(Service, usize)> {
+    let names =
+        SERVICES.iter().flat_map(|(service, names)| names.iter().map(|name| (*service, *name)));
+    names
+        .filter(|(_, name)| {
+            let count = name.split(' ').count();
+            words.len() >= count && name.split(' ').eq(words[..count].iter().copied())
+        })
+        .map(|(service, name)| (service, name.split(' ').count()))
+        .max_by_key(|(_, count)| *count)
 }
 
 fn score(words: &[&str], at: usize, name: &str) -> u32 {
@@ -227,7 +342,7 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
         if *word != part {
             // Words that are right as they are.
             let typo =
-                part.len() >= 6 && word.len() >= 5 && near(word, part) && !RIGHT.contains(word);
+                part.len() >= 6 && word.len() >= 5 && near(word, part) && !RIGHT.contains(*word);
             if !typo {
                 return 0;
             }
@@ -235,7 +350,7 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
         }
         length += 1;
     }
-    let job = JOBS.contains(&name) || length > 1;
+    let job = JOBS.contains(name) || length > 1;
     if job { 4 + u32::from(exact) } else { 2 + u32::from(exact) }
 }
 
@@ -249,212 +364,10 @@ fn near(word: &str, part: &str) -> bool {
 }
 
 /// One letter away from a word for a service, and another word.
-const RIGHT: &[&str] = &[
-    "cleaver", "clearing", "cleaned", "gleaning", "leaning", "learner", "clearer", "leaner",
-    "caner", "drawing", "faded", "broiler", "boiled", "stylish", "leaving", "portray", "bunker",
-    "bargers", "number", "barbed", "barter", "learning", "leaned",
-];
-
-/// The offer that is meant, where the words choose one.
-fn chosen(words: &[&str]) -> Option<Which> {
-    const ORDINALS: [&str; 5] = ["first", "second", "third", "fourth", "fifth"];
-    if words.contains(&"cheapest") {
-        return Some(Which::Cheapest);
-    }
-    if words.iter().any(|word| matches!(*word, "best" | "top")) {
-        return Some(Which::Best);
-    }
-    let named = (1_u8..).zip(ORDINALS).find(|(_, name)| words.contains(name));
-    let numbered = words.windows(2).find_map(|pair| {
-        let n: u8 = match pair {
-            ["number" | "option" | "offer", n] => n.parse().ok()?,
-            [n, "st" | "nd" | "rd" | "th"] => n.parse().ok()?,
-            _ => return None,
-        };
-        (1..=99).contains(&n).then_some(n)
-    });
-    named.map(|(n, _)| n).or(numbered).map(Which::Nth)
-}
-
-fn which(words: &[&str]) -> Which {
-    chosen(words).unwrap_or(Which::Cheapest)
-}
-
-/// What the message is for, when it says nothing of a new request.
-pub(super) fn intent(tokens: &[Token], has_service: bool, known: bool) -> Intent {
-    let words: Vec<&str> = tokens
-        .iter()
-        .filter(|token| token.kind != Kind::Sign)
-        .map(|token| token.text.as_str())
-        .collect();
-    let has = |phrases: &[&str]| {
-        phrases.iter().any(|phrase| {
-            let count = phrase.split(' ').count();
-            words.windows(count).any(|words| phrase.split(' ').eq(words.iter().copied()))
-        })
-    };
-    let first = words.first().copied().unwrap_or_default();
-    let short = words.len() <= 8;
-    let forget = [
-        "never mind",
-        "nevermind",
-        "forget it",
-        "forget about it",
-        "call it off",
-        "scrap that",
-        "drop it",
-    ];
-    let cancels = has(&["cancel", "abort", "cancelled", "canceled"]) || has(&forget);
-    let policy = has(&[
-        "cancel if",
-        "can cancel",
-        "cancellation",
-        "was cancelled",
-        "got cancelled",
-        "had to cancel",
-        "cancelled on",
-    ]);
-    let stop =
-        words.as_slice() == ["stop"] || has(&["stop searching", "stop looking", "stop the search"]);
-    let no_need = has(&[
-        "no longer need",
-        "do not need",
-        "don t need",
-        "not needed any more",
-        "not needed anymore",
-    ]);
-    if (cancels && !(policy && (has_service || known))) || stop || (no_need && short) {
-        return Intent::Cancel;
-    }
-    let accept = [
-        "accept",
-        "take the cheapest",
-        "take it",
-        "book it",
-        "i ll take",
-        "book the cheapest",
-        "cheapest one",
-        "cheapest offer",
-        "take that",
-        "take this",
-        "book that",
-        "take the first",
-        "take the offer",
-        "go with the cheapest",
-        "go ahead",
-        "sounds good",
-        "confirm it",
-        "confirm",
-        "choose the cheapest",
-        "go for it",
-        "pick the cheapest",
-        "the cheapest please",
-        "go with it",
-        "deal",
-        "book this",
-        "i take the",
-    ];
-    if !has_service
-        && (has(&accept)
-            || (short && !known && has(&["one", "offer", "option"]) && chosen(&words).is_some())
-            || words.as_slice() == ["the", "cheapest"]
-            || words.as_slice() == ["cheapest"])
-    {
-        return Intent::Accept(which(&words));
-    }
-    let status = [
-        "status",
-        "any news",
-        "any offers",
-        "any update",
-        "any updates",
-        "how is it going",
-        "how s it going",
-        "how is my request",
-        "what s happening",
-        "what is happening",
-        "did anyone",
-        "did anybody",
-        "has anyone",
-        "has anybody",
-        "found anyone",
-        "found anybody",
-        "found somebody",
-        "found someone",
-        "where are we",
-        "how far",
-        "how many offers",
-        "any luck",
-        "still waiting",
-        "any answer",
-        "any answers",
-        "heard back",
-        "is it booked",
-        "progress",
-    ];
-    if !known && has(&status) || short && has(&["status"]) || has(&["status of"]) {
-        return Intent::Status;
-    }
-    if known {
-        return Intent::Request;
-    }
-    let help = [
-        "what can you do",
-        "how does this work",
-        "how does it work",
-        "what do you do",
-        "who are you",
-        "what is this",
-        "what can i ask",
-        "what services",
-        "how do i",
-        "how to use",
-        "can you help",
-        "need help",
-        "help me",
-        "need some help",
-        "which services",
-        "what are you",
-    ];
-    if first == "help" || has(&help) {
-        return Intent::Help;
-    }
-    let thanks = [
-        "thanks",
-        "thank you",
-        "thx",
-        "cheers",
-        "danke",
-        "merci",
-        "gracias",
-        "much appreciated",
-        "ty",
-    ];
-    if has(&thanks) && words.len() <= 12 {
-        return Intent::Thanks;
-    }
-    let greets = matches!(
-        first,
-        "hello"
-            | "hi"
-            | "hey"
-            | "hallo"
-            | "hiya"
-            | "yo"
-            | "greetings"
-            | "howdy"
-            | "hola"
-            | "bonjour"
-            | "moin"
-            | "servus"
-            | "sup"
-    );
-    let good = first == "good"
-        && words
-            .get(1)
-            .is_some_and(|word| ["morning", "afternoon", "evening", "day"].contains(word));
-    if (greets || good || words.as_slice() == ["guten", "tag"]) && short {
-        return Intent::Greeting;
-    }
-    Intent::Request
-}
+static RIGHT: Table = Table::new(|| {
+    words_of(
+    "cleaver, clearing, cleaned, gleaning, leaning, learner, clearer, leaner, caner, drawing, faded,
+     broiler, boiled, stylish, leaving, portray, bunker, bargers, number, barbed, barter, learning,
+     leaned, locked, flocked, booked, barger",
+)
+});

@@ -10,6 +10,7 @@ use super::token::{Kind, Token};
 
 mod days;
 mod hours;
+mod spans;
 
 /// Days, inclusive.
 #[derive(Clone, Copy, Debug)]
@@ -70,50 +71,99 @@ pub(super) struct Before {
     pub exact: bool,
 }
 
-/// Takes the tokens that say it. `answers`: the message answers a question, so "5" is an hour.
-pub(super) fn read(
-    tokens: &mut [Token],
-    now: Timestamp,
-    tz: &TimeZone,
-    before: Option<Before>,
-    answers: bool,
-) -> Option<When> {
-    let local = now.to_zoned(tz.clone()).datetime();
+/// How times are said here.
+pub(super) struct Setting<'a> {
+    pub now: Timestamp,
+    pub tz: &'a TimeZone,
+    /// Whether the month comes first in 3/12.
+    pub months_first: bool,
+    pub before: Option<Before>,
+    /// An hour that was said before, without a day that could be read.
+    pub hour: Option<Time>,
+    /// Whether a day that could not be read was said before: an hour alone is on no day.
+    pub day_unread: bool,
+    /// Whether the message answers a question, so that "5" is an hour.
+    pub answers: bool,
+    /// Where the last correction is: what comes after it takes the place of what came before.
+    pub cut: Option<usize>,
+}
+
+#[derive(Default)]
+pub(super) struct Read {
+    pub when: Option<When>,
+    pub hour: Option<Time>,
+    /// Whether the message itself says a day or a moment.
+    pub day: bool,
+    /// Whether it says an hour or a part of the day.
+    pub hours: bool,
+    /// What it says and what does not come to one time, or to one range.
+    pub unread: Vec<String>,
+}
+
+/// Takes the tokens that say it.
+pub(super) fn read(tokens: &mut [Token], setting: &Setting<'_>) -> Read {
+    let local = setting.now.to_zoned(setting.tz.clone()).datetime();
     let mut reader = Reader {
         tokens,
         today: local.date(),
-        american: tz.iana_name().is_some_and(|name| name.starts_with("America/")),
+        american: setting.months_first,
+        said: Vec::new(),
+        at: 0,
         days: None,
         week: None,
         hours: None,
+        hours_at: 0,
         part: None,
+        part_at: 0,
         moment: None,
         within: None,
-        before,
-        answers,
+        before: setting.before,
+        answers: setting.answers,
+        cut: setting.cut,
+        unread: Vec::new(),
     };
     reader.read_all();
-    reader.settle(now, local.time(), tz)
+    reader.parts();
+    reader.spans();
+    reader.result(setting, local.time())
+}
+
+/// A day, or some, and the tokens that say it.
+#[derive(Clone, Copy, Debug)]
+struct SaidDays {
+    from: usize,
+    to: usize,
+    days: Days,
+    /// A date of the calendar.
+    date: bool,
 }
 
 struct Reader<'a> {
     tokens: &'a mut [Token],
     today: Date,
     american: bool,
+    said: Vec<SaidDays>,
+    /// The token that is being read.
+    at: usize,
+    /// What [`Reader::said`] comes to.
     days: Option<Days>,
     /// Said without a day: "next week" is so many weeks on.
     week: Option<i64>,
     hours: Option<Hours>,
+    hours_at: usize,
     part: Option<(Time, Time)>,
+    part_at: usize,
     /// From now on; exact or not.
     moment: Option<(SignedDuration, bool)>,
     /// How long from the moment on.
     within: Option<SignedDuration>,
     before: Option<Before>,
     answers: bool,
+    cut: Option<usize>,
+    unread: Vec<String>,
 }
 
-fn weekday(token: &Token) -> Option<Weekday> {
+pub(super) fn weekday(token: &Token) -> Option<Weekday> {
     let text = token.text.as_str();
     let singular = text.strip_suffix('s').filter(|rest| rest.ends_with("day")).unwrap_or(text);
     let short = matches!(
@@ -128,7 +178,7 @@ fn weekday(token: &Token) -> Option<Weekday> {
         .map(|(_, day)| *day)
 }
 
-fn month(token: &Token) -> Option<i8> {
+pub(super) fn month(token: &Token) -> Option<i8> {
     let text = token.text.as_str();
     let found =
         MONTHS.iter().position(|name| *name == text || (text.len() == 3 && name.starts_with(text)));
@@ -136,7 +186,7 @@ fn month(token: &Token) -> Option<i8> {
     i8::try_from(found + 1).ok()
 }
 
-fn part_of_day(token: &Token) -> Option<(Time, Time)> {
+pub(super) fn part_of_day(token: &Token) -> Option<(Time, Time)> {
     Some(match token.text.as_str() {
         "morning" | "mornings" => (time(8, 0, 0, 0), time(12, 0, 0, 0)),
         "lunchtime" | "lunch" => (time(12, 0, 0, 0), time(14, 0, 0, 0)),
@@ -179,8 +229,17 @@ impl Reader<'_> {
         for pass in [Self::date_at, Self::day_at, Self::hours_at, Self::bare_hour_at] {
             let mut at = 0;
             while at < self.tokens.len() {
+                self.at = at;
+                let known = self.said.len();
+                let hours = self.hours;
                 let count = if self.tokens[at].taken { 0 } else { pass(self, at) };
                 self.take(at, count);
+                if self.hours != hours {
+                    self.hours_at = at;
+                }
+                for said in &mut self.said[known..] {
+                    said.to = at + count;
+                }
                 at += count.max(1);
             }
         }
@@ -191,7 +250,48 @@ impl Reader<'_> {
     }
 
     fn between(&mut self, first: Date, last: Date) {
-        self.days = self.days.or(Some(Days { first, last }));
+        let days = Days { first, last };
+        self.said.push(SaidDays { from: self.at, to: self.at + 1, days, date: false });
+    }
+
+    /// A date of the calendar, also as one end of a range or with the day before it.
+    fn dated(&mut self, date: Date) {
+        let at = self.at;
+        let mut days = Days { first: date, last: date };
+        let mut from = at;
+        let the = usize::from(self.before(at, 1) == "the");
+        let link = self.before(at, 1 + the).to_owned();
+        let week = self.before(at, 2 + the) == "week";
+        if week && matches!(link.as_str(), "of" | "from" | "commencing" | "beginning" | "starting")
+        {
+            let monday = i64::from(date.weekday().to_monday_zero_offset());
+            days.first = date.saturating_sub(monday.days());
+            days.last = days.first.saturating_add(6.days());
+            days.first = days.first.max(self.today.min(days.last));
+            from = at - 2 - the;
+        } else if matches!(link.as_str(), "to" | "-" | "–" | "and" | "until" | "till" | "til") {
+            // "between 5 and 7 December"
+            let ordinal = matches!(self.before(at, 2 + the), "st" | "nd" | "rd" | "th" | ".");
+            let start = at.checked_sub(2 + the + usize::from(ordinal));
+            let first = start
+                .and_then(|n| self.tokens.get(n))
+                .filter(|token| !token.taken)
+                .and_then(Token::number)
+                .and_then(|day| i8::try_from(day).ok())
+                .and_then(|day| Date::new(date.year(), date.month(), day).ok());
+            let lead = start.map_or("", |n| self.before(n, 1));
+            let spans = link != "and" || lead == "between";
+            if let (Some(first), Some(start), true) = (first, start, spans)
+                && first < date
+            {
+                let led = usize::from(matches!(lead, "between" | "from"));
+                (days.first, from) = (first.max(self.today.min(date)), start - led);
+            }
+        }
+        for token in &mut self.tokens[from..at] {
+            token.taken = true;
+        }
+        self.said.push(SaidDays { from, to: at + 1, days, date: true });
     }
 
     fn plus_days(&self, days: i64) -> Date {
@@ -229,7 +329,7 @@ impl Reader<'_> {
             (self.year(at), self.word(at + 1), short(at + 2), self.word(at + 3), short(at + 4))
         {
             let Ok(date) = Date::new(year, month, day) else { return 0 };
-            self.on(date);
+            self.dated(date);
             // 2026-11-21T17:00
             return if self.word(at + 5) == "t" { 6 } else { 5 };
         }
@@ -258,7 +358,7 @@ impl Reader<'_> {
                         || year.is_some()
                         || matches!(self.before(at, 1), "on" | "am"))
             }) {
-                self.on(date);
+                self.dated(date);
                 return if year.is_some() {
                     5
                 } else if closed && sign == "." {
@@ -303,7 +403,7 @@ impl Reader<'_> {
                 let skipped = usize::from(self.word(next) == "," || self.word(next) == ".");
                 let year = self.year(next + skipped);
                 let Some(date) = self.coming(month, of_month, year) else { return 0 };
-                self.on(date);
+                self.dated(date);
                 return next - at + if year.is_some() { skipped + 1 } else { 0 };
             }
             if ordinal
@@ -316,7 +416,7 @@ impl Reader<'_> {
             {
                 let found = (0..62).map(|n| self.plus_days(n)).find(|date| date.day() == of_month);
                 if let Some(date) = found {
-                    self.on(date);
+                    self.dated(date);
                     return 2;
                 }
             }
@@ -331,7 +431,7 @@ impl Reader<'_> {
         let skipped = usize::from(self.word(next) == ",");
         let year = self.year(next + skipped);
         let Some(date) = self.coming(month, of_month, year) else { return 0 };
-        self.on(date);
+        self.dated(date);
         next - at + if year.is_some() { skipped + 1 } else { 0 }
     }
 }

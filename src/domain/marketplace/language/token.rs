@@ -1,6 +1,8 @@
 //! A sentence as words, numbers and signs.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 /// More of a message than this is not read.
 pub const MAX_CHARS: usize = 2_000;
@@ -13,11 +15,49 @@ pub enum Kind {
     Sign,
 }
 
+/// A large table of words.
+pub type Table = LazyLock<HashSet<&'static str>>;
+
+/// The words of a list with commas between them.
+pub fn words_of(list: &'static str) -> HashSet<&'static str> {
+    Words(list).iter().collect()
+}
+
+/// A short list of words and phrases, with commas between them.
+#[derive(Clone, Copy)]
+pub struct Words(pub &'static str);
+
+impl Words {
+    pub fn iter(self) -> impl Iterator<Item = &'static str> {
+        self.0.split(',').map(str::trim)
+    }
+
+    pub fn has(self, word: &str) -> bool {
+        self.iter().any(|known| known == word)
+    }
+
+    /// Whether these words are one of the phrases.
+    pub fn is(self, words: &[&str]) -> bool {
+        self.iter().any(|phrase| phrase.split(' ').eq(words.iter().copied()))
+    }
+
+    /// How many words the longest phrase has that these begin with.
+    pub fn begin(self, words: &[&str]) -> usize {
+        let counts = self.iter().map(|phrase| (phrase, phrase.split(' ').count()));
+        let begins = counts.filter(|(phrase, count)| {
+            words.get(..*count).is_some_and(|words| phrase.split(' ').eq(words.iter().copied()))
+        });
+        begins.map(|(_, count)| count).max().unwrap_or(0)
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Token {
     pub kind: Kind,
     /// Lower case without accents.
     pub text: String,
+    /// As it was said.
+    pub raw: String,
     pub capital: bool,
     /// Whether only spaces, hyphens, dots or apostrophes are between it and the word before: one name.
     pub joined: bool,
@@ -25,6 +65,18 @@ pub struct Token {
     pub glued: bool,
     /// Read as a part of something already.
     pub taken: bool,
+    /// Of what.
+    pub role: Role,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    #[default]
+    None,
+    Place,
+    Money,
+    When,
+    Service,
 }
 
 impl Token {
@@ -118,10 +170,12 @@ pub fn tokens(text: &str) -> Vec<Token> {
         found.push(Token {
             kind,
             text: fold(word),
+            raw: word.into(),
             capital: c.is_uppercase() || (c.is_alphabetic() && !c.is_lowercase()),
             joined,
             glued: range.start == end_before && start > 0,
             taken: false,
+            role: Role::None,
         });
         end_before = range.end;
     }

@@ -4,6 +4,10 @@ use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
 use crate::kernel::text::cleaned;
 
+mod ending;
+
+pub(super) use ending::booking_cancelled;
+
 pub(super) fn create(
     state: &State,
     mut asked: Asked,
@@ -158,7 +162,8 @@ fn tell_when_all_answered(draft: &mut Draft<'_>) {
     let cheapest = picked(next, Pick::Cheapest).and_then(|id| next.offer(&id).cloned());
     if let Some(cheapest) = cheapest {
         let cheapest = OfferSummary::of(&cheapest, zone);
-        draft.tell(Progress::AllAnswered { offers: open, cheapest });
+        let shown = next.open_offers().map(|offer| OfferSummary::of(offer, zone)).collect();
+        draft.tell(Progress::AllAnswered { offers: open, cheapest, open: shown });
     }
 }
 

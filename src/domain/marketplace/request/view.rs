@@ -59,6 +59,7 @@ fn touches(event: &Event, id: &str) -> bool {
         | Event::AcceptanceRefused { offer_id, .. } => offer_id == id,
         Event::Booked { .. }
         | Event::Cancelled { .. }
+        | Event::BookingCancelled { .. }
         | Event::Expired { .. }
         | Event::Unmatched { .. } => true,
         Event::Created { .. }

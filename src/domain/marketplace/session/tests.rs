@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::*;
 use crate::domain::marketplace::fixtures::{NOW, at, eur, published, sent};
+use crate::domain::marketplace::offer::DeclineReason;
 use crate::kernel::entity::spec::{Given, given};
 use crate::kernel::entity::{Caller, Role};
 
@@ -19,11 +22,52 @@ fn opened() -> Event {
 }
 
 fn started() -> Event {
-    Event::RequestStarted { request_id: "req_1".into(), service: Service::Haircut }
+    let service = Service::Haircut;
+    Event::RequestStarted { request_id: "req_1".into(), service, asked: None, replaces: None }
 }
 
 fn followed(status: request::Status, offers: u32) -> Event {
-    Event::RequestFollowed { request_id: "req_1".into(), status, offers }
+    Event::RequestFollowed {
+        request_id: "req_1".into(),
+        status,
+        offers,
+        shown: vec![],
+        complete: false,
+        booking_id: None,
+    }
+}
+
+/// Three offers have been shown: 50, 45 and 60 euros.
+fn shown() -> Event {
+    let offer = |id: &str, name: &str, price| OfferSummary {
+        offer_id: id.into(),
+        provider_name: name.into(),
+        price: eur(price),
+        ..summary()
+    };
+    Event::RequestFollowed {
+        request_id: "req_1".into(),
+        status: request::Status::Open,
+        offers: 3,
+        shown: vec![
+            offer("off_1", "Mirela's Chair", 5_000),
+            offer("off_2", "Anna Cuts", 4_500),
+            offer("off_3", "Salon Berta", 6_000),
+        ],
+        complete: true,
+        booking_id: None,
+    }
+}
+
+fn booked() -> Event {
+    Event::RequestFollowed {
+        request_id: "req_1".into(),
+        status: request::Status::Booked,
+        offers: 3,
+        shown: vec![summary()],
+        complete: true,
+        booking_id: Some("bkg_1".into()),
+    }
 }
 
 fn session(events: impl IntoIterator<Item = Event>) -> Given<Session> {
@@ -54,6 +98,7 @@ fn summary() -> OfferSummary {
         price: eur(5_000),
         starts_at: at("2026-01-13T16:00:00Z"),
         time_zone: "Europe/Berlin".into(),
+        score: 0.5,
     }
 }
 
@@ -157,7 +202,7 @@ mod messages {
         let (content, data) = answer(&decision);
         assert!(content.contains("Alexanderplatz"), "{content}");
         assert_eq!(data["request_id"], json!(request_id));
-        assert_eq!(&it.state.current.as_ref().unwrap().request_id, request_id);
+        assert_eq!(&it.state.current().unwrap().request_id, request_id);
         assert_eq!(it.state.draft, None);
         // What the session asks for is what a request accepts.
         let command: request::Command = serde_json::from_value(create.clone()).unwrap();
@@ -221,8 +266,8 @@ mod messages {
         let decision = it.when(message("cancel")).decision();
         let cancel = json!({"Cancel": {"reason": null}});
         assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), cancel)]);
-        let booked = [opened(), started(), followed(request::Status::Booked, 1)];
-        let decision = session(booked).when(message("cancel")).decision();
+        let old = [opened(), started(), followed(request::Status::Booked, 1)];
+        let decision = session(old).when(message("cancel")).decision();
         assert!(sent(&decision.effects, "request").is_empty());
     }
 
@@ -235,13 +280,240 @@ mod messages {
     }
 
     #[test]
-    fn an_offer_is_accepted_by_a_sentence() {
-        let mut it = session([opened(), started(), followed(request::Status::Open, 2)]);
-        let decision = it.when(message("take the cheapest")).decision();
-        let accept = json!({"AcceptPick": {"pick": "cheapest"}});
-        assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), accept)]);
-        let decision = session([opened(), started()]).when(message("take the cheapest")).decision();
+    fn an_offer_that_was_shown_is_accepted_by_a_sentence() {
+        for (text, offer) in [
+            ("take the cheapest", "off_2"),
+            ("the first one", "off_1"),
+            ("I'll take the third", "off_3"),
+            ("accept Anna's offer", "off_2"),
+        ] {
+            let mut it = session([opened(), started(), shown()]);
+            let decision = it.when(message(text)).decision();
+            let accept = json!({"AcceptOffer": {"offer_id": offer}});
+            assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), accept)], "{text}");
+        }
+        for none in [
+            vec![opened(), started()],
+            vec![opened(), started(), followed(request::Status::Open, 2)],
+        ] {
+            for text in ["take the cheapest", "the second one", "accept it"] {
+                let decision = session(none.clone()).when(message(text)).decision();
+                assert!(sent(&decision.effects, "request").is_empty(), "{text}");
+            }
+        }
+        let decision =
+            session([opened(), started(), shown()]).when(message("the fourth one")).decision();
         assert!(sent(&decision.effects, "request").is_empty());
+        assert!(answer(&decision).0.contains("Anna Cuts"));
+    }
+
+    #[test]
+    fn what_is_near_to_an_act_is_read_back_and_a_yes_binds_it() {
+        let accept = |offer: &str| json!({"AcceptOffer": {"offer_id": offer}});
+        for (text, offer) in [
+            ("the best one", "off_1"),
+            ("hm, Anna sounds good", "off_2"),
+            ("go for the third one then, tell them", "off_3"),
+        ] {
+            let mut it = session([opened(), started(), shown()]);
+            let decision = it.when(message(text)).decision();
+            assert!(sent(&decision.effects, "request").is_empty(), "{text}");
+            let (content, data) = answer(&decision);
+            assert!(content.contains("Say yes"), "{text}: {content}");
+            assert_eq!(data["confirm"], "accept");
+            // "ok" is no yes.
+            assert!(sent(&it.when(message("ok")).decision().effects, "request").is_empty());
+            let decision = it.when(message("Yes, please.")).decision();
+            assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), accept(offer))]);
+            // Once.
+            assert!(sent(&it.when(message("yes")).decision().effects, "request").is_empty());
+        }
+    }
+
+    #[test]
+    fn a_yes_binds_nothing_else_than_what_was_just_read_back_and_stands() {
+        let read_back = || {
+            let mut it = session([opened(), started(), shown()]);
+            it.when(message("Anna sounds good")).decision();
+            it
+        };
+        for between in ["no", "never mind", "is she near the station?", "how far is it", "yes?"] {
+            let mut it = read_back();
+            it.when(message(between)).decision();
+            let decision = it.when(message("yes")).decision();
+            assert!(sent(&decision.effects, "request").is_empty(), "{between}");
+        }
+        for end in [Progress::Expired, Progress::Cancelled] {
+            let mut it = inside(read_back());
+            it.when(progress(end)).decision();
+            it.caller = Caller::User { id: "alice".into(), role: Role::Consumer };
+            assert!(sent(&it.when(message("yes")).decision().effects, "request").is_empty());
+        }
+    }
+
+    const UNBINDING: &str = include_str!("unbinding.txt");
+
+    /// Whatever is under way: offers, a booking, a question of the agent's, a draft.
+    #[test]
+    fn no_question_refusal_condition_or_aside_binds() {
+        let lines: Vec<&str> =
+            UNBINDING.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        assert!(lines.len() >= 120, "{}", lines.len());
+        let read_back = || Event::ReadBack {
+            pending: Pending::Accept { request_id: "req_1".into(), offer_id: "off_2".into() },
+        };
+        let draft = || Event::DraftChanged { draft: Some(Understanding::default()) };
+        let mut bound = Vec::new();
+        for text in &lines {
+            for events in [
+                vec![opened(), started()],
+                vec![opened(), started(), shown()],
+                vec![opened(), started(), shown(), read_back()],
+                vec![opened(), started(), shown(), draft()],
+                vec![opened(), started(), booked()],
+            ] {
+                let decision = session(events).when(message(text)).decision();
+                let creates = |(_, command): &(String, Value)| command.get("Create").is_some();
+                let requests = sent(&decision.effects, "request");
+                let binds = requests.iter().any(|sent| !creates(sent));
+                if binds || !sent(&decision.effects, "booking").is_empty() {
+                    bound.push(format!("{text}: {requests:?}"));
+                }
+            }
+        }
+        assert!(bound.is_empty(), "{}", bound.join("\n"));
+    }
+
+    #[test]
+    fn a_booking_is_cancelled_by_a_sentence() {
+        let cancel = json!({"CancelForConsumer": {"reason": null}});
+        for text in ["cancel my appointment please", "cancel the haircut", "cancel my booking"] {
+            let mut it = session([opened(), started(), booked()]);
+            let decision = it.when(message(text)).decision();
+            assert_eq!(
+                sent(&decision.effects, "booking"),
+                [("bkg_1".into(), cancel.clone())],
+                "{text}"
+            );
+        }
+        // Less clear ones are read back.
+        for text in ["cancel", "cancel my request", "I'd like to cancel my appointment"] {
+            let mut it = session([opened(), started(), booked()]);
+            let decision = it.when(message(text)).decision();
+            assert!(sent(&decision.effects, "booking").is_empty(), "{text}");
+            let decision = it.when(message("yes")).decision();
+            assert_eq!(
+                sent(&decision.effects, "booking"),
+                [("bkg_1".into(), cancel.clone())],
+                "{text}"
+            );
+        }
+        let failed = SendFailure {
+            kind: "booking".into(),
+            key: "bkg_1".into(),
+            command: cancel,
+            reason: "already_started".into(),
+        };
+        let refused = Session::send_failed(failed).unwrap();
+        let decision = inside(session([opened(), started(), booked()])).when(refused).decision();
+        assert!(answer(&decision).0.contains("started"));
+    }
+
+    #[test]
+    fn the_request_that_is_named_is_cancelled() {
+        let plumber = Event::RequestStarted {
+            request_id: "req_2".into(),
+            service: Service::Plumbing,
+            asked: None,
+            replaces: None,
+        };
+        let mut it = session([opened(), started(), plumber]);
+        let decision = it.when(message("cancel")).decision();
+        assert!(sent(&decision.effects, "request").is_empty());
+        assert!(answer(&decision).0.contains("Which one"));
+        let decision = it.when(message("cancel the haircut")).decision();
+        let cancel = json!({"Cancel": {"reason": null}});
+        assert_eq!(sent(&decision.effects, "request"), [("req_1".into(), cancel)]);
+    }
+
+    #[test]
+    fn requests_are_remembered_within_a_bound() {
+        let mut it = session([opened()]);
+        for n in 0..20 {
+            let text = format!("haircut tomorrow at {}:00 near Alexanderplatz", 9 + n % 8);
+            it.when(message(&text)).decision();
+        }
+        assert_eq!(it.state.requests.len(), MAX_REQUESTS);
+    }
+
+    #[test]
+    fn currency_and_locale_mean_what_they_say() {
+        for (currency, locale, text, budget, day) in [
+            (
+                Some("GBP"),
+                "en",
+                "haircut on 3/12 at 16:00 in Berlin, up to 50",
+                "GBP",
+                "2026-12-03",
+            ),
+            (None, "de", "haircut on 3/12 at 16:00 in Berlin, up to 50", "EUR", "2026-12-03"),
+            (
+                Some("CHF"),
+                "en-US",
+                "haircut on 3/12 at 16:00 in Berlin, up to 50",
+                "CHF",
+                "2026-03-12",
+            ),
+            (
+                Some("EUR"),
+                "en-GB",
+                "haircut on 3/4 at 16:00 in Chicago, up to 50",
+                "EUR",
+                "2026-04-03",
+            ),
+            (
+                Some("AUD"),
+                "en",
+                "haircut on 3/4 at 16:00 in Chicago, up to $50",
+                "AUD",
+                "2026-03-04",
+            ),
+            (
+                Some("GBP"),
+                "en",
+                "haircut on 3 April at 16:00 in Berlin, up to 50 euros",
+                "EUR",
+                "2026-04-03",
+            ),
+        ] {
+            let mut it = session([Event::Opened {
+                user_id: "alice".into(),
+                time_zone: "Europe/Berlin".into(),
+                locale: locale.into(),
+                currency: currency.map(Into::into),
+                at: at(NOW),
+            }]);
+            it.when(message(text)).decision();
+            let known = it.state.draft.clone().or(it.state.current().and_then(|r| r.asked.clone()));
+            let known = known.unwrap();
+            assert_eq!(known.budget.unwrap().currency, budget, "{text}");
+            let start = known
+                .when
+                .unwrap()
+                .earliest
+                .to_zoned(zone(&known.place.unwrap().time_zone).unwrap());
+            assert_eq!(start.date().to_string(), day, "{text} {locale}");
+        }
+        // Opened again without it, a session keeps its currency.
+        let mut it = session([opened()]);
+        let open = |currency: Option<&str>| Command::Open {
+            time_zone: "Europe/Berlin".into(),
+            locale: "en".into(),
+            currency: currency.map(Into::into),
+        };
+        it.when(open(Some("GBP"))).decision();
+        it.when(open(None)).then([]);
+        assert_eq!(it.state.currency.as_deref(), Some("GBP"));
     }
 
     #[test]
@@ -302,7 +574,7 @@ mod following {
                 request::Status::Open,
             ),
             (
-                Progress::AllAnswered { offers: 3, cheapest: summary() },
+                Progress::AllAnswered { offers: 3, cheapest: summary(), open: vec![summary()] },
                 "3 offers",
                 request::Status::Open,
             ),
@@ -323,6 +595,11 @@ mod following {
             ),
             (Progress::Cancelled, "cancelled", request::Status::Cancelled),
             (Progress::Expired, "expired", request::Status::Expired),
+            (
+                Progress::BookingCancelled { by: booking::Party::Provider, offer: Some(summary()) },
+                "the provider has cancelled your booking (Mirela's Chair",
+                request::Status::Cancelled,
+            ),
         ];
         let mut it = inside(session([opened(), started()]));
         for (step, words, status) in cases {
@@ -331,7 +608,7 @@ mod following {
             assert!(content.contains(words), "{content}");
             assert_eq!(data["request_id"], "req_1");
             assert_eq!(data["status"], json!(status));
-            assert_eq!(it.state.current.as_ref().unwrap().status, status);
+            assert_eq!(it.state.current().unwrap().status, status);
         }
     }
 
@@ -357,7 +634,7 @@ mod following {
         };
         let mut it = inside(session([opened(), started()]));
         it.when(refused(AskedOf::Create, "invalid")).decision();
-        assert_eq!(it.state.current.as_ref().unwrap().status, request::Status::Unmatched);
+        assert_eq!(it.state.current().unwrap().status, request::Status::Unmatched);
         for command in [
             refused(AskedOf::Cancel, "already_booked"),
             refused(AskedOf::Accept, "no_offers"),

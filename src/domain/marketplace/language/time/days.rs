@@ -1,10 +1,9 @@
 //! Days relative to today, and what all of it comes to.
 
+use jiff::SignedDuration;
 use jiff::civil::Weekday;
-use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 
-use super::{DAY_ENDS, DAY_STARTS, Days, Hours, Reader, When, weekday};
+use super::{DAY_ENDS, DAY_STARTS, Days, Hours, Read, Reader, SaidDays, Setting, When, weekday};
 
 impl Reader<'_> {
     pub(super) fn day_at(&mut self, at: usize) -> usize {
@@ -12,23 +11,36 @@ impl Reader<'_> {
             self.on(self.plus_days(2));
             return 3;
         }
+        if self.word(at) == "day" && matches!(self.word(at + 1), "before" | "after") {
+            return self.beside_at(at);
+        }
         let weeks_on = |this: &Self, at: usize| {
             // "a week from", "two weeks from"
             let weeks = if this.word(at) == "a" { Some(1) } else { this.small(at) };
-            let said = matches!(this.word(at + 1), "week" | "weeks")
-                && matches!(this.word(at + 2), "from" | "after");
-            weeks.filter(|weeks| said && *weeks < 60).map(i64::from)
+            let weeks = match this.word(at + 1) {
+                "week" | "weeks" => weeks,
+                "fortnight" => weeks.map(|n| n * 2),
+                _ => None,
+            };
+            let linked = matches!(this.word(at + 2), "from" | "after" | "on");
+            let weeks = weeks.filter(|weeks| *weeks < 60).map(i64::from);
+            weeks.map(|weeks| (weeks, at + 2 + usize::from(linked)))
         };
-        if let Some(weeks) = weeks_on(self, at) {
-            let from = match self.word(at + 3) {
+        if let Some((weeks, next)) = weeks_on(self, at) {
+            let from = match self.word(next) {
                 "today" | "now" => Some(self.today),
                 "tomorrow" => Some(self.plus_days(1)),
-                _ => self.tokens.get(at + 3).and_then(weekday).map(|day| self.coming_weekday(day)),
+                _ => self
+                    .tokens
+                    .get(next)
+                    .filter(|token| !token.taken)
+                    .and_then(weekday)
+                    .map(|day| self.coming_weekday(day)),
             };
             if let Some(from) = from {
                 let from = from.duration_since(self.today).as_hours() / 24;
                 self.on(self.plus_days(from + weeks * 7));
-                return 4;
+                return next + 1 - at;
             }
         }
         match self.word(at) {
@@ -36,9 +48,12 @@ impl Reader<'_> {
             "tonight" | "tonite" => {
                 self.on(self.today);
                 self.part = Some((jiff::civil::time(18, 0, 0, 0), jiff::civil::time(22, 0, 0, 0)));
+                self.part_at = at;
             }
             "tomorrow" | "tomorow" | "tommorow" | "tommorrow" | "tomorrrow" | "tmrw" | "tmr" => {
-                self.on(self.plus_days(1));
+                let week = usize::from(self.word(at + 1) == "week");
+                self.on(self.plus_days(1 + 7 * week as i64));
+                return 1 + week;
             }
             "asap" | "immediately" | "urgently" => {
                 self.moment = Some((SignedDuration::ZERO, false))
@@ -72,13 +87,15 @@ impl Reader<'_> {
     }
 
     fn week_at(&mut self, at: usize) -> usize {
+        let after_next = self.words(at + 1, &["after", "next"]);
         let weeks = match self.before(at, 1) {
-            "next" | "following" => 1,
+            _ if after_next => 2,
+            "next" | "following" | "coming" => 1,
             "this" => 0,
             _ => return 0,
         };
         self.week = self.week.or(Some(weeks));
-        1
+        if after_next { 3 } else { 1 }
     }
 
     /// "in 3 days", "in an hour", "in half an hour", "in two weeks".
@@ -109,6 +126,7 @@ impl Reader<'_> {
             }
             "day" | "days" => self.on(self.plus_days(many)),
             "week" | "weeks" => self.on(self.plus_days(many * 7)),
+            "fortnight" | "fortnights" => self.on(self.plus_days(many * 14)),
             "month" | "months" => {
                 let day = self.today.saturating_add(jiff::Span::new().months(many.min(1_000)));
                 self.on(day);
@@ -123,20 +141,58 @@ impl Reader<'_> {
         self.plus_days(i64::from(self.today.weekday().until(day)))
     }
 
+    /// "the day before 30 November", "the day after" of a day that was said.
+    fn beside_at(&mut self, at: usize) -> usize {
+        let shift = if self.word(at + 1) == "before" { -1 } else { 1 };
+        let next = (at + 2..at + 5).find(|n| {
+            self.tokens.get(*n).is_some_and(|token| token.taken || weekday(token).is_some())
+        });
+        let beside = |said: &SaidDays| Some(said.from) == next || Some(said.from + 1) == next;
+        if let Some(n) = self.said.iter().position(beside) {
+            let day = self.said.remove(n).days.first;
+            self.on(day.saturating_add(jiff::Span::new().days(shift)));
+            return 2;
+        }
+        if let Some((n, day)) = next.and_then(|n| Some((n, weekday(&self.tokens[n])?))) {
+            let day = self.coming_weekday(day);
+            self.on(day.saturating_add(jiff::Span::new().days(shift)));
+            return n + 1 - at;
+        }
+        // Of the day that was said last.
+        match self.said.pop() {
+            Some(said) if said.days.first == said.days.last => {
+                self.on(said.days.first.saturating_add(jiff::Span::new().days(shift)));
+                2
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether the words between are but a comma, a full stop or "the".
+    fn adjacent(&self, from: usize, to: usize) -> bool {
+        from <= to
+            && to - from <= 2
+            && self.tokens[from..to].iter().all(|token| token.any(&[",", ".", "the", "on"]))
+    }
+
     fn weekday_at(&mut self, at: usize) -> usize {
         let Some(day) = weekday(&self.tokens[at]) else { return 0 };
         let before = self.before(at, 1).to_owned();
-        // "I am here until Friday, come on Thursday"
-        let other = self.tokens[at + 1..]
-            .iter()
-            .any(|token| weekday(token).is_some() || token.any(&["today", "tomorrow", "tonight"]));
-        if matches!(before.as_str(), "until" | "till" | "since") && other {
-            return 0;
-        }
         // Short ones are words too: "sun", "sat", "wed".
         let short = self.word(at).len() <= 3;
         if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
             return 0;
+        }
+        // "Saturday 28 November", "Friday 20th": one day, if it is that day of the week.
+        let dated = self.said.iter().find(|said| {
+            said.date && (self.adjacent(at + 1, said.from) || self.adjacent(said.to, at))
+        });
+        if let Some(said) = dated.copied() {
+            if said.days.first == said.days.last && said.days.first.weekday() != day {
+                let (from, to) = (said.from.min(at), said.to.max(at + 1));
+                self.unread.push(super::super::quote(self.tokens, from, to));
+            }
+            return 1;
         }
         let week_after =
             self.words(at + 1, &["next", "week"]) || self.words(at + 1, &["of", "next", "week"]);
@@ -148,7 +204,10 @@ impl Reader<'_> {
             .filter(|_| at < 1 || !week_after)
             .or((week_after || week_before).then_some(1));
         let offset = i64::from(day.to_monday_zero_offset());
+        let later = usize::from(self.word(at + 1) == "week")
+            + 2 * usize::from(self.words(at + 1, &["after", "next"]));
         let date = match week {
+            _ if later > 0 => self.coming_weekday(day).saturating_add(jiff::Span::new().days(7)),
             Some(weeks) => self.monday(weeks).saturating_add(jiff::Span::new().days(offset)),
             None if before == "next" => {
                 self.monday(1).saturating_add(jiff::Span::new().days(offset))
@@ -156,15 +215,23 @@ impl Reader<'_> {
             None => self.coming_weekday(day),
         };
         self.on(date);
-        if week_after { 2 + usize::from(self.word(at + 1) == "of") + 1 } else { 1 }
+        if week_after { 2 + usize::from(self.word(at + 1) == "of") + 1 } else { 1 + later }
     }
 
-    pub(super) fn settle(
-        self,
-        now: Timestamp,
-        clock: jiff::civil::Time,
-        tz: &TimeZone,
-    ) -> Option<When> {
+    pub(super) fn result(self, setting: &Setting<'_>, clock: jiff::civil::Time) -> Read {
+        let day = self.days.is_some() || self.week.is_some() || self.moment.is_some();
+        let hours = self.hours.is_some() || self.part.is_some();
+        let said = match self.hours {
+            Some(Hours::At(time)) => Some(time),
+            _ => setting.hour.filter(|_| !hours),
+        };
+        let unread = self.unread.clone();
+        let when = if unread.is_empty() { self.settle(setting, clock) } else { None };
+        Read { when, hour: said, day, hours, unread }
+    }
+
+    fn settle(self, setting: &Setting<'_>, clock: jiff::civil::Time) -> Option<When> {
+        let Setting { now, tz, .. } = *setting;
         let at = |date: jiff::civil::Date, time: jiff::civil::Time| {
             let zoned = date.to_datetime(time).to_zoned(tz.clone()).ok()?;
             Some(zoned.timestamp())
@@ -194,9 +261,13 @@ impl Reader<'_> {
             Some(Days { first: before.first.date().max(self.today), last: before.last.date() })
         });
         let hours = said_hours.or_else(|| {
-            let before = before.filter(|before| before.exact && said_days.is_some())?;
-            Some(Hours::At(before.first.time()))
+            said_days?;
+            let before = before.filter(|before| before.exact).map(|before| before.first.time());
+            before.or(setting.hour).map(Hours::At)
         });
+        if days.is_none() && setting.day_unread {
+            return None;
+        }
         let (from, to) = match hours {
             None if days.is_none() => return None,
             None => (DAY_STARTS, DAY_ENDS),

@@ -144,6 +144,15 @@ impl Reader<'_> {
             "a" if self.word(at + 1) == "quarter" => return self.spoken_at(at, 15, 2),
             _ => {}
         }
+        // "1730", next to a day or after "at": not a year.
+        if token.kind == Kind::Number && token.text.len() == 4 {
+            let number = token.number()?;
+            let led = matches!(self.before(at, 1), "at" | "@");
+            let by_day = at > 0 && self.tokens[at - 1].taken;
+            let whole = number / 100 < 24 && number % 100 < 60 && (led || by_day);
+            let (hour, minute, half) = (number / 100, number % 100, Half::Clock);
+            return whole.then_some(Said { hour, minute, half, sure: false, count: 1 });
+        }
         let hour = self.small(at).filter(|hour| *hour < 100)?;
         if let Some(said) = self.spoken_at(at, hour, 1) {
             return Some(said);
@@ -248,23 +257,16 @@ impl Reader<'_> {
         Time::new(hour, minute, 0, 0).ok()
     }
 
-    fn parts(&mut self) {
-        if self.part.is_none() {
-            let part = |at: &usize| {
-                part_of_day(&self.tokens[*at]).filter(|_| {
-                    !matches!(self.before(*at, 1), "good") && self.before(*at, 2) != "since"
-                })
-            };
-            let at =
-                (0..self.tokens.len()).find(|at| !self.tokens[*at].taken && part(at).is_some());
-            self.part = at.as_ref().and_then(part);
-        }
+    /// Whether a correction says the hour again.
+    fn hour_is_said(&self, at: usize) -> bool {
+        let again = self.cut.is_some_and(|cut| self.hours_at < cut && cut < at);
+        self.hours.is_some() && !again
     }
 
     /// Ranges, "around", "after", "before", and what can be nothing but a time.
     pub(super) fn hours_at(&mut self, at: usize) -> usize {
         self.parts();
-        if self.hours.is_some() {
+        if self.hour_is_said(at) {
             return 0;
         }
         if self.word(at) == "midnight" {
@@ -273,8 +275,8 @@ impl Reader<'_> {
         }
         let lead = match self.word(at) {
             "at" | "around" | "about" | "roughly" | "approximately" | "circa" | "after"
-            | "before" | "by" | "until" | "till" | "between" | "from" | "past" | "since" | "@"
-            | "to" | "~" | "latest" | "for" => 1,
+            | "before" | "by" | "until" | "till" | "til" | "between" | "from" | "past"
+            | "since" | "@" | "to" | "~" | "latest" | "for" => 1,
             "earlier" | "later" if self.word(at + 1) == "than" => 2,
             "it" if self.before(at, 1) == "make" => 1,
             _ => 0,
@@ -300,11 +302,12 @@ impl Reader<'_> {
         ) || (skip == 1 && matches!(self.word(at + 1), "around" | "about"));
         let Some(first) = self.said_at(at + lead + skip) else { return 0 };
         let next = at + lead + skip + first.count;
-        let ranged = matches!(self.word(next), "and" | "to" | "-" | "–" | "until" | "till" | "—");
+        let ranged =
+            matches!(self.word(next), "and" | "to" | "-" | "–" | "until" | "till" | "til" | "—");
         if ranged && (matches!(word.as_str(), "between" | "from") || self.word(next) != "and") {
             let second = self.said_at(next + 1);
             let telling = |second: &super::hours::Said| {
-                let after_day = self.days.is_some()
+                let after_day = !self.said.is_empty()
                     && matches!(self.word(next), "-" | "–")
                     && self.plain(next + 1 + second.count);
                 first.sure
@@ -326,7 +329,11 @@ impl Reader<'_> {
         if weak && !first.sure {
             return 0;
         }
-        if !first.sure && (!self.plain(next) || first.hour == 0 || self.moneyish(at)) {
+        if !first.sure
+            && (!self.plain(next)
+                || (first.hour == 0 && first.half != Half::Clock)
+                || self.moneyish(at))
+        {
             return 0;
         }
         let Some(time) = self.settled(first, first.half) else { return 0 };
@@ -336,7 +343,7 @@ impl Reader<'_> {
             _ if around || ish => Hours::Around(time),
             "after" | "past" | "from" => Hours::After(time),
             _ if or_later => Hours::After(time),
-            "before" | "by" | "until" | "till" => Hours::Before(time),
+            "before" | "by" | "until" | "till" | "til" => Hours::Before(time),
             _ => Hours::At(time),
         });
         next - at
@@ -364,13 +371,15 @@ impl Reader<'_> {
 
     /// Next to a day, or as the whole answer, an hour needs no word before it: "tomorrow 5", "5".
     pub(super) fn bare_hour_at(&mut self, at: usize) -> usize {
-        if self.hours.is_some() {
+        if self.hour_is_said(at) {
             return 0;
         }
-        let Some(said) = self.said_at(at).filter(|said| (1..=24).contains(&said.hour)) else {
+        let Some(said) = self.said_at(at).filter(|said| {
+            (1..=24).contains(&said.hour) || said.count == 1 && said.half == Half::Clock
+        }) else {
             return 0;
         };
-        let after_day = self.days.is_some()
+        let after_day = !self.said.is_empty()
             && at > 0
             && self.tokens[at - 1].taken
             && self.tokens[at - 1].kind == Kind::Word
