@@ -9,5 +9,8 @@ mod matching;
 pub mod member;
 pub mod node;
 pub mod pulses;
+mod renewal;
 mod seed;
+mod serve;
+pub mod settings;
 pub mod sight;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -47,7 +48,13 @@ fn tiers() -> BTreeMap<String, Tier> {
     BTreeMap::from([("free".into(), Tier::default()), ("premium".into(), premium)])
 }
 
-section!(Node { name: String = "node-1".into(), data_dir: PathBuf = "data".into() });
+section!(Node {
+    name: String = "node-1".into(),
+    data_dir: PathBuf = "data".into(),
+    stop_s: u64 = 20,
+    clock_warn_ms: i64 = 500,
+    clock_limit_ms: i64 = 5_000,
+});
 
 section!(Gateway {
     listen: String = "127.0.0.1:8080".into(),
@@ -60,6 +67,7 @@ section!(Gateway {
     max_connections_per_address: usize = 4_096,
     accepts_per_s: u32 = 5_000,
     header_timeout_ms: u64 = 10_000,
+    drain_grace_ms: Option<u64> = None,
     drain_ms: u64 = 2_000,
 });
 
@@ -100,7 +108,7 @@ section!(Cluster {
     transport: Transport = Transport::Framed,
     weight: u32 = 1,
     window_mb: usize = 16,
-    hand_over_s: u64 = 30,
+    hand_over_s: u64 = 8,
     lease_s: f64 = 4.0,
     read_ttl_ms: u64 = 1_000,
 });
@@ -134,6 +142,57 @@ pub enum LogFormat {
     Json,
 }
 
+const PREFIX: &str = "PROXIE__";
+/// Keys that hold lists, and whether their items are plain words, which a comma can separate.
+const LISTS: &[(&str, bool)] = &[
+    ("gateway.allowed_origins", true),
+    ("gateway.trusted_proxies", true),
+    ("topics.grants", false),
+];
+
+fn has_prefix(name: &str) -> bool {
+    name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
+/// A value from the environment: a word, which the key's type makes a number or a truth of; or a list, as JSON or with
+/// commas.
+fn from_environment(name: &str, key: &str, value: String) -> Result<config::Value, String> {
+    let Some((_, words)) = LISTS.iter().find(|(list, _)| *list == key) else {
+        return Ok(value.into());
+    };
+    let text = value.trim();
+    if *words && !text.starts_with('[') {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        return Ok(items.map(str::to_owned).collect::<Vec<_>>().into());
+    }
+    let items: Vec<serde_json::Value> = match text {
+        "" => Vec::new(),
+        text => serde_json::from_str(text).map_err(|e| {
+            let commas = if *words { ", or words with commas between them" } else { "" };
+            format!("the configuration is not valid: {name} must be a list in JSON{commas}: {e}")
+        })?,
+    };
+    Ok(items.into_iter().map(from_json).collect::<Vec<_>>().into())
+}
+
+fn from_json(value: serde_json::Value) -> config::Value {
+    use serde_json::Value;
+    match value {
+        Value::Null => config::Value::new(None, config::ValueKind::Nil),
+        Value::Bool(value) => value.into(),
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => whole.into(),
+            None => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Value::String(text) => text.into(),
+        Value::Array(items) => items.into_iter().map(from_json).collect::<Vec<_>>().into(),
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, from_json(value)));
+            fields.collect::<std::collections::HashMap<_, _>>().into()
+        }
+    }
+}
+
 impl Config {
     /// `file`: the one named on the command line, which must exist; else `config.toml` where there is one.
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
@@ -148,15 +207,18 @@ impl Config {
                     .required(false),
             ),
         };
-        let environment = config::Environment::with_prefix("PROXIE")
-            .prefix_separator("__")
-            .separator("__")
-            .list_separator(",")
-            .with_list_parse_key("gateway.allowed_origins")
-            .with_list_parse_key("gateway.trusted_proxies")
-            .try_parsing(true);
+        let mut builder = builder;
+        for (name, value) in std::env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| has_prefix(name)) else {
+                continue;
+            };
+            let value = value.into_string().map_err(|_| format!("{name} is not valid UTF-8"))?;
+            let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            builder = builder
+                .set_override(&key, from_environment(name, &key, value)?)
+                .map_err(|e| format!("the configuration is not valid: {name}: {e}"))?;
+        }
         let mut config: Self = builder
-            .add_source(environment)
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(|e| format!("the configuration is not valid: {e}"))?;
@@ -201,6 +263,27 @@ impl Config {
             "cluster.window_mb must be between 1 and 1024, cluster.weight at most 1000"
         } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
+        } else if self.cluster.enabled && self.cluster.cookie.trim() != self.cluster.cookie {
+            "cluster.cookie begins or ends with a space or a line break: leave it out"
+        } else if self.cluster.enabled && !has_port(&self.cluster.listen) {
+            "cluster.listen must be an address with a port, such as 10.0.0.7:9090"
+        } else if self.cluster.enabled
+            && !self.cluster.advertise.is_empty()
+            && (!has_port(&self.cluster.advertise) || self.cluster.advertise.ends_with(":0"))
+        {
+            "cluster.advertise must be an address or a name with a port, such as node-1.example:9090"
+        } else if self.cluster.enabled
+            && self.node.stop_s < self.cluster.hand_over_s + Self::AFTER_HAND_OVER_S
+        {
+            "node.stop_s must exceed cluster.hand_over_s by at least 12"
+        } else if !(1..=3_600).contains(&self.node.stop_s) {
+            "node.stop_s must be between 1 and 3600"
+        } else if !(1..=self.node.clock_limit_ms).contains(&self.node.clock_warn_ms) {
+            "node.clock_warn_ms must be at least 1, and node.clock_limit_ms no less than that"
+        } else if !is_size(&self.persistence.shared_buffers) {
+            "persistence.shared_buffers must be a size such as 256MB"
+        } else if let Some(key) = self.zero() {
+            return Err(format!("{key} must be at least 1"));
         } else if self.topics.history_limit < 1 || self.topics.history_bytes < 1 {
             "topics.history_limit and topics.history_bytes must be at least 1"
         } else if let Some(why) = grants.iter().find_map(wrong_grant) {
@@ -216,6 +299,40 @@ impl Config {
             return Ok(());
         };
         Err(problem.into())
+    }
+
+    /// What a stop needs besides moving slots.
+    const AFTER_HAND_OVER_S: u64 = 12;
+
+    /// A key that means nothing as 0 or less.
+    fn zero(&self) -> Option<&'static str> {
+        let (http, topics, store) = (&self.gateway, &self.topics, &self.persistence);
+        let keys = [
+            ("gateway.max_body_bytes", http.max_body_bytes as i64),
+            ("gateway.request_timeout_ms", http.request_timeout_ms as i64),
+            ("gateway.requests_per_minute", http.requests_per_minute.into()),
+            ("gateway.max_connections", http.max_connections as i64),
+            ("gateway.max_connections_per_address", http.max_connections_per_address as i64),
+            ("gateway.accepts_per_s", http.accepts_per_s.into()),
+            ("gateway.header_timeout_ms", http.header_timeout_ms as i64),
+            ("topics.history_s", topics.history_s),
+            ("auth.token_s", self.auth.token_s),
+            ("persistence.max_batch_items", store.max_batch_items as i64),
+            ("persistence.max_queued", store.max_queued as i64),
+            ("persistence.dedupe_s", store.dedupe_s),
+            ("cluster.read_ttl_ms", self.cluster.read_ttl_ms as i64),
+            ("entities.max_live", self.entities.max_live as i64),
+            ("entities.memory_limit_mb", self.entities.memory_limit_mb as i64),
+            ("entities.park_after", self.entities.park_after.into()),
+            ("entities.max_attempts", self.entities.max_attempts.into()),
+        ];
+        keys.into_iter().find(|(_, value)| *value < 1).map(|(key, _)| key)
+    }
+
+    /// How long a node that is to leave answers with `/readyz` red. Without a cluster there is nobody to go to.
+    pub fn drain_grace(&self) -> Duration {
+        let default = if self.cluster.enabled { 5_000 } else { 0 };
+        Duration::from_millis(self.gateway.drain_grace_ms.unwrap_or(default))
     }
 
     pub fn embedded(&self) -> bool {
@@ -241,6 +358,20 @@ fn wrong_grant(grant: &TopicGrant) -> Option<&'static str> {
         Ok(("app", _)) => None,
         _ => Some("topics.grants: a topic must look like app:lobby, in visible characters"),
     }
+}
+
+/// `host:port`, where the host may be a name.
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok()
+    })
+}
+
+/// As PostgreSQL writes it.
+fn is_size(text: &str) -> bool {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    digits.parse::<u32>().is_ok_and(|n| n > 0)
+        && ["", "B", "kB", "MB", "GB", "TB"].contains(&&text[digits.len()..])
 }
 
 /// Others can be told to find this node there.
@@ -335,6 +466,80 @@ mod tests {
             .build()
             .unwrap();
         assert!(typo.try_deserialize::<Config>().is_err());
+    }
+
+    #[test]
+    fn lists_of_the_environment_are_those_of_the_file() {
+        let read = |key: &str, text: &str| {
+            let value = from_environment("PROXIE__X", key, text.into())?;
+            let builder = config::Config::builder().set_override(key, value).unwrap();
+            builder.build().unwrap().try_deserialize::<Config>().map_err(|e| e.to_string())
+        };
+        let origins =
+            |text: &str| read("gateway.allowed_origins", text).unwrap().gateway.allowed_origins;
+        for text in [
+            "https://a.example,https://b.example",
+            r#"["https://a.example", "https://b.example"]"#,
+            " https://a.example , https://b.example, ",
+        ] {
+            assert_eq!(origins(text), ["https://a.example", "https://b.example"], "{text}");
+        }
+        assert!(origins("").is_empty() && origins("[]").is_empty());
+        assert_eq!(
+            read("gateway.trusted_proxies", "10.0.0.0/8").unwrap().gateway.trusted_proxies,
+            ["10.0.0.0/8"]
+        );
+        let grants = r#"[{"topic": "app:lobby", "publish": ["consumer"], "subscribe": [], "max_per_s": 5, "durable": true}]"#;
+        let grants = read("topics.grants", grants).unwrap().topics.grants;
+        assert_eq!(
+            (grants[0].topic.as_str(), grants[0].max_per_s, grants[0].durable),
+            ("app:lobby", 5, true)
+        );
+        for (key, wrong) in [
+            ("gateway.allowed_origins", "[\"a\""),
+            ("topics.grants", "app:lobby"),
+            ("topics.grants", r#"[{"topic": 1}]"#),
+        ] {
+            assert!(read(key, wrong).is_err(), "{key} {wrong}");
+        }
+        // A word stays what it is: a cookie of digits loses none of them.
+        assert_eq!(read("cluster.cookie", "007").unwrap().cluster.cookie, "007");
+        let config = read("cluster.weight", "3").unwrap();
+        assert_eq!(config.cluster.weight, 3);
+        assert!(read("cluster.enabled", "true").unwrap().cluster.enabled);
+        assert_eq!(read("auth.dev_tokens", "false").unwrap().auth.dev_tokens, Some(false));
+        assert_eq!(read("log.format", "json").unwrap().log.format, Some(LogFormat::Json));
+        assert_eq!(read("cluster.lease_s", "2.5").unwrap().cluster.lease_s, 2.5);
+        assert!(read("cluster.weight", "many").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            config.persistence.database_url = "postgres://localhost/x".into();
+            (config.cluster.enabled, config.cluster.cookie) = (true, "c".into());
+            assert_eq!(config.check(), Ok(()));
+            change(&mut config);
+            config.check().unwrap_err()
+        };
+        for (change, key) in [
+            ((|c| c.cluster.cookie = " c\n".into()) as fn(&mut Config), "cluster.cookie"),
+            (|c| c.cluster.listen = "10.0.0.7".into(), "cluster.advertise"),
+            (
+                |c| (c.cluster.listen, c.cluster.advertise) = ("10.0.0.7".into(), "a:1".into()),
+                "cluster.listen",
+            ),
+            (|c| c.cluster.advertise = "node-1".into(), "cluster.advertise"),
+            (|c| c.cluster.hand_over_s = 9, "node.stop_s"),
+            (|c| c.node.clock_warn_ms = 6_000, "node.clock_warn_ms"),
+            (|c| c.persistence.shared_buffers = "lots".into(), "persistence.shared_buffers"),
+            (|c| c.gateway.request_timeout_ms = 0, "gateway.request_timeout_ms"),
+            (|c| c.topics.history_s = -1, "topics.history_s"),
+        ] {
+            let said = refused(change);
+            assert!(said.contains(key), "{said}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::cluster::skew::Skew;
 use crate::cluster::{Lease, Slots, Topics, WeakEntities};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
@@ -88,6 +89,8 @@ pub struct Runtime {
     pub lease: Lease,
     pub slots: Slots,
     pub clock: Clock,
+    /// How far that is from the database's.
+    pub skew: Skew,
     pub topics: Topics,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub options: Options,

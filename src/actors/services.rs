@@ -38,6 +38,10 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        if rt.skew.is_too_much() {
+            // What is due by this clock is not due.
+            continue;
+        }
         let Ok(due) =
             timers::due(&pool, rt.lease.incarnation(), rt.clock.now(), TIMER_WINDOW).await
         else {

@@ -10,8 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use sqlx::postgres::PgPool;
 
-use crate::app::node::Doom;
-use crate::app::{certificates, demo, kinds, node};
+use crate::app::{certificates, demo, kinds, node, serve, settings};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -19,7 +18,6 @@ use crate::kernel::entity::Role;
 use crate::kernel::ids::{is_valid_id, slot_of};
 use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
-use crate::telemetry;
 
 #[derive(Parser)]
 #[command(name = "proxie", version, about = "An agent-native realtime backend")]
@@ -160,7 +158,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    let config = match Config::load(cli.config.as_deref()) {
+    let command = cli.command.unwrap_or(Command::Serve);
+    let config = Config::load(cli.config.as_deref()).and_then(|config| match command {
+        Command::Serve | Command::CheckConfig => {
+            settings::check(&config).map_err(|error| one_line(&error)).map(|()| config)
+        }
+        _ => Ok(config),
+    });
+    let config = match config {
         Ok(config) => config,
         Err(error) => {
             eprintln!("proxie: {error}");
@@ -174,7 +179,7 @@ pub fn main() -> ExitCode {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().expect("the runtime starts");
-    let done = runtime.block_on(run(cli.command.unwrap_or(Command::Serve), config));
+    let done = runtime.block_on(run(command, config));
     // What still runs holds nothing that matters: `run` has stopped and flushed.
     runtime.shutdown_background();
     match done {
@@ -200,7 +205,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 async fn run(command: Command, config: Config) -> anyhow::Result<()> {
     match command {
-        Command::Serve => serve(&config).await,
+        Command::Serve => serve::run(&config).await,
         Command::Demo { keep, at } if at.is_empty() => demo::run(&config, keep).await,
         Command::Demo { at, .. } => {
             let token = mint(&config, "clara", Role::Consumer, None).await?;
@@ -232,82 +237,6 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
     }
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    telemetry::init_logs(&config.log);
-    telemetry::metrics();
-    let mut signals = Signals::new()?;
-    let node = tokio::select! {
-        node = node::Node::start(config) => node?,
-        () = signals.recv() => bail!("interrupted while starting"),
-    };
-    if std::env::var_os(REJOINING).is_none() {
-        println!("proxie ready on http://{}", node.address);
-    } else {
-        tracing::info!(address = %node.address, "back in the cluster");
-    }
-    let end = tokio::select! {
-        doom = node.doomed() => Err(match doom {
-            Doom::Evicted if config.cluster.enabled => {
-                node.abandon().await;
-                return Err(rejoin(node.address));
-            }
-            Doom::Evicted => anyhow::anyhow!("another node has taken over this node's slots"),
-            Doom::Other(reason) => anyhow::anyhow!(reason),
-        }),
-        () = node.asked_to_leave() => Ok(()),
-        () = signals.recv() => Ok(()),
-    };
-    tracing::info!("draining");
-    tokio::select! {
-        () = node.stop() => {}
-        () = signals.recv() => tracing::warn!("a second signal: not waiting for the drain"),
-    }
-    end
-}
-
-/// Set in a process that has replaced itself: it was ready once, and says so only once.
-const REJOINING: &str = "PROXIE_REJOINING";
-
-/// A node that was declared dead begins anew under another incarnation. The process replaces itself, so that nothing
-/// of its former life, which may be behind by any amount of time, can be left. Returns only if that fails.
-fn rejoin(address: std::net::SocketAddr) -> anyhow::Error {
-    use std::os::unix::process::CommandExt;
-    tracing::warn!("this node was declared dead by others; it comes back under a new incarnation");
-    let mut arguments = std::env::args_os();
-    // The file may have been replaced meanwhile, by an upgrade: this is the one that runs.
-    let mut command = std::process::Command::new("/proc/self/exe");
-    if let Some(name) = arguments.next() {
-        command.arg0(name);
-    }
-    // The port was perhaps any free one; clients know this one.
-    command.env("PROXIE__GATEWAY__LISTEN", address.to_string());
-    anyhow::Error::new(command.args(arguments).env(REJOINING, "1").exec())
-        .context("this node was declared dead and cannot start again")
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 /// The store as commands besides `serve` see it: a running node's server, or one started for the moment.
 struct Opened {
     pool: PgPool,
@@ -325,14 +254,7 @@ impl Opened {
 
 async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
     let (options, server) = if !config.embedded() {
-        (
-            config
-                .persistence
-                .database_url
-                .parse()
-                .context("DATABASE_URL is not a PostgreSQL URL")?,
-            None,
-        )
+        (settings::database(config)?, None)
     } else if let Some(options) = embedded::connect_running(&config.node.data_dir)? {
         (options, None)
     } else {
@@ -341,14 +263,14 @@ async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
             && !config.node.data_dir.join("postgres.location").exists()
         {
             bail!(
-                "there is no store under {} yet: run `proxie serve` first",
+                "there is no store under {} yet: run `proxie serve` first, or name the node's: DATABASE_URL, node.data_dir",
                 config.node.data_dir.display()
             );
         }
         let (options, server) = node::open_store(config).await?;
         (options, server)
     };
-    let limits = store::Options { max_connections: 4, ..node::store_options(config) };
+    let limits = store::Options { max_connections: 4, ..settings::store(config) };
     let pool = store::connect(options, &limits).await?;
     Ok(Opened { pool, server })
 }
@@ -445,7 +367,8 @@ async fn drain(pool: &PgPool, node: &str) -> anyhow::Result<()> {
     }
     loop {
         let nodes = membership::nodes(pool).await?;
-        let Some(left) = nodes.iter().find(|node| node.incarnation == incarnation) else { break };
+        let left = nodes.iter().find(|node| node.incarnation == incarnation);
+        let Some(left) = left.filter(|node| node.state != "drained") else { break };
         eprint!("\r{node} has {} slots and {} connections left ", left.slots, left.connections);
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -487,7 +410,11 @@ async fn status(pool: &PgPool, json: bool) -> anyhow::Result<()> {
             "CONNECTIONS"
         );
         for node in &nodes {
-            let state = if node.lease_left_ms > 0 { node.state.as_str() } else { "silent" };
+            let state = match node.state.as_str() {
+                "drained" => "drained",
+                state if node.lease_left_ms > 0 => state,
+                _ => "silent",
+            };
             println!(
                 "{:<16} {:>11} {:<22} {:<8} {:<9} {:>6} {:>9} {:>12}",
                 node.id,

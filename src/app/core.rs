@@ -2,24 +2,26 @@
 //! Tests and benchmarks start it with kinds of their own.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
+use anyhow::Context;
+use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::actors::registry::{ParkNotice, Registry};
 use crate::actors::{Options, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
+use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
+use crate::cluster::skew::{self, Skew};
 use crate::cluster::{Entities, Lease, Presence, Router, Slots, Topics};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
-use crate::persistence::session;
 use crate::persistence::store::{self, Identity};
 use crate::persistence::sweep::{self, Kept};
 use crate::persistence::writer::{self, Lanes};
@@ -30,12 +32,15 @@ pub struct Settings {
     pub data_lock_held: bool,
     pub read_ttl: Duration,
     pub clock: Clock,
+    pub clock_limits: skew::Limits,
     pub writer: writer::Options,
     pub entities: Options,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub dedupe_s: i64,
     pub history_s: i64,
     pub witness: Option<Arc<dyn Witness>>,
+    /// Is told what the start waits for.
+    pub waits: Arc<dyn Fn(String) + Send + Sync>,
     /// `None`: one node, which owns every slot.
     pub cluster: Option<member::Options>,
 }
@@ -46,7 +51,7 @@ pub struct Prepared {
     notices: UnboundedReceiver<ParkNotice>,
     runtime: Arc<Runtime>,
     pool: PgPool,
-    identity: Identity,
+    identity: Arc<Identity>,
     settings_rest: Rest,
 }
 
@@ -64,8 +69,8 @@ pub enum Fate {
     Living,
     /// A successor has taken over.
     Evicted,
-    /// The database is not the one it was: another server, or another timeline.
-    StoreReplaced,
+    /// The database is not the one it was: another server, or another timeline. What it is, for people.
+    StoreReplaced(String),
 }
 
 pub struct Core {
@@ -77,7 +82,7 @@ pub struct Core {
     pub presence: Arc<Presence>,
     pub lease: Lease,
     pub lanes: Lanes,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// Open client connections: the gateway sets it, the lease renewal reports it.
     pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
@@ -90,18 +95,21 @@ pub struct Core {
 /// Migrates, identifies the store, registers a new incarnation and starts its writers.
 pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepared> {
     store::migrate(&pool).await?;
+    let skew = Skew::new(settings.clock_limits);
+    check_clock(&pool, &settings.clock, &skew).await?;
     let identity = store::identify(&pool, &format!("ep{:x}", rand::random::<u64>())).await?;
     let lease_s = settings.node.lease_s;
     let sent = boottime_ms();
     let node = &settings.node;
     let slots = match &settings.cluster {
         None => {
-            let all = membership::register(&pool, node, settings.data_lock_held, settings.read_ttl);
-            let all = all.await?;
+            let (held, ttl) = (settings.data_lock_held, settings.read_ttl);
+            let all = membership::register(&pool, node, held, ttl, &*settings.waits).await?;
             Slots::all_mine(all.incarnation, all.epoch)
         }
         Some(cluster) => {
-            let joined = members::join(&pool, node, &cluster.advertise, cluster.weight).await?;
+            let (address, weight) = (&cluster.advertise, cluster.weight);
+            let joined = members::join(&pool, node, address, weight, &*settings.waits).await?;
             Slots::unknown(joined)
         }
     };
@@ -113,11 +121,12 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
     let clock = settings.clock.clone();
     let lanes = Lanes::start(pool.clone(), slots.me(), clock, settings.writer, late).await?;
     let runtime = Arc::new(Runtime {
-        loader: Loader::start(pool.clone(), 2),
+        loader: Loader::start(pool.clone(), 2, lanes.away()),
         lanes,
         lease,
         slots,
         clock: settings.clock,
+        skew,
         topics,
         runners: settings.runners,
         options: settings.entities,
@@ -130,7 +139,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         notices,
         runtime,
         pool,
-        identity,
+        identity: Arc::new(identity),
         settings_rest: Rest {
             name: settings.node.name,
             lease_s,
@@ -236,17 +245,43 @@ impl Core {
         self.leaving.send_replace(true);
         let mut standing = self.standing.clone();
         let done = standing.wait_for(|standing| !standing.owes_slots);
-        if tokio::time::timeout(limit, done).await.is_err() {
+        let hopeless = async {
+            // Nothing is handed over behind its back.
+            let mut away = self.lanes.away();
+            loop {
+                let _ = away.wait_for(|away| *away).await;
+                let back = tokio::time::timeout(AWAY_PATIENCE, away.wait_for(|away| !*away)).await;
+                if back.is_err() {
+                    return;
+                }
+            }
+        };
+        let moved = async {
+            tokio::select! {
+                _ = done => true,
+                () = hopeless => false,
+                () = tokio::time::sleep(limit) => false,
+            }
+        };
+        if !moved.await {
             tracing::warn!(
                 "not every slot was handed over in time; others take them when this node has left"
             );
         }
     }
 
-    /// Writes what is waiting, releases the slots, and lets the next start begin at once.
-    pub async fn stop(mut self) {
-        let flushed = tokio::time::timeout(Duration::from_secs(10), self.lanes.stop()).await;
-        if flushed.is_err() {
+    pub async fn stop(self) {
+        self.stop_within(Duration::from_secs(15)).await;
+    }
+
+    /// Writes what is waiting, releases the slots, and lets the next start begin at once. A store that says nothing holds
+    /// it up for `limit` at most.
+    pub async fn stop_within(mut self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let within = |limit: Duration| limit.min(end.saturating_duration_since(Instant::now()));
+        let away = *self.lanes.away().borrow();
+        let patience = if away { AWAY_PATIENCE } else { limit.mul_f64(0.6) };
+        if tokio::time::timeout(within(patience), self.lanes.stop()).await.is_err() {
             tracing::warn!(
                 "the writers did not finish in time; what they had not acknowledged is not promised"
             );
@@ -255,117 +290,50 @@ impl Core {
         for task in &self.tasks {
             task.abort();
         }
-        if *self.fate.borrow() == Fate::Living
-            && let Err(error) = membership::leave(&self.pool, self.lease.incarnation()).await
-        {
-            tracing::warn!(%error, "the lease could not be given back; the next start may wait for it");
+        if *self.fate.borrow() == Fate::Living {
+            let leaving = membership::leave(&self.pool, self.lease.incarnation());
+            let error = match tokio::time::timeout(within(AWAY_PATIENCE), leaving).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("the store says nothing".into()),
+            };
+            if let Some(error) = error {
+                tracing::warn!(
+                    error,
+                    "the lease could not be given back; the next start may wait for it"
+                );
+            }
         }
-        self.pool.close().await;
+        // Connections that hang are cut when the process ends.
+        let _ = tokio::time::timeout(within(AWAY_PATIENCE), self.pool.close()).await;
     }
 }
 
-/// Renews the lease on a thread and a connection of its own: a node whose workers or pool are busy is no dead node.
-struct Renewal {
-    options: PgConnectOptions,
-    runtime: Arc<Runtime>,
-    registry: Arc<Registry>,
-    identity: Identity,
-    lease_s: f64,
-    connections: Arc<AtomicUsize>,
-    fate: watch::Sender<Fate>,
-    beats: watch::Sender<Beat>,
-    /// Members have changed: somebody wants to know at once.
-    now: Arc<Notify>,
+/// What a stop gives a store that is away.
+const AWAY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A node whose clock is far from the database's would let live things expire, and keep dead ones.
+async fn check_clock(pool: &PgPool, clock: &Clock, skew: &Skew) -> anyhow::Result<()> {
+    let before = clock.now();
+    let theirs = store::now(pool).await.context("the database's clock cannot be read")?;
+    let ms = skew.compare(before, theirs, clock.now());
+    anyhow::ensure!(
+        !skew.is_too_much(),
+        "this machine's clock is {} the database's, and node.clock_limit_ms allows {} ms: set both right (NTP), then start again",
+        skew::words(ms),
+        skew.limits().limit_ms
+    );
+    Ok(())
 }
 
-impl Renewal {
-    /// Ends when the returned sender is dropped.
-    fn start(self) -> anyhow::Result<oneshot::Sender<()>> {
-        let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("lease".into()).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! { () = self.run() => {}, _ = stopped => {} }
-            });
-        })?;
-        Ok(stop)
-    }
-
-    /// Every third of `read_ttl`, so that one lost renewal does not silence the node.
-    async fn run(self) {
-        let mut fenced = self.runtime.lanes.fenced();
-        let mut tick = tokio::time::interval(Duration::from_millis(300));
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut connection = None;
-        let mut was_down = false;
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = self.now.notified() => {}
-                _ = fenced.wait_for(|fenced| *fenced) => {
-                    let _ = self.fate.send(Fate::Evicted);
-                    return;
-                }
-            }
-            let sent = boottime_ms();
-            let began = std::time::Instant::now();
-            let renewal = self.renew(&mut connection, was_down);
-            match tokio::time::timeout(Duration::from_secs(2), renewal).await {
-                Ok(Ok(Ok(beat))) => {
-                    was_down = false;
-                    let took = began.elapsed().as_secs_f64();
-                    metrics::histogram!("proxie_lease_renewal_seconds").record(took);
-                    self.runtime.lease.renewed(sent);
-                    self.beats.send_replace(beat);
-                }
-                Ok(Ok(Err(fate))) => {
-                    let _ = self.fate.send(fate);
-                    return;
-                }
-                Ok(Err(error)) => {
-                    if !was_down {
-                        tracing::warn!(%error, "the lease could not be renewed");
-                    }
-                    (was_down, connection) = (true, None);
-                }
-                Err(_) => (was_down, connection) = (true, None),
-            }
-        }
-    }
-
-    async fn renew(
-        &self,
-        connection: &mut Option<PgConnection>,
-        was_down: bool,
-    ) -> Result<Result<Beat, Fate>, sqlx::Error> {
-        let connection = match connection {
-            Some(connection) => connection,
-            None => connection.insert(session::open(&self.options).await?),
-        };
-        let live = serde_json::json!({
-            "entities": self.registry.live(),
-            "connections": self.connections.load(Ordering::Relaxed),
-        });
-        let incarnation = self.runtime.lease.incarnation();
-        let beat = members::beat(connection, incarnation, self.lease_s, &live).await?;
-        let Some(beat) = beat else { return Ok(Err(Fate::Evicted)) };
-        if was_down {
-            let (system_id, timeline) = store::probe(connection).await?;
-            if system_id != self.identity.system_id || timeline != self.identity.timeline {
-                return Ok(Err(Fate::StoreReplaced));
-            }
-        }
-        Ok(Ok(beat))
-    }
-}
-
-/// Deletes what is too old, each minute, on the node that owns the first slot: one of all.
+/// Deletes what is too old, each minute, on the node that owns the first slot: one of all. By the database's time: it
+/// dated what is swept, and so did nodes with other clocks.
 async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: Kept) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if runtime.slots.owned(0).owner != Some(runtime.slots.me()) {
+        if runtime.slots.owned(0).owner != Some(runtime.slots.me()) || runtime.skew.is_too_much() {
             continue;
         }
         let now = match &runtime.clock {

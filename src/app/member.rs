@@ -67,6 +67,8 @@ pub struct Standing {
     pub owes_slots: bool,
     /// All nodes, by incarnation.
     pub living: Vec<i64>,
+    /// What it needs before it takes part, for people.
+    pub waits_for: Option<String>,
 }
 
 impl Standing {
@@ -78,6 +80,7 @@ impl Standing {
             settled: true,
             owes_slots: false,
             living: vec![incarnation],
+            waits_for: None,
         }
     }
 
@@ -89,6 +92,7 @@ impl Standing {
             settled: false,
             owes_slots: false,
             living: Vec::new(),
+            waits_for: Some("its first look at the cluster".into()),
         }
     }
 }
@@ -449,6 +453,9 @@ impl Membership {
                 owes_slots: state == Some(State::Active)
                     || (state == Some(State::Draining) && mine > 0 && sight.has_takers()),
                 living: sight.members().iter().map(|member| member.incarnation).collect(),
+                waits_for: sight
+                    .waits_for()
+                    .or_else(|| (!settled).then(|| "every slot to have an owner".to_owned())),
             };
             let changed = *standing != now;
             *standing = now;

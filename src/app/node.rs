@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sqlx::postgres::{PgConnectOptions, PgPool};
@@ -13,22 +13,20 @@ use tokio::task::JoinHandle;
 
 use crate::actors::{Options, Runner};
 use crate::app::core::{self, Core, Fate, Settings};
-use crate::app::kinds;
 use crate::app::matching::MatchProviders;
-use crate::app::member;
-use crate::app::seed;
-use crate::cluster::transport::{self, tls::Tls};
-use crate::config::{Config, Playback, Transport};
+use crate::app::{kinds, seed, settings};
+use crate::cluster::skew;
+use crate::config::Config;
 use crate::domain::marketplace::matching;
-use crate::domain::sync::platforms::Platforms;
 use crate::gateway::auth::{Auth, fresh_key};
-use crate::gateway::{self, Gateway, Parts, Readiness, accept, playback};
+use crate::gateway::door::Door;
+use crate::gateway::{self, Details, Gateway, Parts, Readiness, accept};
 use crate::kernel::clock::Clock;
 use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
-use crate::persistence::limits::{LocalLimiter, Nodes, Policy, RateLimiter, RedisLimiter};
-use crate::persistence::membership::{NodeInfo, host_id};
-use crate::persistence::patience::within;
+use crate::persistence::limits::Nodes;
+use crate::persistence::membership::{NodeInfo, host_id, process_start};
+use crate::persistence::patience;
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
@@ -39,12 +37,46 @@ pub struct Node {
     pub core: Core,
     gateway: Arc<Gateway>,
     reads: PgPool,
+    door: Door,
     embedded: Option<Embedded>,
-    serving: JoinHandle<()>,
+    _serving: Serving,
+    /// The epoch of a store does not change while a node lives: a replaced store ends it.
+    _epoch: watch::Sender<Arc<str>>,
     tasks: Vec<JoinHandle<()>>,
-    drain_ms: u64,
-    hand_over: Duration,
+    limits: StopLimits,
 }
+
+/// Accepts connections until it is dropped.
+struct Serving(JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What each step of a stop may take, and all of them together.
+struct StopLimits {
+    all: Duration,
+    grace: Duration,
+    hand_over: Duration,
+    drain: Duration,
+}
+
+impl StopLimits {
+    fn of(config: &Config) -> Self {
+        Self {
+            all: Duration::from_secs(config.node.stop_s),
+            grace: config.drain_grace(),
+            hand_over: Duration::from_secs(config.cluster.hand_over_s),
+            drain: Duration::from_millis(config.gateway.drain_ms + 500),
+        }
+    }
+}
+
+/// What is kept for the steps after moving slots and sending clients away: answering what was asked, writing what waits,
+/// leaving the members, stopping the server.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// Why a node ends by itself.
 #[derive(Debug)]
@@ -57,12 +89,7 @@ pub enum Doom {
 /// Where the database is: the user's, or the embedded one, which this starts.
 pub async fn open_store(config: &Config) -> anyhow::Result<(PgConnectOptions, Option<Embedded>)> {
     if !config.embedded() {
-        let options = config
-            .persistence
-            .database_url
-            .parse()
-            .context("DATABASE_URL is not a PostgreSQL URL")?;
-        return Ok((options, None));
+        return Ok((settings::database(config)?, None));
     }
     let lock = DataLock::acquire(&config.node.data_dir)?;
     let installed = &config.persistence.postgres_bin_dir;
@@ -76,13 +103,6 @@ pub async fn open_store(config: &Config) -> anyhow::Result<(PgConnectOptions, Op
     };
     let server = Embedded::start(options, lock).await?;
     Ok((server.connect_options(), Some(server)))
-}
-
-pub fn store_options(config: &Config) -> store::Options {
-    store::Options {
-        max_connections: config.persistence.max_connections,
-        allow_fsync_off: config.persistence.allow_fsync_off,
-    }
 }
 
 impl Node {
@@ -100,20 +120,32 @@ impl Node {
             )
         })?;
         let address = listener.local_addr()?;
-        let (options, embedded) = open_store(config).await?;
-        let pool = store::connect(options, &store_options(config)).await?;
-        let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
+        let options = settings::gateway(config)?;
+        // From here on somebody answers, if only what is being waited for.
+        let door = Door::new(&config.node.name, telemetry::metrics(), clock.clone());
+        let proxies = options.trusted_proxies.clone();
+        let accepting = accept::serve(listener, door.clone(), options.accept, proxies);
+        let serving = Serving(tokio::spawn(accepting));
+        let (connect, embedded) = open_store(config).await?;
+        let pool = store::connect(connect, &settings::store(config)).await?;
+        let held = embedded.is_some();
+        let core = start_core(config, &pool, clock.clone(), held, address, &door).await?;
         let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
         let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
         learn_tokens(&pool, &auth).await?;
-        settled(&core).await?;
+        settled(&core, &door).await?;
         if config.seeds_demo() {
+            door.waits_for("its demonstration data");
             seed::demo(&core).await?;
         }
         let (lanes, standing) = (core.lanes.clone(), core.standing());
-        let serves = move || lanes.all_up() && standing.borrow().active;
-        let readiness = Arc::new(Readiness::new(core.lease.clone(), serves));
+        // One that drains answers until it has gone.
+        let serves = move || {
+            let standing = standing.borrow();
+            lanes.all_up() && (standing.active || standing.draining)
+        };
+        let readiness = Arc::new(Readiness::new(core.lease.clone(), serves, details(&core)));
         let store: Arc<str> = core.identity.epoch.as_str().into();
         let (epoch, watched_epoch) = watch::channel(store.clone());
         let members = core.standing();
@@ -131,37 +163,32 @@ impl Node {
             views: Views::new(reads.clone()),
             histories: Histories::start(reads.clone()),
             auth: auth.clone(),
-            limiter: limiter(config).await?,
+            limiter: settings::limiter(config).await?,
             nodes: Box::new(nodes),
             epoch: watched_epoch,
             readiness: readiness.clone(),
             metrics: telemetry::metrics(),
             clock,
-            options: gateway_options(config)?,
+            options,
         })
         .await?;
         let tasks = vec![
             tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
-        let router = gateway::router(gateway.clone());
-        let edge = gateway.clone();
-        let serving = tokio::spawn(async move {
-            // The epoch of a store does not change while a node lives: a replaced store ends it.
-            let _epoch = epoch;
-            gateway::accept::serve(listener, edge, router).await;
-        });
         readiness.start();
+        door.open(gateway::router(gateway.clone()));
         Ok(Self {
             address,
             core,
             gateway,
             reads,
+            door,
             embedded,
-            serving,
+            _serving: serving,
+            _epoch: epoch,
             tasks,
-            drain_ms: config.gateway.drain_ms,
-            hand_over: Duration::from_secs(config.cluster.hand_over_s),
+            limits: StopLimits::of(config),
         })
     }
 
@@ -183,7 +210,7 @@ impl Node {
         tokio::select! {
             reason = store_gone => Doom::Other(format!("the embedded PostgreSQL is gone: {reason}")),
             fate = evicted => match fate.as_deref() {
-                Ok(Fate::StoreReplaced) => Doom::Other("the database is not the one it was (another server or timeline): start again".into()),
+                Ok(Fate::StoreReplaced(what)) => Doom::Other(format!("the database is not the one it was: {what}. Start this node again: topics get a new epoch")),
                 _ => Doom::Evicted,
             },
         }
@@ -203,80 +230,61 @@ impl Node {
     }
 
     /// Gives its slots to other nodes, asks clients to reconnect, finishes what was accepted, and leaves no server behind.
+    /// Takes no longer than `node.stop_s`, also where the store says nothing.
     pub async fn stop(self) {
+        let end = Instant::now() + self.limits.all;
+        let within = |limit: Duration, kept: Duration| {
+            limit.min(end.saturating_duration_since(Instant::now()).saturating_sub(kept))
+        };
+        // Load balancers see it, and send nobody here any more. Whoever comes all the same is answered.
+        self.gateway.readiness.announce();
+        self.door.leave();
+        let grace = within(self.limits.grace, LAST_STEPS);
+        let hand_over = within(self.limits.hand_over, LAST_STEPS);
         // Commands are answered meanwhile, so nobody has to notice.
-        self.core.hand_over(self.hand_over).await;
+        tokio::join!(tokio::time::sleep(grace), self.core.hand_over(hand_over));
         // Requests in flight are answered meanwhile; the sockets go one by one.
-        self.gateway.drain(Duration::from_millis(self.drain_ms + 500)).await;
-        self.serving.abort();
+        self.gateway.drain(within(self.limits.drain, LAST_STEPS)).await;
+        self.door.close(within(LAST_STEPS / 4, LAST_STEPS / 2)).await;
         for task in &self.tasks {
             task.abort();
         }
         self.reads.close().await;
-        self.core.stop().await;
-        if let Some(server) = self.embedded
-            && let Err(error) = server.stop().await
-        {
-            tracing::warn!(%error, "the embedded PostgreSQL did not stop in order");
+        let server = if self.embedded.is_some() { LAST_STEPS / 2 } else { LAST_STEPS / 10 };
+        self.core.stop_within(within(2 * LAST_STEPS, server)).await;
+        if let Some(server) = self.embedded {
+            let patience = within(3 * LAST_STEPS, LAST_STEPS / 10);
+            if let Err(error) = server.stop_within(patience).await {
+                tracing::warn!(%error, "the embedded PostgreSQL did not stop in order");
+            }
         }
     }
 }
 
-/// What a request waits for Redis at most: it is slower than a hit ever is, and nobody notices it.
-const REDIS_PATIENCE: Duration = Duration::from_millis(50);
-
-async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
-    let local = LocalLimiter::new(200_000, Duration::from_secs(60));
-    Ok(match config.redis.url.as_str() {
-        "" => Arc::new(local),
-        url => {
-            let connecting = RedisLimiter::connect(url, local, REDIS_PATIENCE);
-            let connecting = tokio::time::timeout(Duration::from_secs(5), connecting);
-            let redis =
-                connecting.await.context("Redis does not answer: check REDIS_URL, or unset it")?;
-            Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)
-        }
-    })
-}
-
-fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
-    let http = &config.gateway;
-    Ok(gateway::Options {
-        node_name: config.node.name.clone(),
-        allowed_origins: http.allowed_origins.clone(),
-        trusted_proxies: http
-            .trusted_proxies
-            .iter()
-            .map(|network| network.parse().map_err(anyhow::Error::msg))
-            .collect::<Result<_, _>>()
-            .context("gateway.trusted_proxies")?,
-        max_body_bytes: http.max_body_bytes,
-        request_timeout: Duration::from_millis(http.request_timeout_ms),
-        requests: Policy { quota: http.requests_per_minute, window_s: 60 },
-        drain: Duration::from_millis(http.drain_ms),
-        accept: accept::Limits {
-            max_connections: http.max_connections,
-            max_connections_per_address: http.max_connections_per_address,
-            accepts_per_s: http.accepts_per_s,
-            header_timeout: Duration::from_millis(http.header_timeout_ms),
+/// What `/readyz` says about a node that serves.
+fn details(core: &Core) -> impl Fn() -> Details + Send + Sync + 'static {
+    let (lanes, standing, skew) = (core.lanes.clone(), core.standing(), core.runtime.skew.clone());
+    move || Details {
+        store: if *lanes.away().borrow() {
+            Some("the store is away: it cannot be reached, or says nothing".into())
+        } else if !lanes.all_up() {
+            Some("the store is away: it does not take what is written".into())
+        } else {
+            None
         },
-        websocket: config.websocket.clone(),
-        grants: config.topics.grants.clone(),
-        sync: config.sync,
-        playback: playback_options(&config.playback)?,
-        tiers: config.tiers.clone(),
-    })
-}
-
-fn playback_options(config: &Playback) -> anyhow::Result<playback::Options> {
-    let platforms = match config.platforms.as_os_str().is_empty() {
-        true => Platforms::default(),
-        false => std::fs::read_to_string(&config.platforms)
-            .map_err(anyhow::Error::from)
-            .and_then(|table| Platforms::parse(&table).map_err(anyhow::Error::msg))
-            .with_context(|| format!("playback.platforms: {}", config.platforms.display()))?,
-    };
-    Ok(playback::Options { idle_s: config.idle_s, platforms })
+        member: {
+            let standing = standing.borrow();
+            let left = if standing.draining { "it is leaving" } else { "it is not active" };
+            let waits = standing.waits_for.clone();
+            (!standing.active)
+                .then(|| waits.map_or(left.into(), |what| format!("it waits for {what}")))
+        },
+        clock: skew.is_notable().then(|| {
+            let what =
+                if skew.is_too_much() { "; nothing is swept and no timer fires" } else { "" };
+            format!("this node's clock is {} the database's{what}", skew::words(skew.ms()))
+        }),
+    }
 }
 
 async fn start_core(
@@ -285,6 +293,7 @@ async fn start_core(
     clock: Clock,
     data_lock_held: bool,
     address: SocketAddr,
+    door: &Door,
 ) -> anyhow::Result<Core> {
     let mut runners: HashMap<&'static str, Arc<dyn Runner>> = HashMap::new();
     runners.insert(
@@ -292,9 +301,10 @@ async fn start_core(
         Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }),
     );
     let cluster = match config.cluster.enabled {
-        true => Some(cluster_options(config).await?),
+        true => Some(settings::cluster(config).await?),
         false => None,
     };
+    let told = door.clone();
     let settings = Settings {
         node: NodeInfo {
             name: config.node.name.clone(),
@@ -302,12 +312,18 @@ async fn start_core(
             version: env!("CARGO_PKG_VERSION").into(),
             host: host_id(),
             pid: std::process::id() as i32,
+            process_start: process_start(std::process::id() as i32).unwrap_or(0),
             lease_s: config.cluster.lease_s,
             lanes: config.persistence.lanes,
         },
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),
         clock,
+        clock_limits: skew::Limits {
+            warn_ms: config.node.clock_warn_ms,
+            limit_ms: config.node.clock_limit_ms,
+        },
+        waits: Arc::new(move |what: String| told.waits_for(what)),
         writer: writer::Options {
             lanes: config.persistence.lanes,
             max_batch_items: config.persistence.max_batch_items,
@@ -339,56 +355,36 @@ async fn start_core(
     prepared.run().await
 }
 
-async fn cluster_options(config: &Config) -> anyhow::Result<member::Options> {
-    let cluster = &config.cluster;
-    let tls = match cluster.tls_cert.as_os_str().is_empty() {
-        true => None,
-        false => {
-            let tls = Tls::load(&cluster.tls_cert, &cluster.tls_key, &cluster.tls_ca)?;
-            tls.check_name(&config.node.name)?;
-            Some(tls)
-        }
-    };
-    Ok(member::Options {
-        listener: transport::bind(&cluster.listen).await?,
-        tls,
-        advertise: match cluster.advertise.as_str() {
-            "" => cluster.listen.clone(),
-            advertise => advertise.into(),
-        },
-        cookie: cluster.cookie.clone(),
-        weight: cluster.weight,
-        pipe: match cluster.transport {
-            Transport::Framed => member::Pipe::Framed,
-            Transport::RactorCluster => member::Pipe::RactorCluster,
-        },
-        limits: transport::Limits {
-            window_bytes: cluster.window_mb << 20,
-            max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
-            ..transport::Limits::default()
-        },
-    })
-}
-
 /// Until this node takes part and every slot has an owner: from then on commands are answered.
-async fn settled(core: &Core) -> anyhow::Result<()> {
+async fn settled(core: &Core, door: &Door) -> anyhow::Result<()> {
     let mut standing = core.standing();
     let mut fate = core.fate();
     let ready = async {
+        let mut said = Instant::now();
+        let mut patience = Duration::from_secs(2);
         loop {
-            let ready = standing.wait_for(|standing| standing.active && standing.settled);
-            match tokio::time::timeout(Duration::from_secs(10), ready).await {
-                Ok(_) => return,
-                Err(_) => tracing::warn!(
-                    "this node is not yet part of the cluster: it needs links to all active nodes (cluster.advertise, cluster.cookie, firewalls), see `proxie cluster status`"
-                ),
+            let what = {
+                let standing = standing.borrow_and_update();
+                if standing.active && standing.settled {
+                    return;
+                }
+                standing.waits_for.clone().unwrap_or_else(|| "its cluster".into())
+            };
+            door.waits_for(what.as_str());
+            if said.elapsed() >= patience {
+                tracing::warn!(
+                    "this node is not yet part of the cluster: it waits for {what} (cluster.advertise, cluster.cookie, cluster.tls_*, cluster.transport, firewalls; see `proxie cluster status`)"
+                );
+                (said, patience) = (Instant::now(), Duration::from_secs(10));
             }
+            let _ = tokio::time::timeout(Duration::from_secs(1), standing.changed()).await;
         }
     };
     tokio::select! {
         () = ready => Ok(()),
-        _ = fate.wait_for(|fate| *fate != Fate::Living) => {
-            anyhow::bail!("this node was declared dead while it was joining: start it again")
+        fate = fate.wait_for(|fate| *fate != Fate::Living) => match fate.as_deref() {
+            Ok(Fate::StoreReplaced(what)) => anyhow::bail!("the database is not the one it was: {what}"),
+            _ => anyhow::bail!("this node was declared dead while it was joining: start it again"),
         }
     }
 }
@@ -406,10 +402,11 @@ async fn watch_tokens(pool: PgPool, auth: Arc<Auth>) {
 
 async fn learn_tokens(pool: &PgPool, auth: &Auth) -> Result<(), sqlx::Error> {
     let limit = Duration::from_secs(1);
-    let (keys, revoked) = within(pool, "say which tokens are revoked", limit, async |connection| {
-        Ok((keys::verifying(connection).await?, keys::revocations(connection).await?))
-    })
-    .await?;
+    let (keys, revoked) =
+        patience::within(pool, "say which tokens are revoked", limit, async |connection| {
+            Ok((keys::verifying(connection).await?, keys::revocations(connection).await?))
+        })
+        .await?;
     auth.set_keys(&keys);
     auth.set_revocations(revoked);
     Ok(())
@@ -419,28 +416,5 @@ async fn report_connections(gateway: Arc<Gateway>, connections: Arc<AtomicUsize>
     loop {
         connections.store(gateway.connections(), Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn platforms_are_read_from_a_file() {
-        let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
-        let options = |table: &str| {
-            std::fs::write(&path, table).unwrap();
-            playback_options(&Playback { platforms: path.clone(), ..Playback::default() })
-        };
-        let table =
-            r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
-        let platforms = options(table).unwrap().platforms;
-        assert_eq!(platforms.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
-        let wrong = format!("{:#}", options("{}}").unwrap_err());
-        assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
-        std::fs::remove_file(&path).unwrap();
-        assert!(playback_options(&Playback { platforms: path, ..Playback::default() }).is_err());
-        assert_eq!(playback_options(&Playback::default()).unwrap().idle_s, 14_400);
     }
 }

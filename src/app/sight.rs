@@ -137,6 +137,28 @@ impl Sight {
         }
     }
 
+    /// What keeps this node from becoming active, for people.
+    pub fn waits_for(&self) -> Option<String> {
+        if self.state()? != State::Joining {
+            return None;
+        }
+        let unlinked = self.others().filter(|member| {
+            member.state == State::Active && !self.up.contains(&member.incarnation)
+        });
+        let words = unlinked.map(|member| {
+            let Member { name, peer_address, lease_left_ms, .. } = member;
+            match *lease_left_ms {
+                left if left > 0 => format!(
+                    "a link to {name} at {peer_address}, or the end of its lease ({:.1} s)",
+                    left as f64 / 1_000.0
+                ),
+                _ => format!("{name} to be declared dead (its lease has run out)"),
+            }
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
     /// Who provably, or by the word of enough, is gone. `silent_ms`: for how long a peer that should have been heard was
     /// not. `awake`: this node's own heart beats; who was stopped or starved itself accuses nobody.
     pub fn verdicts(

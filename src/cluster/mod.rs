@@ -9,6 +9,7 @@ pub mod placement;
 pub mod presence;
 pub mod pulse;
 pub mod router;
+pub mod skew;
 pub mod slots;
 pub mod topics;
 pub mod transport;

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,7 +17,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until};
 use tower::ServiceExt;
 
-use crate::gateway::Gateway;
+use crate::gateway::Network;
+use crate::gateway::door::Door;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -145,15 +145,28 @@ pub async fn listen(address: &str) -> std::io::Result<TcpListener> {
     Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrNotAvailable.into()))
 }
 
-/// Serves until the task is aborted; connections go on beyond that.
-pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router) {
-    let limits = gateway.options.accept;
+/// Serves until the door shuts, or the task is aborted; connections go on beyond that.
+pub async fn serve(listener: TcpListener, door: Door, limits: Limits, proxies: Vec<Network>) {
+    let mut shut = pin!(door.shut());
     let admission = Admission::default();
     let pace = Duration::from_secs(1) / limits.accepts_per_s.max(1);
     // When the next one may be accepted if nothing has been saved up; up to a second's worth is.
     let mut due = Instant::now();
+    let mut late = BACKLOG;
     loop {
-        let (socket, peer) = match listener.accept().await {
+        if door.is_shut() {
+            late -= 1;
+            if late == 0 {
+                return;
+            }
+        }
+        let accepted = tokio::select! {
+            biased;
+            // First, so that who has connected before the door shuts is let in: as many as could wait.
+            accepted = listener.accept() => accepted,
+            () = &mut shut => return,
+        };
+        let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
@@ -165,10 +178,10 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router)
                 continue;
             }
         };
-        let proxy = gateway.options.trusted_proxies.iter().any(|known| known.contains(peer.ip()));
+        let proxy = proxies.iter().any(|known| known.contains(peer.ip()));
         match admission.admit((!proxy).then(|| peer.ip()), &limits) {
             Ok(admitted) => {
-                tokio::spawn(connection(socket, peer, admitted, limits, router.clone()));
+                tokio::spawn(connection(socket, peer, admitted, limits, door.clone()));
             }
             Err(why) => {
                 metrics::counter!("proxie_connections_refused_total", "why" => why).increment(1);
@@ -189,21 +202,32 @@ async fn connection(
     peer: SocketAddr,
     admitted: Admitted,
     limits: Limits,
-    router: Router,
+    door: Door,
 ) {
+    let _visit = door.enter();
     // What is written at once is already together.
     let _ = socket.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&socket, UNTAKEN);
     let asked = Arc::new(AtomicBool::new(false));
-    let asks = asked.clone();
+    let (asks, inside) = (asked.clone(), door.clone());
     let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         asks.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
         // A WebSocket takes it along.
         request.extensions_mut().insert(admitted.clone());
-        router.clone().oneshot(request)
+        let (answering, inside) = (inside.router().clone().oneshot(request), inside.clone());
+        async move {
+            let mut response = answering.await?;
+            // A connection that is another protocol's now is told by that.
+            if inside.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -218,6 +242,16 @@ async fn connection(
                 metrics::counter!("proxie_connections_refused_total", "why" => "headers").increment(1);
                 return;
             }
+            tokio::select! {
+                ended = &mut served => ended,
+                () = door.over() => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            }
+        }
+        () = door.over() => {
+            served.as_mut().graceful_shutdown();
             served.await
         }
     };

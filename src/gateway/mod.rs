@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod auth;
 pub mod commands;
+pub mod door;
 pub mod problem;
 
 mod asking;
@@ -128,12 +129,25 @@ impl Default for Options {
     }
 }
 
+/// What is not as it should be, in words; `None`: nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    pub store: Option<String>,
+    pub member: Option<String>,
+    /// A clock that is off does not make a node unready: every node would be, where the database's is.
+    pub clock: Option<String>,
+}
+
 /// Whether this node should get traffic. `app` sets it, the edges read it.
 pub struct Readiness {
     store_up: Box<dyn Fn() -> bool + Send + Sync>,
     lease: Lease,
+    /// Words about what is not as it should be.
+    details: Box<dyn Fn() -> Details + Send + Sync>,
     /// Seeding or recovery is not over: alive, but not ready.
     started: AtomicBool,
+    /// It will leave in a moment: whoever looks at `readyz` sends nobody here any more.
+    announced: AtomicBool,
     leaving: watch::Sender<Leaving>,
 }
 
@@ -149,17 +163,28 @@ enum Leaving {
 
 impl Readiness {
     /// `store_up` is asked at every read and must be cheap.
-    pub fn new(lease: Lease, store_up: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn new(
+        lease: Lease,
+        store_up: impl Fn() -> bool + Send + Sync + 'static,
+        details: impl Fn() -> Details + Send + Sync + 'static,
+    ) -> Self {
         Self {
             store_up: Box::new(store_up),
+            details: Box::new(details),
             lease,
             started: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
             leaving: watch::channel(Leaving::No).0,
         }
     }
 
     pub fn start(&self) {
         self.started.store(true, Ordering::Release);
+    }
+
+    /// `readyz` goes red, and nothing else changes: load balancers need a moment to see it.
+    pub fn announce(&self) {
+        self.announced.store(true, Ordering::Release);
     }
 
     /// No new work is wanted here: sockets are told to reconnect elsewhere, `readyz` goes red.
@@ -186,6 +211,15 @@ impl Readiness {
 
     pub fn lease_age_s(&self) -> f64 {
         self.lease.age_ms() as f64 / 1_000.0
+    }
+
+    pub fn details(&self) -> Details {
+        (self.details)()
+    }
+
+    /// It is about to drain, or drains.
+    pub fn is_leaving(&self) -> bool {
+        self.announced.load(Ordering::Acquire) || self.is_draining()
     }
 
     pub fn is_draining(&self) -> bool {

@@ -267,9 +267,14 @@ impl Embedded {
 
     /// Fast shutdown: open connections are cut, everything committed is on disk, the next start needs no recovery.
     /// After 20 s it becomes an immediate one, whose next start does.
-    pub async fn stop(mut self) -> Result<(), Error> {
-        self.supervisor.request_stop();
-        let limit = FAST_STOP_LIMIT + 3 * HARD_STOP_LIMIT;
+    pub async fn stop(self) -> Result<(), Error> {
+        self.stop_within(FAST_STOP_LIMIT + 2 * HARD_STOP_LIMIT).await
+    }
+
+    /// The same with less patience, down to a moment: what takes longer is killed.
+    pub async fn stop_within(mut self, patience: Duration) -> Result<(), Error> {
+        self.supervisor.request_stop(patience);
+        let limit = patience + HARD_STOP_LIMIT;
         let mut status = self.status.clone();
         let ended = tokio::time::timeout(limit, status.wait_for(Status::is_final)).await;
         if ended.is_err() {
@@ -285,7 +290,7 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.supervisor.request_stop();
+        self.supervisor.request_stop(FAST_STOP_LIMIT);
         let deadline = Instant::now() + DROP_LIMIT;
         while !self.supervisor.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));

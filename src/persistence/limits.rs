@@ -135,6 +135,11 @@ impl RedisLimiter {
 }
 
 impl RedisLimiter {
+    /// Whether it is an address at all; nobody is asked.
+    pub fn check(url: &str) -> Result<(), redis::RedisError> {
+        redis::Client::open(url).map(drop)
+    }
+
     /// What Redis answers, if it does in time.
     async fn in_time<T>(
         &self,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::Row;
 use sqlx::postgres::PgPool;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::persistence::commit::OutboxRow;
 
@@ -56,11 +56,13 @@ struct Job {
 pub struct Loader {
     jobs: mpsc::Sender<Job>,
     pool: PgPool,
+    /// The store cannot be reached: nobody waits for it.
+    away: watch::Receiver<bool>,
 }
 
 impl Loader {
     /// `readers` batches are read at the same time.
-    pub fn start(pool: PgPool, readers: usize) -> Self {
+    pub fn start(pool: PgPool, readers: usize, away: watch::Receiver<bool>) -> Self {
         let (jobs, waiting) = mpsc::channel(MAX_WAITING);
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
         for _ in 0..readers {
@@ -77,7 +79,7 @@ impl Loader {
                 }
             });
         }
-        Self { jobs, pool }
+        Self { jobs, pool, away }
     }
 
     pub async fn load(&self, kind: &'static str, key: Arc<str>) -> Result<Loaded, String> {
@@ -85,7 +87,11 @@ impl Loader {
         self.jobs
             .try_send(Job { kind, key, done })
             .map_err(|_| "too many entities are being loaded".to_owned())?;
-        rx.await.map_err(|_| "the loader has stopped".to_owned())?
+        let mut away = self.away.clone();
+        tokio::select! {
+            loaded = rx => loaded.map_err(|_| "the loader has stopped".to_owned())?,
+            Ok(_) = away.wait_for(|away| *away) => Err("the store is away".into()),
+        }
     }
 
     /// The whole journal, for an entity whose snapshot cannot be used, or the next page of a long one.

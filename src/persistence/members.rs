@@ -3,18 +3,23 @@
 //! Every change of ownership is a compare-and-swap under one lock, raises the slot's epoch, and tells the others
 //! (`notify proxie_cluster`). A slot of a live node is only ever released by its owner.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnection, PgListener, PgPool, PgRow};
 use sqlx::{Connection, Row};
 
+use crate::kernel::clock::Timestamp;
 use crate::persistence::membership::{
-    CHANNEL, NodeInfo, RegisterError, changed, enrol, process_exists,
+    CHANNEL, NodeInfo, Other, RegisterError, Waits, changed, enrol, others,
 };
 use crate::persistence::patience::{PATIENCE, within};
+use crate::persistence::store::from_micros;
 
 /// How long a takeover waits for the batch that the dead node may have in its lane, before it ends that backend.
 const LANE_PATIENCE: &str = "500ms";
+/// Longer than between two renewals, so that whoever lives has renewed.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -66,49 +71,78 @@ pub enum Evidence {
     Operator,
 }
 
-/// Registers a new incarnation as joining. Another live node of the same name is an error. Those of this host whose
-/// process is gone are declared dead on the way, whatever their name: nobody knows it as surely as this node.
+/// Registers a new incarnation as joining. A node of the same name that renews its lease is an error; for one that does
+/// not, the end of that lease is waited for: a cluster that died as a whole comes back under its names. Those of this
+/// host whose process is gone are declared dead on the way, whatever their name: nobody knows it as surely as this node.
 pub async fn join(
     pool: &PgPool,
     node: &NodeInfo,
     peer_address: &str,
     weight: u32,
+    waits: Waits<'_>,
 ) -> Result<i64, RegisterError> {
-    let twins = sqlx::query(
-        "select n.incarnation, n.host, n.pid, l.lease_until > now(), n.name = $1 or n.peer_address = '' from nodes n join leases l using (incarnation)
-         where n.state <> 'dead' and (n.name = $1 or n.peer_address = '' or n.host = $2)",
-    )
-    .bind(&node.name)
-    .bind(&node.host)
-    .fetch_all(pool)
-    .await?;
-    for twin in twins {
-        let (incarnation, host, pid): (i64, String, i32) = (twin.get(0), twin.get(1), twin.get(2));
-        let gone = host == node.host && !process_exists(pid);
-        if !gone && !twin.get::<bool, _>(4) {
-            continue;
+    let started = Instant::now();
+    let mut leases: HashMap<i64, i64> = HashMap::new();
+    let mut said = false;
+    loop {
+        let mut wait = None;
+        for other in others(pool).await? {
+            // Without a cluster, a node owns all: no other may be there.
+            let rival = other.name == node.name || other.peer_address.is_empty();
+            if other.is_gone(node) {
+                evict(pool, None, other.incarnation, Evidence::Operator).await?;
+            } else if rival && other.lease_left_s <= 0.0 {
+                evict(pool, None, other.incarnation, Evidence::Lease).await?;
+            } else if rival {
+                let before = leases.insert(other.incarnation, other.lease_until_us);
+                let renewed = before.is_some_and(|before| other.lease_until_us > before);
+                if renewed || started.elapsed().as_secs_f64() > 3.0 * node.lease_s {
+                    return Err(taken(other));
+                }
+                wait = Some(other);
+            }
         }
-        if twin.get::<bool, _>(3) && !gone {
-            return Err(RegisterError::AnotherIsLive { name: node.name.clone(), pid });
-        }
-        evict(pool, None, incarnation, if gone { Evidence::Operator } else { Evidence::Lease })
-            .await?;
+        let Some(other) = wait else { break };
+        other.wait(waits, &mut said);
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
     let mut tx = pool.begin().await?;
     lock(&mut tx).await?;
+    // Another of this name may have come at the same moment.
+    let racer = sqlx::query(
+        "select incarnation, pid, peer_address from nodes where state <> 'dead' and (name = $1 or peer_address = '')",
+    )
+    .bind(&node.name)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(racer) = racer {
+        return Err(refusal(node.name.clone(), racer.get(0), racer.get(1), racer.get(2)));
+    }
     let incarnation = enrol(&mut tx, node, peer_address, weight, "joining").await?;
     changed(&mut tx).await?;
     tx.commit().await?;
     Ok(incarnation)
 }
 
-/// Renews the lease and says who is alive. `None`: this incarnation was declared dead.
+fn taken(other: Other) -> RegisterError {
+    refusal(other.name, other.incarnation, other.pid, other.peer_address)
+}
+
+fn refusal(name: String, incarnation: i64, pid: i32, address: String) -> RegisterError {
+    if address.is_empty() {
+        return RegisterError::Single { name, pid };
+    }
+    RegisterError::NameTaken { name, incarnation, address }
+}
+
+/// Renews the lease and says who is alive, and when that was by the database's clock. `None`: this incarnation was
+/// declared dead.
 pub async fn beat(
     connection: &mut PgConnection,
     incarnation: i64,
     lease_s: f64,
     live: &serde_json::Value,
-) -> Result<Option<Beat>, sqlx::Error> {
+) -> Result<Option<(Beat, Timestamp)>, sqlx::Error> {
     let rows = sqlx::query(
         "with alive as (update nodes set live = $3::jsonb where incarnation = $1 and state <> 'dead' returning incarnation),
               renewed as (update leases l set lease_until = now() + $2 * interval '1 second' from alive a
@@ -116,7 +150,8 @@ pub async fn beat(
          select (select version from cluster), (select count(*) from renewed), n.incarnation, n.name, n.peer_address,
                 n.version, n.weight, n.state, (extract(epoch from l.lease_until - now()) * 1000)::bigint,
                 (select count(*) from suspicions s join nodes b on b.incarnation = s.by
-                  where s.suspect = n.incarnation and b.state = 'active' and s.at > now() - interval '3 seconds')
+                  where s.suspect = n.incarnation and b.state = 'active' and s.at > now() - interval '3 seconds'),
+                micros(clock_timestamp())
            from nodes n join leases l using (incarnation) where n.state <> 'dead' order by n.incarnation",
     )
     .bind(incarnation)
@@ -128,7 +163,7 @@ pub async fn beat(
     if first.get::<i64, _>(1) == 0 {
         return Ok(None);
     }
-    let version = first.get(0);
+    let (version, at) = (first.get(0), from_micros(first.get(10)));
     let members = rows.iter().map(|row| Member {
         incarnation: row.get(2),
         name: row.get(3),
@@ -143,7 +178,7 @@ pub async fn beat(
         lease_left_ms: row.get(8),
         suspected_by: row.get::<i64, _>(9) as u32,
     });
-    Ok(Some(Beat { version, members: members.collect() }))
+    Ok(Some((Beat { version, members: members.collect() }, at)))
 }
 
 /// All slots in order, with the version they belong to.

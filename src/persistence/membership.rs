@@ -15,9 +15,14 @@ pub struct NodeInfo {
     /// Where `pid` means something: boot id, host name, pid namespace.
     pub host: String,
     pub pid: i32,
+    /// See [`process_start`]; 0 where that is not known.
+    pub process_start: i64,
     pub lease_s: f64,
     pub lanes: u16,
 }
+
+/// Is told what a start waits for.
+pub type Waits<'a> = &'a (dyn Fn(String) + Send + Sync);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Registered {
@@ -32,16 +37,53 @@ pub enum RegisterError {
         "another node ({name}, pid {pid}) is live on this database. Stop it first, or use another database: without the cluster one node owns all"
     )]
     AnotherIsLive { name: String, pid: i32 },
+    #[error(
+        "this cluster has a living node {name} already (incarnation {incarnation}, at {address}): give this one a node.name of its own, or stop that one (`proxie cluster drain {name}`)"
+    )]
+    NameTaken { name: String, incarnation: i64, address: String },
+    #[error(
+        "a node without a cluster ({name}, pid {pid}) is live on this database: stop it first, then start the cluster"
+    )]
+    Single { name: String, pid: i32 },
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
 }
 
-struct Other {
-    incarnation: i64,
-    name: String,
+/// A node that is not declared dead.
+pub(super) struct Other {
+    pub incarnation: i64,
+    pub name: String,
     host: String,
-    pid: i32,
-    lease_left_s: f64,
+    pub pid: i32,
+    process_start: i64,
+    pub peer_address: String,
+    /// By the database's clock.
+    pub lease_left_s: f64,
+    pub lease_until_us: i64,
+}
+
+impl Other {
+    /// Its process provably is not there any more. Only on the same host, in the same boot and pid namespace can
+    /// anybody tell.
+    pub fn is_gone(&self, node: &NodeInfo) -> bool {
+        self.host == node.host && !process_exists(self.pid, self.process_start)
+    }
+
+    /// Its lease, for whoever waits for that to run out.
+    pub fn wait(&self, waits: Waits<'_>, said: &mut bool) {
+        let Self { incarnation, name, pid, lease_left_s, .. } = self;
+        let at = match self.peer_address.as_str() {
+            "" => String::new(),
+            address => format!(", at {address}"),
+        };
+        let what = format!(
+            "the lease of {name} (incarnation {incarnation}{at}, pid {pid}), which runs out in {lease_left_s:.1} s unless that node lives"
+        );
+        if !std::mem::replace(said, true) {
+            tracing::warn!("waiting for {what}");
+        }
+        waits(what);
+    }
 }
 
 /// Registers a new incarnation and claims every slot. An older node that is provably gone is fenced at once, else its
@@ -52,43 +94,34 @@ pub async fn register(
     node: &NodeInfo,
     data_lock_held: bool,
     read_ttl: Duration,
+    waits: Waits<'_>,
 ) -> Result<Registered, RegisterError> {
     let started = Instant::now();
-    let mut waited_for: Option<(i64, f64)> = None;
+    let mut waited_for: Option<(i64, i64)> = None;
     let mut fenced_a_silent_one = false;
+    let mut said = false;
     loop {
-        let others = live_nodes(pool).await?;
+        let others = others(pool).await?;
         let mut wait: Option<&Other> = None;
         for other in &others {
-            let gone = data_lock_held || (other.host == node.host && !process_exists(other.pid));
+            let gone = data_lock_held || other.is_gone(node);
             if !gone && other.lease_left_s > 0.0 {
                 wait = Some(other);
             }
             fenced_a_silent_one |= !gone;
         }
         let Some(other) = wait else { break };
-        match waited_for {
-            // A second reading that is not lower means that it renewed.
-            Some((incarnation, left))
-                if incarnation == other.incarnation && other.lease_left_s > left =>
-            {
-                return Err(RegisterError::AnotherIsLive {
-                    name: other.name.clone(),
-                    pid: other.pid,
-                });
-            }
-            None => tracing::warn!(
-                node = other.name,
-                pid = other.pid,
-                seconds = other.lease_left_s,
-                "an older node's lease has not run out; waiting for it"
-            ),
-            _ => {}
+        // A lease that ends later than it did was renewed.
+        if waited_for.is_some_and(|(incarnation, until)| {
+            incarnation == other.incarnation && other.lease_until_us > until
+        }) {
+            return Err(RegisterError::AnotherIsLive { name: other.name.clone(), pid: other.pid });
         }
+        other.wait(waits, &mut said);
         if started.elapsed().as_secs_f64() > 3.0 * node.lease_s {
             return Err(RegisterError::AnotherIsLive { name: other.name.clone(), pid: other.pid });
         }
-        waited_for = Some((other.incarnation, other.lease_left_s));
+        waited_for = Some((other.incarnation, other.lease_until_us));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
@@ -111,9 +144,6 @@ pub async fn register(
     // one that is being written.
     sqlx::query("update lanes set live = false where live").execute(&mut *tx).await?;
     sqlx::query("update nodes set state = 'dead', ended_at = now() where state <> 'dead'")
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("delete from lanes where incarnation in (select incarnation from nodes where ended_at < now() - interval '1 day')")
         .execute(&mut *tx)
         .await?;
     let incarnation = enrol(&mut tx, node, "", 1, "active").await?;
@@ -143,8 +173,8 @@ pub async fn enrol(
     state: &str,
 ) -> Result<i64, sqlx::Error> {
     let incarnation: i64 = sqlx::query_scalar(
-        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid)
-         values (nextval('incarnations'), $1, $2, $3, $4, $5, $6, $7, $8) returning incarnation",
+        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid, process_start)
+         values (nextval('incarnations'), $1, $2, $3, $4, $5, $6, $7, $8, $9) returning incarnation",
     )
     .bind(&node.name)
     .bind(&node.address)
@@ -154,6 +184,7 @@ pub async fn enrol(
     .bind(state)
     .bind(&node.host)
     .bind(node.pid)
+    .bind(node.process_start)
     .fetch_one(&mut *connection)
     .await?;
     sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")
@@ -169,10 +200,11 @@ pub async fn enrol(
     Ok(incarnation)
 }
 
-async fn live_nodes(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
+pub(super) async fn others(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
     let rows = sqlx::query(
-        "select n.incarnation, n.name, n.host, n.pid, extract(epoch from l.lease_until - now())::float8
-         from nodes n join leases l using (incarnation) where n.state <> 'dead'",
+        "select n.incarnation, n.name, n.host, n.pid, n.process_start, n.peer_address,
+                extract(epoch from l.lease_until - now())::float8, micros(l.lease_until)
+         from nodes n join leases l using (incarnation) where n.state <> 'dead' order by n.incarnation",
     )
     .fetch_all(pool)
     .await?;
@@ -183,27 +215,40 @@ async fn live_nodes(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
             name: row.get(1),
             host: row.get(2),
             pid: row.get(3),
-            lease_left_s: row.get(4),
+            process_start: row.get(4),
+            peer_address: row.get(5),
+            lease_left_s: row.get(6),
+            lease_until_us: row.get(7),
         })
         .collect())
 }
 
-pub fn process_exists(pid: i32) -> bool {
-    rustix::process::Pid::from_raw(pid)
-        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+/// Whether a process of this pid that was started then is there, whoever may signal it. 0: whenever it was.
+pub fn process_exists(pid: i32, started: i64) -> bool {
+    use rustix::io::Errno;
+    let Some(named) = rustix::process::Pid::from_raw(pid) else { return false };
+    match rustix::process::test_kill_process(named) {
+        Err(Errno::SRCH) => false,
+        // Another user's, perhaps: it is there. And where it cannot be looked at, it is taken for the one.
+        _ => started == 0 || process_start(pid).is_none_or(|now| now == started),
+    }
 }
 
-/// This machine, boot and pid namespace.
+/// When a process was started, in ticks since the host was: no other process has the same pid and start.
+pub fn process_start(pid: i32) -> Option<i64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name, which may hold anything; the start is the 22nd.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// This machine, boot and pid namespace. What cannot be read makes it nobody else's: pids are not compared then.
 pub fn host_id() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let namespace = std::fs::read_link("/proc/self/ns/pid")
-        .map(|p| p.display().to_string())
-        .unwrap_or_default();
-    format!(
-        "{}/{}/{namespace}",
-        read("/proc/sys/kernel/random/boot_id"),
-        read("/proc/sys/kernel/hostname")
-    )
+    let read = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok().map(|p| p.display().to_string());
+    let parts =
+        [read("/proc/sys/kernel/random/boot_id"), read("/proc/sys/kernel/hostname"), namespace];
+    let unique = || format!("unknown-{:016x}", rand::random::<u64>());
+    parts.map(|part| part.filter(|part| !part.is_empty()).unwrap_or_else(unique)).join("/")
 }
 
 pub const CHANNEL: &str = "proxie_cluster";
@@ -224,7 +269,7 @@ pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
         .bind(incarnation)
         .execute(&mut *tx)
         .await?;
-    sqlx::query("update nodes set state = 'dead', ended_at = now() where incarnation = $1")
+    sqlx::query("update nodes set state = 'dead', drained = true, ended_at = now() where incarnation = $1 and state <> 'dead'")
         .bind(incarnation)
         .execute(&mut *tx)
         .await?;
@@ -235,6 +280,9 @@ pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     changed(&mut tx).await?;
     tx.commit().await
 }
+
+/// How long a node that left in order is shown.
+const SHOWN_S: f64 = 600.0;
 
 #[derive(Debug, serde::Serialize)]
 pub struct NodeRow {
@@ -249,14 +297,20 @@ pub struct NodeRow {
     pub connections: i64,
 }
 
+/// The nodes that live, and those that left in order not long ago, as far as no other of their name has come.
 pub async fn nodes(pool: &PgPool) -> Result<Vec<NodeRow>, sqlx::Error> {
     let rows = sqlx::query(
-        "select n.name, n.incarnation, n.address, n.version, n.state,
+        "select n.name, n.incarnation, n.address, n.version, case n.state when 'dead' then 'drained' else n.state end,
                 (extract(epoch from l.lease_until - now()) * 1000)::bigint,
                 (select count(*) from slots s where s.incarnation = n.incarnation),
                 coalesce((n.live ->> 'entities')::bigint, 0), coalesce((n.live ->> 'connections')::bigint, 0)
-         from nodes n join leases l using (incarnation) where n.state <> 'dead' order by n.incarnation",
+         from nodes n join leases l using (incarnation)
+         where n.state <> 'dead'
+            or (n.drained and n.ended_at > now() - $1 * interval '1 second'
+                and not exists (select from nodes m where m.name = n.name and m.incarnation > n.incarnation))
+         order by n.incarnation",
     )
+    .bind(SHOWN_S)
     .fetch_all(pool)
     .await?;
     Ok(rows

@@ -121,6 +121,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
     (3, "playback", include_str!("../../migrations/0003_playback.sql")),
     (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
+    (7, "members", include_str!("../../migrations/0007_members.sql")),
 ];
 
 /// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an
@@ -192,30 +193,56 @@ pub struct Identity {
     pub timeline: i32,
 }
 
+/// The timeline that is being written. A promoted replica writes its own from its first record on, while its control
+/// file names the old one until the next checkpoint, which may be minutes away.
+const TIMELINE: &str =
+    "case when pg_is_in_recovery() then (select timeline_id from pg_control_checkpoint())
+    else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end";
+
 /// Reads the store's identity, and starts a new epoch when the server is another one, or on another timeline, than
 /// the one that wrote the last: positions that clients hold may name offsets that this history has not.
 pub async fn identify(pool: &PgPool, fresh_epoch: &str) -> Result<Identity, StoreError> {
-    let row = sqlx::query(
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!(
         "insert into store (epoch, system_id, timeline)
-         select $1, s.system_identifier::text, c.timeline_id from pg_control_system() s, pg_control_checkpoint() c
+         select $1, system_identifier::text, {TIMELINE} from pg_control_system()
          on conflict (one) do update set
              epoch = case when store.system_id = excluded.system_id and store.timeline = excluded.timeline
                           then store.epoch else excluded.epoch end,
              system_id = excluded.system_id, timeline = excluded.timeline
          returning epoch, system_id, timeline",
-    )
+    )))
     .bind(fresh_epoch)
     .fetch_one(pool)
     .await?;
     Ok(Identity { epoch: row.get(0), system_id: row.get(1), timeline: row.get(2) })
 }
 
-/// Whether the server answers, and is still the one it was.
-pub async fn probe(connection: &mut PgConnection) -> Result<(String, i32), sqlx::Error> {
-    let row = sqlx::query(
-        "select s.system_identifier::text, c.timeline_id from pg_control_system() s, pg_control_checkpoint() c",
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok((row.get(0), row.get(1)))
+impl Identity {
+    /// `None`: the server is the one that this identity was read from. Else what it is instead, for people.
+    pub async fn differs(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Option<String>, sqlx::Error> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "select system_identifier::text, {TIMELINE} from pg_control_system()"
+        )))
+        .fetch_one(connection)
+        .await?;
+        let (system_id, timeline): (String, i32) = (row.get(0), row.get(1));
+        Ok(if system_id != self.system_id {
+            Some("another server answers".into())
+        } else if timeline != self.timeline {
+            Some(format!(
+                "it is on timeline {timeline} and was on {}: a replica was promoted, or a backup restored",
+                self.timeline
+            ))
+        } else {
+            None
+        })
+    }
+}
+
+/// The database's clock.
+pub async fn now(pool: &PgPool) -> Result<Timestamp, sqlx::Error> {
+    sqlx::query_scalar("select micros(clock_timestamp())").fetch_one(pool).await.map(from_micros)
 }

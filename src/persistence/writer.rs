@@ -52,6 +52,11 @@ pub type Late = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 pub struct Lanes {
     lanes: Arc<[Lane]>,
     fenced: Arc<watch::Sender<bool>>,
+    /// The store cannot be reached, as the renewals of the lease have found.
+    away: Arc<watch::Sender<bool>>,
+    is_away: Arc<AtomicBool>,
+    /// Batches that are through.
+    written: Arc<AtomicUsize>,
     max_queued: usize,
 }
 
@@ -77,6 +82,7 @@ impl Lanes {
         late: Late,
     ) -> anyhow::Result<Self> {
         let fenced = Arc::new(watch::Sender::new(false));
+        let written = Arc::new(AtomicUsize::new(0));
         let mut lanes = Vec::new();
         for lane in 0..options.lanes {
             let queued = Arc::new(AtomicUsize::new(0));
@@ -96,13 +102,21 @@ impl Lanes {
                 up: up.clone(),
                 queued: queued.clone(),
                 fenced: fenced.clone(),
+                written: written.clone(),
                 waiting: VecDeque::new(),
                 barriers: Vec::new(),
             };
             let (actor, _) = Actor::spawn(None, LaneActor, lane).await?;
             lanes.push(Lane { actor, queued, up });
         }
-        Ok(Self { lanes: lanes.into(), fenced, max_queued: options.max_queued })
+        Ok(Self {
+            lanes: lanes.into(),
+            fenced,
+            away: Arc::new(watch::Sender::new(false)),
+            is_away: Arc::default(),
+            written,
+            max_queued: options.max_queued,
+        })
     }
 
     fn lane(&self, slot: u16) -> &Lane {
@@ -130,11 +144,28 @@ impl Lanes {
 
     /// False while a lane of the slot cannot commit: nothing should be decided then.
     pub fn is_up(&self, slot: u16) -> bool {
-        self.lane(slot).up.load(Ordering::Acquire)
+        self.lane(slot).up.load(Ordering::Acquire) && !self.is_away.load(Ordering::Acquire)
     }
 
     pub fn all_up(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.up.load(Ordering::Acquire))
+        !self.is_away.load(Ordering::Acquire)
+            && self.lanes.iter().all(|lane| lane.up.load(Ordering::Acquire))
+    }
+
+    /// Lanes that nobody writes to do not notice that the store is away: whoever does says so.
+    pub fn set_away(&self, away: bool) {
+        self.is_away.store(away, Ordering::Release);
+        self.away.send_if_modified(|was| std::mem::replace(was, away) != away);
+    }
+
+    /// True while the store cannot be reached.
+    pub fn away(&self) -> watch::Receiver<bool> {
+        self.away.subscribe()
+    }
+
+    /// Goes on while batches get through.
+    pub fn written(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
     }
 
     pub fn queued(&self) -> usize {
@@ -189,6 +220,7 @@ struct State {
     up: Arc<AtomicBool>,
     queued: Arc<AtomicUsize>,
     fenced: Arc<watch::Sender<bool>>,
+    written: Arc<AtomicUsize>,
     waiting: VecDeque<Box<CommitItem>>,
     barriers: Vec<oneshot::Sender<()>>,
 }
@@ -222,6 +254,7 @@ impl Actor for LaneActor {
             Message::Through(items, writer) => {
                 ended = items;
                 state.writer = writer;
+                state.written.fetch_add(1, Ordering::Relaxed);
                 if state.writer.is_none() {
                     let _ = state.fenced.send(true);
                 }

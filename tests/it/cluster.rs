@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::edges::{Http, connect, hairdresser, text};
-use crate::process::{Folder, Served, run, text as utf8};
+use crate::process::{Folder, Served, Starting, run, text as utf8};
 use crate::support::{database, eventually};
 
 #[path = "../../examples/chaos/suite.rs"]
@@ -19,7 +19,7 @@ pub struct Nodes {
     folder: Folder,
     database: String,
     /// By number; `None`: gone.
-    nodes: Vec<Option<Served>>,
+    pub nodes: Vec<Option<Served>>,
     tls: bool,
     settings: Vec<(&'static str, &'static str)>,
 }
@@ -35,11 +35,22 @@ impl Nodes {
         tls: bool,
         settings: &[(&'static str, &'static str)],
     ) -> Self {
+        let database = database().await.to_url_lossy().to_string();
+        Self::on(name, n, database, tls, settings).await
+    }
+
+    /// On this database.
+    pub async fn on(
+        name: &str,
+        n: usize,
+        database: String,
+        tls: bool,
+        settings: &[(&'static str, &'static str)],
+    ) -> Self {
         let folder = Folder::new(name);
         let config = "[[topics.grants]]\ntopic = \"app:room\"\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n\
             [[topics.grants]]\ntopic = \"app:log\"\ndurable = true\npublish = [\"consumer\"]\nsubscribe = [\"consumer\"]\n";
         std::fs::write(folder.0.join("config.toml"), config).unwrap();
-        let database = database().await.to_url_lossy().to_string();
         let mut nodes =
             Self { folder, database, nodes: Vec::new(), tls, settings: settings.into() };
         if tls {
@@ -57,7 +68,7 @@ impl Nodes {
         nodes
     }
 
-    fn environment(&self, n: usize) -> Vec<(String, String)> {
+    pub fn environment(&self, n: usize) -> Vec<(String, String)> {
         let mut environment = vec![
             ("DATABASE_URL", self.database.clone()),
             ("PROXIE__CLUSTER__ENABLED", "true".into()),
@@ -66,6 +77,7 @@ impl Nodes {
             ("PROXIE__NODE__NAME", format!("node-{n}")),
             ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0".into()),
             ("PROXIE__GATEWAY__DRAIN_MS", "300".into()),
+            ("PROXIE__GATEWAY__DRAIN_GRACE_MS", "500".into()),
             ("PROXIE__AUTH__DEV_TOKENS", "true".into()),
             ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true".into()),
             ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10".into()),
@@ -81,12 +93,17 @@ impl Nodes {
         environment.into_iter().map(|(name, value)| (name.into(), value)).collect()
     }
 
-    fn launch(&self, n: usize, more: &[(&str, &str)]) -> Served {
+    pub fn launch(&self, n: usize, more: &[(&str, &str)]) -> Served {
+        self.spawn(n, more).ready()
+    }
+
+    /// Not ready yet.
+    pub fn spawn(&self, n: usize, more: &[(&str, &str)]) -> Starting {
         let environment = self.environment(n);
         let mut environment: Vec<(&str, &str)> =
             environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         environment.extend(more);
-        Served::start(&self.folder, &environment)
+        Served::spawn(&self.folder, &environment)
     }
 
     pub fn address(&self, n: usize) -> SocketAddr {
@@ -110,7 +127,9 @@ impl Nodes {
 
     fn status(&self) -> Vec<Value> {
         let status = self.command(&["cluster", "status", "--json"]);
-        serde_json::from_str::<Value>(&status).unwrap()["nodes"].as_array().unwrap().clone()
+        let all =
+            serde_json::from_str::<Value>(&status).unwrap()["nodes"].as_array().unwrap().clone();
+        all.into_iter().filter(|node| node["state"] != "drained").collect()
     }
 
     /// Active nodes that own every slot between them.
@@ -130,6 +149,15 @@ impl Nodes {
         text(&shown["owner_node"]).strip_prefix("node-").unwrap().parse().unwrap()
     }
 
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// A connection to their database.
+    pub async fn store(&self) -> sqlx::PgConnection {
+        sqlx::PgConnection::connect(&self.database).await.unwrap()
+    }
+
     pub fn kill(&mut self, n: usize) {
         self.nodes[n] = None;
     }
@@ -139,7 +167,7 @@ impl Nodes {
     }
 }
 
-fn free_address() -> String {
+pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 

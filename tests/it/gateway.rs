@@ -20,7 +20,8 @@ use proxie::domain::marketplace::schedule::Span;
 use proxie::domain::marketplace::session::Session;
 use proxie::domain::marketplace::user::{self, User};
 use proxie::gateway::auth::Auth;
-use proxie::gateway::{Gateway, Options, Parts, Readiness, router};
+use proxie::gateway::door::Door;
+use proxie::gateway::{Details, Gateway, Options, Parts, Readiness, router};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::keys::SigningKey;
@@ -97,7 +98,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let core = prepared.run().await.unwrap();
     let auth = Arc::new(Auth::new(&SigningKey { kid: "k1".into(), secret: [7; 32] }));
     let lanes = core.lanes.clone();
-    let readiness = Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up()));
+    let readiness =
+        Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up(), Details::default));
     readiness.start();
     // Its sender may go: the epoch stays what it was.
     let (_, epoch) = watch::channel(Arc::from(core.identity.epoch.as_str()));
@@ -121,7 +123,10 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let router = router(gateway.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(proxie::gateway::accept::serve(listener, gateway.clone(), router.clone()));
+    let door = Door::new("n", proxie::telemetry::metrics(), Clock::System);
+    door.open(router.clone());
+    let Options { accept, trusted_proxies, .. } = gateway.options.clone();
+    tokio::spawn(proxie::gateway::accept::serve(listener, door, accept, trusted_proxies));
     Node { core, gateway, auth, router, address }
 }
 

@@ -2,7 +2,7 @@
 
 use proxie::persistence::commit::{self, Resolution};
 use proxie::persistence::members::{self, Evidence, Member, SlotRow, State};
-use proxie::persistence::membership::NodeInfo;
+use proxie::persistence::membership::{self, NodeInfo, process_exists, process_start};
 use sqlx::postgres::PgPool;
 
 use crate::support::{database, pool};
@@ -14,20 +14,23 @@ fn node(name: &str, lease_s: f64) -> NodeInfo {
         version: "1".into(),
         host: format!("host of {name}"),
         pid: std::process::id() as i32,
+        process_start: 0,
         lease_s,
         lanes: 2,
     }
 }
 
 async fn active(pool: &PgPool, name: &str, lease_s: f64) -> i64 {
-    let incarnation = members::join(pool, &node(name, lease_s), "127.0.0.1:1", 1).await.unwrap();
+    let incarnation =
+        members::join(pool, &node(name, lease_s), "127.0.0.1:1", 1, &|_| {}).await.unwrap();
     assert!(members::set_state(pool, incarnation, State::Active).await.unwrap());
     incarnation
 }
 
 async fn member(pool: &PgPool, me: i64, of: i64) -> Option<Member> {
     let mut connection = pool.acquire().await.unwrap();
-    let beat = members::beat(&mut connection, me, 5.0, &serde_json::json!({})).await.unwrap()?;
+    let beat = members::beat(&mut connection, me, 5.0, &serde_json::json!({})).await.unwrap();
+    let (beat, _) = beat?;
     beat.members.into_iter().find(|member| member.incarnation == of)
 }
 
@@ -123,7 +126,7 @@ async fn who_has_no_lease_or_is_not_active_evicts_nobody() {
     let pool = pool(database().await).await;
     let (late, b) = (active(&pool, "late", 0.0).await, active(&pool, "b", 5.0).await);
     assert!(!members::evict(&pool, Some(late), b, Evidence::Refused).await.unwrap());
-    let joining = members::join(&pool, &node("c", 5.0), "", 1).await.unwrap();
+    let joining = members::join(&pool, &node("c", 5.0), "127.0.0.1:9", 1, &|_| {}).await.unwrap();
     assert!(!members::evict(&pool, Some(joining), b, Evidence::Refused).await.unwrap());
     assert!(members::claim(&pool, late, &[(7, 0)]).await.unwrap().is_empty());
     assert!(members::evict(&pool, Some(b), late, Evidence::Lease).await.unwrap());
@@ -133,11 +136,136 @@ async fn who_has_no_lease_or_is_not_active_evicts_nobody() {
 async fn a_live_member_of_the_same_name_keeps_it() {
     let pool = pool(database().await).await;
     let first = active(&pool, "a", 5.0).await;
-    let refused = members::join(&pool, &node("a", 5.0), "", 1).await.unwrap_err();
-    assert!(refused.to_string().contains("is live"), "{refused}");
-    sqlx::query("update leases set lease_until = now()").execute(&pool).await.unwrap();
-    let second = members::join(&pool, &node("a", 5.0), "", 1).await.unwrap();
+    let renewing = async {
+        loop {
+            member(&pool, first, first).await.expect("it lives");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let twin = node("a", 5.0);
+    let refused = tokio::select! {
+        joined = members::join(&pool, &twin, "", 1, &|_| {}) => joined.unwrap_err(),
+        () = renewing => unreachable!(),
+    };
+    let said = refused.to_string();
+    assert!(said.contains("this cluster has a living node a already (incarnation 1"), "{said}");
+    // It is gone, and its lease is waited for.
+    let waits = std::sync::Mutex::new(Vec::new());
+    let note = |what: String| waits.lock().unwrap().push(what);
+    let second = members::join(&pool, &twin, "127.0.0.1:2", 1, &note).await.unwrap();
+    assert!(
+        waits.lock().unwrap()[0].contains("the lease of a (incarnation 1, at 127.0.0.1:1, pid ")
+    );
     assert_eq!(member(&pool, second, first).await, None);
+    // Of two that come at the same moment one gets it; the other one waits for its lease.
+    for n in 0..5 {
+        let other = node(&format!("b{n}"), 60.0);
+        let join = async |address: &'static str| {
+            let joining = members::join(&pool, &other, address, 1, &|_| {});
+            tokio::time::timeout(std::time::Duration::from_secs(2), joining).await
+        };
+        let (one, two) = tokio::join!(join("127.0.0.1:3"), join("127.0.0.1:4"));
+        let got = [&one, &two].into_iter().filter(|joined| matches!(joined, Ok(Ok(_)))).count();
+        assert_eq!(got, 1, "{one:?} {two:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_is_gone_where_that_can_be_seen_only() {
+    let pool = pool(database().await).await;
+    let me = std::process::id() as i32;
+    let started = process_start(me).expect("there is /proc");
+    let here = |name: &str, pid, process_start| NodeInfo {
+        host: "here".into(),
+        pid,
+        process_start,
+        ..node(name, 60.0)
+    };
+    let join = async |node: NodeInfo| {
+        members::join(&pool, &node, "127.0.0.1:1", 1, &|_| {}).await.unwrap()
+    };
+    let alive = join(here("alive", me, started)).await;
+    let unknown = join(here("unknown", me, 0)).await;
+    let reused = join(here("reused", me, started + 1)).await;
+    // No pid is as large as that.
+    let dead = join(here("dead", i32::MAX, 1)).await;
+    let elsewhere =
+        join(NodeInfo { host: "elsewhere".into(), ..here("elsewhere", i32::MAX, 1) }).await;
+    let newcomer = join(here("newcomer", me, started)).await;
+    for (of, lives) in
+        [(alive, true), (unknown, true), (reused, false), (dead, false), (elsewhere, true)]
+    {
+        assert_eq!(member(&pool, newcomer, of).await.is_some(), lives, "{of}");
+    }
+}
+
+/// Whoever may not signal a process knows all the same that it is there.
+#[test]
+fn a_process_of_another_user_exists() {
+    if !rustix::process::geteuid().is_root() {
+        // Then the first process is another user's.
+        assert!(process_exists(1, 0));
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let looks = |pid: u32| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "members::looks_at_a_process", "--ignored", "--nocapture"]);
+        command.env("PROXIE_TEST_PID", pid.to_string()).uid(65_534).gid(65_534);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    looks(std::process::id());
+}
+
+/// As another user.
+#[test]
+#[ignore = "a part of the test above"]
+fn looks_at_a_process() {
+    if let Ok(pid) = std::env::var("PROXIE_TEST_PID") {
+        let pid = pid.parse().unwrap();
+        assert!(process_exists(pid, 0));
+        assert!(process_exists(pid, process_start(pid).unwrap()));
+        assert!(!process_exists(pid, 1));
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_left_are_shown_for_a_while_and_all_that_are_dead_are_forgotten() {
+    let pool = pool(database().await).await;
+    let (a, b, c) = (
+        active(&pool, "a", 5.0).await,
+        active(&pool, "b", 5.0).await,
+        active(&pool, "c", 5.0).await,
+    );
+    membership::leave(&pool, a).await.unwrap();
+    members::evict(&pool, None, b, Evidence::Operator).await.unwrap();
+    let shown = async || {
+        let nodes = membership::nodes(&pool).await.unwrap();
+        nodes.into_iter().map(|node| (node.incarnation, node.state)).collect::<Vec<_>>()
+    };
+    let active_c = (c, "active".to_owned());
+    assert_eq!(shown().await, [(a, "drained".to_owned()), active_c.clone()]);
+    assert_eq!(membership::forget(&pool).await.unwrap(), 0, "not yet");
+    sqlx::query("update nodes set ended_at = ended_at - interval '11 minutes'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    assert_eq!(shown().await, [active_c]);
+    assert_eq!(membership::forget(&pool).await.unwrap(), 2);
+    for table in ["nodes", "leases", "lanes"] {
+        let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "select count(distinct incarnation) from {table}"
+        )))
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        assert_eq!(left, 1, "{table}");
+    }
+    // One of them wakes up.
+    assert_eq!(member(&pool, a, c).await, None);
+    let resolved = commit::resolve(&pool, b, 0, 1, 1).await.unwrap();
+    assert_eq!(resolved, Resolution::Fenced);
 }
 
 #[tokio::test]

@@ -54,6 +54,10 @@ pub struct Served {
 
 impl Served {
     pub fn start(folder: &Folder, environment: &[(&str, &str)]) -> Self {
+        Self::spawn(folder, environment).ready()
+    }
+
+    pub fn spawn(folder: &Folder, environment: &[(&str, &str)]) -> Starting {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = folder.0.join(format!("node-{n}.log"));
@@ -62,13 +66,8 @@ impl Served {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.into_iter().find_map(|line| {
-            Some(line.strip_prefix("proxie ready on http://")?.trim().parse().unwrap())
-        });
-        let mut served = Self { child, address: ([0; 4], 0).into(), log };
-        served.address = address.unwrap_or_else(|| panic!("not ready: {}", served.log()));
-        served
+        let said = child.stdout.take().unwrap();
+        Starting { served: Self { child, address: ([0; 4], 0).into(), log }, said }
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
@@ -76,13 +75,38 @@ impl Served {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Its exit code, once it has ended by itself.
+    /// Its exit code, once it has ended by itself. One that never ends fails the test.
     pub fn ended(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        let began = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(began.elapsed().as_secs() < 120, "it does not end: {}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+/// `proxie serve` that may not be ready yet.
+pub struct Starting {
+    pub served: Served,
+    said: std::process::ChildStdout,
+}
+
+impl Starting {
+    /// Waits until it says so.
+    pub fn ready(mut self) -> Served {
+        let lines = BufReader::new(self.said).lines().map_while(Result::ok);
+        let address = lines.into_iter().find_map(|line| {
+            Some(line.strip_prefix("proxie ready on http://")?.trim().parse().unwrap())
+        });
+        self.served.address = address.unwrap_or_else(|| panic!("not ready: {}", self.served.log()));
+        self.served
     }
 }
 
@@ -112,11 +136,20 @@ async fn kills_under_load_lose_and_double_nothing() {
     crash::run(proxie(), &folder.0, 12).await.unwrap();
 }
 
+const UNREADABLE: &[(&str, &str)] = &[
+    ("PROXIE__CLUSTER__ENABLED", "true"),
+    ("PROXIE__CLUSTER__COOKIE", "c"),
+    ("DATABASE_URL", "postgres://localhost/x"),
+    ("PROXIE__CLUSTER__TLS_CERT", "missing.pem"),
+    ("PROXIE__CLUSTER__TLS_KEY", "missing.pem"),
+    ("PROXIE__CLUSTER__TLS_CA", "missing.pem"),
+];
+
 #[test]
 fn usage_and_configuration_errors_exit_2_in_one_line() {
     let folder = Folder::new("usage");
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case<'_>; 6] = [
+    let cases: [Case<'_>; 16] = [
         (&["fly"], &[], "unrecognized"),
         (&["check-config"], &[("PROXIE__GATEWAY__LISTEN", "nowhere")], "gateway.listen"),
         (&["check-config"], &[("PROXIE__GATEWAY__LISSEN", "127.0.0.1:1")], "lissen"),
@@ -131,6 +164,31 @@ fn usage_and_configuration_errors_exit_2_in_one_line() {
             "DATABASE_URL",
         ),
         (&["--config", "missing.toml", "check-config"], &[], "missing.toml"),
+        (&["check-config"], &[("DATABASE_URL", "mysql://localhost/x")], "DATABASE_URL"),
+        (&["check-config"], &[("REDIS_URL", "nowhere")], "REDIS_URL"),
+        (&["check-config"], &[("PROXIE__LOG__LEVEL", "proxie=loud")], "log.level"),
+        (
+            &["check-config"],
+            &[("PROXIE__GATEWAY__TRUSTED_PROXIES", "10.0.0.0/40")],
+            "trusted_proxies",
+        ),
+        (&["check-config"], &[("PROXIE__PLAYBACK__PLATFORMS", "missing.json")], "missing.json"),
+        (&["check-config"], &[("PROXIE__TOPICS__GRANTS", "[{]")], "PROXIE__TOPICS__GRANTS"),
+        (
+            &["check-config"],
+            &[(
+                "PROXIE__TOPICS__GRANTS",
+                r#"[{"topic": "lobby", "publish": [], "subscribe": []}]"#,
+            )],
+            "app:lobby",
+        ),
+        (
+            &["check-config"],
+            &[("PROXIE__PERSISTENCE__POSTGRES_BIN_DIR", "/nowhere")],
+            "postgres_bin_dir",
+        ),
+        (&["check-config"], UNREADABLE, "missing.pem"),
+        (&["serve"], UNREADABLE, "missing.pem"),
     ];
     for (arguments, environment, expected) in cases {
         let output = run(&folder, arguments, environment);
@@ -144,6 +202,19 @@ fn usage_and_configuration_errors_exit_2_in_one_line() {
         Some(1),
         "no store yet"
     );
+    // No command but `serve`, `demo` and `migrate` makes a store.
+    for arguments in [
+        &["token", "--user", "a"][..],
+        &["token", "revoke", "--user", "a"],
+        &["cluster", "status"],
+        &["entity", "parked"],
+        &["dead-letter", "list"],
+    ] {
+        let none = run(&folder, arguments, &[]);
+        assert_eq!(none.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&none.stderr).contains("there is no store under"), "{}", text(&none.stderr));
+        assert!(!folder.0.join("data").exists(), "{arguments:?} made one");
+    }
     let off = run(&folder, &["token", "--user", "a"], &[("PROXIE__AUTH__DEV_TOKENS", "false")]);
     assert_eq!(off.status.code(), Some(1));
     assert!(text(&off.stderr).contains("dev_tokens"), "{}", text(&off.stderr));

@@ -8,9 +8,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use proxie::actors::{Options, RunError, Runner};
 use proxie::app::core::{Core, Fate};
-use proxie::cluster::Meta;
 use proxie::cluster::slots::Owned;
 use proxie::cluster::topics::{Published, Subscriber};
+use proxie::cluster::{Meta, skew};
 use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
@@ -421,6 +421,39 @@ async fn sends_to_one_receiver_keep_their_order() {
     .await
     .unwrap();
     assert_eq!(order, (1..=20).collect::<Vec<_>>());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_far_off_starts_nothing_and_lets_nothing_expire() {
+    let database = database().await;
+    let limits = skew::Limits { warn_ms: 30_000, limit_ms: 60_000 };
+    let clock = Clock::manual(Clock::System.now());
+    let setup = || Setup { clock: clock.clone(), clock_limits: limits, ..Default::default() };
+    clock.advance_ms(120_000);
+    let refused = try_core(database.clone(), setup()).await.err().expect("it does not start");
+    let said = refused.to_string();
+    assert!(
+        said.contains("s ahead of the database's, and node.clock_limit_ms allows 60000 ms"),
+        "{said}"
+    );
+    clock.advance_ms(-120_000);
+    let node = core(database, setup()).await;
+    let at = clock.now() + jiff::SignedDuration::from_secs(25);
+    ask(&node, "a", Command::AddAt { at, n: 1, name: "late".into() }, Meta::runtime())
+        .await
+        .unwrap();
+    let (skew, known) = (node.runtime.skew.clone(), node.runtime.skew.clone());
+    clock.advance_ms(-120_000);
+    eventually("it notices", || async { skew.is_too_much() && skew.ms() < 0 }).await;
+    // From far behind to far ahead.
+    clock.advance_ms(300_000);
+    eventually("it notices", || async { known.is_too_much() && known.ms() > 0 }).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(total(&node, "a").await, 0, "by this clock it was due");
+    clock.advance_ms(-150_000);
+    eventually("it fires", || async { total(&node, "a").await == 1 }).await;
+    assert!(!node.runtime.skew.is_too_much());
     node.stop().await;
 }
 

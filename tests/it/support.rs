@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
 use proxie::app::core::{self, Core, Prepared, Settings};
 use proxie::cluster::Meta;
+use proxie::cluster::skew;
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
@@ -120,6 +121,7 @@ pub struct Setup {
     pub writer: writer::Options,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub data_lock_held: bool,
+    pub clock_limits: skew::Limits,
 }
 
 impl Default for Setup {
@@ -130,6 +132,8 @@ impl Default for Setup {
             writer: writer::Options::default(),
             runners: HashMap::new(),
             data_lock_held: true,
+            // Tests move clocks by hand.
+            clock_limits: skew::Limits { limit_ms: i64::MAX, ..Default::default() },
         }
     }
 }
@@ -205,18 +209,21 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
             version: "0".into(),
             host: "test".into(),
             pid: std::process::id() as i32,
+            process_start: 0,
             lease_s: 3.0,
             lanes: setup.writer.lanes,
         },
         data_lock_held: setup.data_lock_held,
         read_ttl: Duration::from_millis(1_000),
         clock: setup.clock,
+        clock_limits: setup.clock_limits,
         writer: setup.writer,
         entities: setup.entities,
         runners: setup.runners,
         dedupe_s: 86_400,
         history_s: 86_400,
         witness: None,
+        waits: Arc::new(|_| {}),
         cluster: None,
     };
     core::prepare(pool, settings).await
@@ -231,9 +238,16 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
     }
 }
 
+fn socket(database: &PgConnectOptions) -> String {
+    let folder = database.get_socket().expect("a local server");
+    format!("{}/.s.PGSQL.{}", folder.display(), database.get_port())
+}
+
 /// A cable between a node and its database that can be muted (what the server says is lost) and cut.
 pub struct Cable {
     pub options: PgConnectOptions,
+    /// The socket at its other end.
+    leads_to: Arc<Mutex<String>>,
     /// Connections before this one say nothing more.
     muted: tokio::sync::watch::Sender<u64>,
     made: Arc<AtomicU64>,
@@ -244,11 +258,8 @@ impl Cable {
     pub async fn to(database: &PgConnectOptions) -> Self {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         use tokio::net::{TcpListener, UnixStream};
-        let socket = format!(
-            "{}/.s.PGSQL.{}",
-            database.get_socket().expect("a local server").display(),
-            database.get_port()
-        );
+        let leads_to = Arc::new(Mutex::new(socket(database)));
+        let there = leads_to.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (muted, is_muted) = tokio::sync::watch::channel(0);
@@ -258,6 +269,7 @@ impl Cable {
         let ends = cut.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let socket = there.lock().unwrap().clone();
                 let Ok(server) = UnixStream::connect(&socket).await else { continue };
                 let (mut end, is_muted) = (ends.subscribe(), is_muted.clone());
                 let this = count.fetch_add(1, Ordering::SeqCst);
@@ -282,7 +294,13 @@ impl Cable {
             .port(port)
             .username(database.get_username())
             .database(database.get_database().unwrap());
-        Self { options, muted, made, cut }
+        Self { options, leads_to, muted, made, cut }
+    }
+
+    /// Leads to another server from now on; what was connected is cut.
+    pub fn switch(&self, database: &PgConnectOptions) {
+        *self.leads_to.lock().unwrap() = socket(database);
+        self.cut();
     }
 
     /// From now on nothing that the server says arrives.

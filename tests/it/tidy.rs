@@ -269,6 +269,62 @@ fn the_pages_a_newcomer_needs_are_there_and_their_links_lead_somewhere() {
     }
 }
 
+/// What a page quotes in a column "it says", in parts between what differs.
+fn quotes(page: &str) -> Vec<Vec<&str>> {
+    let mut quotes = Vec::new();
+    let mut says = false;
+    for line in page.lines() {
+        let Some(cell) = line.strip_prefix("| ").and_then(|row| row.split(" | ").next()) else {
+            says &= line.starts_with('|');
+            continue;
+        };
+        if cell == "it says" {
+            says = true;
+        } else if says {
+            let quoted = cell.split('`').skip(1).step_by(2);
+            quotes.extend(quoted.map(|quote| {
+                quote.split('…').map(str::trim).filter(|part| !part.is_empty()).collect()
+            }));
+        }
+    }
+    quotes
+}
+
+/// Finds the parts one after the other, not far apart.
+fn says(source: &str, parts: &[&str]) -> bool {
+    const APART: usize = 200;
+    source.match_indices(parts[0]).any(|(at, _)| {
+        let mut rest = &source[at..];
+        parts.iter().all(|part| match rest.find(part) {
+            Some(at) if at <= APART => {
+                rest = &rest[at + part.len()..];
+                true
+            }
+            _ => false,
+        })
+    })
+}
+
+#[test]
+fn what_is_quoted_is_what_the_program_says() {
+    let sources: Vec<String> = files(&root().join("src"), "rs")
+        .iter()
+        .map(|path| {
+            // A string goes on in the next line behind a backslash.
+            let text = read(path);
+            let mut lines = text.split("\\\n");
+            let first = lines.next().unwrap_or_default().to_owned();
+            lines.fold(first, |text, line| text + line.trim_start())
+        })
+        .collect();
+    let page = read(&root().join("docs/troubleshooting.md"));
+    let quotes = quotes(&page);
+    assert!(quotes.len() > 40, "the page was read: {}", quotes.len());
+    for parts in quotes {
+        assert!(sources.iter().any(|source| says(source, &parts)), "nothing says {parts:?}");
+    }
+}
+
 #[test]
 fn kernel_and_domain_know_value_crates_only() {
     const VALUES: &[&str] =

@@ -129,8 +129,9 @@ fn inner_cookie(cookie: &str) -> String {
 }
 
 impl Carrier for Clustered {
+    /// One more than its id, which may be 0: that would say that frames are not addressed.
     fn mailbox(&self) -> u64 {
-        self.mailbox.get_id().pid()
+        self.mailbox.get_id().pid() + 1
     }
 
     async fn carry(&self, connection: Connection, links: &Arc<Links>) {
@@ -154,7 +155,7 @@ impl Carrier for Clustered {
             let is_server = !dialled;
             let handed = NodeServerMessage::ConnectionOpenedExternal { stream, is_server };
             self.server.cast(handed).ok()?;
-            let target = claim.target(met.mailbox).await?;
+            let target = claim.target(met.mailbox.wrapping_sub(1)).await?;
             Some((claim, open, target))
         };
         let Ok(Some((claim, mut open, target))) = timeout(self.deadline, opening).await else {

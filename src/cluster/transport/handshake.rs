@@ -36,7 +36,7 @@ pub(super) struct Identity {
     pub me: Peer,
     pub cookie: String,
     pub terms: Terms,
-    /// Where a carrier wants its frames addressed to, if it addresses them.
+    /// Where a carrier wants its frames addressed to; 0: it does not address them.
     pub mailbox: u64,
 }
 
@@ -64,20 +64,64 @@ pub(super) enum Refusal {
     Io(#[from] io::Error),
     #[error("it does not speak this protocol, or not this version of it")]
     Foreign,
-    #[error("it does not know the cookie")]
+    #[error(
+        "it wants TLS and this node has none: set cluster.tls_cert, tls_key and tls_ca on all nodes, or on none"
+    )]
+    WantsTls,
+    #[error(
+        "there is no TLS with it: {0}. Certificates must be signed by cluster.tls_ca, and all nodes have them, or none"
+    )]
+    Tls(io::Error),
+    #[error(
+        "it hung up before it said anything: if it has TLS, this node needs cluster.tls_cert, tls_key and tls_ca too"
+    )]
+    Unheard,
+    #[error("it does not know this node's cookie: cluster.cookie must be the same on all nodes")]
     Cookie,
+    #[error(
+        "it hung up on this node's proof of the cookie: cluster.cookie must be the same on all nodes"
+    )]
+    MyCookie,
     #[error("it is incarnation {0}")]
     Other(i64),
     #[error("it asked for incarnation {0}")]
     Stale(i64),
-    #[error("its certificate is not that of the node it says it is")]
-    Certificate,
-    #[error("the incarnation it says it is belongs to another node")]
-    Name,
+    #[error("its certificate is not that of {0}, which it says it is")]
+    Certificate(String),
+    #[error(
+        "it hung up when this node said its name: cluster.tls_cert must be the certificate of node.name"
+    )]
+    MyCertificate,
+    #[error("the incarnation it says it is belongs to another node than {0}")]
+    Name(String),
+    #[error(
+        "it uses cluster.transport = {theirs:?} and this node {ours:?}: all nodes must use the same"
+    )]
+    Transport { theirs: &'static str, ours: &'static str },
     #[error("it is not linked")]
     NotLinked,
     #[error("it dialled the wrong way")]
     Direction,
+}
+
+impl Refusal {
+    /// Somebody has to put it right: it does not pass by itself.
+    pub fn is_misconfiguration(&self) -> bool {
+        !matches!(
+            self,
+            Self::Io(_) | Self::Other(_) | Self::Stale(_) | Self::NotLinked | Self::Direction
+        )
+    }
+
+    /// What it means that the other side hung up here.
+    fn or(self, meaning: Self) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let hung_up = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
+        match self {
+            Self::Io(error) if hung_up.contains(&error.kind()) => meaning,
+            other => other,
+        }
+    }
 }
 
 pub(super) async fn dial<R, W>(
@@ -89,14 +133,18 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let nonces = exchange(read, write, true).await?;
+    let opened = exchange(read, write, true).await;
+    let nonces = opened.map_err(|refusal| refusal.or(Refusal::Unheard))?;
     send(write, &nonces.mac(&mine.cookie, b"dials").finalize().into_bytes()).await?;
-    check(read, nonces.mac(&mine.cookie, b"answers")).await?;
+    let proved = check(read, nonces.mac(&mine.cookie, b"answers")).await;
+    proved.map_err(|refusal| refusal.or(Refusal::MyCookie))?;
     put(write, &mine.hello(expected)).await?;
-    let theirs: Hello = get(read).await?;
+    let theirs: Result<Hello, _> = get(read).await;
+    let theirs = theirs.map_err(|refusal| refusal.or(Refusal::MyCertificate))?;
     if theirs.me.incarnation != expected {
         return Err(Refusal::Other(theirs.me.incarnation));
     }
+    mine.fits(&theirs)?;
     if read.read_u8().await? != CONFIRMED {
         return Err(Refusal::NotLinked);
     }
@@ -123,7 +171,7 @@ where
     let theirs: Hello = get(read).await?;
     let peer = theirs.me.incarnation;
     if !certified(&theirs.me.name) {
-        return Err(Refusal::Certificate);
+        return Err(Refusal::Certificate(theirs.me.name));
     }
     // Said before anything else is judged: the dialling side learns whom it met.
     put(write, &mine.hello(peer)).await?;
@@ -136,9 +184,10 @@ where
     match expects(peer).await {
         None => return Err(Refusal::NotLinked),
         // A node with a certificate of its own is not any other node by naming its incarnation.
-        Some(name) if name != theirs.me.name => return Err(Refusal::Name),
+        Some(name) if name != theirs.me.name => return Err(Refusal::Name(theirs.me.name)),
         Some(_) => {}
     }
+    mine.fits(&theirs)?;
     send(write, &[CONFIRMED]).await?;
     if read.read_u8().await? != CONFIRMED {
         return Err(Refusal::Foreign);
@@ -149,6 +198,13 @@ where
 impl Identity {
     fn hello(&self, you: i64) -> Hello {
         Hello { me: self.me.clone(), you, terms: self.terms, mailbox: self.mailbox }
+    }
+
+    /// Both carry frames in the same way.
+    fn fits(&self, theirs: &Hello) -> Result<(), Refusal> {
+        let transport = |mailbox| if mailbox == 0 { "framed" } else { "ractor_cluster" };
+        let (ours, theirs) = (transport(self.mailbox), transport(theirs.mailbox));
+        if ours == theirs { Ok(()) } else { Err(Refusal::Transport { theirs, ours }) }
     }
 
     fn met(&self, theirs: &Hello, nonces: &Nonces) -> Met {
@@ -192,7 +248,9 @@ where
     let mut magic = [0; MAGIC.len()];
     read.read_exact(&mut magic).await?;
     if magic != *MAGIC {
-        return Err(Refusal::Foreign);
+        // The first bytes of a TLS handshake, or of its alert.
+        let tls = matches!(magic, [0x15 | 0x16, 0x03, ..]);
+        return Err(if tls { Refusal::WantsTls } else { Refusal::Foreign });
     }
     let mut theirs = [0; NONCE];
     read.read_exact(&mut theirs).await?;
@@ -290,7 +348,45 @@ mod tests {
     async fn a_dialler_without_the_cookie_is_refused() {
         let (a, b) = meet(node(1, "guess"), 2, node(2, "c"), true).await;
         assert!(matches!(b, Err(Refusal::Cookie)));
-        assert!(a.is_err());
+        assert!(matches!(a, Err(Refusal::MyCookie)));
+    }
+
+    #[tokio::test]
+    async fn both_say_that_their_transports_differ() {
+        let framed = Identity { mailbox: 0, ..node(1, "c") };
+        let (a, b) = meet(framed, 2, node(2, "c"), true).await;
+        let said = [a, b].map(|met| met.err().unwrap().to_string());
+        assert!(said[0].contains("it uses cluster.transport = \"ractor_cluster\""), "{said:?}");
+        assert!(said[1].contains("it uses cluster.transport = \"framed\""), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_without_its_certificate_is_named_by_both() {
+        let (left, right) = duplex(4_096);
+        let (mine, theirs) = (node(1, "c"), node(2, "c"));
+        let (mut read, mut write) = split(right);
+        let answering = async move {
+            let expects = |_| async { Some(String::from("n")) };
+            let answered = answer((&mut read, &mut write), &theirs, |_| false, expects).await;
+            // It hangs up.
+            drop((read, write));
+            answered
+        };
+        let (a, b) = tokio::join!(dialled(left, &mine, 2), answering);
+        assert!(matches!(a, Err(Refusal::MyCertificate)));
+        assert!(matches!(b, Err(Refusal::Certificate(name)) if name == "n"));
+    }
+
+    #[tokio::test]
+    async fn tls_that_is_not_spoken_is_told_from_noise() {
+        for (first, tls) in [([0x16, 0x03], true), ([0x15, 0x03], true), (*b"GE", false)] {
+            let (left, mut right) = duplex(4_096);
+            let mut opening = [0; MAGIC.len() + NONCE];
+            opening[..2].copy_from_slice(&first);
+            right.write_all(&opening).await.unwrap();
+            let met = dialled(left, &node(1, "c"), 2).await.err().unwrap();
+            assert_eq!(matches!(met, Refusal::WantsTls), tls, "{met}");
+        }
     }
 
     #[tokio::test]

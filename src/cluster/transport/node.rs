@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,8 +67,35 @@ impl Drop for Task {
     }
 }
 
+/// How long the same complaint about the same peer is not repeated; how many are remembered.
+const QUIET: Duration = Duration::from_secs(60);
+const MAX_COMPLAINTS: usize = 256;
+
+/// What was said of refused connections, and when: redials would say it every two seconds.
+#[derive(Default)]
+struct Complaints(Mutex<HashMap<String, Instant>>);
+
+impl Complaints {
+    /// True: it was not said just now.
+    fn are_news(&self, who: &str, refusal: &Refusal) -> bool {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if said.len() >= MAX_COMPLAINTS {
+            said.retain(|_, at| now - *at < QUIET);
+        }
+        let complaint = format!("{who}: {refusal}");
+        if said.len() >= MAX_COMPLAINTS || said.get(&complaint).is_some_and(|at| now - *at < QUIET)
+        {
+            return false;
+        }
+        said.insert(complaint, now);
+        true
+    }
+}
+
 struct Node<C> {
     identity: Identity,
+    complaints: Complaints,
     tls: Option<Tls>,
     /// What it listens on.
     from: IpAddr,
@@ -109,6 +136,7 @@ pub(super) async fn start<C: Carrier>(
             terms: Terms::of(&limits),
             mailbox: carrier.mailbox(),
         },
+        complaints: Complaints::default(),
         tls: options.tls,
         from: listens.ip(),
         limits,
@@ -193,7 +221,7 @@ impl<C: Carrier> Node<C> {
                                 drop(permit);
                                 node.carrier.carry(connection, &node.links).await;
                             }
-                            Err(refusal) => debug!(%from, %refusal, "a connection was refused"),
+                            Err(refusal) => node.refused(from, &refusal),
                         }
                     });
                 }
@@ -203,6 +231,25 @@ impl<C: Carrier> Node<C> {
                     sleep(Duration::from_millis(50)).await;
                 }
             }
+        }
+    }
+
+    /// Says what is wrong with a connection to this node, where somebody has to put it right.
+    fn refused(&self, from: SocketAddr, refusal: &Refusal) {
+        let who = from.ip().to_string();
+        if refusal.is_misconfiguration() && self.complaints.are_news(&who, refusal) {
+            warn!(%from, "a link from another node was refused: {refusal}");
+        } else {
+            debug!(%from, %refusal, "a connection was refused");
+        }
+    }
+
+    /// The same of one that this node made.
+    fn not_linked(&self, peer: &Peer, refusal: &Refusal) {
+        if refusal.is_misconfiguration() && self.complaints.are_news(&peer.address, refusal) {
+            warn!(node = peer.name, address = peer.address, "no link to another node: {refusal}");
+        } else {
+            debug!(peer.incarnation, %refusal, "no link to a node");
         }
     }
 
@@ -216,7 +263,7 @@ impl<C: Carrier> Node<C> {
                     (Box::new(read), Box::new(write), None)
                 }
                 Some(tls) => {
-                    let (stream, shown) = tls.accept(stream).await?;
+                    let (stream, shown) = tls.accept(stream).await.map_err(tls_failed)?;
                     let (read, write) = split(stream);
                     (Box::new(read), Box::new(write), Some(shown))
                 }
@@ -240,12 +287,21 @@ impl<C: Carrier> Node<C> {
                     (Box::new(read), Box::new(write))
                 }
                 Some(tls) => {
-                    let (read, write) = split(tls.connect(stream, &peer.name).await?);
+                    let connecting = tls.connect(stream, &peer.name).await;
+                    let (read, write) = split(connecting.map_err(tls_failed)?);
                     (Box::new(read), Box::new(write))
                 }
             };
             let ends = (&mut read, &mut write);
-            let met = handshake::dial(ends, &self.identity, peer.incarnation).await?;
+            let met = handshake::dial(ends, &self.identity, peer.incarnation).await;
+            // A certificate is judged after the dialling side has gone on: its first answer may be that alert.
+            let met = met.map_err(|refusal| match refusal {
+                Refusal::Io(error) if self.tls.is_some() => tls_failed(error),
+                Refusal::Unheard if self.tls.is_some() => {
+                    Refusal::Tls(io::Error::other("it hung up on this node's certificate"))
+                }
+                refusal => refusal,
+            })?;
             Ok(Connection { read, write, met, dialled: true })
         };
         timeout(self.handshake_timeout(), calling).await.map_err(late)?
@@ -259,6 +315,7 @@ impl<C: Carrier> Node<C> {
 
     async fn dial(&self, peer: Peer) {
         let mut backoff = Backoff::new(&self.limits);
+        let mut unheard = 0;
         loop {
             match self.connect(&peer).await {
                 Ok(stream) => match self.call(stream, &peer).await {
@@ -274,7 +331,12 @@ impl<C: Carrier> Node<C> {
                         if let Refusal::Other(_) = refusal {
                             self.links.refused(peer.incarnation);
                         }
-                        debug!(peer.incarnation, %refusal, "no link to a node");
+                        let is_unheard = matches!(refusal, Refusal::Unheard);
+                        unheard = if is_unheard { unheard + 1 } else { 0 };
+                        // A process that is just ending hangs up as well: once.
+                        if !is_unheard || unheard > 2 {
+                            self.not_linked(&peer, &refusal);
+                        }
                     }
                 },
                 Err(error) => debug!(peer.incarnation, %error, "no connection to a node"),
@@ -326,6 +388,14 @@ async fn connect(address: &str, from: IpAddr) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// What rustls finds wrong is invalid data to whoever reads; other errors are the network's.
+fn tls_failed(error: io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::InvalidData => Refusal::Tls(error),
+        _ => Refusal::Io(error),
+    }
 }
 
 fn late(_: tokio::time::error::Elapsed) -> io::Error {

@@ -17,7 +17,9 @@ use super::pages::KeepBody;
 use crate::gateway::Gateway;
 use crate::gateway::accept::network_of;
 use crate::gateway::problem::{IsProblem, Outcome, Problem};
+use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
+use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Policy, Verdict};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,17 +30,14 @@ pub struct RequestId(Arc<str>);
 
 /// Gives each request an id (the client's, if it is a sane one), a span that carries it and the caller's trace, and
 /// its response the headers that all responses have.
-pub async fn identify(
-    State(gateway): State<Arc<Gateway>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub async fn identify(State(clock): State<Clock>, mut request: Request, next: Next) -> Response {
     let given = request
         .headers()
         .get(REQUEST_ID)
         .and_then(|id| id.to_str().ok())
         .filter(|id| is_sane_id(id));
-    let id: Arc<str> = given.map_or_else(|| gateway.mint("rqt"), str::to_owned).into();
+    let mint = || IdSource::new(clock.now(), rand::random()).mint("rqt");
+    let id: Arc<str> = given.map_or_else(mint, str::to_owned).into();
     request.extensions_mut().insert(RequestId(id.clone()));
     let trace =
         request.headers().get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);

@@ -21,11 +21,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::gateway::problem::Problem;
 use crate::gateway::{Gateway, socketio, ws};
+use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::bearer;
 pub(super) use middleware::{address_key, check_origin, count_connection};
-pub(super) use pages::KeepBody;
+pub(super) use pages::{KeepBody, healthz, metrics_page, not_ready};
 
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -67,7 +68,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
-    Router::new()
+    let clock = gateway.clock.clone();
+    let router = Router::new()
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
         .route("/v1/ws", get(ws::upgrade).post(ws::ask))
@@ -91,9 +93,15 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .merge(socketio::router())
         .layer(middleware::cors(&gateway.options.allowed_origins))
         .layer(CatchPanicLayer::custom(panicked))
+        .with_state(gateway);
+    around(router, clock)
+}
+
+/// What every answer has, also of a node that is starting.
+pub(super) fn around(router: Router, clock: Clock) -> Router {
+    router
         .layer(from_fn(middleware::as_problem))
-        .layer(from_fn_with_state(gateway.clone(), middleware::identify))
-        .with_state(gateway)
+        .layer(from_fn_with_state(clock, middleware::identify))
 }
 
 async fn not_found() -> Problem {

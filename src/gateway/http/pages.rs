@@ -8,7 +8,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use serde_json::{Value, json};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::extract::Id;
@@ -27,26 +28,38 @@ pub async fn healthz() -> Json<Value> {
 /// This node should get traffic.
 pub async fn readyz(State(gateway): App) -> Response {
     let readiness = &gateway.readiness;
+    let details = readiness.details();
+    let off = details.clock.is_some();
     let checks = [
-        ("started", readiness.is_started()),
-        ("store", readiness.store_up()),
-        ("lease", readiness.lease_fresh()),
-        ("not_draining", !readiness.is_draining()),
+        ("started", readiness.is_started(), None),
+        ("store", details.store.is_none(), details.store),
+        ("lease", readiness.lease_fresh(), None),
+        ("member", details.member.is_none(), details.member),
+        ("not_draining", !readiness.is_leaving(), None),
     ];
-    let ready = checks.iter().all(|(_, good)| *good);
-    let named: serde_json::Map<String, Value> = checks
-        .iter()
-        .map(|(name, good)| ((*name).into(), if *good { "ok" } else { "failed" }.into()))
+    let ready = checks.iter().all(|(_, good, _)| *good);
+    let word = |good: bool| Value::from(if good { "ok" } else { "failed" });
+    let mut named: Map<String, Value> =
+        checks.iter().map(|(name, good, _)| ((*name).into(), word(*good))).collect();
+    named.insert("clock".into(), if off { "off".into() } else { "ok".into() });
+    let said = checks.into_iter().filter_map(|(name, _, said)| Some((name, said?)));
+    let said: Map<String, Value> = said
+        .chain(details.clock.map(|said| ("clock", said)))
+        .map(|(name, said)| (name.into(), said.into()))
         .collect();
-    let body = Json(json!({
+    let mut body = json!({
         "status": if ready { "ready" } else { "not_ready" },
         "node": gateway.options.node_name,
         "checks": named,
-    }));
-    if ready {
-        return body.into_response();
+    });
+    if !said.is_empty() {
+        body["details"] = said.into();
     }
-    let mut response = (StatusCode::SERVICE_UNAVAILABLE, body).into_response();
+    if ready { Json(body).into_response() } else { not_ready(body) }
+}
+
+pub fn not_ready(body: Value) -> Response {
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     // Checkers want to read which one it is.
     response.extensions_mut().insert(KeepBody);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -61,8 +74,12 @@ pub async fn metrics(State(gateway): App) -> Response {
     metrics::gauge!("proxie_ws_connections").set(gateway.connections() as f64);
     metrics::gauge!("proxie_topics").set(gateway.topics.len() as f64);
     metrics::gauge!("proxie_lease_age_seconds").set(gateway.readiness.lease_age_s());
+    metrics_page(&gateway.metrics)
+}
+
+pub fn metrics_page(metrics: &PrometheusHandle) -> Response {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], gateway.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
 }
 
 pub async fn jwks(State(gateway): App) -> Response {

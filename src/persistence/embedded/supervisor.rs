@@ -4,6 +4,7 @@
 //! spawned it ends. Nobody else signals or reaps the process, so no signal ever goes to a reused pid.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     ffi::OsString,
     fs::{self, File, OpenOptions},
@@ -79,7 +80,8 @@ pub(super) struct Plan {
 enum Event {
     /// Of which process, because it may arrive when the next one runs already.
     Exited(Pid),
-    Stop,
+    /// For so long it may take.
+    Stop(Duration),
 }
 
 #[derive(Debug)]
@@ -99,6 +101,7 @@ impl Supervisor {
             events: events.clone(),
             inbox,
             status,
+            patience: Cell::new(FAST_STOP_LIMIT + 2 * HARD_STOP_LIMIT),
         };
         let thread = thread::Builder::new().name("postgres".into()).spawn(move || worker.run());
         let thread = thread
@@ -106,8 +109,8 @@ impl Supervisor {
         Ok((Self { events, thread: Some(thread) }, seen))
     }
 
-    pub fn request_stop(&self) {
-        let _ = self.events.send(Event::Stop);
+    pub fn request_stop(&self, patience: Duration) {
+        let _ = self.events.send(Event::Stop(patience));
     }
 
     /// Blocks; only for a moment once the status is final.
@@ -129,6 +132,8 @@ struct Worker {
     events: Sender<Event>,
     inbox: Receiver<Event>,
     status: watch::Sender<Status>,
+    /// For an end that was asked for.
+    patience: Cell<Duration>,
 }
 
 /// Why a start or a wait ended.
@@ -188,7 +193,7 @@ impl Worker {
         loop {
             match self.inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(Event::Exited(_)) => {} // of a process that is reaped already
-                Ok(Event::Stop) => return true,
+                Ok(Event::Stop(_)) => return true,
                 Err(_) => return false,
             }
         }
@@ -260,7 +265,10 @@ impl Worker {
                 Ok(Event::Exited(dead)) if dead == pid => {
                     return Err(End::Died("it did not start".into()));
                 }
-                Ok(Event::Stop) => return Err(End::StopRequested),
+                Ok(Event::Stop(patience)) => {
+                    self.patience.set(patience);
+                    return Err(End::StopRequested);
+                }
                 Ok(Event::Exited(_)) | Err(_) => {}
             }
             let waited = begin.elapsed();
@@ -287,9 +295,11 @@ impl Worker {
         loop {
             match self.inbox.recv_timeout(LOG_CHECK_EVERY) {
                 Ok(Event::Exited(dead)) if dead == pid => return Err(End::Died(String::new())),
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                Ok(Event::Stop(patience)) => {
+                    self.patience.set(patience);
                     return Err(End::StopRequested);
                 }
+                Err(RecvTimeoutError::Disconnected) => return Err(End::StopRequested),
                 Ok(Event::Exited(_)) | Err(RecvTimeoutError::Timeout) => trim_log(&self.log),
             }
         }
@@ -298,11 +308,10 @@ impl Worker {
     /// Ends the process, at once if it is dead already, and says how it ended if that was not orderly.
     fn shut_down(&self, child: &mut Child) -> String {
         let pid = Pid::from_child(child);
-        let steps = [
-            (Signal::INT, FAST_STOP_LIMIT),
-            (Signal::QUIT, HARD_STOP_LIMIT),
-            (Signal::KILL, HARD_STOP_LIMIT),
-        ];
+        // A server that is stopped hears nothing but the last.
+        let hard = (self.patience.get() / 5).min(HARD_STOP_LIMIT);
+        let fast = self.patience.get().saturating_sub(hard).min(FAST_STOP_LIMIT);
+        let steps = [(Signal::INT, fast), (Signal::QUIT, hard), (Signal::KILL, HARD_STOP_LIMIT)];
         for (signal, limit) in steps {
             if !matches!(child.try_wait(), Ok(None)) {
                 break;

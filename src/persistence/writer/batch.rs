@@ -22,6 +22,9 @@ const CAREFUL_BATCHES: u32 = 64;
 /// so, and what became of the batch is found out when it speaks again.
 const SILENCE: Duration = Duration::from_secs(3);
 
+/// A question about a lost batch gets at least this much time, however late it is.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 fn silent() -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
@@ -212,7 +215,9 @@ impl Writer {
 
     /// A connection under a name by which a successor finds it, should it be frozen in the middle of a call.
     async fn connect(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
+        let patience = Duration::from_millis(self.options.resolve_patience_ms);
+        let acquired = tokio::time::timeout(patience, self.pool.acquire()).await;
+        let mut connection = acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
         let naming = sqlx::query("select set_config('application_name', $1, false)")
             .bind(format!("proxie lane {}/{}", self.incarnation, self.lane));
         let named = tokio::time::timeout(SILENCE, naming.execute(&mut *connection)).await;
@@ -224,8 +229,8 @@ impl Writer {
     }
 
     /// How the next batch ended.
-    async fn resolve(&self, items: usize) -> Result<Resolution, sqlx::Error> {
-        within(&self.pool, "settle a batch", SILENCE, async |connection| {
+    async fn resolve(&self, items: usize, limit: Duration) -> Result<Resolution, sqlx::Error> {
+        within(&self.pool, "settle a batch", limit, async |connection| {
             let (incarnation, lane, batch) = (self.incarnation, self.lane, self.next_batch);
             commit::resolve(connection, incarnation, lane, batch, items).await
         })
@@ -274,7 +279,9 @@ impl Writer {
                     );
                     metrics::counter!("proxie_commit_unknown_total").increment(1);
                     loop {
-                        match self.resolve(items.len()).await {
+                        let left = patience.saturating_duration_since(Instant::now());
+                        let limit = left.clamp(SHORTEST, SILENCE);
+                        match self.resolve(items.len(), limit).await {
                             Ok(Resolution::Committed(results)) => {
                                 self.next_batch += 1;
                                 return Written::Results(results);
@@ -314,7 +321,7 @@ impl Writer {
         loop {
             attempt += 1;
             // Settling a batch that was never sent burns its number, which is harmless and proves that writing works.
-            match self.resolve(0).await {
+            match self.resolve(0, SILENCE).await {
                 Ok(Resolution::Fenced) => return Back::Fenced,
                 Ok(settled @ (Resolution::Burned | Resolution::Committed(_))) => {
                     self.next_batch += 1;

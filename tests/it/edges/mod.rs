@@ -8,7 +8,7 @@ mod events;
 mod forwarded;
 mod http;
 mod limits;
-mod outage;
+pub mod outage;
 mod playback;
 mod socketio;
 mod sync;
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct TestNode {
     pub node: Node,
-    config: Config,
+    pub config: Config,
     clock: Clock,
 }
 
@@ -59,11 +59,14 @@ impl TestNode {
         config.persistence.max_connections = 10;
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
+        if let Clock::Manual(_) = clock {
+            config.node.clock_limit_ms = i64::MAX;
+        }
         change(&mut config);
         Self::of(config, clock).await
     }
 
-    async fn of(config: Config, clock: Clock) -> Self {
+    pub async fn of(config: Config, clock: Clock) -> Self {
         Self { node: Node::start_with(&config, clock.clone()).await.unwrap(), config, clock }
     }
 

@@ -14,7 +14,7 @@ use crate::support::eventually;
 
 /// The server and all of its processes, the server first: it starts no others then.
 fn signal_all(server: Pid, signal: Signal) {
-    kill_process(server, signal).unwrap();
+    let _ = kill_process(server, signal);
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
         let field = |name: &str| {
@@ -31,10 +31,10 @@ fn signal_all(server: Pid, signal: Signal) {
 }
 
 /// A server that was stopped goes on, also when a test fails.
-struct Frozen(Pid);
+pub struct Frozen(Pid);
 
 impl Frozen {
-    fn new(server: Pid) -> Self {
+    pub fn new(server: Pid) -> Self {
         signal_all(server, Signal::STOP);
         Self(server)
     }
@@ -61,7 +61,7 @@ async fn insist(ws: &mut Ws, id: &str, event: &str, data: &Value) -> Value {
     }
 }
 
-async fn server(folder: &Folder) -> Embedded {
+pub async fn server(folder: &Folder) -> Embedded {
     let options = Options { shared_buffers: "16MB".into(), ..Options::new(folder.data()) };
     let lock = DataLock::acquire(&folder.data()).unwrap();
     Embedded::start(options.without_durability(), lock).await.unwrap()
@@ -153,6 +153,54 @@ async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
     let kept = alice.get(&format!("/v1/sessions/{session}/messages")).await.json();
     let mine = kept["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count();
     assert_eq!(mine, 4, "{kept}");
+    node.node.stop().await;
+    store.stop().await.unwrap();
+}
+
+/// Nobody writes anything, and the node says so all the same; and nobody waits for what cannot come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_not_used_knows_that_its_store_is_away() {
+    let folder = Folder::new("unused");
+    let store = server(&folder).await;
+    let database = store.create_database("unused", None).await.unwrap();
+    let node = TestNode::with(|config| {
+        config.persistence.database_url = database.to_url_lossy().to_string();
+        // Whoever waits for a connection hears of that instead.
+        config.gateway.request_timeout_ms = 3_500;
+    })
+    .await;
+    let (anyone, alice) = (node.anonymous(), node.user("alice"));
+    let is_away = async |is: bool| {
+        eventually("readiness follows the store", || async {
+            let answer = anyone.get("/readyz").await;
+            let page = answer.json();
+            let said = page["details"]["store"].as_str().unwrap_or_default().to_owned();
+            (answer.status == 503
+                && page["checks"]["store"] == "failed"
+                && said.contains("the store is away"))
+                == is
+                && (answer.status == 200) != is
+        })
+        .await;
+    };
+    store.stop().await.unwrap();
+    is_away(true).await;
+    // One that is live nowhere, and a read.
+    alice.post("/v1/sessions", &json!({})).await.problem(503, "unavailable");
+    alice.get("/v1/bookings").await.problem(503, "unavailable");
+    let store = server(&folder).await;
+    is_away(false).await;
+    // Connections that broke meanwhile may show it once each.
+    eventually("it is taken", || async {
+        alice.post("/v1/sessions", &json!({})).await.status == 201
+    })
+    .await;
+    // One that says nothing is no better.
+    let frozen = Frozen::new(postmaster(&folder.data()).expect("it runs"));
+    is_away(true).await;
+    alice.post("/v1/sessions", &json!({})).await.problem(503, "unavailable");
+    drop(frozen);
+    is_away(false).await;
     node.node.stop().await;
     store.stop().await.unwrap();
 }

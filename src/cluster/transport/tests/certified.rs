@@ -49,13 +49,14 @@ fn never_linked(node: &mut Running) {
     }
 }
 
-/// Says that it is incarnation 1, and knows the cookie.
-async fn introduce<S>(stream: S, name: &str) -> Result<Met, Refusal>
+/// Says that it is incarnation 1, knows the cookie, and carries frames as the other side does.
+async fn introduce<S>(start: Start, stream: S, name: &str) -> Result<Met, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let me = Peer { incarnation: 1, name: name.into(), address: "127.0.0.1:1".into() };
-    let identity = Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox: 0 };
+    let mailbox = u64::from(std::ptr::fn_addr_eq(start, over_clustered as Start));
+    let identity = Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox };
     let (mut read, mut write) = split(stream);
     let met = handshake::dial((&mut read, &mut write), &identity, 2);
     timeout(PATIENCE, met).await.expect("an answer")
@@ -111,14 +112,14 @@ pub async fn nobody_is_linked_without_a_certificate(start: Start) {
     let mut b = waiting(start).await;
     // Its own handshake is over before the other side has judged it, so it is the first answer that does not come.
     let stream = by_hand(&b, None, &TLS13).await.unwrap();
-    assert!(introduce(stream, "node-1").await.is_err());
+    assert!(introduce(start, stream, "node-1").await.is_err());
     assert!(!b.transport.is_up(1));
     never_linked(&mut b);
     let older = by_hand(&b, Some(OURS.issue("node-1")), &TLS12).await;
     assert!(older.is_err(), "an older TLS is spoken");
     // The same with a certificate.
     let stream = by_hand(&b, Some(OURS.issue("node-1")), &TLS13).await.unwrap();
-    introduce(stream, "node-1").await.unwrap();
+    introduce(start, stream, "node-1").await.unwrap();
 }
 
 pub async fn another_authority_is_not_enough(start: Start) {
@@ -142,14 +143,14 @@ pub async fn a_node_is_not_another_by_its_incarnation(start: Start) {
     c.link(&b);
     never_link(&mut c, &mut b).await;
     let stream = connect(&b, &OURS.tls("node-3")).await;
-    assert!(introduce(stream, "node-3").await.is_err());
+    assert!(introduce(start, stream, "node-3").await.is_err());
     // It says that it is node-1, which its certificate does not.
     let stream = connect(&b, &OURS.tls("node-3")).await;
-    assert!(introduce(stream, "node-1").await.is_err());
+    assert!(introduce(start, stream, "node-1").await.is_err());
     assert!(!b.transport.is_up(1));
     never_linked(&mut b);
     let stream = connect(&b, &OURS.tls("node-1")).await;
-    introduce(stream, "node-1").await.unwrap();
+    introduce(start, stream, "node-1").await.unwrap();
 }
 
 pub async fn a_server_of_another_name_is_not_the_one_that_was_meant(start: Start) {

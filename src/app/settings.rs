@@ -1,0 +1,174 @@
+//! What the configuration means for the parts of a node, and whether they would take it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::app::member;
+use crate::cluster::transport::{self, tls::Tls};
+use crate::config::{Config, Playback, Transport};
+use crate::domain::sync::platforms::Platforms;
+use crate::gateway::{self, accept, playback};
+use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use crate::persistence::store;
+use crate::telemetry;
+
+/// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and
+/// `check-config` ask first.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    telemetry::filter(&config.log).context("log.level")?;
+    if !config.embedded() {
+        database(config)?;
+    } else if !config.persistence.postgres_bin_dir.as_os_str().is_empty() {
+        let bin = &config.persistence.postgres_bin_dir;
+        anyhow::ensure!(
+            bin.join("postgres").is_file(),
+            "persistence.postgres_bin_dir: there is no postgres in {}",
+            bin.display()
+        );
+    }
+    if !config.redis.url.is_empty() {
+        RedisLimiter::check(&config.redis.url).context("REDIS_URL")?;
+    }
+    gateway(config)?;
+    if config.cluster.enabled {
+        tls(config)?;
+    }
+    Ok(())
+}
+
+pub fn database(config: &Config) -> anyhow::Result<PgConnectOptions> {
+    let url = &config.persistence.database_url;
+    let known = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    anyhow::ensure!(known, "DATABASE_URL is not a PostgreSQL URL");
+    url.parse().context("DATABASE_URL is not a PostgreSQL URL")
+}
+
+pub fn store(config: &Config) -> store::Options {
+    store::Options {
+        max_connections: config.persistence.max_connections,
+        allow_fsync_off: config.persistence.allow_fsync_off,
+    }
+}
+
+/// What a request waits for Redis at most: it is slower than a hit ever is, and nobody notices it.
+const REDIS_PATIENCE: Duration = Duration::from_millis(50);
+
+pub async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
+    let local = LocalLimiter::new(200_000, Duration::from_secs(60));
+    Ok(match config.redis.url.as_str() {
+        "" => Arc::new(local),
+        url => {
+            let connecting = RedisLimiter::connect(url, local, REDIS_PATIENCE);
+            let connecting = tokio::time::timeout(Duration::from_secs(5), connecting);
+            let redis =
+                connecting.await.context("Redis does not answer: check REDIS_URL, or unset it")?;
+            Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)
+        }
+    })
+}
+
+pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
+    let http = &config.gateway;
+    Ok(gateway::Options {
+        node_name: config.node.name.clone(),
+        allowed_origins: http.allowed_origins.clone(),
+        trusted_proxies: http
+            .trusted_proxies
+            .iter()
+            .map(|network| network.parse().map_err(anyhow::Error::msg))
+            .collect::<Result<_, _>>()
+            .context("gateway.trusted_proxies")?,
+        max_body_bytes: http.max_body_bytes,
+        request_timeout: Duration::from_millis(http.request_timeout_ms),
+        requests: Policy { quota: http.requests_per_minute, window_s: 60 },
+        drain: Duration::from_millis(http.drain_ms),
+        accept: accept::Limits {
+            max_connections: http.max_connections,
+            max_connections_per_address: http.max_connections_per_address,
+            accepts_per_s: http.accepts_per_s,
+            header_timeout: Duration::from_millis(http.header_timeout_ms),
+        },
+        websocket: config.websocket.clone(),
+        grants: config.topics.grants.clone(),
+        sync: config.sync,
+        playback: playback_options(&config.playback)?,
+        tiers: config.tiers.clone(),
+    })
+}
+
+fn playback_options(config: &Playback) -> anyhow::Result<playback::Options> {
+    let platforms = match config.platforms.as_os_str().is_empty() {
+        true => Platforms::default(),
+        false => std::fs::read_to_string(&config.platforms)
+            .map_err(anyhow::Error::from)
+            .and_then(|table| Platforms::parse(&table).map_err(anyhow::Error::msg))
+            .with_context(|| format!("playback.platforms: {}", config.platforms.display()))?,
+    };
+    Ok(playback::Options { idle_s: config.idle_s, platforms })
+}
+
+/// `None`: links are plain TCP.
+fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let cluster = &config.cluster;
+    let readable =
+        |path: &Path| std::fs::read(path).map(drop).with_context(|| path.display().to_string());
+    if cluster.tls_cert.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    readable(&cluster.tls_cert).context("cluster.tls_cert")?;
+    readable(&cluster.tls_key).context("cluster.tls_key")?;
+    readable(&cluster.tls_ca).context("cluster.tls_ca")?;
+    let tls = Tls::load(&cluster.tls_cert, &cluster.tls_key, &cluster.tls_ca)?;
+    tls.check_name(&config.node.name)?;
+    Ok(Some(tls))
+}
+
+pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
+    let cluster = &config.cluster;
+    Ok(member::Options {
+        listener: transport::bind(&cluster.listen).await?,
+        tls: tls(config)?,
+        advertise: match cluster.advertise.as_str() {
+            "" => cluster.listen.clone(),
+            advertise => advertise.into(),
+        },
+        cookie: cluster.cookie.clone(),
+        weight: cluster.weight,
+        pipe: match cluster.transport {
+            Transport::Framed => member::Pipe::Framed,
+            Transport::RactorCluster => member::Pipe::RactorCluster,
+        },
+        limits: transport::Limits {
+            window_bytes: cluster.window_mb << 20,
+            max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
+            ..transport::Limits::default()
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_from_a_file() {
+        let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
+        let options = |table: &str| {
+            std::fs::write(&path, table).unwrap();
+            playback_options(&Playback { platforms: path.clone(), ..Playback::default() })
+        };
+        let table =
+            r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
+        let platforms = options(table).unwrap().platforms;
+        assert_eq!(platforms.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
+        let wrong = format!("{:#}", options("{}}").unwrap_err());
+        assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(playback_options(&Playback { platforms: path, ..Playback::default() }).is_err());
+        assert_eq!(playback_options(&Playback::default()).unwrap().idle_s, 14_400);
+    }
+}
