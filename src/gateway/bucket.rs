@@ -1,5 +1,7 @@
 //! A rate: of one connection, or of one application topic.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 /// So many a second on average, and a burst at once.
@@ -15,10 +17,26 @@ impl Bucket {
         Self { per_s: f64::from(per_s), burst: f64::from(burst), left: f64::from(burst), at: now }
     }
 
-    pub fn take(&mut self, now: Instant) -> bool {
+    fn earn(&mut self, now: Instant) {
         let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_s;
         self.left = (self.left + earned).min(self.burst);
         self.at = now;
+    }
+
+    /// Counts what has been taken without asking. What is owed is a burst at most.
+    pub fn owe(&mut self, n: u32) {
+        self.left = (self.left - f64::from(n)).max(-self.burst);
+    }
+
+    /// Until one may be taken; zero: now.
+    pub fn wait(&mut self, now: Instant) -> Duration {
+        self.earn(now);
+        let missing = (1.0 - self.left).max(0.0);
+        Duration::from_secs_f64(missing / self.per_s.max(1.0))
+    }
+
+    pub fn take(&mut self, now: Instant) -> bool {
+        self.earn(now);
         let allowed = self.left >= 1.0;
         if allowed {
             self.left -= 1.0;
@@ -42,5 +60,20 @@ mod tests {
         let mut bucket = Bucket::new(100, 500, start);
         let steady = |n: u64| start + Duration::from_millis(n * 10);
         assert!((0..5_000).all(|n| bucket.take(steady(n))));
+    }
+
+    #[test]
+    fn what_is_owed_is_waited_for_but_no_longer_than_for_a_burst() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(100, 500, start);
+        bucket.owe(499);
+        assert_eq!(bucket.wait(start), Duration::ZERO);
+        bucket.owe(1);
+        assert_eq!(bucket.wait(start), Duration::from_millis(10));
+        bucket.owe(100);
+        assert_eq!(bucket.wait(start), Duration::from_millis(1_010));
+        bucket.owe(u32::MAX);
+        assert_eq!(bucket.wait(start), Duration::from_millis(5_010));
+        assert_eq!(bucket.wait(start + Duration::from_secs(6)), Duration::ZERO);
     }
 }

@@ -150,11 +150,11 @@ impl Client {
         Ok(())
     }
 
-    /// A message that is too large to be read. False: nobody is there to say so.
-    pub fn hear_too_much(&self) -> bool {
-        let Stage::Joined(joined) = &self.stage else { return false };
-        joined.to_connection.push(ToConnection::TooLarge, 0);
-        true
+    /// A message that is too large to be read: its connection says so, where there is one.
+    pub fn hear_too_much(&self) {
+        if let Stage::Joined(joined) = &self.stage {
+            joined.to_connection.push(ToConnection::TooLarge, 0);
+        }
     }
 
     fn refuse(&mut self, ack: Option<u64>, problem: &Problem) {

@@ -37,10 +37,52 @@ pub fn parse(text: &str) -> Option<Packet> {
     }
 }
 
-/// The packets of a request's body.
-pub fn payload(text: &str) -> Option<Vec<Packet>> {
-    let one = |text: &str| if text.starts_with('b') { Some(Packet::Binary) } else { parse(text) };
-    text.split(SEPARATOR).map(one).collect()
+/// The packets of a request's body, or what is left of them. They stay text until it is their turn.
+#[derive(Default)]
+pub struct Payload {
+    text: String,
+    /// `None`: nothing is left.
+    at: Option<usize>,
+}
+
+impl Payload {
+    /// `None`: something in it is no packet.
+    pub fn read(text: String) -> Option<Self> {
+        let good = text.split(SEPARATOR).all(|packet| one(packet).is_some());
+        good.then_some(Self { text, at: Some(0) })
+    }
+
+    /// These come after what is left.
+    pub fn append(&mut self, later: Self) {
+        match self.at {
+            None => *self = later,
+            Some(_) => {
+                self.text.push(SEPARATOR);
+                self.text.push_str(&later.text);
+            }
+        }
+    }
+}
+
+impl Iterator for Payload {
+    type Item = Packet;
+
+    fn next(&mut self) -> Option<Packet> {
+        let left = &self.text[self.at?..];
+        let (packet, after) = match left.split_once(SEPARATOR) {
+            Some((packet, after)) => (one(packet), Some(self.text.len() - after.len())),
+            None => (one(left), None),
+        };
+        self.at = after;
+        if after.is_none() {
+            self.text = String::new();
+        }
+        packet
+    }
+}
+
+fn one(text: &str) -> Option<Packet> {
+    if text.starts_with('b') { Some(Packet::Binary) } else { parse(text) }
 }
 
 pub fn message(text: &str) -> String {
@@ -71,12 +113,21 @@ mod tests {
         ] {
             assert_eq!(parse(text), expected, "{text}");
         }
-        assert_eq!(
-            payload("4a\u{1e}bAQIDBA==\u{1e}3"),
-            Some(vec![message("a"), Packet::Binary, Packet::Pong])
-        );
+    }
+
+    #[test]
+    fn a_payload_is_packets_one_after_the_other() {
+        let read = |text: &str| Payload::read(text.into());
+        let message = |text: &str| Packet::Message(text.into());
+        let mut payload = read("4a\u{1e}bAQIDBA==\u{1e}3").unwrap();
+        assert_eq!(payload.next(), Some(message("a")));
+        payload.append(read("4b").unwrap());
+        let left: Vec<_> = payload.by_ref().collect();
+        assert_eq!(left, [Packet::Binary, Packet::Pong, message("b")]);
+        payload.append(read("4c").unwrap());
+        assert_eq!((payload.next(), payload.next()), (Some(message("c")), None));
         for bad in ["", "4a\u{1e}", "\u{1e}4a", "4a\u{1e}x"] {
-            assert_eq!(payload(bad), None, "{bad:?}");
+            assert!(read(bad).is_none(), "{bad:?}");
         }
     }
 }

@@ -15,7 +15,7 @@ use futures_util::future::{BoxFuture, poll_fn};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use super::packet::{self, Packet};
+use super::packet::{self, Packet, Payload};
 use super::wire::{Heard, Probe, Probed, Wire};
 use super::{Refusal, Seat};
 use crate::gateway::bucket::Bucket;
@@ -81,8 +81,8 @@ pub struct Session {
     probe: Option<Probe>,
     /// Of the engine's own, and what a poll did not take.
     packets: VecDeque<String>,
-    /// What the client has sent and was not handled yet: one payload at most.
-    inbox: VecDeque<Packet>,
+    /// What the client has posted and was not handled yet.
+    posted: Payload,
     bucket: Bucket,
     /// The client is not read from because it is too fast, or because its connection is busy.
     held: bool,
@@ -104,7 +104,6 @@ pub struct Session {
 struct Pace {
     ping: Duration,
     pong: Duration,
-    packet: Duration,
     max_payload: usize,
 }
 
@@ -126,7 +125,6 @@ impl Session {
         let pace = Pace {
             ping: Duration::from_millis(ping),
             pong: Duration::from_millis(pong),
-            packet: Duration::from_secs(1) / limits.frames_per_s.max(1),
             max_payload: limits.max_frame_bytes,
         };
         let mut leaving = gateway.readiness.leaving();
@@ -140,7 +138,7 @@ impl Session {
             transport: wire
                 .map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket),
             probe: None,
-            inbox: VecDeque::new(),
+            posted: Payload::default(),
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
             held: false,
             resume: None,
@@ -249,7 +247,7 @@ impl Session {
                 let _ = poll.send(Answer::Payload(packet::NOOP.into()));
             }
             if let Some((text, answer)) = post {
-                self.inbox.extend(packet::payload(&text).ok_or(Ending::Wrong)?);
+                self.posted.append(Payload::read(text).ok_or(Ending::Wrong)?);
                 let _ = answer.send(Answer::Taken);
             }
         }
@@ -350,15 +348,23 @@ impl Session {
         }
         ready!(self.client.poll_room(cx));
         self.held = false;
-        if self.inbox.is_empty() {
-            return self.fill_inbox(cx);
-        }
         let now = Instant::now();
-        if !self.bucket.take(now) {
-            self.resume = Some(now + self.pace.packet);
+        let wait = self.bucket.wait(now);
+        if !wait.is_zero() {
+            self.held = true;
+            self.resume = Some(now + wait);
             return Poll::Ready(Ok(()));
         }
-        let Some(packet) = self.inbox.pop_front() else { return Poll::Pending };
+        let packet = match self.posted.next() {
+            Some(packet) => {
+                self.bucket.owe(1);
+                packet
+            }
+            None => match ready!(self.receive(cx))? {
+                Some(packet) => packet,
+                None => return Poll::Ready(Ok(())),
+            },
+        };
         if self.pong.take().is_some() {
             self.ping = Some(now + self.pace.ping);
         }
@@ -372,29 +378,36 @@ impl Session {
         })
     }
 
-    fn fill_inbox(&mut self, cx: &mut Context<'_>) -> Step {
+    /// `None`: something else has come of it.
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Packet>, Ending>> {
         match &mut self.transport {
             Transport::Polling(polling) => {
                 let Some((text, answer)) = polling.post.take() else { return Poll::Pending };
-                let Some(packets) = packet::payload(&text) else {
+                let Some(payload) = Payload::read(text) else {
                     let _ = answer.send(Answer::Refused(Refusal::BadRequest));
                     return Poll::Ready(Err(Ending::Wrong));
                 };
-                self.inbox.extend(packets);
+                self.posted = payload;
                 let _ = answer.send(Answer::Taken);
+                Poll::Ready(Ok(None))
             }
-            Transport::WebSocket(_) if self.too_large => return Poll::Pending,
-            Transport::WebSocket(wire) => match ready!(wire.poll_next(cx)) {
-                Heard::Packet(packet) => self.inbox.push_back(packet),
-                Heard::Wrong => return Poll::Ready(Err(Ending::Wrong)),
-                Heard::TooLarge => {
-                    self.too_large = true;
-                    self.client.hear_too_much();
-                }
-                Heard::End => return Poll::Ready(Err(Ending::Gone)),
-            },
+            Transport::WebSocket(_) if self.too_large => Poll::Pending,
+            Transport::WebSocket(wire) => {
+                let heard = wire.poll_next(cx);
+                // Also those that are no whole message yet.
+                self.bucket.owe(wire.frames());
+                Poll::Ready(match ready!(heard) {
+                    Heard::Packet(packet) => Ok(Some(packet)),
+                    Heard::Wrong => Err(Ending::Wrong),
+                    Heard::TooLarge => {
+                        self.too_large = true;
+                        self.client.hear_too_much();
+                        Ok(None)
+                    }
+                    Heard::End => Err(Ending::Gone),
+                })
+            }
         }
-        Poll::Ready(Ok(()))
     }
 
     fn clock(&mut self, cx: &mut Context<'_>) -> Step {

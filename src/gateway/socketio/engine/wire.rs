@@ -14,6 +14,7 @@ use crate::gateway::accept::Admitted;
 pub struct Wire {
     socket: Box<WebSocket>,
     unflushed: bool,
+    frames: u32,
     /// What its TCP connection counts as.
     _admitted: Option<Admitted>,
 }
@@ -28,11 +29,18 @@ pub enum Heard {
 
 impl Wire {
     pub fn new(socket: WebSocket, admitted: Option<Admitted>) -> Self {
-        Self { socket: Box::new(socket), unflushed: false, _admitted: admitted }
+        Self { socket: Box::new(socket), unflushed: false, frames: 0, _admitted: admitted }
+    }
+
+    /// Those that came since the last call.
+    pub fn frames(&mut self) -> u32 {
+        std::mem::take(&mut self.frames)
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
-        Poll::Ready(match ready!(self.socket.poll_next_unpin(cx)) {
+        let message = ready!(self.socket.poll_next_unpin(cx));
+        self.frames += 1;
+        Poll::Ready(match message {
             Some(Ok(Message::Text(text))) => {
                 packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
             }
