@@ -13,6 +13,7 @@ mod bodies;
 mod bucket;
 mod devices;
 pub mod http;
+mod json;
 mod listening;
 pub mod playback;
 mod socketio;

@@ -70,8 +70,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
     Router::new()
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
-        .route("/v1/ws", get(ws::upgrade))
-        .route("/sync/ws", get(ws::upgrade_sync))
+        .route("/v1/ws", get(ws::door))
+        .route("/sync/ws", get(ws::sync_door))
         .route("/", get(pages::console))
         .route("/console.css", get(pages::console_style))
         .route("/console.js", get(pages::console_script))

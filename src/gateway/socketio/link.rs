@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use axum::extract::ws::Message;
 use engineioxide::{DisconnectReason, TransportType};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::packet::{self, Sent};
 use super::{ENGINE_BUFFER, Engine};
@@ -199,8 +199,8 @@ impl Link {
                 self.reader.take().into_iter().for_each(Waker::wake);
             }
             Message::Close(frame) => {
-                let (code, reason) =
-                    frame.map_or((1000, "{}".into()), |frame| (frame.code, frame.reason));
+                let (code, reason) = frame
+                    .map_or((1000, "{}".into()), |frame| (u16::from(frame.code), frame.reason));
                 if self.connected {
                     let data = format!("{{\"code\":{code},\"reason\":{}}}", reason.as_str());
                     self.emit(packet::event("close", &[&data]));
@@ -216,7 +216,7 @@ impl Link {
                     self.engine.close(DisconnectReason::ClosingServer);
                 }
             }
-            Message::Binary(_) | Message::Pong(_) => {}
+            Message::Binary(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
     }
 

@@ -252,7 +252,7 @@ impl Connection {
                 self.authenticated(id, fresh, user, topics).await
             }
             Done::Crowded { id, problem } => {
-                self.last_words = Some(Close::TooManyConnections);
+                self.end_with(Close::TooManyConnections);
                 self.feed(protocol::reply(&id, &Err(problem))).await
             }
         }

@@ -137,10 +137,12 @@ async fn who_does_not_keep_to_socket_io_is_closed() {
     engine.connect(&token).await;
     engine.lives = false;
     engine.rest().await;
-    // Another name for what cannot be answered, and too much of what can.
+    // An id that is none, one that nobody could answer, and too much of what can be.
     let mut engine = Engine::open(&node, None).await.unwrap();
     engine.connect(&token).await;
     engine.say(&format!("42[\"ping\",{{\"id\":\"{}\"}}]", "x".repeat(100))).await;
+    assert!(engine.until(r#"42["error","#).await.contains("/id"));
+    engine.say(&format!("42[\"ping\",{{\"id\":\"{}\"}}]", "x".repeat(1_000))).await;
     let said = engine.rest().await;
     assert_eq!(close_code(&said), Some(3500), "{said:?}");
     assert!(said.contains(&"41".to_owned()), "it must not come back as it is: {said:?}");
