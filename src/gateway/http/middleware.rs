@@ -57,7 +57,7 @@ pub async fn identify(
     let status = response.status().as_u16();
     span.in_scope(|| tracing::debug!(status, ms = elapsed.as_millis() as u64, "answered"));
     let path = path.unwrap_or_else(|| "unmatched".into());
-    metrics::counter!("proxie_http_requests_total", "method" => method.as_str().to_owned(), "path" => path.clone(), "status" => status.to_string())
+    metrics::counter!("proxie_http_requests_total", "method" => known(&method), "path" => path.clone(), "status" => status.to_string())
         .increment(1);
     metrics::histogram!("proxie_http_request_seconds", "path" => path)
         .record(elapsed.as_secs_f64());
@@ -77,6 +77,20 @@ pub async fn identify(
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// Of a method that anybody may invent, what metrics may keep.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 fn is_sane_id(id: &str) -> bool {

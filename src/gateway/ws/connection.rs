@@ -104,6 +104,8 @@ pub struct Connection {
     inbound: Gate,
     /// Of frames that do not count where they come in.
     bucket: Bucket,
+    /// Of the topics that `auth` names: a read each, as if the client had subscribed to them one by one.
+    pub positions: Bucket,
     /// Frames that the user's limit does not know of yet.
     uncounted: u32,
     news: FuturesUnordered<BoxFuture<'static, News>>,
@@ -213,6 +215,11 @@ impl Connection {
             rare: Gate::default(),
             uncounted: 0,
             bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
+            positions: Bucket::new(
+                limits.frames_per_s,
+                u32::try_from(limits.max_subscriptions).unwrap_or(u32::MAX),
+                now,
+            ),
             news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()
                 .collect(),

@@ -32,6 +32,8 @@ pub struct Limits {
     pub max_connections_per_user: usize,
     /// Over all of a user's connections.
     pub frames_per_minute_per_user: u32,
+    /// Commands that are kept, over all of a user's connections.
+    pub commands_per_minute_per_user: u32,
     /// Commands of one connection that are not answered yet.
     pub max_in_flight: usize,
     /// What may wait for a slow client.
@@ -51,6 +53,7 @@ impl Default for Limits {
             max_subscriptions: 512,
             max_connections_per_user: 64,
             frames_per_minute_per_user: 500_000,
+            commands_per_minute_per_user: 6_000,
             max_in_flight: 64,
             send_buffer_bytes: 1_048_576,
             auth_timeout_ms: 10_000,
@@ -70,6 +73,7 @@ impl Limits {
             "subscriptions": self.max_subscriptions,
             "connections_per_user": self.max_connections_per_user,
             "frames_per_minute_per_user": self.frames_per_minute_per_user,
+            "commands_per_minute_per_user": self.commands_per_minute_per_user,
             "in_flight": self.max_in_flight,
             "send_buffer_bytes": self.send_buffer_bytes,
         })
