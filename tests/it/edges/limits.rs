@@ -341,6 +341,24 @@ async fn subscriptions_are_limited_over_repeated_auth() {
     ws.ok("auth", json!({})).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_may_have_a_listener_of_their_own() {
+    let node =
+        super::TestNode::with(|config| config.gateway.admin_listen = "127.0.0.1:0".into()).await;
+    let public = node.anonymous();
+    let operators = Http { address: node.node.operators.unwrap(), token: None };
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!((public.get(path).await.status, operators.get(path).await.status), (200, 200));
+    }
+    public.get("/metrics").await.problem(404, "not_found");
+    assert!(operators.get("/metrics").await.text.contains("proxie_http_requests_total"));
+    operators.get("/v1/bookings").await.problem(404, "not_found");
+    operators.get("/").await.problem(404, "not_found");
+    let node = super::TestNode::start().await;
+    assert!(node.node.operators.is_none());
+    assert_eq!(node.anonymous().get("/metrics").await.status, 200);
+}
+
 /// Whatever clients invent, there are as many series as there are words of ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_are_ours() {
