@@ -34,12 +34,14 @@ use crate::telemetry;
 
 pub struct Node {
     pub address: SocketAddr,
+    /// Where `/metrics` is, where operators have a listener of their own.
+    pub operators: Option<SocketAddr>,
     pub core: Core,
     gateway: Arc<Gateway>,
     reads: PgPool,
     door: Door,
     embedded: Option<Embedded>,
-    _serving: Serving,
+    _serving: Vec<Serving>,
     /// The epoch of a store does not change while a node lives: a replaced store ends it.
     _epoch: watch::Sender<Arc<str>>,
     tasks: Vec<JoinHandle<()>>,
@@ -120,12 +122,28 @@ impl Node {
             )
         })?;
         let address = listener.local_addr()?;
+        let operators = match config.gateway.admin_listen.as_str() {
+            "" => None,
+            admin => Some(accept::listen(admin).await.with_context(|| {
+                format!(
+                    "cannot listen on {admin}: set PROXIE__GATEWAY__ADMIN_LISTEN to a free address"
+                )
+            })?),
+        };
+        let operators_address = operators.as_ref().map(|listener| listener.local_addr());
+        let operators_address = operators_address.transpose()?;
         let options = settings::gateway(config)?;
         // From here on somebody answers, if only what is being waited for.
         let door = Door::new(&config.node.name, telemetry::metrics(), clock.clone());
         let proxies = options.trusted_proxies.clone();
         let accepting = accept::serve(listener, door.clone(), options.accept, proxies);
-        let serving = Serving(tokio::spawn(accepting));
+        let mut serving = vec![Serving(tokio::spawn(accepting))];
+        let operators_door = door.beside();
+        if let Some(listener) = operators {
+            let accepting =
+                accept::serve(listener, operators_door.clone(), options.accept, Vec::new());
+            serving.push(Serving(tokio::spawn(accepting)));
+        }
         let (connect, embedded) = open_store(config).await?;
         let pool = store::connect(connect, &settings::store(config)).await?;
         let held = embedded.is_some();
@@ -177,9 +195,11 @@ impl Node {
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
         readiness.start();
+        operators_door.open(gateway::operators(gateway.clone()));
         door.open(gateway::router(gateway.clone()));
         Ok(Self {
             address,
+            operators: operators_address,
             core,
             gateway,
             reads,

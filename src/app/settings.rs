@@ -75,7 +75,9 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
     let http = &config.gateway;
     Ok(gateway::Options {
         node_name: config.node.name.clone(),
-        allowed_origins: http.allowed_origins.clone(),
+        metrics_apart: !http.admin_listen.is_empty(),
+        allowed_origins: http.origins().map_err(anyhow::Error::msg)?,
+        allow_credentials: http.allow_credentials,
         trusted_proxies: http
             .trusted_proxies
             .iter()

@@ -67,6 +67,17 @@ impl Door {
         }))
     }
 
+    /// The door of another port of the same node, which opens and closes by itself.
+    pub fn beside(&self) -> Self {
+        Self(Arc::new(Inner {
+            starting: self.0.starting.clone(),
+            whole: OnceLock::new(),
+            waits_for: self.0.waits_for.clone(),
+            stage: watch::Sender::new(Stage::Open),
+            open: watch::Sender::new(0),
+        }))
+    }
+
     /// Said by `/readyz` from now on, until the node serves.
     pub fn waits_for(&self, what: impl Into<String>) {
         *self.0.waits_for.what.lock().unwrap_or_else(PoisonError::into_inner) = what.into();

@@ -68,12 +68,11 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
-    let clock = gateway.clock.clone();
-    let router = Router::new()
+    let open = Router::new()
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
-        .route("/v1/ws", get(ws::upgrade).post(ws::ask))
-        .route("/sync/ws", get(ws::upgrade_sync))
+        .route("/v1/ws", get(ws::door).post(ws::ask))
+        .route("/sync/ws", get(ws::sync_door))
         .route("/", get(pages::console))
         .route("/console.css", get(pages::console_style))
         .route("/console.js", get(pages::console_script))
@@ -84,14 +83,37 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/asyncapi.json", get(pages::asyncapi))
         .route("/.well-known/jwks.json", get(pages::jwks))
         .route("/healthz", get(pages::healthz))
-        .route("/readyz", get(pages::readyz))
-        .route("/metrics", get(pages::metrics))
+        .route("/readyz", get(pages::readyz));
+    let open = match gateway.options.metrics_apart {
+        true => open,
+        false => open.route("/metrics", get(pages::metrics)),
+    };
+    let open = open
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
         // Its long polls take longer.
         .merge(socketio::router())
-        .layer(middleware::cors(&gateway.options.allowed_origins))
+        .layer(middleware::cors(&gateway));
+    whole(open, gateway)
+}
+
+/// For a listener that only operators reach.
+pub fn operators(gateway: Arc<Gateway>) -> Router {
+    let pages = Router::new()
+        .route("/healthz", get(pages::healthz))
+        .route("/readyz", get(pages::readyz))
+        .route("/metrics", get(pages::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    whole(pages, gateway)
+}
+
+/// What happens around every request to a node that serves, whoever listens.
+fn whole(router: Router<Arc<Gateway>>, gateway: Arc<Gateway>) -> Router {
+    let clock = gateway.clock.clone();
+    let router = router
+        .layer(from_fn_with_state(gateway.clone(), middleware::distrust))
         .layer(CatchPanicLayer::custom(panicked))
         .with_state(gateway);
     around(router, clock)
