@@ -163,6 +163,14 @@ async fn a_node_with_redis_answers_429_with_it_and_without_it() {
     // Five, and five more that a slow Redis may have left to the node itself.
     at_most(client("alice"), 11).await;
     assert!(redis.counts("user:alice").await);
+    // The same of commands, whatever brings them.
+    let dave = connect(node.address, &client("dave").token.unwrap()).await;
+    let dave = tokio::sync::Mutex::new(dave);
+    eventually("commands are counted there", || async {
+        dave.lock().await.ok("session:open", json!({})).await;
+        redis.counts("commands:dave").await
+    })
+    .await;
 
     redis.stop();
     at_most(client("bob"), 6).await;
