@@ -28,7 +28,7 @@ use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::{LocalLimiter, Nodes, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::membership::{NodeInfo, host_id};
-use crate::persistence::patience::within;
+use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
@@ -106,7 +106,7 @@ impl Node {
         let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
         let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
-        learn_tokens(&pool, &auth).await?;
+        learn_tokens(&pool, &auth, Duration::from_secs(30)).await?;
         settled(&core).await?;
         if config.seeds_demo() {
             seed::demo(&core).await?;
@@ -400,12 +400,11 @@ async fn watch_tokens(pool: PgPool, auth: Arc<Auth>) {
     loop {
         tick.tick().await;
         // A failure is in the log; what was revoked before stays so.
-        let _ = learn_tokens(&pool, &auth).await;
+        let _ = learn_tokens(&pool, &auth, PATIENCE).await;
     }
 }
 
-async fn learn_tokens(pool: &PgPool, auth: &Auth) -> Result<(), sqlx::Error> {
-    let limit = Duration::from_secs(1);
+async fn learn_tokens(pool: &PgPool, auth: &Auth, limit: Duration) -> Result<(), sqlx::Error> {
     let (keys, revoked) = within(pool, "say which tokens are revoked", limit, async |connection| {
         Ok((keys::verifying(connection).await?, keys::revocations(connection).await?))
     })
