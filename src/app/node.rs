@@ -26,7 +26,7 @@ use crate::persistence::commit::Keep;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::Nodes;
 use crate::persistence::membership::{NodeInfo, host_id, process_start};
-use crate::persistence::patience;
+use crate::persistence::patience::{self, PATIENCE};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
@@ -151,7 +151,7 @@ impl Node {
         let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
         let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
-        learn_tokens(&pool, &auth).await?;
+        learn_tokens(&pool, &auth, Duration::from_secs(30)).await?;
         settled(&core, &door).await?;
         if config.seeds_demo() {
             door.waits_for("its demonstration data");
@@ -416,12 +416,11 @@ async fn watch_tokens(pool: PgPool, auth: Arc<Auth>) {
     loop {
         tick.tick().await;
         // A failure is in the log; what was revoked before stays so.
-        let _ = learn_tokens(&pool, &auth).await;
+        let _ = learn_tokens(&pool, &auth, PATIENCE).await;
     }
 }
 
-async fn learn_tokens(pool: &PgPool, auth: &Auth) -> Result<(), sqlx::Error> {
-    let limit = Duration::from_secs(1);
+async fn learn_tokens(pool: &PgPool, auth: &Auth, limit: Duration) -> Result<(), sqlx::Error> {
     let (keys, revoked) =
         patience::within(pool, "say which tokens are revoked", limit, async |connection| {
             Ok((keys::verifying(connection).await?, keys::revocations(connection).await?))

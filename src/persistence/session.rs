@@ -99,11 +99,6 @@ impl From<Refusal> for sqlx::Error {
     }
 }
 
-/// Whether to ask again makes no sense: somebody has to do something first.
-pub fn is_refusal(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Configuration(_))
-}
-
 /// How to connect, without parameters that poolers refuse.
 pub fn plain(options: PgConnectOptions) -> PgConnectOptions {
     options.application_name("proxie").extra_float_digits(None).statement_cache_capacity(64)
@@ -115,10 +110,28 @@ pub fn pool_options(max_connections: u32) -> PgPoolOptions {
         .max_connections(max_connections)
         .acquire_timeout(CONNECT)
         .idle_timeout(Duration::from_secs(600))
-        // A broken connection shows itself in the statement, which every caller handles anyway.
+        // One that was used a moment ago is not asked: if it is broken, the statement shows it.
         .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(prepare(connection)))
-        .before_acquire(|_, known| Box::pin(std::future::ready(Ok(!is_suspect(known.idle_for)))))
+        .before_acquire(|connection, known| Box::pin(is_alive(connection, known.idle_for)))
+}
+
+/// A connection that was idle for so long is asked whether it is still one: the server may have been restarted.
+const TRUSTED: Duration = Duration::from_secs(1);
+const PING: Duration = Duration::from_secs(1);
+
+async fn is_alive(connection: &mut PgConnection, idle_for: Duration) -> Result<bool, sqlx::Error> {
+    if is_suspect(idle_for) {
+        return Ok(false);
+    }
+    if idle_for < TRUSTED {
+        return Ok(true);
+    }
+    let answered = tokio::time::timeout(PING, connection.ping()).await;
+    if answered.is_err() {
+        was_silent();
+    }
+    Ok(matches!(answered, Ok(Ok(()))))
 }
 
 /// When a statement was last given up because nothing was heard of it.

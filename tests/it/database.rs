@@ -117,6 +117,19 @@ async fn a_connection_that_went_silent_is_not_used_again() {
     assert!(pool.size() <= 3);
 }
 
+#[tokio::test]
+async fn a_server_that_was_restarted_costs_no_statement() {
+    let database = database().await;
+    let theirs = pool(database.clone()).await;
+    let ours = store::connect(database, &options(1)).await.unwrap();
+    let pid = || sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&ours);
+    let first = pid().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let end = "select pg_terminate_backend($1, 10000)";
+    sqlx::query(end).bind(first).execute(&theirs).await.unwrap();
+    assert_ne!(pid().await.unwrap(), first);
+}
+
 /// A PgBouncer in front of a database, which ends with the test.
 struct Bouncer {
     process: Child,

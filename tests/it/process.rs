@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use sqlx::ConnectOptions;
+
 #[path = "../../examples/crash.rs"]
 #[allow(dead_code)]
 mod crash;
@@ -218,4 +220,29 @@ fn usage_and_configuration_errors_exit_2_in_one_line() {
     let off = run(&folder, &["token", "--user", "a"], &[("PROXIE__AUTH__DEV_TOKENS", "false")]);
     assert_eq!(off.status.code(), Some(1));
     assert!(text(&off.stderr).contains("dev_tokens"), "{}", text(&off.stderr));
+}
+
+#[tokio::test]
+async fn a_token_is_no_reason_to_make_tables() {
+    let folder = Folder::new("token");
+    let database = crate::support::server().await.create_database("no_tables", None).await.unwrap();
+    let url = database.to_url_lossy().to_string();
+    let environment = [
+        ("DATABASE_URL", url.as_str()),
+        ("PROXIE__AUTH__DEV_TOKENS", "true"),
+        ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
+    ];
+    for arguments in [&["token", "--user", "a"][..], &["demo", "--at", "http://127.0.0.1:1"]] {
+        let output = run(&folder, arguments, &environment);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?} {error}");
+        assert!(error.contains("proxie migrate"), "{arguments:?} {error}");
+    }
+    let pool = crate::support::pool(database).await;
+    let tables = "select count(*) from pg_tables where schemaname = 'public'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&pool).await.unwrap(), 0);
+    // Once they are there it is handed out.
+    let migrated = run(&folder, &["migrate"], &environment);
+    assert!(migrated.status.success(), "{}", text(&migrated.stderr));
+    assert!(run(&folder, &["token", "--user", "a"], &environment).status.success());
 }

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Came, TestNode, Ws, grant, text};
 use crate::process::{Folder, run};
-use crate::support::eventually;
+use crate::support::{eventually, observer};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_read_is_cut_off_and_resumes() {
@@ -190,7 +190,8 @@ async fn a_revoked_token_is_refused_everywhere() {
     drop(bob);
     let TestNode { node, config, clock } = node;
     node.stop().await;
-    let mut reader = PgConnection::connect(&config.persistence.database_url).await.unwrap();
+    let database = config.persistence.database_url.parse().unwrap();
+    let mut reader = PgConnection::connect_with(&observer(database)).await.unwrap();
     let mut held = reader.begin().await.unwrap();
     let lock = sqlx::query("lock table revocations in access exclusive mode");
     lock.execute(&mut *held).await.unwrap();
@@ -202,4 +203,32 @@ async fn a_revoked_token_is_refused_everywhere() {
     http(&node, &kept).await.problem(401, "unauthenticated");
     assert_eq!(by_token(&node, &lost).await.err(), Some(401));
     assert_eq!(http(&node, &later).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_signing_key_logs_nobody_out() {
+    let node = TestNode::start().await;
+    let mut store = node.store().await;
+    let client = |token: String| super::Http { token: Some(token), ..node.anonymous() };
+    let old = client(node.token("alice", Role::Consumer, 3_600));
+    let url = node.config.persistence.database_url.as_str();
+    let environment = [("DATABASE_URL", url), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
+    let folder = Folder::new("rotate");
+    let output = run(&folder, &["token", "rotate-key"], &environment);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let kids = async || {
+        let keys = node.anonymous().get("/.well-known/jwks.json").await.json();
+        let keys = keys["keys"].as_array().unwrap().clone();
+        keys.iter().map(|key| text(&key["kid"])).collect::<Vec<_>>()
+    };
+    eventually("the node knows both", || async { kids().await.len() == 2 }).await;
+    let first = kids().await[0].clone();
+    // Some seconds later.
+    let sql = "update signing_keys set created_at = created_at - interval '1 minute', retired_at = retired_at - interval '1 minute'";
+    sqlx::query(sql).execute(&mut store).await.unwrap();
+    eventually("the new one signs", || async { kids().await[0] != first }).await;
+    let new = client(node.token("alice", Role::Consumer, 3_600));
+    for alice in [&old, &new] {
+        assert_eq!(alice.get("/v1/bookings").await.status, 200);
+    }
 }
