@@ -14,6 +14,7 @@ pub mod loader;
 pub mod members;
 pub mod membership;
 pub mod outbox;
+pub mod patience;
 pub mod publications;
 pub mod store;
 pub mod timers;
