@@ -32,8 +32,13 @@ pub async fn within<T>(
     let done = tokio::time::timeout(limit, carried_out).await.unwrap_or_else(|_| Err(silent()));
     // The server refused the statement: the connection is as good as before.
     let usable = matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)));
-    if let Some(connection) = taken.filter(|_| !usable) {
-        drop(connection.detach());
+    match taken {
+        Some(connection) if !usable => drop(connection.detach()),
+        // It is pinged on its way back into the pool, which has no limit of its own.
+        Some(mut connection) => {
+            drop(tokio::spawn(tokio::time::timeout(PATIENCE, connection.return_to_pool())));
+        }
+        None => {}
     }
     note(what, done.as_ref().err());
     done

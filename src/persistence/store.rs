@@ -99,10 +99,11 @@ pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgP
 
 /// Applies what is missing. Several nodes may start at once: sqlx holds an advisory lock meanwhile.
 pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
-    let files: [(i64, &'static str, &'static str); 3] = [
+    let files: [(i64, &'static str, &'static str); 4] = [
         (1, "runtime", include_str!("../../migrations/0001_runtime.sql")),
         (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
         (3, "playback", include_str!("../../migrations/0003_playback.sql")),
+        (4, "starvation", include_str!("../../migrations/0004_starvation.sql")),
     ];
     let migrations = files
         .into_iter()

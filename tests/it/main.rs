@@ -11,5 +11,6 @@ mod members;
 mod process;
 mod runtime;
 mod simulation;
+mod starvation;
 mod support;
 mod tidy;
