@@ -200,15 +200,11 @@ pub async fn sync_parked(
                 // One that is forgotten here starts again, fails, and is parked again.
                 unwritten.truncate(MAX_UNWRITTEN);
                 unwritten.push_front(notice);
+                write_parked(&pool, &mut unwritten).await;
                 known = None;
             }
             _ = tick.tick() => {
-                while let Some((kind, key, reason, failures)) = unwritten.front() {
-                    if outbox::park(&pool, kind, key, reason, *failures as i32).await.is_err() {
-                        break;
-                    }
-                    unwritten.pop_front();
-                }
+                write_parked(&pool, &mut unwritten).await;
                 let Ok(version) = outbox::parked_version(&pool).await else { continue };
                 if known == Some(version) {
                     continue;
@@ -218,6 +214,16 @@ pub async fn sync_parked(
                 known = settled.then_some(version);
             }
         }
+    }
+}
+
+/// As far as the store takes them.
+async fn write_parked(pool: &PgPool, unwritten: &mut VecDeque<ParkNotice>) {
+    while let Some((kind, key, reason, failures)) = unwritten.front() {
+        if outbox::park(pool, kind, key, reason, *failures as i32).await.is_err() {
+            return;
+        }
+        unwritten.pop_front();
     }
 }
 
