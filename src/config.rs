@@ -131,7 +131,7 @@ section!(Entities {
     max_live: usize = 500_000,
     memory_limit_mb: u64 = 6_144,
     park_after: u32 = 5,
-    max_attempts: i32 = 12,
+    delivery_hours: u32 = 24,
 });
 
 section!(Seed { demo: Option<bool> = None });
@@ -305,6 +305,8 @@ impl Config {
             "playback.idle_s must be at least 60"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"
+        } else if !(1..=8_760).contains(&self.entities.delivery_hours) {
+            "entities.delivery_hours must be between 1 and 8760 (a year)"
         } else {
             return Ok(());
         };

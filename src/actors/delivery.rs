@@ -1,14 +1,17 @@
-//! What an entity still owes others: its outbox rows in memory, delivered in order per receiver.
+//! What an entity still owes others: its outbox rows in memory, delivered in order per receiver, and to receivers in
+//! turn.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
 use serde_json::Value;
+use tokio::task::AbortHandle;
 
 use crate::actors::entity::Notice;
+use crate::actors::runs::Ran;
 use crate::actors::{RunError, Runtime};
 use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
@@ -17,35 +20,69 @@ use crate::persistence::commit::{OutboxChange, OutboxRow};
 use crate::persistence::loader::PendingOutbox;
 use crate::persistence::store::from_micros;
 
+/// A command that its receiver's node cannot read is tried for no longer than this: during an upgrade the receiver may
+/// come to a node that can, and what waits behind it waits as long.
+const UNREADABLE: SignedDuration = SignedDuration::from_hours(1);
+
+/// What is kept of an error, for operators.
+const MAX_ERROR_BYTES: usize = 2_000;
+
+/// Kind and key. Runs have no order among themselves: each is its own receiver.
+type Receiver = Arc<(String, String)>;
+
 #[derive(Default)]
 pub struct Outgoing {
-    /// By receiver. Runs have no order among themselves: each is its own receiver.
-    queues: BTreeMap<(String, String), VecDeque<Row>>,
+    queues: HashMap<Receiver, Queue>,
+    /// Receivers whose first row is not on its way: who waits for longest is served first. By the time from which it may
+    /// be served, and by turn.
+    waiting: BTreeMap<(Timestamp, u64), Receiver>,
+    turn: u64,
     in_flight: usize,
     wake_at: Option<Timestamp>,
+}
+
+#[derive(Default)]
+struct Queue {
+    rows: VecDeque<Row>,
+    on_its_way: Option<Way>,
 }
 
 struct Row {
     row: OutboxRow,
     attempts: i32,
+    /// When it was written, or put back by an operator.
+    since: Timestamp,
     due: Timestamp,
-    in_flight: bool,
+}
+
+/// A row's delivery. A run is dropped with it: what nobody waits for any more is not continued.
+struct Way {
+    id: String,
+    run: Option<AbortHandle>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(run) = &self.run {
+            run.abort();
+        }
+    }
 }
 
 pub struct Delivered {
     id: String,
-    receiver: (String, String),
+    receiver: Receiver,
     outcome: Outcome,
 }
 
 enum Outcome {
     Sent(Result<Result<Value, String>, AskError>),
-    Ran(Result<Value, RunError>),
+    Ran(Ran),
 }
 
 /// How one row went on: what to write, and what to tell the entity.
 pub struct End {
-    pub change: OutboxChange,
+    pub change: Option<OutboxChange>,
     pub notice: Option<Notice>,
 }
 
@@ -53,32 +90,45 @@ pub struct End {
 pub type Report = Arc<dyn Fn(Option<Delivered>) + Send + Sync>;
 
 impl Outgoing {
-    /// What was still owed when the entity was last live. Dead letters wait for an operator.
-    pub fn resume(rows: Vec<PendingOutbox>) -> Option<Box<Self>> {
+    /// What was still owed when the entity was last live.
+    pub fn resume(rows: Vec<PendingOutbox>, now: Timestamp) -> Option<Box<Self>> {
         let mut outgoing = Self::default();
-        for row in rows.into_iter().filter(|row| !row.dead) {
-            outgoing.push(Row {
-                row: row.row,
-                attempts: row.attempts,
-                due: from_micros(row.due_us),
-                in_flight: false,
-            });
+        for PendingOutbox { row, attempts, due_us, since_us } in rows {
+            let (due, since) = (from_micros(due_us), from_micros(since_us));
+            outgoing.push(Row { row, attempts, since, due }, now);
         }
         (!outgoing.is_empty()).then(|| Box::new(outgoing))
     }
 
-    pub fn add(&mut self, rows: Vec<OutboxRow>) {
+    pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
         for row in rows {
-            self.push(Row { row, attempts: 0, due: Timestamp::UNIX_EPOCH, in_flight: false });
+            self.push(Row { row, attempts: 0, since: now, due: now }, now);
         }
     }
 
-    fn push(&mut self, row: Row) {
-        let receiver = match row.row.target_kind.as_str() {
+    fn push(&mut self, row: Row, now: Timestamp) {
+        let receiver = Arc::new(match row.row.target_kind.as_str() {
             "run" => ("run".to_owned(), row.row.id.clone()),
             kind => (kind.to_owned(), row.row.target_key.clone()),
-        };
-        self.queues.entry(receiver).or_default().push_back(row);
+        });
+        let queue = self.queues.entry(receiver.clone()).or_default();
+        queue.rows.push_back(row);
+        if queue.rows.len() == 1 {
+            self.enqueue(&receiver, now);
+        }
+    }
+
+    /// Lets a receiver wait for its turn, behind those that wait already.
+    fn enqueue(&mut self, receiver: &Receiver, now: Timestamp) {
+        let Some(queue) = self.queues.get(receiver) else { return };
+        match queue.rows.front() {
+            None => drop(self.queues.remove(receiver)),
+            Some(_) if queue.on_its_way.is_some() => {}
+            Some(row) => {
+                self.turn += 1;
+                self.waiting.insert((row.due.max(now), self.turn), receiver.clone());
+            }
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -86,67 +136,67 @@ impl Outgoing {
     }
 
     pub fn last_position(&self) -> i64 {
-        self.queues.values().flatten().map(|row| row.row.position).max().unwrap_or(0)
+        self.queues.values().flat_map(|q| &q.rows).map(|row| row.row.position).max().unwrap_or(0)
     }
 
     pub fn is_due_within_s(&self, seconds: i64, now: Timestamp) -> bool {
-        let until = now + jiff::SignedDuration::from_secs(seconds);
+        let until = now + SignedDuration::from_secs(seconds);
         self.in_flight > 0
-            || self.queues.values().filter_map(|q| q.front()).any(|row| row.due <= until)
+            || self.waiting.first_key_value().is_some_and(|((at, _), _)| *at <= until)
     }
 
     /// After the rows were read again: those that are on their way stay so.
-    pub fn keep_in_flight(&mut self, before: &Self) {
-        let ids: HashSet<&str> = before
-            .queues
-            .values()
-            .flatten()
-            .filter(|r| r.in_flight)
-            .map(|r| r.row.id.as_str())
-            .collect();
-        for row in self.queues.values_mut().flatten().filter(|r| ids.contains(r.row.id.as_str())) {
-            row.in_flight = true;
-            self.in_flight += 1;
+    pub fn keep_in_flight(&mut self, mut before: Self) {
+        for (receiver, queue) in &mut self.queues {
+            let way = before.queues.get_mut(receiver).and_then(|queue| queue.on_its_way.take());
+            if let Some(way) = way.filter(|way| queue.rows.iter().any(|row| row.row.id == way.id)) {
+                queue.on_its_way = Some(way);
+                self.in_flight += 1;
+            }
         }
+        let queues = &self.queues;
+        self.waiting.retain(|_, receiver| queues[receiver].on_its_way.is_none());
     }
 
     /// Sends what is due: the first row of each receiver, a bounded number at a time.
     pub fn pump(&mut self, rt: &Arc<Runtime>, kind: &'static str, key: &Arc<str>, report: Report) {
         let now = rt.clock.now();
-        let mut next: Option<Timestamp> = None;
-        for (receiver, queue) in &mut self.queues {
+        while let Some(first) = self.waiting.first_entry() {
             if self.in_flight >= rt.options.max_deliveries {
                 // The end of any delivery pumps again.
                 return;
             }
-            let Some(row) = queue.front_mut().filter(|row| !row.in_flight) else { continue };
-            if row.due > now {
-                next = Some(next.map_or(row.due, |at| at.min(row.due)));
-                continue;
+            let at = first.key().0;
+            if at > now {
+                self.wake(at, now, report);
+                return;
             }
-            row.in_flight = true;
-            self.in_flight += 1;
-            deliver(
-                rt.clone(),
-                kind,
-                key.clone(),
-                receiver.clone(),
-                row.row.clone(),
-                report.clone(),
-            );
+            let receiver = first.remove();
+            let Some(queue) = self.queues.get_mut(&receiver) else { continue };
+            match queue.rows.front() {
+                // Another row came to the front while it waited.
+                Some(row) if row.due > now => self.enqueue(&receiver, now),
+                Some(row) => {
+                    queue.on_its_way = deliver(rt, kind, key, &receiver, &row.row, &report);
+                    self.in_flight += usize::from(queue.on_its_way.is_some());
+                }
+                None => {}
+            }
         }
-        if let Some(at) = next
-            && self.wake_at.is_none_or(|wake| wake <= now || at < wake)
-        {
-            self.wake_at = Some(at);
-            let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-            // A later one is found by the recovery scan, after the entity has become passive.
-            if wait < Duration::from_secs(60) {
-                tokio::spawn(async move {
-                    tokio::time::sleep(wait).await;
-                    report(None);
-                });
-            }
+    }
+
+    fn wake(&mut self, at: Timestamp, now: Timestamp, report: Report) {
+        if self.wake_at.is_some_and(|wake| wake > now && wake <= at) {
+            return;
+        }
+        self.wake_at = Some(at);
+        let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        // A later one is found by the recovery scan, after the entity has become passive.
+        if wait < Duration::from_secs(60) {
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                report(None);
+            });
         }
     }
 
@@ -154,80 +204,114 @@ impl Outgoing {
     pub fn settle(
         &mut self,
         delivered: Delivered,
-        max_attempts: i32,
+        give_up_after: Duration,
         now: Timestamp,
     ) -> Option<End> {
-        let queue = self.queues.get_mut(&delivered.receiver)?;
-        let at = queue.iter().position(|row| row.row.id == delivered.id)?;
-        if queue[at].in_flight {
-            queue[at].in_flight = false;
-            self.in_flight -= 1;
+        let receiver = delivered.receiver;
+        let queue = self.queues.get_mut(&receiver)?;
+        let was_on_its_way = queue.on_its_way.take_if(|way| way.id == delivered.id).is_some();
+        self.in_flight -= usize::from(was_on_its_way);
+        let end = queue
+            .rows
+            .iter()
+            .position(|row| row.row.id == delivered.id)
+            .map(|at| queue.settle(at, delivered.outcome, give_up_after, now));
+        if was_on_its_way || queue.rows.is_empty() {
+            self.enqueue(&receiver, now);
         }
-        let id = delivered.id;
-        let (error, last) = match delivered.outcome {
-            Outcome::Sent(Ok(Ok(_))) => {
-                self.remove(&delivered.receiver, at);
-                return Some(End { change: OutboxChange::Done { id }, notice: None });
-            }
-            Outcome::Sent(Ok(Err(reason))) => {
-                let row = self.remove(&delivered.receiver, at);
-                return Some(End {
-                    change: OutboxChange::Done { id },
-                    notice: Some(failure(&row, reason)),
-                });
-            }
-            Outcome::Ran(Ok(value)) => {
-                let row = self.remove(&delivered.receiver, at);
-                return Some(End {
-                    change: OutboxChange::Done { id },
-                    notice: Some(outcome(&row, Ok(value))),
-                });
-            }
-            Outcome::Ran(Err(RunError::Final(error))) => {
-                let row = self.remove(&delivered.receiver, at);
-                return Some(End {
-                    change: OutboxChange::Done { id },
-                    notice: Some(outcome(&row, Err(error))),
-                });
-            }
-            Outcome::Ran(Err(RunError::Retry(error))) => (error, false),
-            Outcome::Sent(Err(error)) => {
-                (error.to_string(), matches!(error, AskError::BadCommand(_)))
-            }
-        };
-        let row = &mut self.queues.get_mut(&delivered.receiver)?[at];
-        row.attempts += 1;
-        if last || row.attempts >= max_attempts {
-            let row = self.remove(&delivered.receiver, at);
-            tracing::error!(id, to = ?delivered.receiver, attempts = row.attempts, error, "a delivery is given up: dead letter");
-            metrics::counter!("proxie_dead_letters_total").increment(1);
-            let notice = match delivered.receiver.0.as_str() {
-                "run" => outcome(&row, Err(error.clone())),
-                _ => failure(&row, "dead_letter".into()),
-            };
-            let change = OutboxChange::Dead { id, attempts: row.attempts, error };
-            return Some(End { change, notice: Some(notice) });
-        }
-        row.due = now + retry_delay(row.attempts);
-        let change = OutboxChange::Retry { id, attempts: row.attempts, due: row.due, error };
-        Some(End { change, notice: None })
-    }
-
-    fn remove(&mut self, receiver: &(String, String), at: usize) -> Row {
-        let queue = self.queues.get_mut(receiver).expect("the receiver was just found");
-        let row = queue.remove(at).expect("the row was just found");
-        if queue.is_empty() {
-            self.queues.remove(receiver);
-        }
-        row
+        end
     }
 }
 
+impl Queue {
+    fn settle(
+        &mut self,
+        at: usize,
+        outcome: Outcome,
+        give_up_after: Duration,
+        now: Timestamp,
+    ) -> End {
+        let row = &mut self.rows[at];
+        let id = row.row.id.clone();
+        let done = Some(OutboxChange::Done { id: id.clone() });
+        let given_up = SignedDuration::try_from(give_up_after).unwrap_or(SignedDuration::MAX);
+        let (change, notice) = match outcome {
+            // The receiver has it; what it said did not fit between the nodes.
+            Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) => (done, None),
+            Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
+            Outcome::Ran(Ran::Ended(Ok(value))) => (done, Some(ran(row, Ok(value)))),
+            Outcome::Ran(Ran::Ended(Err(RunError::Final(error)))) => {
+                (done, Some(ran(row, Err(error))))
+            }
+            Outcome::Ran(Ran::Gone) => (None, None),
+            Outcome::Ran(Ran::GivenUp) => {
+                let error = "it was begun too often, and what came of it was never taken";
+                give_up(row, error);
+                (None, Some(ran(row, Err(error.into()))))
+            }
+            Outcome::Ran(Ran::Ended(Err(RunError::Retry(error)))) => row.fail(error, given_up, now),
+            Outcome::Sent(Err(error)) => {
+                let limit = match error {
+                    AskError::BadCommand(_) => given_up.min(UNREADABLE),
+                    _ => given_up,
+                };
+                row.fail(error.to_string(), limit, now)
+            }
+        };
+        if !matches!(change, Some(OutboxChange::Retry { .. })) {
+            self.rows.remove(at);
+        }
+        End { change, notice }
+    }
+}
+
+impl Row {
+    /// Later again, or a dead letter once it is older than `limit`.
+    fn fail(
+        &mut self,
+        mut error: String,
+        limit: SignedDuration,
+        now: Timestamp,
+    ) -> (Option<OutboxChange>, Option<Notice>) {
+        error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
+        self.attempts += 1;
+        let (id, attempts) = (self.row.id.clone(), self.attempts);
+        if now.duration_since(self.since) >= limit {
+            give_up(self, &error);
+            let notice = match self.row.target_kind.as_str() {
+                "run" => ran(self, Err(error.clone())),
+                _ => failure(self, "dead_letter".into()),
+            };
+            return (Some(OutboxChange::Dead { id, attempts, error }), Some(notice));
+        }
+        metrics::counter!("proxie_delivery_retries_total", "of" => self.sort()).increment(1);
+        self.due = now + retry_delay(attempts);
+        (Some(OutboxChange::Retry { id, attempts, due: self.due, error }), None)
+    }
+
+    fn sort(&self) -> &'static str {
+        if self.row.target_kind == "run" { "run" } else { "send" }
+    }
+}
+
+fn give_up(row: &Row, error: &str) {
+    let OutboxRow { id, target_kind, target_key, .. } = &row.row;
+    let to = format!("{target_kind}/{target_key}");
+    tracing::error!(
+        id,
+        to,
+        attempts = row.attempts,
+        error,
+        "a delivery is given up: `proxie dead-letter list`"
+    );
+    metrics::counter!("proxie_dead_letters_total", "of" => row.sort()).increment(1);
+}
+
 /// 100 ms doubled each time, at most 5 minutes, give or take a quarter.
-fn retry_delay(attempts: i32) -> jiff::SignedDuration {
+fn retry_delay(attempts: i32) -> SignedDuration {
     let base_ms = (100_i64 << (attempts - 1).clamp(0, 12)).min(300_000);
     let ms = rand::rng().random_range(base_ms * 3 / 4..=base_ms * 5 / 4);
-    jiff::SignedDuration::from_millis(ms)
+    SignedDuration::from_millis(ms)
 }
 
 fn failure(row: &Row, reason: String) -> Notice {
@@ -239,7 +323,7 @@ fn failure(row: &Row, reason: String) -> Notice {
     })
 }
 
-fn outcome(row: &Row, result: Result<Value, String>) -> Notice {
+fn ran(row: &Row, result: Result<Value, String>) -> Notice {
     let (tag, _) = run_body(&row.row.body);
     Notice::Run(RunOutcome { runner: row.row.target_key.clone(), tag, result })
 }
@@ -250,20 +334,21 @@ fn run_body(body: &str) -> (String, Value) {
 }
 
 fn deliver(
-    rt: Arc<Runtime>,
+    rt: &Arc<Runtime>,
     kind: &'static str,
-    key: Arc<str>,
-    receiver: (String, String),
-    row: OutboxRow,
-    report: Report,
-) {
-    let Some(entities) = rt.entities.get().and_then(WeakEntities::upgrade) else { return };
-    tokio::spawn(async move {
-        let outcome = if row.target_kind == "run" {
-            Outcome::Ran(match rt.runners.get(row.target_key.as_str()) {
-                Some(runner) => runner.run(&row.id, run_body(&row.body).1).await,
-                None => Err(RunError::Final(format!("there is no runner {}", row.target_key))),
-            })
+    key: &Arc<str>,
+    receiver: &Receiver,
+    row: &OutboxRow,
+    report: &Report,
+) -> Option<Way> {
+    let entities = rt.entities.get().and_then(WeakEntities::upgrade)?;
+    let (rt, key, receiver, row, report) =
+        (rt.clone(), key.clone(), receiver.clone(), row.clone(), report.clone());
+    let (id, is_run) = (row.id.clone(), row.target_kind == "run");
+    let task = tokio::spawn(async move {
+        let outcome = if is_run {
+            let input = run_body(&row.body).1;
+            Outcome::Ran(rt.runners.run(&row.target_key, &row.id, input, || rt.clock.now()).await)
         } else {
             let caller = Caller::Entity { kind: kind.into(), key: key.to_string() };
             let meta = Meta::new(caller).id(row.id.clone());
@@ -273,4 +358,5 @@ fn deliver(
         };
         report(Some(Delivered { id: row.id, receiver, outcome }));
     });
+    Some(Way { id, run: is_run.then(|| task.abort_handle()) })
 }

@@ -4,7 +4,6 @@
 //! holds. Replies, publications and effects leave in order, each after its commit. When a commit does not go through,
 //! everything assumed after it is dropped, the state is read again, and the commands that came later are decided anew.
 
-use std::any::Any;
 use std::cell::LazyCell;
 use std::collections::{HashMap, VecDeque};
 use std::marker::PhantomData;
@@ -18,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::actors::Witnessed;
 use crate::actors::delivery::{Delivered, Outgoing};
+use crate::actors::firing::Firing;
 use crate::actors::registry::{KindTable, Slip};
 use crate::cluster::topics::Published;
 use crate::kernel::entity::{
@@ -29,6 +29,7 @@ use crate::persistence::commit::{
     CommitItem, CommitResult, DedupeRow, JournalRow, OutboxChange, OutboxRow, PublicationRow,
     SnapshotRow, TimerChange,
 };
+use crate::persistence::loader::{StoredEvent, is_full};
 use crate::persistence::writer::SubmitError;
 
 /// A command on its way through the shell.
@@ -42,11 +43,19 @@ pub struct Ask<E: Entity> {
 
 pub enum Origin<E: Entity> {
     /// The slip is given back when the command is answered, or parked as a waiting query.
-    Caller { reply: oneshot::Sender<Answer<E>>, slip: Option<Slip<E>> },
-    /// Dropped when the fire has ended, whichever way.
-    Timer { name: String, id: String, _firing: Box<dyn Any + Send> },
+    Caller {
+        reply: oneshot::Sender<Answer<E>>,
+        slip: Option<Slip<E>>,
+    },
+    Timer {
+        name: String,
+        id: String,
+        firing: Firing,
+    },
     /// The outcome of an outbox row of this entity, whose row the commit deletes.
-    Outbox { id: String },
+    Outbox {
+        id: String,
+    },
     /// A notice that nobody waits for.
     Notice,
 }
@@ -142,6 +151,8 @@ impl<E: Entity> Drop for Entry<E> {
 
 const RECENT: usize = 4;
 const MAX_WAITING: usize = 256;
+/// Pages of a journal that are folded before a snapshot keeps how far that went.
+const SNAPSHOT_PAGES: u32 = 10;
 
 pub struct Shell<E>(pub PhantomData<fn() -> E>);
 
@@ -303,6 +314,7 @@ impl<E: Entity> Activation<E> {
         (self.head, self.topic_head, self.snapshot_seq) = (0, 0, 0);
         let mut more = loaded.may_have_more();
         let mut events = loaded.events;
+        let mut dropped = None;
         if let Some(snapshot) = loaded.snapshot {
             if let Some(state) = self.table.codec.decode(&snapshot.data) {
                 self.state = state;
@@ -315,18 +327,40 @@ impl<E: Entity> Activation<E> {
                     key = &*self.key,
                     "a snapshot of another layout is dropped; replaying"
                 );
-                (events, more) = (Vec::new(), true);
+                (events, more, dropped) = (Vec::new(), true, Some(snapshot.seq));
             }
         }
-        if more {
-            let after = events.last().map_or(self.head, |e| e.seq);
-            events.extend(
-                rt.loader
-                    .events_after(E::KIND, &self.key, after)
-                    .await
-                    .map_err(|_| away("the store cannot be read"))?,
-            );
+        self.fold(events)?;
+        let mut pages = 0;
+        while more {
+            if !self.table.runtime.slots.is_here(self.slot, self.epoch) {
+                return Err(Stop::Orderly(AskError::NotHere));
+            }
+            let page = self.table.runtime.loader.events_after(E::KIND, &self.key, self.head);
+            let events = page.await.map_err(|_| away("the store cannot be read"))?;
+            more = is_full(&events);
+            self.fold(events)?;
+            pages += 1;
+            if more && pages % SNAPSHOT_PAGES == 0 {
+                let snapshot = self.snapshot();
+                let loader = &self.table.runtime.loader;
+                // Without it the next start has more to read, no more.
+                let _ = loader.keep_snapshot(E::KIND, &self.key, &snapshot, dropped).await;
+            }
         }
+        self.outgoing = Outgoing::resume(loaded.outbox, self.table.runtime.clock.now());
+        self.next_position = self.outgoing.as_ref().map_or(0, |o| o.last_position()) + 1;
+        self.loaded = true;
+        self.table.started(&self.key);
+        if let Some(witness) = &self.table.runtime.witness {
+            witness.loaded(self.witnessed(), self.head);
+        }
+        metrics::counter!("proxie_activations_total", "kind" => E::KIND).increment(1);
+        Ok(())
+    }
+
+    /// Applies what the journal says next.
+    fn fold(&mut self, events: Vec<StoredEvent>) -> Result<(), Stop> {
         for stored in events {
             if stored.seq != self.head + 1 {
                 return Err(self
@@ -348,14 +382,6 @@ impl<E: Entity> Activation<E> {
             self.head = stored.seq;
             self.topic_head = stored.topic_head;
         }
-        self.outgoing = Outgoing::resume(loaded.outbox);
-        self.next_position = self.outgoing.as_ref().map_or(0, |o| o.last_position()) + 1;
-        self.loaded = true;
-        self.table.started(&self.key);
-        if let Some(witness) = &self.table.runtime.witness {
-            witness.loaded(self.witnessed(), self.head);
-        }
-        metrics::counter!("proxie_activations_total", "kind" => E::KIND).increment(1);
         Ok(())
     }
 
@@ -431,6 +457,9 @@ impl<E: Entity> Activation<E> {
                     key = &*self.key,
                     "a command panicked in decide; the entity restarts"
                 );
+                if let Origin::Timer { firing, .. } = &mut ask.origin {
+                    firing.failed("its command panicked in decide");
+                }
                 ask.answer(Err(AskError::Internal));
                 return Err(Stop::Failed("a command panicked in decide".into()));
             }
@@ -734,7 +763,9 @@ impl<E: Entity> Activation<E> {
                 }
                 pending.ask.answer(pending.answer);
                 if !pending.outbox.is_empty() {
-                    self.outgoing.get_or_insert_default().add(std::mem::take(&mut pending.outbox));
+                    let rows = std::mem::take(&mut pending.outbox);
+                    let now = self.table.runtime.clock.now();
+                    self.outgoing.get_or_insert_default().add(rows, now);
                     self.pump(myself);
                 }
                 self.release();
@@ -801,10 +832,14 @@ impl<E: Entity> Activation<E> {
         let outgoing = self.outgoing.take();
         self.load().await?;
         if let (Some(kept), Some(fresh)) = (outgoing, &mut self.outgoing) {
-            fresh.keep_in_flight(&kept);
+            fresh.keep_in_flight(*kept);
         }
         for ask in self.redo.take().unwrap_or_default() {
             self.ask(myself, ask)?;
+        }
+        // The state may be what they wait for.
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.decide(myself, waiting)?;
         }
         self.pump(myself);
         Ok(())
@@ -816,27 +851,34 @@ impl<E: Entity> Activation<E> {
         myself: &ActorRef<Message<E>>,
         delivered: Delivered,
     ) -> Result<(), Stop> {
+        let rt = self.table.runtime.clone();
         let Some(outgoing) = &mut self.outgoing else { return Ok(()) };
-        let max_attempts = self.table.runtime.options.max_attempts;
-        let Some(end) = outgoing.settle(delivered, max_attempts, self.table.runtime.clock.now())
-        else {
-            return Ok(());
-        };
+        let end = outgoing.settle(delivered, rt.options.give_up_after, rt.clock.now());
         if outgoing.is_empty() {
             self.outgoing = None;
         }
-        let notice = match &end.notice {
-            Some(Notice::Run(outcome)) => E::run_finished(outcome.clone()),
-            Some(Notice::Failed(failure)) => E::send_failed(failure.clone()),
+        let Some(end) = end else {
+            self.pump(myself);
+            return Ok(());
+        };
+        if let (Some(Notice::Failed(_)), Some(OutboxChange::Done { id })) =
+            (&end.notice, &end.change)
+        {
+            rt.runners.note(id.clone(), rt.clock.now());
+        }
+        let notice = match end.notice {
+            Some(Notice::Run(outcome)) => E::run_finished(outcome),
+            Some(Notice::Failed(failure)) => E::send_failed(failure),
             None => None,
         };
-        match notice {
-            Some(command) if matches!(end.change, OutboxChange::Done { .. }) => {
-                let OutboxChange::Done { id } = end.change else { unreachable!() };
+        match (end.change, notice) {
+            (Some(OutboxChange::Done { id }), Some(command)) => {
                 self.ask(myself, Ask::internal(command, Origin::Outbox { id }))?;
             }
-            notice => {
-                self.change_outbox(end.change);
+            (change, notice) => {
+                if let Some(change) = change {
+                    self.change_outbox(change);
+                }
                 if let Some(command) = notice {
                     self.ask(myself, Ask::internal(command, Origin::Notice))?;
                 }
@@ -966,10 +1008,18 @@ impl<E: Entity> Ask<E> {
     }
 
     fn answer(self, answer: Answer<E>) {
-        if let Origin::Caller { reply, slip } = self.origin {
-            // Who has heard the answer finds its place free.
-            drop(slip);
-            let _ = reply.send(answer);
+        match self.origin {
+            Origin::Caller { reply, slip } => {
+                // Who has heard the answer finds its place free.
+                drop(slip);
+                let _ = reply.send(answer);
+            }
+            Origin::Timer { mut firing, .. } => {
+                if let Err(error) = answer {
+                    firing.failed(error.to_string());
+                }
+            }
+            Origin::Outbox { .. } | Origin::Notice => {}
         }
     }
 

@@ -4,15 +4,18 @@
 
 pub mod delivery;
 pub mod entity;
+pub mod firing;
 pub mod registry;
+pub mod runs;
 pub mod services;
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
+use crate::actors::runs::Runners;
 use crate::cluster::skew::Skew;
 use crate::cluster::{Lease, Slots, Topics, WeakEntities};
 use crate::kernel::clock::Clock;
@@ -21,8 +24,30 @@ use crate::persistence::writer::Lanes;
 
 /// Work outside of any entity (`Effect::Run`): a query over read models, a call to another service.
 pub trait Runner: Send + Sync {
-    /// `id` is the effect's id: the idempotency key for whatever is called. `Err` is retried with backoff.
+    /// `id` is the effect's id: the idempotency key for whatever is called. `Err` is retried with backoff. The future is
+    /// dropped when it exceeds its limits, and when its entity's activation ends.
     fn run(&self, id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>>;
+
+    fn limits(&self) -> RunLimits {
+        RunLimits::default()
+    }
+}
+
+/// What runs of one runner may take.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimits {
+    /// A run without an outcome for so long is dropped, and made again later.
+    pub timeout: Duration,
+    /// Runs on one node at the same time; more wait.
+    pub concurrent: usize,
+    /// A larger outcome, as JSON, is an error and final.
+    pub max_outcome_bytes: usize,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), concurrent: 64, max_outcome_bytes: 256 << 10 }
+    }
 }
 
 pub enum RunError {
@@ -61,8 +86,8 @@ pub struct Options {
     pub memory_limit: u64,
     /// Failed starts in a row after which an entity is parked.
     pub park_after: u32,
-    /// Deliveries of one outbox row before it is a dead letter.
-    pub max_attempts: i32,
+    /// For how long a delivery, a run or a timer is tried before it is a dead letter.
+    pub give_up_after: Duration,
     /// Deliveries of one entity at the same time.
     pub max_deliveries: usize,
 }
@@ -76,7 +101,7 @@ impl Default for Options {
             max_live: 500_000,
             memory_limit: 6 << 30,
             park_after: 5,
-            max_attempts: 12,
+            give_up_after: Duration::from_secs(24 * 3_600),
             max_deliveries: 32,
         }
     }
@@ -92,7 +117,7 @@ pub struct Runtime {
     /// How far that is from the database's.
     pub skew: Skew,
     pub topics: Topics,
-    pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub runners: Runners,
     pub options: Options,
     pub witness: Option<Arc<dyn Witness>>,
     /// Set once, right after the registry that needs this runtime exists.

@@ -1,7 +1,7 @@
 //! The activations of this node: finding or starting one, bounding what is in flight, parking what cannot start.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::actors::Runtime;
 use crate::actors::entity::{Answer, Ask, Message, Origin, Shell};
+use crate::actors::firing::Firing;
 use crate::cluster::slots::Place;
 use crate::cluster::{LocalEntities, Meta};
 use crate::kernel::entity::{Entity, Publication, Rejection};
@@ -56,6 +57,8 @@ pub struct KindTable<E: Entity> {
     pub runtime: Arc<Runtime>,
     pub codec: SnapshotCodec,
     live: DashMap<Arc<str>, Live<E>>,
+    /// The keys of `live`, changed under its locks.
+    by_slot: DashMap<u16, HashSet<Arc<str>>>,
     failures: Mutex<HashMap<Arc<str>, Failure>>,
     /// The size of `failures`: almost always 0, and then nobody takes the lock.
     failing: AtomicUsize,
@@ -111,6 +114,7 @@ impl<E: Entity> KindTable<E> {
                     last_used_s: AtomicU32::new(0),
                 };
                 let taken = slip(&live);
+                self.by_slot.entry(slot).or_default().insert(vacant.key().clone());
                 vacant.insert(live);
                 taken
             }
@@ -136,17 +140,30 @@ impl<E: Entity> KindTable<E> {
     }
 
     /// The activation is gone: the next command starts a new one.
-    pub fn ended(&self, key: &str, actor: ActorId) {
-        self.live.remove_if(key, |_, live| live.actor.get_id() == actor);
+    pub fn ended(&self, key: &Arc<str>, actor: ActorId) {
+        self.remove(key, |live| live.actor.get_id() == actor);
     }
 
     /// Takes an idle activation out, unless a command has just been sent to it.
-    pub fn retire(&self, key: &str, actor: ActorId) -> bool {
-        self.live
-            .remove_if(key, |_, live| {
-                live.actor.get_id() == actor && live.in_flight.load(Ordering::Acquire) == 0
-            })
-            .is_some()
+    pub fn retire(&self, key: &Arc<str>, actor: ActorId) -> bool {
+        let idle = |live: &Live<E>| live.in_flight.load(Ordering::Acquire) == 0;
+        self.remove(key, |live| live.actor.get_id() == actor && idle(live))
+    }
+
+    fn remove(&self, key: &Arc<str>, which: impl FnOnce(&Live<E>) -> bool) -> bool {
+        let Entry::Occupied(live) = self.live.entry(key.clone()) else { return false };
+        if !which(live.get()) {
+            return false;
+        }
+        let slot = slot_of(E::KIND, key);
+        if let Entry::Occupied(mut keys) = self.by_slot.entry(slot) {
+            keys.get_mut().remove(key);
+            if keys.get().is_empty() {
+                keys.remove();
+            }
+        }
+        live.remove();
+        true
     }
 
     pub fn start_failed(&self, key: &Arc<str>, reason: &str) {
@@ -222,7 +239,7 @@ impl<E: Entity> KindTable<E> {
             origin: Origin::Caller { reply, slip: Some(slip) },
         };
         if actor.cast(Message::Ask(Box::new(ask))).is_err() {
-            self.ended(key, actor.get_id());
+            self.ended(&key.into(), actor.get_id());
             return Err(AskError::NotHere);
         }
         Ok(answer)
@@ -256,7 +273,7 @@ pub trait AnyKind: Send + Sync {
     ) -> BoxFuture<'static, Result<String, AskError>>;
     fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
     /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
-    fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize;
+    fn retire(&self, leaving: &HashSet<u16>) -> usize;
     /// A due timer. `firing` is dropped when the fire has ended.
     fn fire(
         &self,
@@ -264,14 +281,16 @@ pub trait AnyKind: Send + Sync {
         name: String,
         id: String,
         command: &str,
-        firing: Box<dyn Any + Send>,
+        firing: Firing,
     ) -> Result<(), AskError>;
-    fn wake(&self, key: &str);
+    /// Lets it look at what it owes. False: it cannot start.
+    fn wake(&self, key: &str) -> bool;
     fn live(&self) -> usize;
     /// Makes passive what was idle for `idle_s`, at most `limit` of them.
     fn sweep(&self, idle_s: u32, limit: usize);
-    /// Keeps exactly these entities parked.
-    fn set_parked(&self, parked: &HashMap<String, (String, u32)>);
+    /// Keeps exactly these entities parked. False: others were parked a moment ago, and are kept until the store must
+    /// know of them.
+    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) -> bool;
 }
 
 struct Kind<E: Entity>(Arc<KindTable<E>>);
@@ -324,9 +343,11 @@ impl<E: Entity> AnyKind for Kind<E> {
         serde_json::from_str(outcome).ok().map(as_json::<E>)
     }
 
-    fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize {
-        let leaving = self.0.live.iter().filter(|live| leaving(slot_of(E::KIND, live.key())));
-        leaving.map(|live| drop(live.actor.cast(Message::Retire))).count()
+    fn retire(&self, leaving: &HashSet<u16>) -> usize {
+        let keys_of = |slot| self.0.by_slot.get(slot).map(|keys| keys.iter().cloned().collect());
+        let keys = leaving.iter().filter_map(keys_of).flat_map(|keys: Vec<_>| keys);
+        let tell = |key: Arc<str>| self.0.live.get(&key)?.actor.cast(Message::Retire).ok();
+        keys.filter_map(tell).count()
     }
 
     fn fire(
@@ -335,10 +356,10 @@ impl<E: Entity> AnyKind for Kind<E> {
         name: String,
         id: String,
         command: &str,
-        firing: Box<dyn Any + Send>,
+        firing: Firing,
     ) -> Result<(), AskError> {
         let command = decode_command::<E>(command).map_err(AskError::BadCommand)?;
-        let origin = Origin::Timer { name, id, _firing: firing };
+        let origin = Origin::Timer { name, id, firing };
         let ask = Ask {
             command,
             caller: crate::kernel::entity::Caller::Runtime,
@@ -349,8 +370,8 @@ impl<E: Entity> AnyKind for Kind<E> {
         self.0.cast(key, Message::Ask(Box::new(ask)))
     }
 
-    fn wake(&self, key: &str) {
-        let _ = self.0.cast(key, Message::Owed);
+    fn wake(&self, key: &str) -> bool {
+        self.0.cast(key, Message::Owed).is_ok()
     }
 
     fn live(&self) -> usize {
@@ -367,13 +388,17 @@ impl<E: Entity> AnyKind for Kind<E> {
             .for_each(|live| drop(live.actor.cast(Message::Passivate)));
     }
 
-    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) {
+    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) -> bool {
         let mut failures = self.0.failures.lock().expect("the lock is never poisoned");
-        // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
+        let mut settled = true;
         failures.retain(|key, f| {
-            !f.parked
-                || parked.contains_key(&**key)
-                || f.retry_at + Duration::from_secs(5) > Instant::now()
+            if !f.parked || parked.contains_key(&**key) {
+                return true;
+            }
+            // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
+            let new = f.retry_at + Duration::from_secs(5) > Instant::now();
+            settled &= !new;
+            new
         });
         for (key, (reason, count)) in parked {
             failures.entry(key.as_str().into()).or_insert_with(|| Failure {
@@ -384,6 +409,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             });
         }
         self.0.failing.store(failures.len(), Ordering::Release);
+        settled
     }
 }
 
@@ -430,6 +456,7 @@ impl Registry {
             runtime: self.runtime.clone(),
             codec,
             live: DashMap::new(),
+            by_slot: DashMap::new(),
             failures: Mutex::default(),
             failing: AtomicUsize::new(0),
             supervisor: supervisor.get_cell(),
@@ -449,7 +476,7 @@ impl Registry {
     }
 
     /// See [`AnyKind::retire`].
-    pub fn retire(&self, leaving: &dyn Fn(u16) -> bool) -> usize {
+    pub fn retire(&self, leaving: &HashSet<u16>) -> usize {
         self.kinds.values().map(|kind| kind.retire(leaving)).sum()
     }
 

@@ -1,39 +1,36 @@
 //! What runs beside the entities on every node: firing timers, waking entities that owe deliveries, making idle ones
 //! passive, and carrying the list of parked ones to and from the store.
 
-use std::any::Any;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgPool;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::actors::Runtime;
+use crate::actors::firing::Fires;
 use crate::actors::registry::{ParkNotice, Registry};
+use crate::kernel::error::AskError;
+use crate::persistence::timers::DueTimer;
 use crate::persistence::{outbox, timers};
 
 const TIMER_POLL: Duration = Duration::from_millis(200);
-/// Due timers fetched at once; the rest is fetched as these end.
-const TIMER_WINDOW: i64 = 1_000;
-const SCAN_POLL: Duration = Duration::from_secs(1);
-const SCAN_LIMIT: i64 = 500;
+/// Timers under way at once; more are claimed as these end.
+const TIMER_WINDOW: usize = 1_000;
+const SCAN_POLL: Duration = Duration::from_millis(250);
+/// Overdue deliveries claimed at once.
+const SCAN_LIMIT: usize = 1_000;
+/// Full windows in a row before there is a pause: what cannot be handled leaves the window with its claim, and what is
+/// behind it does not wait for the next poll.
+const ROUNDS: usize = 16;
+/// From this claim of a timer on it is said that something is wrong: about seven seconds after the first.
+const SUSPICIOUS: i32 = 5;
 
-/// Removes a fire from the set of those under way, however it ended.
-struct Firing {
-    id: String,
-    all: Arc<Mutex<HashSet<String>>>,
-}
-
-impl Drop for Firing {
-    fn drop(&mut self) {
-        self.all.lock().expect("the lock is never poisoned").remove(&self.id);
-    }
-}
-
-/// Fires due timers. The row goes with the commit that handles it, so a fire that came to nothing is fetched again.
+/// Fires due timers. The row goes with the commit that handles it, so a fire that came to nothing is claimed again.
 pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>) {
-    let all: Arc<Mutex<HashSet<String>>> = Arc::default();
+    let fires = Fires::default();
+    let give_up_s = rt.options.give_up_after.as_secs() as i64;
     let mut tick = tokio::time::interval(TIMER_POLL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -42,38 +39,111 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
             // What is due by this clock is not due.
             continue;
         }
-        let Ok(due) =
-            timers::due(&pool, rt.lease.incarnation(), rt.clock.now(), TIMER_WINDOW).await
-        else {
-            continue;
-        };
-        for timer in due {
-            if !all.lock().expect("the lock is never poisoned").insert(timer.id.clone()) {
-                continue;
+        let failed = fires.take_failed();
+        if !failed.is_empty() {
+            let _ = timers::failed(&pool, &failed).await;
+        }
+        for _ in 0..ROUNDS {
+            let room = TIMER_WINDOW.saturating_sub(fires.under_way());
+            if room == 0 {
+                break;
             }
-            let firing: Box<dyn Any + Send> =
-                Box::new(Firing { id: timer.id.clone(), all: all.clone() });
-            let Some(kind) = registry.kind(&timer.kind) else { continue };
-            if let Err(error) = kind.fire(&timer.key, timer.name, timer.id, &timer.command, firing)
-            {
-                tracing::debug!(kind = timer.kind, key = timer.key, %error, "a timer could not fire yet");
+            let (incarnation, now) = (rt.lease.incarnation(), rt.clock.now());
+            let claim = timers::claim(&pool, incarnation, now, give_up_s, room as i64);
+            let Ok(due) = claim.await else { break };
+            let full = due.len() == room;
+            fire(due, &fires, &registry);
+            if !full {
+                break;
             }
         }
     }
 }
 
+fn fire(due: Vec<DueTimer>, fires: &Fires, registry: &Registry) {
+    let (mut dead, mut suspicious) = (Vec::new(), Vec::new());
+    for timer in due {
+        if timer.dead {
+            dead.push(timer);
+            continue;
+        }
+        if let Some(firing) = fires.begin(&timer) {
+            let DueTimer { kind, key, name, id, command, .. } = &timer;
+            let fired = match registry.kind(kind) {
+                Some(kind) => kind.fire(key, name.clone(), id.clone(), command, firing),
+                None => Err(AskError::BadCommand(format!("no kind {kind}"))),
+            };
+            if let Err(error) = fired {
+                let why = match error {
+                    AskError::BadCommand(_) => "unreadable",
+                    _ => "unavailable",
+                };
+                metrics::counter!("proxie_timers_failed_total", "why" => why).increment(1);
+                fires.note(&timer, &error.to_string());
+            }
+        }
+        if timer.attempts == SUSPICIOUS {
+            suspicious.push(timer);
+        }
+    }
+    let such_as = |timers: &[DueTimer]| {
+        timers.first().map(|DueTimer { kind, key, name, last_error, .. }| {
+            format!("{kind}/{key}, {name}: {}", last_error.as_deref().unwrap_or("no reason known"))
+        })
+    };
+    if let Some(such_as) = such_as(&suspicious) {
+        tracing::error!(
+            timers = suspicious.len(),
+            such_as,
+            "timers cannot be handled; they are tried less and less often"
+        );
+    }
+    if let Some(such_as) = such_as(&dead) {
+        metrics::counter!("proxie_dead_letters_total", "of" => "timer")
+            .increment(dead.len() as u64);
+        tracing::error!(
+            timers = dead.len(),
+            such_as,
+            "timers are given up: `proxie dead-letter list`"
+        );
+    }
+}
+
 /// Wakes entities whose deliveries are overdue: their activation died with them, or became passive meanwhile.
 pub async fn wake_owing(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>) {
+    let give_up_s = rt.options.give_up_after.as_secs() as i64;
     let mut tick = tokio::time::interval(SCAN_POLL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let Ok(owing) = outbox::owing(&pool, rt.lease.incarnation(), SCAN_LIMIT).await else {
-            continue;
-        };
-        for (kind, key) in owing {
-            if let Some(kind) = registry.kind(&kind) {
-                kind.wake(&key);
+        let mut woken = 0;
+        for _ in 0..ROUNDS {
+            let (incarnation, now) = (rt.lease.incarnation(), rt.clock.now());
+            let owing = outbox::owing(&pool, incarnation, now, give_up_s, SCAN_LIMIT as i64);
+            let Ok(owing) = owing.await else { break };
+            let full = owing.len() == SCAN_LIMIT;
+            let dead = owing.iter().filter(|row| row.dead).count();
+            if let Some(row) = owing.iter().find(|row| row.dead) {
+                let of = "asleep";
+                metrics::counter!("proxie_dead_letters_total", "of" => of).increment(dead as u64);
+                tracing::error!(
+                    deliveries = dead,
+                    such_as = format!("of {}/{}", row.kind, row.key),
+                    "deliveries are given up, as their senders cannot be woken: `proxie dead-letter list`"
+                );
+            }
+            let owed = owing.into_iter().filter(|row| row.owed && !row.dead);
+            let senders: HashSet<_> = owed.map(|row| (row.kind, row.key)).collect();
+            let wakes = |(name, key): &(String, String)| {
+                registry.kind(name).is_some_and(|kind| kind.wake(key))
+            };
+            let awake = senders.iter().filter(|sender| wakes(sender)).count();
+            let asleep = (senders.len() - awake) as u64;
+            metrics::counter!("proxie_senders_asleep_total").increment(asleep);
+            woken += awake;
+            // Those that cannot be woken cost nothing but their claim; the others are loaded.
+            if !full || woken >= SCAN_LIMIT {
+                break;
             }
         }
     }
@@ -109,6 +179,11 @@ pub fn resident_bytes() -> u64 {
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
 }
 
+/// Newly parked entities that wait to be written.
+const MAX_UNWRITTEN: usize = 10_000;
+/// Parked entities that are read at once.
+const PARKED_PAGE: i64 = 10_000;
+
 /// Writes newly parked entities to the store, and lets those start again whose row an operator has deleted.
 pub async fn sync_parked(
     pool: PgPool,
@@ -117,24 +192,62 @@ pub async fn sync_parked(
 ) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // What the tables of this node were last made from.
+    let mut known = None;
+    let mut unwritten: VecDeque<ParkNotice> = VecDeque::new();
     loop {
         tokio::select! {
             notice = notices.recv() => {
-                let Some((kind, key, reason, failures)) = notice else { return };
-                tracing::error!(kind, key = &*key, reason, failures, "an entity is parked: `proxie entity retry` lets it start again");
-                let _ = outbox::park(&pool, kind, &key, &reason, failures as i32).await;
+                let Some(notice) = notice else { return };
+                let (kind, key, reason, failures) = &notice;
+                tracing::error!(kind, key = &**key, reason, failures, "an entity is parked: `proxie entity retry` lets it start again");
+                // One that is forgotten here starts again, fails, and is parked again.
+                unwritten.truncate(MAX_UNWRITTEN);
+                unwritten.push_front(notice);
+                write_parked(&pool, &mut unwritten).await;
+                known = None;
             }
             _ = tick.tick() => {
-                let Ok(rows) = outbox::parked(&pool, 10_000).await else { continue };
-                metrics::gauge!("proxie_entities_parked").set(rows.len() as f64);
-                let mut by_kind: HashMap<String, HashMap<String, (String, u32)>> = HashMap::new();
-                for row in rows {
-                    by_kind.entry(row.kind).or_default().insert(row.key, (row.reason, row.failures as u32));
+                write_parked(&pool, &mut unwritten).await;
+                let Ok(version) = outbox::parked_version(&pool).await else { continue };
+                if known == Some(version) {
+                    continue;
                 }
-                for (name, kind) in registry.kinds() {
-                    kind.set_parked(by_kind.get(name).unwrap_or(&HashMap::new()));
-                }
+                let Ok(settled) = load_parked(&pool, &registry).await else { continue };
+                metrics::gauge!("proxie_entities_parked").set(version.0 as f64);
+                known = settled.then_some(version);
             }
         }
     }
+}
+
+/// As far as the store takes them.
+async fn write_parked(pool: &PgPool, unwritten: &mut VecDeque<ParkNotice>) {
+    while let Some((kind, key, reason, failures)) = unwritten.front() {
+        if outbox::park(pool, kind, key, reason, *failures as i32).await.is_err() {
+            return;
+        }
+        unwritten.pop_front();
+    }
+}
+
+/// Keeps parked what the store says is: all of it, since one that is left out would start, fail and be parked again, each
+/// second. False: this node has parked others a moment ago.
+pub async fn load_parked(pool: &PgPool, registry: &Registry) -> Result<bool, sqlx::Error> {
+    let mut by_kind: HashMap<String, HashMap<String, (String, u32)>> = HashMap::new();
+    let mut last = (String::new(), String::new());
+    loop {
+        let page = outbox::parked(pool, (&last.0, &last.1), PARKED_PAGE).await?;
+        let full = page.len() as i64 == PARKED_PAGE;
+        for row in page {
+            last = (row.kind.clone(), row.key.clone());
+            by_kind.entry(row.kind).or_default().insert(row.key, (row.reason, row.failures as u32));
+        }
+        if !full {
+            break;
+        }
+    }
+    Ok(registry.kinds().fold(true, |settled, (name, kind)| {
+        kind.set_parked(by_kind.get(name).unwrap_or(&HashMap::new())) && settled
+    }))
 }

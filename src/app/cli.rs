@@ -16,8 +16,11 @@ use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::Role;
 use crate::kernel::ids::{is_valid_id, slot_of};
+use crate::persistence::letters::PAGE;
 use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
+
+mod letters;
 
 #[derive(Parser)]
 #[command(name = "proxie", version, about = "An agent-native realtime backend")]
@@ -62,10 +65,10 @@ enum Command {
         #[command(subcommand)]
         command: EntityCommand,
     },
-    /// Deliveries that were given up
+    /// Deliveries, runs and timers that were given up
     DeadLetter {
         #[command(subcommand)]
-        command: DeadLetterCommand,
+        command: letters::Command,
     },
 }
 
@@ -138,15 +141,6 @@ enum EntityCommand {
     Parked,
     /// Let a parked entity start again
     Retry { kind: String, key: String },
-}
-
-#[derive(Subcommand)]
-enum DeadLetterCommand {
-    List,
-    /// Deliver it again
-    Retry {
-        id: String,
-    },
 }
 
 pub fn main() -> ExitCode {
@@ -233,7 +227,12 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Token(args) => token(&config, args).await,
         Command::Cluster { command } => cluster(&config, command).await,
         Command::Entity { command } => entity(&config, command).await,
-        Command::DeadLetter { command } => dead_letter(&config, command).await,
+        Command::DeadLetter { command } => {
+            let store = open(&config, false).await?;
+            let done = letters::run(&store.pool, command).await;
+            store.close().await;
+            done
+        }
     }
 }
 
@@ -458,15 +457,23 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
             println!("{shown:#}");
         }
         EntityCommand::Parked => {
-            for parked in outbox::parked(pool, 1_000).await? {
-                println!("{}", serde_json::to_string(&parked)?);
+            let mut after = (String::new(), String::new());
+            loop {
+                let page = outbox::parked(pool, (&after.0, &after.1), PAGE).await?;
+                let Some(last) = page.last() else { break };
+                after = (last.kind.clone(), last.key.clone());
+                for parked in page {
+                    println!("{}", serde_json::to_string(&parked)?);
+                }
             }
         }
         EntityCommand::Retry { kind, key } => {
             if !outbox::unpark(pool, &kind, &key).await? {
                 bail!("{kind} {key} is not parked");
             }
-            println!("{kind} {key} may start again");
+            println!(
+                "{kind} {key} may start again, and what was given up meanwhile is tried again"
+            );
         }
     }
     Ok(())
@@ -486,27 +493,4 @@ fn hide_secrets(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(hide_secrets),
         _ => {}
     }
-}
-
-async fn dead_letter(config: &Config, command: DeadLetterCommand) -> anyhow::Result<()> {
-    let store = open(config, false).await?;
-    let done = async {
-        match command {
-            DeadLetterCommand::List => {
-                for letter in outbox::dead_letters(&store.pool, 1_000).await? {
-                    println!("{}", serde_json::to_string(&letter)?);
-                }
-            }
-            DeadLetterCommand::Retry { id } => {
-                if !outbox::retry_dead_letter(&store.pool, &id).await? {
-                    bail!("there is no dead letter {id}");
-                }
-                println!("{id} will be delivered again");
-            }
-        }
-        Ok(())
-    }
-    .await;
-    store.close().await;
-    done
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::actors::registry::{ParkNotice, Registry};
+use crate::actors::runs::Runners;
 use crate::actors::{Options, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
 use crate::app::renewal::Renewal;
@@ -22,6 +23,7 @@ use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
+use crate::persistence::outbox::Begins;
 use crate::persistence::store::{self, Identity};
 use crate::persistence::sweep::{self, Kept};
 use crate::persistence::writer::{self, Lanes};
@@ -128,7 +130,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         clock: settings.clock,
         skew,
         topics,
-        runners: settings.runners,
+        runners: Runners::new(Begins::new(pool.clone()), settings.runners),
         options: settings.entities,
         witness: settings.witness,
         entities: OnceLock::new(),
@@ -155,6 +157,8 @@ impl Prepared {
     pub async fn run(self) -> anyhow::Result<Core> {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
+        // Before anything can start.
+        services::load_parked(&pool, &registry).await?;
         let router = Router::new(registry.clone(), runtime.slots.clone());
         let entities = Entities::new(router.clone());
         let _ = runtime.entities.set(entities.downgrade());

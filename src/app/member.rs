@@ -404,7 +404,7 @@ impl Membership {
         known.unsure = sealed;
         let finished = async {
             let mut pause = Duration::from_millis(2);
-            while self.registry.retire(&|slot| set.contains(&slot)) > 0 {
+            while self.registry.retire(&set) > 0 {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(20));
             }

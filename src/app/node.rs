@@ -361,7 +361,7 @@ async fn start_core(
             max_live: config.entities.max_live,
             memory_limit: config.entities.memory_limit_mb << 20,
             park_after: config.entities.park_after,
-            max_attempts: config.entities.max_attempts,
+            give_up_after: Duration::from_secs(3_600 * u64::from(config.entities.delivery_hours)),
             ..Options::default()
         },
         runners,

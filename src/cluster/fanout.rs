@@ -243,7 +243,7 @@ impl Fanout {
             Message::Post { topic, event, frame } => {
                 let frame = frame.into();
                 let published = Arc::new(Published { topic, offset: None, event, frame });
-                // Sent while the slot was on its way elsewhere: it goes after it, once.
+                // Where the slot has moved on, it is lost: nothing of it is kept.
                 if matches!(self.slots.locate(topic_slot(&published.topic)), Place::Here { .. }) {
                     self.topics.publish(&published);
                 }
@@ -287,13 +287,13 @@ impl Fanout {
     fn register(&self, topics: HashSet<Arc<str>>) {
         let me = self.slots.me();
         let mut listen: HashMap<i64, Vec<Arc<str>>> = HashMap::new();
-        let mut leave: HashMap<i64, Vec<Arc<str>>> = HashMap::new();
+        let mut leave: HashMap<i64, Vec<(Arc<str>, i64)>> = HashMap::new();
         let mut resync = Vec::new();
         let mut registered = lock(&self.registered);
         for topic in topics {
             if !self.topics.is_subscribed(&topic) {
                 if let Some(old) = registered.remove(&topic).filter(|old| old.owner != me) {
-                    leave.entry(old.owner).or_default().push(topic);
+                    leave.entry(old.owner).or_default().push((topic, old.epoch));
                 }
                 continue;
             }
@@ -318,16 +318,33 @@ impl Fanout {
             }
         }
         drop(registered);
-        for (what, by_owner) in
-            [(Message::Listen as fn(Vec<Arc<str>>) -> Message, listen), (Message::Leave, leave)]
-        {
-            for (owner, topics) in by_owner {
-                for chunk in topics.chunks(CHUNK) {
-                    let _ = self.send(owner, &what(chunk.to_vec()));
+        for (owner, topics) in listen {
+            for chunk in topics.chunks(CHUNK) {
+                // What is not answered is sent again.
+                let _ = self.send(owner, &Message::Listen(chunk.to_vec()));
+            }
+        }
+        for (owner, topics) in leave {
+            for chunk in topics.chunks(CHUNK) {
+                let names = chunk.iter().map(|(topic, _)| topic.clone()).collect();
+                if self.send(owner, &Message::Leave(names)).is_err() {
+                    self.leave_later(owner, chunk);
                 }
             }
         }
         resync.iter().for_each(|topic| self.topics.resync(topic));
+    }
+
+    /// An owner that was not told goes on sending, so it is told with the next look, as long as it is the owner.
+    fn leave_later(&self, owner: i64, topics: &[(Arc<str>, i64)]) {
+        for (topic, epoch) in topics {
+            let there = Place::There { incarnation: owner, epoch: *epoch };
+            if self.slots.locate(topic_slot(topic)) == there {
+                let registration = Registration { owner, epoch: *epoch, listens: true };
+                lock(&self.registered).entry(topic.clone()).or_insert(registration);
+                lock(&self.changed).insert(topic.clone());
+            }
+        }
     }
 
     fn tell_behind(&self) {
@@ -337,5 +354,60 @@ impl Fanout {
                 lock(&self.behind).remove(&peer);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixtures::{Narrow, Nobody};
+    use crate::cluster::slots::Owned;
+    use crate::cluster::topics::Subscriber;
+    use crate::cluster::transport::Envelope;
+
+    impl Subscriber for Nobody {
+        fn deliver(&self, _: u64, _: &Arc<Published>) {}
+        fn resync(&self, _: u64) {}
+    }
+
+    fn listens_and_leaves(link: &Narrow) -> (usize, usize) {
+        let mut counts = (0, 0);
+        for envelope in link.sent() {
+            let Envelope::Control(bytes) = envelope else { continue };
+            match codec::decode::<Message>(&bytes[1..]) {
+                Some(Message::Listen(topics)) => counts.0 += topics.len(),
+                Some(Message::Leave(topics)) => counts.1 += topics.len(),
+                _ => {}
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn an_owner_that_could_not_be_told_is_told_later() {
+        let slots = Slots::unknown(1);
+        slots.learn(topic_slot("app:lobby"), Owned { owner: Some(2), epoch: 5 }, 0);
+        let router = Router::new(Arc::new(Nobody), slots.clone());
+        let topics = Topics::default();
+        let link = Arc::new(Narrow::default());
+        router.connect(link.clone(), Arc::new(Nobody));
+        let fanout = Fanout::new(router, slots, topics.clone());
+        let topic: Arc<str> = "app:lobby".into();
+        let look = || fanout.register(std::mem::take(&mut *lock(&fanout.changed)));
+
+        let subscription = topics.subscribe(&topic, 0, Arc::new(Nobody));
+        fanout.changed(&topic);
+        look();
+        assert_eq!(listens_and_leaves(&link), (1, 0));
+        drop(subscription);
+        fanout.changed(&topic);
+        link.room(false);
+        look();
+        assert_eq!(listens_and_leaves(&link), (1, 0));
+        link.room(true);
+        look();
+        assert_eq!(listens_and_leaves(&link), (1, 1));
+        look();
+        assert_eq!(listens_and_leaves(&link), (1, 1), "once is enough");
     }
 }

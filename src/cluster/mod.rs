@@ -4,6 +4,8 @@
 
 pub mod entity_ref;
 pub mod fanout;
+#[cfg(test)]
+mod fixtures;
 pub mod lease;
 pub mod placement;
 pub mod presence;

@@ -242,6 +242,35 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// The way back of one answer.
+struct Reply {
+    transport: Arc<dyn Transport>,
+    to: i64,
+    correlation: u64,
+    /// The asker waits no longer.
+    until: Instant,
+}
+
+impl Reply {
+    /// One that can never travel is an error at once; one for which there is no room is sent as soon as there is.
+    async fn send(self, answer: RemoteAnswer) {
+        let Self { transport, to, correlation, until } = self;
+        let send = |answer: &RemoteAnswer| {
+            transport.send(to, Envelope::Answer { correlation, answer: answer.clone() })
+        };
+        let mut sent = send(&answer);
+        if sent == Err(SendError::TooLarge) {
+            tracing::warn!(to, "an answer is larger than may travel between nodes");
+            metrics::counter!("proxie_answers_too_large_total").increment(1);
+            sent = send(&RemoteAnswer::Failed(AskError::TooLarge));
+        }
+        while sent == Err(SendError::Overloaded) && Instant::now() < until {
+            tokio::time::sleep(RETRY).await;
+            sent = send(&answer);
+        }
+    }
+}
+
 impl Inbox for Router {
     fn receive(&self, from: i64, envelope: Envelope, credit: Credit) {
         let Some(remote) = self.0.remote.get() else { return };
@@ -266,20 +295,22 @@ impl Inbox for Router {
                     }
                 };
                 let transport = remote.transport.clone();
-                let reply = move |answer| {
-                    let _ = transport.send(from, Envelope::Answer { correlation, answer });
-                };
-                match answering {
-                    Err(answer) => reply(answer),
-                    Ok(outcome) => drop(tokio::spawn(async move {
-                        reply(match outcome.await {
-                            Ok(outcome) => RemoteAnswer::Outcome(outcome),
-                            Err(error) => RemoteAnswer::Failed(error),
-                        });
-                        // Until now the asker's window is taken: what it may keep busy here is bounded.
-                        drop(credit);
-                    })),
-                }
+                let left = Duration::from_millis(ask.remaining_ms.into());
+                let reply =
+                    Reply { transport, to: from, correlation, until: Instant::now() + left };
+                drop(tokio::spawn(async move {
+                    reply
+                        .send(match answering {
+                            Ok(outcome) => match outcome.await {
+                                Ok(outcome) => RemoteAnswer::Outcome(outcome),
+                                Err(error) => RemoteAnswer::Failed(error),
+                            },
+                            Err(answer) => answer,
+                        })
+                        .await;
+                    // Until now the asker's window is taken: what it may keep busy here is bounded.
+                    drop(credit);
+                }));
             }
             Envelope::Answer { correlation, answer } => {
                 if let Some((_, (peer, waiting))) = remote.pending.remove(&correlation)
@@ -290,5 +321,55 @@ impl Inbox for Router {
             }
             Envelope::Control(message) => remote.control.receive(from, message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixtures::{Narrow, Nobody};
+    use crate::kernel::entity::Caller;
+
+    /// A node that was asked by node 2, and the link to it.
+    fn asked(link: &Arc<Narrow>, key: String) {
+        let router = Router::new(Arc::new(Nobody), Slots::all_mine(1, 1));
+        router.connect(link.clone(), Arc::new(Nobody));
+        let ask = RemoteAsk {
+            kind: "any".into(),
+            key,
+            command: String::new(),
+            caller: Caller::Runtime,
+            command_id: None,
+            remaining_ms: 60_000,
+            epoch: 1,
+            traceparent: None,
+        };
+        router.receive(2, Envelope::Ask { correlation: 9, ask }, Credit::new(|| {}));
+    }
+
+    async fn answer(link: &Narrow) -> RemoteAnswer {
+        loop {
+            if let Some(Envelope::Answer { correlation: 9, answer }) = link.sent().pop() {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_travel_is_an_error_at_once() {
+        let link = Arc::new(Narrow::default());
+        asked(&link, "x".repeat(101));
+        assert_eq!(answer(&link).await, RemoteAnswer::Failed(AskError::TooLarge));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_room_waits_for_it() {
+        let link = Arc::new(Narrow::default());
+        link.room(false);
+        asked(&link, "x".into());
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        link.room(true);
+        assert_eq!(answer(&link).await, RemoteAnswer::Outcome("x".into()));
     }
 }

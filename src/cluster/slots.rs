@@ -87,15 +87,16 @@ impl Slots {
         let slot = &self.slots[usize::from(slot)];
         let owner = slot.owner.load(Ordering::Acquire);
         let epoch = slot.epoch.load(Ordering::Acquire);
-        match owner {
-            NOBODY => Place::Nowhere,
-            owner if owner != self.me => Place::There { incarnation: owner, epoch },
-            _ => match slot.opens_at_ms.load(Ordering::Acquire) {
-                0 => Place::Here { epoch },
-                SEALED => Place::Nowhere,
-                at if (self.now_ms)() < at => Place::Nowhere,
-                _ => Place::Here { epoch },
-            },
+        let opens = slot.opens_at_ms.load(Ordering::Acquire);
+        // While it changes it is sealed, and afterwards it has another owner or is the same again: no owner is seen with
+        // the epoch of another.
+        if owner == NOBODY || opens == SEALED || slot.owner.load(Ordering::Acquire) != owner {
+            return Place::Nowhere;
+        }
+        match owner == self.me {
+            true if opens != 0 && (self.now_ms)() < opens => Place::Nowhere,
+            true => Place::Here { epoch },
+            false => Place::There { incarnation: owner, epoch },
         }
     }
 
@@ -196,5 +197,26 @@ mod tests {
         slots.unseal(1);
         assert_eq!(slots.locate(1), Place::Nowhere, "and it waits on");
         assert_eq!(slots.count_mine(), 2);
+    }
+
+    #[test]
+    fn no_owner_is_seen_with_the_epoch_of_another() {
+        let slots = Slots::unknown(7);
+        let changing = slots.clone();
+        // Under odd epochs it is here, under even ones there.
+        let changes = std::thread::spawn(move || {
+            for epoch in 1..2_000_000 {
+                let owner = Some(if epoch % 2 == 1 { 7 } else { 8 });
+                changing.learn(0, Owned { owner, epoch }, 0);
+            }
+        });
+        while !changes.is_finished() {
+            match slots.locate(0) {
+                Place::Here { epoch } => assert_eq!(epoch % 2, 1),
+                Place::There { epoch, .. } => assert_eq!(epoch % 2, 0),
+                Place::Nowhere => {}
+            }
+        }
+        changes.join().unwrap();
     }
 }

@@ -122,6 +122,9 @@ pub enum AskError {
     /// Only for commands that travel as data: an unknown kind or an undecodable body.
     #[error("bad command: {0}")]
     BadCommand(String),
+    /// The command may have been carried out, but its answer does not fit between two nodes.
+    #[error("the answer is too large")]
+    TooLarge,
 }
 
 impl AskError {
@@ -137,6 +140,7 @@ impl AskError {
             Self::IdReused => ErrorCode::IdReused,
             Self::Internal => ErrorCode::Internal,
             Self::BadCommand(_) => ErrorCode::BadRequest,
+            Self::TooLarge => ErrorCode::TooLarge,
         }
     }
 

@@ -1,14 +1,15 @@
 //! Reads what an activation starts from: snapshot, the events after it, and the outbox rows it still owes.
-//! Loads that wait are read together.
+//! Loads that wait are read together; a long journal is read in pages, each of which is forgotten before the next.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::persistence::commit::OutboxRow;
+use crate::persistence::commit::{OutboxRow, SnapshotRow};
+use crate::persistence::patience::{PATIENCE, within};
 
 /// What Postgres knows of one entity.
 #[derive(Debug, Default)]
@@ -38,11 +39,14 @@ pub struct PendingOutbox {
     pub row: OutboxRow,
     pub attempts: i32,
     pub due_us: i64,
-    pub dead: bool,
+    /// When it was written, or put back by an operator.
+    pub since_us: i64,
 }
 
-/// Events of one entity that are read at once; a longer journal is read in pages.
-const EVENT_PAGE: i64 = 5_000;
+/// Events of one entity that are read together with those of others: more than there are between two snapshots.
+const FIRST_PAGE: i64 = 256;
+/// Events of a longer journal that are read at once.
+const EVENT_PAGE: i64 = 1_000;
 const MAX_BATCH: usize = 256;
 const MAX_WAITING: usize = 65_536;
 
@@ -94,35 +98,61 @@ impl Loader {
         }
     }
 
-    /// The whole journal, for an entity whose snapshot cannot be used, or the next page of a long one.
+    /// The next page of a long journal. The last page is not full.
     pub async fn events_after(
         &self,
         kind: &str,
         key: &str,
         after: i64,
     ) -> Result<Vec<StoredEvent>, String> {
-        let mut events = Vec::new();
-        let mut from = after;
-        loop {
-            let page = sqlx::query(
-                "select seq, version, topic_head, event::text from journal
-                 where kind = $1 and key = $2 and seq > $3 order by seq limit $4",
-            )
-            .bind(kind)
-            .bind(key)
-            .bind(from)
-            .bind(EVENT_PAGE)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(|e| e.to_string())?;
-            let full = page.len() as i64 == EVENT_PAGE;
-            events.extend(page.iter().map(|row| stored(row, 0)));
-            match events.last() {
-                Some(last) if full => from = last.seq,
-                _ => return Ok(events),
-            }
-        }
+        let page = sqlx::query(
+            "select seq, version, topic_head, event::text from journal
+             where kind = $1 and key = $2 and seq > $3 order by seq limit $4",
+        )
+        .bind(kind)
+        .bind(key)
+        .bind(after)
+        .bind(EVENT_PAGE);
+        let rows = within(&self.pool, "read a journal", PATIENCE, async |connection| {
+            page.fetch_all(connection).await
+        })
+        .await
+        .map_err(|e| e.to_string())?;
+        Ok(rows.iter().map(|row| stored(row, 0)).collect())
     }
+
+    /// Keeps how far a long journal has been folded, so that the next start needs not begin anew. It follows from the
+    /// journal alone, so it may be written beside the lanes; `dropped` is the snapshot that could not be read.
+    pub async fn keep_snapshot(
+        &self,
+        kind: &str,
+        key: &str,
+        row: &SnapshotRow,
+        dropped: Option<i64>,
+    ) -> Result<(), String> {
+        let keep = sqlx::query(
+            "insert into snapshots (kind, key, seq, topic_head, data) values ($1, $2, $3, $4, $5)
+             on conflict (kind, key) do update
+             set seq = excluded.seq, topic_head = excluded.topic_head, data = excluded.data
+             where snapshots.seq < excluded.seq or snapshots.seq = $6",
+        )
+        .bind(kind)
+        .bind(key)
+        .bind(row.seq)
+        .bind(row.topic_head)
+        .bind(&row.data)
+        .bind(dropped);
+        within(&self.pool, "keep a snapshot", PATIENCE, async |connection| {
+            keep.execute(connection).await.map(drop)
+        })
+        .await
+        .map_err(|e| e.to_string())
+    }
+}
+
+/// Whether there may be more events than those of a full page.
+pub fn is_full(page: &[StoredEvent]) -> bool {
+    page.len() as i64 == EVENT_PAGE
 }
 
 fn stored(row: &sqlx::postgres::PgRow, at: usize) -> StoredEvent {
@@ -135,7 +165,10 @@ fn stored(row: &sqlx::postgres::PgRow, at: usize) -> StoredEvent {
 }
 
 async fn read_batch(pool: &PgPool, batch: Vec<Job>) {
-    match try_read(pool, &batch).await {
+    let read = within(pool, "read entities", PATIENCE, async |connection| {
+        try_read(connection, &batch).await
+    });
+    match read.await {
         Ok(mut loaded) => {
             for (n, job) in batch.into_iter().enumerate() {
                 let _ = job.done.send(Ok(loaded.remove(&(n as i64 + 1)).unwrap_or_default()));
@@ -150,11 +183,13 @@ async fn read_batch(pool: &PgPool, batch: Vec<Job>) {
     }
 }
 
-async fn try_read(pool: &PgPool, batch: &[Job]) -> Result<HashMap<i64, Loaded>, sqlx::Error> {
+async fn try_read(
+    connection: &mut PgConnection,
+    batch: &[Job],
+) -> Result<HashMap<i64, Loaded>, sqlx::Error> {
     let kinds: Vec<&str> = batch.iter().map(|job| job.kind).collect();
     let keys: Vec<&str> = batch.iter().map(|job| &*job.key).collect();
     let mut loaded: HashMap<i64, Loaded> = HashMap::with_capacity(batch.len());
-    let mut connection = pool.acquire().await?;
     let mut after = vec![0_i64; batch.len()];
     for row in sqlx::query(
         "select u.n, s.seq, s.topic_head, s.data from unnest($1::text[], $2::text[]) with ordinality u(kind, key, n)
@@ -180,16 +215,18 @@ async fn try_read(pool: &PgPool, batch: &[Job]) -> Result<HashMap<i64, Loaded>, 
     .bind(&kinds)
     .bind(&keys)
     .bind(&after)
-    .bind(EVENT_PAGE)
+    .bind(FIRST_PAGE)
     .fetch_all(&mut *connection)
     .await?
     {
         loaded.entry(row.get(0)).or_default().events.push(stored(&row, 1));
     }
     for row in sqlx::query(
-        "select u.n, o.id, o.position, o.target_kind, o.target_key, o.body, o.attempts, micros(o.due_at), o.dead_at is not null
+        "select u.n, o.id, o.position, o.target_kind, o.target_key, o.body, o.attempts, micros(o.due_at), micros(o.since)
          from unnest($1::text[], $2::text[]) with ordinality u(kind, key, n)
-         join outbox o on o.sender_kind = u.kind and o.sender_key = u.key order by u.n, o.position",
+         join outbox o on o.sender_kind = u.kind and o.sender_key = u.key
+         -- Dead letters wait for an operator.
+         where o.dead_at is null order by u.n, o.position",
     )
     .bind(&kinds)
     .bind(&keys)
@@ -206,7 +243,7 @@ async fn try_read(pool: &PgPool, batch: &[Job]) -> Result<HashMap<i64, Loaded>, 
             },
             attempts: row.get(6),
             due_us: row.get(7),
-            dead: row.get(8),
+            since_us: row.get(8),
         });
     }
     Ok(loaded)
@@ -215,6 +252,6 @@ async fn try_read(pool: &PgPool, batch: &[Job]) -> Result<HashMap<i64, Loaded>, 
 impl Loaded {
     /// The page was full: there may be more events than these.
     pub fn may_have_more(&self) -> bool {
-        self.events.len() as i64 == EVENT_PAGE
+        self.events.len() as i64 == FIRST_PAGE
     }
 }

@@ -9,6 +9,7 @@ pub mod commit;
 pub mod embedded;
 pub mod entities;
 pub mod keys;
+pub mod letters;
 pub mod limits;
 pub mod loader;
 pub mod members;

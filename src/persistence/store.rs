@@ -120,6 +120,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "runtime", include_str!("../../migrations/0001_runtime.sql")),
     (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
     (3, "playback", include_str!("../../migrations/0003_playback.sql")),
+    (4, "starvation", include_str!("../../migrations/0004_starvation.sql")),
     (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
     (7, "members", include_str!("../../migrations/0007_members.sql")),
 ];

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgPool;
 
+use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::micros;
 
 #[derive(Debug)]
@@ -13,27 +14,53 @@ pub struct DueTimer {
     pub name: String,
     pub id: String,
     pub command: String,
+    /// Claims of this scheduling, with this one.
+    pub attempts: i32,
+    /// What went wrong before.
+    pub last_error: Option<String>,
+    /// It was tried for too long and is set aside: it is not to be fired.
+    pub dead: bool,
 }
 
-/// The earliest first. A row stays until the commit that handles it, so a fire that failed is found again.
-pub async fn due(
+/// Claims due timers, the earliest first: each is found again after a time that grows with its claims, unless the
+/// commit that handles it has deleted it. Those that have been tried for `give_up_s` are set aside.
+pub async fn claim(
     pool: &PgPool,
     incarnation: i64,
     now: Timestamp,
+    give_up_s: i64,
     limit: i64,
 ) -> Result<Vec<DueTimer>, sqlx::Error> {
-    let rows = sqlx::query(
-        "select t.kind, t.key, t.name, t.id, t.command from timers t
-         join slots s on s.slot = t.slot and s.incarnation = $1
-         where t.due_at <= micros($2)
-           -- those of parked entities would fill the window and keep out all others
-           and not exists (select from parked p where p.kind = t.kind and p.key = t.key)
-         order by t.due_at limit $3",
+    let claim = sqlx::query(
+        "with due as materialized (
+             select t.kind, t.key, t.name, t.tried_id is not distinct from t.id as again,
+                    t.tried_id is not distinct from t.id and t.attempts >= 4
+                        and t.tried_since < micros($2) - $3 * interval '1 second' as dead
+             from timers t join slots s on s.slot = t.slot and s.incarnation = $1
+             where t.due_at <= micros($2)
+             order by t.due_at limit $4
+             -- A commit that sets, cancels or handles it comes first, and nobody waits for the other.
+             for update of t skip locked)
+         update timers t set
+             attempts = case when due.again then t.attempts + 1 else 1 end,
+             tried_since = case when due.again then t.tried_since else micros($2) end,
+             last_error = case when due.again then t.last_error end,
+             tried_id = t.id,
+             dead_at = case when due.dead then micros($2) end,
+             -- Half a second, doubled each time, at most five minutes, give or take a quarter.
+             due_at = case when due.dead then 'infinity' else micros($2) + (0.75 + random() / 2) * least(
+                 interval '500 milliseconds' * 2 ^ case when due.again then least(t.attempts, 10) else 0 end,
+                 interval '5 minutes') end
+         from due where t.kind = due.kind and t.key = due.key and t.name = due.name
+         returning t.kind, t.key, t.name, t.id, t.command, t.attempts, t.last_error, due.dead",
     )
     .bind(incarnation)
     .bind(micros(now))
-    .bind(limit)
-    .fetch_all(pool)
+    .bind(give_up_s)
+    .bind(limit);
+    let rows = within(pool, "claim due timers", PATIENCE, async |connection| {
+        claim.fetch_all(connection).await
+    })
     .await?;
     Ok(rows
         .iter()
@@ -43,6 +70,38 @@ pub async fn due(
             name: row.get(2),
             id: row.get(3),
             command: row.get(4),
+            attempts: row.get(5),
+            last_error: row.get(6),
+            dead: row.get(7),
         })
         .collect())
+}
+
+/// A fire that came to nothing.
+#[derive(Debug)]
+pub struct Failed {
+    pub kind: String,
+    pub key: String,
+    pub name: String,
+    pub id: String,
+    pub reason: String,
+}
+
+/// Notes why timers could not be handled, for operators.
+pub async fn failed(pool: &PgPool, failed: &[Failed]) -> Result<(), sqlx::Error> {
+    let column = |of: fn(&Failed) -> &str| failed.iter().map(of).collect::<Vec<_>>();
+    let note = sqlx::query(
+        "update timers t set last_error = u.reason
+         from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) u(kind, key, name, id, reason)
+         where t.kind = u.kind and t.key = u.key and t.name = u.name and t.id = u.id",
+    )
+    .bind(column(|f| &f.kind))
+    .bind(column(|f| &f.key))
+    .bind(column(|f| &f.name))
+    .bind(column(|f| &f.id))
+    .bind(column(|f| &f.reason));
+    within(pool, "note failed timers", PATIENCE, async |connection| {
+        note.execute(connection).await.map(drop)
+    })
+    .await
 }

@@ -15,6 +15,7 @@ mod process;
 mod runtime;
 mod schema;
 mod simulation;
+mod starvation;
 mod steady;
 mod stopping;
 mod support;

@@ -15,6 +15,7 @@ use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
+use proxie::persistence::letters::{self, Cursor, Which};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
 use serde_json::Value;
@@ -486,7 +487,7 @@ async fn timers_fire_once_late_rather_than_never() {
         "two".into(),
         "its row is gone".into(),
         r#"{"Fired":100}"#,
-        Box::new(()),
+        Default::default(),
     );
     again.unwrap();
     ask(&second, "a", Command::Add(1), Meta::runtime()).await.unwrap();
@@ -652,7 +653,7 @@ async fn an_entity_that_cannot_start_is_parked_and_can_be_retried() {
 async fn dead_letters_are_listed_and_can_be_retried() {
     let database = database().await;
     let setup = Setup {
-        entities: Options { max_attempts: 1, park_after: 1, ..Default::default() },
+        entities: Options { give_up_after: Duration::ZERO, park_after: 1, ..Default::default() },
         ..Default::default()
     };
     let node = core(database.clone(), setup).await;
@@ -664,20 +665,20 @@ async fn dead_letters_are_listed_and_can_be_retried() {
     ask(&node, "from", Command::Spread { to: vec!["broken".into()], n: 3 }, Meta::runtime())
         .await
         .unwrap();
-    let dead = || async { proxie::persistence::outbox::dead_letters(&pool, 10).await.unwrap() };
+    let dead =
+        || async { letters::list(&pool, &Which::default(), &Cursor::default(), 10).await.unwrap() };
     eventually("it is a dead letter", || async { dead().await.len() == 1 }).await;
     sqlx::query("update journal set event = '{\"Added\": 4}' where key = 'broken'")
         .execute(&pool)
         .await
         .unwrap();
-    proxie::persistence::outbox::unpark(&pool, "counter", "broken").await.unwrap();
+    sqlx::query("delete from parked").execute(&pool).await.unwrap();
     eventually("it starts", || async {
         ask(&node, "broken", Command::Get, Meta::runtime()).await.is_ok()
     })
     .await;
-    assert!(
-        proxie::persistence::outbox::retry_dead_letter(&pool, &dead().await[0].id).await.unwrap()
-    );
+    let which = Which { id: Some(dead().await[0].id.clone()), ..Default::default() };
+    assert_eq!(letters::retry(&pool, &which).await.unwrap(), 1);
     eventually("it arrives after all", || async { total(&node, "broken").await == 7 }).await;
     node.stop().await;
 }

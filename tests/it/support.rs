@@ -313,6 +313,11 @@ impl Cable {
         self.muted.send_replace(self.made.load(Ordering::SeqCst));
     }
 
+    /// What the server says arrives again; what it said meanwhile is lost.
+    pub fn unmute(&self) {
+        self.muted.send_replace(false);
+    }
+
     /// Ends every connection. New ones work.
     pub fn cut(&self) {
         self.muted.send_replace(0);

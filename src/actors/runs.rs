@@ -1,0 +1,93 @@
+//! Runs on their way: each within its runner's limits, and noted in the store before the outside call is made.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::actors::{RunError, RunLimits, Runner};
+use crate::kernel::clock::Timestamp;
+use crate::persistence::outbox::{Begins, Begun};
+
+/// The runners of a node.
+pub struct Runners {
+    begins: Arc<Begins>,
+    by_name: HashMap<&'static str, Bounded>,
+}
+
+struct Bounded {
+    runner: Arc<dyn Runner>,
+    limits: RunLimits,
+    places: Semaphore,
+}
+
+/// How a run ended.
+pub enum Ran {
+    Ended(Result<Value, RunError>),
+    /// Its row is gone: somebody else has had the outcome.
+    Gone,
+    /// It was begun too often without an end. Its row is a dead letter.
+    GivenUp,
+}
+
+impl Runners {
+    pub fn new(begins: Begins, runners: HashMap<&'static str, Arc<dyn Runner>>) -> Self {
+        let bounded = |runner: Arc<dyn Runner>| {
+            let limits = runner.limits();
+            Bounded { runner, limits, places: Semaphore::new(limits.concurrent) }
+        };
+        let by_name = runners.into_iter().map(|(name, runner)| (name, bounded(runner))).collect();
+        Self { begins: Arc::new(begins), by_name }
+    }
+
+    pub async fn run(
+        &self,
+        name: &str,
+        id: &str,
+        input: Value,
+        now: impl Fn() -> Timestamp,
+    ) -> Ran {
+        let Some(bounded) = self.by_name.get(name) else {
+            return Ran::Ended(Err(RunError::Final(format!("there is no runner {name}"))));
+        };
+        let _place = bounded.places.acquire().await.expect("the places are never closed");
+        match self.begins.begin(id, now()).await {
+            Ok(Begun::Yes) => {}
+            Ok(Begun::Gone) => return Ran::Gone,
+            Ok(Begun::GivenUp) => return Ran::GivenUp,
+            Err(error) => {
+                let reason = format!("its begin could not be noted: {error}");
+                return Ran::Ended(Err(RunError::Retry(reason)));
+            }
+        }
+        Ran::Ended(bounded.run(id, input).await)
+    }
+
+    /// Notes that an entity is about to learn of a send's end. Should it fail over that, as often as a run may, the send
+    /// is a dead letter.
+    pub fn note(&self, id: String, now: Timestamp) {
+        let begins = self.begins.clone();
+        tokio::spawn(async move { begins.begin(&id, now).await });
+    }
+}
+
+impl Bounded {
+    async fn run(&self, id: &str, input: Value) -> Result<Value, RunError> {
+        let RunLimits { timeout, max_outcome_bytes, .. } = self.limits;
+        let running = AssertUnwindSafe(async { self.runner.run(id, input).await }).catch_unwind();
+        let outcome = match tokio::time::timeout(timeout, running).await {
+            Ok(Ok(outcome)) => outcome?,
+            Ok(Err(_)) => return Err(RunError::Retry("the runner panicked".into())),
+            Err(_) => return Err(RunError::Retry(format!("no outcome within {timeout:?}"))),
+        };
+        let bytes = outcome.to_string().len();
+        if bytes > max_outcome_bytes {
+            let reason = format!("the outcome has {bytes} bytes; {max_outcome_bytes} are taken");
+            return Err(RunError::Final(reason));
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,109 @@
+//! `proxie dead-letter`: what was given up, and what becomes of it.
+
+use anyhow::bail;
+use clap::Subcommand;
+use sqlx::postgres::PgPool;
+
+use super::hide_secrets;
+use crate::persistence::letters::{self, Cursor, PAGE, Which};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// All of them, the oldest first, one a line
+    List {
+        #[command(flatten)]
+        which: Letters,
+    },
+    /// Try them again
+    Retry(Chosen),
+    /// Delete them for good
+    Discard(Chosen),
+}
+
+#[derive(clap::Args)]
+pub struct Letters {
+    /// To entities of this kind; `run` for runs
+    #[arg(long)]
+    kind: Option<String>,
+    /// To the entity of this key; for runs the runner's name
+    #[arg(long, requires = "kind")]
+    key: Option<String>,
+    /// Whose last error contains this
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("letters").required(true).multiple(true).args(["id", "all", "kind", "reason"]))]
+pub struct Chosen {
+    /// One of them
+    #[arg(conflicts_with_all = ["all", "kind", "reason"])]
+    id: Option<String>,
+    /// Every one
+    #[arg(long, conflicts_with_all = ["kind", "reason"])]
+    all: bool,
+    #[command(flatten)]
+    which: Letters,
+}
+
+impl Chosen {
+    fn which(self) -> Which {
+        Which { id: self.id, ..self.which.into() }
+    }
+}
+
+impl From<Letters> for Which {
+    fn from(Letters { kind, key, reason }: Letters) -> Self {
+        Self { id: None, kind, key, reason }
+    }
+}
+
+pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List { which } => list(pool, &which.into()).await,
+        Command::Retry(chosen) => {
+            let which = chosen.which();
+            let count = in_steps(&which, async |which| letters::retry(pool, which).await).await?;
+            println!("{count} will be tried again");
+            Ok(())
+        }
+        Command::Discard(chosen) => {
+            let which = chosen.which();
+            let count = in_steps(&which, async |which| letters::discard(pool, which).await).await?;
+            println!("{count} deleted");
+            Ok(())
+        }
+    }
+}
+
+async fn list(pool: &PgPool, which: &Which) -> anyhow::Result<()> {
+    let mut after = Cursor::default();
+    loop {
+        let page = letters::list(pool, which, &after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.cursor.clone();
+        for letter in page {
+            let mut letter = serde_json::to_value(letter)?;
+            hide_secrets(&mut letter);
+            println!("{letter}");
+        }
+    }
+}
+
+/// Until none is left, in bounded steps.
+async fn in_steps(
+    which: &Which,
+    step: impl AsyncFn(&Which) -> Result<u64, sqlx::Error>,
+) -> anyhow::Result<u64> {
+    let mut count = 0;
+    loop {
+        match step(which).await? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    match &which.id {
+        Some(id) if count == 0 => bail!("there is no dead letter {id}"),
+        _ => Ok(count),
+    }
+}
