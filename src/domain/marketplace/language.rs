@@ -121,6 +121,9 @@ pub struct Understanding {
     /// What was said and is not understood: it has to be asked about.
     #[serde(default)]
     pub unread: Vec<Unread>,
+    /// Whether the last message says nothing beside what was read of it.
+    #[serde(skip)]
+    pub bare: bool,
 }
 
 impl Understanding {
@@ -319,8 +322,18 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
     let hour = if when.is_none() { time.hour } else { None };
     let budget = budget.filter(|_| !unclear(About::Budget));
+    const LINKS: token::Words = token::Words(
+        "actually, make, it, that, to, at, on, in, for, please, ok, okay, then, instead, rather, sorry, i, mean, meant,
+         no, wait, not, the, a, an, of, course, change, move, and, near, around, by, up, max, my, budget, so, well,
+         thanks, let, s, oh, yes, yeah, better, correction, hang, second, thought, d, ll, prefer, time, be, want, need",
+    );
+    let said = |token: &Token| match token.kind {
+        token::Kind::Sign => token.any(&[".", ",", "!", "'", "’"]),
+        _ => LINKS.has(&token.text),
+    };
+    let bare = tokens.iter().all(|token| token.taken || said(token));
     let details = text.trim().chars().take(DETAILS_CHARS).collect();
-    Understanding { service, when, place, budget, details, intent, hour, unread }
+    Understanding { service, when, place, budget, details, intent, hour, unread, bare }
 }
 
 fn mark(tokens: &mut [Token], role: Role) {
@@ -412,6 +425,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
     draft.place = new.place.or(draft.place);
     draft.budget = new.budget.or(draft.budget);
     draft.intent = new.intent;
+    draft.bare = false;
     draft
 }
 

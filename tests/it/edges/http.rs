@@ -137,6 +137,15 @@ async fn every_wrong_field_is_named() {
     let past = haircut("2001-01-01T10:00:00Z");
     assert_eq!(pointers(&refuse(past).await), ["/starts_at"]);
     assert_eq!(pointers(&refuse(json!({"text": "   "})).await), ["/text"]);
+    // Words that are not understood are quoted, and what asks for nothing starts no search.
+    for (sentence, quoted) in [
+        ("a haircut on 31 November at 10 in Berlin", "31 November"),
+        ("cleaning tomorrow at 10 in Berlin, 20 euros per hour", "20 euros per hour"),
+        ("Don't book me a haircut tomorrow at 5 pm in Berlin", "does not ask for a service"),
+    ] {
+        let refused = refuse(json!({"text": sentence, "time_zone": "Europe/Berlin"})).await;
+        assert!(refused.to_string().contains(quoted), "{refused}");
+    }
     let zone = json!({"text": "a haircut tomorrow at 5 pm in Berlin", "time_zone": "Mars/Base"});
     assert_eq!(pointers(&refuse(zone).await), ["/time_zone"]);
     alice

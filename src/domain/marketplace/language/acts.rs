@@ -42,13 +42,14 @@ impl<'a> Utterance<'a> {
 /// Words that change nothing of what is said.
 static POLITE: Table = Table::new(|| {
     words_of(
-    "\
-     please, pls, plz, kindly, thanks, thx, ty, cheers, ok, okay, alright, great, perfect, cool, nice, super,
-     lovely, hi, hello, hey, then, now, so, well, good, fine, wonderful, excellent, dear, just",
-)
+        "please, pls, plz, kindly, thanks, thx, ty, cheers, ok, okay, alright, great, perfect,
+         cool, nice, super, lovely, hi, hello, hey, then, now, so, well, good, fine, wonderful,
+         excellent, dear, just",
+    )
 });
 const POLITE_PHRASES: Words = Words(
-    "thank you very much, thank you so much, thank you, many thanks, thanks a lot, all right, for me, would you kindly",
+    "thank you very much, thank you so much, thank you, many thanks, thanks a lot, all right, for
+     me, would you kindly",
 );
 const YES: Words = Words("yes, yeah, yep, yup, aye, ja, oui, si");
 const NO: Words = Words(
@@ -179,13 +180,17 @@ fn acceptance(mut rest: Rest<'_>, offers: &[Vec<String>]) -> Option<Intent> {
             return Some(Intent::Accept(Which::Nth(n), None));
         }
     }
-    rest.eat(Words("the, your"));
+    let the = rest.eat(Words("the, your"));
     let which = if rest.eat(Words("cheapest")) {
         Which::Cheapest
     } else if rest.eat(Words("best")) {
         rest.eat(Words("rated"));
         Which::Best
     } else if let Some(n) = rest.ordinal() {
+        // "first" alone says too little.
+        if !the && !verb && rest.done() {
+            return None;
+        }
         Which::Nth(n)
     } else if rest.eat(Words("number, option, offer")) {
         rest.eat(Words("number"));
@@ -307,24 +312,24 @@ fn chosen(words: &[&str], offers: &[Vec<String>]) -> Option<Which> {
 /// Words with which nothing is meant to happen now.
 static HESITATION: Table = Table::new(|| {
     words_of(
-    "\
-     not, no, never, nobody, none, neither, nor, without, don, dont, can, cant, cannot, won, wont, wouldn,
-     wouldnt, couldn, couldnt, shouldn, isn, isnt, doesn, doesnt, didn, aren, wasn, haven, hasn, ain, if,
-     unless, when, whenever, until, till, before, after, once, provided, assuming, suppose, supposing,
-     whether, but, although, though, however, except, maybe, perhaps, might, may, could, would, should,
-     shall, must, probably, possibly, almost, think, thinking, consider, considering, wonder, wondering,
-     guess, wait, later, yet, said, says, say, saying, told, tells, means, called, quote, asked, ask, who,
-     what, which, why, how, where, is, are, was, were, am, does, do, did, has, have, had, instead, wish,
-     hate, refuse, reject, decline, too, afraid, sorry, unsure, sure, rather, depends, else",
-)
+        "not, no, never, nothing, nobody, none, neither, nor, without, don, dont, can, cant,
+         cannot, won, wont, wouldn, wouldnt, couldn, couldnt, shouldn, isn, isnt, doesn, doesnt,
+         didn, aren, wasn, haven, hasn, ain, if, unless, when, whenever, until, till, before,
+         after, once, provided, assuming, suppose, supposing, whether, but, although, though,
+         however, except, maybe, perhaps, might, may, could, would, should, shall, must,
+         probably, possibly, almost, think, thinking, consider, considering, wonder, wondering,
+         guess, wait, later, yet, said, says, say, saying, told, tells, means, called, quote,
+         asked, ask, who, what, which, why, how, where, is, are, was, were, am, does, do, did,
+         has, have, had, instead, wish, hate, refuse, reject, decline, too, afraid, sorry,
+         unsure, sure, rather, depends, else",
+    )
 });
 
 /// Words of somebody who asks for a service.
 const NEEDS: Words = Words(
-    "\
-     need, needs, needed, looking for, look for, find me, find, get me, get a, want a, want an, want my,
-     would like, d like, d love, book me, book a, book an, send, want to book a, another, also, searching
-     for, search for, require",
+    "need, needs, needed, looking for, look for, find me, find, get me, get a, want a, want an,
+     want my, would like, d like, d love, book me, book a, book an, send, want to book a,
+     another, also, searching for, search for, require",
 );
 
 /// What the message is for.
@@ -385,20 +390,19 @@ pub(super) fn intent(
 }
 
 const STATUS: Words = Words(
-    "\
-     status, any news, any offers, any update, any updates, how is it going, how s it going, how is my
-     request, what s happening, what is happening, did anyone, did anybody, has anyone, has anybody, found
-     anyone, found anybody, found somebody, found someone, where are we, how far, how many offers, any luck,
-     still waiting, any answer, any answers, heard back, is it booked, progress",
+    "status, any news, any offers, any update, any updates, how is it going, how s it going, how
+     is my request, what s happening, what is happening, did anyone, did anybody, has anyone, has
+     anybody, found anyone, found anybody, found somebody, found someone, where are we, how far,
+     how many offers, any luck, still waiting, any answer, any answers, heard back, is it booked,
+     progress",
 );
 
 /// "Don't book me a haircut", "do not look for a plumber".
 fn refuses(words: &[&str]) -> bool {
     const VERBS: Words = Words(
-    "\
-     book, get, find, look, search, order, send, want, schedule, make, arrange, accept, take, confirm, do,
-     need, reserve, start, request, ask",
-);
+        "book, get, find, look, search, order, send, want, schedule, make, arrange, accept, take,
+         confirm, do, need, reserve, start, request, ask",
+    );
     let denied = |at: usize| match words[at] {
         "don" if words.get(at + 1) == Some(&"t") => Some(at + 2),
         "do" | "please" | "better" | "rather" if words.get(at + 1) == Some(&"not") => Some(at + 2),
@@ -450,45 +454,41 @@ fn small_talk(said: &Utterance<'_>) -> Intent {
 
 /// Words after which something else holds.
 pub(super) const CORRECTIONS: Words = Words(
-    "\
-     no wait, wait no, sorry, i mean, i meant, meant, actually, make it, make that, rather, instead,
-     correction, scratch that, change it, change that, move it, on second thought, hang on",
+    "no wait, wait no, sorry, i mean, i meant, meant, actually, make it, make that, rather,
+     instead, correction, scratch that, change it, change that, move it, on second thought, hang
+     on",
 );
 
 /// Words that speak of cancelling.
 const CANCELS: Words = Words(
-    "\
-     cancel, abort, cancelling, canceling, call off, call it off, stop searching, stop looking, stop the
-     search, no longer need, not need, don t need, dont need, not needed any more, not needed anymore,
-     changed my mind, forget it, forget about it, never mind, nevermind",
+    "cancel, abort, cancelling, canceling, call off, call it off, stop searching, stop looking,
+     stop the search, no longer need, not need, don t need, dont need, not needed any more, not
+     needed anymore, changed my mind, forget it, forget about it, never mind, nevermind",
 );
 
 /// Words that speak of offers.
 const OFFERED: Words = Words(
-    "\
-     accept, take, book, confirm, reserve, choose, pick, deal, sounds good, go ahead, go for, go with,
-     cheapest, cheaper, cheap, offer, offers, option, options, the price, that price, this price, best one,
-     best rated, first one, second one, third one, that one, this one, which one, the first, the second, the
-     third, the last one, reviews, rating, do it",
+    "accept, take, book, confirm, reserve, choose, pick, deal, sounds good, go ahead, go for, go
+     with, cheapest, cheaper, cheap, offer, offers, option, options, the price, that price, this
+     price, best one, best rated, first one, second one, third one, that one, this one, which
+     one, the first, the second, the third, the last one, reviews, rating, do it",
 );
 
 /// Words of somebody who offers a service.
 const AT_THE_DOOR: Words = Words(
-    "\
-     offer my service, offer my services, offering my services, offer services, offer a service, offer my
-     work, my services, become a provider, as a provider, be a provider, provide services, i charge, we
-     charge, my hourly rate, my rates are, my rate is, list my, enrol, enroll, sign up as, join as, work as
-     a, find customers, get customers, new customers, more customers, looking for customers, find clients,
-     new clients, looking for clients, looking for work, for hire, register my, i have a salon, i run a, i
-     own a",
+    "offer my service, offer my services, offering my services, offer services, offer a service,
+     offer my work, my services, become a provider, as a provider, be a provider, provide
+     services, i charge, we charge, my hourly rate, my rates are, my rate is, list my, enrol,
+     enroll, sign up as, join as, work as a, find customers, get customers, new customers, more
+     customers, looking for customers, find clients, new clients, looking for clients, looking
+     for work, for hire, register my, i have a salon, i run a, i own a",
 );
 
 /// Questions about what there is.
 const HELP: Words = Words(
-    "\
-     what can you do, how does this work, how does it work, what do you do, who are you, what is this, what
-     can i ask, what services, how do i, how to use, can you help, need help, help me, need some help, which
-     services, what are you",
+    "what can you do, how does this work, how does it work, what do you do, who are you, what is
+     this, what can i ask, what services, how do i, how to use, can you help, need help, help me,
+     need some help, which services, what are you",
 );
 
 /// Words of thanks.

@@ -16,38 +16,37 @@ static FILLER: Table = Table::new(|| {
 /// Words for days and parts of the year that are not read, also of other languages.
 static DAYS: Table = Table::new(|| {
     words_of(
-    "\
-     yesterday, christmas, xmas, easter, eve, silvester, halloween, thanksgiving, hanukkah, diwali, eid,
-     ramadan, pentecost, whitsun, ascension, holiday, holidays, valentine, valentines, fortnight, fortnights,
-     weekday, weekdays, workday, workdays, weeknight, weeknights, midweek, spring, summer, autumn, winter,
-     payday, ostern, weihnachten, heiligabend, neujahr, pfingsten, montag, dienstag, mittwoch, donnerstag,
-     freitag, samstag, sonnabend, sonntag, heute, morgen, ubermorgen, gestern, wochenende, woche, lundi,
-     mardi, mercredi, jeudi, vendredi, samedi, dimanche, demain, aujourd, hier, semaine, lunes, martes,
-     miercoles, jueves, viernes, sabado, domingo, manana, hoy, ayer, semana, navidad, lunedi, martedi,
-     mercoledi, giovedi, venerdi, sabato, domenica, domani, oggi, dopodomani, settimana, maandag, dinsdag,
-     woensdag, donderdag, vrijdag, zaterdag, zondag, vandaag, segunda, terca, quarta, quinta, sexta, amanha,
-     hoje, poniedzialek, wtorek, sroda, czwartek, piatek, sobota, niedziela, jutro, dzisiaj, bugun, yarin,
-     mandag, tirsdag, onsdag, torsdag, fredag, lordag, sondag",
-)
+        "yesterday, christmas, xmas, easter, eve, silvester, halloween, thanksgiving, hanukkah,
+         diwali, eid, ramadan, pentecost, whitsun, ascension, holiday, holidays, valentine,
+         valentines, fortnight, fortnights, weekday, weekdays, workday, workdays, weeknight,
+         weeknights, midweek, spring, summer, autumn, winter, payday, ostern, weihnachten,
+         heiligabend, neujahr, pfingsten, montag, dienstag, mittwoch, donnerstag, freitag,
+         samstag, sonnabend, sonntag, heute, morgen, ubermorgen, gestern, wochenende, woche,
+         lundi, mardi, mercredi, jeudi, vendredi, samedi, dimanche, demain, aujourd, hier,
+         semaine, lunes, martes, miercoles, jueves, viernes, sabado, domingo, manana, hoy, ayer,
+         semana, navidad, lunedi, martedi, mercoledi, giovedi, venerdi, sabato, domenica, domani,
+         oggi, dopodomani, settimana, maandag, dinsdag, woensdag, donderdag, vrijdag, zaterdag,
+         zondag, vandaag, segunda, terca, quarta, quinta, sexta, amanha, hoje, poniedzialek,
+         wtorek, sroda, czwartek, piatek, sobota, niedziela, jutro, dzisiaj, bugun, yarin,
+         mandag, tirsdag, onsdag, torsdag, fredag, lordag, sondag",
+    )
 });
 
 /// Words for hours that are not read.
 static HOURS: Table = Table::new(|| {
     words_of(
-    "\
-     breakfast, brunch, teatime, dusk, dawn, sunset, sunrise, arvo, forenoon, daytime, midmorning, uhr,
-     vormittag, vormittags, nachmittag, nachmittags, abend, abends, mittag, mittags, fruh, nacht, matin,
-     soir, midi, minuit, tarde, noche, mediodia, sera, mattina, pomeriggio, avond, ochtend, middag, early,
-     earlier, late, later, earliest, latest",
-)
+        "quarter, past, breakfast, brunch, teatime, dusk, dawn, sunset, sunrise, arvo, forenoon, daytime,
+         midmorning, uhr, vormittag, vormittags, nachmittag, nachmittags, abend, abends, mittag,
+         mittags, fruh, nacht, matin, soir, midi, minuit, tarde, noche, mediodia, sera, mattina,
+         pomeriggio, avond, ochtend, middag, early, earlier, late, later, earliest, latest",
+    )
 });
 
 static ZONES: Table = Table::new(|| {
     words_of(
-    "\
-     utc, gmt, cet, cest, est, edt, cst, cdt, mst, mdt, pst, pdt, bst, ist, jst, aest, eet, msk, zulu, sgt,
-     hkt",
-)
+        "utc, gmt, cet, cest, est, edt, cst, cdt, mst, mdt, pst, pdt, bst, ist, jst, aest, eet,
+         msk, zulu, sgt, hkt",
+    )
 });
 
 /// What keeps a time, a place or a thing out.
@@ -55,35 +54,34 @@ const EXCLUSIONS: Words = Words("except, excluding, besides, excepting, avoid, a
 
 static MONEY: Table = Table::new(|| {
     words_of(
-    "\
-     €, $, £, ¥, ₹, ₺, euro, euros, eur, dollar, dollars, usd, bucks, pound, pounds, quid, gbp, chf, francs,
-     franken, yen, rupees, zloty, cents, grand",
-)
+        "€, $, £, ¥, ₹, ₺, euro, euros, eur, dollar, dollars, usd, bucks, pound, pounds, quid,
+         gbp, chf, francs, franken, yen, rupees, zloty, cents, grand",
+    )
 });
 
 /// What a number counts, when it counts no money and no hours.
 static COUNTED: Table = Table::new(|| {
     words_of(
-    "\
-     room, rooms, bedroom, bedrooms, bathroom, bathrooms, bath, baths, sqm, sq, m2, square, qm, person,
-     persons, people, kid, kids, child, children, guest, guests, friend, friends, employee, employees, hour,
-     hours, h, hr, hrs, minute, minutes, min, mins, year, years, yr, yrs, yo, floor, floors, story, storey,
-     storeys, stories, window, windows, adult, adults, boy, boys, girl, girls, man, men, woman, women, pair,
-     pairs, picture, pictures, photo, photos, image, images, headshot, headshots, portrait, portraits,
-     toilet, toilets, sink, sinks, tap, taps, pipe, pipes, radiator, radiators, meter, meters, metre, metres,
-     m, km, month, months, week, weeks, day, days, dog, dogs, cat, cats, cleaner, cleaners, haircut,
-     haircuts, son, sons, daughter, daughters, flat, flats, apartment, apartments, house, couple, couples,
-     unit, units, of, small, big, large, different, colleagues, team, x, carpets, carpet, stairs, offices,
-     office, plumber, plumbers, photographer, photographers, minute's, percent, %, star, stars, or, shower,
-     showers, drains, drain, leaks, inch, cm",
-)
+        "room, rooms, bedroom, bedrooms, bathroom, bathrooms, bath, baths, sqm, sq, m2, square,
+         qm, person, persons, people, kid, kids, child, children, guest, guests, friend, friends,
+         employee, employees, hour, hours, h, hr, hrs, minute, minutes, min, mins, year, years,
+         yr, yrs, yo, floor, floors, story, storey, storeys, stories, window, windows, adult,
+         adults, boy, boys, girl, girls, man, men, woman, women, pair, pairs, picture, pictures,
+         photo, photos, image, images, headshot, headshots, portrait, portraits, toilet, toilets,
+         sink, sinks, tap, taps, pipe, pipes, radiator, radiators, meter, meters, metre, metres,
+         m, km, month, months, week, weeks, day, days, dog, dogs, cat, cats, cleaner, cleaners,
+         haircut, haircuts, son, sons, daughter, daughters, flat, flats, apartment, apartments,
+         house, couple, couples, unit, units, of, small, big, large, different, colleagues, team,
+         x, carpets, carpet, stairs, offices, office, plumber, plumbers, photographer,
+         photographers, minute's, percent, %, star, stars, or, shower, showers, drains, drain,
+         leaks, inch, cm",
+    )
 });
 
 const STREETS: Words = Words(
-    "\
-     street, st, road, rd, avenue, ave, lane, ln, square, strasse, str, platz, allee, weg, gasse, way, drive,
-     boulevard, blvd, place, court, terrace, row, rue, via, calle, damm, ufer, ring, markt, gardens, hill,
-     gate",
+    "street, st, road, rd, avenue, ave, lane, ln, square, strasse, str, platz, allee, weg, gasse,
+     way, drive, boulevard, blvd, place, court, terrace, row, rue, via, calle, damm, ufer, ring,
+     markt, gardens, hill, gate",
 );
 
 /// Whether a word with a capital is no name: a day, a month, a service, a common word.
@@ -508,9 +506,8 @@ pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Optio
 
 /// What has a number of its own: "flat 5".
 const NUMBERED: Words = Words(
-    "\
-     flat, apartment, apt, no, number, nr, house, room, unit, suite, floor, level, building, block, aged,
-     age, top, size, gate, line, bus, postcode, zip",
+    "flat, apartment, apt, no, number, nr, house, room, unit, suite, floor, level, building,
+     block, aged, age, top, size, gate, line, bus, postcode, zip",
 );
 
 /// Of which one request holds one.
@@ -524,7 +521,6 @@ const PEOPLE: Words = Words(
 
 /// Who comes along.
 const RELATIVES: Words = Words(
-    "\
-     husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad, brother,
-     sister, boyfriend, girlfriend, kids, children",
+    "husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad,
+     brother, sister, boyfriend, girlfriend, kids, children",
 );

@@ -168,41 +168,43 @@ const SERVICES: &[(Service, &[&str])] = &[
 /// A word for a job says more than one for a thing: "clean my sink", "photos of my hair".
 static JOBS: Table = Table::new(|| {
     words_of(
-    "haircut, haircuts, hairdresser, barber, plumber, plumbing, photographer, photography, photoshoot,
-     cleaner, cleaners, cleaning, clean, cleaned, photos, headshot, headshots, headshots, hairstylist,
-     leak, leaking, clogged, blocked, burst, photographers, plumbers, barbers, pictures, dripping, maid",
-)
+        "haircut, haircuts, hairdresser, barber, plumber, plumbing, photographer, photography,
+         photoshoot, cleaner, cleaners, cleaning, clean, cleaned, photos, headshot, headshots,
+         headshots, hairstylist, leak, leaking, clogged, blocked, burst, photographers, plumbers,
+         barbers, pictures, dripping, maid",
+    )
 });
 
 /// Those of [`JOBS`] that are what is wanted, and not what it is about.
 pub(super) static PROFESSIONS: Table = Table::new(|| {
     words_of(
-    "haircut, haircuts, hairdresser, hairdressers, hairstylist, barber, barbers, plumber, plumbers,
-     plummer, plumbing, photographer, photographers, photography, photoshoot, cleaner, cleaners,
-     cleaning, maid, housekeeper, handyman",
-)
+        "haircut, haircuts, hairdresser, hairdressers, hairstylist, barber, barbers, plumber,
+         plumbers, plummer, plumbing, photographer, photographers, photography, photoshoot,
+         cleaner, cleaners, cleaning, maid, housekeeper, handyman",
+    )
 });
 
 /// Trades that nobody here does.
 pub(super) static OTHER_TRADES: Table = Table::new(|| {
     words_of(
-    "locksmith, electrician, electricians, dentist, doctor, gardener, gardening, landscaper, carpenter,
-     roofer, painter, decorator, mechanic, massage, masseur, masseuse, manicure, pedicure, tattoo,
-     babysitter, babysitting, nanny, tutor, lawyer, vet, veterinarian, groomer, grooming, tailor,
-     exterminator, handyman, mover, movers, removal, taxi, chauffeur, caterer, catering, optician,
-     physiotherapist, therapist, beautician, chef, florist, chimney, builder, bricklayer, plasterer,
-     tiler, welder, upholsterer, seamstress, cobbler, accountant, translator",
-)
+        "locksmith, electrician, electricians, dentist, doctor, gardener, gardening, landscaper,
+         carpenter, roofer, painter, decorator, mechanic, massage, masseur, masseuse, manicure,
+         pedicure, tattoo, babysitter, babysitting, nanny, tutor, lawyer, vet, veterinarian,
+         groomer, grooming, tailor, exterminator, handyman, mover, movers, removal, taxi,
+         chauffeur, caterer, catering, optician, physiotherapist, therapist, beautician, chef,
+         florist, chimney, builder, bricklayer, plasterer, tiler, welder, upholsterer,
+         seamstress, cobbler, accountant, translator",
+    )
 });
 
 /// What is cut or cleaned by other trades.
 static OTHER_THINGS: Table = Table::new(|| {
     words_of(
-    "hedge, hedges, lawn, grass, garden, tree, trees, bush, bushes, teeth, tooth, dog, dogs, cat, cats,
-     poodle, puppy, horse, sheep, pet, pets, car, cars, boat, pool, nails, toenails, fingernails, ears,
-     skin, face, chimney, gutter, gutters, roof, suit, dress, clothes, laundry, shoes, jewellery,
-     jewelry, laptop, computer, phone, wound, fish",
-)
+        "hedge, hedges, lawn, grass, garden, tree, trees, bush, bushes, teeth, tooth, dog, dogs,
+         cat, cats, poodle, puppy, horse, sheep, pet, pets, car, cars, boat, pool, nails,
+         toenails, fingernails, ears, skin, face, chimney, gutter, gutters, roof, suit, dress,
+         clothes, laundry, shoes, jewellery, jewelry, laptop, computer, phone, wound, fish",
+    )
 });
 
 /// The services that a sentence names.
@@ -366,8 +368,8 @@ fn near(word: &str, part: &str) -> bool {
 /// One letter away from a word for a service, and another word.
 static RIGHT: Table = Table::new(|| {
     words_of(
-    "cleaver, clearing, cleaned, gleaning, leaning, learner, clearer, leaner, caner, drawing, faded,
-     broiler, boiled, stylish, leaving, portray, bunker, bargers, number, barbed, barter, learning,
-     leaned, locked, flocked, booked, barger",
-)
+        "cleaver, clearing, cleaned, gleaning, leaning, learner, clearer, leaner, caner, drawing,
+         faded, broiler, boiled, stylish, leaving, portray, bunker, bargers, number, barbed,
+         barter, learning, leaned, locked, flocked, booked, barger",
+    )
 });

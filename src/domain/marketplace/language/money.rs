@@ -164,7 +164,9 @@ fn amount_at(
         let most = free(end).is_some_and(|token| token.any(&["max", "maximum", "tops"]))
             || (free(end).is_some_and(|token| token.is("at"))
                 && free(end + 1).is_some_and(|token| token.is("most")));
-        let named = most && !cued;
+        // "2k" is money by itself.
+        let thousands = tokens[end - 1].is("k");
+        let named = (most || thousands) && !cued;
         if after.is_none() && (ranged || !(cued || named) || !ends(tokens, end)) {
             return None;
         }

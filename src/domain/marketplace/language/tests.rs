@@ -187,6 +187,7 @@ fn what_binds_is_a_closed_form() {
         "cancel my request tomorrow",
         "cancel the dentist",
         "cancel my haircut and my plumber",
+        "first",
         "yes?",
         "yes but cheaper",
         "yes \u{1f644}",

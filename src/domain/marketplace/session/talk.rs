@@ -128,7 +128,7 @@ impl Turn<'_> {
             }
             (Some(asked), Status::Matching | Status::Open) => {
                 let changed = language::answer(asked.clone(), content, now, home);
-                let calm = corrects && !content.contains('?');
+                let calm = corrects && heard.bare;
                 self.change(current, asked, changed, calm)
             }
             (Some(asked), Status::Unmatched | Status::Expired) => {
@@ -188,7 +188,7 @@ impl Turn<'_> {
 
     fn understand(self, known: Understanding) -> Decision<Session> {
         // Whatever the last message was for, what is known is a request.
-        let known = Understanding { intent: Intent::Request, ..known };
+        let known = Understanding { intent: Intent::Request, bare: false, ..known };
         let missing = language::missing(&known);
         match self.asked(&known).filter(|_| missing.is_empty()) {
             Some(asked) => self.start(asked, known, None),

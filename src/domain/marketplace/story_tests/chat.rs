@@ -165,6 +165,16 @@ fn a_change_of_mind_takes_the_place_of_the_request() {
 }
 
 #[test]
+fn an_aside_with_a_time_in_it_takes_no_request_back() {
+    for text in ["sorry, tomorrow at 6 is my wife's birthday", "actually my train leaves at 7"] {
+        let mut world = friday("Europe/Berlin");
+        world.say_all(&["haircut tomorrow at 5pm near Alexanderplatz, max 50", text]);
+        assert_eq!(world.requests.len(), 1, "{text}");
+        assert_eq!(world.of(Service::Haircut)[0].status, request::Status::Open, "{text}");
+    }
+}
+
+#[test]
 fn a_change_that_is_asked_about_waits_for_a_yes() {
     let mut world = friday("Europe/Berlin");
     world.say_all(&["haircut tomorrow at 5pm near Alexanderplatz, max 50", "could we do 6pm?"]);

@@ -178,6 +178,14 @@ impl Reader<'_> {
     fn weekday_at(&mut self, at: usize) -> usize {
         let Some(day) = weekday(&self.tokens[at]) else { return 0 };
         let before = self.before(at, 1).to_owned();
+        // Feasts, and days that are past.
+        const OTHERS: [&str; 12] = [
+            "good", "black", "ash", "easter", "whit", "palm", "shrove", "maundy", "cyber", "rose",
+            "last", "past",
+        ];
+        if OTHERS.contains(&before.as_str()) {
+            return 0;
+        }
         // Short ones are words too: "sun", "sat", "wed".
         let short = self.word(at).len() <= 3;
         if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
