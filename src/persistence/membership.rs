@@ -113,9 +113,6 @@ pub async fn register(
     sqlx::query("update nodes set state = 'dead', ended_at = now() where state <> 'dead'")
         .execute(&mut *tx)
         .await?;
-    sqlx::query("delete from lanes where incarnation in (select incarnation from nodes where ended_at < now() - interval '1 day')")
-        .execute(&mut *tx)
-        .await?;
     let incarnation = enrol(&mut tx, node, "", 1, "active").await?;
     let epoch: i64 =
         sqlx::query_scalar("select max(epoch) + 1 from slots").fetch_one(&mut *tx).await?;
