@@ -275,24 +275,22 @@ async fn open(config: &Config, create: bool) -> anyhow::Result<Opened> {
 }
 
 async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
-    if let Some(TokenCommand::RotateKey) = args.command {
+    if let Some(command) = args.command {
         let store = open(config, false).await?;
-        let key = fresh_key();
-        let kid = key.kid.clone();
-        keys::rotate(&store.pool, key).await?;
-        println!("{kid} signs in a few seconds");
-        store.close().await;
-        return Ok(());
-    }
-    if let Some(TokenCommand::Revoke { user, jti }) = args.command {
-        let subject = match (user, jti) {
-            (Some(user), _) => format!("user:{user}"),
-            (None, Some(jti)) => format!("jti:{jti}"),
-            (None, None) => bail!("name a --user or a --jti"),
-        };
-        let store = open(config, false).await?;
-        keys::revoke(&store.pool, &subject).await?;
-        println!("revoked {subject}");
+        match command {
+            TokenCommand::RotateKey => {
+                keys::rotate(&store.pool, fresh_key()).await?;
+                println!("a new key signs in a few seconds");
+            }
+            TokenCommand::Revoke { user, jti } => {
+                let subject = match (user, jti) {
+                    (Some(user), _) => format!("user:{user}"),
+                    (None, jti) => format!("jti:{}", jti.context("name a --user or a --jti")?),
+                };
+                keys::revoke(&store.pool, &subject).await?;
+                println!("revoked {subject}");
+            }
+        }
         store.close().await;
         return Ok(());
     }
@@ -326,9 +324,7 @@ async fn mint(
     }
     let store = open(config, false).await?;
     if !store::is_migrated(&store.pool).await? {
-        bail!(
-            "the database has no tables of this release: run `proxie serve` or `proxie migrate` first"
-        );
+        bail!("the database has no tables of this release: run `proxie migrate` first");
     }
     let keys = keys::signing_keys(&store.pool, fresh_key(), config.auth.token_s).await?;
     let auth = Auth::new(keys.first().context("the store has no signing key")?);
