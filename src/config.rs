@@ -336,7 +336,6 @@ impl Config {
             ("entities.max_live", self.entities.max_live as i64),
             ("entities.memory_limit_mb", self.entities.memory_limit_mb as i64),
             ("entities.park_after", self.entities.park_after.into()),
-            ("entities.max_attempts", self.entities.max_attempts.into()),
         ];
         keys.into_iter().find(|(_, value)| *value < 1).map(|(key, _)| key)
     }
