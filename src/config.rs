@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use crate::domain::sync::shared::Limits as Sync;
+use crate::gateway::Allowed;
 pub use crate::gateway::ws::Limits as WebSocket;
 use crate::gateway::ws::protocol::split_topic;
 pub use crate::gateway::{Grant as TopicGrant, Tier};
@@ -51,7 +52,9 @@ section!(Node { name: String = "node-1".into(), data_dir: PathBuf = "data".into(
 
 section!(Gateway {
     listen: String = "127.0.0.1:8080".into(),
+    admin_listen: String = String::new(),
     allowed_origins: Vec<String> = Vec::new(),
+    allow_credentials: bool = false,
     trusted_proxies: Vec<String> = Vec::new(),
     max_body_bytes: usize = 262_144,
     request_timeout_ms: u64 = 15_000,
@@ -171,6 +174,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        let origins = self.gateway.origins()?;
         let grants = &self.topics.grants;
         let problem = if self.cluster.enabled && self.cluster.cookie.is_empty() {
             "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
@@ -184,6 +188,12 @@ impl Config {
             "node.name must be 1 to 64 letters, digits, - or _"
         } else if self.gateway.listen.parse::<std::net::SocketAddr>().is_err() {
             "gateway.listen must be an address with a port, such as 127.0.0.1:8080"
+        } else if !self.gateway.admin_listen.is_empty()
+            && self.gateway.admin_listen.parse::<std::net::SocketAddr>().is_err()
+        {
+            "gateway.admin_listen must be an address with a port, such as 127.0.0.1:9464, or empty"
+        } else if self.gateway.allow_credentials && origins.contains(&Allowed::All) {
+            "gateway.allow_credentials needs gateway.allowed_origins to be named: browsers refuse both with \"*\""
         } else if self.cluster.enabled
             && self.cluster.advertise.is_empty()
             && !is_reachable(&self.cluster.listen)
@@ -227,6 +237,17 @@ impl Config {
     /// `proxie token` hands out tokens without asking who you are: fine on a throw-away store, not elsewhere.
     pub fn dev_tokens(&self) -> bool {
         self.auth.dev_tokens.unwrap_or(self.embedded())
+    }
+}
+
+impl Gateway {
+    /// What `allowed_origins` stands for. An empty one is none, as a variable that is set to nothing makes it.
+    pub fn origins(&self) -> Result<Vec<Allowed>, String> {
+        let named = self.allowed_origins.iter().filter(|origin| !origin.is_empty());
+        named
+            .map(|origin| origin.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("gateway.allowed_origins: {error}"))
     }
 }
 
@@ -292,6 +313,26 @@ mod tests {
         let file = include_str!("../config.toml");
         for key in serde_json::to_value(WebSocket::default()).unwrap().as_object().unwrap().keys() {
             assert!(file.contains(&format!("\n{key} = ")), "config.toml does not name {key}");
+        }
+    }
+
+    #[test]
+    fn origins_are_checked() {
+        let check = |origins: &[&str], allow_credentials| {
+            let mut config = Config::default();
+            config.gateway.allowed_origins = origins.iter().map(|&o| o.into()).collect();
+            config.gateway.allow_credentials = allow_credentials;
+            config.check()
+        };
+        assert_eq!(check(&["https://app.example/", "https://*.example.org", ""], true), Ok(()));
+        assert_eq!(check(&["*"], false), Ok(()));
+        assert!(check(&["*"], true).unwrap_err().contains("allow_credentials"));
+        for bad in ["app.example", "https://app.*", "https://app.example/app"] {
+            let error = check(&[bad], false).unwrap_err();
+            assert!(
+                error.starts_with("gateway.allowed_origins: ") && error.contains(bad),
+                "{error}"
+            );
         }
     }
 

@@ -246,6 +246,7 @@ fn node(folder: &Path, binary: &Path, name: &'static str) -> anyhow::Result<Serv
             .env("PROXIE__WEBSOCKET__FRAMES_PER_S", "1000000")
             .env("PROXIE__WEBSOCKET__FRAME_BURST", "1000000")
             .env("PROXIE__WEBSOCKET__FRAMES_PER_MINUTE_PER_USER", "1000000000")
+            .env("PROXIE__WEBSOCKET__COMMANDS_PER_MINUTE_PER_USER", "1000000000")
             .env("PROXIE__WEBSOCKET__MAX_CONNECTIONS_PER_USER", "100000")
             .env("PROXIE__ENTITIES__IDLE_S", "20")
             .env("PROXIE__LOG__LEVEL", "warn")

@@ -143,6 +143,7 @@ pub fn node(folder: &std::path::Path, database: &str, n: usize) -> anyhow::Resul
         .env("PROXIE__WEBSOCKET__PING_MS", "600000")
         .env("PROXIE__WEBSOCKET__FRAMES_PER_S", "1000000")
         .env("PROXIE__WEBSOCKET__FRAME_BURST", "1000000")
+        .env("PROXIE__WEBSOCKET__COMMANDS_PER_MINUTE_PER_USER", "1000000000")
         .env("PROXIE__LOG__LEVEL", "warn")
         .stderr(log);
     Server::spawned("proxie", command)

@@ -35,6 +35,8 @@ use crate::telemetry;
 
 pub struct Node {
     pub address: SocketAddr,
+    /// Where `/metrics` is, where operators have a listener of their own.
+    pub operators: Option<SocketAddr>,
     pub core: Core,
     gateway: Arc<Gateway>,
     embedded: Option<Embedded>,
@@ -96,6 +98,16 @@ impl Node {
             )
         })?;
         let address = listener.local_addr()?;
+        let operators = match config.gateway.admin_listen.as_str() {
+            "" => None,
+            admin => Some(accept::listen(admin).await.with_context(|| {
+                format!(
+                    "cannot listen on {admin}: set PROXIE__GATEWAY__ADMIN_LISTEN to a free address"
+                )
+            })?),
+        };
+        let operators_address = operators.as_ref().map(|listener| listener.local_addr());
+        let operators_address = operators_address.transpose()?;
         let (options, embedded) = open_store(config).await?;
         let pool = store::connect(options, &store_options(config)).await?;
         let core = start_core(config, &pool, clock.clone(), embedded.is_some(), address).await?;
@@ -134,11 +146,15 @@ impl Node {
             options: gateway_options(config)?,
         })
         .await?;
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(watch_revocations(pool.clone(), auth.clone(), config.auth.token_s)),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
         let router = gateway::router(gateway.clone());
+        if let Some(listener) = operators {
+            let (pages, edge) = (gateway::operators(gateway.clone()), gateway.clone());
+            tasks.push(tokio::spawn(accept::serve(listener, edge, pages)));
+        }
         let edge = gateway.clone();
         let serving = tokio::spawn(async move {
             // The epoch of a store does not change while a node lives: a replaced store ends it.
@@ -148,6 +164,7 @@ impl Node {
         readiness.start();
         Ok(Self {
             address,
+            operators: operators_address,
             core,
             gateway,
             embedded,
@@ -235,7 +252,9 @@ fn gateway_options(config: &Config) -> anyhow::Result<gateway::Options> {
     let http = &config.gateway;
     Ok(gateway::Options {
         node_name: config.node.name.clone(),
-        allowed_origins: http.allowed_origins.clone(),
+        metrics_apart: !http.admin_listen.is_empty(),
+        allowed_origins: http.origins().map_err(anyhow::Error::msg)?,
+        allow_credentials: http.allow_credentials,
         trusted_proxies: http
             .trusted_proxies
             .iter()

@@ -165,7 +165,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, router: Router)
                 continue;
             }
         };
-        let proxy = gateway.options.trusted_proxies.iter().any(|known| known.contains(peer.ip()));
+        let proxy = gateway.trusts(peer.ip());
         match admission.admit((!proxy).then(|| peer.ip()), &limits) {
             Ok(admitted) => {
                 tokio::spawn(connection(socket, peer, admitted, limits, router.clone()));

@@ -36,10 +36,15 @@ impl Bucket {
     }
 
     pub fn take(&mut self, now: Instant) -> bool {
+        self.take_many(now, 1)
+    }
+
+    /// All of them, or none.
+    pub fn take_many(&mut self, now: Instant, n: u32) -> bool {
         self.earn(now);
-        let allowed = self.left >= 1.0;
+        let allowed = self.left >= f64::from(n);
         if allowed {
-            self.left -= 1.0;
+            self.left -= f64::from(n);
         }
         allowed
     }
@@ -60,6 +65,9 @@ mod tests {
         let mut bucket = Bucket::new(100, 500, start);
         let steady = |n: u64| start + Duration::from_millis(n * 10);
         assert!((0..5_000).all(|n| bucket.take(steady(n))));
+        let mut bucket = Bucket::new(100, 500, start);
+        assert!(bucket.take_many(start, 400) && !bucket.take_many(start, 101));
+        assert!(bucket.take_many(start, 100) && bucket.take_many(start, 0));
     }
 
     #[test]

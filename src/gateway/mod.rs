@@ -13,7 +13,9 @@ mod bodies;
 mod bucket;
 mod devices;
 pub mod http;
+mod json;
 mod listening;
+mod origins;
 pub mod playback;
 mod socketio;
 mod sync;
@@ -34,6 +36,7 @@ use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::domain::sync::shared;
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
+use crate::gateway::origins::Origins;
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Users;
 use crate::kernel::clock::{Clock, Timestamp};
@@ -44,7 +47,8 @@ use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 
-pub use http::router;
+pub use http::{operators, router};
+pub use origins::Allowed;
 
 /// What clients may do with one application topic (`app:…`); those that are not named do not exist.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -67,8 +71,12 @@ pub struct Grant {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub node_name: String,
+    /// Operators have a listener of their own, where the metrics are.
+    pub metrics_apart: bool,
     /// Besides our own: for CORS, WebSocket and Socket.IO alike.
-    pub allowed_origins: Vec<String>,
+    pub allowed_origins: Vec<Allowed>,
+    /// Their pages may send cookies along: those of a load balancer, for there are none of ours.
+    pub allow_credentials: bool,
     /// Addresses or networks (`10.0.0.0/8`) whose forwarded headers are believed.
     pub trusted_proxies: Vec<Network>,
     pub max_body_bytes: usize,
@@ -112,7 +120,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             node_name: "node-1".into(),
+            metrics_apart: false,
             allowed_origins: Vec::new(),
+            allow_credentials: false,
             trusted_proxies: Vec::new(),
             max_body_bytes: 262_144,
             request_timeout: Duration::from_secs(15),
@@ -237,6 +247,7 @@ pub struct Gateway {
     frames: metrics::Counter,
     connections: ws::Connections,
     users: Users,
+    origins: Origins,
 }
 
 impl Gateway {
@@ -260,6 +271,7 @@ impl Gateway {
             options,
         } = parts;
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
+        let origins = Origins::new(options.allowed_origins.clone());
         let now = tokio::time::Instant::now();
         let limited = options.grants.iter().filter(|grant| grant.max_per_s > 0);
         let topic_rates = limited
@@ -285,6 +297,7 @@ impl Gateway {
             metrics,
             frames: metrics::counter!("proxie_ws_frames_total"),
             connections,
+            origins,
         }))
     }
 
@@ -320,6 +333,11 @@ impl Gateway {
 
     fn epoch(&self) -> Arc<str> {
         self.epoch.borrow().clone()
+    }
+
+    /// What this address says about its clients is believed.
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.options.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
     /// Whether connections may be opened here.

@@ -30,6 +30,8 @@ use crate::gateway::{Gateway, Leaving};
 
 /// The cursor names every topic, and every event carries it.
 const MAX_TOPICS: usize = 32;
+/// An offset that no topic has.
+const NOWHERE: i64 = -1;
 /// Before the token ends.
 const WARNING: Duration = Duration::from_secs(60);
 
@@ -54,9 +56,11 @@ impl Cursor {
         (offsets.len() <= MAX_TOPICS).then_some(Self { epoch, offsets })
     }
 
-    fn position(&self, topic: &str) -> Option<Position> {
-        let offset = *self.offsets.get(topic)?;
-        Some(Position { epoch: self.epoch.clone(), offset })
+    /// A topic that it does not name has never been here before, or was not in the cursor's stream: that there is
+    /// nothing to be missed in it cannot be said.
+    fn position(&self, topic: &str) -> Position {
+        let offset = self.offsets.get(topic).copied().unwrap_or(NOWHERE);
+        Position { epoch: self.epoch.clone(), offset }
     }
 }
 
@@ -77,10 +81,9 @@ pub async fn events(
     gateway.takes_connections()?;
     let counted = gateway.users.seat(&claims.sub).await?;
     let cursor = match headers.get("last-event-id").map(HeaderValue::to_str) {
-        None | Some(Ok("")) => Cursor::default(),
-        Some(text) => text.ok().and_then(Cursor::parse).ok_or_else(|| {
-            Problem::bad_request("Last-Event-ID is not one that this stream has sent")
-        })?,
+        None | Some(Ok("")) => None,
+        // One that cannot be read is where nobody has been. Browsers send it again and again: a refusal would be the end.
+        Some(text) => Some(text.ok().and_then(Cursor::parse).unwrap_or_default()),
     };
     let own: Arc<str> = format!("user:{}", claims.sub).into();
     let mut topics = vec![own.clone()];
@@ -137,7 +140,7 @@ impl Listener {
         gateway: Arc<Gateway>,
         claims: Arc<Claims>,
         topics: Vec<Arc<str>>,
-        cursor: Cursor,
+        cursor: Option<Cursor>,
         counted: Seat,
     ) -> Outcome<Self> {
         let left = claims.expires_at().duration_since(gateway.now());
@@ -148,8 +151,8 @@ impl Listener {
         leaving.mark_changed();
         let mut feed = Feed::new(gateway.clone());
         let wanted = topics.into_iter().map(|topic| {
-            let (key, position) = (feed.track(topic.clone()), cursor.position(&topic));
-            (topic, key, position)
+            let position = cursor.as_ref().map(|cursor| cursor.position(&topic));
+            (topic.clone(), feed.track(topic), position)
         });
         let wanted = wanted.collect();
         let started = subscribe::start_all(&gateway, &claims, &feed.outgoing, wanted).await;
@@ -301,8 +304,8 @@ mod tests {
         let text = "ep1;session:ses_1=12;user:alice=3";
         let cursor = Cursor::parse(text).unwrap();
         assert_eq!(cursor.to_string(), text);
-        assert_eq!(cursor.position("user:alice").unwrap().offset, 3);
-        assert_eq!(Cursor::parse("ep1").unwrap().position("user:alice"), None);
+        assert_eq!(cursor.position("user:alice").offset, 3);
+        assert_eq!(Cursor::parse("ep1").unwrap().position("user:alice").offset, NOWHERE);
         let many: String = (0..40).map(|n| format!(";user:u{n}=1")).collect();
         for bad in
             ["", "-", ";user:a=1", "e;user:a", "e;user:a=x", "e;nonsense=1", &format!("e{many}")]

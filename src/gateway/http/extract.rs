@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
-use crate::gateway::bodies::has_nul;
 use crate::gateway::commands::Call;
+use crate::gateway::json;
 use crate::gateway::problem::Problem;
 use crate::kernel::error::ErrorCode;
 
@@ -113,12 +113,9 @@ impl FromRequest<Arc<Gateway>> for Body {
             return Err(Problem::bad_request("the body must be application/json")
                 .status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        let body: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Problem::bad_request(format!("the body is not JSON: {error}")))?;
-        if has_nul(&body) {
-            return Err(Problem::bad_request("the body contains U+0000, which cannot be stored"));
-        }
-        Ok(Self(body))
+        json::read(&bytes)
+            .map(Self)
+            .map_err(|error| Problem::bad_request(format!("the body cannot be read: {error}")))
     }
 }
 

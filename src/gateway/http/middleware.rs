@@ -16,6 +16,7 @@ use super::extract::bearer;
 use super::pages::KeepBody;
 use crate::gateway::Gateway;
 use crate::gateway::accept::network_of;
+use crate::gateway::origins::FORWARDED;
 use crate::gateway::problem::{IsProblem, Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Policy, Verdict};
@@ -40,6 +41,10 @@ pub async fn identify(
         .filter(|id| is_sane_id(id));
     let id: Arc<str> = given.map_or_else(|| gateway.mint("rqt"), str::to_owned).into();
     request.extensions_mut().insert(RequestId(id.clone()));
+    if !gateway.trusts(peer(request.extensions())) {
+        // Anybody can write them. From here on they are a proxy's word.
+        FORWARDED.iter().for_each(|name| drop(request.headers_mut().remove(name)));
+    }
     let trace =
         request.headers().get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
@@ -57,7 +62,7 @@ pub async fn identify(
     let status = response.status().as_u16();
     span.in_scope(|| tracing::debug!(status, ms = elapsed.as_millis() as u64, "answered"));
     let path = path.unwrap_or_else(|| "unmatched".into());
-    metrics::counter!("proxie_http_requests_total", "method" => method.as_str().to_owned(), "path" => path.clone(), "status" => status.to_string())
+    metrics::counter!("proxie_http_requests_total", "method" => known(&method), "path" => path.clone(), "status" => status.to_string())
         .increment(1);
     metrics::histogram!("proxie_http_request_seconds", "path" => path)
         .record(elapsed.as_secs_f64());
@@ -77,6 +82,20 @@ pub async fn identify(
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// Of a method that anybody may invent, what metrics may keep.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 fn is_sane_id(id: &str) -> bool {
@@ -156,15 +175,20 @@ pub async fn time_out(
     }
 }
 
-pub fn cors(allowed_origins: &[String]) -> CorsLayer {
-    let origins = if allowed_origins.iter().any(|origin| origin == "*") {
+pub fn cors(gateway: &Arc<Gateway>) -> CorsLayer {
+    let credentials = gateway.options.allow_credentials;
+    let origins = if gateway.origins.all() && !credentials {
         AllowOrigin::any()
     } else {
-        AllowOrigin::list(allowed_origins.iter().filter_map(|origin| origin.parse().ok()))
+        let gateway = gateway.clone();
+        AllowOrigin::predicate(move |_, request| {
+            gateway.origins.refused(&request.headers).is_none()
+        })
     };
     let name = HeaderName::from_static;
     CorsLayer::new()
         .allow_origin(origins)
+        .allow_credentials(credentials)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([
             header::AUTHORIZATION,
@@ -173,6 +197,7 @@ pub fn cors(allowed_origins: &[String]) -> CorsLayer {
             header::IF_NONE_MATCH,
             REQUEST_ID,
             name("idempotency-key"),
+            name("last-event-id"),
             name("traceparent"),
         ])
         .expose_headers([
@@ -217,21 +242,19 @@ pub async fn authenticate(
             next.run(request).await
         }
     };
-    rate_limit_headers(response.headers_mut(), policy, verdict);
+    response.headers_mut().extend(rate_limit(policy, verdict));
     response
 }
 
 /// `RateLimit` and `RateLimit-Policy` as in the IETF draft "RateLimit header fields for HTTP".
-fn rate_limit_headers(headers: &mut HeaderMap, policy: Policy, verdict: Verdict) {
+fn rate_limit(policy: Policy, verdict: Verdict) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     let values = [
         ("ratelimit-policy", format!("\"default\";q={};w={}", policy.quota, policy.window_s)),
         ("ratelimit", format!("\"default\";r={};t={}", verdict.remaining, verdict.reset_s)),
     ];
-    for (name, value) in values {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
+    values.into_iter().filter_map(|(name, value)| {
+        Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?))
+    })
 }
 
 /// By which somebody without a token is counted.
@@ -239,14 +262,16 @@ pub fn address_key(gateway: &Gateway, extensions: &Extensions, headers: &HeaderM
     format!("ip:{}", network_of(client_address(gateway, extensions, headers)))
 }
 
+fn peer(extensions: &Extensions) -> IpAddr {
+    extensions
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
+}
+
 /// Where the request comes from: what the first untrusted hop from us says, for only that was not written by a client.
 fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
-    let peer = extensions
-        .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
-    let trusted = |address: IpAddr| {
-        gateway.options.trusted_proxies.iter().any(|network| network.contains(address))
-    };
+    let peer = peer(extensions);
+    let trusted = |address: IpAddr| gateway.trusts(address);
     if !trusted(peer) {
         return peer;
     }
@@ -269,30 +294,23 @@ fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMa
 
 /// Pages of other origins may not open connections.
 pub fn check_origin(gateway: &Gateway, headers: &HeaderMap) -> Outcome<()> {
-    if origin_allowed(gateway, headers) {
-        return Ok(());
-    }
-    Err(Problem::forbidden("pages of this origin may not connect: see gateway.allowed_origins"))
+    let Some(origin) = gateway.origins.refused(headers) else { return Ok(()) };
+    Err(Problem::forbidden(format!(
+        "pages of {origin} may not connect: see gateway.allowed_origins"
+    )))
 }
 
 /// Who opens connections is limited as in `/v1`.
 pub async fn count_connection(gateway: &Gateway, key: String) -> Outcome<()> {
-    let verdict = gateway.limiter.hit(key, gateway.options.requests).await;
+    let policy = gateway.options.requests;
+    let verdict = gateway.limiter.hit(key, policy).await;
     if verdict.allowed {
         return Ok(());
     }
-    Err(Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
-        .retry_after_ms(u64::from(verdict.reset_s) * 1_000))
-}
-
-/// Browsers say where a page comes from: our own origin, or one that is configured. Others send nothing.
-fn origin_allowed(gateway: &Gateway, headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let Ok(origin) = origin.to_str() else { return false };
-    let allowed = &gateway.options.allowed_origins;
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let same = origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host);
-    same || allowed.iter().any(|a| a == "*" || a.eq_ignore_ascii_case(origin))
+    let mut problem = Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
+        .retry_after_ms(u64::from(verdict.reset_s) * 1_000);
+    problem.headers.extend(rate_limit(policy, verdict));
+    Err(problem)
 }
 
 #[cfg(test)]

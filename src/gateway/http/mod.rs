@@ -67,11 +67,11 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
-    Router::new()
+    let open = Router::new()
         .nest("/v1", v1)
         // Authenticates by itself: a browser cannot set headers here.
-        .route("/v1/ws", get(ws::upgrade))
-        .route("/sync/ws", get(ws::upgrade_sync))
+        .route("/v1/ws", get(ws::door))
+        .route("/sync/ws", get(ws::sync_door))
         .route("/", get(pages::console))
         .route("/console.css", get(pages::console_style))
         .route("/console.js", get(pages::console_script))
@@ -82,14 +82,35 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/asyncapi.json", get(pages::asyncapi))
         .route("/.well-known/jwks.json", get(pages::jwks))
         .route("/healthz", get(pages::healthz))
-        .route("/readyz", get(pages::readyz))
-        .route("/metrics", get(pages::metrics))
+        .route("/readyz", get(pages::readyz));
+    let open = match gateway.options.metrics_apart {
+        true => open,
+        false => open.route("/metrics", get(pages::metrics)),
+    };
+    let open = open
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
         // Its long polls take longer.
         .merge(socketio::router())
-        .layer(middleware::cors(&gateway.options.allowed_origins))
+        .layer(middleware::cors(&gateway));
+    around(open, gateway)
+}
+
+/// For a listener that only operators reach.
+pub fn operators(gateway: Arc<Gateway>) -> Router {
+    let pages = Router::new()
+        .route("/healthz", get(pages::healthz))
+        .route("/readyz", get(pages::readyz))
+        .route("/metrics", get(pages::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    around(pages, gateway)
+}
+
+/// What happens around every request, whoever listens.
+fn around(router: Router<Arc<Gateway>>, gateway: Arc<Gateway>) -> Router {
+    router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(middleware::as_problem))
         .layer(from_fn_with_state(gateway.clone(), middleware::identify))

@@ -4,10 +4,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker, ready};
 
-use axum::extract::ws::Message;
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::packet;
 use super::pipe::{Reader, Writer, pipe};
@@ -146,11 +145,11 @@ impl Link {
                 self.wake();
             }
             Message::Close(frame) => {
-                let (code, reason) =
-                    frame.map_or((1000, "{}".into()), |frame| (frame.code, frame.reason));
+                let (code, reason) = frame
+                    .map_or((1000, "{}".into()), |frame| (u16::from(frame.code), frame.reason));
                 self.close(code, reason.as_str());
             }
-            Message::Binary(_) | Message::Pong(_) => {}
+            Message::Binary(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
     }
 

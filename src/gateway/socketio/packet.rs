@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::gateway::json;
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::is_id;
 
@@ -26,7 +27,7 @@ pub enum Packet {
         data: Value,
         ack: Option<u64>,
     },
-    /// An event as Socket.IO has it, with data that JSON cannot mean: half a surrogate pair, `1e999`, too deep a nesting.
+    /// An event as Socket.IO has it, with data that is not taken: half a surrogate pair, `1e999`, too deep a nesting.
     Unreadable {
         ack: Option<u64>,
         why: String,
@@ -80,15 +81,16 @@ pub fn parse(text: &str) -> Option<Packet> {
     }
 }
 
-fn event_of(json: &str, ack: Option<u64>) -> Option<Packet> {
-    match serde_json::from_str::<Vec<Value>>(json) {
-        Ok(mut arguments) => {
+fn event_of(text: &str, ack: Option<u64>) -> Option<Packet> {
+    match json::read(text.as_bytes()) {
+        Ok(Value::Array(mut arguments)) => {
             let Value::String(name) = arguments.first_mut()?.take() else { return None };
             let data = arguments.get_mut(1).map_or(Value::Null, Value::take);
             Some(Packet::Event { name, data, ack })
         }
+        Ok(_) => None,
         Err(error) => {
-            name_of(json)?;
+            name_of(text)?;
             Some(Packet::Unreadable { ack, why: error.to_string() })
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker, ready};
 
-use axum::extract::ws::{Message, WebSocket};
-use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::talk::{Follows, Talk};
+use crate::gateway::ws::WebSocket;
 
 pub struct Link {
     socket: WebSocket,
@@ -30,6 +30,10 @@ impl Link {
             reader: None,
             answered: false,
         }
+    }
+
+    pub fn frames(&mut self) -> u32 {
+        self.socket.frames()
     }
 
     fn take(&mut self, follows: Follows) {
@@ -57,7 +61,7 @@ impl Link {
                 return Poll::Ready(Some(Ok(Message::text(frame))));
             }
             self.reader = Some(cx.waker().clone());
-            match ready!(self.socket.poll_next_unpin(cx)) {
+            match ready!(self.socket.poll_next(cx)) {
                 Some(Ok(Message::Text(text))) => {
                     let follows = self.talk.said(text.as_str());
                     self.answered = follows.frames.is_empty();
@@ -71,9 +75,9 @@ impl Link {
     /// Everything is with the socket.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         loop {
-            ready!(self.socket.poll_ready_unpin(cx))?;
+            ready!(self.socket.poll_ready(cx))?;
             match self.messages.pop_front() {
-                Some(message) => self.socket.start_send_unpin(Message::text(message))?,
+                Some(message) => self.socket.start_send(Message::text(message))?,
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -86,16 +90,16 @@ impl Link {
                 self.take(follows);
                 Ok(())
             }
-            other => self.socket.start_send_unpin(other),
+            other => self.socket.start_send(other),
         }
     }
 
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         ready!(self.poll_ready(cx))?;
-        self.socket.poll_flush_unpin(cx)
+        self.socket.poll_flush(cx)
     }
 
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
-        self.socket.poll_close_unpin(cx)
+        self.socket.poll_close(cx)
     }
 }

@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::gateway::json;
+
 /// What comes of one message or frame.
 #[derive(Debug, Default, PartialEq)]
 pub struct Follows {
@@ -71,7 +73,7 @@ pub struct Talk {
 /// What the connection says.
 #[derive(Deserialize)]
 struct Frame<'a> {
-    id: Option<String>,
+    id: Option<Value>,
     #[serde(default)]
     ok: bool,
     event: Option<String>,
@@ -118,8 +120,14 @@ impl Talk {
 
     /// What the device said. What is not JSON the connection refuses.
     pub fn said(&mut self, text: &str) -> Follows {
-        let Ok(mut message) = serde_json::from_str::<Value>(text) else {
-            return Follows::frame(text.to_owned());
+        let mut message = match json::read(text.as_bytes()) {
+            Ok(message) => message,
+            Err(error) => {
+                return match json::field_of(text, "type") {
+                    Some(Value::String(_)) => wrong(format!("the message: {error}")),
+                    _ => Follows::frame(text.to_owned()),
+                };
+            }
         };
         let Some(kind) = message["type"].as_str().map(str::to_owned) else {
             return Follows::frame(text.to_owned());
@@ -191,7 +199,7 @@ impl Talk {
     pub fn heard(&mut self, text: &str) -> Follows {
         let Ok(frame) = serde_json::from_str::<Frame<'_>>(text) else { return Follows::default() };
         match (&frame.id, &frame.event) {
-            (Some(id), _) => match self.pending.remove(id) {
+            (Some(id), _) => match id.as_str().and_then(|id| self.pending.remove(id)) {
                 Some(purpose) => self.answered(purpose, &frame),
                 // The device spoke the other protocol.
                 None => Follows { messages: vec![text.to_owned()], frames: Vec::new() },

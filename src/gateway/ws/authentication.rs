@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use super::connection::{Connection, Flow};
 use super::dispatch::Done;
 use super::protocol::{self, Close, Frame, Position, split_topic};
+use crate::gateway::auth::Claims;
 use crate::gateway::listening::subscribe::{self, Attempt};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Seat;
+use crate::kernel::error::ErrorCode;
 
 impl Connection {
     pub(super) fn auth(&mut self, frame: Frame) {
@@ -34,17 +36,19 @@ impl Connection {
                 .map_err(|error| Problem::unauthenticated(error.to_string())),
             _ => Err(Problem::unauthenticated("a token is needed")),
         };
-        let positions = positions(&data, self.gateway.options.websocket.max_subscriptions);
-        let (claims, positions) = match (verified, positions) {
-            (Err(problem), _) => {
+        let claims = match verified {
+            Ok(claims) => claims,
+            Err(problem) => {
                 // Who was authenticated still is, by the token before.
                 if fresh {
-                    self.last_words = Some(Close::Unauthenticated);
+                    self.end_with(Close::Unauthenticated);
                 }
                 return self.answer(&id, Err(problem));
             }
-            (_, Err(problem)) => return self.answer(&id, Err(problem)),
-            (Ok(claims), Ok(positions)) => (claims, positions),
+        };
+        let positions = match positions(&data).and_then(|given| self.may_name(given, &claims)) {
+            Ok(positions) => positions,
+            Err(problem) => return self.answer(&id, Err(problem)),
         };
         if let Some(new) = claims {
             if self.claims.as_ref().is_some_and(|old| old.sub != new.sub) {
@@ -53,7 +57,32 @@ impl Connection {
             }
             self.identify(new);
         }
+        self.count(u32::try_from(positions.len()).unwrap_or(u32::MAX));
         self.authenticate(Some(id), fresh, positions);
+    }
+
+    /// The topics that are named, if the connection has room and time for them.
+    fn may_name(
+        &mut self,
+        named: Vec<(Arc<str>, Position)>,
+        claims: &Option<Arc<Claims>>,
+    ) -> Outcome<Vec<(Arc<str>, Position)>> {
+        let limit = self.gateway.options.websocket.max_subscriptions;
+        let user = claims.as_ref().or(self.claims.as_ref()).map(|claims| own_topic(claims));
+        // The user's own topic comes by itself.
+        let own = user.filter(|own| !named.iter().any(|(topic, _)| topic == own));
+        let wanted = named.iter().map(|(topic, _)| topic).chain(&own);
+        let new = wanted.filter(|topic| !self.topics.has(topic)).count();
+        if self.topics.len() + new > limit {
+            let detail = format!("a connection may have {limit}");
+            return Err(Problem::rejected("too_many_subscriptions", detail));
+        }
+        let reads = u32::try_from(named.len()).unwrap_or(u32::MAX);
+        if self.positions.take_many(Instant::now(), reads) {
+            return Ok(named);
+        }
+        let problem = Problem::new(ErrorCode::RateLimited, "too many positions: slow down");
+        Err(problem.retry_after_ms(1_000))
     }
 
     /// Subscribes to the connection's user, if it has not, and to what the client names positions for.
@@ -73,7 +102,7 @@ impl Connection {
     ) {
         let Some(claims) = self.claims.clone() else { return };
         self.deadlines.listen = None;
-        let own: Arc<str> = format!("user:{}", claims.sub).into();
+        let own = own_topic(&claims);
         let mut wanted: Vec<(Arc<str>, Option<Position>)> =
             positions.into_iter().map(|(topic, position)| (topic, Some(position))).collect();
         if !self.topics.has(&own) && !wanted.iter().any(|(topic, _)| *topic == own) {
@@ -158,19 +187,17 @@ impl Connection {
     }
 }
 
+fn own_topic(claims: &Claims) -> Arc<str> {
+    format!("user:{}", claims.sub).into()
+}
+
 /// `positions` of `auth`: by topic.
-fn positions(data: &Value, max: usize) -> Outcome<Vec<(Arc<str>, Position)>> {
+fn positions(data: &Value) -> Outcome<Vec<(Arc<str>, Position)>> {
     let given = match data.get("positions") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(given)) => given,
         Some(_) => return Err(Problem::field("/positions", "must be an object of topics")),
     };
-    if given.len() >= max {
-        return Err(Problem::rejected(
-            "too_many_subscriptions",
-            format!("a connection may have {max}"),
-        ));
-    }
     given
         .iter()
         .map(|(topic, value)| {

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::ws::{Message, Utf8Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Opened;
 use super::dispatch::Done;
@@ -25,6 +24,7 @@ use super::gate::Gate;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
+use super::stream;
 use crate::cluster::topics::Published;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
@@ -102,7 +102,8 @@ pub struct Connection {
     socket: Socket,
     /// In front of reading from the socket.
     inbound: Gate,
-    bucket: Bucket,
+    /// Of the topics that `auth` names: a read each, as if the client had subscribed to them one by one.
+    pub positions: Bucket,
     /// Frames that the user's limit does not know of yet.
     uncounted: u32,
     news: FuturesUnordered<BoxFuture<'static, News>>,
@@ -151,6 +152,8 @@ pub struct Deadlines {
     ping: Instant,
     pong: Option<Instant>,
     leave: Option<Instant>,
+    /// For the outcomes that are waited for before the last words.
+    end: Option<Instant>,
     /// Whoever types says so again before this.
     pub typing: Option<Instant>,
 }
@@ -161,7 +164,7 @@ const TYPING: Duration = Duration::from_secs(6);
 const LISTEN_AFTER: Duration = Duration::from_secs(1);
 /// A write that takes longer ends the connection: the client's window has been closed all the time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A leaving connection waits so long for the outcomes of its commands.
+/// A connection that ends waits so long for the outcomes of its commands.
 const LAST_REPLIES: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Publications that are sent in a row before anything else gets its turn.
@@ -201,6 +204,7 @@ impl Connection {
                     + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
                 pong: None,
                 leave: None,
+                end: None,
                 typing: None,
             },
             last_words: None,
@@ -208,7 +212,11 @@ impl Connection {
             inbound: Gate::default(),
             rare: Gate::default(),
             uncounted: 0,
-            bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
+            positions: Bucket::new(
+                limits.frames_per_s,
+                u32::try_from(limits.max_subscriptions).unwrap_or(u32::MAX),
+                now,
+            ),
             news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()
                 .collect(),
@@ -306,7 +314,8 @@ impl Connection {
         self.send_publications().await?;
         self.flush().await?;
         match self.last_words {
-            Some(close) => Err(Ending::Close(close)),
+            Some(close) if self.in_flight.is_empty() => Err(Ending::Close(close)),
+            Some(_) => Ok(()),
             None if self.is_leaving() && self.in_flight.is_empty() => {
                 Err(Ending::Close(Close::Draining))
             }
@@ -340,40 +349,49 @@ impl Connection {
     fn incoming(&mut self, message: Option<Result<Message, axum::Error>>) -> Flow {
         let message = match message {
             None => return Err(Ending::Gone),
-            Some(Err(error)) => return Err(ending_of(error)),
+            Some(Err(error)) => match ending_of(error) {
+                Ending::Close(Close::FrameTooLarge) => {
+                    self.end_with(Close::FrameTooLarge);
+                    return Ok(());
+                }
+                ending => return Err(ending),
+            },
             Some(Ok(message)) => message,
         };
         // Any sign of life is as good as a pong.
         self.deadlines.pong = None;
-        if !self.socket.is_paced() && !self.bucket.take(Instant::now()) {
-            return Err(Ending::Close(Close::TooManyFrames));
-        }
-        self.count();
+        let frames = self.socket.frames();
+        self.count(frames);
         match message {
             Message::Text(text) => match protocol::parse(text.as_str()) {
                 Parsed::Frame(frame) => {
                     self.gateway.frames.increment(1);
                     self.frame(frame);
-                    Ok(())
                 }
                 Parsed::Refused { id, problem } => {
-                    self.answer(&id, Err(problem));
-                    Ok(())
+                    self.answers.push(protocol::reply(&id, &Err(problem)));
                 }
                 Parsed::Unanswerable(why) => {
                     tracing::debug!(connection = %self.id, why, "a frame cannot be answered");
-                    Err(Ending::Close(Close::BadFrame))
+                    self.end_with(Close::BadFrame);
                 }
             },
-            Message::Binary(_) => Err(Ending::Close(Close::BadFrame)),
-            Message::Close(_) => Err(Ending::Gone),
-            Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::Binary(_) | Message::Frame(_) => self.end_with(Close::BadFrame),
+            Message::Close(_) => return Err(Ending::Gone),
+            Message::Ping(_) | Message::Pong(_) => {}
         }
+        Ok(())
+    }
+
+    /// Reads nothing more, and closes when what is in flight has been answered.
+    pub fn end_with(&mut self, close: Close) {
+        self.last_words = Some(close);
+        self.deadlines.end = Some(Instant::now() + LAST_REPLIES);
     }
 
     /// Tells the user's limit, which may be counted elsewhere, of many frames at once.
-    fn count(&mut self) {
-        self.uncounted += 1;
+    pub fn count(&mut self, frames: u32) {
+        self.uncounted = self.uncounted.saturating_add(frames);
         let Some(claims) = self.claims.as_ref().filter(|_| self.uncounted >= COUNTED_AT_ONCE)
         else {
             return;
@@ -444,6 +462,9 @@ impl Connection {
         }
         if self.deadlines.leave.is_some_and(|at| at + LAST_REPLIES <= now) {
             return Err(Ending::Close(Close::Draining));
+        }
+        if let Some(close) = self.last_words.filter(|_| due(self.deadlines.end)) {
+            return Err(Ending::Close(close));
         }
         if self.deadlines.ping <= now {
             self.deadlines.ping = now + Duration::from_millis(limits.ping_ms);
@@ -517,7 +538,10 @@ impl Connection {
             metrics::counter!("proxie_ws_closed_total", "code" => close.code().to_string())
                 .increment(1);
             let frame = close.frame(self.gateway.options.drain);
-            let said = self.socket.send(Message::Close(Some(frame)));
+            let answers = std::mem::take(&mut self.answers);
+            let last = answers.into_iter().chain([Message::Close(Some(frame))]).map(Ok);
+            let mut last = futures_util::stream::iter(last);
+            let said = self.socket.send_all(&mut last);
             if tokio::time::timeout(CLOSE_TIMEOUT, said).await.is_err() {
                 return;
             }
@@ -552,15 +576,7 @@ async fn poll_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll
 }
 
 fn ending_of(error: axum::Error) -> Ending {
-    match error.into_inner().downcast_ref::<tungstenite::Error>() {
-        Some(tungstenite::Error::Capacity(_)) => Ending::Close(Close::FrameTooLarge),
-        Some(tungstenite::Error::Protocol(
-            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-        )) => Ending::Gone,
-        Some(tungstenite::Error::Protocol(_)) => Ending::Close(Close::ProtocolError),
-        Some(tungstenite::Error::Utf8(_)) => Ending::Close(Close::NotUtf8),
-        _ => Ending::Gone,
-    }
+    stream::close_of(error).map_or(Ending::Gone, Ending::Close)
 }
 
 impl Deadlines {
@@ -568,7 +584,7 @@ impl Deadlines {
         // Twice: when it stops reading, and when it no longer waits for replies.
         let leave = self.leave.map(|at| if at <= Instant::now() { at + LAST_REPLIES } else { at });
         let token = [self.token_warning, self.token_end];
-        [self.auth, self.listen, self.pong, self.typing, leave]
+        [self.auth, self.listen, self.pong, self.typing, self.end, leave]
             .into_iter()
             .chain(token)
             .flatten()

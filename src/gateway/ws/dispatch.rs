@@ -146,7 +146,16 @@ impl Connection {
     fn bind(&mut self, id: String, device: DeviceId, claims: Arc<Claims>) {
         let bound =
             Bound { gateway: self.gateway.clone(), claims, device, connection_id: self.id.clone() };
-        let connecting = async move { Done::Bound { id, outcome: bound.connect().await } };
+        let connecting = async move {
+            let outcome = match bound.gateway.users.may_command(&bound.claims.sub).await {
+                Ok(()) => bound.connect().await,
+                Err(problem) => {
+                    bound.forget();
+                    Err(problem)
+                }
+            };
+            Done::Bound { id, outcome }
+        };
         self.in_flight.push(connecting.boxed());
     }
 
@@ -181,7 +190,10 @@ impl Connection {
         let gateway = self.gateway.clone();
         let opening = async move {
             let call = Call::of(&gateway, &claims, &id);
-            let outcome = commands::open_session(&call, &data, false).await;
+            let outcome = match gateway.users.may_command(&claims.sub).await {
+                Ok(()) => commands::open_session(&call, &data, false).await,
+                Err(problem) => Err(problem),
+            };
             Done::Opened { id, outcome }
         };
         self.in_flight.push(opening.boxed());
@@ -207,7 +219,10 @@ impl Connection {
         let gateway = self.gateway.clone();
         let ending = async move {
             let call = Call::of(&gateway, &claims, &id);
-            let outcome = commands::end_session(&call, &session_id).await;
+            let outcome = match gateway.users.may_command(&claims.sub).await {
+                Ok(()) => commands::end_session(&call, &session_id).await,
+                Err(problem) => Err(problem),
+            };
             Done::Reply { id, outcome }
         };
         self.in_flight.push(ending.boxed());
@@ -252,7 +267,7 @@ impl Connection {
                 self.authenticated(id, fresh, user, topics).await
             }
             Done::Crowded { id, problem } => {
-                self.last_words = Some(Close::TooManyConnections);
+                self.end_with(Close::TooManyConnections);
                 self.feed(protocol::reply(&id, &Err(problem))).await
             }
         }

@@ -10,7 +10,7 @@ use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
-use crate::gateway::listening::subscribe::may_publish;
+use crate::gateway::listening::subscribe::{grant, may_publish};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::{devices, playback, sync};
 use crate::kernel::error::ErrorCode;
@@ -40,7 +40,22 @@ pub fn is_command(event: &str) -> bool {
     )
 }
 
+/// Whether what it leads to is kept, so that its user has to have something left for it.
+fn is_kept(gateway: &Gateway, frame: &Frame) -> bool {
+    match frame.event.as_str() {
+        "chat:typing" | "sync:read" | "sync:device" => false,
+        "topic:publish" => {
+            let topic = frame.data["topic"].as_str();
+            topic.and_then(|topic| grant(gateway, topic)).is_some_and(|grant| grant.durable)
+        }
+        _ => true,
+    }
+}
+
 pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> Outcome {
+    if is_kept(&gateway, frame) {
+        gateway.users.may_command(&claims.sub).await?;
+    }
     let call = Call::of(&gateway, &claims, &frame.id);
     let data = &frame.data;
     match frame.event.as_str() {
@@ -108,8 +123,8 @@ async fn publish(call: Call<'_>, data: &Value) -> Outcome {
     let topic = text(data, "topic")?;
     let event = text(data, "event")?;
     let (kind, key) = split_topic(topic)?;
-    let grant = may_publish(gateway, call.role, topic).filter(|_| kind == "app");
-    let grant = grant.ok_or_else(|| Problem::forbidden("you may not publish to this topic"))?;
+    let granted = may_publish(gateway, call.role, topic).filter(|_| kind == "app");
+    let granted = granted.ok_or_else(|| Problem::forbidden("you may not publish to this topic"))?;
     if !event.starts_with("app:") || event.len() > 64 {
         return Err(Problem::field("/event", "must start with app: and have at most 64 bytes"));
     }
@@ -119,7 +134,7 @@ async fn publish(call: Call<'_>, data: &Value) -> Outcome {
         let problem = Problem::new(ErrorCode::RateLimited, "too many publications to this topic");
         return Err(problem.retry_after_ms(1_000));
     }
-    if grant.durable {
+    if granted.durable {
         let offset = commands::publish(&call, key, event, payload.clone()).await?;
         return Ok(json!({"offset": offset}));
     }

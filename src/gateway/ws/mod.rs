@@ -13,14 +13,14 @@ mod gate;
 mod guards;
 mod owner;
 mod socket;
+mod stream;
+mod upgrade;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::extract::ws::WebSocket;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{State, WebSocketUpgrade};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 
 use crate::gateway::Gateway;
@@ -34,6 +34,8 @@ pub(super) use connection::Arguments;
 use owner::Owners;
 pub use protocol::Limits;
 pub(super) use socket::Socket;
+pub(super) use stream::WebSocket;
+pub(super) use upgrade::Upgrade;
 
 /// The sockets of this node.
 pub struct Connections {
@@ -68,26 +70,21 @@ impl Drop for Opened {
     }
 }
 
-/// Read and write buffers of a socket: most frames are small, and most sockets idle.
-const BUFFER_BYTES: usize = 4 * 1024;
-
-type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
-
-pub async fn upgrade(
+pub async fn door(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
     extensions: axum::http::Extensions,
-    upgrade: Upgrade,
+    upgrade: Outcome<Upgrade>,
 ) -> Outcome<Response> {
     accept(gateway, headers, extensions, upgrade, |socket, _| Socket::WebSocket(socket)).await
 }
 
 /// `/sync/ws`: the same, with the messages of devices.
-pub async fn upgrade_sync(
+pub async fn sync_door(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
     extensions: axum::http::Extensions,
-    upgrade: Upgrade,
+    upgrade: Outcome<Upgrade>,
 ) -> Outcome<Response> {
     let speak = |socket, gateway: &Gateway| {
         Socket::Devices(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
@@ -99,17 +96,12 @@ async fn accept(
     gateway: Arc<Gateway>,
     headers: HeaderMap,
     extensions: axum::http::Extensions,
-    upgrade: Upgrade,
+    upgrade: Outcome<Upgrade>,
     speak: impl FnOnce(WebSocket, &Gateway) -> Socket + Send + 'static,
 ) -> Outcome<Response> {
-    let upgrade = upgrade.map_err(|rejection| {
-        Problem::bad_request(format!("this is a WebSocket: {rejection}"))
-            .status(StatusCode::BAD_REQUEST)
-    })?;
     check_origin(&gateway, &headers)?;
-    if !speaks(&headers) {
-        return Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"));
-    }
+    let upgrade = upgrade?;
+    let subprotocol = subprotocol(&headers)?;
     gateway.takes_connections()?;
     let claims = authenticated(&gateway, &headers, &extensions).await?;
     let user = match &claims {
@@ -118,22 +110,15 @@ async fn accept(
     };
     let opened = gateway.connections.opened();
     let admitted = extensions.get::<Admitted>().cloned();
-    let max_frame = gateway.options.websocket.max_frame_bytes;
-    let response = upgrade
-        .protocols([protocol::SUBPROTOCOL])
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
-        .max_frame_size(max_frame)
-        .max_message_size(max_frame)
-        .on_upgrade(async move |socket| {
-            let socket = speak(socket, &gateway);
-            Arguments { gateway, socket, claims, user, opened, admitted }.start();
-        });
-    Ok(response)
+    let limits = gateway.options.websocket.clone();
+    Ok(upgrade.begin(subprotocol, limits, async move |socket| {
+        let socket = speak(socket, &gateway);
+        Arguments { gateway, socket, claims, user, opened, admitted }.start();
+    }))
 }
 
-/// No subprotocol means ours.
-fn speaks(headers: &HeaderMap) -> bool {
+/// The subprotocol to answer with. A client that offers none gets ours too.
+fn subprotocol(headers: &HeaderMap) -> Outcome<Option<HeaderValue>> {
     let mut offered = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
         .iter()
@@ -142,7 +127,13 @@ fn speaks(headers: &HeaderMap) -> bool {
         .map(str::trim)
         .filter(|name| !name.is_empty())
         .peekable();
-    offered.peek().is_none() || offered.any(|name| name == protocol::SUBPROTOCOL)
+    if offered.peek().is_none() {
+        return Ok(None);
+    }
+    if offered.any(|name| name == protocol::SUBPROTOCOL) {
+        return Ok(Some(HeaderValue::from_static(protocol::SUBPROTOCOL)));
+    }
+    Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"))
 }
 
 /// The claims of the `Authorization` header, where there is one.
@@ -181,13 +172,13 @@ mod tests {
             for line in lines {
                 headers.append(header::SEC_WEBSOCKET_PROTOCOL, line.parse().unwrap());
             }
-            speaks(&headers)
+            subprotocol(&headers).ok().map(|answer| answer.is_some())
         };
-        assert!(offers(&[]));
-        assert!(offers(&["proxie.v1"]));
-        assert!(offers(&["graphql-ws, proxie.v1"]));
-        assert!(offers(&["graphql-ws", "proxie.v1"]));
-        assert!(!offers(&["graphql-ws"]));
-        assert!(!offers(&["proxie.v2"]));
+        assert_eq!(offers(&[]), Some(false));
+        assert_eq!(offers(&["proxie.v1"]), Some(true));
+        assert_eq!(offers(&["graphql-ws, proxie.v1"]), Some(true));
+        assert_eq!(offers(&["graphql-ws", "proxie.v1"]), Some(true));
+        assert_eq!(offers(&["graphql-ws"]), None);
+        assert_eq!(offers(&["proxie.v2"]), None);
     }
 }

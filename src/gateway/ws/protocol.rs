@@ -4,17 +4,18 @@
 //! `{"id","ok":true,"data"}` or `{"id","ok":false,"error"}`. What the server sends by itself has no `id`:
 //! `{"event","topic"?,"offset"?,"from"?,"data"}`. Receivers ignore unknown fields.
 //!
-//! A frame that cannot be answered (not JSON, not an object, no usable `id`) ends the connection with 3500: its sender
-//! would wait for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
+//! A frame that cannot be answered (not JSON, not an object, no `id`) ends the connection with 3500: its sender would wait
+//! for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
 
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message};
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-use crate::gateway::bodies::has_nul;
+use crate::gateway::json::{Strict, field_of};
 use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::ids::is_valid_id;
 
@@ -31,6 +32,8 @@ pub struct Limits {
     pub max_connections_per_user: usize,
     /// Over all of a user's connections.
     pub frames_per_minute_per_user: u32,
+    /// Commands that are kept, over all of a user's connections.
+    pub commands_per_minute_per_user: u32,
     /// Commands of one connection that are not answered yet.
     pub max_in_flight: usize,
     /// What may wait for a slow client.
@@ -52,6 +55,7 @@ impl Default for Limits {
             max_subscriptions: 512,
             max_connections_per_user: 64,
             frames_per_minute_per_user: 500_000,
+            commands_per_minute_per_user: 6_000,
             max_in_flight: 64,
             send_buffer_bytes: 1_048_576,
             auth_timeout_ms: 10_000,
@@ -72,11 +76,15 @@ impl Limits {
             "subscriptions": self.max_subscriptions,
             "connections_per_user": self.max_connections_per_user,
             "frames_per_minute_per_user": self.frames_per_minute_per_user,
+            "commands_per_minute_per_user": self.commands_per_minute_per_user,
             "in_flight": self.max_in_flight,
             "send_buffer_bytes": self.send_buffer_bytes,
         })
     }
 }
+
+/// An id that is too long to be one of ours is still answered up to here.
+const MAX_ANSWERED_ID: usize = 256;
 
 /// What a client sent.
 #[derive(Debug)]
@@ -90,16 +98,16 @@ pub struct Frame {
 #[derive(Debug)]
 pub enum Parsed {
     Frame(Frame),
-    /// It has an id, so it is answered.
+    /// It has an id, whatever kind of one, so it is answered.
     Refused {
-        id: String,
+        id: Value,
         problem: Problem,
     },
     /// Nobody could match an answer to it.
     Unanswerable(&'static str),
 }
 
-/// The fields of a frame as they came: of a name that comes twice, the last counts.
+/// The fields of a frame as they came, each once.
 #[derive(Default)]
 struct Fields {
     id: Option<Value>,
@@ -131,11 +139,17 @@ impl<'de> Deserialize<'de> for Fields {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
                 let mut fields = Fields::default();
                 while let Some(name) = map.next_key()? {
-                    match name {
-                        Name::Id => fields.id = Some(map.next_value()?),
-                        Name::Event => fields.event = Some(map.next_value()?),
-                        Name::Data => fields.data = Some(map.next_value()?),
-                        Name::Other => drop(map.next_value::<IgnoredAny>()?),
+                    let field = match name {
+                        Name::Id => &mut fields.id,
+                        Name::Event => &mut fields.event,
+                        Name::Data => &mut fields.data,
+                        Name::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if field.replace(map.next_value_seed(Strict::FIELD)?).is_some() {
+                        return Err(A::Error::custom("id, event or data is there twice"));
                     }
                 }
                 Ok(fields)
@@ -152,14 +166,25 @@ pub fn is_id(id: &str) -> bool {
 }
 
 pub fn parse(text: &str) -> Parsed {
-    let Ok(fields) = serde_json::from_str::<Fields>(text) else {
-        return Parsed::Unanswerable("not a JSON object");
+    // A client finds any of these in a reply.
+    let answerable = |id: &Value| match id {
+        Value::String(id) => id.len() <= MAX_ANSWERED_ID,
+        id => id.is_number(),
     };
-    let id = match fields.id {
-        Some(Value::String(id)) if is_id(&id) => id,
-        _ => return Parsed::Unanswerable("no id of 1 to 64 visible characters"),
+    let none = Parsed::Unanswerable("not a JSON object with an id");
+    let refused = |id: Value, problem: Problem| Parsed::Refused { id, problem };
+    let fields = match serde_json::from_str::<Fields>(text) {
+        Ok(fields) => fields,
+        Err(error) => {
+            return field_of(text, "id").filter(answerable).map_or(none, |id| {
+                refused(id, Problem::bad_request(format!("the frame: {error}")))
+            });
+        }
     };
-    let refused = |id: String, problem: Problem| Parsed::Refused { id, problem };
+    let Some(id) = fields.id.filter(answerable) else { return none };
+    if !id.as_str().is_some_and(is_id) {
+        return refused(id, Problem::field("/id", "must have 1 to 64 visible ASCII characters"));
+    }
     let event = match fields.event {
         Some(Value::String(event)) => event,
         _ => return refused(id, Problem::field("/event", "is required and must be a string")),
@@ -169,23 +194,23 @@ pub fn parse(text: &str) -> Parsed {
         Some(data @ Value::Object(_)) => data,
         Some(_) => return refused(id, Problem::field("/data", "must be an object")),
     };
-    if has_nul(&data) {
-        return refused(id, Problem::field("/data", "contains U+0000, which cannot be stored"));
+    match id {
+        Value::String(id) => Parsed::Frame(Frame { id, event, data }),
+        _ => none,
     }
-    Parsed::Frame(Frame { id, event, data })
 }
 
 /// The one reply to the frame with this id.
-pub fn reply(id: &str, outcome: &Outcome) -> Message {
+pub fn reply(id: &(impl Serialize + ?Sized), outcome: &Outcome) -> Message {
     #[derive(Serialize)]
-    struct Good<'a> {
-        id: &'a str,
+    struct Good<'a, I: ?Sized> {
+        id: &'a I,
         ok: bool,
         data: &'a Value,
     }
     #[derive(Serialize)]
-    struct Bad<'a> {
-        id: &'a str,
+    struct Bad<'a, I: ?Sized> {
+        id: &'a I,
         ok: bool,
         error: Value,
     }
@@ -307,7 +332,7 @@ impl Close {
     }
 
     pub fn frame(self, spread: Duration) -> CloseFrame {
-        CloseFrame { code: self.code(), reason: self.reason(spread).to_string().into() }
+        CloseFrame { code: self.code().into(), reason: self.reason(spread).to_string().into() }
     }
 }
 
@@ -323,6 +348,10 @@ mod tests {
             Refused,
             Unanswerable,
         }
+        let nested = |depth: usize| {
+            let (open, close) = (r#"{"a":"#.repeat(depth), "}".repeat(depth));
+            format!(r#"{{"id":"1","event":"ping","data":{open}1{close}}}"#)
+        };
         for (text, expected) in [
             (r#"{"id":"1","event":"ping"}"#, Is::Good),
             (r#"{"id":"1","event":"ping","data":null,"more":1}"#, Is::Good),
@@ -331,10 +360,21 @@ mod tests {
             (r#"{"id":"1"}"#, Is::Refused),
             (r#"{"id":"1","event":"e","data":{"a":"\u0000"}}"#, Is::Refused),
             (r#"{"event":"ping"}"#, Is::Unanswerable),
-            (r#"{"id":1,"event":"ping"}"#, Is::Unanswerable),
-            (r#"{"id":"","event":"ping"}"#, Is::Unanswerable),
-            (r#"{"id":"a b","event":"ping"}"#, Is::Unanswerable),
-            (r#"{"id":"2","id":"1","event":"ping"}"#, Is::Good),
+            (r#"{"id":null,"event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":["1"],"event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":"2","id":"1","event":"ping"}"#, Is::Refused),
+            (r#"{"id":"1","event":"ping","data":{"a":1,"a":1}}"#, Is::Refused),
+            (r#"{"id":"1","event":"ping","data":{"a":"\ud800"}}"#, Is::Refused),
+            (r#"{"\ud800":1,"id":"1","event":"ping"}"#, Is::Refused),
+            (r#"{"id":"1","event":"ping","data":{"a":1e999}}"#, Is::Refused),
+            (r#"{"id":"1","event":"ping","data":{"a":-123456789012345678901234567890}}"#, Is::Good),
+            (r#"{"id":"1","event":"ping","more":[1e999,"\ud800"]}"#, Is::Good),
+            (&nested(63), Is::Good),
+            (&nested(64), Is::Refused),
+            (&nested(30_000), Is::Refused),
+            (r#"{"id":"\ud800","event":"ping"}"#, Is::Unanswerable),
+            (r#"{"id":"1","event":"ping","data":{"a":01}}"#, Is::Unanswerable),
+            (r#"{"id":"1","event":"ping"}}"#, Is::Unanswerable),
             (r#"["1","ping",{}]"#, Is::Unanswerable),
             ("[]", Is::Unanswerable),
             ("{", Is::Unanswerable),
@@ -353,6 +393,20 @@ mod tests {
             };
             assert_eq!(is, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_id_that_is_none_of_ours_is_answered_under_it() {
+        let long = "x".repeat(65);
+        for id in [json!(1), json!(-1.5), json!(""), json!("a b"), json!("é"), json!(long)] {
+            let text = json!({"id": id, "event": "ping"}).to_string();
+            let Parsed::Refused { id: answered, problem } = parse(&text) else { panic!("{text}") };
+            assert_eq!((&answered, problem.errors[0].pointer.as_str()), (&id, "/id"));
+            let reply = reply(&answered, &Err(problem)).to_string();
+            assert_eq!(serde_json::from_str::<Value>(&reply).unwrap()["id"], id, "{reply}");
+        }
+        let endless = json!({"id": "x".repeat(5_000), "event": "ping"}).to_string();
+        assert!(matches!(parse(&endless), Parsed::Unanswerable(_)));
     }
 
     #[test]

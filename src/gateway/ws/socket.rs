@@ -3,9 +3,10 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use axum::extract::ws::{Message, WebSocket};
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use futures_util::{Sink, Stream};
+use tokio_tungstenite::tungstenite::Message;
 
+use super::WebSocket;
 use crate::gateway::socketio::Link;
 use crate::gateway::sync;
 
@@ -18,9 +19,13 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// It is read no faster than its client may send.
-    pub fn is_paced(&self) -> bool {
-        matches!(self, Self::SocketIo(_))
+    /// Frames that came since the last call. They counted against their limit as they came.
+    pub fn frames(&mut self) -> u32 {
+        match self {
+            Self::WebSocket(socket) => socket.frames(),
+            Self::SocketIo(_) => 1,
+            Self::Devices(link) => link.frames(),
+        }
     }
 }
 
@@ -29,7 +34,7 @@ impl Stream for Socket {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.get_mut() {
-            Self::WebSocket(socket) => socket.poll_next_unpin(cx),
+            Self::WebSocket(socket) => socket.poll_next(cx),
             Self::SocketIo(link) => link.poll_next(cx),
             Self::Devices(link) => link.poll_next(cx),
         }
@@ -41,7 +46,7 @@ impl Sink<Message> for Socket {
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         match self.get_mut() {
-            Self::WebSocket(socket) => socket.poll_ready_unpin(cx),
+            Self::WebSocket(socket) => socket.poll_ready(cx),
             Self::SocketIo(link) => link.poll_ready(cx),
             Self::Devices(link) => link.poll_ready(cx),
         }
@@ -49,7 +54,7 @@ impl Sink<Message> for Socket {
 
     fn start_send(self: Pin<&mut Self>, message: Message) -> Result<(), axum::Error> {
         match self.get_mut() {
-            Self::WebSocket(socket) => socket.start_send_unpin(message),
+            Self::WebSocket(socket) => socket.start_send(message),
             Self::SocketIo(link) => {
                 link.send(message);
                 Ok(())
@@ -60,7 +65,7 @@ impl Sink<Message> for Socket {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         match self.get_mut() {
-            Self::WebSocket(socket) => socket.poll_flush_unpin(cx),
+            Self::WebSocket(socket) => socket.poll_flush(cx),
             // Its engine writes what it was given by itself.
             Self::SocketIo(link) => link.poll_ready(cx),
             Self::Devices(link) => link.poll_flush(cx),
@@ -69,7 +74,7 @@ impl Sink<Message> for Socket {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         match self.get_mut() {
-            Self::WebSocket(socket) => socket.poll_close_unpin(cx),
+            Self::WebSocket(socket) => socket.poll_close(cx),
             Self::SocketIo(_) => Poll::Ready(Ok(())),
             Self::Devices(link) => link.poll_close(cx),
         }

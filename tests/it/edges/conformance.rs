@@ -45,9 +45,13 @@ struct Raw(TcpStream);
 
 impl Raw {
     async fn open(node: &TestNode, token: &str) -> Self {
+        Self::open_at(node, "/v1/ws", &format!("authorization: Bearer {token}\r\n")).await
+    }
+
+    async fn open_at(node: &TestNode, path: &str, header: &str) -> Self {
         let mut raw = Self(TcpStream::connect(node.node.address).await.unwrap());
         let request = format!(
-            "GET /v1/ws HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\nauthorization: Bearer {token}\r\n\
+            "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n{header}\
              sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         raw.0.write_all(request.as_bytes()).await.unwrap();
@@ -260,6 +264,53 @@ async fn what_rfc_6455_forbids_closes() {
         let code = raw.closed().await.unwrap_or_else(|| panic!("{name}: no close frame"));
         assert!(codes.contains(&code), "{name} ({:x?}): {code}", &bytes[..bytes.len().min(24)]);
     }
+}
+
+/// Nobody has authenticated here. What the protocol's implementation keeps for itself counts like what it shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_that_show_nothing_count_too() {
+    let node = TestNode::with(|config| {
+        config.websocket.frames_per_s = 1;
+        config.websocket.frame_burst = 50;
+        // Nothing else ends a connection.
+        config.websocket.auth_timeout_ms = 600_000;
+        config.websocket.ping_ms = 600_000;
+    })
+    .await;
+    let begun = frame(TEXT, b"");
+    for (name, begin, more) in [
+        ("empty pieces", &begun[..], frame(CONTINUATION, b"")),
+        ("pieces", &begun[..], frame(CONTINUATION, b"a")),
+        ("pings", b"", frame(FIN | PING, b"")),
+        ("pongs", b"", frame(FIN | PONG, b"x")),
+        ("messages", b"", frame(FIN | TEXT, br#"{"id":"more","event":"ping"}"#)),
+    ] {
+        for path in ["/v1/ws", "/sync/ws"] {
+            let mut raw = Raw::open_at(&node, path, "").await;
+            let first = frame(FIN | TEXT, ping("first", 0).as_bytes());
+            // Far more than the buffers on the way take: the flood goes on while the node says why it ends.
+            raw.send(&[&first, begin, &more.repeat(100_000)].concat()).await;
+            let mut replies = Vec::new();
+            let mut last = raw.answer().await;
+            while let Some((first, payload)) = last.as_ref().filter(|last| last.0 != FIN | CLOSE) {
+                if *first == FIN | TEXT {
+                    replies.push(serde_json::from_slice::<Value>(payload).unwrap());
+                }
+                last = raw.answer().await;
+            }
+            assert_eq!(replies[0]["id"], "first", "{path}: {name}");
+            assert_eq!(replies.len(), if name == "messages" { 50 } else { 1 }, "{path}: {name}");
+            let (_, close) = last.unwrap_or_else(|| panic!("{path}: {name}: no close frame"));
+            assert_eq!(close[..2], 3009_u16.to_be_bytes(), "{path}: {name}");
+        }
+    }
+    // As many as are allowed are, whatever they are.
+    let mut raw = Raw::open_at(&node, "/v1/ws", "").await;
+    let pieces = [begun, frame(CONTINUATION, b"").repeat(40)].concat();
+    let last = frame(FIN | CONTINUATION, ping("whole", 0).as_bytes());
+    raw.send(&[pieces, last].concat()).await;
+    let (_, payload) = raw.answer().await.unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&payload).unwrap()["id"], "whole");
 }
 
 /// A frame that may be anything, and whether the connection can go on after it.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::{PATIENCE, TestNode, text};
+use super::{PATIENCE, TestNode, grant, text};
 
 struct Stream {
     lines: tokio::io::Lines<BufReader<TcpStream>>,
@@ -125,10 +125,8 @@ async fn a_stream_is_its_users_and_ends_with_the_token() {
     let refused = Stream::open(address, "nonsense", "", None).await;
     assert!(refused.status.contains("401"), "{}", refused.status);
     let eve = node.token("eve", Role::Consumer, 3_600);
-    for (query, last_id) in
-        [("?topic=nonsense", None), ("?what=user:eve", None), ("", Some("nonsense;x"))]
-    {
-        let refused = Stream::open(address, &eve, query, last_id).await;
+    for query in ["?topic=nonsense", "?what=user:eve"] {
+        let refused = Stream::open(address, &eve, query, None).await;
         assert!(refused.status.contains("400"), "{query}: {}", refused.status);
     }
     let many: String = (0..40).map(|n| format!("&topic=app:t{n}")).collect();
@@ -151,6 +149,57 @@ async fn a_stream_is_its_users_and_ends_with_the_token() {
         }
     }
     assert_eq!(names, ["ready", "token:expiring", "close"]);
+}
+
+/// A cursor that does not say where its client is in a topic leaves a hole there, and the client is told.
+#[tokio::test]
+async fn a_cursor_that_is_not_ours_is_no_silent_hole() {
+    let node = TestNode::with(|config| config.topics.grants = vec![grant("app:lobby")]).await;
+    let address = node.node.address;
+    let mut alice = node.ws("alice").await;
+    let session = text(&alice.ok("session:open", json!({})).await["session_id"]);
+    let topic = format!("session:{session}");
+    let query = format!("?topic={topic}&topic=app:lobby");
+    let token = |user: &str| node.token(user, Role::Consumer, 3_600);
+    let ready = |user: &'static str, last_id: Option<String>| {
+        let (token, query) = (token(user), query.clone());
+        async move {
+            let mut stream = Stream::open(address, &token, &query, last_id.as_deref()).await;
+            let ready =
+                stream.next().await.unwrap_or_else(|| panic!("{last_id:?}: {}", stream.status));
+            (ready.data["topics"].clone(), stream.last_id.unwrap())
+        }
+    };
+    let recovered = |topics: &Value| {
+        ["user:alice", &topic, "app:lobby"].map(|topic| topics[topic]["recovered"].as_bool())
+    };
+    let say = json!({"session_id": session, "content": "hello"});
+    alice.ok("chat:message", say).await;
+    let (topics, mine) = ready("alice", None).await;
+    assert_eq!(recovered(&topics), [Some(true); 3], "{topics}");
+    let (topics, _) = ready("alice", Some(mine.clone())).await;
+    // What is not kept was missed, if there was any.
+    assert_eq!(recovered(&topics), [Some(true), Some(true), Some(false)], "{topics}");
+
+    let (_, bobs) = ready("bob", None).await;
+    let epoch = mine.split(';').next().unwrap();
+    for foreign in [
+        "nonsense;x".to_owned(),
+        "\u{e9}".into(),
+        bobs,
+        epoch.into(),
+        format!("{epoch}x{}", &mine[epoch.len()..]),
+        mine.replace("user:alice=", "user:alice=9")
+            .replace(&format!("{topic}="), &format!("{topic}=9")),
+        mine.replace('=', "=-1"),
+        mine.replace('=', "=99999999999999999999"),
+    ] {
+        let (topics, _) = ready("alice", Some(foreign.clone())).await;
+        assert_eq!(recovered(&topics), [Some(false); 3], "{foreign}: {topics}");
+    }
+    // A topic that was not listened to before is a newcomer's, so nobody knows what was missed there.
+    let (topics, _) = ready("alice", Some(format!("{epoch};user:alice=0"))).await;
+    assert_eq!(recovered(&topics), [Some(true), Some(false), Some(false)], "{topics}");
 }
 
 #[tokio::test]

@@ -35,6 +35,11 @@ async fn nobody_chooses_the_address_he_is_counted_by() {
         // A socket without a token is counted by the same address, a user is not.
         let forwarded = [("x-forwarded-for", "203.0.113.98")];
         assert_eq!(node.try_ws(&forwarded).await.err(), Some(429));
+        let refused = super::handshakes::shake(&node, "/v1/ws", "x-nothing", None).await;
+        refused.problem(429, "rate_limited");
+        assert_eq!(refused.headers["ratelimit-policy"], "\"default\";q=3;w=60");
+        assert!(refused.headers["ratelimit"].starts_with("\"default\";r=0;t="));
+        assert!(refused.headers.contains_key("retry-after"));
         assert_eq!(node.user("alice").get("/v1/bookings").await.status, 200);
     }
 

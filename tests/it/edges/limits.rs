@@ -258,6 +258,120 @@ async fn a_users_frames_are_counted_over_all_connections() {
     bob.ok("ping", json!({})).await;
 }
 
+/// What stays for good is paid for from one account, over whatever connection it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_commands_are_counted_over_all_connections() {
+    let node = super::TestNode::with(|config| {
+        config.websocket.commands_per_minute_per_user = 6;
+        let durable = proxie::config::TopicGrant { durable: true, ..super::grant("app:kept") };
+        config.topics.grants = vec![super::grant("app:lossy"), durable];
+    })
+    .await;
+    let (mut one, mut two) = (node.ws("alice").await, node.ws("alice").await);
+    let session = super::text(&one.ok("session:open", json!({})).await["session_id"]);
+    let say = json!({"session_id": session, "content": "hello"});
+    let publish = |topic: &str| json!({"topic": topic, "event": "app:x", "data": {}});
+    for device in [&mut one, &mut two] {
+        device.ok("chat:message", say.clone()).await;
+        device.ok("topic:publish", publish("app:kept")).await;
+    }
+    one.ok("session:open", json!({"session_id": session})).await;
+    for (event, data) in [
+        ("chat:message", say.clone()),
+        ("topic:publish", publish("app:kept")),
+        ("session:open", json!({})),
+        ("session:close", json!({"session_id": session, "end": true})),
+        ("request:create", json!({})),
+        ("device:connect", json!({"device_id": format!("dev_{}", super::id())})),
+    ] {
+        std::mem::swap(&mut one, &mut two);
+        let reply = one.ask_as(&super::id(), event, data).await;
+        assert_eq!(reply["error"]["code"], "rate_limited", "{event}: {reply}");
+        let wait = reply["error"]["retry_after_ms"].as_u64().unwrap();
+        assert!((1..=60_000).contains(&wait), "{event}: {wait}");
+    }
+    // What is not kept is not counted, and others have accounts of their own.
+    one.ok("ping", json!({})).await;
+    one.ok("topic:publish", publish("app:lossy")).await;
+    one.ok("chat:typing", json!({"session_id": session, "is_typing": true})).await;
+    one.ok("presence:online", json!({})).await;
+    node.ws("bob").await.ok("session:open", json!({})).await;
+}
+
+/// `auth` may come again and again; what it names is counted with what is there, and as reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_are_limited_over_repeated_auth() {
+    let topics: Vec<String> = (0..30).map(|n| format!("app:t{n}")).collect();
+    let grants = topics.iter().map(|topic| super::grant(topic)).collect();
+    let node = super::TestNode::with(|config| {
+        config.websocket.max_subscriptions = 10;
+        config.websocket.frames_per_s = 1;
+        config.websocket.frame_burst = 1_000;
+        config.topics.grants = grants;
+    })
+    .await;
+    let naming = |topics: &[String]| {
+        let position = json!({"epoch": "e", "offset": 0});
+        let positions: serde_json::Map<_, _> =
+            topics.iter().map(|topic| (topic.clone(), position.clone())).collect();
+        json!({"positions": positions})
+    };
+    let mut ws = node.ws_silent("alice").await;
+    let reply = ws.ask_as(&super::id(), "auth", naming(&topics[..10])).await;
+    assert_eq!(reply["error"]["reason"], "too_many_subscriptions", "with the user's own: {reply}");
+    let shown = ws.ok("auth", naming(&topics[..6])).await;
+    assert_eq!(shown["topics"].as_object().unwrap().len(), 7, "{shown}");
+    let reply = ws.ask_as(&super::id(), "auth", naming(&topics[6..12])).await;
+    assert_eq!(reply["error"]["reason"], "too_many_subscriptions", "{reply}");
+    ws.ok("auth", naming(&topics[6..9])).await;
+    let subscribe = json!({"topic": topics[9]});
+    let reply = ws.ask_as(&super::id(), "topic:subscribe", subscribe).await;
+    assert_eq!(reply["error"]["reason"], "too_many_subscriptions", "{reply}");
+    // The same ones again are no more topics, and still that many reads.
+    let deadline = tokio::time::Instant::now() + super::PATIENCE;
+    loop {
+        let reply = ws.ask_as(&super::id(), "auth", naming(&topics[..9])).await;
+        if reply["ok"] == false {
+            assert_eq!(reply["error"]["code"], "rate_limited", "{reply}");
+            assert!(reply["error"]["retry_after_ms"].is_u64(), "{reply}");
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never");
+    }
+    ws.ok("auth", json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_may_have_a_listener_of_their_own() {
+    let node =
+        super::TestNode::with(|config| config.gateway.admin_listen = "127.0.0.1:0".into()).await;
+    let public = node.anonymous();
+    let operators = Http { address: node.node.operators.unwrap(), token: None };
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!((public.get(path).await.status, operators.get(path).await.status), (200, 200));
+    }
+    public.get("/metrics").await.problem(404, "not_found");
+    assert!(operators.get("/metrics").await.text.contains("proxie_http_requests_total"));
+    operators.get("/v1/bookings").await.problem(404, "not_found");
+    operators.get("/").await.problem(404, "not_found");
+    let node = super::TestNode::start().await;
+    assert!(node.node.operators.is_none());
+    assert_eq!(node.anonymous().get("/metrics").await.status, 200);
+}
+
+/// Whatever clients invent, there are as many series as there are words of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_are_ours() {
+    let node = super::TestNode::start().await;
+    let client = node.anonymous();
+    for n in 0..20 {
+        client.send(&format!("INVENTED{n}"), &format!("/invented/{n}"), &[], b"").await;
+    }
+    let metrics = client.get("/metrics").await.text;
+    assert!(!metrics.contains("INVENTED") && !metrics.contains("invented"), "{metrics}");
+    assert!(metrics.contains("method=\"other\""), "{metrics}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_redis_at_its_start_a_node_says_so_and_ends() {
     let folder = Folder::new("no-redis");

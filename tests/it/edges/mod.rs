@@ -5,6 +5,7 @@ mod conformance;
 mod endings;
 mod events;
 mod forwarded;
+mod handshakes;
 mod http;
 mod limits;
 mod outage;
@@ -255,6 +256,19 @@ pub struct Answer {
 }
 
 impl Answer {
+    fn read(answer: &[u8], path: &str) -> Self {
+        let answer = std::str::from_utf8(answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: HashMap<_, _> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        assert!(headers.contains_key("x-request-id"), "{path}: {head}");
+        Self { status, headers, text: text.to_owned() }
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
@@ -314,6 +328,31 @@ impl Http {
         self.exchange("POST", path, &given, body.as_bytes()).await
     }
 
+    /// Begins a WebSocket with these headers only, and looks at the head of the answer.
+    pub async fn shake(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let address = self.address.to_string();
+        let host = headers.iter().find_map(|(name, value)| (*name == "host").then_some(*value));
+        let others = headers.iter().filter(|(name, _)| *name != "host");
+        let given: String = others.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let host = host.unwrap_or(&address);
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{given}\r\n");
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\n") {
+                answer.push(stream.read_u8().await.unwrap());
+            }
+            let mut answer = Answer::read(&answer, path);
+            let length = answer.headers.get("content-length").map(|n| n.parse().unwrap());
+            let mut body = vec![0; length.unwrap_or_default()];
+            stream.read_exact(&mut body).await.unwrap();
+            answer.text = String::from_utf8(body).unwrap();
+            answer
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.expect("an answer")
+    }
+
     async fn exchange(&self, method: &str, path: &str, given: &str, body: &[u8]) -> Answer {
         let token = self.token.as_ref();
         let token = token.map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
@@ -329,16 +368,7 @@ impl Http {
             answer
         };
         let answer = tokio::time::timeout(PATIENCE, exchange).await.expect("an answer");
-        let answer = String::from_utf8(answer).unwrap();
-        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let headers: HashMap<_, _> = lines
-            .map(|line| line.split_once(':').unwrap())
-            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-            .collect();
-        assert!(headers.contains_key("x-request-id"), "{method} {path}: {head}");
-        Answer { status, headers, text: text.to_owned() }
+        Answer::read(&answer, path)
     }
 
     /// Waits until the first offer to this request is there.

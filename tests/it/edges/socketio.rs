@@ -6,6 +6,7 @@ use futures_util::{SinkExt, StreamExt};
 use proxie::config::{Config, TopicGrant};
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -609,6 +610,34 @@ async fn a_burst_of_emits_is_read_more_slowly() {
     }
     drop(pongs);
     posting.await.unwrap();
+}
+
+/// Each piece of a message counts, empty ones too: what follows waits longer than a heartbeat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pieces_of_a_message_count() {
+    let node = TestNode::with(|config| {
+        config.websocket.ping_ms = 3_000;
+        config.websocket.frames_per_s = 2;
+        config.websocket.frame_burst = 20;
+    })
+    .await;
+    let mut engine = Engine::open(&node, None).await.unwrap();
+    engine.connect(&node.token("clara", Role::Consumer, 3_600)).await;
+    engine.lives = false;
+    let text = b"42[\"ping\"]";
+    let head = [&[0x01, 0x80 | text.len() as u8, 0, 0, 0, 0], &text[..]].concat();
+    let pieces = [0x00, 0x80, 0, 0, 0, 0].repeat(38);
+    let last = [0x80, 0x80, 0, 0, 0, 0];
+    engine.socket.get_mut().write_all(&[&head[..], &pieces, &last].concat()).await.unwrap();
+    engine.say("421[\"ping\"]").await;
+    let mut said = Vec::new();
+    while !said.last().is_some_and(|packet: &String| packet.starts_with("431")) {
+        match tokio::time::timeout(PATIENCE, engine.socket.next()).await.expect("silence") {
+            Some(Ok(Message::Text(text))) => said.push(text.to_string()),
+            other => panic!("{other:?} after {said:?}"),
+        }
+    }
+    assert_eq!(said[0], "2", "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

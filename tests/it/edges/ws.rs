@@ -8,7 +8,7 @@ use proxie::persistence::keys;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{TestNode, Ws, id, text};
+use super::{Came, TestNode, Ws, id, text};
 
 const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
@@ -215,6 +215,49 @@ async fn frames_that_are_wrong() {
     }
     let (code, reason) = ws.closed().await;
     assert_eq!((code, reason["retry_after_ms"].is_u64()), (3009, true));
+}
+
+/// JSON that is not taken is answered, and nothing that is under way is lost to it, nor to what is no JSON.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_with_an_id_is_answered_whatever_is_in_it() {
+    let node = TestNode::start().await;
+    let mut ws = node.ws("alice").await;
+    let session = session(&mut ws).await;
+    let say = |id: &str| json!({"id": id, "event": "chat:message", "data": message(&session, id)});
+    let deep = format!("{}{}", "[".repeat(20_000), "]".repeat(20_000));
+    for (n, what) in [r#""\ud800""#, "1e999", r#"{"a": 1, "a": 2}"#, r#""\u0000""#, deep.as_str()]
+        .into_iter()
+        .enumerate()
+    {
+        ws.raw(Message::text(say(&format!("before-{n}")).to_string())).await;
+        let wrong = format!(r#"{{"id": "wrong-{n}", "event": "ping", "data": {{"a": {what}}}}}"#);
+        ws.raw(Message::text(wrong)).await;
+        let wrong = ws.reply_of(&format!("wrong-{n}")).await;
+        assert_eq!((&wrong["ok"], &wrong["error"]["code"]), (&json!(false), &json!("bad_request")));
+        assert_eq!(ws.reply_of(&format!("before-{n}")).await["ok"], true);
+    }
+    ws.ok("ping", json!({})).await;
+    // On /sync/ws messages have no id: what says its type is answered.
+    let token = format!("Bearer {}", node.token("alice", Role::Consumer, 3_600));
+    let mut device = node.try_ws_at("/sync/ws", &[("authorization", &token)]).await.unwrap();
+    device.raw(Message::text(r#"{"type": "Heartbeat", "position": 1e999}"#)).await;
+    let error = device.event().await;
+    assert_eq!((&error["type"], &error["code"]), (&json!("Error"), &json!("bad_request")));
+
+    for bad in [Message::text("{"), Message::text(r#"{"event": "ping"}"#), Message::binary("{}")] {
+        let mut ws = node.ws("alice").await;
+        for n in 0..20 {
+            ws.raw(Message::text(say(&format!("last-{n}-{}", id())).to_string())).await;
+        }
+        ws.raw(bad.clone()).await;
+        let (mut replies, mut last) = (0, ws.next().await);
+        while let Came::Frame(frame) = &last {
+            replies += usize::from(frame["ok"] == true);
+            last = ws.next().await;
+        }
+        assert!(matches!(last, Came::Closed(3500, _)), "{bad:?}: {last:?}");
+        assert_eq!(replies, 20, "{bad:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

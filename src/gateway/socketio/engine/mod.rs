@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Request, WebSocketUpgrade};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::{Extensions, HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use dashmap::DashMap;
@@ -20,6 +20,7 @@ use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
 use crate::gateway::problem::{Outcome, Problem};
+use crate::gateway::ws::{Limits, Upgrade};
 use crate::kernel::error::ErrorCode;
 
 use session::{Answer, Session};
@@ -27,8 +28,6 @@ use wire::Wire;
 
 /// Requests of one session that wait to be looked at, which takes no time.
 const REQUESTS: usize = 4;
-/// Read and write buffers of a socket, as on `/v1/ws`.
-const BUFFER_BYTES: usize = 4 * 1024;
 
 /// The sessions of this node, by their ids. They are secrets: who knows one takes part in it.
 #[derive(Default)]
@@ -148,9 +147,10 @@ pub async fn handle(
         if polls {
             return Ok(text(begin(&gateway, &sessions, None)));
         }
-        let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &()).await else {
+        if !parts.headers.contains_key(header::UPGRADE) {
             return Ok(Refusal::BadRequest.into_response());
-        };
+        }
+        let upgrade = Upgrade::from_request_parts(&mut parts, &()).await?;
         return Ok(upgraded(&gateway.clone(), upgrade, &parts.extensions, move |wire| {
             begin(&gateway, &sessions, Some(wire));
         }));
@@ -169,10 +169,8 @@ pub async fn handle(
                 said.await.map_err(|_| Problem::new(ErrorCode::DeadlineExceeded, SLOW))??;
             Ok(ask(&session, |answer| session::Request::Post(said, answer)).await)
         }
-        (false, Method::GET) => {
-            let Ok(upgrade) = WebSocketUpgrade::from_request_parts(&mut parts, &()).await else {
-                return Ok(Refusal::BadRequest.into_response());
-            };
+        (false, Method::GET) if parts.headers.contains_key(header::UPGRADE) => {
+            let upgrade = Upgrade::from_request_parts(&mut parts, &()).await?;
             Ok(upgraded(&gateway, upgrade, &parts.extensions, move |wire| {
                 // Where it cannot go, it is dropped.
                 let _ = session.try_send(session::Request::Upgrade(wire));
@@ -197,18 +195,18 @@ fn begin(gateway: &Arc<Gateway>, sessions: &Arc<Sessions>, wire: Option<Wire>) -
 
 fn upgraded(
     gateway: &Gateway,
-    upgrade: WebSocketUpgrade,
+    upgrade: Upgrade,
     extensions: &Extensions,
     then: impl FnOnce(Wire) + Send + 'static,
 ) -> Response {
     let admitted = extensions.get::<Admitted>().cloned();
-    let max_frame = gateway.options.websocket.max_frame_bytes;
-    upgrade
-        .read_buffer_size(BUFFER_BYTES)
-        .write_buffer_size(BUFFER_BYTES)
-        .max_frame_size(max_frame)
-        .max_message_size(max_frame)
-        .on_upgrade(async move |socket| then(Wire::new(socket, admitted)))
+    // Its session counts the frames: who is too fast waits, and is not closed.
+    let limits = Limits {
+        frames_per_s: u32::MAX,
+        frame_burst: u32::MAX,
+        ..gateway.options.websocket.clone()
+    };
+    upgrade.begin(None, limits, async move |socket| then(Wire::new(socket, admitted)))
 }
 
 /// The body of a POST.

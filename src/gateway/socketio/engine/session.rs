@@ -267,14 +267,15 @@ impl Session {
             return self.answer_poll(cx);
         }
         let mut wrote = false;
-        loop {
+        for _ in 0..STEPS {
             let Transport::WebSocket(wire) = &mut self.transport else { return Poll::Pending };
             ready!(wire.poll_ready(cx)).map_err(|_| Ending::Gone)?;
             match self.next_packet(cx) {
                 Poll::Ready(Some(packet)) => {
                     wrote = true;
-                    let Transport::WebSocket(wire) = &mut self.transport else { continue };
-                    wire.send(packet).map_err(|_| Ending::Gone)?;
+                    if let Transport::WebSocket(wire) = &mut self.transport {
+                        wire.send(packet).map_err(|_| Ending::Gone)?;
+                    }
                 }
                 Poll::Ready(None) => return Poll::Ready(Err(Ending::Over)),
                 Poll::Pending => break,

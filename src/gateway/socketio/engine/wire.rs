@@ -1,20 +1,20 @@
 //! A WebSocket of Engine.IO: one packet a message.
 
+use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
-use futures_util::{SinkExt, StreamExt};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::packet::{self, Packet};
 use crate::gateway::accept::Admitted;
+use crate::gateway::ws::WebSocket;
 
 pub struct Wire {
     socket: Box<WebSocket>,
     unflushed: bool,
-    frames: u32,
     /// What its TCP connection counts as.
     _admitted: Option<Admitted>,
 }
@@ -29,24 +29,24 @@ pub enum Heard {
 
 impl Wire {
     pub fn new(socket: WebSocket, admitted: Option<Admitted>) -> Self {
-        Self { socket: Box::new(socket), unflushed: false, frames: 0, _admitted: admitted }
+        Self { socket: Box::new(socket), unflushed: false, _admitted: admitted }
     }
 
     /// Those that came since the last call.
     pub fn frames(&mut self) -> u32 {
-        std::mem::take(&mut self.frames)
+        self.socket.frames()
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
-        let message = ready!(self.socket.poll_next_unpin(cx));
-        self.frames += 1;
-        Poll::Ready(match message {
+        Poll::Ready(match ready!(self.socket.poll_next(cx)) {
             Some(Ok(Message::Text(text))) => {
                 packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
             }
             Some(Ok(Message::Binary(_))) => Heard::Packet(Packet::Binary),
             // They count.
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Heard::Packet(Packet::Noop),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                Heard::Packet(Packet::Noop)
+            }
             Some(Ok(Message::Close(_))) | None => Heard::End,
             Some(Err(error)) => match error.into_inner().downcast_ref::<tungstenite::Error>() {
                 Some(tungstenite::Error::Capacity(_)) => Heard::TooLarge,
@@ -56,18 +56,18 @@ impl Wire {
     }
 
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
-        self.socket.poll_ready_unpin(cx)
+        self.socket.poll_ready(cx)
     }
 
     /// Where it was ready.
     pub fn send(&mut self, packet: String) -> Result<(), axum::Error> {
         self.unflushed = true;
-        self.socket.start_send_unpin(Message::text(packet))
+        self.socket.start_send(Message::text(packet))
     }
 
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         if self.unflushed {
-            ready!(self.socket.poll_flush_unpin(cx))?;
+            ready!(self.socket.poll_flush(cx))?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
@@ -75,9 +75,11 @@ impl Wire {
 
     /// Until the client has closed too: a socket that is dropped with unread data resets, and last words are lost.
     pub async fn close(mut self, code: u16) {
-        let frame = CloseFrame { code, reason: "".into() };
-        if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
-            while let Some(Ok(_)) = self.socket.next().await {}
+        let close = Message::Close(Some(CloseFrame { code: code.into(), reason: "".into() }));
+        let ready = poll_fn(|cx| self.socket.poll_ready(cx)).await;
+        let said = ready.and_then(|()| self.socket.start_send(close));
+        if said.is_ok() && poll_fn(|cx| self.socket.poll_flush(cx)).await.is_ok() {
+            while let Some(Ok(_)) = poll_fn(|cx| self.socket.poll_next(cx)).await {}
         }
     }
 }
