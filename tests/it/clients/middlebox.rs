@@ -201,5 +201,5 @@ async fn clients_of_socket_io_come_back_and_do_not_storm() {
     let within = Duration::from_secs(5);
     let most: Vec<_> = boxes.iter().map(|(name, one)| (name, one.most(within))).collect();
     println!("the most requests of a client within 5 s: {most:?}");
-    assert!(most.iter().all(|(_, requests)| (5..=50).contains(requests)), "{most:?}");
+    assert!(most.iter().all(|(_, requests)| (1..=50).contains(requests)), "{most:?}");
 }
