@@ -38,11 +38,13 @@ pub enum Kind {
 /// Every metric of the process, and its help. docs/metrics.md is this table; a test holds both against the code.
 pub const METRICS: &[(&str, Kind, &str)] = &[
     ("proxie_activations_total", Counter, "Entities that came into memory, by kind"),
+    ("proxie_answers_too_large_total", Counter, "Answers that did not fit between nodes"),
     (
         "proxie_asks_total",
         Counter,
         "Commands and queries by where their entity lives: local, remote",
     ),
+    ("proxie_clock_skew_seconds", Gauge, "This machine's clock, less the database's"),
     ("proxie_commit_batch_items", Histogram, "Commands of one commit"),
     ("proxie_commit_seconds", Histogram, "From sending a batch to its outcome, repeats included"),
     (
@@ -51,7 +53,16 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
         "Commits whose answer was lost and had to be found out",
     ),
     ("proxie_connections_refused_total", Counter, "Connections closed before a request, by why"),
-    ("proxie_dead_letters_total", Counter, "Deliveries that were given up"),
+    (
+        "proxie_dead_letters_total",
+        Counter,
+        "Deliveries, runs and timers that were given up, by what they were (of)",
+    ),
+    (
+        "proxie_delivery_retries_total",
+        Counter,
+        "Deliveries and runs that failed and are tried again, by what they are (of)",
+    ),
     ("proxie_entities_live", Gauge, "Entities in the memory of this node"),
     ("proxie_entities_parked", Gauge, "Entities that fail on every start and wait for an operator"),
     ("proxie_entities_parked_total", Counter, "Entities that this node has parked, by kind"),
@@ -100,6 +111,11 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
         Counter,
         "Calls of Redis that failed; limits then count in the process",
     ),
+    (
+        "proxie_senders_asleep_total",
+        Counter,
+        "Senders with overdue deliveries that did not wake up in time",
+    ),
     ("proxie_slot_moves_total", Counter, "Slots that this node has handed over"),
     ("proxie_slots", Gauge, "Slots that this node owns, of 4096"),
     (
@@ -114,6 +130,7 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
         Histogram,
         "From another node's death, as this one saw it, to serving its slots here",
     ),
+    ("proxie_timers_failed_total", Counter, "Timers that could not be handled, by why"),
     ("proxie_topics", Gauge, "Topics that somebody listens to through this node"),
     ("proxie_ws_closed_total", Counter, "WebSockets that this node has closed, by close code"),
     (

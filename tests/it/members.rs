@@ -3,6 +3,7 @@
 use proxie::persistence::commit::{self, Resolution};
 use proxie::persistence::members::{self, Evidence, Member, SlotRow, State};
 use proxie::persistence::membership::{self, NodeInfo, process_exists, process_start};
+use proxie::persistence::sweep::{self, Kept};
 use sqlx::postgres::PgPool;
 
 use crate::support::{database, pool};
@@ -246,13 +247,15 @@ async fn nodes_that_left_are_shown_for_a_while_and_all_that_are_dead_are_forgott
     };
     let active_c = (c, "active".to_owned());
     assert_eq!(shown().await, [(a, "drained".to_owned()), active_c.clone()]);
-    assert_eq!(membership::forget(&pool).await.unwrap(), 0, "not yet");
-    sqlx::query("update nodes set ended_at = ended_at - interval '11 minutes'")
-        .execute(&pool)
-        .await
-        .unwrap();
+    let kept = Kept { dedupe_s: 86_400, publications_s: 86_400 };
+    let long_ago = async |interval: &str| {
+        let sql = format!("update nodes set ended_at = ended_at - interval '{interval}'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        sweep::sweep(&pool, None, kept).await.unwrap()
+    };
+    assert_eq!(long_ago("11 minutes").await, 0, "not yet");
     assert_eq!(shown().await, [active_c]);
-    assert_eq!(membership::forget(&pool).await.unwrap(), 2);
+    assert_eq!(long_ago("1 day").await, 2);
     for table in ["nodes", "leases", "lanes"] {
         let left: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
             "select count(distinct incarnation) from {table}"
@@ -264,7 +267,8 @@ async fn nodes_that_left_are_shown_for_a_while_and_all_that_are_dead_are_forgott
     }
     // One of them wakes up.
     assert_eq!(member(&pool, a, c).await, None);
-    let resolved = commit::resolve(&pool, b, 0, 1, 1).await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    let resolved = commit::resolve(&mut connection, b, 0, 1, 1).await.unwrap();
     assert_eq!(resolved, Resolution::Fenced);
 }
 

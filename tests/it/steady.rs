@@ -150,7 +150,8 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let (pool, watching) = (one(database.clone()).await, pool(database).await);
     without_vacuum(&watching).await;
     let views = Views::new(pool.clone());
-    let loader = Loader::start(pool.clone(), 1);
+    let (_away, away) = tokio::sync::watch::channel(false);
+    let loader = Loader::start(pool.clone(), 1, away);
     let histories = Histories::start(pool.clone());
     let window = Window {
         service: "haircut".into(),

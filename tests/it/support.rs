@@ -315,7 +315,7 @@ impl Cable {
 
     /// What the server says arrives again; what it said meanwhile is lost.
     pub fn unmute(&self) {
-        self.muted.send_replace(false);
+        self.muted.send_replace(0);
     }
 
     /// Ends every connection. New ones work.
