@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::ConnectOptions;
@@ -160,7 +161,7 @@ impl Kept {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_drains_drop_no_call() {
     let settings = [
-        ("PROXIE__GATEWAY__DRAIN_GRACE_MS", "2000"),
+        ("PROXIE__GATEWAY__DRAIN_GRACE_MS", "8000"),
         ("PROXIE__GATEWAY__REQUESTS_PER_MINUTE", "1000000"),
     ];
     let mut nodes = Nodes::with("four-drains", 3, false, &settings).await;
@@ -170,18 +171,15 @@ async fn four_drains_drop_no_call() {
     let (all, watched) = watch::channel(addresses);
     let balancer = tokio::spawn(async move {
         loop {
-            let mut green = Vec::new();
             let addresses = watched.borrow().clone();
-            for address in addresses {
-                let asking = async {
-                    let mut kept = Kept { address, token: "-".into(), stream: None };
-                    kept.ask("GET", "/readyz", &[address]).await
-                };
+            let green = join_all(addresses.into_iter().map(async |address| {
+                let mut kept = Kept { address, token: "-".into(), stream: None };
+                let here = [address];
+                let asking = kept.ask("GET", "/readyz", &here);
                 let answer = tokio::time::timeout(Duration::from_secs(1), asking).await;
-                if matches!(answer, Ok(Ok((200, _)))) {
-                    green.push(address);
-                }
-            }
+                matches!(answer, Ok(Ok((200, _)))).then_some(address)
+            }));
+            let green: Vec<SocketAddr> = green.await.into_iter().flatten().collect();
             if !green.is_empty() {
                 ready.send_replace(green);
             }

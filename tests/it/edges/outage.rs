@@ -47,7 +47,7 @@ impl Drop for Frozen {
 }
 
 /// The same frame until it is taken. Nothing but `unavailable` is heard before.
-async fn insist(ws: &mut Ws, id: &str, event: &str, data: &Value) -> Value {
+pub async fn insist(ws: &mut Ws, id: &str, event: &str, data: &Value) -> Value {
     let deadline = tokio::time::Instant::now() + super::PATIENCE;
     loop {
         let reply = ws.ask_as(id, event, data.clone()).await;
