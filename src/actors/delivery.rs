@@ -24,6 +24,10 @@ use crate::persistence::store::from_micros;
 /// come to a node that can, and what waits behind it waits as long.
 const UNREADABLE: SignedDuration = SignedDuration::from_hours(1);
 
+const FIRST_RETRY_MS: i64 = 100;
+/// Nothing changes soon about what cannot be read, and each attempt is a commit.
+const FIRST_UNREADABLE_MS: i64 = 5_000;
+
 /// What is kept of an error, for operators.
 const MAX_ERROR_BYTES: usize = 2_000;
 
@@ -249,14 +253,13 @@ impl Queue {
                 give_up(row, error);
                 (None, Some(ran(row, Err(error.into()))))
             }
-            Outcome::Ran(Ran::Ended(Err(RunError::Retry(error)))) => row.fail(error, given_up, now),
-            Outcome::Sent(Err(error)) => {
-                let limit = match error {
-                    AskError::BadCommand(_) => given_up.min(UNREADABLE),
-                    _ => given_up,
-                };
-                row.fail(error.to_string(), limit, now)
+            Outcome::Ran(Ran::Ended(Err(RunError::Retry(error)))) => {
+                row.fail(error, given_up, FIRST_RETRY_MS, now)
             }
+            Outcome::Sent(Err(error @ AskError::BadCommand(_))) => {
+                row.fail(error.to_string(), given_up.min(UNREADABLE), FIRST_UNREADABLE_MS, now)
+            }
+            Outcome::Sent(Err(error)) => row.fail(error.to_string(), given_up, FIRST_RETRY_MS, now),
         };
         if !matches!(change, Some(OutboxChange::Retry { .. })) {
             self.rows.remove(at);
@@ -271,6 +274,7 @@ impl Row {
         &mut self,
         mut error: String,
         limit: SignedDuration,
+        first_retry_ms: i64,
         now: Timestamp,
     ) -> (Option<OutboxChange>, Option<Notice>) {
         error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
@@ -285,7 +289,7 @@ impl Row {
             return (Some(OutboxChange::Dead { id, attempts, error }), Some(notice));
         }
         metrics::counter!("proxie_delivery_retries_total", "of" => self.sort()).increment(1);
-        self.due = now + retry_delay(attempts);
+        self.due = now + retry_delay(attempts, first_retry_ms);
         (Some(OutboxChange::Retry { id, attempts, due: self.due, error }), None)
     }
 
@@ -307,9 +311,9 @@ fn give_up(row: &Row, error: &str) {
     metrics::counter!("proxie_dead_letters_total", "of" => row.sort()).increment(1);
 }
 
-/// 100 ms doubled each time, at most 5 minutes, give or take a quarter.
-fn retry_delay(attempts: i32) -> SignedDuration {
-    let base_ms = (100_i64 << (attempts - 1).clamp(0, 12)).min(300_000);
+/// `first_ms` doubled each time, at most 5 minutes, give or take a quarter.
+fn retry_delay(attempts: i32, first_ms: i64) -> SignedDuration {
+    let base_ms = (first_ms << (attempts - 1).clamp(0, 12)).min(300_000);
     let ms = rand::rng().random_range(base_ms * 3 / 4..=base_ms * 5 / 4);
     SignedDuration::from_millis(ms)
 }

@@ -393,7 +393,10 @@ mod tests {
         router.connect(link.clone(), Arc::new(Nobody));
         let fanout = Fanout::new(router, slots, topics.clone());
         let topic: Arc<str> = "app:lobby".into();
-        let look = || fanout.register(std::mem::take(&mut *lock(&fanout.changed)));
+        let look = || {
+            let names = std::mem::take(&mut *lock(&fanout.changed));
+            fanout.register(names);
+        };
 
         let subscription = topics.subscribe(&topic, 0, Arc::new(Nobody));
         fanout.changed(&topic);

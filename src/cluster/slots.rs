@@ -85,12 +85,12 @@ impl Slots {
 
     pub fn locate(&self, slot: u16) -> Place {
         let slot = &self.slots[usize::from(slot)];
-        let owner = slot.owner.load(Ordering::Acquire);
         let epoch = slot.epoch.load(Ordering::Acquire);
         let opens = slot.opens_at_ms.load(Ordering::Acquire);
-        // While it changes it is sealed, and afterwards it has another owner or is the same again: no owner is seen with
-        // the epoch of another.
-        if owner == NOBODY || opens == SEALED || slot.owner.load(Ordering::Acquire) != owner {
+        let owner = slot.owner.load(Ordering::Acquire);
+        // It is sealed while it changes, and every change has an epoch of its own: what was read in between, under one
+        // epoch, belongs together.
+        if owner == NOBODY || opens == SEALED || slot.epoch.load(Ordering::Acquire) != epoch {
             return Place::Nowhere;
         }
         match owner == self.me {

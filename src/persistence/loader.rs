@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool};
@@ -48,6 +49,8 @@ const FIRST_PAGE: i64 = 256;
 /// Events of a longer journal that are read at once.
 const EVENT_PAGE: i64 = 1_000;
 const MAX_BATCH: usize = 256;
+/// A batch is many statements' worth of rows.
+const BATCH_PATIENCE: Duration = Duration::from_secs(6);
 const MAX_WAITING: usize = 65_536;
 
 struct Job {
@@ -165,7 +168,7 @@ fn stored(row: &sqlx::postgres::PgRow, at: usize) -> StoredEvent {
 }
 
 async fn read_batch(pool: &PgPool, batch: Vec<Job>) {
-    let read = within(pool, "read entities", PATIENCE, async |connection| {
+    let read = within(pool, "read entities", BATCH_PATIENCE, async |connection| {
         try_read(connection, &batch).await
     });
     match read.await {

@@ -447,10 +447,10 @@ async fn every_parked_entity_stays_parked() {
         matches!(answer, Err(AskError::Unavailable { reason, .. }) if reason.contains("parked"))
     };
     eventually("they are known", || async { parked("p1").await }).await;
-    assert!(parked("p10050").await);
-    assert!(outbox::unpark(&pool, "counter", "p10050").await.unwrap());
-    eventually("one may start", || async { !parked("p10050").await }).await;
-    assert!(parked("p10049").await);
+    assert!(parked("p9999").await);
+    assert!(outbox::unpark(&pool, "counter", "p9999").await.unwrap());
+    eventually("one may start", || async { !parked("p9999").await }).await;
+    assert!(parked("p9998").await);
     node.stop().await;
 }
 
