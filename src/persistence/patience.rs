@@ -42,8 +42,11 @@ pub async fn within<T>(
         }
     };
     // The server refused the statement: the connection is as good as before.
-    if matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_))) {
-        drop(taken.0.take());
+    if matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)))
+        && let Some(mut connection) = taken.0.take()
+    {
+        // It is pinged on its way back into the pool, which has no limit of its own.
+        drop(tokio::spawn(tokio::time::timeout(PATIENCE, connection.return_to_pool())));
     }
     drop(taken);
     if is_news(what, done.is_err())
