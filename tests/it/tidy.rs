@@ -41,7 +41,6 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("engineioxide", &["gateway/socketio/"]),
     (
         "tokio",
         &["persistence/", "cluster/", "actors/", "gateway/", "app", "telemetry.rs", "main.rs"],
