@@ -306,8 +306,12 @@ fn says(source: &str, parts: &[&str]) -> bool {
 
 #[test]
 fn what_is_quoted_is_what_the_program_says() {
+    let client = root().join("clients/typescript");
+    let clients =
+        [files(&client.join("src"), "ts"), files(&client.join("scripts"), "mjs")].concat();
     let sources: Vec<String> = files(&root().join("src"), "rs")
         .iter()
+        .chain(&clients)
         .map(|path| {
             // A string goes on in the next line behind a backslash.
             let text = read(path);

@@ -151,6 +151,7 @@ export type InitiatedPlayback = ({
 };
 
 export type Limits = {
+  commands_per_minute_per_user: number;
   connections_per_user: number;
   frame_burst: number;
   frame_bytes: number;

@@ -338,7 +338,7 @@ pub fn document() -> Value {
             ]})),
             "Limits": fields(
                 "frame_bytes: integer, frames_per_s: integer, frame_burst: integer, subscriptions: integer, \
-                 connections_per_user: integer, frames_per_minute_per_user: integer, in_flight: integer, \
+                 commands_per_minute_per_user: integer, connections_per_user: integer, frames_per_minute_per_user: integer, in_flight: integer, \
                  send_buffer_bytes: integer",
             ),
             "PresenceDevice": fields("id: string, status: string"),

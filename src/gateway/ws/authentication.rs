@@ -7,8 +7,9 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::connection::{Connection, Flow};
+use super::connection::Connection;
 use super::dispatch::Done;
+use super::ending::Flow;
 use super::protocol::{self, Close, Frame, Position, split_topic};
 use crate::gateway::auth::Claims;
 use crate::gateway::listening::subscribe::{self, Attempt};

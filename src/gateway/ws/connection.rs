@@ -19,18 +19,19 @@ use tokio::time::{Instant, Sleep};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Opened;
+use super::deadlines::{Deadlines, LAST_REPLIES};
 use super::dispatch::Done;
+use super::ending::{Ending, Flow, ending_of, unless_too_slow};
 use super::gate::Gate;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
-use super::stream;
 use crate::cluster::topics::Published;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
-use crate::gateway::listening::{Cut, Feed, Outgoing, Page};
+use crate::gateway::listening::{Feed, Page};
 use crate::gateway::problem::Outcome;
 use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
@@ -58,22 +59,6 @@ pub async fn run(arguments: Arguments) {
     let mut connection = Box::new(Connection::new(arguments));
     let ending = connection.serve().await;
     connection.finish(ending).await;
-}
-
-/// How a connection ends.
-#[derive(Debug)]
-pub enum Ending {
-    /// The client has closed, or the socket is broken.
-    Gone,
-    Close(Close),
-}
-
-pub type Flow = Result<(), Ending>;
-
-impl From<Cut> for Ending {
-    fn from(cut: Cut) -> Self {
-        Self::Close(cut.into())
-    }
 }
 
 pub struct Connection {
@@ -152,32 +137,10 @@ async fn leave(mut leaving: watch::Receiver<Leaving>) -> News {
     }
 }
 
-/// When something has to happen by itself.
-#[derive(Debug)]
-pub struct Deadlines {
-    /// Until there is an authenticated user.
-    pub auth: Option<Instant>,
-    /// A connection that was authenticated by its header and says nothing listens to its user from here on.
-    pub listen: Option<Instant>,
-    pub token_warning: Option<Instant>,
-    pub token_end: Option<Instant>,
-    ping: Instant,
-    pong: Option<Instant>,
-    leave: Option<Instant>,
-    /// For the outcomes that are waited for before the last words.
-    end: Option<Instant>,
-    /// Whoever types says so again before this.
-    pub typing: Option<Instant>,
-}
-
 /// Typing that is not said again ends by itself.
 const TYPING: Duration = Duration::from_secs(6);
 /// Time that a client with a header has to send positions with `auth` before it listens "from now".
 const LISTEN_AFTER: Duration = Duration::from_secs(1);
-/// A write that takes longer ends the connection: the client's window has been closed all the time.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection that ends waits so long for the outcomes of its commands.
-const LAST_REPLIES: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Publications that are sent in a row before anything else gets its turn.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -614,37 +577,7 @@ impl Connection {
     }
 }
 
-/// Waits for a write, but not for ever, and not while more piles up than is kept.
-async fn unless_too_slow(
-    outgoing: &Outgoing,
-    write: impl Future<Output = Result<(), axum::Error>>,
-) -> Flow {
-    tokio::select! {
-        biased;
-        written = write => written.map_err(ending_of),
-        () = poll_fn(|cx| outgoing.poll_cut_off(cx)) => Err(Ending::Close(Close::SlowConsumer)),
-        () = tokio::time::sleep(WRITE_TIMEOUT) => Err(Ending::Close(Close::SlowConsumer)),
-    }
-}
-
 /// Looks once, and is woken by whatever was looked at when there was nothing yet.
 async fn poll_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     poll_fn(|cx| Poll::Ready(poll(cx))).await
-}
-
-fn ending_of(error: axum::Error) -> Ending {
-    stream::close_of(error).map_or(Ending::Gone, Ending::Close)
-}
-
-impl Deadlines {
-    fn next(&self) -> Instant {
-        // Twice: when it stops reading, and when it no longer waits for replies.
-        let leave = self.leave.map(|at| if at <= Instant::now() { at + LAST_REPLIES } else { at });
-        let token = [self.token_warning, self.token_end];
-        [self.auth, self.listen, self.pong, self.typing, self.end, leave]
-            .into_iter()
-            .chain(token)
-            .flatten()
-            .fold(self.ping, Instant::min)
-    }
 }

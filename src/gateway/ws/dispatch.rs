@@ -5,7 +5,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 
-use super::connection::{Connection, Flow};
+use super::connection::Connection;
+use super::ending::Flow;
 use super::events;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, split_topic};

@@ -7,7 +7,9 @@ pub mod protocol;
 
 mod authentication;
 mod connection;
+mod deadlines;
 mod dispatch;
+mod ending;
 mod events;
 mod gate;
 mod guards;
