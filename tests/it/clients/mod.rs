@@ -50,11 +50,14 @@ fn served(folder: &Folder) -> (Served, String) {
     (node, text(&token.stdout).lines().last().unwrap().to_owned())
 }
 
-/// Our client, built once.
+/// Our client and its tests, built once.
 fn typescript() -> PathBuf {
     static BUILT: Once = Once::new();
     let client = installed("clients/typescript");
-    BUILT.call_once(|| drop(must(npm(&client, &["run", "build"]))));
+    BUILT.call_once(|| {
+        must(npm(&client, &["run", "build"]));
+        must(npm(&client, &["exec", "tsc"]));
+    });
     client
 }
 
