@@ -2,6 +2,7 @@
 
 use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
+use crate::kernel::entity::Rejection as _;
 use crate::kernel::text::cleaned;
 
 mod ending;
@@ -304,8 +305,9 @@ pub(super) fn refuse_acceptance(
     draft.effect(Effect::cancel(offer_timer(&offer_id)));
     draft.announce_request();
     draft.announce_offer("offer:updated", &offer_id);
-    let others = draft.next.open_offers().count() as u32;
-    draft.tell(Progress::OfferRefused { offers: others });
+    let offers = draft.next.open_offers().count() as u32;
+    let reason = draft.next.unavailable(&offer_id).reason().into();
+    draft.tell(Progress::OfferRefused { offers, reason });
     draft.settle();
     draft.decision
 }

@@ -45,6 +45,9 @@ pub enum Progress {
     /// The accepted offer could not be kept; so many others are open.
     OfferRefused {
         offers: u32,
+        /// A word such as `slot_taken`. Empty: an older release did not say it.
+        #[serde(default)]
+        reason: String,
     },
     Booked {
         booking_id: String,

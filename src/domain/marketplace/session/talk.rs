@@ -277,7 +277,10 @@ pub(super) fn tell(
             shown.clone_from(open);
             (Status::Open, *offers)
         }
-        Progress::OfferRefused { offers } => (Status::Open, *offers),
+        Progress::OfferRefused { offers, reason } => {
+            data["reason"] = json!(reason);
+            (Status::Open, *offers)
+        }
         Progress::Booked { booking_id, offer } => {
             data["booking_id"] = json!(booking_id);
             data["offer_id"] = json!(offer.offer_id);

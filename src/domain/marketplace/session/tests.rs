@@ -578,7 +578,11 @@ mod following {
                 "3 offers",
                 request::Status::Open,
             ),
-            (Progress::OfferRefused { offers: 2 }, "2", request::Status::Open),
+            (
+                Progress::OfferRefused { offers: 2, reason: "offer_withdrawn".into() },
+                "the provider does not stand by that offer any more. Other open offers: 2.",
+                request::Status::Open,
+            ),
             (
                 Progress::Booked { booking_id: "bkg_1".into(), offer: summary() },
                 "booked",

@@ -253,11 +253,12 @@ fn what_happened(progress: &Progress) -> String {
         Progress::Unmatched { reason, reasons, lowest_price } => {
             unmatched(reason, reasons, lowest_price.as_ref())
         }
-        Progress::OfferRefused { offers: 0 } => {
-            "I am sorry, that time has just been taken, and there is no other offer.".into()
-        }
-        Progress::OfferRefused { offers } => {
-            format!("I am sorry, that time has just been taken. Other open offers: {offers}.")
+        Progress::OfferRefused { offers, reason } => {
+            let others = match offers {
+                0 => "There is no other offer.".into(),
+                _ => format!("Other open offers: {offers}."),
+            };
+            format!("I am sorry, {}. {others}", lost(reason))
         }
         Progress::Booked { offer, .. } => format!("It is booked: {}.", terms(offer)),
         Progress::Cancelled => "Your request is cancelled.".into(),
@@ -304,8 +305,22 @@ fn unmatched(
         .collect();
     let lowest =
         lowest_price.map_or(String::new(), |price| format!(" The lowest price is {price}."));
-    let reasons = reasons.join(", ");
-    format!("I am sorry, nobody can do it: {reasons}.{lowest} Would another time or budget do?")
+    let reasons = match reasons.is_empty() {
+        true => String::new(),
+        false => format!(": {}", reasons.join(", ")),
+    };
+    format!("I am sorry, nobody can do it{reasons}.{lowest} Would another time or budget do?")
+}
+
+/// Why an offer that was accepted cannot be had.
+fn lost(reason: &str) -> &'static str {
+    match reason {
+        "slot_taken" => "that time has just been taken",
+        "offer_expired" => "that offer has expired",
+        "own_provider" => "that provider is yours, and nobody books themselves",
+        "offer_withdrawn" => "the provider does not stand by that offer any more",
+        _ => "that offer cannot be had any more",
+    }
 }
 
 pub(super) fn refused(asked: AskedOf, reason: &str) -> String {
@@ -323,13 +338,13 @@ pub(super) fn refused(asked: AskedOf, reason: &str) -> String {
         }
         (AskedOf::CancelBooking, _) => "The booking could not be cancelled.".into(),
         (AskedOf::Cancel, _) => "It could not be cancelled any more.".into(),
-        (AskedOf::Accept, "no_offers" | "offer_expired" | "slot_taken" | "request_closed") => {
+        (AskedOf::Accept, "no_offers" | "request_closed") => {
             "That offer is not open any more.".into()
         }
         (AskedOf::Accept, "already_accepting" | "already_booked") => {
             "You have accepted an offer already.".into()
         }
-        (AskedOf::Accept, _) => "I am sorry, the offer could not be accepted.".into(),
+        (AskedOf::Accept, _) => format!("I am sorry, {}.", lost(reason)),
     }
 }
 

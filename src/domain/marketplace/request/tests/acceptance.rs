@@ -89,7 +89,7 @@ fn a_refused_hold_leaves_the_other_offers() {
     assert_eq!(status_of(&it, "off_1"), OfferStatus::Unavailable);
     assert_eq!(notified(&decision.effects), ["alice request:updated", "alice offer:updated"]);
     let told = &sent(&decision.effects, "session")[0].1["RequestProgress"]["progress"];
-    assert_eq!(told["OfferRefused"]["offers"], 1);
+    assert_eq!(told["OfferRefused"], json!({"offers": 1, "reason": "slot_taken"}));
     it = it.by_user("alice");
     it.when(accept("off_1")).then_rejected("slot_taken");
     it.when(accept("off_2")).decision();
