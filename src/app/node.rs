@@ -138,12 +138,12 @@ impl Node {
         let proxies = options.trusted_proxies.clone();
         let accepting = accept::serve(listener, door.clone(), options.accept, proxies);
         let mut serving = vec![Serving(tokio::spawn(accepting))];
-        let operators_door = door.beside();
-        if let Some(listener) = operators {
-            let accepting =
-                accept::serve(listener, operators_door.clone(), options.accept, Vec::new());
+        let operators_door = operators.map(|listener| {
+            let door = door.beside();
+            let accepting = accept::serve(listener, door.clone(), options.accept, Vec::new());
             serving.push(Serving(tokio::spawn(accepting)));
-        }
+            door
+        });
         let (connect, embedded) = open_store(config).await?;
         let pool = store::connect(connect, &settings::store(config)).await?;
         let held = embedded.is_some();
@@ -195,7 +195,9 @@ impl Node {
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
         readiness.start();
-        operators_door.open(gateway::operators(gateway.clone()));
+        if let Some(door) = operators_door {
+            door.open(gateway::operators(gateway.clone()));
+        }
         door.open(gateway::router(gateway.clone()));
         Ok(Self {
             address,
@@ -269,7 +271,9 @@ impl Node {
         for task in &self.tasks {
             task.abort();
         }
-        self.reads.close().await;
+        // A read that hangs is given up by its own limit, or with the process.
+        let reads = within(LAST_STEPS / 10, LAST_STEPS / 2);
+        let _ = tokio::time::timeout(reads, self.reads.close()).await;
         let server = if self.embedded.is_some() { LAST_STEPS / 2 } else { LAST_STEPS / 10 };
         self.core.stop_within(within(2 * LAST_STEPS, server)).await;
         if let Some(server) = self.embedded {

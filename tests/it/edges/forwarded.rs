@@ -1,11 +1,10 @@
 //! What those in front of a node say about its callers: where a request comes from, and which trace it is part of.
 
 use serde_json::Value;
-use sqlx::ConnectOptions;
 
-use super::{Http, TestNode};
-use crate::process::{Folder, Served};
-use crate::support::{self, eventually};
+use super::{Http, TestNode, logged};
+use crate::process::Folder;
+use crate::support::eventually;
 
 async fn node(trusted_proxies: &[&str]) -> TestNode {
     TestNode::with(|config| {
@@ -78,18 +77,7 @@ async fn nobody_chooses_the_address_he_is_counted_by() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callers_trace_is_in_the_log() {
     let folder = Folder::new("trace");
-    let database = support::database().await.to_url_lossy().to_string();
-    let node = Served::start(
-        &folder,
-        &[
-            ("DATABASE_URL", &database),
-            ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
-            ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10"),
-            ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
-            ("PROXIE__LOG__LEVEL", "info,proxie=debug"),
-            ("PROXIE__LOG__FORMAT", "json"),
-        ],
-    );
+    let node = logged(&folder, "info,proxie=debug").await;
     let client = Http { address: node.address, token: None };
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     for (id, version) in [("good", "00"), ("bad", "ff")] {

@@ -1,11 +1,10 @@
 //! How a WebSocket begins (RFC 6455, 4.2), and which pages may begin one.
 
 use proxie::config::Config;
-use sqlx::ConnectOptions;
 
-use super::{Answer, Http, TestNode};
-use crate::process::{Folder, Served};
-use crate::support::{self, eventually};
+use super::{Answer, Http, TestNode, logged};
+use crate::process::Folder;
+use crate::support::eventually;
 
 const GOOD: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
@@ -140,17 +139,7 @@ async fn pages_of_other_origins_resume_and_carry_a_balancers_cookie() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_origin_is_named_in_the_log_once() {
     let folder = Folder::new("origins");
-    let database = support::database().await.to_url_lossy().to_string();
-    let node = Served::start(
-        &folder,
-        &[
-            ("DATABASE_URL", &database),
-            ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
-            ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10"),
-            ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
-            ("PROXIE__LOG__FORMAT", "json"),
-        ],
-    );
+    let node = logged(&folder, "info").await;
     let client = Http { address: node.address, token: None };
     for origin in ["https://shop.example", "https://shop.example", "https://last.example"] {
         assert_eq!(status(&client, &[("origin", origin)]).await, 403);

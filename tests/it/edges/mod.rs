@@ -32,6 +32,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 
+use crate::process::{Folder, Served};
 use crate::{schema, support};
 
 /// What everything here is given before a test fails.
@@ -584,4 +585,18 @@ impl Ws {
     pub async fn bytes(&mut self, bytes: &[u8]) {
         self.socket.get_mut().write_all(bytes).await.unwrap();
     }
+}
+
+/// A node as a process, with a log that can be read.
+async fn logged(folder: &Folder, level: &str) -> Served {
+    let database = support::database().await.to_url_lossy().to_string();
+    let environment = [
+        ("DATABASE_URL", database.as_str()),
+        ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
+        ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10"),
+        ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("PROXIE__LOG__LEVEL", level),
+        ("PROXIE__LOG__FORMAT", "json"),
+    ];
+    Served::start(folder, &environment)
 }
