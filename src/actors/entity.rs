@@ -513,7 +513,7 @@ impl<E: Entity> Activation<E> {
         let head = self.head;
         // Most commands publish nothing.
         let key = self.key.clone();
-        let topic = LazyCell::new(|| format!("{}:{key}", E::KIND));
+        let topic = LazyCell::new(|| [E::KIND, ":", &*key].concat());
         let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
         let mut unheard = false;
         let (mut publish, mut publications, mut outbox, mut timers) =
@@ -598,8 +598,12 @@ impl<E: Entity> Activation<E> {
             || !timers.is_empty()
             || !outbox_changes.is_empty();
         if !commits {
-            self.push_answer(ask, answer, publish);
-            self.release();
+            if self.pending.is_empty() {
+                self.settle(ask, answer, &publish);
+            } else {
+                self.push_answer(ask, answer, publish);
+                self.release();
+            }
             return Ok(());
         }
         let publishes = unheard || !publish.is_empty();
@@ -710,19 +714,23 @@ impl<E: Entity> Activation<E> {
     fn release(&mut self) {
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
-            // Without a commit only a fresh lease, and the slot, prove that this is still the one activation.
-            let rt = &self.table.runtime;
-            pending.ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
-                Err(AskError::NotHere)
-            } else if !rt.lease.is_fresh() {
-                Err(AskError::unavailable("the lease is not proven"))
-            } else {
-                for published in &pending.publish {
-                    rt.topics.publish(published);
-                }
-                pending.answer
-            });
+            self.settle(pending.ask, pending.answer, &pending.publish);
         }
+    }
+
+    /// Answers what needs no commit: only a fresh lease, and the slot, prove that this is still the one activation.
+    fn settle(&self, ask: Box<Ask<E>>, answer: Answer<E>, publish: &[Arc<Published>]) {
+        let rt = &self.table.runtime;
+        ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
+            Err(AskError::NotHere)
+        } else if !rt.lease.is_fresh() {
+            Err(AskError::unavailable("the lease is not proven"))
+        } else {
+            for published in publish {
+                rt.topics.publish(published);
+            }
+            answer
+        });
     }
 
     fn finished(

@@ -25,9 +25,9 @@ use crate::kernel::error::AskError;
 use crate::kernel::ids::slot_of;
 use crate::persistence::codec::SnapshotCodec;
 
-/// Seconds on a coarse clock, for "last used".
-fn coarse_now_s(epoch: Instant) -> u32 {
-    epoch.elapsed().as_secs() as u32
+/// Whole seconds, for "last used".
+fn seconds_since(start: Instant, now: Instant) -> u32 {
+    now.duration_since(start).as_secs() as u32
 }
 
 struct Live<E: Entity> {
@@ -77,6 +77,7 @@ impl<E: Entity> KindTable<E> {
         self: &Arc<Self>,
         slot: u16,
         key: &str,
+        now: Instant,
     ) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
@@ -86,7 +87,7 @@ impl<E: Entity> KindTable<E> {
         };
         let max = self.runtime.options.max_in_flight;
         let slip = |live: &Live<E>| {
-            live.last_used_s.store(coarse_now_s(self.started), Ordering::Relaxed);
+            live.last_used_s.store(seconds_since(self.started, now), Ordering::Relaxed);
             let slip = Slip(live.in_flight.clone(), PhantomData);
             if live.in_flight.fetch_add(1, Ordering::AcqRel) >= max {
                 Err(AskError::Overloaded)
@@ -222,14 +223,15 @@ impl<E: Entity> KindTable<E> {
         command: E::Command,
         meta: Meta,
     ) -> Result<oneshot::Receiver<Answer<E>>, AskError> {
-        if meta.deadline <= Instant::now() {
+        let now = Instant::now();
+        if meta.deadline <= now {
             return Err(AskError::DeadlineExceeded);
         }
         let slot = slot_of(E::KIND, key);
         if !self.runtime.lanes.is_up(slot) {
             return Err(AskError::unavailable("the store is away"));
         }
-        let (actor, slip) = self.take_slip(slot, key)?;
+        let (actor, slip) = self.take_slip(slot, key, now)?;
         let (reply, answer) = oneshot::channel();
         let ask = Ask {
             command,
@@ -246,7 +248,7 @@ impl<E: Entity> KindTable<E> {
     }
 
     fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
-        let (actor, _slip) = self.take_slip(slot_of(E::KIND, key), key)?;
+        let (actor, _slip) = self.take_slip(slot_of(E::KIND, key), key, Instant::now())?;
         actor.cast(message).map_err(|_| AskError::unavailable("the entity has just stopped"))
     }
 }
@@ -379,7 +381,7 @@ impl<E: Entity> AnyKind for Kind<E> {
     }
 
     fn sweep(&self, idle_s: u32, limit: usize) {
-        let now = coarse_now_s(self.0.started);
+        let now = seconds_since(self.0.started, Instant::now());
         self.0
             .live
             .iter()

@@ -26,7 +26,11 @@ impl Meta {
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
     pub fn new(caller: Caller) -> Self {
-        Self { caller, command_id: None, deadline: Instant::now() + Self::DEFAULT_TIMEOUT }
+        Self::within(Self::DEFAULT_TIMEOUT, caller)
+    }
+
+    pub fn within(timeout: Duration, caller: Caller) -> Self {
+        Self { caller, command_id: None, deadline: Instant::now() + timeout }
     }
 
     pub fn runtime() -> Self {

@@ -402,7 +402,7 @@ pub async fn send_message(call: Call<'_>, session_id: &str, body: &Value) -> Out
 
 /// `chat:typing`: lossy, so it gives up early.
 pub async fn typing(call: &Call<'_>, session_id: &str, is_typing: bool) -> Outcome {
-    let meta = call.undeduplicated().timeout(Duration::from_secs(3));
+    let meta = Meta::within(Duration::from_secs(3), call.caller());
     call.ask::<Session>(
         known_id(session_id, "session")?,
         session::Command::Typing { is_typing },

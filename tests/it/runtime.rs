@@ -747,8 +747,13 @@ async fn a_commit_whose_answer_was_lost_counts_once() {
     let pool = pool(database).await;
     // Without an id: nothing but the lane's row can tell what became of it.
     for n in [2, 4, 6] {
-        // On this connection the statement is prepared: the call needs no answer to be carried out.
-        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        // On this connection the statement is prepared: the call needs no answer to be carried out. After a cut
+        // the store may be seen as away for a moment, hence with an id and until it is answered.
+        let id = format!("before-{n}");
+        eventually("the cable is noticed to be whole", || async {
+            ask(&node, "a", Command::Add(1), user("u", &id)).await == Ok(Reply::Total(n - 1))
+        })
+        .await;
         cable.mute();
         let add = ask(&node, "a", Command::Add(1), Meta::runtime());
         let lost = async {
