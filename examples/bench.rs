@@ -16,12 +16,12 @@ use counter::{Command, Counter};
 use proxie::actors::{Options, services::resident_bytes};
 use proxie::app::core::{self, Core, Settings};
 use proxie::cluster::Meta;
-use proxie::domain::marketplace::booking::{self, Booking};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::{Caller, Entity, Role};
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
 use proxie::persistence::{store, writer};
+use proxie::systems::marketplace::domain::booking::{self, Booking};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 
@@ -360,8 +360,8 @@ impl PgBench {
 /// One entity, pipelined, against what one commit at a time would give.
 /// What an operation of a device costs as JSON, and what it would in a binary form.
 fn forms() {
-    use proxie::domain::sync::operation::Operation;
     use proxie::kernel::codec;
+    use proxie::systems::devices::domain::operation::Operation;
 
     const OPERATIONS: u64 = 250;
     const ROUNDS: u32 = 200;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use crate::domain::sync::shared::Limits as Sync;
 use crate::gateway::Allowed;
 pub use crate::gateway::ws::Limits as WebSocket;
 use crate::gateway::ws::protocol::split_topic;
 pub use crate::gateway::{Grant as TopicGrant, Tier};
+pub use crate::systems::devices::domain::shared::Limits as Sync;
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt};
-use proxie::domain::sync::clock::{DeviceId, to_ntp};
 use proxie::gateway::auth::{Auth, fresh_key};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::embedded::{DataLock, Embedded, Options};
 use proxie::persistence::keys;
+use proxie::systems::devices::domain::clock::{DeviceId, to_ntp};
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgPool;

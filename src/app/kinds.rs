@@ -4,13 +4,15 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::actors::registry::Registry;
-use crate::domain::app_topic::AppTopic;
-use crate::domain::marketplace::{
-    booking::Booking, provider::Provider, request::Request, session::Session, user::User,
-};
-use crate::domain::sync::{content::Content, device::Device, playback::Playback, shared::Shared};
 use crate::kernel::entity::{Entity, decode_event};
 use crate::persistence::entities::JournalEntry;
+use crate::systems::app_topics::domain::app_topic::AppTopic;
+use crate::systems::devices::domain::{
+    content::Content, device::Device, playback::Playback, shared::Shared,
+};
+use crate::systems::marketplace::domain::{
+    booking::Booking, provider::Provider, request::Request, session::Session, user::User,
+};
 
 macro_rules! kinds {
     ($($entity:ty),* $(,)?) => {

@@ -5,12 +5,12 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::actors::{RunError, Runner};
-use crate::domain::marketplace::matching::{Candidate, Criteria, Matches, rank};
-use crate::domain::marketplace::schedule::Span;
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;
 use crate::persistence::views::Window;
+use crate::systems::marketplace::domain::matching::{Candidate, Criteria, Matches, rank};
+use crate::systems::marketplace::domain::schedule::Span;
 
 pub struct MatchProviders {
     pub views: Views,

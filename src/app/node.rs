@@ -17,7 +17,6 @@ use crate::app::matching::MatchProviders;
 use crate::app::{kinds, seed, settings};
 use crate::cluster::skew;
 use crate::config::Config;
-use crate::domain::marketplace::matching;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::door::Door;
 use crate::gateway::{self, Details, Gateway, Parts, Readiness, accept};
@@ -30,6 +29,7 @@ use crate::persistence::patience::{self, PATIENCE};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
+use crate::systems::marketplace::domain::matching;
 use crate::telemetry;
 
 pub struct Node {

@@ -4,9 +4,9 @@ use futures_util::{StreamExt, stream};
 
 use crate::app::core::Core;
 use crate::cluster::Meta;
-use crate::domain::marketplace::demo_providers::demo_providers;
-use crate::domain::marketplace::provider::Provider;
 use crate::persistence::views::Views;
+use crate::systems::marketplace::domain::demo_providers::demo_providers;
+use crate::systems::marketplace::domain::provider::Provider;
 
 /// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
 /// goes on where it stopped.

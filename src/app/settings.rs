@@ -10,10 +10,10 @@ use sqlx::postgres::PgConnectOptions;
 use crate::app::member;
 use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, Playback, Transport};
-use crate::domain::sync::platforms::Platforms;
 use crate::gateway::{self, accept, playback};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
+use crate::systems::devices::domain::platforms::Platforms;
 use crate::telemetry;
 
 /// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and

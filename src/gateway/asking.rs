@@ -1,13 +1,13 @@
 //! What a `POST /v1/requests` asks for: its fields, or what its sentence means.
 
-use crate::domain::marketplace::language::{self, Home, Intent, When};
-use crate::domain::marketplace::places::Place;
-use crate::domain::marketplace::request::Asked;
-use crate::domain::marketplace::{schedule, session};
 use crate::gateway::bodies::{CreateRequest, PlaceBody};
 use crate::gateway::commands::Call;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::text::cleaned;
+use crate::systems::marketplace::domain::language::{self, Home, Intent, When};
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::request::Asked;
+use crate::systems::marketplace::domain::{schedule, session};
 
 /// Where the API has what the command calls `/when/…`.
 pub fn request_pointer(at: &str, body: &CreateRequest) -> String {

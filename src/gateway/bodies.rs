@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::domain::marketplace::money::Money;
-use crate::domain::marketplace::service::Service;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::service::Service;
 
 /// Either a sentence, or the fields.
 #[derive(Debug, Default, Deserialize, ToSchema)]

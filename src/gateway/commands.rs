@@ -7,13 +7,6 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cluster::Meta;
-use crate::domain::app_topic::{self, AppTopic};
-use crate::domain::marketplace::booking::{self, Booking};
-use crate::domain::marketplace::profile::{Profile, ProfilePatch};
-use crate::domain::marketplace::provider::{self, Provider};
-use crate::domain::marketplace::request::{self, Asked, Request};
-use crate::domain::marketplace::schedule::{Hours, Weekday};
-use crate::domain::marketplace::session::{self, Session};
 use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{self, CreateRequest, parse};
@@ -22,6 +15,13 @@ use crate::gateway::{Gateway, Tier};
 use crate::kernel::entity::{Caller, Entity, Role};
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::ids::is_valid_id;
+use crate::systems::app_topics::domain::app_topic::{self, AppTopic};
+use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::profile::{Profile, ProfilePatch};
+use crate::systems::marketplace::domain::provider::{self, Provider};
+use crate::systems::marketplace::domain::request::{self, Asked, Request};
+use crate::systems::marketplace::domain::schedule::{Hours, Weekday};
+use crate::systems::marketplace::domain::session::{self, Session};
 
 /// Who asks, and under which command id.
 #[derive(Clone)]

@@ -6,9 +6,6 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::cluster::Meta;
-use crate::domain::sync::clock::DeviceId;
-use crate::domain::sync::device::{self, Action, Capabilities, Device, DeviceType, Profile};
-use crate::domain::sync::shared::{self, Shared, Standing};
 use crate::gateway::bodies::{parse, text};
 use crate::gateway::commands::{Call, derived_id};
 use crate::gateway::http::schemas::devices as schema;
@@ -16,6 +13,11 @@ use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::sync::shown_standing;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::text::{must_not_contain, wrong_in_name};
+use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::devices::domain::device::{
+    self, Action, Capabilities, Device, DeviceType, Profile,
+};
+use crate::systems::devices::domain::shared::{self, Shared, Standing};
 
 /// What a remote command is worth, unless it says so itself.
 const COMMAND_MS: u32 = 10_000;

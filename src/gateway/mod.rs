@@ -34,7 +34,6 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
-use crate::domain::sync::shared;
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
 use crate::gateway::origins::Origins;
@@ -47,6 +46,7 @@ use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
+use crate::systems::devices::domain::shared;
 
 pub use http::{operators, router};
 pub use origins::Allowed;

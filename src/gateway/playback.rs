@@ -7,14 +7,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::domain::sync::clock::DeviceId;
-use crate::domain::sync::content::{self, Availability, Content, MAX_AVAILABILITIES, Quality};
-use crate::domain::sync::crdt::Register;
-use crate::domain::sync::device::Action;
-use crate::domain::sync::operation::{MAX_NUMBER, is_name};
-use crate::domain::sync::platforms::{Choice, Platforms, Wish};
-use crate::domain::sync::playback::{self, Playback, Report, Start, Status};
-use crate::domain::sync::shared::{self, Shared};
 use crate::gateway::bodies::{list, parse, text};
 use crate::gateway::commands::{Call, derived_id, known_id};
 use crate::gateway::devices::{self, Remote};
@@ -22,6 +14,16 @@ use crate::gateway::http::schemas::devices as schema;
 use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::entity::Role;
 use crate::kernel::error::{AskError, ErrorCode};
+use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::devices::domain::content::{
+    self, Availability, Content, MAX_AVAILABILITIES, Quality,
+};
+use crate::systems::devices::domain::crdt::Register;
+use crate::systems::devices::domain::device::Action;
+use crate::systems::devices::domain::operation::{MAX_NUMBER, is_name};
+use crate::systems::devices::domain::platforms::{Choice, Platforms, Wish};
+use crate::systems::devices::domain::playback::{self, Playback, Report, Start, Status};
+use crate::systems::devices::domain::shared::{self, Shared};
 
 /// How long the end of a session waits for the device to be told.
 const STOP_WAITS: Duration = Duration::from_secs(3);

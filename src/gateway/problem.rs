@@ -246,8 +246,8 @@ impl From<ViewError> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::marketplace::rejection::FieldError as DomainError;
-    use crate::domain::marketplace::request;
+    use crate::systems::marketplace::domain::rejection::FieldError as DomainError;
+    use crate::systems::marketplace::domain::request;
 
     #[test]
     fn rejections_keep_their_reason_and_fields() {

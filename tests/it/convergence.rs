@@ -13,13 +13,15 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use proxie::domain::sync::clock::{DeviceId, NTP64, tick, to_ntp};
-use proxie::domain::sync::operation::{Change, Operation, Playback};
-use proxie::domain::sync::replica::{Entry, Mark, Replica};
-use proxie::domain::sync::shared::{Command, Event, Limits, Reply, Shared, Standing, State};
 use proxie::kernel::codec;
 use proxie::kernel::entity::{Caller, DecideCx, Effect, Entity, Role};
 use proxie::kernel::ids::IdSource;
+use proxie::systems::devices::domain::clock::{DeviceId, NTP64, tick, to_ntp};
+use proxie::systems::devices::domain::operation::{Change, Operation, Playback};
+use proxie::systems::devices::domain::replica::{Entry, Mark, Replica};
+use proxie::systems::devices::domain::shared::{
+    Command, Event, Limits, Reply, Shared, Standing, State,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};

@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::extract::{Body, Id, User};
 use super::list::{List, shown};
-use crate::domain::marketplace::service::Service;
 use crate::gateway::Gateway;
 use crate::gateway::commands;
 use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::{devices, playback, sync};
+use crate::systems::marketplace::domain::service::Service;
 
 type App = State<Arc<Gateway>>;
 type Answer = Outcome<Json<Value>>;

@@ -544,7 +544,7 @@ mod tests {
     fn the_profile_is_described_in_full() {
         let schema = &document()["components"]["schemas"]["Profile"]["properties"];
         let described: BTreeSet<&String> = schema.as_object().unwrap().keys().collect();
-        let source = include_str!("../../domain/marketplace/profile.rs");
+        let source = include_str!("../../systems/marketplace/domain/profile.rs");
         let patch =
             source.split("pub struct ProfilePatch {").nth(1).unwrap().split('}').next().unwrap();
         let fields: Vec<&str> = patch

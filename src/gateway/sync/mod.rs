@@ -8,10 +8,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::domain::sync::clock::{DeviceId, NTP64, ntp, to_timestamp};
-use crate::domain::sync::operation::{Change, Operation, Playback};
-use crate::domain::sync::replica::{Entry, Mark};
-use crate::domain::sync::shared::{Command, Reply, Shared, Standing};
 use crate::gateway::bodies::{list, object, text};
 use crate::gateway::commands::Call;
 use crate::gateway::problem::{Outcome, Problem};
@@ -19,6 +15,10 @@ use crate::gateway::ws::protocol::{Position, position};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::to_value;
 use crate::kernel::error::AskError;
+use crate::systems::devices::domain::clock::{DeviceId, NTP64, ntp, to_timestamp};
+use crate::systems::devices::domain::operation::{Change, Operation, Playback};
+use crate::systems::devices::domain::replica::{Entry, Mark};
+use crate::systems::devices::domain::shared::{Command, Reply, Shared, Standing};
 
 pub use link::Link;
 
@@ -241,7 +241,7 @@ pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
     let Reply::Explained { explanation, stable } = reply else {
         return Err(AskError::Internal.into());
     };
-    let by = |stamp: &crate::domain::sync::clock::Stamp| {
+    let by = |stamp: &crate::systems::devices::domain::clock::Stamp| {
         json!({
             "device_id": stamp.device,
             "timestamp": stamp.time.0.to_string(),
@@ -265,7 +265,7 @@ pub async fn explain(call: &Call<'_>, content_id: &str) -> Outcome {
         (true, true) => "it was never added, or removed so long ago that every device knows",
     };
     let position = explanation.position.map(|register| {
-        let written = |written: &crate::domain::sync::crdt::Written<_>| {
+        let written = |written: &crate::systems::devices::domain::crdt::Written<_>| {
             let mut shown = to_value(&written.value);
             shown["by"] = by(&written.stamp);
             shown

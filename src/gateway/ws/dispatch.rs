@@ -10,7 +10,6 @@ use super::ending::Flow;
 use super::events;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, split_topic};
-use crate::domain::sync::clock::DeviceId;
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
@@ -19,6 +18,7 @@ use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::sync;
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
+use crate::systems::devices::domain::clock::DeviceId;
 
 /// What comes back from the futures of a connection.
 pub enum Done {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use proxie::domain::sync::clock::DeviceId;
 use proxie::persistence::embedded::{DataLock, Embedded, Options};
+use proxie::systems::devices::domain::clock::DeviceId;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proxie::domain::sync::clock::DeviceId;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
+use proxie::systems::devices::domain::clock::DeviceId;
 use serde_json::{Value, json};
 
 use super::{Http, TestNode, Ws, id, text};

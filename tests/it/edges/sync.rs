@@ -10,7 +10,7 @@ use super::{Came, Http, TestNode, Ws, id, text};
 const SECOND: u64 = 1 << 32;
 
 fn device(n: u128) -> String {
-    proxie::domain::sync::clock::DeviceId::new(n).to_string()
+    proxie::systems::devices::domain::clock::DeviceId::new(n).to_string()
 }
 
 /// Now and so many seconds, as uhlc counts.

@@ -291,8 +291,8 @@ mod tests {
     use utoipa::OpenApi;
 
     use super::*;
-    use crate::domain::sync::{content, device, playback};
     use crate::gateway::http::schemas::Schemas;
+    use crate::systems::devices::domain::{content, device, playback};
 
     /// serde names all variants when it is given none of them.
     fn words_of<T: DeserializeOwned>(none: Value) -> Vec<String> {

@@ -1,0 +1,3 @@
+//! One durable topic is one entity.
+
+pub mod app_topic;

@@ -1,0 +1,3 @@
+//! Application topics: what clients publish to each other, where configuration grants it.
+
+pub mod domain;

@@ -1,0 +1,547 @@
+//! What a person is watching: sessions on devices, no more at a time than the plan allows.
+//!
+//! A session begins with a link that opens the platform's app. What happens in there nobody tells us but the device, which
+//! reports. So a session ends when it is said to be over, when its device starts something else or is removed, and when
+//! nothing has been heard of it: a while after its device went offline, or long after its last report.
+
+use std::collections::BTreeMap;
+
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::device::{self, Device};
+use super::platforms::Choice;
+use crate::kernel::clock::{Timestamp, saturating_add};
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, SendFailure, ViewRow};
+use crate::kernel::error::ErrorCode;
+
+/// A device that went offline may be back in time: a film goes on while the network is away.
+const AWAY_S: u32 = 120;
+/// Whatever a plan says.
+const MAX_STREAMS: usize = 100;
+
+#[derive(Debug)]
+pub struct Playback;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// What is to be played on which of the person's devices is the gateway's word, and so are the limits.
+    Start {
+        session_id: String,
+        start: Start,
+        /// One to be ended with the same step.
+        replaces: Option<String>,
+        max_streams: usize,
+    },
+    /// From the device.
+    Report {
+        session_id: String,
+        report: Report,
+    },
+    Stop {
+        session_id: String,
+    },
+    /// From the device's actor.
+    DeviceIs {
+        session_id: String,
+        there: Presence,
+    },
+    /// The timer.
+    TimedOut {
+        session_id: String,
+        why: EndReason,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub content_id: String,
+    pub device_id: String,
+    pub choice: Choice,
+    pub resume_position_ms: Option<u64>,
+    /// Without a report for so long it is over.
+    pub idle_s: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub status: Status,
+    pub position_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The device has the link, and has not said anything yet.
+    Starting,
+    Playing,
+    Paused,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Presence {
+    Online,
+    Offline,
+    Removed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Somebody said so.
+    Stopped,
+    /// It was watched to its end, or left.
+    Finished,
+    /// Its device plays something else, or another session was started instead.
+    Replaced,
+    DeviceOffline,
+    DeviceRemoved,
+    TimedOut,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Started { session_id: String, start: Start, at: Timestamp },
+    Reported { session_id: String, report: Report, at: Timestamp },
+    Ended { session_id: String, session: Session, reason: EndReason, at: Timestamp },
+}
+
+/// Bounded by the plan, and [`MAX_STREAMS`]. Those that have ended are in the view.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub live: BTreeMap<String, Session>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    pub start: Start,
+    pub report: Report,
+    pub started_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Session(Value),
+    Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("this is another person's")]
+    NotYours,
+    #[error("this session has ended")]
+    Ended,
+    #[error("no more than {max} at the same time: stop one of {}", live.join(", "))]
+    TooManyStreams { max: usize, live: Vec<String> },
+    #[error("only the system may do this")]
+    InternalOnly,
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotYours => ErrorCode::NotFound,
+            Self::InternalOnly => ErrorCode::Forbidden,
+            Self::Ended | Self::TooManyStreams { .. } => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotYours => "not_yours",
+            Self::Ended => "session_ended",
+            Self::TooManyStreams { .. } => "too_many_streams",
+            Self::InternalOnly => "internal_only",
+        }
+    }
+}
+
+fn timer(session_id: &str) -> String {
+    format!("over:{session_id}")
+}
+
+fn play(session_id: &str, start: &Start) -> Effect {
+    let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
+    Effect::send::<Device>(start.device_id.clone(), &command)
+}
+
+fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
+    let at = saturating_add(now, SignedDuration::from_secs(after_s.into()));
+    let command = Command::TimedOut { session_id: session_id.into(), why };
+    Effect::schedule::<Playback>(timer(session_id), at, &command)
+}
+
+impl Session {
+    fn new(start: &Start, at: Timestamp) -> Self {
+        let position_ms = start.resume_position_ms;
+        let report = Report { status: Status::Starting, position_ms, duration_ms: None };
+        Self { start: start.clone(), report, started_at: at, updated_at: at }
+    }
+
+    fn reported(&mut self, report: &Report, at: Timestamp) {
+        self.report = Report {
+            status: report.status,
+            position_ms: report.position_ms.or(self.report.position_ms),
+            duration_ms: report.duration_ms.or(self.report.duration_ms),
+        };
+        self.updated_at = at;
+    }
+
+    /// As the API shows it, and as its row is.
+    fn shown(&self, id: &str, owner: &str, ended: Option<(EndReason, Timestamp)>) -> Value {
+        let Start { content_id, device_id, choice, resume_position_ms, .. } = &self.start;
+        json!({
+            "id": id,
+            "user_id": owner,
+            "content_id": content_id,
+            "device_id": device_id,
+            "platform": choice.platform,
+            "access": choice.access,
+            "quality": choice.quality,
+            "deep_link": choice.deep_link,
+            "web_fallback": choice.web_fallback,
+            "resume_position_ms": resume_position_ms,
+            "status": if ended.is_some() { Status::Ended } else { self.report.status },
+            "position_ms": self.report.position_ms,
+            "duration_ms": self.report.duration_ms,
+            "started_at": self.started_at,
+            "updated_at": ended.map_or(self.updated_at, |(_, at)| at),
+            "ended_at": ended.map(|(_, at)| at),
+            "end_reason": ended.map(|(reason, _)| reason),
+        })
+    }
+}
+
+impl State {
+    fn start(
+        &self,
+        session_id: String,
+        start: Start,
+        replaces: Option<&str>,
+        max_streams: usize,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Playback>, Rejection> {
+        if let Some(session) = self.live.get(&session_id) {
+            return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
+        }
+        let ends = |(id, session): &(&String, &Session)| {
+            session.start.device_id == start.device_id || Some(id.as_str()) == replaces
+        };
+        let (ended, goes_on): (Vec<_>, Vec<_>) = self.live.iter().partition(ends);
+        let max = max_streams.min(MAX_STREAMS);
+        if goes_on.len() >= max {
+            let live = goes_on.into_iter().map(|(id, _)| id.clone()).collect();
+            return Err(Rejection::TooManyStreams { max, live });
+        }
+        let session = Session::new(&start, cx.now);
+        let shown = session.shown(&session_id, cx.key, None);
+        let mut decision = Decision::reply(Reply::Session(shown.clone()));
+        for (id, session) in ended {
+            let over = end(id, session, EndReason::Replaced, cx);
+            decision.events.extend(over.events);
+            decision.effects.extend(over.effects);
+        }
+        let play = play(&session_id, &start);
+        let timer = over_at(&session_id, cx.now, start.idle_s, EndReason::TimedOut);
+        Ok(decision
+            .event(Event::Started { session_id, start, at: cx.now })
+            .effect(play)
+            .effect(Effect::notify("user", cx.key, "playback:changed", shown))
+            .effect(timer))
+    }
+
+    fn report(&self, session_id: &str, report: Report, cx: &DecideCx<'_>) -> Outcome {
+        let session = self.live.get(session_id).ok_or(Rejection::Ended)?;
+        let mut after = session.clone();
+        after.reported(&report, cx.now);
+        if report.status == Status::Ended {
+            return Ok(end(session_id, &after, EndReason::Finished, cx));
+        }
+        let shown = after.shown(session_id, cx.key, None);
+        let changed = session.report.status != report.status;
+        let told = Effect::notify("user", cx.key, "playback:changed", shown.clone());
+        Ok(Decision::reply(Reply::Session(shown))
+            .event(Event::Reported { session_id: session_id.into(), report, at: cx.now })
+            .effects(changed.then_some(told))
+            .effect(over_at(session_id, cx.now, session.start.idle_s, EndReason::TimedOut)))
+    }
+
+    /// Ends it, if it is not over anyway.
+    fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Outcome {
+        Ok(match self.live.get(session_id) {
+            Some(session) => end(session_id, session, reason, cx),
+            None => Decision::reply(Reply::Done),
+        })
+    }
+}
+
+type Outcome = Result<Decision<Playback>, Rejection>;
+
+/// Replies with the session as it ended.
+fn end(
+    session_id: &str,
+    session: &Session,
+    reason: EndReason,
+    cx: &DecideCx<'_>,
+) -> Decision<Playback> {
+    let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
+    let stopped = device::Command::Stopped { session_id: session_id.into() };
+    let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
+    let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
+    Decision::reply(Reply::Session(shown.clone()))
+        .event(Event::Ended { session_id, session, reason, at })
+        .effect(Effect::send::<Device>(device_id, &stopped))
+        .effect(Effect::notify("user", cx.key, "playback:changed", shown))
+        .effect(cancel)
+}
+
+impl Entity for Playback {
+    const KIND: &'static str = "playback";
+    const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Outcome {
+        if !cx.caller.may_act_for(cx.key) {
+            return Err(Rejection::NotYours);
+        }
+        match command {
+            Command::Start { session_id, start, replaces, max_streams } => {
+                state.start(session_id, start, replaces.as_deref(), max_streams, cx)
+            }
+            Command::Report { session_id, report } => state.report(&session_id, report, cx),
+            Command::Stop { session_id } => state.stop(&session_id, EndReason::Stopped, cx),
+            Command::DeviceIs { .. } | Command::TimedOut { .. } if !cx.caller.is_internal() => {
+                Err(Rejection::InternalOnly)
+            }
+            Command::TimedOut { session_id, why } => state.stop(&session_id, why, cx),
+            Command::DeviceIs { session_id, there: Presence::Removed } => {
+                state.stop(&session_id, EndReason::DeviceRemoved, cx)
+            }
+            Command::DeviceIs { session_id, there } => {
+                let decision = Decision::reply(Reply::Done);
+                let Some(session) = state.live.get(&session_id) else { return Ok(decision) };
+                if there == Presence::Offline {
+                    let why = EndReason::DeviceOffline;
+                    return Ok(decision.effect(over_at(&session_id, cx.now, AWAY_S, why)));
+                }
+                let Session { start, report, updated_at, .. } = session;
+                let timer = over_at(&session_id, *updated_at, start.idle_s, EndReason::TimedOut);
+                // It may not have heard of it.
+                let waits = report.status == Status::Starting;
+                let again = waits.then(|| play(&session_id, start));
+                Ok(decision.effects(again).effect(timer))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Started { session_id, start, at } => {
+                state.live.insert(session_id.clone(), Session::new(start, *at));
+            }
+            Event::Reported { session_id, report, at } => {
+                if let Some(session) = state.live.get_mut(session_id) {
+                    session.reported(report, *at);
+                }
+            }
+            Event::Ended { session_id, .. } => {
+                state.live.remove(session_id);
+            }
+        }
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let shown = events.iter().filter_map(|event| match event {
+            Event::Started { session_id, .. } | Event::Reported { session_id, .. } => {
+                Some(state.live.get(session_id)?.shown(session_id, key, None))
+            }
+            Event::Ended { session_id, session, reason, at } => {
+                Some(session.shown(session_id, key, Some((*reason, *at))))
+            }
+        });
+        shown.map(|row| ViewRow::new("playback_sessions", row)).collect()
+    }
+
+    /// A device that cannot be told plays nothing.
+    fn send_failed(failure: SendFailure) -> Option<Command> {
+        match serde_json::from_value(failure.command).ok()? {
+            device::Command::Play { session_id, .. } => {
+                Some(Command::DeviceIs { session_id, there: Presence::Removed })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::entity::Caller;
+    use crate::kernel::entity::spec::{Given, given};
+    use crate::systems::devices::domain::content::{Access, Quality};
+
+    fn now() -> Timestamp {
+        "2026-01-12T08:00:00Z".parse().unwrap()
+    }
+
+    fn on(device: &str) -> Start {
+        let choice = Choice {
+            platform: "netflix".into(),
+            access: Access::Subscription,
+            quality: Quality::Hd,
+            deep_link: "nflx://1".into(),
+            web_fallback: "https://1".into(),
+        };
+        Start {
+            content_id: "tt1".into(),
+            device_id: device.into(),
+            choice,
+            resume_position_ms: Some(7),
+            idle_s: 900,
+        }
+    }
+
+    fn start(session: &str, device: &str, replaces: Option<&str>) -> Command {
+        Command::Start {
+            session_id: session.into(),
+            start: on(device),
+            replaces: replaces.map(Into::into),
+            max_streams: 2,
+        }
+    }
+
+    fn report(session: &str, status: Status, position_ms: Option<u64>) -> Command {
+        let report = Report { status, position_ms, duration_ms: None };
+        Command::Report { session_id: session.into(), report }
+    }
+
+    fn alice() -> Given<Playback> {
+        let started = Event::Started { session_id: "plb_1".into(), start: on("dev_1"), at: now() };
+        given::<Playback>([started]).at(now()).by_user("alice").key("alice")
+    }
+
+    /// What follows, in short: `play dev_1`, `stopped dev_1`, `told ended`, `in 900 s`, `no timer`.
+    fn follows(decision: &Decision<Playback>) -> Vec<String> {
+        let short = |effect: &Effect| match effect {
+            Effect::Send { key, command, .. } => {
+                let name = command.as_object().unwrap().keys().next().unwrap();
+                format!("{} {key}", name.to_lowercase())
+            }
+            Effect::Notify { publication, .. } => {
+                format!("told {}", publication.data["status"].as_str().unwrap())
+            }
+            Effect::Schedule { at, .. } => {
+                format!("in {} s", at.as_second() - now().as_second())
+            }
+            Effect::Cancel { .. } => "no timer".into(),
+            other => format!("{other:?}"),
+        };
+        decision.effects.iter().map(short).collect()
+    }
+
+    fn live(given: &Given<Playback>) -> Vec<&str> {
+        given.state.live.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_session_starts_is_reported_and_ends() {
+        let mut alice = given::<Playback>([]).at(now()).by_user("alice").key("alice");
+        let decision = alice.when(start("plb_1", "dev_1", None)).decision();
+        assert_eq!(follows(&decision), ["play dev_1", "told starting", "in 900 s"]);
+        let rows = Playback::project("alice", &alice.state, &decision.events);
+        assert_eq!(
+            (&rows[0].row["status"], &rows[0].row["position_ms"]),
+            (&json!("starting"), &json!(7))
+        );
+        // Again has no effect.
+        assert!(follows(&alice.when(start("plb_1", "dev_1", None)).then([])).is_empty());
+        let decision = alice.when(report("plb_1", Status::Playing, Some(60_000))).decision();
+        assert_eq!(follows(&decision), ["told playing", "in 900 s"]);
+        // Where it is does not have to be told again.
+        let decision = alice.when(report("plb_1", Status::Playing, Some(70_000))).decision();
+        assert_eq!(follows(&decision), ["in 900 s"]);
+        let decision = alice.when(report("plb_1", Status::Ended, None)).decision();
+        assert_eq!(follows(&decision), ["stopped dev_1", "told ended", "no timer"]);
+        let rows = Playback::project("alice", &alice.state, &decision.events);
+        let row = &rows[0].row;
+        assert_eq!(
+            (&row["status"], &row["end_reason"], &row["position_ms"], &row["user_id"]),
+            (&json!("ended"), &json!("finished"), &json!(70_000), &json!("alice"))
+        );
+        assert!(live(&alice).is_empty());
+        alice.when(report("plb_1", Status::Playing, None)).then_rejected("session_ended");
+        alice.when(Command::Stop { session_id: "plb_1".into() }).then([]);
+    }
+
+    #[test]
+    fn no_more_than_the_plan_allows() {
+        let mut alice = alice();
+        alice.when(start("plb_2", "dev_2", None)).decision();
+        alice.when(start("plb_3", "dev_3", None)).then_rejected("too_many_streams");
+        // A device plays one thing.
+        let decision = alice.when(start("plb_4", "dev_2", None)).decision();
+        let expected =
+            ["stopped dev_2", "told ended", "no timer", "play dev_2", "told starting", "in 900 s"];
+        assert_eq!(follows(&decision), expected);
+        assert_eq!(live(&alice), ["plb_1", "plb_4"]);
+        // It moves to another one.
+        let decision = alice.when(start("plb_5", "dev_3", Some("plb_1"))).decision();
+        assert_eq!(follows(&decision)[..2], ["stopped dev_1", "told ended"]);
+        assert_eq!(live(&alice), ["plb_4", "plb_5"]);
+    }
+
+    #[test]
+    fn it_ends_when_nothing_is_heard_of_it() {
+        let mut alice = alice();
+        let is = |there| Command::DeviceIs { session_id: "plb_1".into(), there };
+        let timed_out = |why| Command::TimedOut { session_id: "plb_1".into(), why };
+        alice.when(is(Presence::Removed)).then_rejected("internal_only");
+        alice.when(timed_out(EndReason::TimedOut)).then_rejected("internal_only");
+        alice.caller = Caller::Runtime;
+        assert_eq!(follows(&alice.when(is(Presence::Offline)).then([])), ["in 120 s"]);
+        // It has not said anything yet: it is told again. Being there does not make the session longer.
+        alice.now = now().checked_add(SignedDuration::from_secs(60)).unwrap();
+        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["play dev_1", "in 900 s"]);
+        alice.when(report("plb_1", Status::Playing, None)).decision();
+        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["in 960 s"]);
+        let decision = alice.when(timed_out(EndReason::DeviceOffline)).decision();
+        let [Event::Ended { reason: EndReason::DeviceOffline, .. }] = &decision.events[..] else {
+            panic!("{:?}", decision.events)
+        };
+        assert!(follows(&alice.when(is(Presence::Offline)).then([])).is_empty());
+        alice.when(timed_out(EndReason::TimedOut)).then([]);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_plays_nothing() {
+        let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
+        let failed = Playback::send_failed(SendFailure {
+            kind: "device".into(),
+            key: "dev_1".into(),
+            command: crate::kernel::entity::to_value(&play),
+            reason: "not_found".into(),
+        });
+        let mut alice = alice();
+        alice.caller = Caller::Runtime;
+        let decision = alice.when(failed.unwrap()).decision();
+        assert_eq!(follows(&decision)[1], "told ended");
+        assert!(live(&alice).is_empty());
+    }
+
+    #[test]
+    fn nobody_else_may() {
+        let mut eve = alice().by_user("eve");
+        eve.when(start("plb_9", "dev_1", None)).then_rejected("not_yours");
+        eve.when(Command::Stop { session_id: "plb_1".into() }).then_rejected("not_yours");
+        eve.when(report("plb_1", Status::Paused, None)).then_rejected("not_yours");
+    }
+}

@@ -1,0 +1,556 @@
+//! An agreed appointment between a consumer and a provider, from its confirmation to its review.
+//!
+//! ```text
+//! Pending ──▶ Confirmed ──starts_at──▶ InProgress ──ends_at──▶ Completed ──▶ Reviewed
+//!                 │                        └───────────┬───────────┘
+//!                 └──▶ Cancelled                       └──▶ NoShow
+//! ```
+//! Confirmation is immediate today, so Pending lasts no longer than the commit; it is the place for a payment or an
+//! approval by hand. The provider holds the time before this entity exists and releases it when told to.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::error::ErrorCode;
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::profile::ProviderCard;
+use crate::systems::marketplace::domain::provider::{self, Provider};
+use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
+use crate::systems::marketplace::domain::request::{self, Request};
+use crate::systems::marketplace::domain::schedule::later;
+use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::user::User;
+
+#[cfg(test)]
+mod tests;
+
+/// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
+const NO_SHOW_MINUTES: i64 = 24 * 60;
+/// Reminders, in hours before the start.
+const REMIND_HOURS: [u8; 2] = [24, 1];
+
+#[derive(Debug)]
+pub struct Booking;
+
+/// What both sides agreed on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Agreed {
+    pub request_id: String,
+    pub offer_id: String,
+    pub consumer_id: String,
+    pub provider: ProviderCard,
+    pub provider_owner_id: String,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Internal: the provider holds the time.
+    Confirm(Box<Agreed>),
+    /// By either party, before the start. Internal: an acceptance that was given up.
+    Cancel {
+        reason: Option<String>,
+    },
+    /// Internal: the session's agent cancels for its user.
+    CancelForConsumer {
+        reason: Option<String>,
+    },
+    /// By the consumer, once completed.
+    Review {
+        rating: u8,
+        comment: Option<String>,
+    },
+    /// By the provider's owner, from the start to a day after the end.
+    MarkNoShow,
+    /// Query, for the parties.
+    Get,
+    /// Internal: timers.
+    Remind {
+        hours_before: u8,
+    },
+    Start,
+    Complete,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    BookingRequested { agreed: Box<Agreed>, at: Timestamp },
+    BookingConfirmed { at: Timestamp },
+    BookingStarted { at: Timestamp },
+    BookingCompleted { at: Timestamp },
+    BookingReviewed { rating: u8, comment: Option<String>, at: Timestamp },
+    BookingCancelled { by: Party, reason: Option<String>, at: Timestamp },
+    ConsumerMissed { at: Timestamp },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Party {
+    Consumer,
+    Provider,
+    System,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    #[default]
+    Pending,
+    Confirmed,
+    InProgress,
+    Completed,
+    Reviewed,
+    Cancelled,
+    NoShow,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Review {
+    pub rating: u8,
+    pub comment: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancellation {
+    pub by: Party,
+    pub reason: Option<String>,
+}
+
+/// Bounded by its fields: one agreement, one end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub agreed: Option<Agreed>,
+    pub status: Status,
+    pub review: Option<Review>,
+    pub cancellation: Option<Cancellation>,
+    pub created_at: Option<Timestamp>,
+    pub updated_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// `booking_json`.
+    Booking(Value),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such booking")]
+    NotFound,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("only the consumer may review")]
+    ConsumerOnly,
+    #[error("nobody reviews themselves")]
+    OwnBooking,
+    #[error("only the provider may say so")]
+    ProviderOnly,
+    #[error("the appointment has started")]
+    AlreadyStarted,
+    #[error("the appointment has not started")]
+    NotStarted,
+    #[error("that had to be said within a day after the end")]
+    TooLate,
+    #[error("the appointment is not completed")]
+    NotCompleted,
+    #[error("it is reviewed already")]
+    AlreadyReviewed,
+    #[error("the booking was cancelled")]
+    Cancelled,
+    #[error("the consumer did not come")]
+    NoShow,
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound => ErrorCode::NotFound,
+            Self::InternalOnly | Self::ConsumerOnly | Self::OwnBooking | Self::ProviderOnly => {
+                ErrorCode::Forbidden
+            }
+            Self::AlreadyStarted | Self::AlreadyReviewed | Self::Cancelled | Self::NoShow => {
+                ErrorCode::Conflict
+            }
+            Self::NotStarted | Self::TooLate | Self::NotCompleted | Self::Invalid { .. } => {
+                ErrorCode::Rejected
+            }
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::InternalOnly => "internal_only",
+            Self::ConsumerOnly => "consumer_only",
+            Self::OwnBooking => "own_booking",
+            Self::ProviderOnly => "provider_only",
+            Self::AlreadyStarted => "already_started",
+            Self::NotStarted => "not_started",
+            Self::TooLate => "too_late",
+            Self::NotCompleted => "not_completed",
+            Self::AlreadyReviewed => "already_reviewed",
+            Self::Cancelled => "booking_cancelled",
+            Self::NoShow => "no_show",
+            Self::Invalid { .. } => "invalid",
+        }
+    }
+}
+
+impl Entity for Booking {
+    const KIND: &'static str = "booking";
+    const GOLDEN: &'static str = include_str!("golden/booking.jsonl");
+    const HAS_TOPIC: bool = true;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        let Some(agreed) = &state.agreed else {
+            return match command {
+                Command::Confirm(agreed) if cx.caller.is_internal() => {
+                    Ok(confirm(state, agreed, cx))
+                }
+                // Given up before the provider could confirm: there is nothing to undo here.
+                Command::Cancel { .. } if cx.caller.is_internal() => {
+                    Ok(Decision::reply(Reply::Done))
+                }
+                _ => Err(Rejection::NotFound),
+            };
+        };
+        let party = match cx.caller.user_id() {
+            None => Party::System,
+            Some(id) if id == agreed.consumer_id => Party::Consumer,
+            Some(id) if id == agreed.provider_owner_id => Party::Provider,
+            Some(_) => return Err(Rejection::NotFound),
+        };
+        let internal_only = || {
+            if party == Party::System { Ok(()) } else { Err(Rejection::InternalOnly) }
+        };
+        let step = Step { state, agreed, cx };
+        match command {
+            Command::Get => Ok(Decision::reply(Reply::Booking(booking_json(cx.key, state)))),
+            Command::Cancel { reason } => step.cancel(party, reason),
+            Command::CancelForConsumer { reason } => {
+                internal_only()?;
+                step.cancel(Party::Consumer, reason)
+            }
+            Command::Review { rating, comment } => step.review(party, rating, comment),
+            Command::MarkNoShow => step.no_show(party),
+            Command::Confirm(_) => internal_only().map(|()| step.confirm_again()),
+            Command::Remind { hours_before } => internal_only().map(|()| step.remind(hours_before)),
+            Command::Start => internal_only().map(|()| step.start()),
+            Command::Complete => internal_only().map(|()| step.complete()),
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        let at = match event {
+            Event::BookingRequested { agreed, at } => {
+                state.agreed = Some(Agreed::clone(agreed));
+                state.created_at = Some(*at);
+                at
+            }
+            Event::BookingConfirmed { at } => {
+                state.status = Status::Confirmed;
+                at
+            }
+            Event::BookingStarted { at } => {
+                state.status = Status::InProgress;
+                at
+            }
+            Event::BookingCompleted { at } => {
+                state.status = Status::Completed;
+                at
+            }
+            Event::BookingReviewed { rating, comment, at } => {
+                state.status = Status::Reviewed;
+                state.review = Some(Review { rating: *rating, comment: comment.clone() });
+                at
+            }
+            Event::BookingCancelled { by, reason, at } => {
+                state.status = Status::Cancelled;
+                state.cancellation = Some(Cancellation { by: *by, reason: reason.clone() });
+                at
+            }
+            Event::ConsumerMissed { at } => {
+                state.status = Status::NoShow;
+                at
+            }
+        };
+        state.updated_at = Some(*at);
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Get)
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let Some(agreed) = state.agreed.as_ref().filter(|_| !events.is_empty()) else {
+            return Vec::new();
+        };
+        let row = json!({
+            "id": key,
+            "request_id": agreed.request_id,
+            "offer_id": agreed.offer_id,
+            "consumer_id": agreed.consumer_id,
+            "provider_id": agreed.provider.id,
+            "provider_owner_id": agreed.provider_owner_id,
+            "service": agreed.service,
+            "status": state.status,
+            "price": agreed.price,
+            "starts_at": agreed.starts_at,
+            "ends_at": agreed.ends_at,
+            "place": agreed.place,
+            "detail": booking_json(key, state),
+            "created_at": state.created_at,
+            "updated_at": state.updated_at,
+        });
+        vec![ViewRow::new("bookings", row)]
+    }
+}
+
+/// What the API, the read model's `detail` and the `booking:` events show.
+pub fn booking_json(id: &str, state: &State) -> Value {
+    let Some(agreed) = &state.agreed else { return Value::Null };
+    json!({
+        "id": id,
+        "request_id": agreed.request_id,
+        "offer_id": agreed.offer_id,
+        "consumer_id": agreed.consumer_id,
+        "provider": agreed.provider,
+        "service": agreed.service,
+        "details": agreed.details,
+        "price": agreed.price,
+        "starts_at": agreed.starts_at,
+        "ends_at": agreed.ends_at,
+        "place": agreed.place,
+        "status": state.status,
+        "review": state.review,
+        "cancellation": state.cancellation,
+        "created_at": state.created_at,
+        "updated_at": state.updated_at,
+    })
+}
+
+fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Booking> {
+    let at = cx.now;
+    let hours = |n: u8| later(agreed.starts_at, -60 * i64::from(n));
+    let timers = REMIND_HOURS
+        .into_iter()
+        .filter(|n| hours(*n) > at)
+        .map(|n| (format!("remind_{n}h"), hours(n), Command::Remind { hours_before: n }))
+        .chain([
+            ("start".into(), agreed.starts_at, Command::Start),
+            ("complete".into(), agreed.ends_at, Command::Complete),
+        ])
+        .map(|(name, at, command)| Effect::schedule::<Booking>(name, at, &command))
+        .collect::<Vec<_>>();
+    let answer = answer_request(&agreed, cx.key);
+    let events = vec![
+        Event::BookingRequested { agreed: agreed.clone(), at },
+        Event::BookingConfirmed { at },
+    ];
+    let step = Step { state, agreed: &agreed, cx };
+    let announcements = step.announce("booking:confirmed", &events, json!({}));
+    Decision { events, ..Decision::reply(Reply::Done) }
+        .effect(answer)
+        .effects(announcements)
+        .effects(timers)
+}
+
+fn answer_request(agreed: &Agreed, key: &str) -> Effect {
+    let command = request::Command::BookingConfirmed {
+        booking_id: key.into(),
+        offer_id: agreed.offer_id.clone(),
+    };
+    Effect::send::<Request>(agreed.request_id.clone(), &command)
+}
+
+/// One command on an existing booking.
+struct Step<'a> {
+    state: &'a State,
+    agreed: &'a Agreed,
+    cx: &'a DecideCx<'a>,
+}
+
+impl Step<'_> {
+    /// To both parties and to the booking's own topic, as it is after `events`.
+    fn announce(&self, name: &str, events: &[Event], mut data: Value) -> Vec<Effect> {
+        let mut next = self.state.clone();
+        for event in events {
+            Booking::evolve(&mut next, event);
+        }
+        data["booking"] = booking_json(self.cx.key, &next);
+        let owner = &self.agreed.provider_owner_id;
+        let consumer = &self.agreed.consumer_id;
+        let mut effects = vec![Effect::notify(User::KIND, consumer, name, data.clone())];
+        if owner != consumer {
+            effects.push(Effect::notify(User::KIND, owner, name, data.clone()));
+        }
+        // A durable publication belongs to an event.
+        if !events.is_empty() {
+            effects.push(Effect::publish(name, data));
+        }
+        effects
+    }
+
+    fn updated(&self, kind: &str, event: Event) -> Decision<Booking> {
+        let mut next = self.state.clone();
+        Booking::evolve(&mut next, &event);
+        let events = vec![event];
+        let effects = self.announce("booking:updated", &events, json!({"kind": kind}));
+        let reply = Reply::Booking(booking_json(self.cx.key, &next));
+        Decision { events, effects, reply: Some(reply) }
+    }
+
+    fn unchanged(&self) -> Decision<Booking> {
+        Decision::reply(Reply::Booking(booking_json(self.cx.key, self.state)))
+    }
+
+    /// The provider was asked twice. What has been cancelled meanwhile stays so, and its time is free again.
+    fn confirm_again(&self) -> Decision<Booking> {
+        let effect = match self.state.status {
+            Status::Cancelled => self.release(),
+            _ => answer_request(self.agreed, self.cx.key),
+        };
+        Decision::reply(Reply::Done).effect(effect)
+    }
+
+    /// The request has lost its booking, and its session hears of it.
+    fn tell_request(&self, by: Party) -> Effect {
+        let command = request::Command::BookingCancelled { booking_id: self.cx.key.into(), by };
+        Effect::send::<Request>(self.agreed.request_id.clone(), &command)
+    }
+
+    fn release(&self) -> Effect {
+        let booking_id = self.cx.key.into();
+        let command = provider::Command::ReleaseSlot { booking_id };
+        Effect::send::<Provider>(self.agreed.provider.id.clone(), &command)
+    }
+
+    fn cancel(&self, by: Party, reason: Option<String>) -> Result<Decision<Booking>, Rejection> {
+        match self.state.status {
+            Status::Pending | Status::Confirmed => {}
+            Status::Cancelled => return Ok(self.unchanged()),
+            Status::NoShow => return Err(Rejection::NoShow),
+            Status::InProgress | Status::Completed | Status::Reviewed => {
+                return Err(Rejection::AlreadyStarted);
+            }
+        }
+        if self.cx.now >= self.agreed.starts_at {
+            return Err(Rejection::AlreadyStarted);
+        }
+        let mut check = Check::default();
+        check.text(reason.as_deref().unwrap_or_default(), 500, "/reason");
+        check.finish(|errors| Rejection::Invalid { errors })?;
+        let timers = REMIND_HOURS.map(|n| format!("remind_{n}h"));
+        let timers = timers.into_iter().chain(["start".into(), "complete".into()]);
+        Ok(self
+            .updated("cancelled", Event::BookingCancelled { by, reason, at: self.cx.now })
+            .effect(self.release())
+            .effect(self.tell_request(by))
+            .effects(timers.map(Effect::cancel)))
+    }
+
+    fn review(
+        &self,
+        by: Party,
+        rating: u8,
+        comment: Option<String>,
+    ) -> Result<Decision<Booking>, Rejection> {
+        if by != Party::Consumer {
+            return Err(Rejection::ConsumerOnly);
+        }
+        // Older releases let people book themselves.
+        if self.agreed.consumer_id == self.agreed.provider_owner_id {
+            return Err(Rejection::OwnBooking);
+        }
+        match self.state.status {
+            Status::Completed => {}
+            Status::Reviewed => return Err(Rejection::AlreadyReviewed),
+            Status::Cancelled => return Err(Rejection::Cancelled),
+            Status::NoShow => return Err(Rejection::NoShow),
+            Status::Pending | Status::Confirmed | Status::InProgress => {
+                return Err(Rejection::NotCompleted);
+            }
+        }
+        let mut check = Check::default();
+        check.that((1..=5).contains(&rating), "/rating", "must be 1 to 5");
+        check.text(comment.as_deref().unwrap_or_default(), 2_000, "/comment");
+        check.finish(|errors| Rejection::Invalid { errors })?;
+        let booking_id = self.cx.key.into();
+        let record = provider::Command::RecordReview { booking_id, stars: rating };
+        let record = Effect::send::<Provider>(self.agreed.provider.id.clone(), &record);
+        let event = Event::BookingReviewed { rating, comment, at: self.cx.now };
+        Ok(self.updated("reviewed", event).effect(record))
+    }
+
+    fn no_show(&self, by: Party) -> Result<Decision<Booking>, Rejection> {
+        if by == Party::Consumer {
+            return Err(Rejection::ProviderOnly);
+        }
+        match self.state.status {
+            Status::Confirmed | Status::InProgress | Status::Completed
+                if self.cx.now >= self.agreed.starts_at =>
+            {
+                if self.cx.now > later(self.agreed.ends_at, NO_SHOW_MINUTES) {
+                    return Err(Rejection::TooLate);
+                }
+            }
+            Status::Pending | Status::Confirmed | Status::InProgress | Status::Completed => {
+                return Err(Rejection::NotStarted);
+            }
+            Status::NoShow => return Ok(self.unchanged()),
+            Status::Reviewed => return Err(Rejection::AlreadyReviewed),
+            Status::Cancelled => return Err(Rejection::Cancelled),
+        }
+        Ok(self
+            .updated("no_show", Event::ConsumerMissed { at: self.cx.now })
+            .effect(Effect::cancel("start"))
+            .effect(Effect::cancel("complete")))
+    }
+
+    fn remind(&self, hours_before: u8) -> Decision<Booking> {
+        if self.state.status != Status::Confirmed || self.cx.now >= self.agreed.starts_at {
+            return Decision::reply(Reply::Done);
+        }
+        let data = json!({"kind": "reminder", "hours_before": hours_before});
+        Decision::reply(Reply::Done).effects(self.announce("booking:updated", &[], data))
+    }
+
+    fn start(&self) -> Decision<Booking> {
+        match self.state.status {
+            Status::Confirmed => self.updated("started", Event::BookingStarted { at: self.cx.now }),
+            _ => Decision::reply(Reply::Done),
+        }
+    }
+
+    /// Also where the start was missed (a node that was away).
+    fn complete(&self) -> Decision<Booking> {
+        match self.state.status {
+            Status::Confirmed | Status::InProgress => {
+                // "completed" is the invitation to review.
+                self.updated("completed", Event::BookingCompleted { at: self.cx.now })
+            }
+            _ => Decision::reply(Reply::Done),
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! What a sentence asks for: a service, when, where, and for how much at most.
+//!
+//! A pure function of the words, the time and the user's zone: no model, no network, and the same answer each time,
+//! so that an entity may call it. Words that are read as one thing (a place, a sum) are not read as another. Words that say
+//! something and are not understood are [`Unread`]: they are asked about, and nothing takes their place.
+
+use jiff::Timestamp;
+use jiff::civil::Time;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::places::{self, Place, currency_of};
+use crate::systems::marketplace::domain::schedule;
+use crate::systems::marketplace::domain::service::Service;
+
+mod acts;
+mod leftover;
+mod lexicon;
+mod money;
+mod numbers;
+#[cfg(test)]
+mod tests;
+mod time;
+pub(super) mod token;
+
+use token::{Role, Token};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct When {
+    pub earliest: Timestamp,
+    pub latest: Timestamp,
+    pub exact: bool,
+}
+
+/// What a message is for. A draft of the journal has `Request`, the other names may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intent {
+    #[default]
+    Request,
+    Greeting,
+    Thanks,
+    Help,
+    Status,
+    Yes,
+    No,
+    /// "ok", "sure": heard, and nothing more.
+    Nod,
+    /// "never mind": what was not asked for yet is not wanted.
+    Drop,
+    /// The closed form: these two bind.
+    Accept(Which, Option<Service>),
+    Cancel(Thing, Option<Service>),
+    /// Speaks of offers, and does not accept one. `hesitates`: nothing is meant to happen.
+    AcceptTalk {
+        which: Option<Which>,
+        hesitates: bool,
+    },
+    CancelTalk {
+        thing: Thing,
+        service: Option<Service>,
+        hesitates: bool,
+    },
+    /// "don't book me a haircut".
+    Refusal,
+    /// A provider at the door.
+    Offering,
+}
+
+/// Which of the offers is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Which {
+    Cheapest,
+    Best,
+    /// In the order in which they were shown, from 1.
+    Nth(u8),
+    /// The only one.
+    It,
+}
+
+/// What is to be cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Thing {
+    Any,
+    Request,
+    Booking,
+}
+
+/// What a piece of a message would have said, had it been understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum About {
+    When,
+    Place,
+    Budget,
+    /// A service that nobody here does.
+    OtherService,
+    /// A second service.
+    SecondService,
+    /// More than one appointment.
+    Several,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    pub about: About,
+    pub words: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Understanding {
+    pub service: Option<Service>,
+    pub when: Option<When>,
+    pub place: Option<Place>,
+    pub budget: Option<Money>,
+    pub details: String,
+    pub intent: Intent,
+    /// An hour that was said, without a day that could be read.
+    #[serde(default)]
+    pub hour: Option<Time>,
+    /// What was said and is not understood: it has to be asked about.
+    #[serde(default)]
+    pub unread: Vec<Unread>,
+    /// Whether the last message says nothing beside what was read of it.
+    #[serde(skip)]
+    pub bare: bool,
+}
+
+impl Understanding {
+    pub fn is_unread(&self, about: About) -> bool {
+        self.unread.iter().any(|unread| unread.about == about)
+    }
+
+    /// Whether it says anything of a request.
+    pub fn says_something(&self) -> bool {
+        self.service.is_some()
+            || self.when.is_some()
+            || self.hour.is_some()
+            || self.place.is_some()
+            || self.budget.is_some()
+            || !self.unread.is_empty()
+    }
+}
+
+/// Who speaks: where they are at home, and how they say numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Home<'a> {
+    pub tz: &'a TimeZone,
+    /// What amounts without a currency mean; `None`: the currency of the place.
+    pub currency: Option<&'a str>,
+    /// BCP 47: which of day and month comes first in 3/12. A language alone leaves that to the place.
+    pub locale: &'a str,
+    /// Who made the offers that were shown, in that order.
+    pub offers: &'a [String],
+}
+
+impl<'a> Home<'a> {
+    pub fn of(tz: &'a TimeZone) -> Self {
+        Self { tz, currency: None, locale: "en", offers: &[] }
+    }
+
+    /// What amounts without a currency mean, at a place.
+    fn currencies(&self, place: Option<&Place>) -> Vec<&'static str> {
+        let own = self.currency.and_then(places::known_currency);
+        let there = place.map(|place| place.country.as_str());
+        let there = there.or(self.tz.iana_name().and_then(places::country_of));
+        own.into_iter().chain(there.and_then(currency_of)).collect()
+    }
+
+    fn months_first(&self, there: &TimeZone) -> bool {
+        let mut parts = self.locale.split(['-', '_']);
+        let language = parts.next().unwrap_or_default();
+        match parts.next_back() {
+            Some(region) if region.len() == 2 => {
+                matches!(region.to_ascii_uppercase().as_str(), "US" | "PH" | "FM" | "PW")
+            }
+            _ if language.is_empty() || language == "en" => {
+                there.iana_name().is_some_and(|name| name.starts_with("America/"))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The most of a message that becomes `details`, which is bounded over all answers too.
+const DETAILS_CHARS: usize = 2_000;
+
+/// Times are those of the place, where one is named, else of the user's zone.
+pub fn understand(text: &str, now: Timestamp, home: &Home<'_>) -> Understanding {
+    read(text, now, home, &Understanding::default())
+}
+
+/// What is known after the next message, whose words win.
+///
+/// It is read in the light of what was known: "at 5" is on the day, at the place and in the zone that were named before,
+/// "Friday instead" at the same hour. A place in another zone keeps the hour that was said, not the moment, and an
+/// amount without a currency is in that place's.
+pub fn answer(
+    mut draft: Understanding,
+    text: &str,
+    now: Timestamp,
+    home: &Home<'_>,
+) -> Understanding {
+    let mut new = read(text, now, home, &draft);
+    let tz = home.tz;
+    if let (Some(place), Some(when), None) = (&new.place, draft.when, new.when) {
+        let moved = when.moved(&zone(draft.place.as_ref(), tz), &zone(Some(place), tz));
+        // Today at 5 pm may be past there.
+        draft.when = moved.filter(|when| when.latest > now);
+    }
+    if let (None, Some(place), Some(budget), None) =
+        (&draft.place, &new.place, &draft.budget, &new.budget)
+    {
+        let said = |place: Option<&Place>| {
+            money::read(&mut token::tokens(&draft.details), &home.currencies(place), None, false).0
+        };
+        if said(None).as_ref() == Some(budget) {
+            new.budget = said(Some(place));
+        }
+    }
+    merge(draft, new)
+}
+
+fn zone(place: Option<&Place>, home: &TimeZone) -> TimeZone {
+    let there = place.and_then(|place| schedule::zone(&place.time_zone));
+    there.unwrap_or_else(|| home.clone())
+}
+
+impl When {
+    /// The same days and hours in another zone.
+    fn moved(self, from: &TimeZone, to: &TimeZone) -> Option<Self> {
+        let same = |at: Timestamp| {
+            let civil = from.to_datetime(at);
+            to.to_timestamp(civil).ok()
+        };
+        Some(Self { earliest: same(self.earliest)?, latest: same(self.latest)?, ..self })
+    }
+}
+
+fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> Understanding {
+    let mut tokens = token::tokens(text);
+    let cut = corrected_at(&tokens);
+    let zone_name = home.tz.iana_name().unwrap_or("UTC");
+    let mut found = places::find_in(&tokens, zone_name, cut);
+    let mut unread: Vec<Unread> = Vec::new();
+    for range in &found.unread {
+        let words = quote(&tokens, range.start, range.end);
+        unread.push(Unread { about: About::Place, words });
+    }
+    let place = found.place.take().filter(|_| found.unread.is_empty());
+    for token in found.named.iter().chain(&found.unread).flat_map(|range| range.clone()) {
+        tokens[token].taken = true;
+    }
+    mark(&mut tokens, Role::Place);
+    let services = lexicon::services(&tokens);
+    let there = place.as_ref().or(known.place.as_ref());
+    const AROUND: token::Words = token::Words(
+        "max, maximum, about, around, ok, okay, most, the, limit, is, in, all, total, say, please",
+    );
+    let asked = known.is_unread(About::Budget)
+        && known.when.is_some()
+        && tokens.iter().all(|token| token.kind != token::Kind::Word || AROUND.has(&token.text));
+    let (budget, sums) = money::read(&mut tokens, &home.currencies(there), cut, asked);
+    unread.extend(sums.into_iter().map(|words| Unread { about: About::Budget, words }));
+    mark(&mut tokens, Role::Money);
+    let answers = known.service.is_some() || known.place.is_some();
+    let there_tz = zone(there, home.tz);
+    let before = known.when.map(|when| {
+        let tz = zone(known.place.as_ref(), home.tz);
+        time::Before {
+            first: tz.to_datetime(when.earliest),
+            last: tz.to_datetime(when.latest),
+            exact: when.exact,
+        }
+    });
+    let setting = time::Setting {
+        now,
+        tz: &there_tz,
+        months_first: home.months_first(&there_tz),
+        before,
+        hour: known.hour,
+        day_unread: known.is_unread(About::When),
+        answers,
+        cut,
+    };
+    let time = time::read(&mut tokens, &setting);
+    mark(&mut tokens, Role::When);
+    for at in &services.named {
+        tokens[*at].taken = true;
+    }
+    mark(&mut tokens, Role::Service);
+    unread.extend(
+        time.unread.iter().map(|words| Unread { about: About::When, words: words.clone() }),
+    );
+    let leftover = leftover::Leftover {
+        tokens: &tokens,
+        time: &time,
+        sum: budget.is_some() || !unread.is_empty(),
+        day_known: known.when.is_some(),
+        answers,
+    };
+    unread.extend(leftover.unread());
+    let said = services.first.or(known.service);
+    let several = leftover::more_than_one(&tokens, said);
+    unread.extend(several.map(|words| Unread { about: About::Several, words }));
+    let other = services.other.map(|words| (About::OtherService, words));
+    let second = services.second.map(|(_, words)| (About::SecondService, words));
+    unread.extend(other.or(second).map(|(about, words)| Unread { about, words }));
+    let mut heard = Vec::<Unread>::new();
+    for new in unread {
+        if !heard.iter().any(|old| old.about == new.about && old.words.contains(&new.words)) {
+            heard.push(new);
+        }
+    }
+    let unread = heard;
+    let unclear = |about| unread.iter().any(|unread: &Unread| unread.about == about);
+    let service =
+        services.first.filter(|_| !unclear(About::OtherService) && !unclear(About::SecondService));
+    let known = time.when.is_some() || place.is_some() || budget.is_some() || !unread.is_empty();
+    let intent = acts::intent(&tokens, services.first, known, home.offers);
+    // What is past cannot be asked for: the question is when, again.
+    let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
+    let hour = if when.is_none() { time.hour } else { None };
+    let budget = budget.filter(|_| !unclear(About::Budget));
+    const LINKS: token::Words = token::Words(
+        "actually, make, it, that, to, at, on, in, for, please, ok, okay, then, instead, rather, sorry, i, mean, meant,
+         no, wait, not, the, a, an, of, course, change, move, and, near, around, by, up, max, my, budget, so, well,
+         thanks, let, s, oh, yes, yeah, better, correction, hang, second, thought, d, ll, prefer, time, be, want, need",
+    );
+    let said = |token: &Token| match token.kind {
+        token::Kind::Sign => token.any(&[".", ",", "!", "'", "’"]),
+        _ => LINKS.has(&token.text),
+    };
+    let bare = tokens.iter().all(|token| token.taken || said(token));
+    let details = text.trim().chars().take(DETAILS_CHARS).collect();
+    Understanding { service, when, place, budget, details, intent, hour, unread, bare }
+}
+
+fn mark(tokens: &mut [Token], role: Role) {
+    for token in tokens.iter_mut().filter(|token| token.taken && token.role == Role::None) {
+        token.role = role;
+    }
+}
+
+/// The tokens as they were said, cut to what fits a sentence.
+fn quote(tokens: &[Token], from: usize, to: usize) -> String {
+    let mut words = String::new();
+    for token in &tokens[from.min(tokens.len())..to.min(tokens.len())] {
+        if !token.glued && !words.is_empty() {
+            words.push(' ');
+        }
+        words.push_str(&token.raw);
+    }
+    words.chars().take(80).collect()
+}
+
+/// Where the last correction is: "no wait", "sorry, I meant", "actually".
+fn corrected_at(tokens: &[Token]) -> Option<usize> {
+    let words: Vec<usize> =
+        (0..tokens.len()).filter(|n| tokens[*n].kind == token::Kind::Word).collect();
+    let said = |n: usize, phrase: &str| {
+        phrase
+            .split(' ')
+            .enumerate()
+            .all(|(k, word)| words.get(n + k).is_some_and(|at| tokens[*at].is(word)))
+    };
+    let cue = |n: &usize| {
+        let at = words[*n];
+        // "tomorrow at 5, no, at 6"
+        let no = tokens[at].is("no")
+            && at > 0
+            && tokens[at - 1].is(",")
+            && tokens.get(at + 1).is_some_and(|next| next.is(","));
+        no || acts::CORRECTIONS.iter().any(|phrase| said(*n, phrase))
+    };
+    (0..words.len()).rev().find(cue).map(|n| words[n])
+}
+
+/// Whether a word with a capital is something else than a name.
+pub(super) fn is_said_otherwise(token: &Token) -> bool {
+    leftover::is_known(token)
+}
+
+/// Whether a message takes back something that was said before.
+pub fn corrects(text: &str) -> bool {
+    corrected_at(&token::tokens(text)).is_some()
+}
+
+/// Whether a message asks for one thing more.
+pub fn adds(text: &str) -> bool {
+    let tokens = token::tokens(text);
+    tokens
+        .iter()
+        .any(|token| token.any(&["also", "another", "too", "additionally", "besides", "second"]))
+}
+
+fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
+    if !new.details.is_empty() && new.details != draft.details {
+        let both = format!("{}\n{}", draft.details, new.details);
+        draft.details = both.trim().chars().take(DETAILS_CHARS).collect();
+    }
+    let answered = |about: About| match about {
+        About::When => new.when.is_some(),
+        About::Place => new.place.is_some(),
+        About::Budget => new.budget.is_some() || waives(&new.details),
+        About::OtherService | About::SecondService => new.service.is_some(),
+        About::Several => new.intent == Intent::Yes,
+    };
+    draft.unread.retain(|unread| !answered(unread.about));
+    // What is unclear now is not known from before.
+    for unread in &new.unread {
+        match unread.about {
+            About::When => draft.when = None,
+            About::Place => draft.place = None,
+            About::Budget => draft.budget = None,
+            About::OtherService | About::SecondService => draft.service = None,
+            About::Several => {}
+        }
+        draft.unread.retain(|other| other.about != unread.about);
+    }
+    draft.unread.extend(new.unread);
+    draft.hour = if new.when.is_some() { None } else { new.hour.or(draft.hour) };
+    draft.service = new.service.or(draft.service);
+    draft.when = new.when.or(draft.when);
+    draft.place = new.place.or(draft.place);
+    draft.budget = new.budget.or(draft.budget);
+    draft.intent = new.intent;
+    draft.bare = false;
+    draft
+}
+
+/// Whether an answer says that any price will do.
+fn waives(text: &str) -> bool {
+    let tokens = token::tokens(text);
+    let said = acts::Utterance::of(&tokens);
+    said.has(token::Words(
+        "no limit, no budget, any price, whatever, no maximum, doesn t matter, does not matter, no max, not important, skip, none, no, unlimited",
+    ))
+}
+
+/// What a request needs and is not known yet, or not understood. A budget is optional.
+pub fn missing(u: &Understanding) -> Vec<&'static str> {
+    let needed = [
+        ("service", u.service.is_none()),
+        ("when", u.when.is_none() || u.is_unread(About::When)),
+        ("place", u.place.is_none() || u.is_unread(About::Place)),
+        ("budget", u.is_unread(About::Budget)),
+        ("number", u.is_unread(About::Several)),
+    ];
+    needed.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
+}
+
+pub fn question(u: &Understanding) -> String {
+    let quoted = |about: &dyn Fn(About) -> bool| {
+        let words = u.unread.iter().filter(|unread| about(unread.about));
+        words
+            .map(|unread| format!("\u{201c}{}\u{201d}", unread.words))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let other = quoted(&|about| about == About::OtherService);
+    if !other.is_empty() {
+        return format!(
+            "I do not do that ({other}). I find haircuts, cleaning, plumbing and photography: which of these do you need?"
+        );
+    }
+    if u.is_unread(About::SecondService) {
+        return "I can look for one service at a time. Which one first? Then tell me the other one.".into();
+    }
+    let unread = quoted(&|about| about != About::Several);
+    let sorry =
+        if unread.is_empty() { String::new() } else { format!("I did not understand {unread}. ") };
+    let what = u.service.map_or("it", Service::title);
+    let asked = missing(u);
+    let no = |name: &str| asked.contains(&name);
+    let question = match (no("service"), no("when"), no("place"), &u.place) {
+        (true, true, true, _) => "What do you need, where and when?".into(),
+        (true, ..) => "What do you need: a haircut, cleaning, plumbing or photography?".into(),
+        (_, true, true, _) => format!("Where do you need the {what}, and when?"),
+        (_, true, _, Some(place)) => format!("When do you need the {what} near {}?", place.name),
+        (_, true, ..) => format!("When do you need the {what}?"),
+        (_, _, true, _) => {
+            format!("Where do you need the {what}? A city or a neighbourhood will do.")
+        }
+        _ if no("budget") => {
+            format!(
+                "How much may the {what} cost in all, at most? Say \u{201c}no limit\u{201d} if any price will do."
+            )
+        }
+        _ if no("number") => {
+            let said = quoted(&|about| about == About::Several);
+            format!(
+                "I can look for one appointment for one person at a time (you said {said}). Shall I look for one {what}? Say yes."
+            )
+        }
+        _ => format!("Shall I look for the {what}?"),
+    };
+    format!("{sorry}{question}")
+}

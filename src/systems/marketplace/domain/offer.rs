@@ -1,0 +1,90 @@
+//! Leads and offers: what a request and a provider's agent tell each other.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::systems::marketplace::domain::language::When;
+use crate::systems::marketplace::domain::matching::Score;
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::profile::ProviderCard;
+use crate::systems::marketplace::domain::service::Service;
+
+/// A request as a provider's agent sees it: nothing about who asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lead {
+    pub request_id: String,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub when: When,
+    pub budget: Option<Money>,
+    pub score: Score,
+}
+
+/// Why an agent makes no offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeclineReason {
+    NoSkill,
+    OutOfArea,
+    NotAvailable,
+    OverBudget,
+    OtherCurrency,
+    /// The provider could not be reached.
+    Unreachable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decline {
+    pub reason: DeclineReason,
+    /// The lowest price the agent could have done, where the budget was the problem.
+    pub lowest_price: Option<Money>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OfferStatus {
+    Open,
+    Accepted,
+    /// By the consumer.
+    Declined,
+    /// The request went another way.
+    Withdrawn,
+    Expired,
+    /// The provider's time has gone to somebody else, or the provider does not offer it any more.
+    Unavailable,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    pub id: String,
+    pub provider: ProviderCard,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub message: String,
+    pub score: Score,
+    pub status: OfferStatus,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+/// What clients see of an offer.
+pub fn offer_json(request_id: &str, offer: &Offer, booking_id: Option<&str>) -> Value {
+    json!({
+        "id": offer.id,
+        "request_id": request_id,
+        "provider": offer.provider,
+        "price": offer.price,
+        "starts_at": offer.starts_at,
+        "ends_at": offer.ends_at,
+        "message": offer.message,
+        "score": offer.score,
+        "status": offer.status,
+        "created_at": offer.created_at,
+        "expires_at": offer.expires_at,
+        "booking_id": booking_id,
+    })
+}

@@ -1,0 +1,96 @@
+//! The provider's agent: what it answers to a lead, around the clock, within the limits its provider set.
+
+use jiff::Timestamp;
+
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::offer::{Decline, DeclineReason, Lead};
+use crate::systems::marketplace::domain::places::distance_km;
+use crate::systems::marketplace::domain::pricing::NoQuote;
+use crate::systems::marketplace::domain::profile::Profile;
+use crate::systems::marketplace::domain::schedule::{Span, later};
+use crate::systems::marketplace::domain::service::Service;
+
+/// How long an offer stands, unless it would start sooner.
+pub const OFFER_TTL_MINUTES: i64 = 30;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    pub price: Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+    pub message: String,
+}
+
+/// What an offer says, as far as the provider's profile has a word in it.
+#[derive(Debug)]
+pub struct Promise<'a> {
+    pub service: Service,
+    /// Latitude and longitude.
+    pub at: (f64, f64),
+    pub price: &'a Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+}
+
+impl Promise<'_> {
+    /// Whether the agent could still make this offer: the provider may have changed hours, days off, services, prices,
+    /// notice or area since. What is booked is not asked here.
+    pub fn stands(&self, profile: &Profile) -> bool {
+        let Some(offering) = profile.offering(self.service) else { return false };
+        let floor = offering.floor_price(profile.max_discount_percent);
+        let asked = self.price;
+        let base = (profile.base.latitude, profile.base.longitude);
+        // Of an offer that ends with its start the notice was short, and half an hour is allowed.
+        let notice = i64::from(profile.minimum_notice_minutes);
+        self.slot == Span::new(self.slot.starts_at, offering.duration_minutes.into())
+            && asked.currency == floor.currency
+            && (floor.amount_minor..=offering.list_price().amount_minor)
+                .contains(&asked.amount_minor)
+            && distance_km(base, self.at) <= profile.radius_km
+            && self.slot.starts_at >= later(self.expires_at, notice - OFFER_TTL_MINUTES)
+            && profile.calendar(&[]).is_open(&self.slot)
+    }
+}
+
+/// The first free slot in the asked window at the best price the budget needs, or the first reason why not.
+pub fn consider(
+    profile: &Profile,
+    busy: &[Span],
+    lead: &Lead,
+    now: Timestamp,
+) -> Result<Terms, Decline> {
+    let no = |reason| Decline { reason, lowest_price: None };
+    let offering = profile.offering(lead.service).ok_or(no(DeclineReason::NoSkill))?;
+    let here = (profile.base.latitude, profile.base.longitude);
+    let there = (lead.place.latitude, lead.place.longitude);
+    if distance_km(here, there) > profile.radius_km {
+        return Err(no(DeclineReason::OutOfArea));
+    }
+    let price =
+        offering.quote(lead.budget.as_ref(), profile.max_discount_percent).map_err(|no_quote| {
+            match no_quote {
+                NoQuote::OverBudget(lowest) => {
+                    Decline { reason: DeclineReason::OverBudget, lowest_price: Some(lowest) }
+                }
+                NoQuote::OtherCurrency => no(DeclineReason::OtherCurrency),
+            }
+        })?;
+    let slot = profile
+        .calendar(busy)
+        .first_free(&lead.when, i64::from(offering.duration_minutes), now)
+        .ok_or(no(DeclineReason::NotAvailable))?;
+    let discounted = price.amount_minor < offering.list_price().amount_minor;
+    let message = format!(
+        "{} can do your {} in {} minutes{}.",
+        profile.name,
+        lead.service.title(),
+        offering.duration_minutes,
+        if discounted { ", at a price that meets your budget" } else { "" },
+    );
+    Ok(Terms {
+        price,
+        slot,
+        expires_at: later(now, OFFER_TTL_MINUTES).min(slot.starts_at),
+        message,
+    })
+}

@@ -1,0 +1,247 @@
+//! What a provider says about itself, checked, and how it is shown.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::systems::marketplace::domain::pricing::Offering;
+use crate::systems::marketplace::domain::rejection::Check;
+use crate::systems::marketplace::domain::schedule::{Calendar, Span, Weekly};
+use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::zones;
+
+/// Where a provider starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Base {
+    pub city: String,
+    pub country: String,
+    pub latitude: f64,
+    pub longitude: f64,
+    pub time_zone: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    pub name: String,
+    pub bio: String,
+    /// BCP 47 tags, the preferred one first.
+    pub languages: Vec<String>,
+    /// The speciality first.
+    pub services: Vec<Offering>,
+    pub base: Base,
+    pub radius_km: f64,
+    pub weekly: Weekly,
+    pub days_off: BTreeSet<Date>,
+    pub minimum_notice_minutes: u32,
+    pub max_discount_percent: u8,
+}
+
+/// The fields to change; a list replaces the whole list.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProfilePatch {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bio: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub languages: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<Offering>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub radius_km: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weekly: Option<Weekly>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub days_off: Option<BTreeSet<Date>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_notice_minutes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_discount_percent: Option<u8>,
+}
+
+impl ProfilePatch {
+    pub fn apply(self, profile: &Profile) -> Profile {
+        let old = profile.clone();
+        Profile {
+            name: self.name.unwrap_or(old.name),
+            bio: self.bio.unwrap_or(old.bio),
+            languages: self.languages.unwrap_or(old.languages),
+            services: self.services.unwrap_or(old.services),
+            base: self.base.unwrap_or(old.base),
+            radius_km: self.radius_km.unwrap_or(old.radius_km),
+            weekly: self.weekly.unwrap_or(old.weekly),
+            days_off: self.days_off.unwrap_or(old.days_off),
+            minimum_notice_minutes: self
+                .minimum_notice_minutes
+                .unwrap_or(old.minimum_notice_minutes),
+            max_discount_percent: self.max_discount_percent.unwrap_or(old.max_discount_percent),
+        }
+    }
+}
+
+impl Profile {
+    pub fn offering(&self, service: Service) -> Option<&Offering> {
+        self.services.iter().find(|offering| offering.service == service)
+    }
+
+    pub fn calendar<'a>(&'a self, busy: &'a [Span]) -> Calendar<'a> {
+        Calendar {
+            time_zone: &self.base.time_zone,
+            weekly: &self.weekly,
+            days_off: &self.days_off,
+            minimum_notice_minutes: self.minimum_notice_minutes,
+            busy,
+        }
+    }
+
+    /// Every rule a profile keeps; pointers are relative to the profile.
+    pub fn check(&self, check: &mut Check) {
+        check.name(&self.name, 1, 80, "/name");
+        check.text(&self.bio, 2_000, "/bio");
+        check.that(self.languages.len() <= 10, "/languages", "at most 10");
+        for (n, language) in self.languages.iter().enumerate() {
+            check.name(language, 2, 35, &format!("/languages/{n}"));
+        }
+        self.check_services(check);
+        let base = &self.base;
+        check.name(&base.city, 1, 120, "/base/city");
+        check.name(&base.country, 2, 60, "/base/country");
+        check.coordinates(base.latitude, base.longitude, "/base");
+        check.zone(&base.time_zone, "/base/time_zone");
+        check.that((0.5..=200.0).contains(&self.radius_km), "/radius_km", "must be 0.5 to 200");
+        self.check_weekly(check);
+        check.that(self.days_off.len() <= 366, "/days_off", "at most 366");
+        check.that(
+            self.minimum_notice_minutes <= 14 * 1440,
+            "/minimum_notice_minutes",
+            "at most 14 days",
+        );
+        check.that(self.max_discount_percent <= 80, "/max_discount_percent", "at most 80");
+    }
+
+    /// The rule of a base that is new: what once was taken stays.
+    pub fn check_zone(&self, now: Timestamp, check: &mut Check) {
+        let Base { latitude, longitude, time_zone, .. } = &self.base;
+        check.that(
+            zones::fits(time_zone, (*latitude, *longitude), now),
+            "/base/time_zone",
+            format!("{time_zone} is not the time at this latitude and longitude"),
+        );
+    }
+
+    fn check_services(&self, check: &mut Check) {
+        check.that((1..=8).contains(&self.services.len()), "/services", "must have 1 to 8");
+        let mut seen = BTreeSet::new();
+        for (n, offering) in self.services.iter().enumerate() {
+            let at = format!("/services/{n}");
+            check.that(seen.insert(offering.service), &format!("{at}/service"), "is listed twice");
+            check.money(&offering.price, &format!("{at}/price"));
+            check.that(
+                (15..=720).contains(&offering.duration_minutes),
+                &format!("{at}/duration_minutes"),
+                "must be 15 to 720",
+            );
+        }
+    }
+
+    fn check_weekly(&self, check: &mut Check) {
+        for (day, hours) in &self.weekly {
+            let at = format!("/weekly/{}", json!(day).as_str().unwrap_or_default());
+            check.that(hours.len() <= 6, &at, "at most 6 spans a day");
+            let mut open_until = 0;
+            for span in hours {
+                check.that(
+                    span.from_minute < span.to_minute
+                        && span.to_minute <= 1440
+                        && open_until <= span.from_minute,
+                    &at,
+                    "spans must be in order, apart, and within the day's 1440 minutes",
+                );
+                open_until = span.to_minute;
+            }
+        }
+    }
+}
+
+/// What others think of a provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The mean of all reviews, 1 to 5; 0 without any.
+    pub rating: f64,
+    pub reviews: u32,
+    pub leads_received: u32,
+    pub leads_answered: u32,
+}
+
+impl Standing {
+    pub fn with_review(self, stars: u8) -> Self {
+        let sum = self.rating * f64::from(self.reviews) + f64::from(stars);
+        let reviews = self.reviews.saturating_add(1);
+        Self { rating: sum / f64::from(reviews), reviews, ..self }
+    }
+
+    /// Answered leads of received ones, with ten imagined ones of which nine were answered: a newcomer starts at 0.9.
+    pub fn response_rate(&self) -> f64 {
+        (f64::from(self.leads_answered) + 9.0) / (f64::from(self.leads_received) + 10.0)
+    }
+}
+
+/// The provider in an offer or a booking.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProviderCard {
+    pub id: String,
+    pub name: String,
+    pub city: String,
+    /// Rounded to a tenth.
+    pub rating: f64,
+    pub reviews: u32,
+}
+
+impl ProviderCard {
+    pub fn new(id: &str, profile: &Profile, standing: &Standing) -> Self {
+        Self {
+            id: id.into(),
+            name: profile.name.clone(),
+            city: profile.base.city.clone(),
+            rating: round(standing.rating, 10.0),
+            reviews: standing.reviews,
+        }
+    }
+}
+
+/// What the API and the read model show of a provider. `profile` holds exactly a [`Profile`].
+pub fn provider_json(
+    id: &str,
+    owner_id: &str,
+    profile: &Profile,
+    standing: &Standing,
+    version: u64,
+    updated_at: Timestamp,
+) -> Value {
+    json!({
+        "id": id,
+        "owner_id": owner_id,
+        "name": profile.name,
+        "city": profile.base.city,
+        "country": profile.base.country,
+        "latitude": profile.base.latitude,
+        "longitude": profile.base.longitude,
+        "radius_km": profile.radius_km,
+        "services": profile.services.iter().map(|offering| offering.service).collect::<Vec<_>>(),
+        "profile": profile,
+        "rating": round(standing.rating, 100.0),
+        "reviews": standing.reviews,
+        "response_rate": round(standing.response_rate(), 1000.0),
+        "version": version,
+        "updated_at": updated_at,
+    })
+}
+
+fn round(value: f64, steps: f64) -> f64 {
+    (value * steps).round() / steps
+}

@@ -1,0 +1,396 @@
+//! A provider and its agent: profile, calendar, and the answers to leads around the clock.
+//!
+//! The calendar has one owner, this entity, which decides one command at a time. That is what makes a double booking
+//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides, on the profile as it is then. Offers that a changed
+//! profile does not allow are withdrawn with the change.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::error::ErrorCode;
+use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStatus};
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::policy::{self, Promise, Terms};
+use crate::systems::marketplace::domain::profile::{
+    Profile, ProfilePatch, ProviderCard, Standing, provider_json,
+};
+use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
+use crate::systems::marketplace::domain::request::{self, Request};
+use crate::systems::marketplace::domain::schedule::{Span, later};
+use crate::systems::marketplace::domain::service::Service;
+
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use steps::{consider_lead, enroll, hold_slot, release_slot, update};
+
+/// Offers beyond these are forgotten (the one that expires first goes): holding their time works all the same.
+pub const MAX_OPEN_OFFERS: usize = 200;
+/// With more bookings ahead the calendar takes no new one.
+pub const MAX_HOLDS: usize = 1_000;
+/// An acceptance that was on its way when the offer expired is still honoured this long.
+pub const ACCEPTANCE_GRACE_MINUTES: i64 = 4;
+/// The `providers` row follows the response rate only every so many leads.
+const PROJECT_EVERY_LEADS: u32 = 16;
+
+#[derive(Debug)]
+pub struct Provider;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// By the owner. `standing` is only for profiles that the node itself seeds.
+    Enroll {
+        owner_id: String,
+        profile: Profile,
+        standing: Option<Standing>,
+    },
+    /// By the owner; `expected_version` is the one that the editor saw.
+    Update {
+        patch: ProfilePatch,
+        expected_version: Option<u64>,
+    },
+    /// Query; a profile is public.
+    Get,
+    /// Internal: a request asks the agent.
+    ConsiderLead {
+        lead: Lead,
+    },
+    HoldSlot(Hold),
+    /// Internal: a request that gave up, or a booking that was cancelled.
+    ReleaseSlot {
+        booking_id: String,
+    },
+    /// Internal: the request went another way.
+    WithdrawOffer {
+        offer_id: String,
+    },
+    /// Internal: the booking was reviewed.
+    RecordReview {
+        booking_id: String,
+        stars: u8,
+    },
+}
+
+/// The terms of an accepted offer, as the request received them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    pub booking_id: String,
+    pub offer_id: String,
+    pub request_id: String,
+    pub consumer_id: String,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Enrolled { owner_id: String, profile: Profile, standing: Standing, at: Timestamp },
+    Updated { profile: Profile, at: Timestamp },
+    LeadReceived { request_id: String, at: Timestamp },
+    OfferMade { offer: OpenOffer, at: Timestamp },
+    LeadDeclined { request_id: String, decline: Decline, at: Timestamp },
+    OfferWithdrawn { offer_id: String, at: Timestamp },
+    SlotHeld { booking_id: String, offer_id: String, slot: Span, at: Timestamp },
+    SlotReleased { booking_id: String, slot: Span, at: Timestamp },
+    ReviewRecorded { booking_id: String, stars: u8, at: Timestamp },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpenOffer {
+    pub id: String,
+    pub request_id: String,
+    pub price: Money,
+    pub slot: Span,
+    pub expires_at: Timestamp,
+    /// Older releases did not write it down.
+    #[serde(default)]
+    pub job: Option<Job>,
+}
+
+/// What an offer is for, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub service: Service,
+    pub latitude: f64,
+    pub longitude: f64,
+}
+
+impl OpenOffer {
+    /// An offer of which too little is known does not stand.
+    fn stands(&self, profile: &Profile) -> bool {
+        self.job.is_some_and(|Job { service, latitude, longitude }| {
+            let (price, slot, expires_at) = (&self.price, self.slot, self.expires_at);
+            Promise { service, at: (latitude, longitude), price, slot, expires_at }.stands(profile)
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub booking_id: String,
+    pub slot: Span,
+}
+
+/// Bounded: [`MAX_OPEN_OFFERS`], and the bookings that have not ended ([`MAX_HOLDS`]).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub owner_id: String,
+    pub profile: Option<Profile>,
+    /// Counts enrolment and updates: the `ETag`.
+    pub version: u64,
+    pub standing: Standing,
+    pub offers: Vec<OpenOffer>,
+    pub holds: Vec<Held>,
+    pub updated_at: Option<Timestamp>,
+}
+
+impl State {
+    pub fn busy(&self) -> Vec<Span> {
+        self.holds.iter().map(|held| held.slot).collect()
+    }
+
+    fn held(&self, booking_id: &str) -> Option<&Held> {
+        self.holds.iter().find(|held| held.booking_id == booking_id)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// `provider_json`.
+    Provider(Value),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such provider")]
+    NotFound,
+    #[error("this provider belongs to somebody else")]
+    NotYours,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("this provider is enrolled already")]
+    AlreadyEnrolled,
+    #[error("the profile has changed: it is at version {current}")]
+    VersionMismatch { current: u64 },
+    /// The database's word: what is in the calendar says otherwise than this entity.
+    #[error("the provider's time has been taken")]
+    SlotTaken,
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound => ErrorCode::NotFound,
+            Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
+            Self::AlreadyEnrolled | Self::VersionMismatch { .. } | Self::SlotTaken => {
+                ErrorCode::Conflict
+            }
+            Self::Invalid { .. } => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::NotYours => "not_yours",
+            Self::InternalOnly => "internal_only",
+            Self::AlreadyEnrolled => "already_enrolled",
+            Self::VersionMismatch { .. } => "version_mismatch",
+            Self::SlotTaken => "slot_taken",
+            Self::Invalid { .. } => "invalid",
+        }
+    }
+}
+
+impl Entity for Provider {
+    const KIND: &'static str = "provider";
+    const GOLDEN: &'static str = include_str!("golden/provider.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if !cx.caller.is_internal() && is_internal(&command) {
+            return Err(Rejection::InternalOnly);
+        }
+        let Some(profile) = &state.profile else {
+            return match command {
+                Command::Enroll { owner_id, profile, standing } => {
+                    enroll(state, owner_id, profile, standing, cx)
+                }
+                _ => Err(Rejection::NotFound),
+            };
+        };
+        match command {
+            // Seeding again changes nothing.
+            Command::Enroll { .. } if *cx.caller == Caller::Runtime => Ok(shown(cx.key, state)),
+            Command::Enroll { .. } => Err(Rejection::AlreadyEnrolled),
+            Command::Update { patch, expected_version } => {
+                update(state, profile, patch, expected_version, cx)
+            }
+            Command::Get => Ok(shown(cx.key, state)),
+            Command::ConsiderLead { lead } => Ok(consider_lead(state, profile, lead, cx)),
+            Command::HoldSlot(hold) => Ok(hold_slot(state, profile, hold, cx)),
+            Command::ReleaseSlot { booking_id } => Ok(release_slot(state, booking_id, cx)),
+            Command::WithdrawOffer { offer_id } => {
+                let known = state.offers.iter().any(|offer| offer.id == offer_id);
+                let event = known.then_some(Event::OfferWithdrawn { offer_id, at: cx.now });
+                Ok(Decision { events: event.into_iter().collect(), ..Decision::reply(Reply::Done) })
+            }
+            Command::RecordReview { booking_id, stars } => {
+                let stars = stars.clamp(1, 5);
+                let event = Event::ReviewRecorded { booking_id, stars, at: cx.now };
+                Ok(Decision::reply(Reply::Done).event(event))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Enrolled { owner_id, profile, standing, at } => {
+                state.owner_id = owner_id.clone();
+                state.profile = Some(profile.clone());
+                state.standing = *standing;
+                state.version += 1;
+                state.updated_at = Some(*at);
+            }
+            Event::Updated { profile, at } => {
+                state.profile = Some(profile.clone());
+                state.version += 1;
+                state.updated_at = Some(*at);
+            }
+            Event::LeadReceived { .. } => {
+                let standing = &mut state.standing;
+                standing.leads_received = standing.leads_received.saturating_add(1);
+            }
+            Event::OfferMade { offer, at } => {
+                answered(state);
+                state.offers.retain(|known| known.expires_at > *at);
+                if state.offers.len() >= MAX_OPEN_OFFERS {
+                    forget_the_first_to_expire(&mut state.offers);
+                }
+                state.offers.push(offer.clone());
+            }
+            Event::LeadDeclined { .. } => answered(state),
+            Event::OfferWithdrawn { offer_id, .. } => {
+                state.offers.retain(|offer| offer.id != *offer_id);
+            }
+            Event::SlotHeld { booking_id, slot, at, .. } => {
+                // Every offer that this booking makes impossible goes, the accepted one with them.
+                let taken = slot.with_travel();
+                state.offers.retain(|offer| !offer.slot.overlaps(&taken));
+                state.holds.retain(|held| held.slot.ends_at > *at);
+                state.holds.push(Held { booking_id: booking_id.clone(), slot: *slot });
+            }
+            Event::SlotReleased { booking_id, .. } => {
+                state.holds.retain(|held| held.booking_id != *booking_id);
+            }
+            Event::ReviewRecorded { stars, at, .. } => {
+                state.standing = state.standing.with_review(*stars);
+                state.updated_at = Some(*at);
+            }
+        }
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Get)
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let calendar = |booking_id: &String, slot: &Span, deleted: bool| {
+            let row = json!({
+                "provider_id": key,
+                "booking_id": booking_id,
+                "starts_at": slot.starts_at,
+                "ends_at": slot.ends_at,
+                "deleted": deleted,
+            });
+            ViewRow::new("calendar", row)
+        };
+        let mut rows = Vec::new();
+        let mut changed = false;
+        for event in events {
+            match event {
+                Event::SlotHeld { booking_id, slot, .. } => {
+                    rows.push(calendar(booking_id, slot, false));
+                }
+                Event::SlotReleased { booking_id, slot, .. } => {
+                    rows.push(calendar(booking_id, slot, true));
+                }
+                Event::Enrolled { .. } | Event::Updated { .. } | Event::ReviewRecorded { .. } => {
+                    changed = true;
+                }
+                Event::LeadReceived { .. } => {
+                    changed |= state.standing.leads_received.is_multiple_of(PROJECT_EVERY_LEADS);
+                }
+                Event::OfferMade { .. }
+                | Event::LeadDeclined { .. }
+                | Event::OfferWithdrawn { .. } => {}
+            }
+        }
+        if changed {
+            rows.push(ViewRow::new("providers", view(key, state)));
+        }
+        rows
+    }
+
+    /// Two bookings of one provider at the same time.
+    fn constraint_violated(constraint: &str) -> Option<Rejection> {
+        (constraint == "calendar_provider_id_during_excl").then_some(Rejection::SlotTaken)
+    }
+}
+
+fn is_internal(command: &Command) -> bool {
+    !matches!(command, Command::Enroll { .. } | Command::Update { .. } | Command::Get)
+}
+
+fn answered(state: &mut State) {
+    state.standing.leads_answered = state.standing.leads_answered.saturating_add(1);
+}
+
+fn forget_the_first_to_expire(offers: &mut Vec<OpenOffer>) {
+    let first = offers.iter().enumerate().min_by_key(|(_, offer)| offer.expires_at);
+    if let Some((n, _)) = first {
+        offers.remove(n);
+    }
+}
+
+fn view(key: &str, state: &State) -> Value {
+    match (&state.profile, state.updated_at) {
+        (Some(profile), Some(at)) => {
+            provider_json(key, &state.owner_id, profile, &state.standing, state.version, at)
+        }
+        _ => Value::Null,
+    }
+}
+
+fn shown(key: &str, state: &State) -> Decision<Provider> {
+    Decision::reply(Reply::Provider(view(key, state)))
+}
+
+/// Replies with the provider as it is after `event`.
+fn changed(state: &State, event: Event, cx: &DecideCx<'_>) -> Decision<Provider> {
+    let mut next = state.clone();
+    Provider::evolve(&mut next, &event);
+    shown(cx.key, &next).event(event)
+}

@@ -1,0 +1,474 @@
+//! What a consumer asks for, from the first word to the booking or the end of the search.
+//!
+//! ```text
+//! Matching ──first offer──▶ Open ──AcceptOffer──▶ Accepting ──BookingConfirmed──▶ Booked
+//!    │                       │ ▲                      │
+//!    └──nobody──▶ Unmatched ◀┘ └─────HoldRefused──────┘        Cancelled, Expired: from Matching and Open
+//! ```
+//! A request is accepted at most once: while one acceptance is under way every other one is a conflict. An acceptance
+//! ends with the provider's answer, or is asked again, given up and undone after [`ACCEPTANCE_TIMEOUT_S`].
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
+use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::language::When;
+use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, Scored};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::offer::{
+    Decline, DeclineReason, Lead, Offer, OfferStatus, offer_json,
+};
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::provider::{self, Provider};
+use crate::systems::marketplace::domain::rejection::Check;
+use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::session::{self, OfferSummary, Progress, Session};
+use crate::systems::marketplace::domain::user::User;
+
+mod draft;
+mod rejection;
+mod state;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use rejection::Rejection;
+pub use state::{Acceptance, Answer, AskedProvider, State, Status};
+pub use view::request_json;
+
+use draft::Draft;
+use steps::{
+    abandon, accept, await_acceptance, booking_cancelled, cancel, confirm, create, decline_offer,
+    end_offer, expire, match_failed, overdue, picked, receive_decline, receive_offer,
+    refuse_acceptance, retry_match, take_matches,
+};
+
+/// How many of the best candidates are asked. Bounds leads and offers of the state too.
+pub const MAX_LEADS: usize = 8;
+pub const LIFETIME_H: i64 = 24;
+pub const MAX_DAYS_AHEAD: i64 = 180;
+pub const ACCEPTANCE_TIMEOUT_S: i64 = 60;
+const ACCEPTANCE_TRIES: u8 = 3;
+const MATCH_TRIES: u8 = 2;
+const MATCH_RETRY_S: i64 = 5;
+
+#[derive(Debug)]
+pub struct Request;
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    pub consumer_id: String,
+    /// Where the agent talks about it.
+    pub session_id: Option<String>,
+    pub service: Service,
+    pub details: String,
+    pub place: Place,
+    pub when: When,
+    pub budget: Option<Money>,
+    pub time_zone: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    Create(Asked),
+    /// The consumer's.
+    AcceptOffer {
+        offer_id: String,
+    },
+    DeclineOffer {
+        offer_id: String,
+    },
+    Cancel {
+        reason: Option<String>,
+    },
+    /// Query.
+    Get,
+    /// Query: waits until the acceptance of this offer is decided.
+    AwaitAcceptance {
+        offer_id: String,
+    },
+    /// Internal: the session's agent accepts for its user.
+    AcceptPick {
+        pick: Pick,
+    },
+    /// Internal: the outcome of the matching run.
+    TakeMatches {
+        candidates: Vec<Scored>,
+    },
+    MatchFailed {
+        error: String,
+    },
+    RetryMatch,
+    /// Internal: a provider's agent.
+    ReceiveOffer {
+        offer: Offer,
+    },
+    ReceiveDecline {
+        provider_id: String,
+        decline: Decline,
+    },
+    WithdrawOffer {
+        offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    HoldRefused {
+        offer_id: String,
+        booking_id: String,
+        reason: String,
+    },
+    /// Internal: the booking.
+    BookingConfirmed {
+        booking_id: String,
+        offer_id: String,
+    },
+    BookingCancelled {
+        booking_id: String,
+        by: booking::Party,
+    },
+    /// Internal: timers, and letters that came back.
+    ExpireOffer {
+        offer_id: String,
+    },
+    AcceptanceOverdue {
+        booking_id: String,
+    },
+    AbandonAcceptance {
+        booking_id: String,
+        reason: String,
+    },
+    Expire,
+}
+
+/// Which of the open offers is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pick {
+    /// The highest score.
+    Best,
+    Cheapest,
+    /// The n-th that arrived, from 1.
+    Nth(u8),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Created {
+        asked: Asked,
+        at: Timestamp,
+    },
+    MatchingFailed {
+        error: String,
+        at: Timestamp,
+    },
+    ProvidersMatched {
+        provider_ids: Vec<String>,
+        at: Timestamp,
+    },
+    OfferReceived {
+        offer: Offer,
+        at: Timestamp,
+    },
+    LeadDeclined {
+        provider_id: String,
+        decline: Decline,
+        at: Timestamp,
+    },
+    OfferExpired {
+        offer_id: String,
+        at: Timestamp,
+    },
+    OfferDeclined {
+        offer_id: String,
+        at: Timestamp,
+    },
+    /// The provider's time has gone to somebody else before this offer was accepted, or the provider does not offer it
+    /// any more: `reason` is `slot_taken`, which older releases did not write down, or `offer_withdrawn`.
+    OfferWithdrawn {
+        offer_id: String,
+        #[serde(default)]
+        reason: Option<String>,
+        at: Timestamp,
+    },
+    AcceptanceStarted {
+        offer_id: String,
+        booking_id: String,
+        at: Timestamp,
+    },
+    AcceptanceRetried {
+        booking_id: String,
+        at: Timestamp,
+    },
+    AcceptanceRefused {
+        offer_id: String,
+        booking_id: String,
+        reason: String,
+        at: Timestamp,
+    },
+    Booked {
+        offer_id: String,
+        booking_id: String,
+        at: Timestamp,
+    },
+    Cancelled {
+        reason: Option<String>,
+        at: Timestamp,
+    },
+    /// After it was booked.
+    BookingCancelled {
+        booking_id: String,
+        by: booking::Party,
+        at: Timestamp,
+    },
+    Expired {
+        at: Timestamp,
+    },
+    /// `no_providers`, `all_declined`, `slot_taken` or `matching_unavailable`.
+    Unmatched {
+        reason: String,
+        at: Timestamp,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    /// `request_json`.
+    Request(Value),
+    /// The provider has been asked to hold the time: `AwaitAcceptance` tells the end of it.
+    Accepting {
+        booking_id: String,
+    },
+    Accepted {
+        booking_id: String,
+    },
+}
+
+impl Entity for Request {
+    const KIND: &'static str = "request";
+    const GOLDEN: &'static str = include_str!("golden/request.jsonl");
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        let Some(asked) = &state.asked else {
+            return match command {
+                Command::Create(asked) => create(state, asked, cx),
+                _ => Err(Rejection::NotFound),
+            };
+        };
+        if !cx.caller.may_act_for(&asked.consumer_id) {
+            return Err(Rejection::NotFound);
+        }
+        if !cx.caller.is_internal() && is_internal(&command) {
+            return Err(Rejection::InternalOnly);
+        }
+        let draft = Draft::new(state, cx);
+        match command {
+            Command::Create(_) => Err(Rejection::AlreadyExists),
+            Command::AcceptOffer { offer_id } => accept(draft, &offer_id),
+            Command::AcceptPick { pick } => {
+                let offer_id = picked(state, pick).ok_or(Rejection::NoOffers)?;
+                accept(draft, &offer_id)
+            }
+            Command::DeclineOffer { offer_id } => decline_offer(draft, &offer_id),
+            Command::Cancel { reason } => cancel(draft, reason),
+            Command::Get => Ok(Decision::reply(Reply::Request(request_json(cx.key, state)))),
+            Command::AwaitAcceptance { offer_id } => await_acceptance(state, &offer_id),
+            Command::TakeMatches { candidates } => Ok(take_matches(draft, candidates)),
+            Command::MatchFailed { error } => Ok(match_failed(draft, error)),
+            Command::RetryMatch => Ok(retry_match(draft)),
+            Command::ReceiveOffer { offer } => receive_offer(draft, offer),
+            Command::ReceiveDecline { provider_id, decline } => {
+                receive_decline(draft, provider_id, decline)
+            }
+            Command::WithdrawOffer { offer_id, reason } => {
+                Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferWithdrawn {
+                    offer_id,
+                    reason,
+                    at,
+                }))
+            }
+            Command::ExpireOffer { offer_id } => {
+                Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferExpired { offer_id, at }))
+            }
+            Command::HoldRefused { booking_id, reason, .. } => {
+                Ok(refuse_acceptance(draft, &booking_id, reason))
+            }
+            Command::BookingConfirmed { booking_id, offer_id } => {
+                Ok(confirm(draft, booking_id, offer_id))
+            }
+            Command::BookingCancelled { booking_id, by } => {
+                Ok(booking_cancelled(draft, booking_id, by))
+            }
+            Command::AcceptanceOverdue { booking_id } => Ok(overdue(draft, booking_id)),
+            Command::AbandonAcceptance { booking_id, reason } => {
+                Ok(abandon(draft, &booking_id, reason))
+            }
+            Command::Expire => Ok(expire(draft)),
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Created { asked, at } => {
+                state.asked = Some(asked.clone());
+                state.created_at = Some(*at);
+            }
+            Event::MatchingFailed { .. } => {
+                state.match_failures = state.match_failures.saturating_add(1);
+            }
+            Event::ProvidersMatched { provider_ids, .. } => {
+                let pending = |id: &String| AskedProvider {
+                    provider_id: id.clone(),
+                    answer: Answer::Pending,
+                };
+                state.leads = provider_ids.iter().map(pending).collect();
+            }
+            Event::OfferReceived { offer, .. } => {
+                set_answer(state, &offer.provider.id, Answer::Offered);
+                state.offers.push(offer.clone());
+                if state.status == Status::Matching {
+                    state.status = Status::Open;
+                }
+            }
+            Event::LeadDeclined { provider_id, decline, .. } => {
+                set_answer(state, provider_id, Answer::Declined(decline.clone()));
+            }
+            Event::OfferExpired { offer_id, .. } => state.set_offer(offer_id, OfferStatus::Expired),
+            Event::OfferDeclined { offer_id, .. } => {
+                state.set_offer(offer_id, OfferStatus::Declined);
+            }
+            Event::OfferWithdrawn { offer_id, reason, .. } => {
+                state.refuse_offer(offer_id, reason.as_ref());
+            }
+            Event::AcceptanceStarted { offer_id, booking_id, .. } => {
+                state.status = Status::Accepting;
+                state.acceptance = Some(Acceptance {
+                    offer_id: offer_id.clone(),
+                    booking_id: booking_id.clone(),
+                    tries: 1,
+                });
+            }
+            Event::AcceptanceRetried { .. } => {
+                if let Some(acceptance) = &mut state.acceptance {
+                    acceptance.tries = acceptance.tries.saturating_add(1);
+                }
+            }
+            Event::AcceptanceRefused { offer_id, reason, .. } => {
+                state.status = Status::Open;
+                state.acceptance = None;
+                state.refuse_offer(offer_id, Some(reason));
+            }
+            Event::Booked { offer_id, .. } => {
+                state.set_offer(offer_id, OfferStatus::Accepted);
+                state.close(Status::Booked, OfferStatus::Withdrawn, None);
+            }
+            Event::Cancelled { reason, .. } => {
+                state.close(Status::Cancelled, OfferStatus::Withdrawn, reason.clone());
+            }
+            Event::BookingCancelled { .. } => {
+                state.close(
+                    Status::Cancelled,
+                    OfferStatus::Withdrawn,
+                    Some("booking_cancelled".into()),
+                );
+            }
+            Event::Expired { .. } => state.close(Status::Expired, OfferStatus::Expired, None),
+            Event::Unmatched { reason, .. } => {
+                state.close(Status::Unmatched, OfferStatus::Expired, Some(reason.clone()));
+            }
+        }
+        state.updated_at = Some(event.at());
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Get | Command::AwaitAcceptance { .. })
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        view::rows(key, state, events)
+    }
+
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        Some(match outcome.result.map(serde_json::from_value::<Matches>) {
+            Ok(Ok(Matches { candidates })) => Command::TakeMatches { candidates },
+            Ok(Err(error)) => Command::MatchFailed { error: error.to_string() },
+            Err(error) => Command::MatchFailed { error },
+        })
+    }
+
+    /// A provider that cannot take a lead has declined it; one that cannot be asked to hold time is given up.
+    fn send_failed(failure: SendFailure) -> Option<Command> {
+        if failure.kind != Provider::KIND {
+            return None;
+        }
+        match serde_json::from_value(failure.command).ok()? {
+            provider::Command::ConsiderLead { .. } => Some(Command::ReceiveDecline {
+                provider_id: failure.key,
+                decline: Decline { reason: DeclineReason::Unreachable, lowest_price: None },
+            }),
+            provider::Command::HoldSlot(hold) => Some(Command::AbandonAcceptance {
+                booking_id: hold.booking_id,
+                reason: failure.reason,
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl Event {
+    fn at(&self) -> Timestamp {
+        match self {
+            Self::Created { at, .. }
+            | Self::MatchingFailed { at, .. }
+            | Self::ProvidersMatched { at, .. }
+            | Self::OfferReceived { at, .. }
+            | Self::LeadDeclined { at, .. }
+            | Self::OfferExpired { at, .. }
+            | Self::OfferDeclined { at, .. }
+            | Self::OfferWithdrawn { at, .. }
+            | Self::AcceptanceStarted { at, .. }
+            | Self::AcceptanceRetried { at, .. }
+            | Self::AcceptanceRefused { at, .. }
+            | Self::Booked { at, .. }
+            | Self::Cancelled { at, .. }
+            | Self::BookingCancelled { at, .. }
+            | Self::Expired { at }
+            | Self::Unmatched { at, .. } => *at,
+        }
+    }
+}
+
+/// Users may send the others.
+fn is_internal(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Create(_)
+            | Command::AcceptOffer { .. }
+            | Command::DeclineOffer { .. }
+            | Command::Cancel { .. }
+            | Command::Get
+            | Command::AwaitAcceptance { .. }
+    )
+}
+
+fn set_answer(state: &mut State, provider_id: &str, answer: Answer) {
+    for lead in state.leads.iter_mut().filter(|lead| lead.provider_id == provider_id) {
+        lead.answer = answer.clone();
+    }
+}

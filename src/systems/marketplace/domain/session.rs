@@ -1,0 +1,509 @@
+//! A conversation between a user and the agent that finds providers for him.
+//!
+//! A message is durable before anything else happens. What it means is read from the words (`language`): the agent
+//! asks back until service, time and place are known, then creates a request and tells how that goes. Each of the
+//! agent's answers is streamed token by token on the session's topic and then published whole.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::kernel::entity::{
+    DecideCx, Decision, Effect, Entity, Publication, SendFailure, ViewRow,
+};
+use crate::kernel::error::ErrorCode;
+use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::language::Understanding;
+use crate::systems::marketplace::domain::rejection::{Check, FieldError, is_currency, summary};
+use crate::systems::marketplace::domain::request::{self, Request};
+use crate::systems::marketplace::domain::schedule::zone;
+use crate::systems::marketplace::domain::service::Service;
+
+mod acting;
+mod memory;
+mod talk;
+#[cfg(test)]
+mod tests;
+mod words;
+
+pub use memory::{AskedOf, Current, OfferSummary, Pending, Progress};
+
+pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
+pub const MAX_MEDIA: usize = 8;
+/// Messages that the state remembers, each cut to [`RECENT_CHARS`]: the agent's context, not the history.
+pub const MAX_RECENT: usize = 20;
+pub const RECENT_CHARS: usize = 500;
+/// Requests that the conversation can speak of.
+pub const MAX_REQUESTS: usize = 8;
+
+#[derive(Debug)]
+pub struct Session;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Creates the session for the calling user, or opens it again.
+    Open {
+        time_zone: String,
+        locale: String,
+        currency: Option<String>,
+    },
+    SendMessage {
+        content: String,
+        media: Vec<String>,
+    },
+    /// Query, with a lossy publication.
+    Typing {
+        is_typing: bool,
+    },
+    /// `end` ends the session for all devices.
+    Close {
+        end: bool,
+    },
+    /// Query: is there such a session, and may the caller use it?
+    Check,
+    /// Internal: another entity's `Effect::notify`.
+    Publish {
+        event: String,
+        data: Value,
+    },
+    /// Internal: how a request is going.
+    RequestProgress {
+        request_id: String,
+        progress: Progress,
+    },
+    /// Internal: a request, or a booking, said no to what the agent asked of it.
+    RequestRefused {
+        request_id: String,
+        asked: AskedOf,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    Opened {
+        user_id: String,
+        time_zone: String,
+        locale: String,
+        currency: Option<String>,
+        at: Timestamp,
+    },
+    MessageReceived {
+        message_id: String,
+        content: String,
+        media: Vec<String>,
+        at: Timestamp,
+    },
+    /// What is known so far and not enough; `None`: forgotten.
+    DraftChanged {
+        draft: Option<Understanding>,
+    },
+    RequestStarted {
+        request_id: String,
+        service: Service,
+        /// What it asks for.
+        #[serde(default)]
+        asked: Option<Box<Understanding>>,
+        /// The request that it takes the place of.
+        #[serde(default)]
+        replaces: Option<String>,
+    },
+    RequestFollowed {
+        request_id: String,
+        status: request::Status,
+        offers: u32,
+        /// The offers that were shown with it, in that order; none: those from before.
+        #[serde(default)]
+        shown: Vec<OfferSummary>,
+        /// Whether no more offers can come.
+        #[serde(default)]
+        complete: bool,
+        #[serde(default)]
+        booking_id: Option<String>,
+    },
+    /// The agent has read something back, and a "yes" binds it.
+    ReadBack {
+        pending: Pending,
+    },
+    Responded {
+        message_id: String,
+        content: String,
+        data: Value,
+        at: Timestamp,
+    },
+    /// Without the data, which is in the topic's history. Older releases wrote it here too.
+    Published {
+        event: String,
+    },
+    Ended {
+        at: Timestamp,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Author {
+    User,
+    Agent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    pub author: Author,
+    pub content: String,
+}
+
+/// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    pub user_id: String,
+    pub time_zone: String,
+    pub locale: String,
+    pub currency: Option<String>,
+    pub messages: u64,
+    pub recent: Vec<Line>,
+    pub draft: Option<Understanding>,
+    /// The last [`MAX_REQUESTS`], the newest at the end.
+    pub requests: Vec<Current>,
+    pub pending: Option<Pending>,
+    pub ended: bool,
+    pub created_at: Option<Timestamp>,
+    pub last_active_at: Option<Timestamp>,
+}
+
+impl State {
+    fn remember(&mut self, author: Author, content: &str, at: Timestamp) {
+        self.messages += 1;
+        self.last_active_at = Some(at);
+        if self.recent.len() >= MAX_RECENT {
+            self.recent.remove(0);
+        }
+        let content = content.chars().take(RECENT_CHARS).collect();
+        self.recent.push(Line { author, content });
+    }
+
+    fn tz(&self) -> TimeZone {
+        zone(&self.time_zone).unwrap_or(TimeZone::UTC)
+    }
+
+    /// The request that the conversation is about: the last one.
+    pub fn current(&self) -> Option<&Current> {
+        self.requests.last()
+    }
+
+    fn start(&mut self, request: Current) {
+        if self.requests.len() >= MAX_REQUESTS {
+            let over = self.requests.iter().position(|old| !old.is_live());
+            self.requests.remove(over.unwrap_or(0));
+        }
+        self.requests.push(request);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    Done,
+    Opened {
+        session_id: String,
+        created: bool,
+    },
+    /// The user's own message.
+    Sent {
+        message_id: String,
+    },
+    Session {
+        session_id: String,
+        user_id: String,
+        time_zone: String,
+        locale: String,
+        ended: bool,
+        messages: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    #[error("there is no such session")]
+    NotFound,
+    #[error("only the system may do this")]
+    InternalOnly,
+    #[error("only a user may open a session")]
+    UserOnly,
+    #[error("this session has ended: open it again")]
+    Ended,
+    #[error("{}", summary(errors))]
+    Invalid { errors: Vec<FieldError> },
+}
+
+impl crate::kernel::entity::Rejection for Rejection {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotFound => ErrorCode::NotFound,
+            Self::InternalOnly | Self::UserOnly => ErrorCode::Forbidden,
+            Self::Ended => ErrorCode::Conflict,
+            Self::Invalid { .. } => ErrorCode::Rejected,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::InternalOnly => "internal_only",
+            Self::UserOnly => "user_only",
+            Self::Ended => "session_ended",
+            Self::Invalid { .. } => "invalid",
+        }
+    }
+}
+
+impl Entity for Session {
+    const KIND: &'static str = "session";
+    const GOLDEN: &'static str = include_str!("golden/session.jsonl");
+    const HAS_TOPIC: bool = true;
+
+    type State = State;
+    type Command = Command;
+    type Event = Event;
+    type Reply = Reply;
+    type Rejection = Rejection;
+
+    fn decide(
+        state: &State,
+        command: Command,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Self>, Rejection> {
+        if state.created_at.is_none() {
+            return match command {
+                Command::Open { time_zone, locale, currency } => {
+                    open(state, time_zone, locale, currency, cx)
+                }
+                _ => Err(Rejection::NotFound),
+            };
+        }
+        if !cx.caller.may_act_for(&state.user_id) {
+            return Err(Rejection::NotFound);
+        }
+        let internal_only = || {
+            if cx.caller.is_internal() { Ok(()) } else { Err(Rejection::InternalOnly) }
+        };
+        match command {
+            Command::Open { time_zone, locale, currency } => {
+                open(state, time_zone, locale, currency, cx)
+            }
+            Command::Check => Ok(Decision::reply(Reply::Session {
+                session_id: cx.key.into(),
+                user_id: state.user_id.clone(),
+                time_zone: state.time_zone.clone(),
+                locale: state.locale.clone(),
+                ended: state.ended,
+                messages: state.messages,
+            })),
+            Command::Close { end } => Ok(close(state, end, cx)),
+            Command::Publish { event, data } => {
+                internal_only()?;
+                let publish = Effect::publish(&event, data);
+                let published = Event::Published { event };
+                Ok(Decision::reply(Reply::Done).event(published).effect(publish))
+            }
+            Command::RequestProgress { .. } | Command::RequestRefused { .. } if state.ended => {
+                internal_only().map(|()| Decision::reply(Reply::Done))
+            }
+            _ if state.ended => Err(Rejection::Ended),
+            Command::Typing { is_typing } => {
+                let user_id = &state.user_id;
+                let data =
+                    json!({"session_id": cx.key, "user_id": user_id, "is_typing": is_typing});
+                Ok(Decision::reply(Reply::Done).effect(Effect::stream("chat:typing", data)))
+            }
+            Command::SendMessage { content, media } => {
+                check_message(&content, &media)?;
+                Ok(talk::answer(state, content, media, cx))
+            }
+            Command::RequestProgress { request_id, progress } => {
+                internal_only().map(|()| talk::tell(state, request_id, progress, cx))
+            }
+            Command::RequestRefused { request_id, asked, reason } => {
+                internal_only().map(|()| talk::refused(state, request_id, asked, &reason, cx))
+            }
+        }
+    }
+
+    fn evolve(state: &mut State, event: &Event) {
+        match event {
+            Event::Opened { user_id, time_zone, locale, currency, at } => {
+                state.user_id = user_id.clone();
+                state.time_zone = time_zone.clone();
+                state.locale = locale.clone();
+                state.currency = currency.clone();
+                state.ended = false;
+                state.created_at.get_or_insert(*at);
+                state.last_active_at = Some(*at);
+            }
+            Event::MessageReceived { content, at, .. } => {
+                state.pending = None;
+                state.remember(Author::User, content, *at);
+            }
+            Event::DraftChanged { draft } => state.draft = draft.clone(),
+            Event::RequestStarted { request_id, service, asked, replaces } => {
+                state.draft = None;
+                let old =
+                    state.requests.iter_mut().find(|r| Some(&r.request_id) == replaces.as_ref());
+                if let Some(old) = old {
+                    old.status = request::Status::Cancelled;
+                }
+                state.start(Current::new(request_id, *service, asked.as_deref().cloned()));
+            }
+            Event::RequestFollowed { request_id, status, offers, shown, complete, booking_id } => {
+                let read_back = state.pending.as_ref().and_then(Pending::request_id);
+                if !status.is_searching() && read_back == Some(request_id) {
+                    state.pending = None;
+                }
+                let followed = state.requests.iter_mut().find(|r| r.request_id == *request_id);
+                if let Some(request) = followed {
+                    request.follow(*status, *offers, shown, *complete, booking_id.as_ref());
+                }
+            }
+            Event::ReadBack { pending } => state.pending = Some(pending.clone()),
+            Event::Responded { content, at, .. } => state.remember(Author::Agent, content, *at),
+            Event::Published { .. } => {}
+            Event::Ended { at } => {
+                state.ended = true;
+                state.draft = None;
+                state.pending = None;
+                state.last_active_at = Some(*at);
+            }
+        }
+    }
+
+    fn is_query(command: &Command) -> bool {
+        matches!(command, Command::Check | Command::Typing { .. })
+    }
+
+    fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+        let message =
+            |id: &str, role: &str, content: &str, media: Value, data: &Value, at: Timestamp| {
+                let row = json!({
+                    "id": id,
+                    "session_id": key,
+                    "role": role,
+                    "content": content,
+                    "media": media,
+                    "data": data,
+                    "created_at": at,
+                });
+                ViewRow::new("messages", row)
+            };
+        let mut rows = Vec::new();
+        let mut changed = false;
+        for event in events {
+            match event {
+                Event::MessageReceived { message_id, content, media, at } => {
+                    changed = true;
+                    rows.push(message(message_id, "user", content, json!(media), &json!({}), *at));
+                }
+                Event::Responded { message_id, content, data, at } => {
+                    changed = true;
+                    rows.push(message(message_id, "agent", content, json!([]), data, *at));
+                }
+                Event::Opened { .. } | Event::Ended { .. } => changed = true,
+                Event::DraftChanged { .. }
+                | Event::RequestStarted { .. }
+                | Event::RequestFollowed { .. }
+                | Event::ReadBack { .. }
+                | Event::Published { .. } => {}
+            }
+        }
+        if changed {
+            let row = json!({
+                "id": key,
+                "user_id": state.user_id,
+                "time_zone": state.time_zone,
+                "locale": state.locale,
+                "created_at": state.created_at,
+                "last_active_at": state.last_active_at,
+                "ended": state.ended,
+            });
+            rows.push(ViewRow::new("sessions", row));
+        }
+        rows
+    }
+
+    fn publication(publication: Publication) -> Option<Command> {
+        Some(Command::Publish { event: publication.event, data: publication.data })
+    }
+
+    fn send_failed(failure: SendFailure) -> Option<Command> {
+        let asked = match failure.kind.as_str() {
+            Booking::KIND => match serde_json::from_value(failure.command).ok()? {
+                booking::Command::CancelForConsumer { .. } => AskedOf::CancelBooking,
+                _ => return None,
+            },
+            Request::KIND => match serde_json::from_value(failure.command).ok()? {
+                request::Command::Create(_) => AskedOf::Create,
+                request::Command::Cancel { .. } => AskedOf::Cancel,
+                request::Command::AcceptPick { .. } | request::Command::AcceptOffer { .. } => {
+                    AskedOf::Accept
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some(Command::RequestRefused { request_id: failure.key, asked, reason: failure.reason })
+    }
+}
+
+fn open(
+    state: &State,
+    time_zone: String,
+    locale: String,
+    currency: Option<String>,
+    cx: &DecideCx<'_>,
+) -> Result<Decision<Session>, Rejection> {
+    let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
+    let mut check = Check::default();
+    check.zone(&time_zone, "/time_zone");
+    check.length(&locale, 2, 35, "/locale");
+    if let Some(currency) = &currency {
+        check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
+    }
+    check.finish(|errors| Rejection::Invalid { errors })?;
+    // Like zone and locale, which the edge fills in: opened without one, it stays.
+    let currency = currency.or_else(|| state.currency.clone());
+    let created = state.created_at.is_none();
+    let same = !created
+        && !state.ended
+        && (&state.time_zone, &state.locale, &state.currency) == (&time_zone, &locale, &currency);
+    let decision = Decision::reply(Reply::Opened { session_id: cx.key.into(), created });
+    if same {
+        return Ok(decision);
+    }
+    Ok(decision.event(Event::Opened { user_id, time_zone, locale, currency, at: cx.now }))
+}
+
+fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
+    let decision = Decision::reply(Reply::Done);
+    if !end || state.ended {
+        return decision;
+    }
+    decision
+        .event(Event::Ended { at: cx.now })
+        .effect(Effect::publish("session:ended", json!({"session_id": cx.key})))
+}
+
+fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {
+    let mut check = Check::default();
+    let empty = content.trim().is_empty() && media.is_empty();
+    check.that(!empty, "/content", "must not be empty");
+    check.that(
+        content.len() <= MAX_CONTENT_BYTES,
+        "/content",
+        format!("must have at most {MAX_CONTENT_BYTES} bytes"),
+    );
+    check.that(!content.contains('\0'), "/content", "must not contain NUL");
+    check.that(media.len() <= MAX_MEDIA, "/media", format!("at most {MAX_MEDIA}"));
+    for (n, url) in media.iter().enumerate() {
+        check.length(url, 1, 2_048, &format!("/media/{n}"));
+    }
+    check.finish(|errors| Rejection::Invalid { errors })
+}

@@ -1,0 +1,292 @@
+//! What is done to offers, requests and bookings that are there, on the user's word.
+//!
+//! Three functions bind: [`Turn::accept_offer`], [`Turn::cancel_request`] and [`Turn::cancel_booking`]. They are
+//! reached by a sentence of the closed form, or by the "yes" to what was read back.
+
+use serde_json::json;
+
+use super::talk::Turn;
+use super::{Current, OfferSummary, Pending, Session, words};
+use crate::kernel::entity::{Decision, Effect};
+use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::language::{Thing, Which};
+use crate::systems::marketplace::domain::request::{self, Status};
+use crate::systems::marketplace::domain::service::Service;
+
+/// What a sentence comes to.
+enum Meant<'a, T> {
+    This(&'a Current, T),
+    /// Near enough to be read back.
+    Perhaps(&'a Current, T),
+    /// A question, or why not.
+    Unclear(String),
+}
+
+/// Something that can be cancelled.
+enum Live<'a> {
+    Request,
+    Booking(&'a str),
+}
+
+impl<'a> Turn<'a> {
+    fn open(&self, service: Option<Service>) -> Vec<&'a Current> {
+        let open = self.state.requests.iter().filter(|request| {
+            request.status == Status::Open && service.is_none_or(|wanted| wanted == request.service)
+        });
+        open.collect()
+    }
+
+    pub fn has_offers(&self) -> bool {
+        self.open(None).iter().any(|request| !request.shown.is_empty())
+    }
+
+    fn offer_meant(&self, which: Which, service: Option<Service>) -> Meant<'a, &'a OfferSummary> {
+        let open = self.open(service);
+        let request = match open[..] {
+            [] => return Meant::Unclear(words::nothing_to_accept()),
+            [request] => request,
+            _ => return Meant::Unclear(words::which_request(&open)),
+        };
+        let shown = &request.shown;
+        let cheapest = || shown.iter().reduce(|a, b| if b.costs_less(a) { b } else { a });
+        let best = || shown.iter().reduce(|a, b| if b.score > a.score { b } else { a });
+        let (offer, sure) = match which {
+            Which::It => (shown.first().filter(|_| shown.len() == 1), true),
+            Which::Nth(n) => (usize::from(n).checked_sub(1).and_then(|n| shown.get(n)), true),
+            Which::Cheapest => (cheapest(), request.complete),
+            Which::Best => (best(), false),
+        };
+        match offer {
+            None => Meant::Unclear(words::which_offer(shown)),
+            Some(offer) if sure => Meant::This(request, offer),
+            Some(offer) => Meant::Perhaps(request, offer),
+        }
+    }
+
+    pub fn accept(self, which: Which, service: Option<Service>) -> Decision<Session> {
+        // "Yes, take it", after it was read back.
+        if let (Which::It, Some(Pending::Accept { request_id, offer_id })) =
+            (which, &self.state.pending)
+        {
+            return self.accept_offer(request_id, offer_id);
+        }
+        match self.offer_meant(which, service) {
+            Meant::This(request, offer) => self.accept_offer(&request.request_id, &offer.offer_id),
+            Meant::Perhaps(request, offer) => self.read_offer_back(request, offer),
+            Meant::Unclear(words) => self.say(words, json!({})),
+        }
+    }
+
+    fn accept_offer(self, request_id: &str, offer_id: &str) -> Decision<Session> {
+        let command = request::Command::AcceptOffer { offer_id: offer_id.into() };
+        let data = json!({"request_id": request_id, "offer_id": offer_id});
+        self.effect(Effect::send::<request::Request>(request_id, &command))
+            .say(words::accepting(), data)
+    }
+
+    fn read_offer_back(self, request: &Current, offer: &OfferSummary) -> Decision<Session> {
+        let pending = Pending::Accept {
+            request_id: request.request_id.clone(),
+            offer_id: offer.offer_id.clone(),
+        };
+        self.read_back(words::shall_i_accept(request, offer), pending)
+    }
+
+    /// Somebody speaks of the offers and does not accept one.
+    pub fn talk_of_offers(self, which: Option<Which>, hesitates: bool) -> Decision<Session> {
+        let open = self.open(None);
+        if hesitates {
+            return self.say(words::nothing_accepted(&open), json!({}));
+        }
+        match self.offer_meant(which.unwrap_or(Which::It), None) {
+            Meant::This(request, offer) | Meant::Perhaps(request, offer) => {
+                self.read_offer_back(request, offer)
+            }
+            Meant::Unclear(words) => self.say(words, json!({})),
+        }
+    }
+
+    fn live(&self, request: &'a Current) -> Option<Live<'a>> {
+        if request.status.is_searching() {
+            return Some(Live::Request);
+        }
+        request.booking(self.cx.now).map(Live::Booking)
+    }
+
+    fn cancel_meant(&self, thing: Thing, service: Option<Service>) -> Meant<'a, Live<'a>> {
+        let all = self.state.requests.iter();
+        let named = all.filter(|request| service.is_none_or(|service| service == request.service));
+        let live: Vec<(&Current, Live<'_>)> =
+            named.filter_map(|request| Some((request, self.live(request)?))).collect();
+        let fits = |(_, live): &(&Current, Live<'_>)| match (thing, live) {
+            (Thing::Any, _) => true,
+            (Thing::Request, live) => matches!(live, Live::Request),
+            (Thing::Booking, live) => matches!(live, Live::Booking(_)),
+        };
+        let meant = live.iter().filter(|live| fits(live)).count();
+        let all = live.len();
+        let requests: Vec<&Current> = live.iter().map(|(request, _)| *request).collect();
+        let exact = match meant {
+            0 => all == 1,
+            1 => true,
+            _ => false,
+        };
+        if !exact {
+            return Meant::Unclear(if all == 0 {
+                let accepting = self.state.requests.iter().any(|r| r.status == Status::Accepting);
+                if accepting { words::being_confirmed() } else { words::nothing_to_cancel() }
+            } else {
+                words::which_to_cancel(&requests)
+            });
+        }
+        let found = live.into_iter().find(|live| meant == 0 || fits(live));
+        match found {
+            None => Meant::Unclear(words::nothing_to_cancel()),
+            Some((request, live)) => {
+                let named = service.is_some() || thing != Thing::Any;
+                let sure = meant == 1 && (named || matches!(live, Live::Request));
+                if sure { Meant::This(request, live) } else { Meant::Perhaps(request, live) }
+            }
+        }
+    }
+
+    pub fn cancel(self, thing: Thing, service: Option<Service>) -> Decision<Session> {
+        match (&self.state.pending, thing, service) {
+            (Some(Pending::CancelRequest { request_id }), Thing::Any, None) => {
+                return self.cancel_request(request_id);
+            }
+            (Some(Pending::CancelBooking { request_id, booking_id }), Thing::Any, None) => {
+                return self.cancel_booking(request_id, booking_id);
+            }
+            _ => {}
+        }
+        let meant = self.cancel_meant(thing, service);
+        // What was begun and not yet asked for.
+        if let Some(draft) = &self.state.draft
+            && thing != Thing::Booking
+            && service.is_none_or(|service| draft.service == Some(service))
+        {
+            return match (&meant, thing) {
+                (Meant::Unclear(_), _) if self.is_idle(service) => self.forget(),
+                (_, Thing::Any) => self.say(words::draft_or_request(draft.service), json!({})),
+                _ => self.cancel_as_meant(meant),
+            };
+        }
+        self.cancel_as_meant(meant)
+    }
+
+    fn is_idle(&self, service: Option<Service>) -> bool {
+        !self.state.requests.iter().any(|request| {
+            service.is_none_or(|service| service == request.service) && self.live(request).is_some()
+        })
+    }
+
+    fn cancel_as_meant(self, meant: Meant<'_, Live<'_>>) -> Decision<Session> {
+        match meant {
+            Meant::This(request, Live::Request) => self.cancel_request(&request.request_id),
+            Meant::This(request, Live::Booking(id)) => self.cancel_booking(&request.request_id, id),
+            Meant::Perhaps(request, live) => self.read_cancelling_back(request, &live),
+            Meant::Unclear(words) => self.say(words, json!({})),
+        }
+    }
+
+    fn cancel_request(self, request_id: &str) -> Decision<Session> {
+        let command = request::Command::Cancel { reason: None };
+        let data = json!({"request_id": request_id});
+        self.effect(Effect::send::<request::Request>(request_id, &command))
+            .say(words::cancelling(), data)
+    }
+
+    fn cancel_booking(self, request_id: &str, booking_id: &str) -> Decision<Session> {
+        let command = booking::Command::CancelForConsumer { reason: None };
+        let data = json!({"request_id": request_id, "booking_id": booking_id});
+        self.effect(Effect::send::<Booking>(booking_id, &command))
+            .say(words::cancelling_booking(), data)
+    }
+
+    fn read_cancelling_back(self, request: &Current, live: &Live<'_>) -> Decision<Session> {
+        let request_id = request.request_id.clone();
+        match live {
+            Live::Request => {
+                let pending = Pending::CancelRequest { request_id };
+                self.read_back(words::shall_i_cancel(request), pending)
+            }
+            Live::Booking(id) => {
+                let pending = Pending::CancelBooking { request_id, booking_id: (*id).into() };
+                self.read_back(words::shall_i_cancel_booking(request), pending)
+            }
+        }
+    }
+
+    /// Somebody speaks of cancelling and does not do it.
+    pub fn talk_of_cancelling(
+        self,
+        thing: Thing,
+        service: Option<Service>,
+        hesitates: bool,
+    ) -> Decision<Session> {
+        let live = self.state.requests.iter().filter(|request| self.live(request).is_some());
+        let live: Vec<&Current> = live.collect();
+        if hesitates {
+            return self.say(words::nothing_cancelled(&live), json!({}));
+        }
+        match self.cancel_meant(thing, service) {
+            Meant::This(request, live) | Meant::Perhaps(request, live) => {
+                self.read_cancelling_back(request, &live)
+            }
+            Meant::Unclear(words) => self.say(words, json!({})),
+        }
+    }
+
+    /// "never mind": what was begun is forgotten, and what is under way is read back.
+    pub fn drop_it(self) -> Decision<Session> {
+        if self.state.draft.is_some() {
+            return self.forget();
+        }
+        if self.state.pending.is_some() {
+            return self.say(words::as_it_was(), json!({}));
+        }
+        self.talk_of_cancelling(Thing::Any, None, false)
+    }
+
+    pub fn yes(self) -> Decision<Session> {
+        match self.state.pending.clone() {
+            Some(Pending::Accept { request_id, offer_id }) => {
+                self.accept_offer(&request_id, &offer_id)
+            }
+            Some(Pending::CancelRequest { request_id }) => self.cancel_request(&request_id),
+            Some(Pending::CancelBooking { request_id, booking_id }) => {
+                self.cancel_booking(&request_id, &booking_id)
+            }
+            Some(Pending::Change { request_id, asked }) => self.replace(request_id, *asked),
+            None => match self.offer_meant(Which::It, None) {
+                Meant::This(request, offer) | Meant::Perhaps(request, offer) => {
+                    self.read_offer_back(request, offer)
+                }
+                Meant::Unclear(_) if !self.has_offers() => self.unclear(),
+                Meant::Unclear(words) => self.say(words, json!({})),
+            },
+        }
+    }
+
+    /// "ok", "sure": no "yes", so that what was read back is read back again.
+    pub fn nod(self) -> Decision<Session> {
+        let Some(pending) = self.state.pending.clone() else { return self.unclear() };
+        self.read_back(words::say_yes(), pending)
+    }
+
+    pub fn read_back(self, content: String, pending: Pending) -> Decision<Session> {
+        let kind = match &pending {
+            Pending::Accept { .. } => "accept",
+            Pending::CancelRequest { .. } => "cancel_request",
+            Pending::CancelBooking { .. } => "cancel_booking",
+            Pending::Change { .. } => "change",
+        };
+        let data = json!({"confirm": kind});
+        self.event(super::Event::ReadBack { pending }).say(content, data)
+    }
+
+    fn forget(self) -> Decision<Session> {
+        self.event(super::Event::DraftChanged { draft: None }).say(words::forgotten(), json!({}))
+    }
+}

@@ -1,0 +1,359 @@
+//! What the agent does with a message, and what it says.
+
+use serde_json::{Value, json};
+
+use super::{AskedOf, Current, Event, Pending, Progress, Reply, Session, State, words};
+use crate::kernel::entity::{DecideCx, Decision, Effect};
+use crate::systems::marketplace::domain::language::{self, About, Home, Intent, Understanding};
+use crate::systems::marketplace::domain::request::{self, Asked, Request, Status};
+
+/// One message, and the decision that is made of it.
+pub(super) struct Turn<'a> {
+    pub state: &'a State,
+    pub cx: &'a DecideCx<'a>,
+    decision: Decision<Session>,
+}
+
+/// The message is kept and published, then answered.
+pub(super) fn answer(
+    state: &State,
+    content: String,
+    media: Vec<String>,
+    cx: &DecideCx<'_>,
+) -> Decision<Session> {
+    let message_id = cx.ids.mint("msg");
+    let message = json!({
+        "session_id": cx.key,
+        "message_id": message_id,
+        "role": "user",
+        "content": content,
+        "media": media,
+        "created_at": cx.now,
+    });
+    let received = Event::MessageReceived {
+        message_id: message_id.clone(),
+        content: content.clone(),
+        media,
+        at: cx.now,
+    };
+    let decision = Decision::reply(Reply::Sent { message_id })
+        .event(received)
+        .effect(Effect::publish("chat:message", message));
+    Turn { state, cx, decision }.respond(&content)
+}
+
+impl Turn<'_> {
+    fn respond(self, content: &str) -> Decision<Session> {
+        let state = self.state;
+        let open = state.requests.iter().rfind(|request| request.status == Status::Open);
+        let names = open.map_or(Vec::new(), |request| {
+            request.shown.iter().map(|offer| offer.provider_name.clone()).collect()
+        });
+        let tz = state.tz();
+        let home = Home {
+            tz: &tz,
+            currency: state.currency.as_deref(),
+            locale: &state.locale,
+            offers: &names,
+        };
+        let heard = language::understand(content, self.cx.now, &home);
+        let current = state.current();
+        match heard.intent {
+            Intent::Greeting => self.say(words::greeting(), json!({})),
+            Intent::Thanks => self.say(words::welcome(), json!({})),
+            Intent::Help => self.say(words::help(), json!({})),
+            Intent::Status => {
+                self.say(words::status(current, state.draft.is_some()), about(current))
+            }
+            Intent::Offering => self.say(words::enrol(), json!({})),
+            Intent::Refusal => self.say(words::nothing_done(), json!({})),
+            Intent::Yes if state.pending.is_none() && state.draft.is_some() => {
+                self.request(content, heard, &home)
+            }
+            Intent::Yes => self.yes(),
+            Intent::No if state.draft.as_ref().is_some_and(|draft| !draft.unread.is_empty()) => {
+                self.request(content, heard, &home)
+            }
+            Intent::No => self.say(words::as_it_was(), json!({})),
+            Intent::Nod => self.nod(),
+            Intent::Drop => self.drop_it(),
+            Intent::Cancel(thing, service) => self.cancel(thing, service),
+            Intent::CancelTalk { thing, service, hesitates } => {
+                self.talk_of_cancelling(thing, service, hesitates)
+            }
+            Intent::Accept(which, service) => self.accept(which, service),
+            Intent::AcceptTalk { which, hesitates } if self.has_offers() => {
+                self.talk_of_offers(which, hesitates)
+            }
+            Intent::AcceptTalk { .. } | Intent::Request => self.request(content, heard, &home),
+        }
+    }
+
+    /// A message about a new request, or about the one that is spoken of.
+    fn request(self, content: &str, heard: Understanding, home: &Home<'_>) -> Decision<Session> {
+        let (state, now) = (self.state, self.cx.now);
+        let adds = language::adds(content);
+        let corrects = language::corrects(content);
+        if let Some(draft) = &state.draft {
+            let other = heard.service.is_some()
+                && draft.service.is_some()
+                && heard.service != draft.service;
+            // What was said of one request never fills another.
+            if heard.service.is_some() && (adds || (other && !corrects)) {
+                return self.understand(heard);
+            }
+            let known = language::answer(draft.clone(), content, now, home);
+            return self.understand(known);
+        }
+        if !heard.says_something() {
+            return self.unclear();
+        }
+        let Some(current) = state.current() else { return self.understand(heard) };
+        let bare = heard.when.is_none()
+            && heard.place.is_none()
+            && heard.budget.is_none()
+            && heard.unread.is_empty();
+        let same = heard.service == Some(current.service) && bare;
+        let other = heard.service.is_some_and(|service| service != current.service);
+        let unserved =
+            heard.is_unread(About::OtherService) || heard.is_unread(About::SecondService);
+        let of_current =
+            (heard.service.is_none() && !unserved) || same || (other && corrects && bare);
+        if adds || !of_current {
+            return self.understand(heard);
+        }
+        match (&current.asked, current.status) {
+            (_, Status::Accepting | Status::Booked) if heard.service.is_none() => {
+                self.say(words::cannot_change(current), about(Some(current)))
+            }
+            (Some(asked), Status::Matching | Status::Open) => {
+                let changed = language::answer(asked.clone(), content, now, home);
+                let calm = corrects && heard.bare;
+                self.change(current, asked, changed, calm)
+            }
+            (Some(asked), Status::Unmatched | Status::Expired) => {
+                let changed = language::answer(asked.clone(), content, now, home);
+                self.understand(changed)
+            }
+            _ => self.understand(heard),
+        }
+    }
+
+    /// A correction of a request that is searched for.
+    fn change(
+        self,
+        current: &Current,
+        asked: &Understanding,
+        changed: Understanding,
+        calm: bool,
+    ) -> Decision<Session> {
+        let what = |u: &Understanding| (u.service, u.when, u.place.clone(), u.budget.clone());
+        if what(asked) == what(&changed) && changed.unread.is_empty() {
+            return self.say(words::status(Some(current), false), about(Some(current)));
+        }
+        if !language::missing(&changed).is_empty() {
+            let content = words::say_change_again(&language::question(&changed));
+            return self.say(content, about(Some(current)));
+        }
+        let request_id = current.request_id.clone();
+        if calm {
+            return self.replace(request_id, changed);
+        }
+        let Some(new) = self.asked(&changed) else { return self.unclear() };
+        let content = words::shall_i_change(&new);
+        self.read_back(content, Pending::Change { request_id, asked: changed.into() })
+    }
+
+    /// Another request in the place of an open one.
+    pub fn replace(self, request_id: String, changed: Understanding) -> Decision<Session> {
+        let command = request::Command::Cancel { reason: Some("changed".into()) };
+        let effect = Effect::send::<Request>(request_id.as_str(), &command);
+        let Some(asked) = self.asked(&changed) else { return self.unclear() };
+        self.effect(effect).start(asked, changed, Some(request_id))
+    }
+
+    fn asked(&self, known: &Understanding) -> Option<Asked> {
+        let place = known.place.clone()?;
+        Some(Asked {
+            consumer_id: self.state.user_id.clone(),
+            session_id: Some(self.cx.key.into()),
+            service: known.service?,
+            details: known.details.chars().take(2_000).collect(),
+            time_zone: place.time_zone.clone(),
+            place,
+            when: known.when?,
+            budget: known.budget.clone(),
+        })
+    }
+
+    fn understand(self, known: Understanding) -> Decision<Session> {
+        // Whatever the last message was for, what is known is a request.
+        let known = Understanding { intent: Intent::Request, bare: false, ..known };
+        let missing = language::missing(&known);
+        match self.asked(&known).filter(|_| missing.is_empty()) {
+            Some(asked) => self.start(asked, known, None),
+            None => {
+                let question = language::question(&known);
+                self.event(Event::DraftChanged { draft: Some(known) })
+                    .say(question, json!({"missing": missing}))
+            }
+        }
+    }
+
+    fn start(
+        self,
+        asked: Asked,
+        known: Understanding,
+        replaces: Option<String>,
+    ) -> Decision<Session> {
+        let request_id = self.cx.ids.mint("req");
+        let content = words::searching(&asked);
+        let started = Event::RequestStarted {
+            request_id: request_id.clone(),
+            service: asked.service,
+            asked: Some(known.into()),
+            replaces,
+        };
+        let create = request::Command::Create(asked);
+        self.event(started)
+            .effect(Effect::send::<Request>(request_id.as_str(), &create))
+            .say(content, json!({"request_id": request_id}))
+    }
+
+    /// The message says nothing that is known.
+    pub fn unclear(self) -> Decision<Session> {
+        if let Some(draft) = &self.state.draft {
+            let content = words::not_understood(&language::question(draft));
+            return self.say(content, json!({"missing": language::missing(draft)}));
+        }
+        let current = self.state.current();
+        let content = match current.filter(|current| current.is_live()) {
+            Some(current) => words::not_understood(&words::status(Some(current), false)),
+            None => words::what_do_you_need(),
+        };
+        self.say(content, about(current))
+    }
+
+    pub fn effect(self, effect: Effect) -> Self {
+        Self { decision: self.decision.effect(effect), ..self }
+    }
+
+    pub fn event(self, event: Event) -> Self {
+        Self { decision: self.decision.event(event), ..self }
+    }
+
+    pub fn say(self, content: String, data: Value) -> Decision<Session> {
+        say(self.decision, content, data, self.cx)
+    }
+}
+
+fn about(current: Option<&Current>) -> Value {
+    current.map_or(json!({}), |current| json!({"request_id": current.request_id}))
+}
+
+pub(super) fn tell(
+    state: &State,
+    request_id: String,
+    progress: Progress,
+    cx: &DecideCx<'_>,
+) -> Decision<Session> {
+    let known = state.requests.iter().find(|request| request.request_id == request_id);
+    let offers_before = known.map_or(0, |request| request.offers);
+    let mut data = json!({"request_id": request_id});
+    let (mut shown, mut complete, mut booked) = (Vec::new(), false, None);
+    let (status, offers) = match &progress {
+        Progress::Matched { providers } => {
+            complete = *providers == 1;
+            (Status::Matching, 0)
+        }
+        Progress::FirstOffer { offer } => {
+            data["offer_id"] = json!(offer.offer_id);
+            shown.push(offer.clone());
+            (Status::Open, 1)
+        }
+        Progress::AllAnswered { offers, cheapest, open } => {
+            data["offer_id"] = json!(cheapest.offer_id);
+            complete = true;
+            shown.clone_from(open);
+            (Status::Open, *offers)
+        }
+        Progress::OfferRefused { offers, reason } => {
+            data["reason"] = json!(reason);
+            (Status::Open, *offers)
+        }
+        Progress::Booked { booking_id, offer } => {
+            data["booking_id"] = json!(booking_id);
+            data["offer_id"] = json!(offer.offer_id);
+            shown.push(offer.clone());
+            booked = Some(booking_id.clone());
+            (Status::Booked, offers_before)
+        }
+        Progress::Unmatched { reason, reasons, lowest_price } => {
+            data["reason"] = json!(reason);
+            data["reasons"] = json!(reasons);
+            data["lowest_price"] = json!(lowest_price);
+            (Status::Unmatched, 0)
+        }
+        Progress::Cancelled | Progress::BookingCancelled { .. } => (Status::Cancelled, 0),
+        Progress::Expired => (Status::Expired, 0),
+    };
+    data["status"] = json!(status);
+    let followed =
+        Event::RequestFollowed { request_id, status, offers, shown, complete, booking_id: booked };
+    let decision = Decision::reply(Reply::Done).event(followed);
+    let service = known.map(|request| request.service).filter(|_| state.requests.len() > 1);
+    say(decision, words::progress(&progress, service), data, cx)
+}
+
+pub(super) fn refused(
+    state: &State,
+    request_id: String,
+    asked: AskedOf,
+    reason: &str,
+    cx: &DecideCx<'_>,
+) -> Decision<Session> {
+    let of = if asked == AskedOf::CancelBooking { "booking_id" } else { "request_id" };
+    let data = json!({of: request_id, "reason": reason});
+    let mut decision = Decision::reply(Reply::Done);
+    let ours = state.requests.iter().any(|request| request.request_id == request_id);
+    if asked == AskedOf::Create && ours {
+        decision = decision.event(Event::RequestFollowed {
+            request_id,
+            status: Status::Unmatched,
+            offers: 0,
+            shown: Vec::new(),
+            complete: false,
+            booking_id: None,
+        });
+    }
+    say(decision, words::refused(asked, reason), data, cx)
+}
+
+/// Streams `content` in tokens that add up to it, then publishes it whole under the same message id.
+fn say(
+    decision: Decision<Session>,
+    content: String,
+    data: Value,
+    cx: &DecideCx<'_>,
+) -> Decision<Session> {
+    let message_id = cx.ids.mint("msg");
+    let tokens = content.split_inclusive(' ').enumerate().map(|(index, token)| {
+        let token = json!({
+            "session_id": cx.key,
+            "message_id": message_id,
+            "index": index,
+            "token": token,
+        });
+        Effect::stream("chat:stream", token)
+    });
+    let response = json!({
+        "session_id": cx.key,
+        "message_id": message_id,
+        "content": content,
+        "data": data,
+    });
+    decision
+        .effects(tokens.collect::<Vec<_>>())
+        .effect(Effect::publish("chat:response", response))
+        .event(Event::Responded { message_id, content, data, at: cx.now })
+}

@@ -1,0 +1,3 @@
+//! The marketplace: a sentence becomes a request, agents answer with offers, an offer becomes a booking.
+
+pub mod domain;
