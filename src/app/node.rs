@@ -29,6 +29,7 @@ use crate::persistence::patience::{self, PATIENCE};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
+use crate::systems;
 use crate::systems::marketplace::domain::matching;
 use crate::telemetry;
 
@@ -188,6 +189,8 @@ impl Node {
             metrics: telemetry::metrics(),
             clock,
             options,
+            settings: Default::default(),
+            systems: systems::ALL,
         })
         .await?;
         let tasks = vec![

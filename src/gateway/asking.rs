@@ -1,8 +1,8 @@
 //! What a `POST /v1/requests` asks for: its fields, or what its sentence means.
 
+use crate::contract::problem::{FieldError, Outcome, Problem};
 use crate::gateway::bodies::{CreateRequest, PlaceBody};
 use crate::gateway::commands::Call;
-use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::text::cleaned;
 use crate::systems::marketplace::domain::language::{self, Home, Intent, When};
 use crate::systems::marketplace::domain::places::Place;

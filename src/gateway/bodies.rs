@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::gateway::problem::{FieldError, Outcome, Problem};
+use crate::contract::problem::{FieldError, Outcome, Problem};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::service::Service;
 

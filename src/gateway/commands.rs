@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cluster::Meta;
+use crate::contract::problem::{FieldError, Outcome, Problem};
 use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{self, CreateRequest, parse};
-use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::{Gateway, Tier};
 use crate::kernel::entity::{Caller, Entity, Role};
 use crate::kernel::error::{AskError, ErrorCode};

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::cluster::Meta;
+use crate::contract::problem::{FieldError, Outcome, Problem};
 use crate::gateway::bodies::{parse, text};
 use crate::gateway::commands::{Call, derived_id};
 use crate::gateway::http::schemas::devices as schema;
-use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::gateway::sync::shown_standing;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::text::{must_not_contain, wrong_in_name};

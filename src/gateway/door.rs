@@ -12,8 +12,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::contract::problem::Problem;
 use crate::gateway::http::{around, healthz, metrics_page, not_ready};
-use crate::gateway::problem::Problem;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 

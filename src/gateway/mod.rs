@@ -7,7 +7,6 @@ pub mod accept;
 pub mod auth;
 pub mod commands;
 pub mod door;
-pub mod problem;
 
 mod asking;
 mod bodies;
@@ -16,6 +15,7 @@ mod devices;
 pub mod http;
 mod json;
 mod listening;
+mod operations;
 mod origins;
 pub mod playback;
 mod socketio;
@@ -34,12 +34,15 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
+use crate::contract::System;
+use crate::contract::call::{Services, Settings};
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Auth;
 use crate::gateway::bucket::Bucket;
+use crate::gateway::operations::Operations;
 use crate::gateway::origins::Origins;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Users;
-use crate::kernel::clock::{Clock, Timestamp};
+use crate::kernel::clock::Clock;
 use crate::kernel::entity::Role;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
@@ -258,20 +261,17 @@ pub struct Parts {
     pub metrics: PrometheusHandle,
     pub clock: Clock,
     pub options: Options,
+    pub settings: Settings,
+    pub systems: &'static [&'static System],
 }
 
 pub struct Gateway {
-    pub entities: Entities,
-    pub topics: Topics,
-    pub presence: Arc<Presence>,
+    /// What operations reach.
+    pub services: Arc<Services>,
     pub auth: Arc<Auth>,
     pub readiness: Arc<Readiness>,
-    pub clock: Clock,
     pub options: Options,
-    views: Views,
-    histories: Histories,
-    limiter: Arc<dyn RateLimiter>,
-    epoch: watch::Receiver<Arc<str>>,
+    operations: Operations,
     /// Topics that live in this process only end with it, and their epoch with them.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
@@ -303,7 +303,26 @@ impl Gateway {
             metrics,
             clock,
             options,
+            settings,
+            systems,
         } = parts;
+        let ready = readiness.clone();
+        let services = Arc::new(Services {
+            entities,
+            topics,
+            presence,
+            clock,
+            settings,
+            may_read: Box::new(move || ready.store_up() && ready.lease_fresh()),
+            limiter: limiter.clone(),
+            commands: Policy {
+                quota: options.websocket.commands_per_minute_per_user,
+                window_s: 60,
+            },
+            epoch,
+            views,
+            histories,
+        });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());
         let now = tokio::time::Instant::now();
@@ -316,17 +335,11 @@ impl Gateway {
         Ok(Arc::new(Self {
             topic_rates,
             users,
-            entities,
-            topics,
-            presence,
+            services,
             auth,
             readiness,
-            clock,
             options,
-            views,
-            histories,
-            limiter,
-            epoch,
+            operations: Operations::of(systems),
             local_epoch,
             metrics,
             frames: metrics::counter!("proxie_ws_frames_total"),
@@ -361,14 +374,6 @@ impl Gateway {
         let _ = tokio::time::timeout(limit, gone).await;
     }
 
-    fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
-    fn epoch(&self) -> Arc<str> {
-        self.epoch.borrow().clone()
-    }
-
     /// What this address says about its clients is believed.
     fn trusts(&self, address: IpAddr) -> bool {
         self.options.trusted_proxies.iter().any(|network| network.contains(address))
@@ -382,20 +387,6 @@ impl Gateway {
         Ok(())
     }
 
-    /// The read models, while this node may answer from them: with the store up and the lease proven.
-    fn views(&self) -> Result<&Views, Problem> {
-        if self.readiness.store_up() && self.readiness.lease_fresh() {
-            Ok(&self.views)
-        } else {
-            Err(Problem::unavailable())
-        }
-    }
-
-    /// The same of the topics' histories.
-    fn histories(&self) -> Result<&Histories, Problem> {
-        self.views().map(|_| &self.histories)
-    }
-
     /// Counts a publication of a client to an application topic. False: too many.
     fn may_publish_now(&self, topic: &str) -> bool {
         self.topic_rates.get(topic).is_none_or(|rate| {
@@ -406,6 +397,14 @@ impl Gateway {
 
     fn mint(&self, prefix: &str) -> String {
         IdSource::new(self.now(), rand::random()).mint(prefix)
+    }
+}
+
+impl std::ops::Deref for Gateway {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.services
     }
 }
 

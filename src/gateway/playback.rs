@@ -7,11 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::contract::problem::{FieldError, Outcome, Problem};
 use crate::gateway::bodies::{list, parse, text};
 use crate::gateway::commands::{Call, derived_id, known_id};
 use crate::gateway::devices::{self, Remote};
 use crate::gateway::http::schemas::devices as schema;
-use crate::gateway::problem::{FieldError, Outcome, Problem};
 use crate::kernel::entity::Role;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::systems::devices::domain::clock::DeviceId;

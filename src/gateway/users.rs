@@ -4,10 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue};
 use tokio::sync::Notify;
 
-use crate::gateway::problem::{Outcome, Problem};
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::ws::Limits;
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Held, Nodes, Policy, RateLimiter};
@@ -20,7 +19,6 @@ const MAX_UNTOLD: usize = 100_000;
 pub struct Users {
     max_connections: usize,
     frames: Policy,
-    commands: Policy,
     here: Arc<Here>,
 }
 
@@ -106,7 +104,6 @@ impl Users {
         Self {
             max_connections: limits.max_connections_per_user,
             frames: Policy { quota: limits.frames_per_minute_per_user, window_s: 60 },
-            commands: Policy { quota: limits.commands_per_minute_per_user, window_s: 60 },
             here,
         }
     }
@@ -114,17 +111,11 @@ impl Users {
     /// For one more connection, unless the user has as many as are allowed.
     pub async fn seat(&self, user_id: &str) -> Outcome<Seat> {
         let full = || {
-            let mut problem =
-                Problem::new(ErrorCode::RateLimited, "too many connections of this user")
-                    .retry_after_ms(5_000);
             let policy = format!("\"connections\";q={}", self.max_connections);
-            if let Ok(policy) = policy.try_into() {
-                problem = problem.header(HeaderName::from_static("ratelimit-policy"), policy);
-            }
-            problem.header(
-                HeaderName::from_static("ratelimit"),
-                HeaderValue::from_static("\"connections\";r=0;t=5"),
-            )
+            Problem::new(ErrorCode::RateLimited, "too many connections of this user")
+                .retry_after_ms(5_000)
+                .header("ratelimit-policy", policy)
+                .header("ratelimit", "\"connections\";r=0;t=5")
         };
         let seat = {
             let mut counts = self.here.counts();
@@ -153,18 +144,7 @@ impl Users {
     }
 }
 
-impl Users {
-    /// Counts a command that leaves something for good, and refuses what is too much.
-    pub async fn may_command(&self, user_id: &str) -> Outcome<()> {
-        let verdict = self.here.limiter.hit(format!("commands:{user_id}"), self.commands).await;
-        if verdict.allowed {
-            return Ok(());
-        }
-        let detail = format!("a user may send {} commands a minute", self.commands.quota);
-        Err(Problem::new(ErrorCode::RateLimited, detail)
-            .retry_after_ms(u64::from(verdict.reset_s) * 1_000))
-    }
-}
+impl Users {}
 
 impl Drop for Seat {
     fn drop(&mut self) {

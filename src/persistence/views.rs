@@ -61,8 +61,8 @@ pub struct Cursor {
 }
 
 #[derive(Debug)]
-pub struct Page {
-    pub items: Vec<Value>,
+pub struct Page<T = Value> {
+    pub items: Vec<T>,
     pub next: Option<Cursor>,
 }
 

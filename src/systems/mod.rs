@@ -4,5 +4,10 @@ pub mod app_topics;
 pub mod devices;
 pub mod marketplace;
 
+use crate::contract::System;
+
+/// The one list.
+pub const ALL: &[&System] = &[&devices::SYSTEM];
+
 #[cfg(test)]
 mod golden_tests;

@@ -180,11 +180,7 @@ fn modules_import_lower_ranks_only() {
             if from == to {
                 continue;
             }
-            assert!(
-                !FORBIDDEN.contains(&(from, to)),
-                "{}: {from} does not know {to}",
-                source.name
-            );
+            assert!(!FORBIDDEN.contains(&(from, to)), "{}: {from} does not know {to}", source.name);
             if rank(from) > rank(to) {
                 continue;
             }

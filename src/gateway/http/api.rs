@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::extract::{Body, Id, User};
 use super::list::{List, shown};
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::commands;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::{devices, playback, sync};
 use crate::systems::marketplace::domain::service::Service;
 
@@ -150,7 +150,7 @@ pub async fn update_provider(
     let outcome = commands::update_provider(user.call(), &id, &body, expected).await;
     outcome.map(with_etag).map_err(|problem| {
         if problem.reason.as_deref() == Some("version_mismatch") {
-            problem.status(StatusCode::PRECONDITION_FAILED)
+            problem.status(StatusCode::PRECONDITION_FAILED.as_u16())
         } else {
             problem
         }
@@ -160,7 +160,7 @@ pub async fn update_provider(
 fn expected_version(headers: &HeaderMap) -> Outcome<Option<u64>> {
     let Some(given) = headers.get(header::IF_MATCH) else {
         return Err(Problem::bad_request("If-Match is needed: the ETag of what you edit, or *")
-            .status(StatusCode::PRECONDITION_REQUIRED));
+            .status(StatusCode::PRECONDITION_REQUIRED.as_u16()));
     };
     let given = given.to_str().unwrap_or_default().trim();
     if given == "*" {

@@ -19,10 +19,10 @@ use tokio::time::Instant;
 
 use super::extract::User;
 use crate::cluster::topics::Published;
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::listening::subscribe;
 use crate::gateway::listening::{Cut, Feed};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Seat;
 use crate::gateway::ws::Opened;
 use crate::gateway::ws::protocol::{Close, Position, split_topic};

@@ -7,11 +7,11 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::Value;
 
+use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::Call;
 use crate::gateway::json;
-use crate::gateway::problem::Problem;
 use crate::kernel::error::ErrorCode;
 
 /// The token of `Authorization: Bearer …`.
@@ -24,7 +24,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 pub struct User {
     gateway: Arc<Gateway>,
     pub claims: Claims,
-    command_id: String,
+    pub(super) command_id: String,
 }
 
 impl User {
@@ -111,7 +111,7 @@ impl FromRequest<Arc<Gateway>> for Body {
         }
         if !is_json(&parts.headers) {
             return Err(Problem::bad_request("the body must be application/json")
-                .status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+                .status(StatusCode::UNSUPPORTED_MEDIA_TYPE.as_u16()));
         }
         json::read(&bytes)
             .map(Self)

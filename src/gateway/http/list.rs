@@ -7,8 +7,8 @@ use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 use serde_json::{Value, json};
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::persistence::views::{Cursor, Page};
 

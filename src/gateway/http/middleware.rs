@@ -14,10 +14,11 @@ use tracing::Instrument;
 
 use super::extract::bearer;
 use super::pages::KeepBody;
+use super::problem::IsProblem;
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::network_of;
 use crate::gateway::origins::FORWARDED;
-use crate::gateway::problem::{IsProblem, Outcome, Problem};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
@@ -140,8 +141,8 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::ALLOW, allow);
         }
     }
-    if let (Some(id), Some(IsProblem(problem)), false) =
-        (id, response.extensions().get().cloned(), head)
+    if let (Some(id), Some(problem), false) =
+        (id, response.extensions().get::<IsProblem>().cloned(), head)
     {
         *response.body_mut() = problem.body_with(&id.0).into();
         response.headers_mut().remove(header::CONTENT_LENGTH);
@@ -166,7 +167,7 @@ fn of_status(status: StatusCode) -> Problem {
         code,
         status.canonical_reason().unwrap_or("the request was refused").to_lowercase(),
     )
-    .status(status)
+    .status(status.as_u16())
 }
 
 pub async fn time_out(
@@ -249,19 +250,21 @@ pub async fn authenticate(
             next.run(request).await
         }
     };
-    response.headers_mut().extend(rate_limit(policy, verdict));
+    let headers = response.headers_mut();
+    for (name, value) in rate_limit(policy, verdict) {
+        headers.extend(
+            HeaderValue::from_str(&value).ok().map(|value| (HeaderName::from_static(name), value)),
+        );
+    }
     response
 }
 
 /// `RateLimit` and `RateLimit-Policy` as in the IETF draft "RateLimit header fields for HTTP".
-fn rate_limit(policy: Policy, verdict: Verdict) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let values = [
+fn rate_limit(policy: Policy, verdict: Verdict) -> [(&'static str, String); 2] {
+    [
         ("ratelimit-policy", format!("\"default\";q={};w={}", policy.quota, policy.window_s)),
         ("ratelimit", format!("\"default\";r={};t={}", verdict.remaining, verdict.reset_s)),
-    ];
-    values.into_iter().filter_map(|(name, value)| {
-        Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?))
-    })
+    ]
 }
 
 /// By which somebody without a token is counted.
@@ -307,7 +310,7 @@ pub fn check_origin(gateway: &Gateway, headers: &HeaderMap) -> Outcome<()> {
     ));
     problem.reason = Some("origin_not_allowed".into());
     // Why is no secret, and a browser shows a page nothing else.
-    Err(problem.header(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")))
+    Err(problem.header("access-control-allow-origin", "*"))
 }
 
 /// Who opens connections is limited as in `/v1`.
@@ -319,7 +322,9 @@ pub async fn count_connection(gateway: &Gateway, key: String) -> Outcome<()> {
     }
     let mut problem = Problem::new(ErrorCode::RateLimited, "too many connections: slow down")
         .retry_after_ms(u64::from(verdict.reset_s) * 1_000);
-    problem.headers.extend(rate_limit(policy, verdict));
+    for (name, value) in rate_limit(policy, verdict) {
+        problem = problem.header(name, value);
+    }
     Err(problem)
 }
 

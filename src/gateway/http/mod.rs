@@ -9,7 +9,9 @@ mod events;
 mod extract;
 mod list;
 mod middleware;
+mod operations;
 mod pages;
+mod problem;
 
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::gateway::problem::Problem;
+use crate::contract::problem::Problem;
 use crate::gateway::{Gateway, socketio, ws};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
@@ -66,10 +68,13 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/playback/platforms", get(api::list_platforms))
         .route("/content/{id}/availability", get(api::get_availability).put(api::set_availability))
         .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed);
+    let v1 = Router::new()
+        .nest("/v1", v1)
+        .merge(operations::routes(&gateway))
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
     let open = Router::new()
-        .nest("/v1", v1)
+        .merge(v1)
         // Authenticates by itself: a browser cannot set headers here.
         .route("/v1/ws", get(ws::door).post(ws::ask))
         .route("/sync/ws", get(ws::sync_door))
@@ -132,7 +137,7 @@ async fn not_found() -> Problem {
 
 async fn method_not_allowed() -> Problem {
     Problem::bad_request("this path does not take this method")
-        .status(StatusCode::METHOD_NOT_ALLOWED)
+        .status(StatusCode::METHOD_NOT_ALLOWED.as_u16())
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::response::Response {

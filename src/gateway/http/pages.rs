@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 use super::extract::Id;
 use super::{asyncapi, openapi};
+use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
-use crate::gateway::problem::Problem;
 use crate::kernel::error::ErrorCode;
 
 type App = State<Arc<Gateway>>;

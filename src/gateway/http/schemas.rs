@@ -4,7 +4,7 @@
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
-use crate::gateway::problem::FieldError;
+use crate::contract::problem::FieldError;
 use crate::gateway::{bodies, playback};
 
 pub mod devices;

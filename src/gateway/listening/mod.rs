@@ -16,8 +16,8 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
 use crate::cluster::topics::{Published, Subscription};
+use crate::contract::problem::Outcome;
 use crate::gateway::Gateway;
-use crate::gateway::problem::Outcome;
 use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 

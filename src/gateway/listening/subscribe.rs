@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::Outgoing;
 use crate::cluster::topics::Subscription;
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::devices;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::link::{Link, Sent, ToConnection};
 use super::packet::{self, Packet};
 use super::pipe::{Reader, Writer};
+use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
-use crate::gateway::problem::Problem;
 use crate::gateway::ws::{Arguments, Socket};
 
 /// Whoever asks for more other namespaces than that is closed.

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::json;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::is_id;
 
 /// What a client sent.

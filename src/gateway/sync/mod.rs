@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::bodies::{list, object, text};
 use crate::gateway::commands::Call;
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::protocol::{Position, position};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::to_value;

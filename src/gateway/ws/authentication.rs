@@ -11,9 +11,9 @@ use super::connection::Connection;
 use super::dispatch::Done;
 use super::ending::Flow;
 use super::protocol::{self, Close, Frame, Position, split_topic};
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::listening::subscribe::{self, Attempt};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 
@@ -158,7 +158,7 @@ impl Connection {
                 self.deadlines.listen = Some(soon);
             }
             if let Some(id) = id {
-                self.feed(protocol::reply(&id, &Err(problem.clone()))).await?;
+                self.feed(protocol::refusal(&id, &problem)).await?;
             }
             return match self.held.take() {
                 Some(frame) => self.feed(protocol::reply(&frame.id, &Err(problem))).await,

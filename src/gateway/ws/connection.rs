@@ -27,12 +27,12 @@ use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::topics::Published;
+use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::bucket::Bucket;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::{Feed, Page};
-use crate::gateway::problem::Outcome;
 use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
 
@@ -384,7 +384,7 @@ impl Connection {
                     self.frame(frame);
                 }
                 Parsed::Refused { id, problem } => {
-                    self.answers.push(protocol::reply(&id, &Err(problem)));
+                    self.answers.push(protocol::refusal(&id, &problem));
                 }
                 Parsed::Unanswerable(why) => {
                     tracing::debug!(connection = %self.id, why, "a frame cannot be answered");

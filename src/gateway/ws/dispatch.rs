@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::connection::Connection;
@@ -10,11 +11,11 @@ use super::ending::Flow;
 use super::events;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, split_topic};
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::sync;
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
@@ -25,6 +26,10 @@ pub enum Done {
     Reply {
         id: String,
         outcome: Outcome,
+    },
+    Answer {
+        id: String,
+        outcome: Outcome<Box<RawValue>>,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
     Authenticated {
@@ -78,6 +83,14 @@ impl Connection {
                 format!("{limit} commands of this connection are in flight"),
             );
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
+        }
+        if let Some(operation) = self.gateway.operations.by_event(&frame.event) {
+            let Frame { id, data, .. } = frame;
+            let mut call = self.gateway.call(&claims, id.clone());
+            call.counted = true;
+            let running = operation.run(call, data);
+            let command = async move { Done::Answer { id, outcome: running.await } };
+            return self.in_flight.push(command.boxed());
         }
         if events::is_command(&frame.event) {
             if let ("chat:typing", Some(session_id), Some(is_typing)) = (
@@ -148,7 +161,7 @@ impl Connection {
         let bound =
             Bound { gateway: self.gateway.clone(), claims, device, connection_id: self.id.clone() };
         let connecting = async move {
-            let outcome = match bound.gateway.users.may_command(&bound.claims.sub).await {
+            let outcome = match bound.gateway.may_command(&bound.claims.sub).await {
                 Ok(()) => bound.connect().await,
                 Err(problem) => {
                     bound.forget();
@@ -191,7 +204,7 @@ impl Connection {
         let gateway = self.gateway.clone();
         let opening = async move {
             let call = Call::of(&gateway, &claims, &id);
-            let outcome = match gateway.users.may_command(&claims.sub).await {
+            let outcome = match gateway.may_command(&claims.sub).await {
                 Ok(()) => commands::open_session(&call, &data, false).await,
                 Err(problem) => Err(problem),
             };
@@ -220,7 +233,7 @@ impl Connection {
         let gateway = self.gateway.clone();
         let ending = async move {
             let call = Call::of(&gateway, &claims, &id);
-            let outcome = match gateway.users.may_command(&claims.sub).await {
+            let outcome = match gateway.may_command(&claims.sub).await {
                 Ok(()) => commands::end_session(&call, &session_id).await,
                 Err(problem) => Err(problem),
             };
@@ -231,6 +244,7 @@ impl Connection {
 
     pub(super) async fn done(&mut self, done: Done) -> Flow {
         match done {
+            Done::Answer { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
             Done::Reply { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
             Done::Bound { id, outcome } => {
                 let shown = outcome.as_ref().map_err(Clone::clone).map(|_| json!({}));
@@ -251,7 +265,7 @@ impl Connection {
                 Ok(())
             }
             Done::Opened { id, outcome: Err(problem) } => {
-                self.feed(protocol::reply(&id, &Err(problem))).await
+                self.feed(protocol::refusal(&id, &problem)).await
             }
             Done::Subscribed { id, key, session_id, outcome } => {
                 let shown =
@@ -269,7 +283,7 @@ impl Connection {
             }
             Done::Crowded { id, problem } => {
                 self.end_with(Close::TooManyConnections);
-                self.feed(protocol::reply(&id, &Err(problem))).await
+                self.feed(protocol::refusal(&id, &problem)).await
             }
         }
     }

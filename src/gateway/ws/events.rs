@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::protocol::{Frame, split_topic};
 use crate::cluster::topics::Published;
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{grant, may_publish};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::{devices, playback, sync};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::text::{must_not_contain, wrong_in_name};
@@ -55,7 +55,7 @@ fn is_kept(gateway: &Gateway, frame: &Frame) -> bool {
 
 pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> Outcome {
     if is_kept(&gateway, frame) {
-        gateway.users.may_command(&claims.sub).await?;
+        gateway.may_command(&claims.sub).await?;
     }
     let call = Call::of(&gateway, &claims, &frame.id);
     let data = &frame.data;

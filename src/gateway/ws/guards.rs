@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::cluster::Presence;
+use crate::contract::problem::Outcome;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::Call;
 use crate::gateway::devices;
-use crate::gateway::problem::Outcome;
 use crate::systems::devices::domain::clock::DeviceId;
 
 /// Its user is shown as present, for as long as this lives.

@@ -25,11 +25,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::Claims;
 use crate::gateway::http::{address_key, bearer, check_origin, count_connection};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::sync;
 
 pub(super) use connection::Arguments;

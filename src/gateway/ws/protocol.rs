@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::json::{Strict, field_of};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::kernel::ids::is_valid_id;
 
 pub const SUBPROTOCOL: &str = "proxie.v1";
@@ -201,23 +201,30 @@ pub fn parse(text: &str) -> Parsed {
 }
 
 /// The one reply to the frame with this id.
-pub fn reply(id: &(impl Serialize + ?Sized), outcome: &Outcome) -> Message {
+pub fn reply<T: Serialize>(id: &(impl Serialize + ?Sized), outcome: &Outcome<T>) -> Message {
     #[derive(Serialize)]
-    struct Good<'a, I: ?Sized> {
+    struct Good<'a, I: ?Sized, T> {
         id: &'a I,
         ok: bool,
-        data: &'a Value,
+        data: &'a T,
     }
+    match outcome {
+        Ok(data) => {
+            let text = serde_json::to_string(&Good { id, ok: true, data });
+            Message::text(text.expect("a reply serialises"))
+        }
+        Err(problem) => refusal(id, problem),
+    }
+}
+
+pub fn refusal(id: &(impl Serialize + ?Sized), problem: &Problem) -> Message {
     #[derive(Serialize)]
     struct Bad<'a, I: ?Sized> {
         id: &'a I,
         ok: bool,
         error: Value,
     }
-    let text = match outcome {
-        Ok(data) => serde_json::to_string(&Good { id, ok: true, data }),
-        Err(problem) => serde_json::to_string(&Bad { id, ok: false, error: problem.ws_error() }),
-    };
+    let text = serde_json::to_string(&Bad { id, ok: false, error: problem.ws_error() });
     Message::text(text.expect("a reply serialises"))
 }
 
@@ -402,7 +409,7 @@ mod tests {
             let text = json!({"id": id, "event": "ping"}).to_string();
             let Parsed::Refused { id: answered, problem } = parse(&text) else { panic!("{text}") };
             assert_eq!((&answered, problem.errors[0].pointer.as_str()), (&id, "/id"));
-            let reply = reply(&answered, &Err(problem)).to_string();
+            let reply = refusal(&answered, &problem).to_string();
             assert_eq!(serde_json::from_str::<Value>(&reply).unwrap()["id"], id, "{reply}");
         }
         let endless = json!({"id": "x".repeat(5_000), "event": "ping"}).to_string();

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::WebSocket;
 use super::protocol::Limits;
-use crate::gateway::problem::{Outcome, Problem};
+use crate::contract::problem::{Outcome, Problem};
 
 /// The one version of the protocol (RFC 6455).
 const VERSION: &str = "13";
@@ -90,10 +90,10 @@ pub fn accept(request: &Parts) -> Outcome<HeaderValue> {
 /// 426, with what would do.
 fn needed(why: &str) -> Problem {
     Problem::bad_request(why)
-        .status(StatusCode::UPGRADE_REQUIRED)
-        .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
-        .header(header::UPGRADE, HeaderValue::from_static("websocket"))
-        .header(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION))
+        .status(StatusCode::UPGRADE_REQUIRED.as_u16())
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", VERSION)
 }
 
 /// The value of a header that is there once.
@@ -138,7 +138,7 @@ mod tests {
             .fold(Request::get("/"), |request, (name, value)| request.header(*name, *value));
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         change(&mut parts);
-        accept(&parts).map_err(|problem| problem.http_status().as_u16())
+        accept(&parts).map_err(|problem| problem.http_status())
     }
 
     #[test]

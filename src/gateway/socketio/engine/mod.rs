@@ -16,10 +16,10 @@ use dashmap::DashMap;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
-use crate::gateway::problem::{Outcome, Problem};
 use crate::gateway::ws::{Limits, Upgrade};
 use crate::kernel::error::ErrorCode;
 

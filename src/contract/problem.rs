@@ -1,7 +1,6 @@
-//! One kind of "no" for all edges: `application/problem+json` (RFC 9457) over HTTP, `error` in a WebSocket reply.
+//! One kind of "no" for all doors: `application/problem+json` (RFC 9457) over HTTP, `error` in a WebSocket reply.
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use crate::kernel::error::{AskError, ErrorCode};
 use crate::persistence::views::ViewError;
 
 /// One wrong field; `pointer` is a JSON pointer into the body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, utoipa::ToSchema)]
 pub struct FieldError {
     pub pointer: String,
     pub message: String,
@@ -31,8 +30,9 @@ pub struct Problem {
     pub errors: Vec<FieldError>,
     pub retry_after_ms: Option<u64>,
     /// Where HTTP has a better status than the code's own.
-    pub(super) status: Option<StatusCode>,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub status: Option<u16>,
+    /// Further headers of an answer over HTTP.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 pub type Outcome<T = Value> = Result<T, Problem>;
@@ -114,13 +114,13 @@ impl Problem {
         }
     }
 
-    pub fn status(mut self, status: StatusCode) -> Self {
+    pub fn status(mut self, status: u16) -> Self {
         self.status = Some(status);
         self
     }
 
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.push((name, value));
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -137,11 +137,8 @@ impl Problem {
         self
     }
 
-    pub fn http_status(&self) -> StatusCode {
-        self.status.unwrap_or_else(|| {
-            StatusCode::from_u16(self.code.http_status())
-                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-        })
+    pub fn http_status(&self) -> u16 {
+        self.status.unwrap_or(self.code.http_status())
     }
 
     /// `error` of a WebSocket reply.
@@ -163,11 +160,12 @@ impl Problem {
         error
     }
 
-    fn body(&self) -> Value {
+    /// As HTTP shows it, but for the request's id.
+    pub fn body(&self) -> Value {
         let mut body = json!({
             "type": format!("/docs/errors/{}", self.code.as_str()),
             "title": self.code.title(),
-            "status": self.http_status().as_u16(),
+            "status": self.http_status(),
             "detail": self.detail,
             "code": self.code,
         });
@@ -178,39 +176,6 @@ impl Problem {
             body["errors"] = json!(self.errors);
         }
         body
-    }
-}
-
-/// The outermost layer adds the request's id to the body: only it knows.
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let mut response = (self.http_status(), self.body().to_string()).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(ms) = self.retry_after_ms {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000).max(1)));
-        }
-        if self.code == ErrorCode::Unauthenticated {
-            let scheme =
-                HeaderValue::from_static("Bearer realm=\"proxie\", error=\"invalid_token\"");
-            headers.insert(header::WWW_AUTHENTICATE, scheme);
-        }
-        headers.extend(self.headers.iter().cloned());
-        response.extensions_mut().insert(IsProblem(std::sync::Arc::new(self)));
-        response
-    }
-}
-
-/// Left in the response for the layer that knows the request's id.
-#[derive(Clone)]
-pub struct IsProblem(pub std::sync::Arc<Problem>);
-
-impl Problem {
-    pub fn body_with(&self, request_id: &str) -> String {
-        let mut body = self.body();
-        body["request_id"] = json!(request_id);
-        body.to_string()
     }
 }
 
@@ -246,35 +211,43 @@ impl From<ViewError> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::systems::marketplace::domain::rejection::FieldError as DomainError;
-    use crate::systems::marketplace::domain::request;
+    use crate::kernel::error::ErrorCode;
 
-    #[test]
-    fn rejections_keep_their_reason_and_fields() {
-        let errors = vec![DomainError {
-            pointer: "/when/latest".into(),
-            message: "must not be in the past".into(),
-        }];
-        let problem = Problem::rejection(&request::Rejection::Invalid { errors });
-        assert_eq!(problem.http_status(), StatusCode::UNPROCESSABLE_ENTITY);
-        assert_eq!(problem.reason.as_deref(), Some("invalid"));
-        assert_eq!(problem.errors, [FieldError::new("/when/latest", "must not be in the past")]);
-        let taken = Problem::rejection(&request::Rejection::SlotTaken);
-        assert_eq!(
-            (taken.code, taken.reason.as_deref()),
-            (ErrorCode::Conflict, Some("slot_taken"))
-        );
+    #[derive(Clone, Debug, Serialize, serde::Deserialize, thiserror::Error)]
+    enum No {
+        #[error("it is wrong")]
+        Invalid { errors: Vec<Value> },
+        #[error("somebody was faster")]
+        SlotTaken,
+    }
+
+    impl Rejection for No {
+        fn code(&self) -> ErrorCode {
+            match self {
+                Self::Invalid { .. } => ErrorCode::Rejected,
+                Self::SlotTaken => ErrorCode::Conflict,
+            }
+        }
+
+        fn reason(&self) -> &'static str {
+            match self {
+                Self::Invalid { .. } => "invalid",
+                Self::SlotTaken => "slot_taken",
+            }
+        }
     }
 
     #[test]
-    fn temporary_errors_say_when_to_come_back() {
-        for code in [ErrorCode::RateLimited, ErrorCode::Overloaded, ErrorCode::Unavailable] {
-            let response = Problem::new(code, "").into_response();
-            assert!(response.headers().contains_key(header::RETRY_AFTER), "{code:?}");
-        }
-        let response = Problem::unauthenticated("").into_response();
-        assert!(
-            response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer")
+    fn rejections_keep_their_reason_and_fields() {
+        let error = json!({"pointer": "/when/latest", "message": "must not be in the past"});
+        let problem = Problem::rejection(&No::Invalid { errors: vec![error] });
+        assert_eq!(problem.http_status(), 422);
+        assert_eq!(problem.reason.as_deref(), Some("invalid"));
+        assert_eq!(problem.errors, [FieldError::new("/when/latest", "must not be in the past")]);
+        let taken = Problem::rejection(&No::SlotTaken);
+        assert_eq!(
+            (taken.code, taken.reason.as_deref()),
+            (ErrorCode::Conflict, Some("slot_taken"))
         );
     }
 }

@@ -1,0 +1,194 @@
+//! A call: who asks, under which command id, and what they may reach.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use super::problem::{Outcome, Problem};
+use crate::cluster::{Entities, Meta, Presence, Topics};
+use crate::kernel::clock::{Clock, Timestamp};
+use crate::kernel::entity::{Caller, Entity, Role};
+use crate::kernel::error::ErrorCode;
+use crate::kernel::ids::is_valid_id;
+use crate::persistence::limits::{Policy, RateLimiter};
+use crate::persistence::publications::Histories;
+use crate::persistence::views::Views;
+
+/// The settings of the systems, by their type.
+#[derive(Default)]
+pub struct Settings(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
+
+impl Settings {
+    pub fn with<T: Any + Send + Sync>(mut self, section: T) -> Self {
+        self.0.insert(TypeId::of::<T>(), Box::new(section));
+        self
+    }
+
+    /// A section that nobody set is as its default.
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.0.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+}
+
+/// What operations reach, the same for all calls of a node.
+pub struct Services {
+    pub entities: Entities,
+    pub topics: Topics,
+    pub presence: Arc<Presence>,
+    pub clock: Clock,
+    pub settings: Settings,
+    /// Whether this node may answer from the read models: with the store up and the lease proven.
+    pub may_read: Box<dyn Fn() -> bool + Send + Sync>,
+    pub limiter: Arc<dyn RateLimiter>,
+    /// Commands that are kept, of one user.
+    pub commands: Policy,
+    /// The epoch of the durable topics' offsets.
+    pub epoch: watch::Receiver<Arc<str>>,
+    pub views: Views,
+    pub histories: Histories,
+}
+
+impl Services {
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub fn epoch(&self) -> Arc<str> {
+        self.epoch.borrow().clone()
+    }
+
+    /// The read models, while this node may answer from them.
+    pub fn views(&self) -> Outcome<&Views> {
+        if (self.may_read)() { Ok(&self.views) } else { Err(Problem::unavailable()) }
+    }
+
+    /// The topics' histories, likewise.
+    pub fn histories(&self) -> Outcome<&Histories> {
+        self.views().map(|_| &self.histories)
+    }
+
+    pub async fn may_command(&self, user_id: &str) -> Outcome<()> {
+        let verdict = self.limiter.hit(format!("commands:{user_id}"), self.commands).await;
+        if verdict.allowed {
+            return Ok(());
+        }
+        let detail = format!("a user may send {} commands a minute", self.commands.quota);
+        Err(Problem::new(ErrorCode::RateLimited, detail)
+            .retry_after_ms(u64::from(verdict.reset_s) * 1_000))
+    }
+}
+
+/// Who asks, and under which command id.
+#[derive(Clone)]
+pub struct Call {
+    pub services: Arc<Services>,
+    pub user_id: Arc<str>,
+    pub role: Role,
+    /// The user's plan, where the token names one.
+    pub plan: Option<Arc<str>>,
+    /// The command's id: the same for its retry, through whatever door.
+    pub id: String,
+    /// Whether kept commands count against the user's limit for them: those of sockets do.
+    pub counted: bool,
+    /// The input as it came.
+    pub given: Value,
+}
+
+impl Call {
+    pub fn caller(&self) -> Caller {
+        Caller::User { id: self.user_id.to_string(), role: self.role }
+    }
+
+    pub fn meta(&self) -> Meta {
+        Meta::new(self.caller()).id(&self.id)
+    }
+
+    /// For queries and for what always runs.
+    pub fn undeduplicated(&self) -> Meta {
+        Meta::new(self.caller())
+    }
+
+    /// The same for what gives up earlier than usual.
+    pub fn within(&self, timeout: Duration) -> Meta {
+        Meta::within(timeout, self.caller())
+    }
+
+    pub async fn ask<E: Entity>(
+        &self,
+        key: &str,
+        command: E::Command,
+        meta: Meta,
+    ) -> Outcome<E::Reply> {
+        match self.services.entities.of::<E>(key).ask(command, meta).await? {
+            Ok(reply) => Ok(reply),
+            Err(rejection) => Err(Problem::rejection(&rejection)),
+        }
+    }
+
+    pub fn views(&self) -> Outcome<&Views> {
+        self.services.views()
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.services.now()
+    }
+
+    /// The system's section of the configuration.
+    pub fn settings<T: Any + Send + Sync>(&self) -> &T {
+        self.services.settings.get().expect("`app` sets the section of every system")
+    }
+
+    /// An input that names a user names the caller.
+    pub fn check_user(&self, given: &Value) -> Outcome<()> {
+        match given.get("user_id") {
+            None | Some(Value::Null) => Ok(()),
+            Some(id) if id.as_str() == Some(&self.user_id) => Ok(()),
+            Some(_) => Err(Problem::forbidden("user_id must be the token's")),
+        }
+    }
+
+    pub async fn may_command(&self) -> Outcome<()> {
+        if self.counted { self.services.may_command(&self.user_id).await } else { Ok(()) }
+    }
+
+    /// The id of what this call creates. The input is part of it: another input under a used command id reaches
+    /// another entity, whose commit then finds the id taken.
+    pub fn new_id(&self, prefix: &str) -> String {
+        derived_id(prefix, &[&self.user_id, &self.id, &self.given.to_string()])
+    }
+}
+
+/// The id of what a command creates: the same for its retry, whatever node it reaches.
+pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.finalize()[..16]);
+    format!("{prefix}_{}", ulid::Ulid::from(u128::from_be_bytes(bytes)))
+}
+
+/// An id that nothing can have names nothing.
+pub fn known_id<'a>(id: &'a str, what: &str) -> Outcome<&'a str> {
+    if is_valid_id(id) { Ok(id) } else { Err(Problem::not_found(what)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_ids_repeat_and_differ() {
+        let id = derived_id("req", &["alice", "1"]);
+        assert_eq!(id, derived_id("req", &["alice", "1"]));
+        assert_ne!(id, derived_id("req", &["alic", "e1"]));
+        assert!(is_valid_id(&id) && id.starts_with("req_") && id.len() == 30, "{id}");
+    }
+}

@@ -1,0 +1,128 @@
+//! One input object, and everything that is wrong with it at once.
+
+use schemars::{JsonSchema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::problem::{FieldError, Outcome, Problem};
+
+/// Wrong fields that are named in one answer.
+pub const MAX_ERRORS: usize = 16;
+
+/// Reads the object, or names every field that is wrong or missing. Unknown fields are ignored.
+pub fn read<T: DeserializeOwned + JsonSchema>(given: &Value) -> Outcome<T> {
+    let Value::Object(fields) = given else {
+        return Err(Problem::field("", "must be a JSON object"));
+    };
+    T::deserialize(given).map_err(|whole| {
+        let mut errors: Vec<FieldError> = missing::<T>(fields);
+        for (name, value) in fields {
+            // Alone, so that only this field's own fault is found; a missing neighbour is no fault of it.
+            let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+            let Err(error) = serde_path_to_error::deserialize::<_, T>(alone) else { continue };
+            let at = pointer_of(error.path());
+            if !at.is_empty() && !errors.iter().any(|known| known.pointer == at) {
+                errors.push(FieldError::new(at, error.inner().to_string()));
+            }
+        }
+        errors.truncate(MAX_ERRORS);
+        if errors.is_empty() {
+            return Problem::field("", whole.to_string());
+        }
+        Problem::fields(errors)
+    })
+}
+
+/// The fields that the schema requires and nobody gave.
+fn missing<T: JsonSchema>(fields: &Map<String, Value>) -> Vec<FieldError> {
+    let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    required
+        .filter(|name| fields.get(*name).is_none_or(Value::is_null))
+        .map(|name| FieldError::new(pointer(name), "is required"))
+        .collect()
+}
+
+fn pointer_of(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut at = String::new();
+    for segment in path {
+        match segment {
+            Segment::Map { key } => at.push_str(&pointer(key)),
+            Segment::Seq { index } => at.push_str(&format!("/{index}")),
+            // The variant of an enum is no field.
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    at
+}
+
+/// RFC 6901.
+pub fn pointer(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// What a text means as a field: query strings, paths and flags know no other type. What does not fit stays a text, and
+/// is refused as such.
+pub fn from_text(schema: &Value, text: &str) -> Value {
+    let is = |kind: &str| match &schema["type"] {
+        Value::String(only) => only == kind,
+        Value::Array(kinds) => kinds.iter().any(|one| one == kind),
+        _ => false,
+    };
+    if is("string") {
+        return text.into();
+    }
+    if is("integer") || is("number") || is("boolean") || is("object") || is("array") {
+        return serde_json::from_str(text).unwrap_or_else(|_| text.into());
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[allow(dead_code, reason = "only what is wrong with it is looked at")]
+    struct Order {
+        session_id: String,
+        count: u8,
+        parts: Option<Vec<Part>>,
+        note: Option<String>,
+    }
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[allow(dead_code, reason = "only what is wrong with it is looked at")]
+    struct Part {
+        of: u32,
+    }
+
+    fn wrong(given: Value) -> Vec<String> {
+        let problem = read::<Order>(&given).unwrap_err();
+        problem.errors.into_iter().map(|error| error.pointer).collect()
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        assert!(read::<Order>(&json!({"session_id": "s", "count": 1, "unknown": 2})).is_ok());
+        assert_eq!(wrong(json!({})), ["/count", "/session_id"]);
+        assert_eq!(wrong(json!({"count": 300, "note": 5})), ["/session_id", "/count", "/note"]);
+        assert_eq!(wrong(json!({"session_id": null, "count": 1})), ["/session_id"]);
+        let parts = json!({"session_id": "s", "count": 1, "parts": [{"of": 1}, {"of": "x"}]});
+        assert_eq!(wrong(parts), ["/parts/1/of"]);
+        assert_eq!(read::<Order>(&json!([])).unwrap_err().errors[0].pointer, "");
+    }
+
+    #[test]
+    fn a_text_becomes_what_its_field_is() {
+        let number = json!({"type": ["integer", "null"]});
+        assert_eq!(from_text(&number, "12"), 12);
+        assert_eq!(from_text(&number, "x"), "x");
+        assert_eq!(from_text(&json!({"type": "string"}), "12"), "12");
+        assert_eq!(from_text(&json!({"type": "boolean"}), "true"), true);
+    }
+}

@@ -1,0 +1,232 @@
+//! An operation: one thing that can be asked of a system, declared once for all doors.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::call::Call;
+use super::input;
+use super::problem::Outcome;
+use crate::kernel::error::AskError;
+
+/// One thing that can be asked of a system.
+pub trait Operation: 'static {
+    const META: Meta;
+    /// The one object that path, query, body, event data, arguments and flags make.
+    type Input: DeserializeOwned + JsonSchema + Send + 'static;
+    type Answer: Serialize + JsonSchema + Send + 'static;
+
+    /// Checks what the types cannot, and asks the entities. An entity checks its owner itself.
+    fn run(
+        call: &Call,
+        input: Self::Input,
+    ) -> impl Future<Output = Outcome<Self::Answer>> + Send + '_;
+
+    /// Whether this call counts among the user's commands, which are kept: not where nothing stays of it.
+    fn is_kept(_call: &Call, _input: &Self::Input) -> bool {
+        matches!(Self::META.sort, Sort::Command)
+    }
+}
+
+/// What repeating an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// It changes something, once for each command id.
+    Command,
+    /// It changes nothing.
+    Query,
+    /// It passes by: nothing is kept, and it may be lost.
+    Signal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+impl Method {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+            Self::Put => "put",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// A way to reach an operation over HTTP. `{name}` in the path is the field `name` of the input.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+}
+
+/// What is known of an operation besides its types.
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    /// `playback.report`: unique, and never changed. Its event is `playback:report`.
+    pub name: &'static str,
+    /// One line for the documents.
+    pub summary: &'static str,
+    pub sort: Sort,
+    pub routes: [Option<Route>; 2],
+    /// Where what it creates can be read: `/v1/devices/`, followed by the answer's `id`.
+    pub creates: Option<&'static str>,
+    /// The answer has a `version`, which HTTP shows as its ETag.
+    pub is_versioned: bool,
+    /// The field of the input that HTTP takes from `If-Match`.
+    pub if_match: Option<&'static str>,
+}
+
+impl Meta {
+    const fn new(name: &'static str, summary: &'static str, sort: Sort) -> Self {
+        Self {
+            name,
+            summary,
+            sort,
+            routes: [None, None],
+            creates: None,
+            is_versioned: false,
+            if_match: None,
+        }
+    }
+
+    pub const fn command(name: &'static str, summary: &'static str) -> Self {
+        Self::new(name, summary, Sort::Command)
+    }
+
+    pub const fn query(name: &'static str, summary: &'static str) -> Self {
+        Self::new(name, summary, Sort::Query)
+    }
+
+    pub const fn signal(name: &'static str, summary: &'static str) -> Self {
+        Self::new(name, summary, Sort::Signal)
+    }
+
+    const fn http(mut self, method: Method, path: &'static str) -> Self {
+        let at = if self.routes[0].is_none() { 0 } else { 1 };
+        assert!(self.routes[at].is_none(), "an operation has at most two routes");
+        self.routes[at] = Some(Route { method, path });
+        self
+    }
+
+    pub const fn get(self, path: &'static str) -> Self {
+        self.http(Method::Get, path)
+    }
+
+    pub const fn post(self, path: &'static str) -> Self {
+        self.http(Method::Post, path)
+    }
+
+    pub const fn put(self, path: &'static str) -> Self {
+        self.http(Method::Put, path)
+    }
+
+    pub const fn patch(self, path: &'static str) -> Self {
+        self.http(Method::Patch, path)
+    }
+
+    pub const fn delete(self, path: &'static str) -> Self {
+        self.http(Method::Delete, path)
+    }
+
+    pub const fn creates(mut self, collection: &'static str) -> Self {
+        self.creates = Some(collection);
+        self
+    }
+
+    pub const fn versioned(mut self) -> Self {
+        self.is_versioned = true;
+        self
+    }
+
+    pub const fn if_match(mut self, field: &'static str) -> Self {
+        self.if_match = Some(field);
+        self
+    }
+
+    pub fn routes(&self) -> impl Iterator<Item = Route> + use<> {
+        self.routes.into_iter().flatten()
+    }
+
+    /// What it is called where clients send events.
+    pub fn event(&self) -> String {
+        self.name.replace('.', ":")
+    }
+}
+
+/// The answer of an operation that has nothing to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, JsonSchema)]
+pub struct Done {}
+
+/// The input of an operation that takes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, JsonSchema)]
+pub struct Nothing {}
+
+type Run = fn(Call, Value) -> BoxFuture<'static, Outcome<Box<RawValue>>>;
+
+/// An operation as the doors see it.
+#[derive(Clone, Copy)]
+pub struct Declared {
+    pub meta: Meta,
+    pub input: fn(&mut SchemaGenerator) -> Schema,
+    pub answer: fn(&mut SchemaGenerator) -> Schema,
+    run: Run,
+}
+
+pub const fn declare<O: Operation>() -> Declared {
+    Declared {
+        meta: O::META,
+        input: |generator| generator.subschema_for::<O::Input>(),
+        answer: |generator| generator.subschema_for::<O::Answer>(),
+        run: run::<O>,
+    }
+}
+
+impl Declared {
+    /// Reads the input and runs the operation. The answer is JSON.
+    pub fn run(&self, call: Call, given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
+        (self.run)(call, given)
+    }
+
+    /// The schema of the input by itself.
+    pub fn input_schema(&self) -> Value {
+        let mut generator = SchemaGenerator::default();
+        let schema = (self.input)(&mut generator).to_value();
+        let name = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next()).map(str::to_owned);
+        name.and_then(|name| generator.definitions().get(&name).cloned()).unwrap_or(schema)
+    }
+}
+
+fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
+    async move {
+        call.check_user(&given)?;
+        let input: O::Input = input::read(&given)?;
+        if O::is_kept(&call, &input) {
+            call.may_command().await?;
+        }
+        call.given = given;
+        let answer = O::run(&call, input).await?;
+        to_raw_value(&answer).map_err(|error| {
+            tracing::error!(operation = O::META.name, %error, "an answer is no JSON");
+            AskError::Internal.into()
+        })
+    }
+    .boxed()
+}
+
+/// The list of a system's operations.
+#[macro_export]
+macro_rules! operations {
+    ($($operation:ty),* $(,)?) => { &[$($crate::contract::declare::<$operation>()),*] };
+}
