@@ -161,7 +161,7 @@ impl Connection {
                 self.feed(protocol::refusal(&id, &problem)).await?;
             }
             return match self.held.take() {
-                Some(frame) => self.feed(protocol::reply(&frame.id, &Err(problem))).await,
+                Some(frame) => self.feed(protocol::refusal(&frame.id, &problem)).await,
                 None => Ok(()),
             };
         }
