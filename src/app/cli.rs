@@ -210,11 +210,11 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Openapi => {
-            println!("{:#}", crate::gateway::http::openapi::document());
+            println!("{:#}", crate::gateway::http::openapi::document(crate::systems::ALL));
             Ok(())
         }
         Command::Asyncapi => {
-            println!("{:#}", crate::gateway::http::asyncapi::document());
+            println!("{:#}", crate::gateway::http::asyncapi::document(crate::systems::ALL));
             Ok(())
         }
         Command::Migrate => {

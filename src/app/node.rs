@@ -189,7 +189,7 @@ impl Node {
             metrics: telemetry::metrics(),
             clock,
             options,
-            settings: Default::default(),
+            settings: settings::systems(config)?,
             systems: systems::ALL,
         })
         .await?;

@@ -10,10 +10,12 @@ use sqlx::postgres::PgConnectOptions;
 use crate::app::member;
 use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, Playback, Transport};
-use crate::gateway::{self, accept, playback};
+use crate::contract;
+use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
 use crate::systems::devices::domain::platforms::Platforms;
+use crate::systems::devices::settings as devices;
 use crate::telemetry;
 
 /// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and
@@ -96,21 +98,30 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
         },
         websocket: config.websocket.clone(),
         grants: config.topics.grants.clone(),
-        sync: config.sync,
-        playback: playback_options(&config.playback)?,
-        tiers: config.tiers.clone(),
     })
 }
 
-fn playback_options(config: &Playback) -> anyhow::Result<playback::Options> {
-    let platforms = match config.platforms.as_os_str().is_empty() {
-        true => Platforms::default(),
+/// The sections of the systems.
+pub fn systems(config: &Config) -> anyhow::Result<contract::call::Settings> {
+    let (ping, pong) = (config.websocket.ping_ms, config.websocket.pong_timeout_ms);
+    let devices = devices::Settings {
+        sync: config.sync,
+        idle_s: config.playback.idle_s,
+        platforms: platforms(&config.playback)?,
+        tiers: config.tiers.clone(),
+        lease_s: i64::try_from((3 * ping + pong).div_ceil(1_000)).unwrap_or(90),
+    };
+    Ok(contract::call::Settings::default().with(devices))
+}
+
+fn platforms(config: &Playback) -> anyhow::Result<Platforms> {
+    match config.platforms.as_os_str().is_empty() {
+        true => Ok(Platforms::default()),
         false => std::fs::read_to_string(&config.platforms)
             .map_err(anyhow::Error::from)
             .and_then(|table| Platforms::parse(&table).map_err(anyhow::Error::msg))
-            .with_context(|| format!("playback.platforms: {}", config.platforms.display()))?,
-    };
-    Ok(playback::Options { idle_s: config.idle_s, platforms })
+            .with_context(|| format!("playback.platforms: {}", config.platforms.display())),
+    }
 }
 
 /// `None`: links are plain TCP.
@@ -161,16 +172,15 @@ mod tests {
         let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
         let options = |table: &str| {
             std::fs::write(&path, table).unwrap();
-            playback_options(&Playback { platforms: path.clone(), ..Playback::default() })
+            platforms(&Playback { platforms: path.clone(), ..Playback::default() })
         };
         let table =
             r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
-        let platforms = options(table).unwrap().platforms;
-        assert_eq!(platforms.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
+        let read = options(table).unwrap();
+        assert_eq!(read.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
         let wrong = format!("{:#}", options("{}}").unwrap_err());
         assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
         std::fs::remove_file(&path).unwrap();
-        assert!(playback_options(&Playback { platforms: path, ..Playback::default() }).is_err());
-        assert_eq!(playback_options(&Playback::default()).unwrap().idle_s, 14_400);
+        assert!(platforms(&Playback { platforms: path, ..Playback::default() }).is_err());
     }
 }

@@ -62,6 +62,33 @@ pub fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
+/// The items of a list in the input; `check` says which field of one is wrong, and how. Every wrong item is named.
+pub fn items<T: DeserializeOwned>(
+    given: &[Value],
+    field: &str,
+    max: usize,
+    check: impl Fn(&T) -> Result<(), (&'static str, &'static str)>,
+) -> Outcome<Vec<T>> {
+    if given.len() > max {
+        return Err(Problem::field(&pointer(field), format!("must be a list of at most {max}")));
+    }
+    let (mut items, mut errors) = (Vec::with_capacity(given.len()), Vec::new());
+    for (n, given) in given.iter().enumerate() {
+        let at = format!("/{field}/{n}");
+        match T::deserialize(given) {
+            Err(error) => errors.push(FieldError::new(at, error.to_string())),
+            Ok(item) => match check(&item) {
+                Err((of, message)) => errors.push(FieldError::new(format!("{at}/{of}"), message)),
+                Ok(()) => items.push(item),
+            },
+        }
+        if errors.len() >= MAX_ERRORS {
+            break;
+        }
+    }
+    if errors.is_empty() { Ok(items) } else { Err(Problem::fields(errors)) }
+}
+
 /// What a text means as a field: query strings, paths and flags know no other type. What does not fit stays a text, and
 /// is refused as such.
 pub fn from_text(schema: &Value, text: &str) -> Value {

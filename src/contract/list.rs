@@ -83,13 +83,28 @@ pub fn down(after: Option<After>) -> Cursor {
 }
 
 /// A page of a list.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "{T}List")]
+#[derive(Clone, Debug, Serialize)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    /// For `cursor`; null at the end.
-    #[schemars(required)]
+    /// Null at the end.
     pub next_cursor: Option<String>,
+}
+
+impl<T: JsonSchema> JsonSchema for Page<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}List", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "required": ["items", "next_cursor"],
+            "properties": {
+                "items": {"type": "array", "items": generator.subschema_for::<T>()},
+                "next_cursor": {"type": ["string", "null"], "description": "For `cursor`; null at the end"},
+            },
+        })
+    }
 }
 
 impl<T> Page<T> {

@@ -9,8 +9,10 @@ pub mod list;
 pub mod operation;
 pub mod problem;
 pub mod system;
+pub mod topic;
 
 pub use call::{Call, Services};
+pub(crate) use operation::operations;
 pub use operation::{Declared, Meta, Operation, declare};
 pub use problem::{FieldError, Outcome, Problem};
 pub use system::System;

@@ -127,37 +127,6 @@ pub fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
-/// Wrong ones that are named in one answer.
-const MAX_ERRORS: usize = 16;
-
-/// A list of a body; `check` says which field of one is wrong, and how.
-pub fn list<T: DeserializeOwned>(
-    body: &Value,
-    field: &str,
-    max: usize,
-    check: impl Fn(&T) -> Result<(), (&'static str, &'static str)>,
-) -> Outcome<Vec<T>> {
-    let given = body.get(field).and_then(Value::as_array).filter(|given| given.len() <= max);
-    let given = given.ok_or_else(|| {
-        Problem::field(&format!("/{field}"), format!("must be a list of at most {max}"))
-    })?;
-    let (mut items, mut errors) = (Vec::with_capacity(given.len()), Vec::new());
-    for (n, given) in given.iter().enumerate() {
-        let at = format!("/{field}/{n}");
-        match T::deserialize(given) {
-            Err(error) => errors.push(FieldError::new(at, error.to_string())),
-            Ok(item) => match check(&item) {
-                Err((of, message)) => errors.push(FieldError::new(format!("{at}/{of}"), message)),
-                Ok(()) => items.push(item),
-            },
-        }
-        if errors.len() >= MAX_ERRORS {
-            break;
-        }
-    }
-    if errors.is_empty() { Ok(items) } else { Err(Problem::fields(errors)) }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

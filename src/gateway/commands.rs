@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 
 use crate::cluster::Meta;
 use crate::contract::problem::{FieldError, Outcome, Problem};
+use crate::gateway::Gateway;
 use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{self, CreateRequest, parse};
-use crate::gateway::{Gateway, Tier};
 use crate::kernel::entity::{Caller, Entity, Role};
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::ids::is_valid_id;
@@ -29,15 +29,12 @@ pub struct Call<'a> {
     pub gateway: &'a Gateway,
     pub user_id: &'a str,
     pub role: Role,
-    /// What the user's plan allows.
-    pub tier: Tier,
     pub id: &'a str,
 }
 
 impl<'a> Call<'a> {
     pub fn of(gateway: &'a Gateway, claims: &'a Claims, id: &'a str) -> Self {
-        let tier = gateway.options.tier(claims.tier.as_deref());
-        Self { gateway, user_id: &claims.sub, role: claims.role, tier, id }
+        Self { gateway, user_id: &claims.sub, role: claims.role, id }
     }
 }
 

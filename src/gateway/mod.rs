@@ -11,19 +11,17 @@ pub mod door;
 mod asking;
 mod bodies;
 mod bucket;
-mod devices;
 pub mod http;
 mod json;
 mod listening;
 mod operations;
 mod origins;
-pub mod playback;
 mod socketio;
 mod sync;
 mod users;
 pub mod ws;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +47,6 @@ use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
-use crate::systems::devices::domain::shared;
 
 pub use http::{operators, router};
 pub use origins::Allowed;
@@ -92,32 +89,6 @@ pub struct Options {
     pub accept: accept::Limits,
     pub websocket: ws::Limits,
     pub grants: Vec<Grant>,
-    pub sync: shared::Limits,
-    pub playback: playback::Options,
-    /// By name; `free` is that of tokens that name none.
-    pub tiers: BTreeMap<String, Tier>,
-}
-
-/// What a plan allows one person.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tier {
-    pub devices: usize,
-    /// Playback sessions at the same time.
-    pub streams: usize,
-}
-
-impl Default for Tier {
-    fn default() -> Self {
-        Self { devices: 5, streams: 1 }
-    }
-}
-
-impl Options {
-    /// Of a plan that nobody knows: the least.
-    fn tier(&self, name: Option<&str>) -> Tier {
-        self.tiers.get(name.unwrap_or("free")).copied().unwrap_or_default()
-    }
 }
 
 impl Default for Options {
@@ -135,9 +106,6 @@ impl Default for Options {
             accept: accept::Limits::default(),
             websocket: ws::Limits::default(),
             grants: Vec::new(),
-            sync: shared::Limits::default(),
-            playback: playback::Options::default(),
-            tiers: BTreeMap::new(),
         }
     }
 }
@@ -272,6 +240,7 @@ pub struct Gateway {
     pub readiness: Arc<Readiness>,
     pub options: Options,
     operations: Operations,
+    documents: http::Documents,
     /// Topics that live in this process only end with it, and their epoch with them.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
@@ -340,6 +309,7 @@ impl Gateway {
             readiness,
             options,
             operations: Operations::of(systems),
+            documents: http::Documents::default(),
             local_epoch,
             metrics,
             frames: metrics::counter!("proxie_ws_frames_total"),

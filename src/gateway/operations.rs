@@ -9,6 +9,7 @@ use crate::gateway::auth::Claims;
 pub struct Operations {
     by_event: HashMap<String, &'static Declared>,
     all: Vec<&'static Declared>,
+    pub systems: &'static [&'static System],
 }
 
 impl Operations {
@@ -17,7 +18,7 @@ impl Operations {
         let by_event: HashMap<_, _> =
             all.iter().map(|declared| (declared.meta.event(), *declared)).collect();
         assert_eq!(by_event.len(), all.len(), "an operation's name is unique");
-        Self { by_event, all }
+        Self { by_event, all, systems }
     }
 
     pub fn by_event(&self, event: &str) -> Option<&'static Declared> {

@@ -5,6 +5,7 @@
 
 use std::fmt::{Debug, Display};
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -270,9 +271,35 @@ impl Effect {
         }
     }
 
+    /// To this entity's own topic.
+    pub fn announce<A: Announcement>(announcement: &A) -> Self {
+        let publication = Publication::new(A::EVENT, to_value(announcement));
+        Self::Publish { publication, durable: A::DURABLE }
+    }
+
+    /// To the topic of another entity.
+    pub fn announce_to<A: Announcement>(
+        kind: &str,
+        key: impl Into<String>,
+        announcement: &A,
+    ) -> Self {
+        Self::notify(kind, key, A::EVENT, to_value(announcement))
+    }
+
     pub fn run(runner: &'static str, tag: impl Into<String>, input: Value) -> Self {
         Self::Run { runner, tag: tag.into(), input }
     }
+}
+
+/// What clients hear of on a topic: declared once, with what it means and where it is said.
+pub trait Announcement: Serialize + JsonSchema {
+    /// `playback:changed`; never changed.
+    const EVENT: &'static str;
+    const SUMMARY: &'static str;
+    /// The kinds of topics that carry it: `user`, `booking`.
+    const TOPICS: &'static [&'static str];
+    /// It has an offset and is replayed; else it may be lost.
+    const DURABLE: bool = true;
 }
 
 /// Commands and events are plain data: their serialisation cannot fail.

@@ -155,11 +155,11 @@ fn the_protocol_page_names_every_field() {
     let printed = run(&folder, &["asyncapi"], &[]);
     assert!(printed.status.success() && printed.stderr.is_empty(), "{}", text(&printed.stderr));
     let document: Value = serde_json::from_slice(&printed.stdout).unwrap();
-    assert_eq!(document, proxie::gateway::http::asyncapi::document());
+    assert_eq!(document, proxie::gateway::http::asyncapi::document(proxie::systems::ALL));
     assert_eq!(run(&folder, &["asyncapi", "more"], &[]).status.code(), Some(2));
     let openapi = run(&folder, &["openapi"], &[]);
     let openapi: Value = serde_json::from_slice(&openapi.stdout).unwrap();
-    assert_eq!(openapi, proxie::gateway::http::openapi::document());
+    assert_eq!(openapi, proxie::gateway::http::openapi::document(proxie::systems::ALL));
 
     let messages = document["channels"]["ws"]["messages"].as_object().unwrap();
     let of = |prefix: &'static str| {

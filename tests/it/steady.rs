@@ -6,6 +6,7 @@ use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
 use proxie::persistence::sweep::{Kept, sweep};
 use proxie::persistence::views::{Cursor, Views, Window};
+use proxie::systems::devices::views as watched;
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -134,9 +135,9 @@ const FILL: &[&str] = &[
        from generate_series(1, 100000) g",
     "insert into sessions select 'ses_' || g, 'alice', 'UTC', 'en', now() - g * interval '1 second', now()
        from generate_series(1, 100000) g",
-    "insert into playback_sessions select 'pbs_' || g, 'alice', 'c', 'd', 'p', 'a', 'q', 'l', 'w', null, 'ended', null, null,
+    "insert into playback_sessions select 'pbs_' || g, 'alice', 'c', 'd', 'p', 'free', 'hd', 'l', 'w', null, 'ended', null, null,
          now() - g * interval '1 second', now() from generate_series(1, 100000) g",
-    "insert into contents select 'con_' || g, '{}', now(), 1 from generate_series(1, 100000) g",
+    "insert into contents select 'con_' || g, '[]', now(), 1 from generate_series(1, 100000) g",
     "insert into journal select 'counter', 'k' || g % 1000, g / 1000 + 1, 1, g / 1000 + 1, '{}', '-', null, now()
        from generate_series(0, 99999) g",
     "insert into snapshots select 'counter', 'k' || g, 90, 90, '' from generate_series(0, 999) g",
@@ -185,8 +186,12 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
                 }
             )* }
         }
-        let page = |page: &proxie::persistence::views::Page| page.items.len() + 1;
-        let some = |found: &Option<_>| usize::from(found.is_some());
+        fn page<T>(page: &proxie::persistence::views::Page<T>) -> usize {
+            page.items.len() + 1
+        }
+        fn some<T>(found: &Option<T>) -> usize {
+            usize::from(found.is_some())
+        }
         reads! {
             views.requests_of("alice", last(), 20) => page,
             views.offers_of("req_1", Cursor::first(), 20) => page,
@@ -194,7 +199,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.sessions_of("alice", last(), 20) => page,
             views.messages_of("ses_1", true, last(), 20) => page,
             views.messages_of("ses_1", false, Cursor::first(), 20) => page,
-            views.playback_sessions_of("alice", last(), 20) => page,
+            watched::playback_sessions_of(&views, "alice", last(), 20) => page,
             views.providers(None, None, None, Cursor::first(), 20) => page,
             views.providers(None, Some("berlin"), None, Cursor::first(), 20) => page,
             views.providers(Some("haircut"), None, None, Cursor::first(), 20) => page,
@@ -206,9 +211,9 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.offer("off_1") => some,
             views.provider("prv_1") => some,
             views.session("ses_1") => some,
-            views.content("con_1") => some,
-            views.playback_session("pbs_1") => some,
-            views.booking("bkg_1") => |found: &Option<_>| usize::from(found.is_some()),
+            watched::content(&views, "con_1") => some,
+            watched::playback_session(&views, "pbs_1") => some,
+            views.booking("bkg_1") => some,
             views.have_dealings("alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,
             histories.after("counter", "k7", 50) => |history: &std::sync::Arc<proxie::persistence::publications::History>| history.items.len() + 1,

@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
+use super::described::{DescribedAnnouncement, DescribedOperation, describe};
 use super::openapi;
+use crate::contract::operation::Sort;
+use crate::contract::topic::Announced;
+use crate::contract::{Declared, System};
 
 /// Event, what it is for, `data`, the reply's `data`: fields (`name?: type`), or the name of a shape.
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
@@ -96,58 +100,10 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     ),
     ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "Booking"),
     (
-        "sync:update",
-        "Operations of a device, in their order; everything up to the answer's sequence is durable",
-        "device_id: string, operations?: SyncOperation[], position?: Position",
-        "sequence: integer, position: Position, seen: integer, stable: integer, must_resync: boolean, restamped: SyncRestamped[], refused: SyncRefused[]",
-    ),
-    (
-        "sync:device",
-        "How a device stands",
-        "device_id: string",
-        "sequence: integer, position: Position, seen: integer, stable: integer, must_resync: boolean",
-    ),
-    (
-        "sync:read",
-        "The state in pages, as operations",
-        "after?: object",
-        "operations: object[], next: any, position: Position, stable: integer",
-    ),
-    (
-        "device:register",
-        "Registers a device, or changes it: the body of POST /v1/devices/register",
-        "RegisterDevice",
-        "Device",
-    ),
-    (
         "device:connect",
         "This connection speaks for the device, and for no other, until it ends",
         "device_id: string",
         "",
-    ),
-    (
-        "device:command",
-        "Tells a device that is there what to do",
-        "device_id: string, action: RemoteAction, position_ms?: integer, from_device_id?: string, ttl_ms?: integer",
-        "command_id: string, expires_at: string",
-    ),
-    (
-        "playback:initiate",
-        "Plays something on a device: the body of POST /v1/playback/initiate",
-        "InitiatePlayback",
-        "InitiatedPlayback",
-    ),
-    (
-        "playback:control",
-        "Tells the device of a session what to do; stop ends the session",
-        "ControlPlayback",
-        "ControlledPlayback",
-    ),
-    (
-        "playback:report",
-        "What a device says about its session: playing, paused or ended",
-        "ReportPlayback",
-        "PlaybackSession",
     ),
 ];
 
@@ -206,41 +162,6 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         true,
         "session_id: string",
     ),
-    (
-        "sync:delta",
-        "Operations of one device, as they count",
-        "sync:",
-        true,
-        "device_id: string, operations: SyncOperation[], stable: integer",
-    ),
-    (
-        "device:changed",
-        "A device was registered, updated, removed, came online or went offline, watches or has stopped",
-        "user:",
-        true,
-        "device_id: string, change: string, device: ChangedDevice",
-    ),
-    (
-        "device:command",
-        "Another device of the same person says what to do; not after expires_at",
-        "device:",
-        true,
-        "action: RemoteAction, position_ms?: integer, command_id: string, from_device_id?: string, playback_session_id?: string, expires_at: string",
-    ),
-    (
-        "playback:start",
-        "The device is to open this link, not after expires_at; again when it comes back before it has reported",
-        "device:",
-        true,
-        "session_id: string, content_id: string, platform: string, deep_link: string, web_fallback: string, resume_position_ms?: integer, expires_at: string",
-    ),
-    (
-        "playback:changed",
-        "A playback session has started, plays, was paused or has ended",
-        "user:",
-        true,
-        "PlaybackSession",
-    ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
 
@@ -258,34 +179,64 @@ pub const CLOSE_CODES: &[(u16, &str, bool, &str)] = &[
     (3504, "too_large", false, "a frame larger than limits.frame_bytes"),
 ];
 
-pub fn document() -> Value {
+pub fn document(systems: &'static [&'static System]) -> Value {
+    let described = describe(systems);
     let mut messages = Map::new();
     let mut sent = Vec::new();
     let mut received = Vec::new();
-    for (event, summary, data, reply) in CLIENT_EVENTS {
+    let door = CLIENT_EVENTS.iter().map(|(event, summary, data, reply)| {
+        (event.to_string(), *summary, fields(data), fields(reply), json!({}))
+    });
+    let declared = described.operations.iter().map(|operation| {
+        let DescribedOperation { declared: Declared { meta, .. }, input, answer } = operation;
+        let sort = match meta.sort {
+            Sort::Command => "command",
+            Sort::Query => "query",
+            Sort::Signal => "signal",
+        };
+        let route = meta.routes().next();
+        let route = route.map(|route| json!({"method": route.method.as_str(), "path": route.path}));
+        let more = json!({"x-sort": sort, "x-http": route});
+        (meta.event(), meta.summary, input.clone(), answer.clone(), more)
+    });
+    for (event, summary, data, reply, more) in door.chain(declared) {
         let name = format!("client.{event}");
-        messages.insert(name.clone(), json!({
+        let mut message = json!({
             "name": event, "summary": summary,
-            "payload": frame(json!({"id": string("Unique; a ULID"), "event": {"const": event}, "data": fields(data)}), &["id", "event"]),
-        }));
+            "payload": frame(json!({"id": string("Unique; a ULID"), "event": {"const": event}, "data": data}), &["id", "event"]),
+        });
+        if let (Some(message), Value::Object(more)) = (message.as_object_mut(), more) {
+            message.extend(more);
+        }
+        messages.insert(name.clone(), message);
         received.push(json!({"$ref": format!("#/channels/ws/messages/{name}")}));
         let name = format!("reply.{event}");
         messages.insert(name.clone(), json!({
             "name": format!("reply to {event}"), "summary": "The one reply to the frame with this id",
             "payload": {"oneOf": [
-                frame(json!({"id": string("The frame's"), "ok": {"const": true}, "data": fields(reply)}), &["id", "ok", "data"]),
+                frame(json!({"id": string("The frame's"), "ok": {"const": true}, "data": reply}), &["id", "ok", "data"]),
                 {"$ref": "#/components/schemas/Refusal"},
             ]},
         }));
         sent.push(json!({"$ref": format!("#/channels/ws/messages/{name}")}));
     }
-    for (event, summary, topics, durable, data) in SERVER_EVENTS {
+    let door = SERVER_EVENTS.iter().map(|(event, summary, topics, durable, data)| {
+        (*event, *summary, topics.to_string(), *durable, fields(data))
+    });
+    let declared =
+        described.announcements.iter().map(|DescribedAnnouncement { announced, data }| {
+            let topics: Vec<String> =
+                announced.topics.iter().map(|kind| format!("{kind}:")).collect();
+            let Announced { event, summary, is_durable, .. } = *announced;
+            (*event, *summary, topics.join(", "), *is_durable, data.clone())
+        });
+    for (event, summary, topics, durable, data) in door.chain(declared) {
         let name = format!("server.{event}");
-        let mut properties = json!({"event": {"const": event}, "data": fields(data)});
+        let mut properties = json!({"event": {"const": event}, "data": data});
         if !topics.is_empty() {
             properties["topic"] = string(&format!("Starts with {topics}"));
         }
-        if *durable {
+        if durable {
             properties["offset"] = json!({"type": "integer", "minimum": 1, "description": "Contiguous within the topic's epoch"});
         }
         messages.insert(name.clone(), json!({"name": event, "summary": summary, "payload": frame(properties, &["event", "data"])}));
@@ -295,29 +246,7 @@ pub fn document() -> Value {
         .iter()
         .map(|(code, word, reconnect, when)| json!({"code": code, "reason": word, "reconnect": reconnect, "when": when}))
         .collect();
-    json!({
-        "asyncapi": "3.0.0",
-        "info": {
-            "title": "Proxie over WebSocket",
-            "version": env!("CARGO_PKG_VERSION"),
-            "description": "Text frames, one JSON object each; receivers ignore unknown fields. Every client frame has \
-                            an id and gets exactly one reply with it.",
-            "license": {"name": "Apache-2.0"},
-        },
-        "defaultContentType": "application/json",
-        "channels": {"ws": {
-            "address": "/v1/ws",
-            "bindings": {"ws": {"method": "GET", "headers": {"type": "object", "properties": {
-                "Sec-WebSocket-Protocol": {"const": "proxie.v1"},
-                "Authorization": {"type": "string", "description": "Bearer token; else `auth` within 10 s"},
-            }}}},
-            "messages": messages,
-        }},
-        "operations": {
-            "receive": {"action": "receive", "channel": {"$ref": "#/channels/ws"}, "messages": received},
-            "send": {"action": "send", "channel": {"$ref": "#/channels/ws"}, "messages": sent},
-        },
-        "components": {"schemas": components(json!({
+    let own = json!({
             "Refusal": frame(json!({
                 "id": string("The frame's"),
                 "ok": {"const": false},
@@ -342,34 +271,43 @@ pub fn document() -> Value {
                  send_buffer_bytes: integer",
             ),
             "PresenceDevice": fields("id: string, status: string"),
-        }))},
+    });
+    let shapes = &openapi::document(systems)["components"]["schemas"];
+    let components = components(own, &messages, shapes);
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Proxie over WebSocket",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Text frames, one JSON object each; receivers ignore unknown fields. Every client frame has \
+                            an id and gets exactly one reply with it.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": {"ws": {
+            "address": "/v1/ws",
+            "bindings": {"ws": {"method": "GET", "headers": {"type": "object", "properties": {
+                "Sec-WebSocket-Protocol": {"const": "proxie.v1"},
+                "Authorization": {"type": "string", "description": "Bearer token; else `auth` within 10 s"},
+            }}}},
+            "messages": messages,
+        }},
+        "operations": {
+            "receive": {"action": "receive", "channel": {"$ref": "#/channels/ws"}, "messages": received},
+            "send": {"action": "send", "channel": {"$ref": "#/channels/ws"}, "messages": sent},
+        },
+        "components": {"schemas": components},
         "x-close-codes": closing,
     })
 }
 
 /// With what HTTP answers, where events carry the same.
-fn components(mut own: Value) -> Value {
-    let shapes = &openapi::document()["components"]["schemas"];
-    // An event has the device without how it stands in the log.
-    let mut changed = shapes["Device"].clone();
-    if let Some(properties) = changed["properties"].as_object_mut() {
-        properties.remove("sync");
-    }
-    if let Some(required) = changed["required"].as_array_mut() {
-        required.retain(|name| name != "sync");
-    }
-    own["ChangedDevice"] = changed;
-    let mut wanted: Vec<String> = CLIENT_EVENTS
-        .iter()
-        .flat_map(|(.., data, reply)| [*data, *reply])
-        .chain(SERVER_EVENTS.iter().map(|(.., data)| *data))
-        .flat_map(|text| text.split([' ', ',', '[', ']']))
-        .filter(|word| word.starts_with(char::is_uppercase))
-        .map(Into::into)
-        .collect();
-    references(&own["ChangedDevice"], &mut wanted);
+fn components(mut own: Value, messages: &Map<String, Value>, shapes: &Value) -> Value {
+    let mut wanted = Vec::new();
+    messages.values().for_each(|message| references(message, &mut wanted));
+    references(&own, &mut wanted);
     while let Some(name) = wanted.pop() {
-        if own.get(&name).is_none() {
+        if own.get(&name).is_none() && shapes[&name].is_object() {
             references(&shapes[&name], &mut wanted);
             own[&name] = shapes[&name].clone();
         }
@@ -447,7 +385,7 @@ mod tests {
 
     #[test]
     fn every_reference_is_there() {
-        let document = document();
+        let document = document(crate::systems::ALL);
         let mut names = Vec::new();
         references(&document["components"], &mut names);
         references(&document["channels"]["ws"]["messages"], &mut names);
@@ -464,9 +402,5 @@ mod tests {
         assert_eq!(schema["properties"]["b"]["type"], json!(["integer", "null"]));
         let offers = &schema["properties"]["c"]["oneOf"][0]["items"];
         assert_eq!((offers, &fields("Offer")), (&reference("Offer"), &reference("Offer")));
-        assert_eq!(
-            document()["channels"]["ws"]["messages"].as_object().unwrap().len(),
-            2 * CLIENT_EVENTS.len() + SERVER_EVENTS.len()
-        );
     }
 }

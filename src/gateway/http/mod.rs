@@ -5,6 +5,7 @@ pub mod openapi;
 pub(crate) mod schemas;
 
 mod api;
+mod described;
 mod events;
 mod extract;
 mod list;
@@ -28,7 +29,7 @@ use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::bearer;
 pub(super) use middleware::{address_key, check_origin, count_connection};
-pub(super) use pages::{KeepBody, healthz, metrics_page, not_ready};
+pub(super) use pages::{Documents, KeepBody, healthz, metrics_page, not_ready};
 
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -51,22 +52,6 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/sessions", get(api::list_sessions).post(api::open_session))
         .route("/sessions/{id}", get(api::get_session))
         .route("/sessions/{id}/messages", get(api::list_messages).post(api::send_message))
-        .route("/sync/state/{id}", get(api::sync_state))
-        .route("/sync/merge", post(api::sync_merge))
-        .route("/sync/explain/{id}", get(api::sync_explain))
-        .route("/sync/devices", get(api::list_devices))
-        .route("/sync/devices/{id}", get(api::list_devices_of))
-        .route("/devices", get(api::list_devices))
-        .route("/devices/register", post(api::register_device))
-        .route("/devices/{id}", get(api::get_device).delete(api::remove_device))
-        .route("/devices/{id}/commands", post(api::command_device))
-        .route("/playback/initiate", post(api::initiate_playback))
-        .route("/playback/control", post(api::control_playback))
-        .route("/playback/report", post(api::report_playback))
-        .route("/playback/session", get(api::list_playback_sessions))
-        .route("/playback/session/{id}", get(api::get_playback_session))
-        .route("/playback/platforms", get(api::list_platforms))
-        .route("/content/{id}/availability", get(api::get_availability).put(api::set_availability))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
     let v1 = Router::new()

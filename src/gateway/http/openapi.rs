@@ -3,7 +3,10 @@
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
+use super::described::{Described, DescribedOperation, describe, resolved};
 use super::schemas::Schemas;
+use crate::contract::System;
+use crate::contract::operation::{Method, Route};
 
 struct Operation {
     method: &'static str,
@@ -21,12 +24,9 @@ enum Answer {
     Created(&'static str),
     /// A page at a time.
     List(&'static str),
-    /// A list that is short enough to be always whole.
-    Whole(&'static str),
-    Nothing,
 }
 
-use Answer::{Created, List, Nothing, One, Whole};
+use Answer::{Created, List, One};
 
 const fn op(
     method: &'static str,
@@ -182,129 +182,6 @@ const OPERATIONS: &[Operation] = &[
         Some("SendMessage"),
         Created("Sent"),
     ),
-    op(
-        "get",
-        "/v1/sync/state/{id}",
-        "getSyncState",
-        "What your devices share; the id is `me`, or yours",
-        None,
-        One("SyncState"),
-    ),
-    op(
-        "post",
-        "/v1/sync/merge",
-        "mergeSyncState",
-        "For a device without a socket: its operations, and what it has not seen",
-        Some("SyncMerge"),
-        One("SyncMerged"),
-    ),
-    op(
-        "get",
-        "/v1/sync/explain/{id}",
-        "explainSyncState",
-        "Why the values of this content are what they are",
-        None,
-        One("SyncExplanation"),
-    ),
-    op("get", "/v1/sync/devices", "listSyncDevices", "Your devices", None, Whole("Device")),
-    op(
-        "get",
-        "/v1/sync/devices/{id}",
-        "listSyncDevicesOf",
-        "The same; the id is `me`, or yours",
-        None,
-        Whole("Device"),
-    ),
-    op("get", "/v1/devices", "listDevices", "Your devices", None, Whole("Device")),
-    op(
-        "post",
-        "/v1/devices/register",
-        "registerDevice",
-        "Register a device, or change what is known about it",
-        Some("RegisterDevice"),
-        Created("Device"),
-    ),
-    op("get", "/v1/devices/{id}", "getDevice", "A device", None, One("Device")),
-    op(
-        "delete",
-        "/v1/devices/{id}",
-        "removeDevice",
-        "Remove a device; its id is not given again",
-        None,
-        Nothing,
-    ),
-    op(
-        "post",
-        "/v1/devices/{id}/commands",
-        "commandDevice",
-        "Tell a device that is there what to do",
-        Some("DeviceCommand"),
-        One("DeviceCommanded"),
-    ),
-    op(
-        "post",
-        "/v1/playback/initiate",
-        "initiatePlayback",
-        "Play something on one of your devices, on the best platform that has it",
-        Some("InitiatePlayback"),
-        Created("InitiatedPlayback"),
-    ),
-    op(
-        "post",
-        "/v1/playback/control",
-        "controlPlayback",
-        "Tell the device of a session what to do; stop ends the session",
-        Some("ControlPlayback"),
-        One("ControlledPlayback"),
-    ),
-    op(
-        "post",
-        "/v1/playback/report",
-        "reportPlayback",
-        "What a device says about its session",
-        Some("ReportPlayback"),
-        One("PlaybackSession"),
-    ),
-    op(
-        "get",
-        "/v1/playback/session",
-        "listPlaybackSessions",
-        "What you watch and have watched, newest first",
-        None,
-        List("PlaybackSession"),
-    ),
-    op(
-        "get",
-        "/v1/playback/session/{id}",
-        "getPlaybackSession",
-        "A playback session",
-        None,
-        One("PlaybackSession"),
-    ),
-    op(
-        "get",
-        "/v1/playback/platforms",
-        "listPlatforms",
-        "The platforms that links are known for",
-        None,
-        Whole("Platform"),
-    ),
-    op(
-        "get",
-        "/v1/content/{id}/availability",
-        "getAvailability",
-        "Where it can be watched",
-        None,
-        One("Content"),
-    ),
-    op(
-        "put",
-        "/v1/content/{id}/availability",
-        "setAvailability",
-        "Say where it can be watched, as an operator",
-        Some("SetAvailability"),
-        One("Content"),
-    ),
 ];
 
 /// Statuses every operation may answer, and those only some do.
@@ -319,12 +196,20 @@ const PROBLEMS: [(&str, &str); 8] = [
     ("404", "There is no such object, or it is not yours"),
 ];
 
-pub fn document() -> Value {
+pub fn document(systems: &'static [&'static System]) -> Value {
     let components = serde_json::to_value(Schemas::openapi()).expect("the document serialises");
     let mut schemas = components["components"]["schemas"].as_object().cloned().unwrap_or_default();
     let mut paths = Map::new();
+    let Described { operations, schemas: declared, .. } = describe(systems);
+    for operation in &operations {
+        for (n, route) in operation.declared.meta.routes().enumerate() {
+            let path = paths.entry(route.path).or_insert_with(|| json!({}));
+            path[route.method.as_str()] = of_route(operation, n, route, &declared);
+        }
+    }
+    schemas.extend(declared);
     for operation in OPERATIONS {
-        if let List(item) | Whole(item) = operation.answer {
+        if let List(item) = operation.answer {
             schemas.insert(format!("{item}List"), list_of(item));
         }
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
@@ -411,8 +296,112 @@ fn list_of(item: &str) -> Value {
     })
 }
 
+fn header(name: &str, required: bool, text: &str, pattern: &str) -> Value {
+    json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string", "pattern": pattern}})
+}
+
+/// An operation at one of its routes: the input's fields are in the path, in the query or in the body.
+fn of_route(
+    DescribedOperation { declared, input, answer }: &DescribedOperation,
+    n: usize,
+    route: Route,
+    schemas: &Map<String, Value>,
+) -> Value {
+    let meta = &declared.meta;
+    let object = resolved(input, schemas);
+    let fields = object["properties"].as_object().cloned().unwrap_or_default();
+    let is_required = |name: &str| {
+        object["required"].as_array().is_some_and(|names| names.iter().any(|one| one == name))
+    };
+    let in_path = |name: &str| route.path.contains(&format!("{{{name}}}"));
+    let mut parameters: Vec<Value> = Vec::new();
+    for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')) {
+        let name = name.trim_end_matches('}');
+        parameters.push(
+            json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}),
+        );
+    }
+    let rest =
+        || fields.iter().filter(|(name, _)| !in_path(name) && meta.if_match != Some(name.as_str()));
+    let mut body = Value::Null;
+    if route.method == Method::Get {
+        for (name, schema) in rest() {
+            let mut schema = schema.clone();
+            let text = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+            // A query leaves out what it has not.
+            if let Some(kind) = schema["type"].as_array().and_then(|kinds| kinds.first()).cloned() {
+                schema["type"] = kind;
+            }
+            parameters.push(json!({
+                "name": name, "in": "query", "required": is_required(name),
+                "description": text.unwrap_or_default(), "schema": schema,
+            }));
+        }
+    } else if rest().next().is_some() {
+        let required: Vec<&String> =
+            rest().map(|(name, _)| name).filter(|name| is_required(name)).collect();
+        let schema = if rest().count() == fields.len() {
+            input.clone()
+        } else {
+            let rest: Map<String, Value> =
+                rest().map(|(name, schema)| (name.clone(), schema.clone())).collect();
+            json!({"type": "object", "properties": rest, "required": required})
+        };
+        body = json!({
+            "required": !required.is_empty(), "content": {"application/json": {"schema": schema}},
+        });
+    }
+    if route.method == Method::Post {
+        let text = "1 to 64 visible ASCII characters";
+        parameters.push(header("Idempotency-Key", false, text, "^[!-~]{1,64}$"));
+    }
+    if meta.if_match.is_some() {
+        parameters.push(header("If-Match", true, "The ETag of what you edit, or *", "^.+$"));
+    }
+    let (status, schema) = match route.method {
+        Method::Delete => ("204", &Value::Null),
+        Method::Post if meta.creates.is_some() => ("201", answer),
+        _ => ("200", answer),
+    };
+    let edits = meta.if_match.is_some();
+    let responses = responses(meta.summary, status, schema, route.method == Method::Get, edits);
+    let id = if n == 0 { meta.name.to_owned() } else { format!("{}.{}", meta.name, n + 1) };
+    let mut described = json!({
+        "tags": [route.path.split('/').nth(2).unwrap_or_default()],
+        "operationId": id, "summary": meta.summary,
+        "parameters": parameters, "responses": responses,
+    });
+    if !body.is_null() {
+        described["requestBody"] = body;
+    }
+    described
+}
+
+fn responses(summary: &str, status: &str, schema: &Value, reads: bool, edits: bool) -> Value {
+    let mut responses = Map::new();
+    let mut answer = json!({"description": summary});
+    if !schema.is_null() {
+        answer["content"] = json!({"application/json": {"schema": schema}});
+    }
+    responses.insert(status.into(), answer);
+    let writes: &[(&str, &str)] = &[
+        ("409", "The object is in another state"),
+        ("413", "The body is too large"),
+        ("415", "The body is not JSON"),
+        ("422", "The rules do not allow it, or the id was used for another command"),
+    ];
+    let versions: &[(&str, &str)] =
+        &[("412", "The object has changed"), ("428", "If-Match is needed")];
+    let no_reads = if reads { &[][..] } else { writes };
+    let only_edits = if edits { versions } else { &[] };
+    for (status, text) in PROBLEMS.iter().chain(no_reads).chain(only_edits) {
+        let content = json!({"application/problem+json": {"schema": reference("ProblemDetails")}});
+        responses.insert((*status).into(), json!({"description": text, "content": content}));
+    }
+    Value::Object(responses)
+}
+
 fn described(operation: &Operation) -> Value {
-    let header = |name: &str, required: bool, text: &str, pattern: &str| json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string", "pattern": pattern}});
     let query = |name: &str, text: &str, schema: Value| json!({"name": name, "in": "query", "description": text, "schema": schema});
     let mut parameters = Vec::new();
     if operation.path.contains("{id}") {
@@ -448,29 +437,10 @@ fn described(operation: &Operation) -> Value {
     let (status, schema) = match operation.answer {
         One(name) => ("200", reference(name)),
         Created(name) => ("201", reference(name)),
-        List(name) | Whole(name) => ("200", reference(&format!("{name}List"))),
-        Nothing => ("204", Value::Null),
+        List(name) => ("200", reference(&format!("{name}List"))),
     };
-    let mut responses = Map::new();
-    let mut answer = json!({"description": operation.summary});
-    if !schema.is_null() {
-        answer["content"] = json!({"application/json": {"schema": schema}});
-    }
-    responses.insert(status.into(), answer);
-    let writes: &[(&str, &str)] = &[
-        ("409", "The object is in another state"),
-        ("413", "The body is too large"),
-        ("415", "The body is not JSON"),
-        ("422", "The rules do not allow it, or the id was used for another command"),
-    ];
-    let edits: &[(&str, &str)] =
-        &[("412", "The object has changed"), ("428", "If-Match is needed")];
-    let no_reads = if operation.method == "get" { &[][..] } else { writes };
-    let only_edits = if operation.method == "patch" { edits } else { &[] };
-    for (status, text) in PROBLEMS.iter().chain(no_reads).chain(only_edits) {
-        let content = json!({"application/problem+json": {"schema": reference("ProblemDetails")}});
-        responses.insert((*status).into(), json!({"description": text, "content": content}));
-    }
+    let (reads, edits) = (operation.method == "get", operation.method == "patch");
+    let responses = responses(operation.summary, status, &schema, reads, edits);
     let tag = operation.path.split('/').nth(2).unwrap_or_default();
     let mut described = json!({
         "tags": [tag], "operationId": operation.name, "summary": operation.summary,
@@ -508,7 +478,7 @@ mod tests {
 
     #[test]
     fn every_reference_is_defined() {
-        let document = document();
+        let document = document(crate::systems::ALL);
         let mut found = BTreeSet::new();
         references(&document, &mut found);
         let defined: BTreeSet<String> =
@@ -517,32 +487,9 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_the_routes() {
-        // The router's own text is the only list of its routes.
-        let routes = include_str!("mod.rs");
-        let under_v1 = routes.matches(".route(\"/requests").count()
-            + routes.matches(".route(\"/offers").count()
-            + routes.matches(".route(\"/bookings").count()
-            + routes.matches(".route(\"/providers").count()
-            + routes.matches(".route(\"/sessions").count()
-            + routes.matches(".route(\"/sync/").count()
-            + routes.matches(".route(\"/devices").count()
-            + routes.matches(".route(\"/playback/").count()
-            + routes.matches("\"/content/").count()
-            - routes.matches(".route(\"/sync/ws").count();
-        let paths: BTreeSet<&str> = OPERATIONS.iter().map(|o| o.path).collect();
-        assert_eq!(paths.len(), under_v1);
-        for path in paths {
-            assert!(
-                routes.contains(&format!("\"{}\"", path.strip_prefix("/v1").unwrap())),
-                "{path}"
-            );
-        }
-    }
-
-    #[test]
     fn the_profile_is_described_in_full() {
-        let schema = &document()["components"]["schemas"]["Profile"]["properties"];
+        let schema =
+            &document(crate::systems::ALL)["components"]["schemas"]["Profile"]["properties"];
         let described: BTreeSet<&String> = schema.as_object().unwrap().keys().collect();
         let source = include_str!("../../systems/marketplace/domain/profile.rs");
         let patch =

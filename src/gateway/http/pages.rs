@@ -2,7 +2,7 @@
 //! only the console has a script.
 
 use std::fmt::Write;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
 use axum::extract::State;
@@ -87,20 +87,33 @@ pub async fn jwks(State(gateway): App) -> Response {
     ([(header::CACHE_CONTROL, cache)], Json(gateway.auth.jwks())).into_response()
 }
 
-static OPENAPI: LazyLock<Value> = LazyLock::new(openapi::document);
-static ASYNCAPI: LazyLock<Value> = LazyLock::new(asyncapi::document);
-static DOCS: LazyLock<String> = LazyLock::new(|| docs_page(&OPENAPI));
-
-pub async fn openapi() -> Json<&'static Value> {
-    Json(&OPENAPI)
+/// The documents of a node, made when somebody asks for one.
+#[derive(Default)]
+pub struct Documents {
+    openapi: OnceLock<String>,
+    asyncapi: OnceLock<String>,
+    page: OnceLock<String>,
 }
 
-pub async fn asyncapi() -> Json<&'static Value> {
-    Json(&ASYNCAPI)
+fn json(document: &str) -> Response {
+    let kind = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, kind)], document.to_owned()).into_response()
 }
 
-pub async fn docs() -> Html<&'static str> {
-    Html(&DOCS)
+pub async fn openapi(State(gateway): App) -> Response {
+    let systems = gateway.operations.systems;
+    json(gateway.documents.openapi.get_or_init(|| openapi::document(systems).to_string()))
+}
+
+pub async fn asyncapi(State(gateway): App) -> Response {
+    let systems = gateway.operations.systems;
+    json(gateway.documents.asyncapi.get_or_init(|| asyncapi::document(systems).to_string()))
+}
+
+pub async fn docs(State(gateway): App) -> Html<String> {
+    let systems = gateway.operations.systems;
+    let page = gateway.documents.page.get_or_init(|| docs_page(&openapi::document(systems)));
+    Html(page.clone())
 }
 
 pub async fn style() -> Response {
@@ -262,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_docs_show_every_operation_and_nothing_from_elsewhere() {
-        let page = docs_page(&openapi::document());
+        let page = docs_page(&openapi::document(crate::systems::ALL));
         for path in ["/v1/requests", "/v1/offers/{id}/accept", "/readyz"] {
             assert!(page.contains(path), "{path}");
         }

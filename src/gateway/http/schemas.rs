@@ -5,9 +5,7 @@ use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
 use crate::contract::problem::FieldError;
-use crate::gateway::{bodies, playback};
-
-pub mod devices;
+use crate::gateway::bodies;
 
 #[derive(ToSchema)]
 pub struct Money {
@@ -285,36 +283,6 @@ struct ProblemDetails {
     Session,
     Message,
     Sent,
-    devices::Position,
-    devices::SyncOperation,
-    devices::SyncMerge,
-    devices::SyncRestamped,
-    devices::SyncRefused,
-    devices::SyncDelta,
-    devices::SyncMerged,
-    devices::SyncAddition,
-    devices::SyncItem,
-    devices::SyncState,
-    devices::SyncExplanation,
-    devices::DeviceType,
-    devices::DeviceStatus,
-    devices::RemoteAction,
-    devices::Access,
-    devices::Quality,
-    devices::PlaybackStatus,
-    devices::PlaybackEnd,
-    devices::Capabilities,
-    devices::Device,
-    devices::DeviceCommand,
-    devices::DeviceCommanded,
-    devices::PlaybackSession,
-    devices::InitiatedPlayback,
-    devices::ControlPlayback,
-    devices::ControlledPlayback,
-    devices::Platform,
-    devices::Availability,
-    devices::SetAvailability,
-    devices::Content,
     ProblemDetails,
     FieldError,
     bodies::CreateRequest,
@@ -324,8 +292,5 @@ struct ProblemDetails {
     bodies::Review,
     bodies::OpenSession,
     bodies::SendMessage,
-    crate::gateway::devices::RegisterDevice,
-    playback::InitiatePlayback,
-    playback::ReportPlayback,
 )))]
 pub struct Schemas;

@@ -10,11 +10,11 @@ use crate::cluster::topics::Subscription;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::commands::{self, Call};
-use crate::gateway::devices;
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;
 use crate::persistence::publications::History;
+use crate::systems::devices::operations::devices;
 
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
@@ -44,7 +44,10 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
         "user" | "sync" | "presence" => {
             Err(Problem::forbidden("this topic belongs to another user"))
         }
-        "device" => devices::shown(&call, key).await.map(drop),
+        "device" => {
+            let call = gateway.call(claims, String::new());
+            devices::shown(&call, key).await.map(drop)
+        }
         "session" => commands::shown_session(&call, key).await.map(drop),
         "booking" => commands::shown_booking(&call, key).await.map(drop),
         "app" => match grant(gateway, topic) {

@@ -16,7 +16,6 @@ use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
-use crate::gateway::sync;
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 use crate::systems::devices::domain::clock::DeviceId;
@@ -148,7 +147,7 @@ impl Connection {
                 });
                 self.answer(&id, outcome);
             }
-            "device:connect" => match sync::device_id(&data) {
+            "device:connect" => match device_id(&data) {
                 Ok(device) => self.bind(id, device, claims),
                 Err(problem) => self.answer(&id, Err(problem)),
             },
@@ -293,4 +292,9 @@ impl Connection {
         self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await
     }
+}
+
+fn device_id(data: &Value) -> Outcome<DeviceId> {
+    let wrong = |error| Problem::field("/device_id", format!("{error}"));
+    text(data, "device_id")?.parse().map_err(wrong)
 }

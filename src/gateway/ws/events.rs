@@ -12,7 +12,6 @@ use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{optional_text, text};
 use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{grant, may_publish};
-use crate::gateway::{devices, playback, sync};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::text::{must_not_contain, wrong_in_name};
 
@@ -30,21 +29,13 @@ pub fn is_command(event: &str) -> bool {
             | "booking:review"
             | "booking:no_show"
             | "topic:publish"
-            | "sync:update"
-            | "sync:read"
-            | "sync:device"
-            | "device:register"
-            | "device:command"
-            | "playback:initiate"
-            | "playback:control"
-            | "playback:report"
     )
 }
 
 /// Whether what it leads to is kept, so that its user has to have something left for it.
 fn is_kept(gateway: &Gateway, frame: &Frame) -> bool {
     match frame.event.as_str() {
-        "chat:typing" | "sync:read" | "sync:device" => false,
+        "chat:typing" => false,
         "topic:publish" => {
             let topic = frame.data["topic"].as_str();
             topic.and_then(|topic| grant(gateway, topic)).is_some_and(|grant| grant.durable)
@@ -90,14 +81,6 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
             Box::pin(commands::mark_no_show(call, text(data, "booking_id")?, data)).await
         }
         "topic:publish" => publish(call, data).await,
-        "sync:update" => Box::pin(sync::update(&call, data)).await,
-        "sync:read" => Box::pin(sync::read(&call, data)).await,
-        "device:register" => Box::pin(devices::register(&call, data)).await,
-        "device:command" => Box::pin(devices::control(&call, text(data, "device_id")?, data)).await,
-        "playback:initiate" => Box::pin(playback::initiate(&call, data)).await,
-        "playback:control" => Box::pin(playback::control(&call, data)).await,
-        "playback:report" => Box::pin(playback::report(&call, data)).await,
-        "sync:device" => Box::pin(sync::device(&call, data)).await,
         _ => Err(unknown(&frame.event)),
     }
 }

@@ -6,9 +6,8 @@ use crate::cluster::Presence;
 use crate::contract::problem::Outcome;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
-use crate::gateway::commands::Call;
-use crate::gateway::devices;
 use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::devices::operations::devices;
 
 /// Its user is shown as present, for as long as this lives.
 pub struct Present {
@@ -33,7 +32,7 @@ pub struct Bound {
 
 impl Bound {
     pub async fn connect(self) -> Outcome<Self> {
-        let call = Call::of(&self.gateway, &self.claims, "");
+        let call = self.gateway.call(&self.claims, String::new());
         match devices::connect(&call, self.device, &self.connection_id).await {
             Ok(()) => Ok(self),
             Err(problem) => {
@@ -47,7 +46,8 @@ impl Bound {
     pub fn renew(&self) -> impl Future<Output = Outcome<()>> + Send + use<> {
         let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
         let (device, connection_id) = (self.device, self.connection_id.clone());
-        async move { devices::renew(&Call::of(&gateway, &claims, ""), device, &connection_id).await }
+        let call = gateway.call(&claims, String::new());
+        async move { devices::renew(&call, device, &connection_id).await }
     }
 
     /// Another guard of this connection holds the same.
@@ -65,7 +65,7 @@ impl Drop for Bound {
         let (device, connection_id) = (self.device, std::mem::take(&mut self.connection_id));
         tokio::spawn(async move {
             // If nobody hears it, the device's lease ends by itself.
-            let call = Call::of(&gateway, &claims, "");
+            let call = gateway.call(&claims, String::new());
             let _ = devices::disconnect(&call, device, &connection_id).await;
         });
     }

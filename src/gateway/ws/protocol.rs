@@ -16,6 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::contract::problem::{Outcome, Problem};
+pub use crate::contract::topic::Position;
 use crate::gateway::json::{Strict, field_of};
 use crate::kernel::ids::is_valid_id;
 
@@ -231,13 +232,6 @@ pub fn refusal(id: &(impl Serialize + ?Sized), problem: &Problem) -> Message {
 /// An event for this connection only.
 pub fn event(event: &str, data: &Value) -> Message {
     Message::text(json!({"event": event, "data": data}).to_string())
-}
-
-/// Where a client stands in a topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    pub epoch: String,
-    pub offset: i64,
 }
 
 /// `position` of a frame's data, where there is one.

@@ -1,7 +1,41 @@
 //! A person's devices: registration and remote control, what they share, and what is watched on them.
 
 pub mod domain;
+pub mod operations;
+pub mod settings;
+pub mod views;
 
 use crate::contract::System;
+use operations::{content, devices, playback, sync};
 
-pub const SYSTEM: System = System { name: "devices", operations: &[] };
+pub const SYSTEM: System = System {
+    name: "devices",
+    operations: crate::contract::operations![
+        devices::Register,
+        devices::List,
+        devices::Get,
+        devices::Remove,
+        devices::Control,
+        playback::Initiate,
+        playback::Control,
+        playback::Report,
+        playback::List,
+        playback::Get,
+        playback::Platforms,
+        content::Get,
+        content::SetAvailability,
+        sync::Update,
+        sync::Standing,
+        sync::Read,
+        sync::GetState,
+        sync::Merge,
+        sync::Explain,
+    ],
+    announcements: crate::contract::topic::announcements![
+        domain::device::DeviceChanged,
+        domain::device::RemoteCommand,
+        domain::device::StartPlayback,
+        domain::playback::SessionView,
+        domain::shared::Delta<'static>,
+    ],
+};

@@ -45,6 +45,20 @@ impl FromStr for DeviceId {
     }
 }
 
+impl schemars::JsonSchema for DeviceId {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "DeviceId".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": "^dev_[0-7][0-9A-HJKMNP-TV-Z]{25}$"})
+    }
+}
+
 impl Serialize for DeviceId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {

@@ -1,7 +1,7 @@
 //! Where a film or an episode can be watched. Operators, or whatever fills the catalogue for them, say so.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::operation::is_name;
 use crate::kernel::clock::Timestamp;
@@ -15,7 +15,7 @@ pub const MAX_AVAILABILITIES: usize = 500;
 pub struct Content;
 
 /// One way to watch it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Availability {
     /// `netflix`, `youtube`, …
@@ -39,7 +39,9 @@ pub struct Availability {
 }
 
 /// In the order in which people like it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     Free,
@@ -49,7 +51,9 @@ pub enum Access {
     Buy,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Quality {
     Sd,
@@ -132,7 +136,17 @@ pub struct State {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Content(Value),
+    Content(ContentView),
+}
+
+/// A content as everybody sees it: the reply, and the row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Content")]
+pub struct ContentView {
+    pub id: String,
+    pub availability: Vec<Availability>,
+    pub updated_at: Option<Timestamp>,
+    pub version: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -160,13 +174,13 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl State {
-    fn shown(&self, key: &str) -> Value {
-        json!({
-            "id": key,
-            "availability": to_value(&self.availability),
-            "updated_at": self.updated_at,
-            "version": self.version,
-        })
+    fn shown(&self, key: &str) -> ContentView {
+        ContentView {
+            id: key.into(),
+            availability: self.availability.clone(),
+            updated_at: self.updated_at,
+            version: self.version,
+        }
     }
 }
 
@@ -212,12 +226,14 @@ impl Entity for Content {
         if events.is_empty() {
             return Vec::new();
         }
-        vec![ViewRow::new("contents", state.shown(key))]
+        vec![ViewRow::new("contents", to_value(&state.shown(key)))]
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::kernel::entity::spec::given;
 
@@ -236,7 +252,7 @@ mod tests {
         film.caller = Caller::User { id: "ops".into(), role: Role::Operator };
         let decision = film.when(set()).decision();
         let Some(Reply::Content(shown)) = decision.reply else { panic!() };
-        assert_eq!((&shown["id"], &shown["version"]), (&json!("tt1"), &json!(1)));
+        assert_eq!((shown.id.as_str(), shown.version), ("tt1", 1));
         film.when(set()).then([]);
         film.when(Command::SetAvailability(Vec::new())).decision();
         assert_eq!(film.state.version, 2);

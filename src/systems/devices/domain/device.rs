@@ -4,12 +4,12 @@
 //! a node dies with its connections, the devices that do not come back elsewhere are offline when it fires.
 
 use jiff::SignedDuration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::playback::{self, Playback, Presence};
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, to_value};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
 /// A device whose connection has ended may come back through another one.
@@ -30,7 +30,9 @@ pub struct Profile {
     pub push_token: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceType {
     Ios,
@@ -47,7 +49,7 @@ pub enum DeviceType {
     Speaker,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Capabilities {
     pub supports_4k: bool,
@@ -99,6 +101,45 @@ pub enum Command {
     Get,
 }
 
+/// An action by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RemoteAction {
+    Play,
+    Pause,
+    Stop,
+    Seek,
+    Next,
+    Previous,
+}
+
+impl RemoteAction {
+    /// `None`: a seek says where to.
+    pub fn at(self, position_ms: Option<u64>) -> Option<Action> {
+        Some(match self {
+            Self::Play => Action::Play,
+            Self::Pause => Action::Pause,
+            Self::Stop => Action::Stop,
+            Self::Seek => Action::Seek { position_ms: position_ms? },
+            Self::Next => Action::Next,
+            Self::Previous => Action::Previous,
+        })
+    }
+}
+
+impl Action {
+    fn parts(&self) -> (RemoteAction, Option<u64>) {
+        match self {
+            Self::Play => (RemoteAction::Play, None),
+            Self::Pause => (RemoteAction::Pause, None),
+            Self::Stop => (RemoteAction::Stop, None),
+            Self::Seek { position_ms } => (RemoteAction::Seek, Some(*position_ms)),
+            Self::Next => (RemoteAction::Next, None),
+            Self::Previous => (RemoteAction::Previous, None),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
@@ -140,8 +181,9 @@ pub struct Registered {
     pub version: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "DeviceStatus")]
 pub enum Status {
     Online,
     Offline,
@@ -150,9 +192,75 @@ pub enum Status {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Device(Value),
+    Device(Box<DeviceView>),
     Controlled { command_id: String, expires_at: Timestamp },
     Done,
+}
+
+/// A device as its owner sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ChangedDevice")]
+pub struct DeviceView {
+    pub id: String,
+    pub name: String,
+    pub device_type: DeviceType,
+    pub capabilities: Capabilities,
+    pub has_push_token: bool,
+    pub status: Status,
+    pub playback_session_id: Option<String>,
+    pub last_seen: Option<Timestamp>,
+    pub registered_at: Timestamp,
+    pub version: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DeviceChanged {
+    device_id: String,
+    /// registered, updated, removed, online, offline, watching or stopped
+    change: String,
+    device: Box<DeviceView>,
+}
+
+impl Announcement for DeviceChanged {
+    const EVENT: &'static str = "device:changed";
+    const SUMMARY: &'static str = "A device was registered, updated, removed, came online or went offline, watches or has stopped";
+    const TOPICS: &'static [&'static str] = &["user"];
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RemoteCommand {
+    action: RemoteAction,
+    /// Of a seek.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position_ms: Option<u64>,
+    command_id: String,
+    from_device_id: Option<String>,
+    playback_session_id: Option<String>,
+    expires_at: Timestamp,
+}
+
+impl Announcement for RemoteCommand {
+    const EVENT: &'static str = "device:command";
+    const SUMMARY: &'static str =
+        "Another device of the same person says what to do; not after expires_at";
+    const TOPICS: &'static [&'static str] = &["device"];
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct StartPlayback {
+    session_id: String,
+    content_id: String,
+    platform: String,
+    deep_link: String,
+    web_fallback: String,
+    resume_position_ms: Option<u64>,
+    expires_at: Timestamp,
+}
+
+impl Announcement for StartPlayback {
+    const EVENT: &'static str = "playback:start";
+    const SUMMARY: &'static str = "The device is to open this link, not after expires_at; again when it comes back before it has reported";
+    const TOPICS: &'static [&'static str] = &["device"];
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -203,18 +311,19 @@ impl State {
         }
     }
 
-    fn shown(&self, key: &str, registered: &Registered) -> Value {
-        json!({
-            "id": key,
-            "name": registered.profile.name,
-            "device_type": registered.profile.device_type,
-            "capabilities": registered.profile.capabilities,
-            "has_push_token": registered.profile.push_token.is_some(),
-            "status": self.status(),
-            "playback_session_id": self.playing,
-            "last_seen": self.last_seen,
-            "registered_at": registered.at,
-            "version": registered.version,
+    fn shown(&self, key: &str, registered: &Registered) -> Box<DeviceView> {
+        let Profile { name, device_type, capabilities, push_token } = &registered.profile;
+        Box::new(DeviceView {
+            id: key.into(),
+            name: name.clone(),
+            device_type: *device_type,
+            capabilities: capabilities.clone(),
+            has_push_token: push_token.is_some(),
+            status: self.status(),
+            playback_session_id: self.playing.clone(),
+            last_seen: self.last_seen,
+            registered_at: registered.at,
+            version: registered.version,
         })
     }
 
@@ -232,9 +341,12 @@ impl State {
         let mut after = self.clone();
         Device::evolve(&mut after, &event);
         let effect = after.registered.as_ref().map(|registered| {
-            let data =
-                json!({"device_id": key, "change": what, "device": after.shown(key, registered)});
-            Effect::notify("user", registered.owner_id.clone(), "device:changed", data)
+            let changed = DeviceChanged {
+                device_id: key.into(),
+                change: what.into(),
+                device: after.shown(key, registered),
+            };
+            Effect::announce_to("user", registered.owner_id.clone(), &changed)
         });
         (event, effect)
     }
@@ -265,8 +377,8 @@ impl State {
         };
         let mut after = self.clone();
         Device::evolve(&mut after, &event);
-        let shown = after.registered.as_ref().map(|registered| after.shown(cx.key, registered));
-        Ok(self.change(Reply::Device(shown.unwrap_or_default()), event, cx.key, what))
+        let registered = after.registered.as_ref().ok_or(Rejection::NotFound)?;
+        Ok(self.change(Reply::Device(after.shown(cx.key, registered)), event, cx.key, what))
     }
 
     fn control(
@@ -289,12 +401,15 @@ impl State {
         }
         let command_id = cx.ids.mint("cmd");
         let expires_at = saturating_add(cx.now, SignedDuration::from_millis(ttl_ms.into()));
-        let mut data = to_value(&action);
-        data["command_id"] = json!(command_id);
-        data["from_device_id"] = json!(from);
-        data["playback_session_id"] = json!(self.playing);
-        data["expires_at"] = json!(expires_at);
-        let publish = Effect::publish("device:command", data);
+        let (name, position_ms) = action.parts();
+        let publish = Effect::announce(&RemoteCommand {
+            action: name,
+            position_ms,
+            command_id: command_id.clone(),
+            from_device_id: from.clone(),
+            playback_session_id: self.playing.clone(),
+            expires_at,
+        });
         let event = Event::Controlled { command_id: command_id.clone(), action, from, expires_at };
         Ok(Decision::reply(Reply::Controlled { command_id, expires_at })
             .event(event)
@@ -389,18 +504,18 @@ impl Entity for Device {
                 state.owned(cx.caller)?;
                 // It is sent again when the device comes back before it has said anything.
                 let expires_at = saturating_add(cx.now, SignedDuration::from_secs(START_S));
-                let data = json!({
-                    "session_id": session_id,
-                    "expires_at": expires_at,
-                    "content_id": start.content_id,
-                    "platform": start.choice.platform,
-                    "deep_link": start.choice.deep_link,
-                    "web_fallback": start.choice.web_fallback,
-                    "resume_position_ms": start.resume_position_ms,
-                });
+                let play = StartPlayback {
+                    session_id: session_id.clone(),
+                    content_id: start.content_id,
+                    platform: start.choice.platform,
+                    deep_link: start.choice.deep_link,
+                    web_fallback: start.choice.web_fallback,
+                    resume_position_ms: start.resume_position_ms,
+                    expires_at,
+                };
                 let event = Event::Playing { session_id: Some(session_id), at: cx.now };
                 let decision = state.change(Reply::Done, event, cx.key, "watching");
-                Ok(decision.effect(Effect::publish("playback:start", data)))
+                Ok(decision.effect(Effect::announce(&play)))
             }
             Command::Stopped { session_id } if state.playing.as_ref() == Some(&session_id) => {
                 let event = Event::Playing { session_id: None, at: cx.now };
@@ -447,9 +562,12 @@ impl Entity for Device {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::kernel::entity::replay_golden;
     use crate::kernel::entity::spec::{Given, given};
+    use crate::kernel::entity::to_value;
     use crate::systems::devices::domain::content::{Access, Quality};
     use crate::systems::devices::domain::platforms::Choice;
 
@@ -494,9 +612,9 @@ mod tests {
         decision.effects.iter().filter_map(lease).collect()
     }
 
-    fn is(given: &mut Given<Device>) -> Value {
+    fn is(given: &mut Given<Device>) -> Status {
         match given.when(Command::Get).decision().reply {
-            Some(Reply::Device(device)) => device["status"].clone(),
+            Some(Reply::Device(device)) => device.status,
             other => panic!("{other:?}"),
         }
     }
@@ -508,8 +626,8 @@ mod tests {
         let decision = new.when(Command::Register(profile("TV"))).decision();
         assert_eq!(told(&decision), [("alice".into(), "registered".into())]);
         let Some(Reply::Device(shown)) = decision.reply else { panic!() };
-        assert_eq!((&shown["name"], &shown["status"]), (&json!("TV"), &json!("offline")));
-        assert!(!shown.to_string().contains("secret"));
+        assert_eq!((shown.name.as_str(), shown.status), ("TV", Status::Offline));
+        assert!(!to_value(&shown).to_string().contains("secret"));
         new.when(Command::Register(profile("TV"))).then([]);
         let changed = Event::Updated { profile: profile("Telly"), at: now() };
         new.when(Command::Register(profile("Telly"))).then([changed]);
@@ -526,7 +644,7 @@ mod tests {
         let mut tv = tv();
         let decision = tv.when(connect("con_1")).decision();
         assert_eq!((told(&decision).len(), leases(&decision)), (1, vec![90]));
-        assert_eq!(is(&mut tv), "online");
+        assert_eq!(is(&mut tv), Status::Online);
         let decision = tv.when(connect("con_1")).then([]);
         assert_eq!(leases(&decision), [90]);
         // Another connection takes over, and the end of the first says nothing any more.
@@ -540,12 +658,12 @@ mod tests {
         assert!(leases(&tv.when(renew("con_1")).then([])).is_empty());
         assert_eq!(leases(&tv.when(renew("con_2")).then([])), [90]);
         assert_eq!(leases(&tv.when(ended("con_2")).then([])), [GRACE_S]);
-        assert_eq!(is(&mut tv), "online");
+        assert_eq!(is(&mut tv), Status::Online);
         tv.when(Command::LeaseEnded).then_rejected("internal_only");
         tv.caller = Caller::Runtime;
         let decision = tv.when(Command::LeaseEnded).then([Event::WentOffline { at: now() }]);
         assert_eq!(told(&decision), [("alice".into(), "offline".into())]);
-        assert_eq!(is(&mut tv), "offline");
+        assert_eq!(is(&mut tv), Status::Offline);
         tv.when(Command::LeaseEnded).then([]);
     }
 
@@ -623,7 +741,7 @@ mod tests {
             panic!("{:?}", decision.effects)
         };
         assert_eq!(publication.data["deep_link"], "nflx://1");
-        assert_eq!(is(&mut tv), "watching");
+        assert_eq!(is(&mut tv), Status::Watching);
         // What is stopped has to be what it plays.
         tv.when(play("plb_2")).decision();
         tv.when(stopped("plb_1")).then([]);
@@ -642,7 +760,7 @@ mod tests {
         assert_eq!(playback(&tv.when(connect("con_3")).decision()), [""; 0]);
         tv.caller = playback_actor;
         tv.when(stopped("plb_2")).decision();
-        assert_eq!(is(&mut tv), "online");
+        assert_eq!(is(&mut tv), Status::Online);
         tv.when(play("plb_3")).decision();
         assert_eq!(playback(&tv.when(Command::Remove).decision()), ["removed"]);
         tv.when(play("plb_4")).then_rejected("device_removed");

@@ -1,5 +1,6 @@
 //! What a device writes. As JSON it is the same on the wire, in the journal and in the log.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::clock::{NTP64, ntp};
@@ -15,6 +16,22 @@ pub struct Operation {
     pub time: NTP64,
     #[serde(flatten)]
     pub change: Change,
+}
+
+/// An operation of a device, for the documents: on the wire it is [`Operation`].
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "it is only described: the real one has its parts flattened")]
+pub struct SyncOperation {
+    /// 1, 2, 3, … of this device.
+    #[schemars(range(min = 1))]
+    sequence: u64,
+    /// Your own name for it.
+    operation_id: Option<String>,
+    /// A hybrid logical time of 64 bits as text (NTP64, as uhlc counts), or an RFC 3339 time.
+    timestamp: String,
+    /// WatchlistAdd, WatchlistRemove, PlaybackUpdate, CounterUpdate or Nothing
+    operation_type: String,
+    payload: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -7,13 +7,16 @@
 use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::content::{Access, Quality};
 use super::device::{self, Device};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, SendFailure, ViewRow};
+use crate::kernel::entity::{
+    Announcement, DecideCx, Decision, Effect, Entity, SendFailure, ViewRow, to_value,
+};
 use crate::kernel::error::ErrorCode;
 
 /// A device that went offline may be back in time: a film goes on while the network is away.
@@ -71,8 +74,9 @@ pub struct Report {
     pub duration_ms: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "PlaybackStatus")]
 pub enum Status {
     /// The device has the link, and has not said anything yet.
     Starting,
@@ -88,8 +92,9 @@ pub enum Presence {
     Removed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "PlaybackEnd")]
 pub enum EndReason {
     /// Somebody said so.
     Stopped,
@@ -125,8 +130,31 @@ pub struct Session {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Session(Value),
+    Session(Box<SessionView>),
     Done,
+}
+
+/// A session as everybody sees it: the reply, the publication and the row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PlaybackSession")]
+pub struct SessionView {
+    pub id: String,
+    pub user_id: String,
+    pub content_id: String,
+    pub device_id: String,
+    pub platform: String,
+    pub access: Access,
+    pub quality: Quality,
+    pub deep_link: String,
+    pub web_fallback: String,
+    pub resume_position_ms: Option<u64>,
+    pub status: Status,
+    pub position_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
+    pub started_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    pub end_reason: Option<EndReason>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -191,29 +219,40 @@ impl Session {
         self.updated_at = at;
     }
 
-    /// As the API shows it, and as its row is.
-    fn shown(&self, id: &str, owner: &str, ended: Option<(EndReason, Timestamp)>) -> Value {
-        let Start { content_id, device_id, choice, resume_position_ms, .. } = &self.start;
-        json!({
-            "id": id,
-            "user_id": owner,
-            "content_id": content_id,
-            "device_id": device_id,
-            "platform": choice.platform,
-            "access": choice.access,
-            "quality": choice.quality,
-            "deep_link": choice.deep_link,
-            "web_fallback": choice.web_fallback,
-            "resume_position_ms": resume_position_ms,
-            "status": if ended.is_some() { Status::Ended } else { self.report.status },
-            "position_ms": self.report.position_ms,
-            "duration_ms": self.report.duration_ms,
-            "started_at": self.started_at,
-            "updated_at": ended.map_or(self.updated_at, |(_, at)| at),
-            "ended_at": ended.map(|(_, at)| at),
-            "end_reason": ended.map(|(reason, _)| reason),
+    fn shown(
+        &self,
+        id: &str,
+        owner: &str,
+        ended: Option<(EndReason, Timestamp)>,
+    ) -> Box<SessionView> {
+        let Start { content_id, device_id, choice, resume_position_ms, .. } = self.start.clone();
+        let Choice { platform, access, quality, deep_link, web_fallback } = choice;
+        Box::new(SessionView {
+            id: id.into(),
+            user_id: owner.into(),
+            content_id,
+            device_id,
+            platform,
+            access,
+            quality,
+            deep_link,
+            web_fallback,
+            resume_position_ms,
+            status: if ended.is_some() { Status::Ended } else { self.report.status },
+            position_ms: self.report.position_ms,
+            duration_ms: self.report.duration_ms,
+            started_at: self.started_at,
+            updated_at: ended.map_or(self.updated_at, |(_, at)| at),
+            ended_at: ended.map(|(_, at)| at),
+            end_reason: ended.map(|(reason, _)| reason),
         })
     }
+}
+
+impl Announcement for SessionView {
+    const EVENT: &'static str = "playback:changed";
+    const SUMMARY: &'static str = "A playback session has started, plays, was paused or has ended";
+    const TOPICS: &'static [&'static str] = &["user"];
 }
 
 impl State {
@@ -250,7 +289,7 @@ impl State {
         Ok(decision
             .event(Event::Started { session_id, start, at: cx.now })
             .effect(play)
-            .effect(Effect::notify("user", cx.key, "playback:changed", shown))
+            .effect(Effect::announce_to("user", cx.key, &*shown))
             .effect(timer))
     }
 
@@ -263,7 +302,7 @@ impl State {
         }
         let shown = after.shown(session_id, cx.key, None);
         let changed = session.report.status != report.status;
-        let told = Effect::notify("user", cx.key, "playback:changed", shown.clone());
+        let told = Effect::announce_to("user", cx.key, &*shown);
         Ok(Decision::reply(Reply::Session(shown))
             .event(Event::Reported { session_id: session_id.into(), report, at: cx.now })
             .effects(changed.then_some(told))
@@ -295,7 +334,7 @@ fn end(
     Decision::reply(Reply::Session(shown.clone()))
         .event(Event::Ended { session_id, session, reason, at })
         .effect(Effect::send::<Device>(device_id, &stopped))
-        .effect(Effect::notify("user", cx.key, "playback:changed", shown))
+        .effect(Effect::announce_to("user", cx.key, &*shown))
         .effect(cancel)
 }
 
@@ -368,7 +407,7 @@ impl Entity for Playback {
                 Some(session.shown(session_id, key, Some((*reason, *at))))
             }
         });
-        shown.map(|row| ViewRow::new("playback_sessions", row)).collect()
+        shown.map(|row| ViewRow::new("playback_sessions", to_value(&row))).collect()
     }
 
     /// A device that cannot be told plays nothing.
@@ -384,6 +423,8 @@ impl Entity for Playback {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::kernel::entity::Caller;
     use crate::kernel::entity::spec::{Given, given};

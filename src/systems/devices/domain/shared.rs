@@ -9,14 +9,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::clock::{DeviceId, NTP64, admit, ntp, to_ntp};
-use super::operation::{Change, Operation};
+use super::operation::{Change, Operation, SyncOperation};
 use super::replica::{Entry, Explanation, Mark, Replica};
 use crate::kernel::clock::Timestamp;
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
 /// Entries in one page of the state, and the bytes that they may have.
@@ -106,19 +106,38 @@ pub enum Event {
 }
 
 /// An operation with a time that could not be believed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SyncRestamped")]
 pub struct Restamped {
     pub sequence: u64,
     #[serde(with = "ntp")]
+    #[schemars(with = "String")]
     pub claimed: NTP64,
     #[serde(with = "ntp")]
+    #[schemars(with = "String")]
     pub time: NTP64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SyncRefused")]
 pub struct Refused {
     pub sequence: u64,
     pub reason: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SyncDelta")]
+pub struct Delta<'a> {
+    device_id: DeviceId,
+    #[schemars(with = "Vec<SyncOperation>")]
+    operations: &'a [Operation],
+    stable: i64,
+}
+
+impl Announcement for Delta<'_> {
+    const EVENT: &'static str = "sync:delta";
+    const SUMMARY: &'static str = "Operations of one device, as they count";
+    const TOPICS: &'static [&'static str] = &["sync"];
 }
 
 /// Bounded by [`Limits`] and the devices.
@@ -322,10 +341,11 @@ impl State {
         let changes = !operations.is_empty();
         standing.offset += i64::from(changes);
         let delta = changes.then(|| {
-            let data = json!({
-                "device_id": device, "operations": operations, "stable": self.stable,
-            });
-            Effect::publish("sync:delta", data)
+            Effect::announce(&Delta {
+                device_id: device,
+                operations: &operations,
+                stable: self.stable,
+            })
         });
         let behind: Vec<Event> = self
             .left_behind(limits.max_tombstones)

@@ -1,0 +1,81 @@
+//! Where a film or an episode can be watched.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::contract::{Call, Meta, Operation, Outcome, Problem, input};
+use crate::kernel::entity::Role;
+use crate::systems::devices::domain::content::{
+    self, Availability, Content, ContentView, MAX_AVAILABILITIES,
+};
+use crate::systems::devices::domain::operation::is_name;
+use crate::systems::devices::settings::Settings;
+use crate::systems::devices::views;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ContentId")]
+pub struct ById {
+    content_id: String,
+}
+
+/// Where it can be watched.
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("content.get", "Where it can be watched")
+        .get("/v1/content/{content_id}/availability");
+    type Input = ById;
+    type Answer = ContentView;
+
+    async fn run(call: &Call, ById { content_id }: ById) -> Outcome<ContentView> {
+        if !is_name(&content_id) {
+            return Err(Problem::not_found("content"));
+        }
+        let content = views::content(call.views()?, &content_id).await?;
+        content.ok_or_else(|| Problem::not_found("content"))
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "SetAvailability")]
+pub struct NewAvailability {
+    content_id: String,
+    #[schemars(with = "Vec<Availability>", length(max = 500))]
+    availability: Vec<Value>,
+}
+
+/// Where it can be watched, from now on.
+pub struct SetAvailability;
+
+impl Operation for SetAvailability {
+    const META: Meta =
+        Meta::command("content.set_availability", "Say where it can be watched, as an operator")
+            .put("/v1/content/{content_id}/availability");
+    type Input = NewAvailability;
+    type Answer = ContentView;
+
+    async fn run(call: &Call, input: NewAvailability) -> Outcome<ContentView> {
+        if call.role != Role::Operator {
+            return Err(Problem::rejection(&content::Rejection::OperatorsOnly));
+        }
+        let NewAvailability { content_id, availability } = input;
+        if !is_name(&content_id) {
+            return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));
+        }
+        let platforms = &call.settings::<Settings>().platforms;
+        let check = |way: &Availability| {
+            way.check()?;
+            if platforms.has_link(way) {
+                Ok(())
+            } else {
+                Err(("platform", "is not one that links are known for: give a web_url"))
+            }
+        };
+        let availability = input::items(&availability, "availability", MAX_AVAILABILITIES, check)?;
+        let command = content::Command::SetAvailability(availability);
+        let content::Reply::Content(content) =
+            call.ask::<Content>(&content_id, command, call.undeduplicated()).await?;
+        Ok(content)
+    }
+}

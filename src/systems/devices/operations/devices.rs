@@ -1,0 +1,334 @@
+//! A person's devices: registered, listed, removed, and told what to do from afar.
+
+use futures_util::future::join_all;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::sync::{StandingView, shown_standing};
+use crate::cluster::Meta as Asking;
+use crate::contract::call::derived_id;
+use crate::contract::list::Page;
+use crate::contract::operation::{Done, Nothing};
+use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
+use crate::kernel::clock::Timestamp;
+use crate::kernel::error::{AskError, ErrorCode};
+use crate::kernel::text::{must_not_contain, wrong_in_name};
+use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::devices::domain::device::{
+    self, Action, Capabilities, Device, DeviceType, DeviceView, Profile, RemoteAction,
+};
+use crate::systems::devices::domain::shared::{self, Shared};
+use crate::systems::devices::settings::Settings;
+
+/// What a remote command is worth, unless it says so itself.
+const COMMAND_MS: u32 = 10_000;
+const MAX_COMMAND_MS: u32 = 60_000;
+const MAX_PLATFORMS: usize = 64;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct RegisterDevice {
+    /// `dev_` and a ULID, which the device mints itself before it was ever online. Without: a new one.
+    pub device_id: Option<DeviceId>,
+    #[serde(alias = "device_name")]
+    #[schemars(with = "String", length(min = 1, max = 64))]
+    pub name: Option<String>,
+    pub device_type: DeviceType,
+    pub capabilities: Option<Capabilities>,
+    /// For waking the device up. Never shown.
+    pub push_token: Option<String>,
+}
+
+/// A device, and how it stands in the person's log.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Device")]
+pub struct WithStanding {
+    #[serde(flatten)]
+    pub device: Box<DeviceView>,
+    pub sync: StandingView,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "DeviceId")]
+pub struct ById {
+    device_id: String,
+}
+
+fn known(id: &str) -> Outcome<DeviceId> {
+    id.parse().map_err(|_| Problem::not_found("device"))
+}
+
+fn profile(input: RegisterDevice) -> Outcome<Profile> {
+    let mut errors = Vec::new();
+    let name = input.name.unwrap_or_default();
+    if name.trim().is_empty() || name.chars().count() > 64 {
+        errors.push(FieldError::new("/name", "is required and has 1 to 64 characters"));
+    } else if let Some(c) = wrong_in_name(&name) {
+        errors.push(FieldError::new("/name", must_not_contain(c)));
+    }
+    let capabilities = input.capabilities.unwrap_or_default();
+    let platforms = &capabilities.supported_platforms;
+    if platforms.len() > MAX_PLATFORMS || platforms.iter().any(|p| p.is_empty() || p.len() > 64) {
+        let message = "must be at most 64 names of 1 to 64 bytes";
+        errors.push(FieldError::new("/capabilities/supported_platforms", message));
+    }
+    if input.push_token.as_ref().is_some_and(|token| token.is_empty() || token.len() > 512) {
+        errors.push(FieldError::new("/push_token", "has 1 to 512 bytes"));
+    }
+    if !errors.is_empty() {
+        return Err(Problem::fields(errors));
+    }
+    let (device_type, push_token) = (input.device_type, input.push_token);
+    Ok(Profile { name, device_type, capabilities, push_token })
+}
+
+/// Registers a device, or changes what is known about it.
+pub struct Register;
+
+impl Operation for Register {
+    const META: Meta =
+        Meta::command("device.register", "Register a device, or change what is known about it")
+            .post("/v1/devices/register")
+            .creates("/v1/devices/");
+    type Input = RegisterDevice;
+    type Answer = WithStanding;
+
+    async fn run(call: &Call, input: RegisterDevice) -> Outcome<WithStanding> {
+        let id = match input.device_id {
+            Some(id) => id,
+            None => known(&derived_id("dev", &[&call.user_id, &call.id]))?,
+        };
+        let profile = profile(input)?;
+        let devices = devices_of(call).await?;
+        let max = call.settings::<Settings>().tier(call.plan.as_deref()).devices;
+        let (count, known) = (devices.len(), devices.into_iter().find(|(known, _)| *known == id));
+        if count >= max && known.is_none() {
+            return Err(Problem::rejection(&shared::Rejection::TooManyDevices { max }));
+        }
+        // Both take it twice without harm, so whoever was cut off in between does it again; and it has no place before
+        // it is known, so nobody has to free one.
+        let command = device::Command::Register(profile);
+        let registered = call.ask::<Device>(&id.to_string(), command, call.undeduplicated()).await;
+        let device::Reply::Device(device) = registered.map_err(|problem| match problem.code {
+            // Another person's.
+            ErrorCode::NotFound => {
+                Problem::new(ErrorCode::Conflict, "this device id is taken: mint another")
+            }
+            _ => problem,
+        })?
+        else {
+            return Err(AskError::Internal.into());
+        };
+        if let Some((_, standing)) = known {
+            return Ok(WithStanding { device, sync: shown_standing(call, &standing) });
+        }
+        let join = shared::Command::Join { device: id, max_devices: max };
+        match call.ask::<Shared>(&call.user_id, join, call.undeduplicated()).await? {
+            shared::Reply::Joined(standing) => {
+                Ok(WithStanding { device, sync: shown_standing(call, &standing) })
+            }
+            _ => Err(AskError::Internal.into()),
+        }
+    }
+}
+
+async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::Standing)>> {
+    let asked = shared::Command::Devices;
+    match call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await? {
+        shared::Reply::Devices(devices) => Ok(devices),
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+/// A device of the caller, else not found.
+pub async fn shown(call: &Call, id: &str) -> Outcome<WithStanding> {
+    let id = known(id)?;
+    // Asked of the person first, so that ids that never were do not wake an entity each.
+    let asked = shared::Command::Device { device: id };
+    let missing = |problem: Problem| match problem.reason.as_deref() {
+        Some("unknown_device" | "device_removed") => Problem::not_found("device"),
+        _ => problem,
+    };
+    let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+    let shared::Reply::Joined(standing) = standing.map_err(missing)? else {
+        return Err(AskError::Internal.into());
+    };
+    let key = id.to_string();
+    let get = call.ask::<Device>(&key, device::Command::Get, call.undeduplicated());
+    match get.await.map_err(missing)? {
+        device::Reply::Device(device) => {
+            Ok(WithStanding { device, sync: shown_standing(call, &standing) })
+        }
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("device.get", "A device").get("/v1/devices/{device_id}");
+    type Input = ById;
+    type Answer = WithStanding;
+
+    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<WithStanding> {
+        shown(call, &device_id).await
+    }
+}
+
+/// The caller's devices.
+pub struct List;
+
+impl Operation for List {
+    const META: Meta = Meta::query("device.list", "Your devices; a user's id is `me`, or yours")
+        .get("/v1/devices")
+        .get("/v1/sync/devices")
+        .get("/v1/sync/devices/{user_id}");
+    type Input = Nothing;
+    type Answer = Page<WithStanding>;
+
+    async fn run(call: &Call, _: Nothing) -> Outcome<Page<WithStanding>> {
+        let asking = devices_of(call).await?.into_iter().map(async |(id, standing)| {
+            let get = device::Command::Get;
+            match call.ask::<Device>(&id.to_string(), get, call.undeduplicated()).await? {
+                device::Reply::Device(device) => {
+                    Ok(WithStanding { device, sync: shown_standing(call, &standing) })
+                }
+                _ => Err(Problem::from(AskError::Internal)),
+            }
+        });
+        let shown: Vec<Outcome<WithStanding>> = join_all(asking).await;
+        // One that is being registered, or removed, is not there.
+        let there = shown.into_iter().filter(|shown| match shown {
+            Err(problem) if problem.code == ErrorCode::NotFound => false,
+            Err(problem) => problem.reason.as_deref() != Some("device_removed"),
+            Ok(_) => true,
+        });
+        Ok(Page::whole(there.collect::<Outcome<_>>()?))
+    }
+}
+
+/// Removes a device; its id is not given again.
+pub struct Remove;
+
+impl Operation for Remove {
+    const META: Meta = Meta::command("device.remove", "Remove a device; its id is not given again")
+        .delete("/v1/devices/{device_id}");
+    type Input = ById;
+    type Answer = Done;
+
+    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<Done> {
+        let device = known(&device_id)?;
+        // Each step may have been taken by an earlier attempt.
+        let removed = |outcome: Outcome<()>| match outcome {
+            Err(problem) if problem.reason.as_deref() == Some("device_removed") => Ok(()),
+            outcome => outcome,
+        };
+        let asked = shared::Command::Device { device };
+        let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+        removed(standing.map(drop)).map_err(|problem| match problem.reason.as_deref() {
+            Some("unknown_device") => Problem::not_found("device"),
+            _ => problem,
+        })?;
+        let remove = device::Command::Remove;
+        let remove = call.ask::<Device>(&device_id, remove, call.undeduplicated()).await;
+        removed(remove.map(drop))?;
+        let leave = shared::Command::Leave { device };
+        call.ask::<Shared>(&call.user_id, leave, call.undeduplicated()).await?;
+        Ok(Done {})
+    }
+}
+
+/// What one device tells another.
+#[derive(Debug)]
+pub struct Remote {
+    pub action: Action,
+    from: Option<String>,
+    ttl_ms: u32,
+}
+
+impl Remote {
+    pub fn of(
+        action: RemoteAction,
+        position_ms: Option<u64>,
+        from: Option<DeviceId>,
+        ttl_ms: Option<u32>,
+    ) -> Outcome<Self> {
+        let ttl_ms = ttl_ms.unwrap_or(COMMAND_MS);
+        if !(1..=MAX_COMMAND_MS).contains(&ttl_ms) {
+            return Err(Problem::field("/ttl_ms", "must be 1 to 60000"));
+        }
+        let wrong = || Problem::field("/position_ms", "is required for a seek");
+        let action = action.at(position_ms).ok_or_else(wrong)?;
+        Ok(Self { action, from: from.map(|id| id.to_string()), ttl_ms })
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct DeviceCommand {
+    device_id: String,
+    action: RemoteAction,
+    /// Of a seek.
+    position_ms: Option<u64>,
+    from_device_id: Option<DeviceId>,
+    /// After this the device must not carry it out any more; 10,000 without.
+    #[schemars(range(min = 1, max = 60_000))]
+    ttl_ms: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct DeviceCommanded {
+    pub command_id: String,
+    pub expires_at: Timestamp,
+}
+
+/// Tells a device that is there what to do.
+pub struct Control;
+
+impl Operation for Control {
+    const META: Meta = Meta::command("device.command", "Tell a device that is there what to do")
+        .post("/v1/devices/{device_id}/commands");
+    type Input = DeviceCommand;
+    type Answer = DeviceCommanded;
+
+    async fn run(call: &Call, input: DeviceCommand) -> Outcome<DeviceCommanded> {
+        let DeviceCommand { device_id, action, position_ms, from_device_id, ttl_ms } = input;
+        known(&device_id)?;
+        let remote = Remote::of(action, position_ms, from_device_id, ttl_ms)?;
+        shown(call, &device_id).await?;
+        tell(call, &device_id, remote, None, call.meta()).await
+    }
+}
+
+/// Tells a device that there is; with a session only if it plays that.
+pub async fn tell(
+    call: &Call,
+    id: &str,
+    Remote { action, from, ttl_ms }: Remote,
+    session_id: Option<String>,
+    meta: Asking,
+) -> Outcome<DeviceCommanded> {
+    let command = device::Command::Control { action, from, session_id, ttl_ms };
+    match call.ask::<Device>(id, command, meta).await? {
+        device::Reply::Controlled { command_id, expires_at } => {
+            Ok(DeviceCommanded { command_id, expires_at })
+        }
+        _ => Err(AskError::Internal.into()),
+    }
+}
+
+/// From here on this connection speaks for the device.
+pub async fn connect(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
+    let (connection, lease_s) = (connection.into(), call.settings::<Settings>().lease_s);
+    let command = device::Command::Connect { connection, lease_s };
+    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+}
+
+pub async fn renew(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
+    let (connection, lease_s) = (connection.into(), call.settings::<Settings>().lease_s);
+    let command = device::Command::Renew { connection, lease_s };
+    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+}
+
+pub async fn disconnect(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
+    let command = device::Command::Disconnect { connection: connection.into() };
+    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+}
