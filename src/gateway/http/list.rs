@@ -57,13 +57,12 @@ impl List {
                 .filter(|limit| (1..=MAX_LIMIT).contains(limit))
                 .ok_or_else(|| Problem::field("/limit", format!("must be 1 to {MAX_LIMIT}")))?,
         };
-        let cursor =
-            match query.remove("cursor").filter(|text| !text.is_empty()) {
-                None => None,
-                Some(text) => Some(decode(&of, &text).ok_or_else(|| {
-                    Problem::field("/cursor", "is not one that this list has returned")
-                })?),
-            };
+        let cursor = match query.remove("cursor").filter(|text| !text.is_empty()) {
+            None => None,
+            Some(text) => Some(decode(&of, &text).ok_or_else(|| {
+                Problem::field("/cursor", "is not one that this list has returned")
+            })?),
+        };
         if query.values().any(|value| value.contains('\0')) {
             return Err(Problem::bad_request("the query contains U+0000"));
         }

@@ -66,8 +66,7 @@ async fn every_item_is_listed_once_while_the_list_grows() {
     let alice = node.user("alice");
     let at = Clock::System.now() + Duration::from_secs(48 * 3_600);
     let at = jiff::Timestamp::from_second(at.as_second()).unwrap().to_string();
-    let haircut =
-        json!({"service": "haircut", "place": "Alexanderplatz, Berlin", "starts_at": at});
+    let haircut = json!({"service": "haircut", "place": "Alexanderplatz, Berlin", "starts_at": at});
     let request = text(&ok(&alice, "/v1/requests", &haircut).await["id"]);
     let offer = text(&alice.offer(&request).await["id"]);
     ok(&alice, &format!("/v1/offers/{offer}/accept"), &json!({})).await;

@@ -30,9 +30,8 @@ pub(super) fn update(
     if !cx.caller.may_act_for(&state.owner_id) {
         return Err(Rejection::NotYours);
     }
-    let current = |(one, others): &(u64, Vec<u64>)| {
-        *one == state.version || others.contains(&state.version)
-    };
+    let current =
+        |(one, others): &(u64, Vec<u64>)| *one == state.version || others.contains(&state.version);
     if seen.is_some_and(|seen| !current(&seen)) {
         return Err(Rejection::VersionMismatch { current: state.version });
     }

@@ -153,7 +153,8 @@ mod enrolment {
         let mut it = provider([enrolled()]).by_user("mirela");
         it.state.profile.as_mut().unwrap().base.time_zone = "America/New_York".into();
         let base = it.state.profile.as_ref().unwrap().base.clone();
-        let update = |patch| Command::Update { patch, expected_version: None, or_versions: Vec::new() };
+        let update =
+            |patch| Command::Update { patch, expected_version: None, or_versions: Vec::new() };
         let bio = ProfilePatch { bio: Some("Two\nlines.".into()), ..ProfilePatch::default() };
         it.when(update(bio)).decision();
         let moved = Base { latitude: base.latitude + 0.01, ..base };
@@ -379,7 +380,8 @@ mod changes {
     }
 
     fn update(it: &mut Given<Provider>, patch: ProfilePatch) -> Decision<Provider> {
-        it.when(Command::Update { patch, expected_version: None, or_versions: Vec::new() }).decision()
+        it.when(Command::Update { patch, expected_version: None, or_versions: Vec::new() })
+            .decision()
     }
 
     #[test]
