@@ -606,7 +606,7 @@ impl<E: Entity> Activation<E> {
             || !outbox_changes.is_empty();
         if !commits {
             if self.pending.is_empty() {
-                self.settle(ask, answer, &publish);
+                self.settle(*ask, answer, &publish);
             } else {
                 self.push_answer(ask, answer, publish);
                 self.release();
@@ -721,12 +721,12 @@ impl<E: Entity> Activation<E> {
     fn release(&mut self) {
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
-            self.settle(pending.ask, pending.answer, &pending.publish);
+            self.settle(*pending.ask, pending.answer, &pending.publish);
         }
     }
 
     /// Answers what needs no commit: only a fresh lease, and the slot, prove that this is still the one activation.
-    fn settle(&self, ask: Box<Ask<E>>, answer: Answer<E>, publish: &[Arc<Published>]) {
+    fn settle(&self, ask: Ask<E>, answer: Answer<E>, publish: &[Arc<Published>]) {
         let rt = &self.table.runtime;
         ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
             Err(AskError::NotHere)
