@@ -17,7 +17,7 @@ use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
 use crate::persistence::commit::{OutboxChange, OutboxRow};
-use crate::persistence::loader::PendingOutbox;
+use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
 use crate::persistence::store::from_micros;
 
 /// A command that its receiver's node cannot read is tried for no longer than this: during an upgrade the receiver may
@@ -31,12 +31,19 @@ const FIRST_UNREADABLE_MS: i64 = 5_000;
 /// What is kept of an error, for operators.
 const MAX_ERROR_BYTES: usize = 2_000;
 
+/// Rows in memory beyond which no more are read, though none of them can go now. Those behind them wait.
+const MAX_KEPT: usize = 10 * OWED_PAGE;
+
 /// Kind and key. Runs have no order among themselves: each is its own receiver.
 type Receiver = Arc<(String, String)>;
 
 #[derive(Default)]
 pub struct Outgoing {
     queues: HashMap<Receiver, Queue>,
+    /// Rows in all queues.
+    kept: usize,
+    /// Rows after this position are in the store only.
+    rest: Option<i64>,
     /// Receivers whose first row is not on its way: who waits for longest is served first. By the time from which it may
     /// be served, and by turn.
     waiting: BTreeMap<(Timestamp, u64), Receiver>,
@@ -94,19 +101,36 @@ pub struct End {
 pub type Report = Arc<dyn Fn(Option<Delivered>) + Send + Sync>;
 
 impl Outgoing {
-    /// What was still owed when the entity was last live.
+    /// What was still owed when the entity was last live: the first page.
     pub fn resume(rows: Vec<PendingOutbox>, now: Timestamp) -> Option<Box<Self>> {
         let mut outgoing = Self::default();
-        for PendingOutbox { row, attempts, due_us, since_us } in rows {
-            let (due, since) = (from_micros(due_us), from_micros(since_us));
-            outgoing.push(Row { row, attempts, since, due }, now);
-        }
+        outgoing.go_on(rows, now);
         (!outgoing.is_empty()).then(|| Box::new(outgoing))
     }
 
+    /// The next page. Where it is full there may be more.
+    pub fn go_on(&mut self, rows: Vec<PendingOutbox>, now: Timestamp) {
+        let last = rows.last().map(|last| last.row.position);
+        self.rest = last.filter(|_| rows.len() == OWED_PAGE);
+        for PendingOutbox { row, attempts, due_us, since_us } in rows {
+            let (due, since) = (from_micros(due_us), from_micros(since_us));
+            self.push(Row { row, attempts, since, due }, now);
+        }
+    }
+
+    /// The position after which the next page is to be read, if it is time for that: much has been delivered, or nothing
+    /// that is here can be delivered now.
+    pub fn reads_on_after(&self, now: Timestamp) -> Option<i64> {
+        let idles = || self.kept < MAX_KEPT && !self.is_due_within_s(0, now);
+        self.rest.filter(|_| self.kept < OWED_PAGE / 2 || idles())
+    }
+
+    /// Rows that were just written. While others are in the store only, these are read after them.
     pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
-        for row in rows {
-            self.push(Row { row, attempts: 0, since: now, due: now }, now);
+        if self.rest.is_none() {
+            for row in rows {
+                self.push(Row { row, attempts: 0, since: now, due: now }, now);
+            }
         }
     }
 
@@ -117,6 +141,7 @@ impl Outgoing {
         });
         let queue = self.queues.entry(receiver.clone()).or_default();
         queue.rows.push_back(row);
+        self.kept += 1;
         if queue.rows.len() == 1 {
             self.enqueue(&receiver, now);
         }
@@ -136,11 +161,7 @@ impl Outgoing {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.queues.is_empty()
-    }
-
-    pub fn last_position(&self) -> i64 {
-        self.queues.values().flat_map(|q| &q.rows).map(|row| row.row.position).max().unwrap_or(0)
+        self.queues.is_empty() && self.rest.is_none()
     }
 
     pub fn is_due_within_s(&self, seconds: i64, now: Timestamp) -> bool {
@@ -215,11 +236,13 @@ impl Outgoing {
         let queue = self.queues.get_mut(&receiver)?;
         let was_on_its_way = queue.on_its_way.take_if(|way| way.id == delivered.id).is_some();
         self.in_flight -= usize::from(was_on_its_way);
+        let before = queue.rows.len();
         let end = queue
             .rows
             .iter()
             .position(|row| row.row.id == delivered.id)
             .map(|at| queue.settle(at, delivered.outcome, give_up_after, now));
+        self.kept -= before - queue.rows.len();
         if was_on_its_way || queue.rows.is_empty() {
             self.enqueue(&receiver, now);
         }

@@ -118,6 +118,8 @@ pub struct Activation<E: Entity> {
     snapshot_seq: i64,
     next_ticket: u64,
     next_position: i64,
+    /// Rows of the outbox up to this position were read from the store.
+    owed_to: i64,
     /// Boxed, as a queue keeps its room when it is empty.
     pending: VecDeque<Box<Pending<E>>>,
     /// Ids in flight, so that a retry waits for the first outcome: id hash → ticket.
@@ -187,6 +189,7 @@ impl<E: Entity> Actor for Shell<E> {
             snapshot_seq: 0,
             next_ticket: 0,
             next_position: 0,
+            owed_to: 0,
             pending: VecDeque::new(),
             ids: HashMap::new(),
             recent: VecDeque::new(),
@@ -233,6 +236,9 @@ impl<E: Entity> Actor for Shell<E> {
                 Ok(())
             }
         };
+        if step.is_ok() && !a.retiring && a.reads_on_after().is_some() {
+            Box::pin(a.read_on(&myself)).await;
+        }
         match step {
             Ok(()) if a.retiring && a.pending.is_empty() && a.redo.is_none() => {
                 a.end(&myself, None, Stop::Orderly(AskError::NotHere))
@@ -348,8 +354,9 @@ impl<E: Entity> Activation<E> {
                 let _ = loader.keep_snapshot(E::KIND, &self.key, &snapshot, dropped).await;
             }
         }
+        self.owed_to = loaded.outbox.last().map_or(0, |last| last.row.position);
         self.outgoing = Outgoing::resume(loaded.outbox, self.table.runtime.clock.now());
-        self.next_position = self.outgoing.as_ref().map_or(0, |o| o.last_position()) + 1;
+        self.next_position = loaded.last_position + 1;
         self.loaded = true;
         self.table.started(&self.key);
         if let Some(witness) = &self.table.runtime.witness {
@@ -599,7 +606,7 @@ impl<E: Entity> Activation<E> {
             || !outbox_changes.is_empty();
         if !commits {
             if self.pending.is_empty() {
-                self.settle(ask, answer, &publish);
+                self.settle(*ask, answer, &publish);
             } else {
                 self.push_answer(ask, answer, publish);
                 self.release();
@@ -714,12 +721,12 @@ impl<E: Entity> Activation<E> {
     fn release(&mut self) {
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
-            self.settle(pending.ask, pending.answer, &pending.publish);
+            self.settle(*pending.ask, pending.answer, &pending.publish);
         }
     }
 
     /// Answers what needs no commit: only a fresh lease, and the slot, prove that this is still the one activation.
-    fn settle(&self, ask: Box<Ask<E>>, answer: Answer<E>, publish: &[Arc<Published>]) {
+    fn settle(&self, ask: Ask<E>, answer: Answer<E>, publish: &[Arc<Published>]) {
         let rt = &self.table.runtime;
         ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
             Err(AskError::NotHere)
@@ -770,8 +777,10 @@ impl<E: Entity> Activation<E> {
                     self.recent.push_back(claim);
                 }
                 pending.ask.answer(pending.answer);
-                if !pending.outbox.is_empty() {
-                    let rows = std::mem::take(&mut pending.outbox);
+                let mut rows = std::mem::take(&mut pending.outbox);
+                // Those that were read meanwhile, in a page of the store's, are there already.
+                rows.retain(|row| row.position > self.owed_to);
+                if !rows.is_empty() {
                     let now = self.table.runtime.clock.now();
                     self.outgoing.get_or_insert_default().add(rows, now);
                     self.pump(myself);
@@ -941,6 +950,21 @@ impl<E: Entity> Activation<E> {
         }
     }
 
+    fn reads_on_after(&self) -> Option<i64> {
+        self.outgoing.as_ref()?.reads_on_after(self.table.runtime.clock.now())
+    }
+
+    /// Reads the next page of what it owes. Where that fails, the next message or the recovery scan tries again.
+    async fn read_on(&mut self, myself: &ActorRef<Message<E>>) {
+        let Some(after) = self.reads_on_after() else { return };
+        let rt = self.table.runtime.clone();
+        let Ok(rows) = rt.loader.owed_after(E::KIND, &self.key, after).await else { return };
+        self.owed_to = rows.last().map_or(after, |last| last.row.position).max(self.owed_to);
+        self.outgoing.get_or_insert_default().go_on(rows, rt.clock.now());
+        self.outgoing.take_if(|outgoing| outgoing.is_empty());
+        self.pump(myself);
+    }
+
     fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Next {
         let idle = self.pending.is_empty() && self.redo.is_none();
         let now = self.table.runtime.clock.now();
@@ -961,7 +985,8 @@ impl<E: Entity> Activation<E> {
             || self
                 .outgoing
                 .as_ref()
-                .is_some_and(|o| o.is_due_within_s(30, self.table.runtime.clock.now()));
+                .is_some_and(|o| o.is_due_within_s(30, self.table.runtime.clock.now()))
+            || self.reads_on_after().is_some();
         if busy {
             return Ok(());
         }

@@ -348,12 +348,13 @@ mod tests {
     }
 
     async fn answer(link: &Narrow) -> RemoteAnswer {
-        loop {
+        for _ in 0..4_000 {
             if let Some(Envelope::Answer { correlation: 9, answer }) = link.sent().pop() {
                 return answer;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        panic!("no answer")
     }
 
     #[tokio::test]

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::problem::{Outcome, Problem};
 use crate::kernel::clock::Timestamp;
+use crate::kernel::ids::stable_hash;
 use crate::persistence::views::{self, Cursor};
 
 const MAX_LIMIT: usize = 100;
@@ -48,16 +50,8 @@ impl JsonSchema for Limit {
 
 /// The `next_cursor` of the page before. Opaque to clients, so that what lists are ordered by may change.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub struct After(pub Cursor);
-
-impl TryFrom<String> for After {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, &'static str> {
-        decode(&text).map(Self).ok_or("is not one that a list has returned")
-    }
-}
+#[serde(transparent)]
+pub struct After(String);
 
 impl JsonSchema for After {
     fn inline_schema() -> bool {
@@ -73,13 +67,38 @@ impl JsonSchema for After {
     }
 }
 
-/// Where a list that goes up, or down, in time begins.
-pub fn up(after: Option<After>) -> Cursor {
-    after.map_or_else(Cursor::first, |after| after.0)
-}
+/// Which list it is: a cursor of another one is refused.
+#[derive(Clone, Debug)]
+pub struct ListOf(String);
 
-pub fn down(after: Option<After>) -> Cursor {
-    after.map_or_else(Cursor::last, |after| after.0)
+impl ListOf {
+    /// By the operation's name, and by whatever else makes it another list: whose, in which order.
+    pub fn new(parts: &[&str]) -> Self {
+        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        Self(format!("{:016x}", stable_hash(&parts)))
+    }
+
+    /// Where a list that goes up in time begins.
+    pub fn up(&self, after: Option<After>) -> Outcome<Cursor> {
+        self.from(after, Cursor::first)
+    }
+
+    pub fn down(&self, after: Option<After>) -> Outcome<Cursor> {
+        self.from(after, Cursor::last)
+    }
+
+    fn from(&self, after: Option<After>, begin: fn() -> Cursor) -> Outcome<Cursor> {
+        let Some(After(text)) = after.filter(|after| !after.0.is_empty()) else {
+            return Ok(begin());
+        };
+        let wrong = || Problem::field("/cursor", "is not one that this list has returned");
+        decode(&self.0, &text).ok_or_else(wrong)
+    }
+
+    pub fn page<T>(&self, page: views::Page<T>) -> Page<T> {
+        let next_cursor = page.next.as_ref().map(|next| encode(&self.0, next));
+        Page { items: page.items, next_cursor }
+    }
 }
 
 /// A page of a list.
@@ -118,18 +137,12 @@ impl<T> Page<T> {
     }
 }
 
-impl<T> From<views::Page<T>> for Page<T> {
-    fn from(page: views::Page<T>) -> Self {
-        Self { items: page.items, next_cursor: page.next.as_ref().map(encode) }
-    }
-}
-
-pub fn encode(cursor: &Cursor) -> String {
-    let plain = format!("{} {}", cursor.at.as_microsecond(), cursor.id);
+fn encode(of: &str, cursor: &Cursor) -> String {
+    let plain = format!("{of} {} {}", cursor.at.as_microsecond(), cursor.id);
     plain.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn decode(text: &str) -> Option<Cursor> {
+fn decode(of: &str, text: &str) -> Option<Cursor> {
     if !text.is_ascii() || !text.len().is_multiple_of(2) || text.len() > 512 {
         return None;
     }
@@ -138,7 +151,7 @@ fn decode(text: &str) -> Option<Cursor> {
         .map(|at| u8::from_str_radix(&text[at..at + 2], 16))
         .collect::<Result<_, _>>();
     let plain = String::from_utf8(bytes.ok()?).ok()?;
-    let (at, id) = plain.split_once(' ')?;
+    let (at, id) = plain.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
     let at = Timestamp::from_microsecond(at.parse().ok()?).ok()?;
     // A time that no list can have come to may be outside of what the database can compare with.
     let possible = (Cursor::first().at..=Cursor::last().at).contains(&at);
@@ -157,12 +170,15 @@ mod tests {
             at: Timestamp::from_microsecond(1_800_000_000_123_456).unwrap(),
             id: "req_1".into(),
         };
-        let read = |text: &str| serde_json::from_value::<After>(json!(text));
-        assert_eq!(read(&encode(&cursor)).unwrap().0, cursor);
+        let list = ListOf::new(&["request.list", "alice"]);
+        let read = |text: &str| list.up(Some(After(text.into())));
+        assert_eq!(read(&encode(&list.0, &cursor)).unwrap(), cursor);
+        assert_eq!(list.down(None).unwrap(), Cursor::last());
         let ancient = Timestamp::from_second(-377_000_000_000).unwrap();
-        let ancient = encode(&Cursor { at: ancient, id: "req_1".into() });
-        for bad in ["x", "zz", "é1", "6162", &"0".repeat(1_000), &ancient] {
-            assert!(read(bad).is_err(), "{bad}");
+        let ancient = encode(&list.0, &Cursor { at: ancient, id: "req_1".into() });
+        let another = encode(&ListOf::new(&["offer.list"]).0, &cursor);
+        for bad in ["x", "zz", "é1", "6162", &"0".repeat(1_000), &ancient, &another] {
+            assert_eq!(read(bad).unwrap_err().errors[0].pointer, "/cursor", "{bad}");
         }
     }
 

@@ -342,12 +342,16 @@ pub async fn update_provider(
     call: Call<'_>,
     id: &str,
     body: &Value,
-    expected_version: Option<u64>,
+    seen: Option<Vec<u64>>,
 ) -> Outcome {
     call.check_user(body)?;
     let patch: ProfilePatch = parse(body)?;
     shown_provider(&call, id).await?;
-    let update = provider::Command::Update { patch, expected_version };
+    // Of several, and of one alone as well: version 0 does not exist.
+    let mut versions = seen.map(Vec::into_iter);
+    let expected_version = versions.as_mut().map(|versions| versions.next().unwrap_or(0));
+    let or_versions = versions.into_iter().flatten().collect();
+    let update = provider::Command::Update { patch, expected_version, or_versions };
     match call.ask::<Provider>(id, update, call.meta()).await? {
         provider::Reply::Provider(provider) => Ok(provider),
         provider::Reply::Done => shown_provider(&call, id).await,

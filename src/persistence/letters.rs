@@ -72,15 +72,18 @@ pub async fn list(
     after: &Cursor,
     limit: i64,
 ) -> Result<Vec<DeadLetter>, sqlx::Error> {
+    // A page of each, since each has its own order in an index.
     let sql = format!(
-        "select * from (
-             select id, sender_kind || '/' || sender_key, target_kind || '/' || target_key, attempts, last_error,
-                    micros(dead_at) as dead_us, body
-             from outbox where {OF_OUTBOX}
+        "select id, from_, to_, attempts, last_error, micros(dead_at), body from (
+             (select id, sender_kind || '/' || sender_key as from_, target_kind || '/' || target_key as to_, attempts,
+                     last_error, dead_at, body
+              from outbox where {OF_OUTBOX} and (dead_at, id) > (micros($5::bigint), $6)
+              order by dead_at, id limit $7)
              union all
-             select id, 'timer/' || name, kind || '/' || key, attempts, last_error, micros(dead_at), command
-             from timers where {OF_TIMERS}) letters
-         where (dead_us, id) > ($5, $6) order by dead_us, id limit $7"
+             (select id, 'timer/' || name, kind || '/' || key, attempts, last_error, dead_at, command
+              from timers where {OF_TIMERS} and (dead_at, id) > (micros($5::bigint), $6)
+              order by dead_at, id limit $7)) letters
+         order by dead_at, id limit $7"
     );
     let page = bound(sql, which).bind(after.dead_us).bind(&after.id).bind(limit);
     let rows = page.fetch_all(pool).await?;

@@ -17,7 +17,10 @@ use crate::persistence::patience::{PATIENCE, within};
 pub struct Loaded {
     pub snapshot: Option<Snapshot>,
     pub events: Vec<StoredEvent>,
+    /// The first page of what it owes, in order.
     pub outbox: Vec<PendingOutbox>,
+    /// Of the last row that it owes, beyond the page as well. 0: it owes nothing.
+    pub last_position: i64,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub struct PendingOutbox {
 const FIRST_PAGE: i64 = 256;
 /// Events of a longer journal that are read at once.
 const EVENT_PAGE: i64 = 1_000;
+/// Rows of one entity's outbox that are read at once.
+pub const OWED_PAGE: usize = 1_000;
 const MAX_BATCH: usize = 256;
 /// A batch is many statements' worth of rows.
 const BATCH_PATIENCE: Duration = Duration::from_secs(6);
@@ -124,6 +129,30 @@ impl Loader {
         Ok(rows.iter().map(|row| stored(row, 0)).collect())
     }
 
+    /// The next page of what an entity owes. The last page is not full.
+    pub async fn owed_after(
+        &self,
+        kind: &str,
+        key: &str,
+        after: i64,
+    ) -> Result<Vec<PendingOutbox>, String> {
+        let page = sqlx::query(
+            "select id, position, target_kind, target_key, body, attempts, micros(due_at), micros(since) from outbox
+             where sender_kind = $1 and sender_key = $2 and dead_at is null and position > $3
+             order by position limit $4",
+        )
+        .bind(kind)
+        .bind(key)
+        .bind(after)
+        .bind(OWED_PAGE as i64);
+        let rows = within(&self.pool, "read an outbox", PATIENCE, async |connection| {
+            page.fetch_all(connection).await
+        })
+        .await
+        .map_err(|e| e.to_string())?;
+        Ok(rows.iter().map(|row| owed(row, 0)).collect())
+    }
+
     /// Keeps how far a long journal has been folded, so that the next start needs not begin anew. It follows from the
     /// journal alone, so it may be written beside the lanes; `dropped` is the snapshot that could not be read.
     pub async fn keep_snapshot(
@@ -164,6 +193,21 @@ fn stored(row: &sqlx::postgres::PgRow, at: usize) -> StoredEvent {
         version: row.get::<i16, _>(at + 1) as u16,
         topic_head: row.get(at + 2),
         event: row.get(at + 3),
+    }
+}
+
+fn owed(row: &sqlx::postgres::PgRow, at: usize) -> PendingOutbox {
+    PendingOutbox {
+        row: OutboxRow {
+            id: row.get(at),
+            position: row.get(at + 1),
+            target_kind: row.get(at + 2),
+            target_key: row.get(at + 3),
+            body: row.get(at + 4),
+        },
+        attempts: row.get(at + 5),
+        due_us: row.get(at + 6),
+        since_us: row.get(at + 7),
     }
 }
 
@@ -226,28 +270,35 @@ async fn try_read(
     }
     for row in sqlx::query(
         "select u.n, o.id, o.position, o.target_kind, o.target_key, o.body, o.attempts, micros(o.due_at), micros(o.since)
-         from unnest($1::text[], $2::text[]) with ordinality u(kind, key, n)
-         join outbox o on o.sender_kind = u.kind and o.sender_key = u.key
+         from unnest($1::text[], $2::text[]) with ordinality u(kind, key, n),
          -- Dead letters wait for an operator.
-         where o.dead_at is null order by u.n, o.position",
+         lateral (select * from outbox o where o.sender_kind = u.kind and o.sender_key = u.key and o.dead_at is null
+                  order by o.position limit $3) o
+         order by u.n, o.position",
     )
     .bind(&kinds)
     .bind(&keys)
+    .bind(OWED_PAGE as i64)
     .fetch_all(&mut *connection)
     .await?
     {
-        loaded.entry(row.get(0)).or_default().outbox.push(PendingOutbox {
-            row: OutboxRow {
-                id: row.get(1),
-                position: row.get(2),
-                target_kind: row.get(3),
-                target_key: row.get(4),
-                body: row.get(5),
-            },
-            attempts: row.get(6),
-            due_us: row.get(7),
-            since_us: row.get(8),
-        });
+        let (entity, row) = (loaded.entry(row.get(0)).or_default(), owed(&row, 1));
+        entity.last_position = row.row.position;
+        entity.outbox.push(row);
+    }
+    for (n, entity) in loaded.iter_mut().filter(|(_, entity)| entity.outbox.len() == OWED_PAGE) {
+        let job = &batch[*n as usize - 1];
+        entity.last_position = sqlx::query_scalar(
+            "select position from outbox where sender_kind = $1 and sender_key = $2 and dead_at is null
+             order by position desc limit 1",
+        )
+        .bind(job.kind)
+        .bind(&*job.key)
+        .fetch_optional(&mut *connection)
+        .await?
+        .unwrap_or(entity.last_position)
+        // What went meanwhile was read before.
+        .max(entity.last_position);
     }
     Ok(loaded)
 }

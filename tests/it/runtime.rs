@@ -425,6 +425,51 @@ async fn sends_to_one_receiver_keep_their_order() {
     node.stop().await;
 }
 
+/// More than is read at once, and more that comes while it is delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_owes_much_delivers_it_once_and_in_order() {
+    const OWED: i64 = 3_300;
+    const RECEIVERS: i64 = 3;
+    let database = database().await;
+    let pool = pool(database.clone()).await;
+    core(database.clone(), Setup::default()).await.stop().await;
+    // One receiver cannot start, and most of the first page is for it.
+    let broken = "insert into journal values ('counter', 'broken', 1, 2, 0, '{\"Unheard\": 1}', 'test', null, now())";
+    sqlx::query(broken).execute(&pool).await.unwrap();
+    let fill = "insert into outbox (id, slot, sender_kind, sender_key, position, target_kind, target_key, body, due_at)
+        select 'owed-' || n, $1, 'counter', 'from', n, 'counter',
+               case when n <= 900 then 'broken' else 'to' || n % $3 end, '{\"Add\":' || n || '}', now()
+          from generate_series(1, $2) n";
+    let slot = i32::from(slot_of("counter", "from"));
+    sqlx::query(fill).bind(slot).bind(OWED).bind(RECEIVERS).execute(&pool).await.unwrap();
+    let node = core(database, Setup::default()).await;
+    let later = OWED + 1..=OWED + 60;
+    for n in later.clone() {
+        let to = vec![format!("to{}", n % RECEIVERS)];
+        ask(&node, "from", Command::Spread { to, n }, Meta::runtime()).await.unwrap();
+    }
+    eventually("all is delivered but what cannot be", || async {
+        let left = "select count(*) from outbox where target_key <> 'broken'";
+        sqlx::query_scalar::<_, i64>(left).fetch_one(&pool).await.unwrap() == 0
+    })
+    .await;
+    for to in 0..RECEIVERS {
+        let order: Vec<i64> = sqlx::query_scalar(
+            "select (event ->> 'Added')::bigint from journal where key = $1 order by seq",
+        )
+        .bind(format!("to{to}"))
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        let all: Vec<i64> = (901..=*later.end()).filter(|n| n % RECEIVERS == to).collect();
+        assert_eq!(order, all, "to{to}");
+    }
+    let of_it = "select count(distinct position) from outbox";
+    let positions: i64 = sqlx::query_scalar(of_it).fetch_one(&pool).await.unwrap();
+    assert_eq!(positions, 900, "what cannot be delivered is kept");
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_far_off_starts_nothing_and_lets_nothing_expire() {
     let database = database().await;

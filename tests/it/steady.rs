@@ -1,10 +1,13 @@
 //! A store that is older than its retention windows and larger than on its first day: what is read for what is used.
 
 use proxie::kernel::clock::Timestamp;
-use proxie::persistence::loader::Loader;
+use proxie::persistence::letters::{self, Which};
+use proxie::persistence::loader::{Loader, OWED_PAGE};
+use proxie::persistence::outbox::owing;
 use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
 use proxie::persistence::sweep::{Kept, sweep};
+use proxie::persistence::timers::claim;
 use proxie::persistence::views::{Cursor, Views, Window};
 use proxie::systems::devices::views as watched;
 use sqlx::postgres::{PgConnectOptions, PgPool};
@@ -25,6 +28,15 @@ async fn read(pool: &PgPool, watching: &PgPool) -> (i64, i64) {
                        + (select sum(idx_tup_read) from pg_stat_user_indexes))::bigint,
                       (select sum(heap_blks_read + heap_blks_hit) from pg_statio_user_tables)::bigint";
     sqlx::query_as(sql).fetch_one(watching).await.unwrap()
+}
+
+/// What this reads itself is counted when it returns, and not later.
+async fn fill(watching: &PgPool, statements: &[&'static str]) {
+    let mut connection = watching.acquire().await.unwrap();
+    for sql in statements {
+        connection.execute(*sql).await.unwrap();
+    }
+    connection.execute("select pg_stat_force_next_flush()").await.unwrap();
 }
 
 async fn without_vacuum(watching: &PgPool) {
@@ -143,6 +155,24 @@ const FILL: &[&str] = &[
     "insert into snapshots select 'counter', 'k' || g, 90, 90, '' from generate_series(0, 999) g",
     "insert into publications select 'counter:k' || g % 1000, g / 1000 + 1, 'e', null, '{}', now()
        from generate_series(0, 99999) g",
+    // Of timers and deliveries a few are due, and as many are dead.
+    "update slots set incarnation = 1",
+    "insert into timers (kind, key, name, id, slot, due_at, command, tried_id, dead_at)
+       select 'counter', 'k' || g, 'n', 't' || g, g % 4096, case when g % 20000 = 0 then 'epoch' when g % 20000 = 1 then 'infinity'
+              else timestamptz '2100-01-01' end, '{}', 't' || g, case when g % 20000 = 1 then now() - g * interval '1 second' end
+         from generate_series(1, 100000) g",
+    "insert into outbox (id, slot, sender_kind, sender_key, position, target_kind, target_key, body, due_at, look_at, dead_at)
+       select 'o' || g, g % 4096, 'counter', 'owes' || g % 2, g, 'counter', 'k', '{}', 'epoch',
+              case when g % 20000 = 0 then 'epoch' else timestamptz '2100-01-01' end,
+              case when g % 20000 = 1 then now() - g * interval '1 second' end
+         from generate_series(1, 100000) g",
+];
+
+/// 100,000 of each sort.
+const DEAD: &[&str] = &[
+    "update timers set due_at = 'infinity', dead_at = coalesce(dead_at, now()) where kind = 'counter'",
+    "update outbox set dead_at = coalesce(dead_at, now()) where sender_key <> 'owes1'",
+    "vacuum timers, outbox",
 ];
 
 #[tokio::test]
@@ -154,6 +184,8 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let (_away, away) = tokio::sync::watch::channel(false);
     let loader = Loader::start(pool.clone(), 1, away);
     let histories = Histories::start(pool.clone());
+    let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
+    let begin = letters::Cursor::default();
     let window = Window {
         service: "haircut".into(),
         south: 50.0,
@@ -166,9 +198,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     // Plans are made while the tables are empty, and kept.
     for full in [false, true] {
         if full {
-            for sql in FILL {
-                watching.execute(*sql).await.unwrap();
-            }
+            fill(&watching, FILL).await;
         }
         let mut before = read(&pool, &watching).await.0;
         let last = Cursor::last;
@@ -216,7 +246,24 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.booking("bkg_1") => some,
             views.have_dealings("alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,
+            // A row, its slot, and the row again to claim it.
+            claim(&pool, 1, now, 60, 1_000) => |due: &Vec<_>| 3 * due.len(),
+            owing(&pool, 1, now, 60, 1_000) => |due: &Vec<_>| 3 * due.len(),
+            letters::list(&pool, &letters_of, &begin, 20) => Vec::len,
+            loader.load("counter", "owes1".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.outbox.len(),
+            loader.owed_after("counter", "owes1", 90_000) => Vec::len,
             histories.after("counter", "k7", 50) => |history: &std::sync::Arc<proxie::persistence::publications::History>| history.items.len() + 1,
+        }
+        if full {
+            fill(&watching, DEAD).await;
+            before = read(&pool, &watching).await.0;
+            reads! {
+                letters::list(&pool, &letters_of, &begin, 20) => |page: &Vec<_>| 2 * page.len(),
+                loader.load("counter", "owes1".into()) => |loaded: &proxie::persistence::loader::Loaded| {
+                    assert_eq!((loaded.outbox.len(), loaded.last_position), (OWED_PAGE, 99_999));
+                    OWED_PAGE
+                },
+            }
         }
         let _ = before;
     }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use super::extract::{Body, Id, User};
-use super::list::{List, shown};
+use super::list::List;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::commands;
@@ -52,7 +52,7 @@ pub async fn create_request(user: User, Body(body): Body) -> Outcome<Response> {
 
 pub async fn list_requests(State(gateway): App, user: User, list: List) -> Answer {
     let page = gateway.views()?.requests_of(&user.claims.sub, list.down(), list.limit).await?;
-    Ok(Json(shown(page)))
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn get_request(user: User, Id(id): Id) -> Answer {
@@ -65,7 +65,8 @@ pub async fn cancel_request(user: User, Id(id): Id, Body(body): Body) -> Answer 
 
 pub async fn list_offers(State(gateway): App, user: User, Id(id): Id, list: List) -> Answer {
     commands::shown_request(&user.call(), &id).await?;
-    Ok(Json(shown(gateway.views()?.offers_of(&id, list.up(), list.limit).await?)))
+    let page = gateway.views()?.offers_of(&id, list.up(), list.limit).await?;
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn get_offer(user: User, Id(id): Id) -> Answer {
@@ -82,7 +83,7 @@ pub async fn decline_offer(user: User, Id(id): Id, Body(body): Body) -> Answer {
 
 pub async fn list_bookings(State(gateway): App, user: User, list: List) -> Answer {
     let page = gateway.views()?.bookings_of(&user.claims.sub, list.down(), list.limit).await?;
-    Ok(Json(shown(page)))
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn get_booking(user: User, Id(id): Id) -> Answer {
@@ -120,13 +121,17 @@ pub async fn list_providers(State(gateway): App, user: User, list: List) -> Answ
         views.providers(service, list.filter("city"), owner, list.up(), list.limit).await?;
     page.items =
         page.items.into_iter().map(|provider| commands::public_provider(me, provider)).collect();
-    Ok(Json(shown(page)))
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn get_provider(user: User, Id(id): Id, headers: HeaderMap) -> Outcome<Response> {
     let provider = commands::shown_provider(&user.call(), &id).await?;
     let tag = etag(&provider);
-    if tag.is_some() && headers.get(header::IF_NONE_MATCH) == tag.as_ref() {
+    let known = |seen: &str| {
+        let seen = seen.strip_prefix("W/").unwrap_or(seen);
+        seen == "*" || tag.as_ref().is_some_and(|tag| tag == seen)
+    };
+    if tag.is_some() && tags(&headers, header::IF_NONE_MATCH).any(known) {
         let mut response = StatusCode::NOT_MODIFIED.into_response();
         response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
         return Ok(response);
@@ -138,15 +143,15 @@ pub async fn enroll_provider(user: User, Body(body): Body) -> Outcome<Response> 
     Ok(created("providers", commands::enroll_provider(user.call(), &body).await?))
 }
 
-/// Takes the version that the editor saw (`If-Match: "3"`), or `*` for whatever is there.
+/// Takes the version that the editor saw (`If-Match: "3"`), one of several, or `*` for whatever is there.
 pub async fn update_provider(
     user: User,
     Id(id): Id,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Outcome<Response> {
-    let expected = expected_version(&headers)?;
-    let outcome = commands::update_provider(user.call(), &id, &body, expected).await;
+    let seen = seen_versions(&headers)?;
+    let outcome = commands::update_provider(user.call(), &id, &body, seen).await;
     outcome.map(with_etag).map_err(|problem| {
         if problem.reason.as_deref() == Some("version_mismatch") {
             problem.status(StatusCode::PRECONDITION_FAILED.as_u16())
@@ -156,23 +161,38 @@ pub async fn update_provider(
     })
 }
 
-fn expected_version(headers: &HeaderMap) -> Outcome<Option<u64>> {
-    let Some(given) = headers.get(header::IF_MATCH) else {
+/// Versions in one `If-Match`.
+const MAX_VERSIONS: usize = 64;
+
+/// What a header of entity tags lists. No tag of ours has a comma, and no part of another's looks like one of ours.
+fn tags(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(name).into_iter().filter_map(|list| list.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim)
+}
+
+fn seen_versions(headers: &HeaderMap) -> Outcome<Option<Vec<u64>>> {
+    if !headers.contains_key(header::IF_MATCH) {
         return Err(Problem::bad_request("If-Match is needed: the ETag of what you edit, or *")
             .status(StatusCode::PRECONDITION_REQUIRED.as_u16()));
-    };
-    let given = given.to_str().unwrap_or_default().trim();
-    if given == "*" {
+    }
+    if tags(headers, header::IF_MATCH).any(|seen| seen == "*") {
         return Ok(None);
     }
-    // Anything that is not one of our tags can match no version; version 0 does not exist.
-    let quoted = given.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    Ok(Some(quoted.and_then(|version| version.parse().ok()).unwrap_or(0)))
+    // Anything that is not one of our tags can match no version, and a weak one is none of them here.
+    let version = |seen: &str| {
+        let quoted = seen.strip_prefix('"')?.strip_suffix('"')?;
+        quoted.parse().ok().filter(|version: &u64| version.to_string() == quoted)
+    };
+    let versions: Vec<u64> = tags(headers, header::IF_MATCH).filter_map(version).collect();
+    if versions.len() > MAX_VERSIONS {
+        return Err(Problem::bad_request(format!("If-Match lists more than {MAX_VERSIONS} tags")));
+    }
+    Ok(Some(versions))
 }
 
 pub async fn list_sessions(State(gateway): App, user: User, list: List) -> Answer {
     let page = gateway.views()?.sessions_of(&user.claims.sub, list.down(), list.limit).await?;
-    Ok(Json(shown(page)))
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn open_session(user: User, Body(body): Body) -> Outcome<Response> {
@@ -194,7 +214,8 @@ pub async fn list_messages(State(gateway): App, user: User, Id(id): Id, list: Li
     };
     commands::shown_session(&user.call(), &id).await?;
     let from = if newest_first { list.down() } else { list.up() };
-    Ok(Json(shown(gateway.views()?.messages_of(&id, newest_first, from, list.limit).await?)))
+    let page = gateway.views()?.messages_of(&id, newest_first, from, list.limit).await?;
+    Ok(Json(list.shown(page)))
 }
 
 pub async fn send_message(user: User, Id(id): Id, Body(body): Body) -> Outcome<Response> {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::kernel::clock::Timestamp;
+use crate::kernel::ids::stable_hash;
 use crate::persistence::views::{Cursor, Page};
 
 const DEFAULT_LIMIT: usize = 20;
@@ -20,6 +21,8 @@ const MAX_LIMIT: usize = 100;
 pub struct List {
     pub limit: usize,
     cursor: Option<Cursor>,
+    /// Which list it is: a cursor of another one is refused.
+    of: String,
     rest: HashMap<String, String>,
 }
 
@@ -36,7 +39,16 @@ impl List {
         self.rest.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn parse(mut query: HashMap<String, String>) -> Outcome<Self> {
+    /// The page with the cursor of the next one.
+    pub fn shown(&self, page: Page) -> Value {
+        let next = page.next.as_ref().map(|next| encode(&self.of, next));
+        json!({"items": page.items, "next_cursor": next})
+    }
+
+    fn parse(path: &str, mut query: HashMap<String, String>) -> Outcome<Self> {
+        let order = query.get("order").filter(|order| !order.is_empty());
+        let order = order.map_or("asc", String::as_str);
+        let of = format!("{:016x}", stable_hash(&[path.as_bytes(), order.as_bytes()]));
         let limit = match query.remove("limit") {
             None => DEFAULT_LIMIT,
             Some(text) => text
@@ -45,17 +57,16 @@ impl List {
                 .filter(|limit| (1..=MAX_LIMIT).contains(limit))
                 .ok_or_else(|| Problem::field("/limit", format!("must be 1 to {MAX_LIMIT}")))?,
         };
-        let cursor =
-            match query.remove("cursor").filter(|text| !text.is_empty()) {
-                None => None,
-                Some(text) => Some(decode(&text).ok_or_else(|| {
-                    Problem::field("/cursor", "is not one that a list has returned")
-                })?),
-            };
+        let cursor = match query.remove("cursor").filter(|text| !text.is_empty()) {
+            None => None,
+            Some(text) => Some(decode(&of, &text).ok_or_else(|| {
+                Problem::field("/cursor", "is not one that this list has returned")
+            })?),
+        };
         if query.values().any(|value| value.contains('\0')) {
             return Err(Problem::bad_request("the query contains U+0000"));
         }
-        Ok(Self { limit, cursor, rest: query })
+        Ok(Self { limit, cursor, of, rest: query })
     }
 }
 
@@ -69,21 +80,17 @@ impl FromRequestParts<Arc<Gateway>> for List {
         let Query(query) = Query::<HashMap<String, String>>::from_request_parts(parts, gateway)
             .await
             .map_err(|_| Problem::bad_request("the query is malformed"))?;
-        Self::parse(query)
+        Self::parse(parts.uri.path(), query)
     }
 }
 
-pub fn shown(page: Page) -> Value {
-    json!({"items": page.items, "next_cursor": page.next.as_ref().map(encode)})
-}
-
 /// Opaque to clients, so that what lists are ordered by may change.
-fn encode(cursor: &Cursor) -> String {
-    let plain = format!("{} {}", cursor.at.as_microsecond(), cursor.id);
+fn encode(of: &str, cursor: &Cursor) -> String {
+    let plain = format!("{of} {} {}", cursor.at.as_microsecond(), cursor.id);
     plain.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn decode(text: &str) -> Option<Cursor> {
+fn decode(of: &str, text: &str) -> Option<Cursor> {
     if !text.is_ascii() || !text.len().is_multiple_of(2) || text.len() > 512 {
         return None;
     }
@@ -92,7 +99,7 @@ fn decode(text: &str) -> Option<Cursor> {
         .map(|at| u8::from_str_radix(&text[at..at + 2], 16))
         .collect::<Result<_, _>>();
     let plain = String::from_utf8(bytes.ok()?).ok()?;
-    let (at, id) = plain.split_once(' ')?;
+    let (at, id) = plain.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
     let at = Timestamp::from_microsecond(at.parse().ok()?).ok()?;
     // A time that no list can have come to may be outside of what the database can compare with.
     let possible = (Cursor::first().at..=Cursor::last().at).contains(&at);
@@ -104,7 +111,7 @@ mod tests {
     use super::*;
 
     fn parse(pairs: &[(&str, &str)]) -> Outcome<List> {
-        List::parse(pairs.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect())
+        List::parse("/requests", pairs.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect())
     }
 
     #[test]
@@ -113,9 +120,10 @@ mod tests {
             at: Timestamp::from_microsecond(1_800_000_000_123_456).unwrap(),
             id: "req_1".into(),
         };
-        assert_eq!(parse(&[("cursor", &encode(&cursor))]).unwrap().up(), cursor);
+        let of = parse(&[]).unwrap().of;
+        assert_eq!(parse(&[("cursor", &encode(&of, &cursor))]).unwrap().up(), cursor);
         let ancient = Timestamp::from_second(-377_000_000_000).unwrap();
-        let ancient = encode(&Cursor { at: ancient, id: "req_1".into() });
+        let ancient = encode(&of, &Cursor { at: ancient, id: "req_1".into() });
         for bad in ["x", "zz", "é1", "6162", &"0".repeat(1_000), &ancient] {
             assert_eq!(parse(&[("cursor", bad)]).unwrap_err().errors[0].pointer, "/cursor");
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use serde::Deserialize;
@@ -124,9 +124,9 @@ impl Served {
             }
         }
         if let Some(field) = self.operation.meta.if_match
-            && let Some(version) = expected_version(&parts.headers)?
+            && let Some(versions) = seen_versions(&parts.headers)?
         {
-            given.insert(field.into(), version.into());
+            given.insert(field.into(), versions.into());
         }
         Ok(given)
     }
@@ -145,9 +145,13 @@ impl Served {
             .version
             .filter(|_| meta.is_versioned)
             .and_then(|version| HeaderValue::from_str(&format!("\"{version}\"")).ok());
+        let known = |seen: &str| {
+            let seen = seen.strip_prefix("W/").unwrap_or(seen);
+            seen == "*" || tag.as_ref().is_some_and(|tag| tag == seen)
+        };
         if self.route.method == Method::Get
             && tag.is_some()
-            && headers.get(header::IF_NONE_MATCH) == tag.as_ref()
+            && tags(headers, header::IF_NONE_MATCH).any(known)
         {
             let mut response = StatusCode::NOT_MODIFIED.into_response();
             response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
@@ -167,17 +171,32 @@ impl Served {
     }
 }
 
-/// `None`: whatever is there.
-fn expected_version(headers: &HeaderMap) -> Outcome<Option<u64>> {
-    let Some(given) = headers.get(header::IF_MATCH) else {
+/// Versions in one `If-Match`.
+const MAX_VERSIONS: usize = 64;
+
+/// What a header of entity tags lists. No tag of ours has a comma, and no part of another's looks like one of ours.
+fn tags(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(name).into_iter().filter_map(|list| list.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim)
+}
+
+/// The versions that `If-Match` allows; `None`: whatever is there.
+fn seen_versions(headers: &HeaderMap) -> Outcome<Option<Vec<u64>>> {
+    if !headers.contains_key(header::IF_MATCH) {
         return Err(Problem::bad_request("If-Match is needed: the ETag of what you edit, or *")
             .status(StatusCode::PRECONDITION_REQUIRED.as_u16()));
-    };
-    let given = given.to_str().unwrap_or_default().trim();
-    if given == "*" {
+    }
+    if tags(headers, header::IF_MATCH).any(|seen| seen == "*") {
         return Ok(None);
     }
-    // Anything that is not one of our tags can match no version; version 0 does not exist.
-    let quoted = given.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    Ok(Some(quoted.and_then(|version| version.parse().ok()).unwrap_or(0)))
+    // Anything that is not one of our tags can match no version, and a weak one is none of them here.
+    let version = |seen: &str| {
+        let quoted = seen.strip_prefix('"')?.strip_suffix('"')?;
+        quoted.parse().ok().filter(|version: &u64| version.to_string() == quoted)
+    };
+    let versions: Vec<u64> = tags(headers, header::IF_MATCH).filter_map(version).collect();
+    if versions.len() > MAX_VERSIONS {
+        return Err(Problem::bad_request(format!("If-Match lists more than {MAX_VERSIONS} tags")));
+    }
+    Ok(Some(versions))
 }

@@ -351,6 +351,61 @@ async fn providers_are_edited_by_version() {
     assert_eq!(pointers(&incomplete), ["/services", "/base"]);
 }
 
+/// As RFC 9110 compares tags: weakly to save an answer, strongly to edit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entity_tags_come_in_every_form() {
+    let node = TestNode::start().await;
+    let pat = node.user_as("pat", Role::Provider);
+    let created = pat.post("/v1/providers", &hairdresser()).await;
+    let path = format!("/v1/providers/{}", text(&created.json()["id"]));
+    for (tags, status) in [
+        (&["\"1\""][..], 304),
+        (&["W/\"1\""], 304),
+        (&["*"], 304),
+        (&["\"0\", W/\"9\" ,\"1\""], 304),
+        (&["\"0\"", "\"1\""], 304),
+        (&["\"2\""], 200),
+        (&["1"], 200),
+        (&["\"a,1\", \"a,\"1,\""], 200),
+        (&[], 200),
+    ] {
+        let headers: Vec<_> = tags.iter().map(|tag| ("if-none-match", *tag)).collect();
+        let seen = pat.send("GET", &path, &headers, b"").await;
+        assert_eq!((seen.status, seen.text.is_empty()), (status, status == 304), "{tags:?}");
+        assert_eq!(seen.headers["etag"], "\"1\"", "{tags:?}");
+    }
+    let many = (100..200).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
+    let mut version = 1;
+    for (tags, status) in [
+        (&["\"1\""][..], 200),
+        (&["\"1\""], 412),
+        (&["\"1\", \"2\""], 200),
+        (&["\"3\",\"1\""], 200),
+        (&["\"9\"", "\"4\""], 200),
+        (&["\"1\", \"4\""], 412),
+        (&["W/\"5\""], 412),
+        (&["5"], 412),
+        (&["\"+5\""], 412),
+        (&["\"05\""], 412),
+        (&["\"\""], 412),
+        (&["\"0\""], 412),
+        (&["*"], 200),
+        (&[&many], 400),
+        (&[], 428),
+    ] {
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(tags.iter().map(|tag| ("if-match", *tag)));
+        let body = json!({"name": format!("Alex {version} {}", tags.len())}).to_string();
+        let edited = pat.send("PATCH", &path, &headers, body.as_bytes()).await;
+        assert_eq!(edited.status, status, "{tags:?}: {}", edited.text);
+        if status == 200 {
+            version += 1;
+            assert_eq!(edited.headers["etag"], format!("\"{version}\""), "{tags:?}");
+        }
+    }
+    assert_eq!(pat.get(&path).await.json()["version"], version);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operators_and_clients_find_what_they_need() {
     let node = TestNode::start().await;

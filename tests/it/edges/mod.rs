@@ -9,6 +9,7 @@ mod forwarded;
 mod handshakes;
 mod http;
 mod limits;
+mod lists;
 pub mod outage;
 mod playback;
 mod socketio;

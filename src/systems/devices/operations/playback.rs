@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::{self, Remote, WithStanding};
 use crate::contract::call::{derived_id, known_id};
-use crate::contract::list::{After, Limit, Page, down};
+use crate::contract::list::{After, Limit, ListOf, Page};
 use crate::contract::operation::Nothing;
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
@@ -213,9 +213,10 @@ impl Operation for List {
     type Answer = Page<SessionView>;
 
     async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
-        let limit = limit.unwrap_or_default().0;
-        let page = views::playback_sessions_of(call.views()?, &call.user_id, down(cursor), limit);
-        Ok(page.await?.into())
+        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
+        let page = views::playback_sessions_of(call.views()?, &call.user_id, from, limit);
+        Ok(list.page(page.await?))
     }
 }
 

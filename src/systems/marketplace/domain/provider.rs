@@ -49,10 +49,12 @@ pub enum Command {
         profile: Profile,
         standing: Option<Standing>,
     },
-    /// By the owner; `expected_version` is the one that the editor saw.
+    /// By the owner; `expected_version` is the one that the editor saw, or one of several.
     Update {
         patch: ProfilePatch,
         expected_version: Option<u64>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        or_versions: Vec<u64>,
     },
     /// Query; a profile is public.
     Get,
@@ -245,8 +247,9 @@ impl Entity for Provider {
             // Seeding again changes nothing.
             Command::Enroll { .. } if *cx.caller == Caller::Runtime => Ok(shown(cx.key, state)),
             Command::Enroll { .. } => Err(Rejection::AlreadyEnrolled),
-            Command::Update { patch, expected_version } => {
-                update(state, profile, patch, expected_version, cx)
+            Command::Update { patch, expected_version, or_versions } => {
+                let seen = expected_version.map(|version| (version, or_versions));
+                update(state, profile, patch, seen, cx)
             }
             Command::Get => Ok(shown(cx.key, state)),
             Command::ConsiderLead { lead } => Ok(consider_lead(state, profile, lead, cx)),

@@ -382,7 +382,11 @@ fn offer_after(change: ProfilePatch, in_flight: bool) -> (World, String, String)
         world.stopped = None;
     }
     let owner = world.providers[&offer.provider.id].owner_id.clone();
-    let update = provider::Command::Update { patch: change, expected_version: None };
+    let update = provider::Command::Update {
+        patch: change,
+        expected_version: None,
+        or_versions: Vec::new(),
+    };
     world.ask::<Provider>(person(&owner), &offer.provider.id, update).unwrap();
     world.deliver();
     (world, request, offer.id)

@@ -24,13 +24,15 @@ pub(super) fn update(
     state: &State,
     profile: &Profile,
     patch: ProfilePatch,
-    expected_version: Option<u64>,
+    seen: Option<(u64, Vec<u64>)>,
     cx: &DecideCx<'_>,
 ) -> Result<Decision<Provider>, Rejection> {
     if !cx.caller.may_act_for(&state.owner_id) {
         return Err(Rejection::NotYours);
     }
-    if expected_version.is_some_and(|expected| expected != state.version) {
+    let current =
+        |(one, others): &(u64, Vec<u64>)| *one == state.version || others.contains(&state.version);
+    if seen.is_some_and(|seen| !current(&seen)) {
         return Err(Rejection::VersionMismatch { current: state.version });
     }
     let new = patch.apply(profile);

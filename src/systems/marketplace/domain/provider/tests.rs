@@ -135,6 +135,7 @@ mod enrolment {
         let update = |radius_km, expected_version| Command::Update {
             patch: ProfilePatch { radius_km: Some(radius_km), ..ProfilePatch::default() },
             expected_version,
+            or_versions: Vec::new(),
         };
         it.when(update(12.0, Some(2))).then_rejected("version_mismatch");
         let Some(Reply::Provider(shown)) = it.when(update(12.0, Some(1))).decision().reply else {
@@ -152,7 +153,8 @@ mod enrolment {
         let mut it = provider([enrolled()]).by_user("mirela");
         it.state.profile.as_mut().unwrap().base.time_zone = "America/New_York".into();
         let base = it.state.profile.as_ref().unwrap().base.clone();
-        let update = |patch| Command::Update { patch, expected_version: None };
+        let update =
+            |patch| Command::Update { patch, expected_version: None, or_versions: Vec::new() };
         let bio = ProfilePatch { bio: Some("Two\nlines.".into()), ..ProfilePatch::default() };
         it.when(update(bio)).decision();
         let moved = Base { latitude: base.latitude + 0.01, ..base };
@@ -378,7 +380,8 @@ mod changes {
     }
 
     fn update(it: &mut Given<Provider>, patch: ProfilePatch) -> Decision<Provider> {
-        it.when(Command::Update { patch, expected_version: None }).decision()
+        it.when(Command::Update { patch, expected_version: None, or_versions: Vec::new() })
+            .decision()
     }
 
     #[test]
