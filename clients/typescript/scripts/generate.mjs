@@ -170,6 +170,26 @@ export const SERVER_EVENTS: Readonly<
   }
   out += `};
 
+/**
+ * What may be sent again when its reply did not come: it is remembered by its id for a day, or changes nothing, or may
+ * simply happen twice. Not a publication, whose repetition would be heard twice.
+ */
+export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
+`;
+  for (const [key, message] of of('client.')) {
+    out += `  ${name(key.slice('client.'.length))}: ${message['x-repeatable']},\n`;
+  }
+  out += `};
+
+/** Commands that HTTP has too: where they are posted. What stands in braces is a field of the data. */
+export const PATHS: Readonly<Partial<Record<string, string>>> = {
+`;
+  for (const [key, message] of of('client.')) {
+    const http = message['x-http'];
+    if (http?.method === 'post') out += `  ${name(key.slice('client.'.length))}: ${quoted(http.path)},\n`;
+  }
+  out += `};
+
 /** Close codes of the server. A code that is not here: reconnect. */
 export const CLOSE_CODES: Readonly<Record<number, { readonly reason: string; readonly reconnect: boolean }>> = {
 `;

@@ -3,6 +3,7 @@ import { ProxieError, RETRYABLE, wireError } from './error.js';
 import { EventStreamTransport, type Cursor } from './event-stream.js';
 import {
   CLOSE_CODES,
+  REPEATABLE,
   type ClientEvent,
   type ClientEvents,
   type ErrorCode,
@@ -119,39 +120,6 @@ export interface ClientOwnEvents {
 
 export type Events = ServerEvents & ClientOwnEvents & Record<`app:${string}`, unknown>;
 export type Listener<T> = (data: T, meta: Meta) => void;
-
-/**
- * What may be sent again when its reply did not come. Those of HTTP's kind are remembered by their id for a day, so
- * the second time has no second effect; the others may simply happen twice, and only for a publication that matters.
- */
-const REPEATABLE: Readonly<Record<Command, boolean>> = {
-  ping: true,
-  'session:open': true,
-  'session:resume': true,
-  'session:close': true,
-  'chat:message': true,
-  'chat:typing': true,
-  'presence:online': true,
-  'topic:subscribe': true,
-  'topic:unsubscribe': true,
-  'topic:publish': false,
-  'request:create': true,
-  'request:cancel': true,
-  'offer:accept': true,
-  'offer:decline': true,
-  'booking:cancel': true,
-  'booking:review': true,
-  'booking:no_show': true,
-  'sync:update': true,
-  'sync:read': true,
-  'sync:device': true,
-  'device:register': true,
-  'device:connect': true,
-  'device:command': true,
-  'playback:initiate': true,
-  'playback:control': true,
-  'playback:report': true,
-};
 
 interface Pending {
   readonly id: string;

@@ -1,5 +1,5 @@
 import { ProxieError } from './error.js';
-import type { ErrorCode, Position, WireError } from './events.js';
+import { PATHS, type ErrorCode, type Position, type WireError } from './events.js';
 import { ORIGIN_NOT_ALLOWED, problem, segment, type Http } from './http.js';
 import { SseParser, type SseMessage } from './sse.js';
 import {
@@ -38,24 +38,6 @@ const MAX_TOPICS = 32;
 
 /** Nothing of a topic without offsets is kept, so nobody can say what a stream missed before it began. */
 const mayBeLossy = (topic: string, { offset }: Position): boolean => offset === 0 && /^(app|presence):/.test(topic);
-
-/** Commands that HTTP has too; the body is the frame's `data`, so that a retry over a WebSocket is the same command. */
-const PATHS: Record<string, (data: Record<string, unknown>) => string> = {
-  'session:open': () => '/v1/sessions',
-  'chat:message': (data) => `/v1/sessions/${segment(data.session_id)}/messages`,
-  'request:create': () => '/v1/requests',
-  'request:cancel': (data) => `/v1/requests/${segment(data.request_id)}/cancel`,
-  'offer:accept': (data) => `/v1/offers/${segment(data.offer_id)}/accept`,
-  'offer:decline': (data) => `/v1/offers/${segment(data.offer_id)}/decline`,
-  'booking:cancel': (data) => `/v1/bookings/${segment(data.booking_id)}/cancel`,
-  'booking:review': (data) => `/v1/bookings/${segment(data.booking_id)}/review`,
-  'booking:no_show': (data) => `/v1/bookings/${segment(data.booking_id)}/no-show`,
-  'device:register': () => '/v1/devices/register',
-  'device:command': (data) => `/v1/devices/${segment(data.device_id)}/commands`,
-  'playback:initiate': () => '/v1/playback/initiate',
-  'playback:control': () => '/v1/playback/control',
-  'playback:report': () => '/v1/playback/report',
-};
 
 /** As if the server had closed with this code: a stream that would be refused again. */
 const FINAL: Partial<Record<ErrorCode, number>> = { unauthenticated: 3501, forbidden: 3503, bad_request: 3500 };
@@ -253,7 +235,7 @@ export class EventStreamTransport implements Transport {
   }
 
   async #command(frame: Outgoing): Promise<void> {
-    const path = PATHS[frame.event]?.(frame.data);
+    const path = PATHS[frame.event]?.replace(/\{(\w+)\}/g, (_, name: string) => segment(frame.data[name]));
     if (path === undefined) {
       const error = unavailable(`${frame.event} needs a WebSocket`);
       return this.#refuse(frame, { ...error, retryable: false, reason: 'needs_websocket' });

@@ -185,7 +185,10 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     let mut sent = Vec::new();
     let mut received = Vec::new();
     let door = CLIENT_EVENTS.iter().map(|(event, summary, data, reply)| {
-        (event.to_string(), *summary, fields(data), fields(reply), json!({}))
+        let http = (*event == "session:open")
+            .then(|| json!({"method": "post", "path": "/v1/sessions"}));
+        let more = json!({"x-repeatable": *event != "topic:publish", "x-http": http});
+        (event.to_string(), *summary, fields(data), fields(reply), more)
     });
     let declared = described.operations.iter().map(|operation| {
         let DescribedOperation { declared: Declared { meta, .. }, input, answer } = operation;
@@ -196,7 +199,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         };
         let route = meta.routes().next();
         let route = route.map(|route| json!({"method": route.method.as_str(), "path": route.path}));
-        let more = json!({"x-sort": sort, "x-http": route});
+        let more = json!({"x-sort": sort, "x-repeatable": true, "x-http": route});
         (meta.event(), meta.summary, input.clone(), answer.clone(), more)
     });
     for (event, summary, data, reply, more) in door.chain(declared) {

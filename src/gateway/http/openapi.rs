@@ -203,7 +203,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     let Described { operations, schemas: declared, .. } = describe(systems);
     for operation in &operations {
         for (n, route) in operation.declared.meta.routes().enumerate() {
-            let path = paths.entry(route.path).or_insert_with(|| json!({}));
+            let path = paths.entry(shown_path(route)).or_insert_with(|| json!({}));
             path[route.method.as_str()] = of_route(operation, n, route, &declared);
         }
     }
@@ -212,7 +212,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         if let List(item) = operation.answer {
             schemas.insert(format!("{item}List"), list_of(item));
         }
-        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        let path = paths.entry(operation.path.to_owned()).or_insert_with(|| json!({}));
         path[operation.method] = described(operation);
     }
     for (path, summary, kind, status) in PUBLIC {
@@ -300,6 +300,14 @@ fn header(name: &str, required: bool, text: &str, pattern: &str) -> Value {
     json!({"name": name, "in": "header", "required": required, "description": text, "schema": {"type": "string", "pattern": pattern}})
 }
 
+/// The only parameter of a path is shown as `id`, as clients have always known it.
+fn shown_path(Route { path, .. }: Route) -> String {
+    match path.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?.1))) {
+        Some((before, after)) if !after.contains('{') => format!("{before}{{id}}{after}"),
+        _ => path.into(),
+    }
+}
+
 /// An operation at one of its routes: the input's fields are in the path, in the query or in the body.
 fn of_route(
     DescribedOperation { declared, input, answer }: &DescribedOperation,
@@ -315,7 +323,8 @@ fn of_route(
     };
     let in_path = |name: &str| route.path.contains(&format!("{{{name}}}"));
     let mut parameters: Vec<Value> = Vec::new();
-    for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')) {
+    let shown = shown_path(route);
+    for name in shown.split('/').filter_map(|part| part.strip_prefix('{')) {
         let name = name.trim_end_matches('}');
         parameters.push(
             json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}),
