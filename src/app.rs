@@ -1,7 +1,9 @@
 //! The composition root: what a node consists of, in which order it starts and stops, and the command line.
 
+mod call;
 pub mod certificates;
 pub mod cli;
+mod client;
 pub mod core;
 mod demo;
 mod kinds;

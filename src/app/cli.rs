@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use sqlx::postgres::PgPool;
 
-use crate::app::{certificates, demo, kinds, node, serve, settings};
+use crate::app::client::Client;
+use crate::app::{call, certificates, demo, kinds, node, serve, settings};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -19,6 +20,7 @@ use crate::kernel::ids::{is_valid_id, slot_of};
 use crate::persistence::letters::PAGE;
 use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
+use crate::systems;
 
 mod letters;
 
@@ -45,6 +47,9 @@ enum Command {
         #[arg(long, value_name = "URL", conflicts_with = "keep")]
         at: Vec<String>,
     },
+    /// Call an operation of a running node, or list them
+    #[command(disable_help_flag = true)]
+    Call(CallArgs),
     /// Apply the database migrations
     Migrate,
     /// Check the configuration and exit
@@ -70,6 +75,23 @@ enum Command {
         #[command(subcommand)]
         command: letters::Command,
     },
+}
+
+#[derive(clap::Args)]
+struct CallArgs {
+    /// The node (default: the one of this configuration)
+    #[arg(long, value_name = "URL")]
+    at: Option<String>,
+    /// Whom a development token is minted for; PROXIE_TOKEN is used instead where it is set
+    #[arg(long, default_value = "clara")]
+    user: String,
+    #[arg(long, default_value = "consumer")]
+    role: RoleArg,
+    /// The operation: `playback.report`
+    name: Option<String>,
+    /// Its fields: `--session-id plb_1 --status paused`, or `--json '{…}'`; `--help` shows them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    fields: Vec<String>,
 }
 
 #[derive(clap::Args)]
@@ -104,6 +126,16 @@ enum RoleArg {
     Consumer,
     Provider,
     Operator,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Consumer => Self::Consumer,
+            RoleArg::Provider => Self::Provider,
+            RoleArg::Operator => Self::Operator,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -205,6 +237,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             let token = mint(&config, "clara", Role::Consumer, None).await?;
             demo::run_at(&at, token).await
         }
+        Command::Call(args) => call(&config, args).await,
         Command::CheckConfig => {
             println!("the configuration is valid");
             Ok(())
@@ -294,16 +327,33 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
         store.close().await;
         return Ok(());
     }
-    let role = match args.role {
-        RoleArg::Consumer => Role::Consumer,
-        RoleArg::Provider => Role::Provider,
-        RoleArg::Operator => Role::Operator,
-    };
-    println!("{}", mint(config, &args.user.unwrap_or_default(), role, args.tier.as_deref()).await?);
+    let (user, role) = (args.user.unwrap_or_default(), args.role.into());
+    println!("{}", mint(config, &user, role, args.tier.as_deref()).await?);
     Ok(())
 }
 
 /// A development token.
+async fn call(config: &Config, args: CallArgs) -> anyhow::Result<()> {
+    let Some(name) = args.name.filter(|name| name != "--help" && name != "-h") else {
+        println!("{}", call::list(systems::ALL));
+        return Ok(());
+    };
+    let operation = call::find(systems::ALL, &name).map_err(anyhow::Error::msg)?;
+    if args.fields.iter().any(|flag| flag == "--help" || flag == "-h") {
+        println!("{}", call::help(operation));
+        return Ok(());
+    }
+    let input = call::input(operation, &args.fields).map_err(anyhow::Error::msg)?;
+    let at = args.at.unwrap_or_else(|| format!("http://{}", config.gateway.listen));
+    let token = match std::env::var("PROXIE_TOKEN") {
+        Ok(token) => token,
+        Err(_) => mint(config, &args.user, args.role.into(), None).await?,
+    };
+    let mut client = Client::connect(&at, &token).await?;
+    println!("{:#}", client.ask(&operation.meta.event(), input).await?);
+    Ok(())
+}
+
 async fn mint(
     config: &Config,
     user: &str,

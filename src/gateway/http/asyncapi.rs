@@ -185,8 +185,8 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     let mut sent = Vec::new();
     let mut received = Vec::new();
     let door = CLIENT_EVENTS.iter().map(|(event, summary, data, reply)| {
-        let http = (*event == "session:open")
-            .then(|| json!({"method": "post", "path": "/v1/sessions"}));
+        let http =
+            (*event == "session:open").then(|| json!({"method": "post", "path": "/v1/sessions"}));
         let more = json!({"x-repeatable": *event != "topic:publish", "x-http": http});
         (event.to_string(), *summary, fields(data), fields(reply), more)
     });
