@@ -12,7 +12,7 @@ use crate::gateway::asking::{asked_by_fields, asked_by_sentence, request_pointer
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::{self, CreateRequest, parse};
 use crate::gateway::{Gateway, Tier};
-use crate::kernel::entity::{Caller, Entity, Role};
+use crate::kernel::entity::{Caller, Entity, Role, to_value};
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::ids::is_valid_id;
 use crate::systems::app_topics::domain::app_topic::{self, AppTopic};
@@ -134,14 +134,14 @@ pub async fn create_request(call: Call<'_>, body: &Value) -> Outcome {
 
 async fn create(call: &Call<'_>, key: &str, asked: Asked) -> Outcome {
     match call.ask::<Request>(key, request::Command::Create(asked), call.meta()).await? {
-        request::Reply::Request(request) => Ok(request),
+        request::Reply::Request(request) => Ok(to_value(&request)),
         _ => shown_request(call, key).await,
     }
 }
 
 async fn already_created(call: &Call<'_>, key: &str) -> Outcome<Option<Value>> {
     match call.ask::<Request>(key, request::Command::Get, call.undeduplicated()).await {
-        Ok(request::Reply::Request(request)) => Ok(Some(request)),
+        Ok(request::Reply::Request(request)) => Ok(Some(to_value(&request))),
         Ok(_) => Ok(None),
         Err(problem) if problem.code == ErrorCode::NotFound => Ok(None),
         Err(problem) => Err(problem),
@@ -176,7 +176,7 @@ pub async fn cancel_request(call: Call<'_>, id: &str, body: &Value) -> Outcome {
     // Asked of the read model first, so that ids that never were do not wake an entity each.
     shown_request(&call, id).await?;
     match call.ask::<Request>(id, request::Command::Cancel { reason }, call.meta()).await? {
-        request::Reply::Request(request) => Ok(request),
+        request::Reply::Request(request) => Ok(to_value(&request)),
         _ => shown_request(&call, id).await,
     }
 }
@@ -242,7 +242,7 @@ pub async fn shown_booking(call: &Call<'_>, id: &str) -> Outcome {
 async fn ask_booking(call: Call<'_>, id: &str, command: booking::Command) -> Outcome {
     shown_booking(&call, id).await?;
     match call.ask::<Booking>(id, command, call.meta()).await? {
-        booking::Reply::Booking(booking) => Ok(booking),
+        booking::Reply::Booking(booking) => Ok(to_value(&booking)),
         booking::Reply::Done => shown_booking(&call, id).await,
     }
 }
@@ -300,7 +300,7 @@ pub async fn enroll_provider(call: Call<'_>, body: &Value) -> Outcome {
         provider::Command::Enroll { owner_id: call.user_id.into(), profile, standing: None };
     let outcome = call.ask::<Provider>(&key, enroll, call.meta()).await;
     match outcome.map_err(|p| p.repoint(|at| at.strip_prefix("/profile").unwrap_or(at).into()))? {
-        provider::Reply::Provider(provider) => Ok(provider),
+        provider::Reply::Provider(provider) => Ok(to_value(&provider)),
         provider::Reply::Done => shown_provider(&call, &key).await,
     }
 }
@@ -352,7 +352,7 @@ pub async fn update_provider(
     shown_provider(&call, id).await?;
     let update = provider::Command::Update { patch, expected_version };
     match call.ask::<Provider>(id, update, call.meta()).await? {
-        provider::Reply::Provider(provider) => Ok(provider),
+        provider::Reply::Provider(provider) => Ok(to_value(&provider)),
         provider::Reply::Done => shown_provider(&call, id).await,
     }
 }

@@ -117,6 +117,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         clock: Clock::System,
         options,
+        settings: proxie::contract::call::Settings::default(),
+        systems: proxie::systems::ALL,
     })
     .await
     .unwrap();
