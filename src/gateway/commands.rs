@@ -22,6 +22,7 @@ use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::request::{self, Asked, Request};
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday};
 use crate::systems::marketplace::domain::session::{self, Session};
+use crate::systems::marketplace::views;
 
 /// Who asks, and under which command id.
 #[derive(Clone)]
@@ -163,9 +164,10 @@ async fn repeat_create(call: &Call<'_>, key: &str, request: Value) -> Outcome {
 
 /// A request of the caller, else not found.
 pub async fn shown_request(call: &Call<'_>, id: &str) -> Outcome {
-    let request = call.gateway.views()?.request(known_id(id, "request")?).await?;
+    let request = views::request(call.gateway.views()?, known_id(id, "request")?).await?;
     request
-        .filter(|r| r["consumer_id"] == call.user_id)
+        .filter(|r| r.consumer_id == call.user_id)
+        .map(|r| to_value(&r))
         .ok_or_else(|| Problem::not_found("request"))
 }
 
@@ -183,14 +185,11 @@ pub async fn cancel_request(call: Call<'_>, id: &str, body: &Value) -> Outcome {
 
 /// An offer to the caller, else not found.
 pub async fn shown_offer(call: &Call<'_>, id: &str) -> Outcome {
-    let offer = call.gateway.views()?.offer(known_id(id, "offer")?).await?;
-    let mut offer = offer
-        .filter(|offer| offer["consumer_id"] == call.user_id)
-        .ok_or_else(|| Problem::not_found("offer"))?;
-    if let Some(fields) = offer.as_object_mut() {
-        fields.remove("consumer_id");
-    }
-    Ok(offer)
+    let offer = views::offer(call.gateway.views()?, known_id(id, "offer")?).await?;
+    offer
+        .filter(|to| to.consumer_id == call.user_id)
+        .map(|to| to_value(&to.offer))
+        .ok_or_else(|| Problem::not_found("offer"))
 }
 
 async fn request_of_offer(call: &Call<'_>, offer_id: &str) -> Outcome<String> {
@@ -230,12 +229,12 @@ pub async fn decline_offer(call: Call<'_>, offer_id: &str, body: &Value) -> Outc
 
 /// A booking of which the caller is a party, else not found.
 pub async fn shown_booking(call: &Call<'_>, id: &str) -> Outcome {
-    let booking = call.gateway.views()?.booking(known_id(id, "booking")?).await?;
+    let booking = views::booking(call.gateway.views()?, known_id(id, "booking")?).await?;
     booking
         .filter(|(_, parties)| {
             parties.consumer_id == call.user_id || parties.provider_owner_id == call.user_id
         })
-        .map(|(booking, _)| booking)
+        .map(|(booking, _)| to_value(&booking))
         .ok_or_else(|| Problem::not_found("booking"))
 }
 
@@ -268,19 +267,11 @@ pub async fn mark_no_show(call: Call<'_>, id: &str, body: &Value) -> Outcome {
     ask_booking(call, id, booking::Command::MarkNoShow).await
 }
 
-/// A provider as the caller may see it: whose account is behind it is the owner's business.
-pub fn public_provider(user_id: &str, mut provider: Value) -> Value {
-    if provider["owner_id"] != user_id
-        && let Some(fields) = provider.as_object_mut()
-    {
-        fields.remove("owner_id");
-    }
-    provider
-}
-
 pub async fn shown_provider(call: &Call<'_>, id: &str) -> Outcome {
-    let provider = call.gateway.views()?.provider(known_id(id, "provider")?).await?;
-    provider.map(|p| public_provider(call.user_id, p)).ok_or_else(|| Problem::not_found("provider"))
+    let provider = views::provider(call.gateway.views()?, known_id(id, "provider")?).await?;
+    provider
+        .map(|p| to_value(&p.for_user(call.user_id)))
+        .ok_or_else(|| Problem::not_found("provider"))
 }
 
 fn only_providers(call: &Call<'_>) -> Outcome<()> {
@@ -359,8 +350,11 @@ pub async fn update_provider(
 
 /// A session of the caller, else not found.
 pub async fn shown_session(call: &Call<'_>, id: &str) -> Outcome {
-    let session = call.gateway.views()?.session(known_id(id, "session")?).await?;
-    session.filter(|s| s["user_id"] == call.user_id).ok_or_else(|| Problem::not_found("session"))
+    let session = views::session(call.gateway.views()?, known_id(id, "session")?).await?;
+    session
+        .filter(|s| s.user_id == call.user_id)
+        .map(|s| to_value(&s))
+        .ok_or_else(|| Problem::not_found("session"))
 }
 
 /// Opens a session of the caller, or a new one. Opening twice changes nothing, so it needs no remembered id.

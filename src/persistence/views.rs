@@ -1,17 +1,15 @@
 //! Reads of the read models, for the edges and for matching.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sqlx::Row;
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
 
 use crate::kernel::clock::Timestamp;
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
 
-mod marketplace;
 mod playback;
-
-pub use marketplace::{Parties, Window};
 
 /// A read that is refused or not answered in time, in the log and in metrics.
 const READ: &str = "answer a read";
@@ -71,6 +69,14 @@ impl Views {
         Self { pool }
     }
 
+    /// Whatever a statement says, within the limit of a read.
+    pub async fn read<T>(
+        &self,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, ViewError> {
+        Ok(within(&self.pool, READ, PATIENCE, statement).await?)
+    }
+
     /// One row or none; the query yields one jsonb column as text.
     async fn one(&self, sql: &'static str, id: &str) -> Result<Option<Value>, ViewError> {
         let row = within(&self.pool, READ, PATIENCE, async |connection| {
@@ -101,14 +107,64 @@ impl Views {
     }
 }
 
+impl Views {
+    /// One row or none; the query binds `$1` and yields one jsonb column as text.
+    pub async fn row<V: DeserializeOwned>(
+        &self,
+        sql: &'static str,
+        id: &str,
+    ) -> Result<Option<V>, ViewError> {
+        let row = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql).bind(id).fetch_optional(connection).await
+        });
+        row.await?.map(|row| typed(&row, 0)).transpose()
+    }
+
+    /// One page of a list. `sql` binds `$1` the owner, `$2` and `$3` the cursor, `$4` the limit, and yields the item
+    /// as text, its time in microseconds and its id.
+    pub async fn rows<V: DeserializeOwned>(
+        &self,
+        sql: &'static str,
+        owner: &str,
+        cursor: Cursor,
+        limit: usize,
+    ) -> Result<Page<V>, ViewError> {
+        let rows = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(sql)
+                .bind(owner)
+                .bind(micros(cursor.at))
+                .bind(&cursor.id)
+                .bind(limit as i64 + 1)
+                .fetch_all(connection)
+                .await
+        });
+        Page::of(&rows.await?, limit)
+    }
+}
+
+impl<V: DeserializeOwned> Page<V> {
+    /// Of rows that [`Views::rows`] describes, one more than asked for where there is a next page.
+    pub fn of(rows: &[PgRow], limit: usize) -> Result<Self, ViewError> {
+        let items = rows.iter().take(limit).map(|row| typed(row, 0)).collect::<Result<_, _>>()?;
+        Ok(Self { items, next: next(rows, limit) })
+    }
+}
+
+/// A jsonb column that was read as text.
+pub fn typed<V: DeserializeOwned>(row: &PgRow, at: usize) -> Result<V, ViewError> {
+    let text: &str = row.try_get(at)?;
+    serde_json::from_str(text).map_err(|e| ViewError::Internal(e.to_string()))
+}
+
+fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {
+    let last = (rows.len() > limit).then(|| rows.get(limit - 1)).flatten();
+    last.map(|row| Cursor { at: from_micros(row.get(1)), id: row.get(2) })
+}
+
 /// One row more than asked for tells whether there is a next page.
 fn into_page(rows: &[PgRow], limit: usize) -> Result<Page, ViewError> {
     let items = rows.iter().take(limit).map(|row| json(row, 0)).collect::<Result<Vec<_>, _>>()?;
-    let next = (rows.len() > limit)
-        .then(|| rows.get(limit - 1))
-        .flatten()
-        .map(|row| Cursor { at: from_micros(row.get(1)), id: row.get(2) });
-    Ok(Page { items, next })
+    Ok(Page { items, next: next(rows, limit) })
 }
 
 fn json(row: &PgRow, at: usize) -> Result<Value, ViewError> {

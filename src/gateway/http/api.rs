@@ -15,6 +15,7 @@ use crate::gateway::Gateway;
 use crate::gateway::commands;
 use crate::gateway::{devices, playback, sync};
 use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::views;
 
 type App = State<Arc<Gateway>>;
 type Answer = Outcome<Json<Value>>;
@@ -52,7 +53,8 @@ pub async fn create_request(user: User, Body(body): Body) -> Outcome<Response> {
 }
 
 pub async fn list_requests(State(gateway): App, user: User, list: List) -> Answer {
-    let page = gateway.views()?.requests_of(&user.claims.sub, list.down(), list.limit).await?;
+    let page =
+        views::requests_of(gateway.views()?, &user.claims.sub, list.down(), list.limit).await?;
     Ok(Json(shown(page)))
 }
 
@@ -66,7 +68,7 @@ pub async fn cancel_request(user: User, Id(id): Id, Body(body): Body) -> Answer 
 
 pub async fn list_offers(State(gateway): App, user: User, Id(id): Id, list: List) -> Answer {
     commands::shown_request(&user.call(), &id).await?;
-    Ok(Json(shown(gateway.views()?.offers_of(&id, list.up(), list.limit).await?)))
+    Ok(Json(shown(views::offers_of(gateway.views()?, &id, list.up(), list.limit).await?)))
 }
 
 pub async fn get_offer(user: User, Id(id): Id) -> Answer {
@@ -82,7 +84,8 @@ pub async fn decline_offer(user: User, Id(id): Id, Body(body): Body) -> Answer {
 }
 
 pub async fn list_bookings(State(gateway): App, user: User, list: List) -> Answer {
-    let page = gateway.views()?.bookings_of(&user.claims.sub, list.down(), list.limit).await?;
+    let page =
+        views::bookings_of(gateway.views()?, &user.claims.sub, list.down(), list.limit).await?;
     Ok(Json(shown(page)))
 }
 
@@ -116,11 +119,9 @@ pub async fn list_providers(State(gateway): App, user: User, list: List) -> Answ
         Some("me") => Some(me.as_str()),
         Some(_) => return Err(Problem::field("/owner", "can only be me")),
     };
-    let views = gateway.views()?;
-    let mut page =
-        views.providers(service, list.filter("city"), owner, list.up(), list.limit).await?;
-    page.items =
-        page.items.into_iter().map(|provider| commands::public_provider(me, provider)).collect();
+    let (city, up) = (list.filter("city"), list.up());
+    let mut page = views::providers(gateway.views()?, service, city, owner, up, list.limit).await?;
+    page.items = page.items.into_iter().map(|provider| provider.for_user(me)).collect();
     Ok(Json(shown(page)))
 }
 
@@ -172,7 +173,8 @@ fn expected_version(headers: &HeaderMap) -> Outcome<Option<u64>> {
 }
 
 pub async fn list_sessions(State(gateway): App, user: User, list: List) -> Answer {
-    let page = gateway.views()?.sessions_of(&user.claims.sub, list.down(), list.limit).await?;
+    let page =
+        views::sessions_of(gateway.views()?, &user.claims.sub, list.down(), list.limit).await?;
     Ok(Json(shown(page)))
 }
 
@@ -195,7 +197,9 @@ pub async fn list_messages(State(gateway): App, user: User, Id(id): Id, list: Li
     };
     commands::shown_session(&user.call(), &id).await?;
     let from = if newest_first { list.down() } else { list.up() };
-    Ok(Json(shown(gateway.views()?.messages_of(&id, newest_first, from, list.limit).await?)))
+    Ok(Json(shown(
+        views::messages_of(gateway.views()?, &id, newest_first, from, list.limit).await?,
+    )))
 }
 
 pub async fn send_message(user: User, Id(id): Id, Body(body): Body) -> Outcome<Response> {

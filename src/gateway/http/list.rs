@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::contract::problem::{Outcome, Problem};
@@ -73,7 +74,7 @@ impl FromRequestParts<Arc<Gateway>> for List {
     }
 }
 
-pub fn shown(page: Page) -> Value {
+pub fn shown<T: Serialize>(page: Page<T>) -> Value {
     json!({"items": page.items, "next_cursor": page.next.as_ref().map(encode)})
 }
 

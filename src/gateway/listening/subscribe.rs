@@ -15,6 +15,7 @@ use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;
 use crate::persistence::publications::History;
+use crate::systems::marketplace::views::have_dealings;
 
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
@@ -40,7 +41,7 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     let call = Call::of(gateway, claims, "");
     match kind {
         "user" | "sync" | "presence" if key == claims.sub => Ok(()),
-        "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => Ok(()),
+        "presence" if have_dealings(gateway.views()?, &claims.sub, key).await? => Ok(()),
         "user" | "sync" | "presence" => {
             Err(Problem::forbidden("this topic belongs to another user"))
         }
