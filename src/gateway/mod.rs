@@ -8,7 +8,6 @@ pub mod auth;
 pub mod commands;
 pub mod door;
 
-mod asking;
 mod bodies;
 mod bucket;
 mod devices;

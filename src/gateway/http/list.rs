@@ -21,20 +21,11 @@ const MAX_LIMIT: usize = 100;
 pub struct List {
     pub limit: usize,
     cursor: Option<Cursor>,
-    rest: HashMap<String, String>,
 }
 
 impl List {
-    pub fn up(&self) -> Cursor {
-        self.cursor.clone().unwrap_or_else(Cursor::first)
-    }
-
     pub fn down(&self) -> Cursor {
         self.cursor.clone().unwrap_or_else(Cursor::last)
-    }
-
-    pub fn filter(&self, name: &str) -> Option<&str> {
-        self.rest.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     fn parse(mut query: HashMap<String, String>) -> Outcome<Self> {
@@ -56,7 +47,7 @@ impl List {
         if query.values().any(|value| value.contains('\0')) {
             return Err(Problem::bad_request("the query contains U+0000"));
         }
-        Ok(Self { limit, cursor, rest: query })
+        Ok(Self { limit, cursor })
     }
 }
 
@@ -114,7 +105,7 @@ mod tests {
             at: Timestamp::from_microsecond(1_800_000_000_123_456).unwrap(),
             id: "req_1".into(),
         };
-        assert_eq!(parse(&[("cursor", &encode(&cursor))]).unwrap().up(), cursor);
+        assert_eq!(parse(&[("cursor", &encode(&cursor))]).unwrap().down(), cursor);
         let ancient = Timestamp::from_second(-377_000_000_000).unwrap();
         let ancient = encode(&Cursor { at: ancient, id: "req_1".into() });
         for bad in ["x", "zz", "é1", "6162", &"0".repeat(1_000), &ancient] {

@@ -9,13 +9,13 @@ use super::Outgoing;
 use crate::cluster::topics::Subscription;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
-use crate::gateway::commands::{self, Call};
+use crate::gateway::commands::Call;
 use crate::gateway::devices;
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::gateway::{Gateway, Grant};
 use crate::kernel::entity::Role;
 use crate::persistence::publications::History;
-use crate::systems::marketplace::views::have_dealings;
+use crate::systems::marketplace::operations::{bookings, providers, sessions};
 
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
@@ -39,15 +39,16 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
     let call = Call::of(gateway, claims, "");
+    let reader = gateway.call(claims, String::new());
     match kind {
         "user" | "sync" | "presence" if key == claims.sub => Ok(()),
-        "presence" if have_dealings(gateway.views()?, &claims.sub, key).await? => Ok(()),
+        "presence" if providers::have_dealings(&reader, key).await? => Ok(()),
         "user" | "sync" | "presence" => {
             Err(Problem::forbidden("this topic belongs to another user"))
         }
         "device" => devices::shown(&call, key).await.map(drop),
-        "session" => commands::shown_session(&call, key).await.map(drop),
-        "booking" => commands::shown_booking(&call, key).await.map(drop),
+        "session" => sessions::shown(&reader, key).await.map(drop),
+        "booking" => bookings::shown(&reader, key).await.map(drop),
         "app" => match grant(gateway, topic) {
             Some(grant) if grant.subscribe.contains(&claims.role) => Ok(()),
             _ => Err(Problem::forbidden("this application topic is not granted to you")),

@@ -20,16 +20,7 @@ use crate::kernel::text::{must_not_contain, wrong_in_name};
 pub fn is_command(event: &str) -> bool {
     matches!(
         event,
-        "chat:message"
-            | "chat:typing"
-            | "request:create"
-            | "request:cancel"
-            | "offer:accept"
-            | "offer:decline"
-            | "booking:cancel"
-            | "booking:review"
-            | "booking:no_show"
-            | "topic:publish"
+        "topic:publish"
             | "sync:update"
             | "sync:read"
             | "sync:device"
@@ -44,7 +35,7 @@ pub fn is_command(event: &str) -> bool {
 /// Whether what it leads to is kept, so that its user has to have something left for it.
 fn is_kept(gateway: &Gateway, frame: &Frame) -> bool {
     match frame.event.as_str() {
-        "chat:typing" | "sync:read" | "sync:device" => false,
+        "sync:read" | "sync:device" => false,
         "topic:publish" => {
             let topic = frame.data["topic"].as_str();
             topic.and_then(|topic| grant(gateway, topic)).is_some_and(|grant| grant.durable)
@@ -60,36 +51,8 @@ pub async fn run(gateway: Arc<Gateway>, claims: Arc<Claims>, frame: &Frame) -> O
     let call = Call::of(&gateway, &claims, &frame.id);
     let data = &frame.data;
     match frame.event.as_str() {
-        "chat:message" => commands::send_message(call, text(data, "session_id")?, data).await,
-        "chat:typing" => {
-            call.check_user(data)?;
-            let typing = data.get("is_typing").and_then(Value::as_bool);
-            let typing = typing.ok_or_else(|| {
-                Problem::field("/is_typing", "is required and must be true or false")
-            })?;
-            commands::typing(&call, text(data, "session_id")?, typing).await
-        }
-        // Boxed, so that a frame of a chat is not as large as the largest of these.
-        "request:create" => Box::pin(commands::create_request(call, data)).await,
-        "request:cancel" => {
-            Box::pin(commands::cancel_request(call, text(data, "request_id")?, data)).await
-        }
-        "offer:accept" => {
-            Box::pin(commands::accept_offer(call, text(data, "offer_id")?, data)).await
-        }
-        "offer:decline" => {
-            Box::pin(commands::decline_offer(call, text(data, "offer_id")?, data)).await
-        }
-        "booking:cancel" => {
-            Box::pin(commands::cancel_booking(call, text(data, "booking_id")?, data)).await
-        }
-        "booking:review" => {
-            Box::pin(commands::review_booking(call, text(data, "booking_id")?, data)).await
-        }
-        "booking:no_show" => {
-            Box::pin(commands::mark_no_show(call, text(data, "booking_id")?, data)).await
-        }
         "topic:publish" => publish(call, data).await,
+        // Boxed, so that a frame of a publication is not as large as the largest of these.
         "sync:update" => Box::pin(sync::update(&call, data)).await,
         "sync:read" => Box::pin(sync::read(&call, data)).await,
         "device:register" => Box::pin(devices::register(&call, data)).await,
