@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::gateway::Allowed;
-pub use crate::gateway::Grant as TopicGrant;
 pub use crate::gateway::ws::Limits as WebSocket;
 use crate::gateway::ws::protocol::split_topic;
+pub use crate::systems::app_topics::settings::Grant as TopicGrant;
 pub use crate::systems::devices::domain::shared::Limits as Sync;
 pub use crate::systems::devices::settings::Tier;
 

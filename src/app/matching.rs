@@ -8,9 +8,8 @@ use crate::actors::{RunError, Runner};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;
-use crate::persistence::views::Window;
-use crate::systems::marketplace::domain::matching::{Candidate, Criteria, Matches, rank};
-use crate::systems::marketplace::domain::schedule::Span;
+use crate::systems::marketplace::domain::matching::{Criteria, Matches, rank};
+use crate::systems::marketplace::views::{Window, candidates};
 
 pub struct MatchProviders {
     pub views: Views,
@@ -35,16 +34,8 @@ impl Runner for MatchProviders {
                 earliest: criteria.when.earliest,
                 latest: criteria.when.latest,
             };
-            let rows =
-                views.candidates(&window).await.map_err(|e| RunError::Retry(e.to_string()))?;
-            let candidates = rows
-                .into_iter()
-                .filter_map(|(provider, busy)| {
-                    let busy =
-                        busy.into_iter().map(|(starts_at, ends_at)| Span { starts_at, ends_at });
-                    Candidate::from_row(&provider, busy.collect())
-                })
-                .collect();
+            let found = candidates(&views, &window).await;
+            let candidates = found.map_err(|e| RunError::Retry(e.to_string()))?;
             Ok(to_value(&Matches { candidates: rank(&criteria, candidates, now) }))
         }
         .boxed()

@@ -7,6 +7,7 @@ use crate::cluster::Meta;
 use crate::persistence::views::Views;
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
 use crate::systems::marketplace::domain::provider::Provider;
+use crate::systems::marketplace::views;
 
 /// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
 /// goes on where it stopped.
@@ -14,12 +15,8 @@ pub async fn demo(core: &Core) -> anyhow::Result<()> {
     let providers = demo_providers();
     // The last one is there: an earlier start has finished this.
     let (last, _) = providers.last().expect("there are demonstration providers");
-    if Views::new(core.pool.clone())
-        .provider(last)
-        .await
-        .map_err(|e| anyhow::anyhow!("{e}"))?
-        .is_some()
-    {
+    let seeded = views::provider(&Views::new(core.pool.clone()), last).await;
+    if seeded.map_err(|e| anyhow::anyhow!("{e}"))?.is_some() {
         return Ok(());
     }
     tracing::info!(

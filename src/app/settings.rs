@@ -14,6 +14,7 @@ use crate::contract;
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
+use crate::systems::app_topics::settings as app_topics;
 use crate::systems::devices::domain::platforms::Platforms;
 use crate::systems::devices::settings as devices;
 use crate::telemetry;
@@ -97,7 +98,6 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
             header_timeout: Duration::from_millis(http.header_timeout_ms),
         },
         websocket: config.websocket.clone(),
-        grants: config.topics.grants.clone(),
     })
 }
 
@@ -111,7 +111,8 @@ pub fn systems(config: &Config) -> anyhow::Result<contract::call::Settings> {
         tiers: config.tiers.clone(),
         lease_s: i64::try_from((3 * ping + pong).div_ceil(1_000)).unwrap_or(90),
     };
-    Ok(contract::call::Settings::default().with(devices))
+    let topics = app_topics::Settings::new(config.topics.grants.clone());
+    Ok(contract::call::Settings::default().with(devices).with(topics))
 }
 
 fn platforms(config: &Playback) -> anyhow::Result<Platforms> {

@@ -143,13 +143,8 @@ impl Call {
         self.services.settings.get().expect("`app` sets the section of every system")
     }
 
-    /// An input that names a user names the caller.
     pub fn check_user(&self, given: &Value) -> Outcome<()> {
-        match given.get("user_id") {
-            None | Some(Value::Null) => Ok(()),
-            Some(id) if id.as_str() == Some(&self.user_id) => Ok(()),
-            Some(_) => Err(Problem::forbidden("user_id must be the token's")),
-        }
+        check_user(&self.user_id, given)
     }
 
     pub async fn may_command(&self) -> Outcome<()> {
@@ -160,6 +155,15 @@ impl Call {
     /// another entity, whose commit then finds the id taken.
     pub fn new_id(&self, prefix: &str) -> String {
         derived_id(prefix, &[&self.user_id, &self.id, &self.given.to_string()])
+    }
+}
+
+/// An input that names a user names the caller.
+pub fn check_user(user_id: &str, given: &Value) -> Outcome<()> {
+    match given.get("user_id") {
+        None | Some(Value::Null) => Ok(()),
+        Some(id) if id.as_str() == Some(user_id) => Ok(()),
+        Some(_) => Err(Problem::forbidden("user_id must be the token's")),
     }
 }
 

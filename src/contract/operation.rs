@@ -86,6 +86,8 @@ pub struct Meta {
     pub is_versioned: bool,
     /// The field of the input that HTTP takes from `If-Match`.
     pub if_match: Option<&'static str>,
+    /// Whether clients may send it again by themselves when its answer did not come.
+    pub is_repeatable: bool,
 }
 
 impl Meta {
@@ -98,6 +100,7 @@ impl Meta {
             creates: None,
             is_versioned: false,
             if_match: None,
+            is_repeatable: true,
         }
     }
 
@@ -154,6 +157,12 @@ impl Meta {
 
     pub const fn if_match(mut self, field: &'static str) -> Self {
         self.if_match = Some(field);
+        self
+    }
+
+    /// A repetition would be heard twice, so clients do not repeat it by themselves.
+    pub const fn heard_again(mut self) -> Self {
+        self.is_repeatable = false;
         self
     }
 

@@ -9,7 +9,7 @@ use crate::kernel::error::{AskError, ErrorCode};
 use crate::persistence::views::ViewError;
 
 /// One wrong field; `pointer` is a JSON pointer into the body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
     pub pointer: String,
     pub message: String,
@@ -33,6 +33,23 @@ pub struct Problem {
     pub status: Option<u16>,
     /// Further headers of an answer over HTTP.
     pub headers: Vec<(&'static str, String)>,
+}
+
+/// RFC 9457.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ProblemDetails {
+    pub r#type: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: String,
+    pub code: ErrorCode,
+    /// A stable word where the code is not enough: slot_taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<Vec<FieldError>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }
 
 pub type Outcome<T = Value> = Result<T, Problem>;
@@ -160,22 +177,18 @@ impl Problem {
         error
     }
 
-    /// As HTTP shows it, but for the request's id.
-    pub fn body(&self) -> Value {
-        let mut body = json!({
-            "type": format!("/docs/errors/{}", self.code.as_str()),
-            "title": self.code.title(),
-            "status": self.http_status(),
-            "detail": self.detail,
-            "code": self.code,
-        });
-        if let Some(reason) = &self.reason {
-            body["reason"] = json!(reason);
+    /// As HTTP shows it.
+    pub fn details(&self, request_id: Option<&str>) -> ProblemDetails {
+        ProblemDetails {
+            r#type: format!("/docs/errors/{}", self.code.as_str()),
+            title: self.code.title().into(),
+            status: self.http_status(),
+            detail: self.detail.clone(),
+            code: self.code,
+            reason: self.reason.clone(),
+            errors: (!self.errors.is_empty()).then(|| self.errors.clone()),
+            request_id: request_id.map(Into::into),
         }
-        if !self.errors.is_empty() {
-            body["errors"] = json!(self.errors);
-        }
-        body
     }
 }
 

@@ -3,7 +3,9 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
+use super::problem::{Outcome, Problem};
 use crate::kernel::entity::Announcement;
+use crate::kernel::ids::is_valid_id;
 
 /// Where a client stands in a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -39,3 +41,14 @@ macro_rules! announcements {
     };
 }
 pub(crate) use announcements;
+
+/// `kind:key`. Application topics keep their whole name as the key.
+pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {
+    let wrong = || Problem::field("/topic", "must look like session:ses_…");
+    if topic.len() > 200 || topic.bytes().any(|b| !b.is_ascii_graphic()) {
+        return Err(wrong());
+    }
+    let (kind, key) = topic.split_once(':').ok_or_else(wrong)?;
+    let valid = if kind == "app" { !key.is_empty() } else { is_valid_id(key) };
+    if valid { Ok((kind, key)) } else { Err(wrong()) }
+}

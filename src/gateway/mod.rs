@@ -1,16 +1,13 @@
 //! The edges: HTTP and WebSocket. They see commands, entity references, topics and views.
 //!
 //! **Architecture invariant:** nothing here reads the journal, talks to a writer or names an entity's actor. HTTP
-//! handlers and WebSocket events call the same functions (`commands`), so both mean the same and share dedupe ids.
+//! routes and WebSocket events run the same operations, so both mean the same and share dedupe ids.
 
 pub mod accept;
 pub mod auth;
-pub mod commands;
 pub mod door;
 
-mod asking;
 mod bodies;
-mod bucket;
 pub mod http;
 mod json;
 mod listening;
@@ -21,14 +18,12 @@ mod sync;
 mod users;
 pub mod ws;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::cluster::{Entities, Lease, Presence, Topics};
@@ -36,12 +31,10 @@ use crate::contract::System;
 use crate::contract::call::{Services, Settings};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Auth;
-use crate::gateway::bucket::Bucket;
 use crate::gateway::operations::Operations;
 use crate::gateway::origins::Origins;
 use crate::gateway::users::Users;
 use crate::kernel::clock::Clock;
-use crate::kernel::entity::Role;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
@@ -50,24 +43,6 @@ use crate::persistence::views::Views;
 
 pub use http::{operators, router};
 pub use origins::Allowed;
-
-/// What clients may do with one application topic (`app:…`); those that are not named do not exist.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Grant {
-    pub topic: String,
-    pub publish: Vec<Role>,
-    pub subscribe: Vec<Role>,
-    /// An entity owns it: publications are committed, have offsets, and are kept like those of other durable topics.
-    #[serde(default)]
-    pub durable: bool,
-    /// Of what waits for a slow subscriber, only the last publication is kept. Not for durable ones.
-    #[serde(default)]
-    pub latest_only: bool,
-    /// Publications through this node; 0: no limit.
-    #[serde(default)]
-    pub max_per_s: u32,
-}
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,7 +63,6 @@ pub struct Options {
     pub drain: Duration,
     pub accept: accept::Limits,
     pub websocket: ws::Limits,
-    pub grants: Vec<Grant>,
 }
 
 impl Default for Options {
@@ -105,7 +79,6 @@ impl Default for Options {
             drain: Duration::from_secs(2),
             accept: accept::Limits::default(),
             websocket: ws::Limits::default(),
-            grants: Vec::new(),
         }
     }
 }
@@ -244,8 +217,6 @@ pub struct Gateway {
     /// Topics that live in this process only end with it, and their epoch with them.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
-    /// Of the grants that have one, by topic.
-    topic_rates: HashMap<String, Mutex<Bucket>>,
     /// Of clients, that could be read.
     frames: metrics::Counter,
     connections: ws::Connections,
@@ -294,15 +265,7 @@ impl Gateway {
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());
-        let now = tokio::time::Instant::now();
-        let limited = options.grants.iter().filter(|grant| grant.max_per_s > 0);
-        let topic_rates = limited
-            .map(|Grant { topic, max_per_s, .. }| {
-                (topic.clone(), Bucket::new(*max_per_s, *max_per_s, now).into())
-            })
-            .collect();
         Ok(Arc::new(Self {
-            topic_rates,
             users,
             services,
             auth,
@@ -355,14 +318,6 @@ impl Gateway {
             return Err(Problem::new(ErrorCode::Unavailable, "this node is draining"));
         }
         Ok(())
-    }
-
-    /// Counts a publication of a client to an application topic. False: too many.
-    fn may_publish_now(&self, topic: &str) -> bool {
-        self.topic_rates.get(topic).is_none_or(|rate| {
-            let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
-            rate.take(tokio::time::Instant::now())
-        })
     }
 
     fn mint(&self, prefix: &str) -> String {

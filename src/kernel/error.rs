@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One table for every edge: WebSocket errors, `application/problem+json` and close reasons use these names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     BadRequest,

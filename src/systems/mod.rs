@@ -7,7 +7,7 @@ pub mod marketplace;
 use crate::contract::System;
 
 /// The one list.
-pub const ALL: &[&System] = &[&devices::SYSTEM];
+pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM];
 
 #[cfg(test)]
 mod golden_tests;

@@ -20,14 +20,14 @@ use proxie::kernel::entity::Role;
 use proxie::persistence::keys::SigningKey;
 use proxie::persistence::limits::{LocalLimiter, Nodes, Policy};
 use proxie::persistence::publications::Histories;
-use proxie::persistence::views::{Views, Window};
+use proxie::persistence::views::Views;
 use proxie::systems::marketplace::domain::booking::Booking;
-use proxie::systems::marketplace::domain::matching::{self, Candidate, Criteria, Matches};
+use proxie::systems::marketplace::domain::matching::{self, Criteria, Matches};
 use proxie::systems::marketplace::domain::provider::Provider;
 use proxie::systems::marketplace::domain::request;
-use proxie::systems::marketplace::domain::schedule::Span;
 use proxie::systems::marketplace::domain::session::Session;
 use proxie::systems::marketplace::domain::user::{self, User};
+use proxie::systems::marketplace::views::{Window, candidates};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::net::TcpStream;
@@ -65,18 +65,8 @@ impl Runner for Matching {
                 earliest: criteria.when.earliest,
                 latest: criteria.when.latest,
             };
-            let rows =
-                views.candidates(&window).await.map_err(|e| RunError::Retry(e.to_string()))?;
-            let candidates = rows
-                .into_iter()
-                .filter_map(|(row, busy)| {
-                    let busy = busy
-                        .into_iter()
-                        .map(|(starts_at, ends_at)| Span { starts_at, ends_at })
-                        .collect();
-                    Candidate::from_row(&row, busy)
-                })
-                .collect();
+            let found = candidates(&views, &window).await;
+            let candidates = found.map_err(|e| RunError::Retry(e.to_string()))?;
             let candidates = matching::rank(&criteria, candidates, Clock::System.now());
             Ok(serde_json::to_value(Matches { candidates }).unwrap())
         }
@@ -118,7 +108,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         clock: Clock::System,
         options,
         settings: proxie::contract::call::Settings::default()
-            .with(proxie::systems::devices::settings::Settings::default()),
+            .with(proxie::systems::devices::settings::Settings::default())
+            .with(proxie::systems::app_topics::settings::Settings::default()),
         systems: proxie::systems::ALL,
     })
     .await

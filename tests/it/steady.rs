@@ -8,8 +8,9 @@ use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
 use proxie::persistence::sweep::{Kept, sweep};
 use proxie::persistence::timers::claim;
-use proxie::persistence::views::{Cursor, Views, Window};
+use proxie::persistence::views::{Cursor, Views};
 use proxie::systems::devices::views as watched;
+use proxie::systems::marketplace::views::{self as market, Window};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -132,17 +133,28 @@ async fn what_is_over_is_forgotten() {
 
 /// 100,000 rows of everything that is listed, much of it of one owner.
 const FILL: &[&str] = &[
-    "insert into providers select 'prv_' || g, 'own_' || g % 50000, 'n', case when g % 2 = 0 then 'Berlin' else 'City' || g % 1000 end,
-         'DE', 50 + g % 1000 * 0.01, 10 + g / 1000 * 0.01, 10, array['haircut', 's' || g % 20], '{}', null, 0, null, 1, now()
-       from generate_series(1, 100000) g",
+    r#"insert into providers select 'prv_' || g, 'own_' || g % 50000, 'n', case when g % 2 = 0 then 'Berlin' else 'City' || g % 1000 end,
+         'DE', 50 + g % 1000 * 0.01, 10 + g / 1000 * 0.01, 10, array['haircut', 'cleaning'],
+         '{"name":"n","bio":"","languages":[],"services":[],"radius_km":10,"weekly":{},"days_off":[],"minimum_notice_minutes":0,
+           "max_discount_percent":0,"base":{"city":"c","country":"DE","latitude":1,"longitude":1,"time_zone":"UTC"}}',
+         4.5, 0, 0.9, 1, now() from generate_series(1, 100000) g"#,
     "select list_services(array(select id from providers))",
-    "insert into bookings select 'bkg_' || g, 'r', 'o', case when g % 2 = 0 then 'alice' else 'c' || g end, 'p',
-         case when g % 2 = 1 then 'alice' else 'o' || g end, 's', 'completed', '{}', now(), now(), '{}', '{}',
-         now() - g * interval '1 second', now() from generate_series(1, 100000) g",
-    "insert into requests select 'req_' || g, 'alice', null, 's', case when g > 99998 then 'open' else 'done' end, null, 'd', '{}',
-         now(), now(), true, 'UTC', '{}', now() - g * interval '1 second', now() from generate_series(1, 100000) g",
-    "insert into offers select 'off_' || g, 'req_1', 'alice', 'prv_1', '{}', 's', '{}', now(), now(), null, null,
-         now() - g * interval '1 second' from generate_series(1, 100000) g",
+    r#"insert into bookings select 'bkg_' || g, 'r', 'o', case when g % 2 = 0 then 'alice' else 'c' || g end, 'p',
+         case when g % 2 = 1 then 'alice' else 'o' || g end, 'haircut', 'completed', '{}', now(), now(), '{}',
+         '{"id":"b","request_id":"r","offer_id":"o","consumer_id":"c","service":"haircut","details":"d","status":"completed",
+           "provider":{"id":"prv_1","name":"n","city":"c","rating":4.5,"reviews":1},
+           "price":{"amount_minor":1,"currency":"EUR"},"review":null,"cancellation":null,
+           "place":{"name":"n","city":"c","country":"DE","latitude":1,"longitude":1,"time_zone":"UTC"},
+           "starts_at":"2026-01-12T08:00:00Z","ends_at":"2026-01-12T08:00:00Z",
+           "created_at":"2026-01-12T08:00:00Z","updated_at":"2026-01-12T08:00:00Z"}',
+         now() - g * interval '1 second', now() from generate_series(1, 100000) g"#,
+    r#"insert into requests select 'req_' || g, 'alice', null, 'haircut', case when g > 99998 then 'open' else 'expired' end, null, 'd',
+         '{"name":"n","city":"c","country":"DE","latitude":1,"longitude":1,"time_zone":"UTC"}',
+         now(), now(), true, 'UTC', null, now() - g * interval '1 second', now() from generate_series(1, 100000) g"#,
+    r#"insert into offers select 'off_' || g, 'req_1', 'alice', 'prv_1',
+         '{"id":"prv_1","name":"n","city":"c","rating":4.5,"reviews":1}', 'expired', '{"amount_minor":1,"currency":"EUR"}',
+         now(), now(), 'm', '{"total":0,"parts":{"skill":0,"location":0,"availability":0,"price":0,"rating":0,"response":0}}',
+         now() - g * interval '1 second', now() from generate_series(1, 100000) g"#,
     "insert into messages select 'msg_' || g, 'ses_1', 'user', 'c', '[]', null, now() - g * interval '1 second'
        from generate_series(1, 100000) g",
     "insert into sessions select 'ses_' || g, 'alice', 'UTC', 'en', now() - g * interval '1 second', now()
@@ -223,28 +235,28 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             usize::from(found.is_some())
         }
         reads! {
-            views.requests_of("alice", last(), 20) => page,
-            views.offers_of("req_1", Cursor::first(), 20) => page,
-            views.bookings_of("alice", last(), 20) => page,
-            views.sessions_of("alice", last(), 20) => page,
-            views.messages_of("ses_1", true, last(), 20) => page,
-            views.messages_of("ses_1", false, Cursor::first(), 20) => page,
+            market::requests_of(&views, "alice", last(), 20) => page,
+            market::offers_of(&views, "req_1", Cursor::first(), 20) => page,
+            market::bookings_of(&views, "alice", last(), 20) => page,
+            market::sessions_of(&views, "alice", last(), 20) => page,
+            market::messages_of(&views, "ses_1", true, last(), 20) => page,
+            market::messages_of(&views, "ses_1", false, Cursor::first(), 20) => page,
             watched::playback_sessions_of(&views, "alice", last(), 20) => page,
-            views.providers(None, None, None, Cursor::first(), 20) => page,
-            views.providers(None, Some("berlin"), None, Cursor::first(), 20) => page,
-            views.providers(Some("haircut"), None, None, Cursor::first(), 20) => page,
-            views.providers(Some("haircut"), Some("Berlin"), None, Cursor::first(), 20) => page,
-            views.providers(None, None, Some("own_7"), Cursor::first(), 20) => page,
-            views.providers(Some("s7"), Some("CITY7"), Some("own_7"), Cursor::first(), 20) => page,
-            views.candidates(&window) => Vec::len,
-            views.request("req_1") => some,
-            views.offer("off_1") => some,
-            views.provider("prv_1") => some,
-            views.session("ses_1") => some,
+            market::providers(&views, None, None, None, Cursor::first(), 20) => page,
+            market::providers(&views, None, Some("berlin"), None, Cursor::first(), 20) => page,
+            market::providers(&views, Some("haircut"), None, None, Cursor::first(), 20) => page,
+            market::providers(&views, Some("haircut"), Some("Berlin"), None, Cursor::first(), 20) => page,
+            market::providers(&views, None, None, Some("own_7"), Cursor::first(), 20) => page,
+            market::providers(&views, Some("cleaning"), Some("CITY7"), Some("own_7"), Cursor::first(), 20) => page,
+            market::candidates(&views, &window) => Vec::len,
+            market::request(&views, "req_1") => some,
+            market::offer(&views, "off_1") => some,
+            market::provider(&views, "prv_1") => some,
+            market::session(&views, "ses_1") => some,
             watched::content(&views, "con_1") => some,
             watched::playback_session(&views, "pbs_1") => some,
-            views.booking("bkg_1") => some,
-            views.have_dealings("alice", "own_1") => |_: &bool| 2,
+            market::booking(&views, "bkg_1") => some,
+            market::have_dealings(&views, "alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,
             // A row, its slot, and the row again to claim it.
             claim(&pool, 1, now, 60, 1_000) => |due: &Vec<_>| 3 * due.len(),

@@ -42,13 +42,6 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "",
     ),
     (
-        "chat:message",
-        "Says something; durable when it is answered",
-        "session_id: string, content: string, media?: string[]",
-        "message_id: string",
-    ),
-    ("chat:typing", "Tells the user's other devices", "session_id: string, is_typing: boolean", ""),
-    (
         "presence:online",
         "This connection counts as a device of the user, until it ends",
         "status?: string",
@@ -61,44 +54,6 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "recovered: boolean, position: Position",
     ),
     ("topic:unsubscribe", "Ends a subscription, if there is one", "topic: string", ""),
-    (
-        "topic:publish",
-        "Publishes to an application topic: accepted, or committed with an offset where it is durable",
-        "topic: string, event: string, data?: any",
-        "offset?: integer",
-    ),
-    (
-        "request:create",
-        "Asks for something: the body of POST /v1/requests",
-        "CreateRequest",
-        "Request",
-    ),
-    ("request:cancel", "Gives a request up", "request_id: string, reason?: string", "Request"),
-    (
-        "offer:accept",
-        "Accepts an offer and waits for the booking",
-        "offer_id: string",
-        "booking_id: string",
-    ),
-    (
-        "offer:decline",
-        "Declines an offer",
-        "offer_id: string",
-        "offer_id: string, request_id: string, status: string",
-    ),
-    (
-        "booking:cancel",
-        "Cancels a booking before it starts",
-        "booking_id: string, reason?: string",
-        "Booking",
-    ),
-    (
-        "booking:review",
-        "Reviews a completed booking",
-        "booking_id: string, rating: integer, comment?: string",
-        "Booking",
-    ),
-    ("booking:no_show", "Says that the consumer did not come", "booking_id: string", "Booking"),
     (
         "device:connect",
         "This connection speaks for the device, and for no other, until it ends",
@@ -187,7 +142,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     let door = CLIENT_EVENTS.iter().map(|(event, summary, data, reply)| {
         let http =
             (*event == "session:open").then(|| json!({"method": "post", "path": "/v1/sessions"}));
-        let more = json!({"x-repeatable": *event != "topic:publish", "x-http": http});
+        let more = json!({"x-repeatable": true, "x-http": http});
         (event.to_string(), *summary, fields(data), fields(reply), more)
     });
     let declared = described.operations.iter().map(|operation| {
@@ -199,7 +154,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         };
         let route = meta.routes().next();
         let route = route.map(|route| json!({"method": route.method.as_str(), "path": route.path}));
-        let more = json!({"x-sort": sort, "x-repeatable": true, "x-http": route});
+        let more = json!({"x-sort": sort, "x-repeatable": meta.is_repeatable, "x-http": route});
         (meta.event(), meta.summary, input.clone(), answer.clone(), more)
     });
     for (event, summary, data, reply, more) in door.chain(declared) {

@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
+use crate::contract::problem::ProblemDetails;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
 
@@ -45,6 +46,7 @@ pub fn describe(systems: &'static [&'static System]) -> Described {
             DescribedAnnouncement { announced, data }
         })
         .collect();
+    generator.subschema_for::<ProblemDetails>();
     Described { operations, announcements, schemas: generator.take_definitions(true) }
 }
 

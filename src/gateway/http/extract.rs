@@ -10,7 +10,6 @@ use serde_json::Value;
 use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
-use crate::gateway::commands::Call;
 use crate::gateway::json;
 use crate::kernel::error::ErrorCode;
 
@@ -22,15 +21,8 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// Who asks, and the id of the command: the `Idempotency-Key`, or a new one.
 pub struct User {
-    gateway: Arc<Gateway>,
     pub claims: Claims,
     pub(super) command_id: String,
-}
-
-impl User {
-    pub fn call(&self) -> Call<'_> {
-        Call::of(&self.gateway, &self.claims, &self.command_id)
-    }
 }
 
 impl FromRequestParts<Arc<Gateway>> for User {
@@ -58,7 +50,7 @@ impl FromRequestParts<Arc<Gateway>> for User {
                 })?
                 .to_owned(),
         };
-        Ok(Self { gateway: gateway.clone(), claims, command_id })
+        Ok(Self { claims, command_id })
     }
 }
 

@@ -2,13 +2,10 @@
 
 pub mod asyncapi;
 pub mod openapi;
-pub(crate) mod schemas;
 
-mod api;
 mod described;
 mod events;
 mod extract;
-mod list;
 mod middleware;
 mod operations;
 mod pages;
@@ -19,7 +16,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::contract::problem::Problem;
@@ -34,24 +31,7 @@ pub(super) use pages::{Documents, KeepBody, healthz, metrics_page, not_ready};
 /// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     let v1 = Router::new()
-        .route("/requests", get(api::list_requests).post(api::create_request))
-        .route("/requests/{id}", get(api::get_request))
-        .route("/requests/{id}/cancel", post(api::cancel_request))
-        .route("/requests/{id}/offers", get(api::list_offers))
-        .route("/offers/{id}", get(api::get_offer))
-        .route("/offers/{id}/accept", post(api::accept_offer))
-        .route("/offers/{id}/decline", post(api::decline_offer))
-        .route("/bookings", get(api::list_bookings))
-        .route("/bookings/{id}", get(api::get_booking))
-        .route("/bookings/{id}/cancel", post(api::cancel_booking))
-        .route("/bookings/{id}/review", post(api::review_booking))
-        .route("/bookings/{id}/no-show", post(api::mark_no_show))
-        .route("/providers", get(api::list_providers).post(api::enroll_provider))
-        .route("/providers/{id}", get(api::get_provider).patch(api::update_provider))
         .route("/events", get(events::events))
-        .route("/sessions", get(api::list_sessions).post(api::open_session))
-        .route("/sessions/{id}", get(api::get_session))
-        .route("/sessions/{id}/messages", get(api::list_messages).post(api::send_message))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
     let v1 = Router::new()

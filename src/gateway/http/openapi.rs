@@ -1,188 +1,10 @@
-//! The OpenAPI 3.1 document. Schemas are derived from the types (`schemas`, `bodies`), operations are this table.
+//! The OpenAPI 3.1 document: the operations of all systems at their routes, and what is around them.
 
 use serde_json::{Map, Value, json};
-use utoipa::OpenApi;
 
 use super::described::{Described, DescribedOperation, describe, resolved};
-use super::schemas::Schemas;
 use crate::contract::System;
 use crate::contract::operation::{Method, Route};
-
-struct Operation {
-    method: &'static str,
-    path: &'static str,
-    name: &'static str,
-    summary: &'static str,
-    body: Option<&'static str>,
-    answer: Answer,
-    /// Besides `limit` and `cursor` of lists.
-    query: &'static [(&'static str, &'static str)],
-}
-
-enum Answer {
-    One(&'static str),
-    Created(&'static str),
-    /// A page at a time.
-    List(&'static str),
-}
-
-use Answer::{Created, List, One};
-
-const fn op(
-    method: &'static str,
-    path: &'static str,
-    name: &'static str,
-    summary: &'static str,
-    body: Option<&'static str>,
-    answer: Answer,
-) -> Operation {
-    Operation { method, path, name, summary, body, answer, query: &[] }
-}
-
-const fn with(mut op: Operation, query: &'static [(&'static str, &'static str)]) -> Operation {
-    op.query = query;
-    op
-}
-
-const OPERATIONS: &[Operation] = &[
-    op(
-        "post",
-        "/v1/requests",
-        "createRequest",
-        "Ask for something, in a sentence or in fields",
-        Some("CreateRequest"),
-        Created("Request"),
-    ),
-    op("get", "/v1/requests", "listRequests", "Your requests, newest first", None, List("Request")),
-    op("get", "/v1/requests/{id}", "getRequest", "A request", None, One("Request")),
-    op(
-        "post",
-        "/v1/requests/{id}/cancel",
-        "cancelRequest",
-        "Give a request up",
-        Some("Cancel"),
-        One("Request"),
-    ),
-    op(
-        "get",
-        "/v1/requests/{id}/offers",
-        "listOffers",
-        "The offers to a request, in the order they arrived",
-        None,
-        List("Offer"),
-    ),
-    op("get", "/v1/offers/{id}", "getOffer", "An offer", None, One("Offer")),
-    op(
-        "post",
-        "/v1/offers/{id}/accept",
-        "acceptOffer",
-        "Accept an offer and wait for the booking",
-        None,
-        One("Accepted"),
-    ),
-    op(
-        "post",
-        "/v1/offers/{id}/decline",
-        "declineOffer",
-        "Decline an offer",
-        None,
-        One("Declined"),
-    ),
-    op(
-        "get",
-        "/v1/bookings",
-        "listBookings",
-        "Your bookings as consumer or provider, newest first",
-        None,
-        List("Booking"),
-    ),
-    op("get", "/v1/bookings/{id}", "getBooking", "A booking", None, One("Booking")),
-    op(
-        "post",
-        "/v1/bookings/{id}/cancel",
-        "cancelBooking",
-        "Cancel a booking before it starts",
-        Some("Cancel"),
-        One("Booking"),
-    ),
-    op(
-        "post",
-        "/v1/bookings/{id}/review",
-        "reviewBooking",
-        "Review a completed booking, as its consumer",
-        Some("Review"),
-        One("Booking"),
-    ),
-    op(
-        "post",
-        "/v1/bookings/{id}/no-show",
-        "markNoShow",
-        "Say that the consumer did not come, as the provider",
-        None,
-        One("Booking"),
-    ),
-    with(
-        op(
-            "get",
-            "/v1/providers",
-            "listProviders",
-            "The directory of providers",
-            None,
-            List("Provider"),
-        ),
-        &[
-            ("service", "Who offers this"),
-            ("city", "Who is there"),
-            ("owner", "`me`: only one's own"),
-        ],
-    ),
-    op(
-        "post",
-        "/v1/providers",
-        "enrollProvider",
-        "Become a provider",
-        Some("Profile"),
-        Created("Provider"),
-    ),
-    op("get", "/v1/providers/{id}", "getProvider", "A provider", None, One("Provider")),
-    op(
-        "patch",
-        "/v1/providers/{id}",
-        "updateProvider",
-        "Change your profile; takes the ETag as If-Match",
-        Some("Profile"),
-        One("Provider"),
-    ),
-    op("get", "/v1/sessions", "listSessions", "Your sessions, newest first", None, List("Session")),
-    op(
-        "post",
-        "/v1/sessions",
-        "openSession",
-        "Open a session, or a new one",
-        Some("OpenSession"),
-        Created("Session"),
-    ),
-    op("get", "/v1/sessions/{id}", "getSession", "A session", None, One("Session")),
-    with(
-        op(
-            "get",
-            "/v1/sessions/{id}/messages",
-            "listMessages",
-            "What was said in a session",
-            None,
-            List("Message"),
-        ),
-        &[("order", "`asc` (default) or `desc`")],
-    ),
-    op(
-        "post",
-        "/v1/sessions/{id}/messages",
-        "sendMessage",
-        "Say something; the answer comes on the session's topic",
-        Some("SendMessage"),
-        Created("Sent"),
-    ),
-];
 
 /// Statuses every operation may answer, and those only some do.
 const PROBLEMS: [(&str, &str); 8] = [
@@ -197,23 +19,13 @@ const PROBLEMS: [(&str, &str); 8] = [
 ];
 
 pub fn document(systems: &'static [&'static System]) -> Value {
-    let components = serde_json::to_value(Schemas::openapi()).expect("the document serialises");
-    let mut schemas = components["components"]["schemas"].as_object().cloned().unwrap_or_default();
     let mut paths = Map::new();
-    let Described { operations, schemas: declared, .. } = describe(systems);
+    let Described { operations, schemas, .. } = describe(systems);
     for operation in &operations {
         for (n, route) in operation.declared.meta.routes().enumerate() {
             let path = paths.entry(shown_path(route)).or_insert_with(|| json!({}));
-            path[route.method.as_str()] = of_route(operation, n, route, &declared);
+            path[route.method.as_str()] = of_route(operation, n, route, &schemas);
         }
-    }
-    schemas.extend(declared);
-    for operation in OPERATIONS {
-        if let List(item) = operation.answer {
-            schemas.insert(format!("{item}List"), list_of(item));
-        }
-        let path = paths.entry(operation.path.to_owned()).or_insert_with(|| json!({}));
-        path[operation.method] = described(operation);
     }
     for (path, summary, kind, status) in PUBLIC {
         paths.insert((*path).into(), json!({"get": {
@@ -283,17 +95,6 @@ fn operation_id(path: &str) -> String {
 
 fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
-}
-
-fn list_of(item: &str) -> Value {
-    json!({
-        "type": "object",
-        "required": ["items", "next_cursor"],
-        "properties": {
-            "items": {"type": "array", "items": reference(item)},
-            "next_cursor": {"type": ["string", "null"], "description": "For `cursor`; null at the end"},
-        },
-    })
 }
 
 fn header(name: &str, required: bool, text: &str, pattern: &str) -> Value {
@@ -410,60 +211,6 @@ fn responses(summary: &str, status: &str, schema: &Value, reads: bool, edits: bo
     Value::Object(responses)
 }
 
-fn described(operation: &Operation) -> Value {
-    let query = |name: &str, text: &str, schema: Value| json!({"name": name, "in": "query", "description": text, "schema": schema});
-    let mut parameters = Vec::new();
-    if operation.path.contains("{id}") {
-        parameters.push(
-            json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}),
-        );
-    }
-    if let List(_) = operation.answer {
-        parameters.push(query(
-            "limit",
-            "How many",
-            json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
-        ));
-        parameters.push(query(
-            "cursor",
-            "The `next_cursor` of the page before",
-            json!({"type": "string"}),
-        ));
-    }
-    for (name, text) in operation.query {
-        parameters.push(query(name, text, json!({"type": "string"})));
-    }
-    match operation.method {
-        "post" => {
-            let text = "1 to 64 visible ASCII characters";
-            parameters.push(header("Idempotency-Key", false, text, "^[!-~]{1,64}$"));
-        }
-        "patch" => {
-            parameters.push(header("If-Match", true, "The ETag of what you edit, or *", "^.+$"));
-        }
-        _ => {}
-    }
-    let (status, schema) = match operation.answer {
-        One(name) => ("200", reference(name)),
-        Created(name) => ("201", reference(name)),
-        List(name) => ("200", reference(&format!("{name}List"))),
-    };
-    let (reads, edits) = (operation.method == "get", operation.method == "patch");
-    let responses = responses(operation.summary, status, &schema, reads, edits);
-    let tag = operation.path.split('/').nth(2).unwrap_or_default();
-    let mut described = json!({
-        "tags": [tag], "operationId": operation.name, "summary": operation.summary,
-        "parameters": parameters, "responses": responses,
-    });
-    if let Some(body) = operation.body {
-        // Commands whose body has nothing required take none at all, too.
-        let required = matches!(operation.answer, Created(_)) && body != "OpenSession"
-            || operation.method == "patch";
-        described["requestBody"] = json!({"required": required, "content": {"application/json": {"schema": reference(body)}}});
-    }
-    described
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -493,21 +240,5 @@ mod tests {
         let defined: BTreeSet<String> =
             document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
         assert_eq!(found.difference(&defined).collect::<Vec<_>>(), Vec::<&String>::new());
-    }
-
-    #[test]
-    fn the_profile_is_described_in_full() {
-        let schema =
-            &document(crate::systems::ALL)["components"]["schemas"]["Profile"]["properties"];
-        let described: BTreeSet<&String> = schema.as_object().unwrap().keys().collect();
-        let source = include_str!("../../systems/marketplace/domain/profile.rs");
-        let patch =
-            source.split("pub struct ProfilePatch {").nth(1).unwrap().split('}').next().unwrap();
-        let fields: Vec<&str> = patch
-            .lines()
-            .filter_map(|l| l.trim().strip_prefix("pub ")?.split(':').next())
-            .collect();
-        assert_eq!(described.len(), fields.len());
-        assert!(fields.iter().all(|field| described.iter().any(|d| d == field)), "{fields:?}");
     }
 }

@@ -2,9 +2,9 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 
 use crate::contract::Problem;
+use crate::kernel::entity::to_value;
 use crate::kernel::error::ErrorCode;
 
 pub fn status_of(problem: &Problem) -> StatusCode {
@@ -14,7 +14,7 @@ pub fn status_of(problem: &Problem) -> StatusCode {
 /// The outermost layer adds the request's id to the body: only it knows.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (status_of(&self), self.body().to_string()).into_response();
+        let mut response = (status_of(&self), body(&self, None)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -42,10 +42,12 @@ pub struct IsProblem(pub std::sync::Arc<Problem>);
 
 impl IsProblem {
     pub fn body_with(&self, request_id: &str) -> String {
-        let mut body = self.0.body();
-        body["request_id"] = json!(request_id);
-        body.to_string()
+        body(&self.0, Some(request_id))
     }
+}
+
+fn body(problem: &Problem, request_id: Option<&str>) -> String {
+    to_value(&problem.details(request_id)).to_string()
 }
 
 #[cfg(test)]

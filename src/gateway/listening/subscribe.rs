@@ -8,13 +8,13 @@ use serde_json::{Map, Value, json};
 use super::Outgoing;
 use crate::cluster::topics::Subscription;
 use crate::contract::problem::{Outcome, Problem};
+use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
-use crate::gateway::commands::{self, Call};
 use crate::gateway::ws::protocol::{Position, split_topic};
-use crate::gateway::{Gateway, Grant};
-use crate::kernel::entity::Role;
 use crate::persistence::publications::History;
+use crate::systems::app_topics::settings::{Grant, Settings};
 use crate::systems::devices::operations::devices;
+use crate::systems::marketplace::operations::{bookings, providers, sessions};
 
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
@@ -37,19 +37,16 @@ impl Started {
 async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<()> {
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
-    let call = Call::of(gateway, claims, "");
+    let reader = gateway.call(claims, String::new());
     match kind {
         "user" | "sync" | "presence" if key == claims.sub => Ok(()),
-        "presence" if gateway.views()?.have_dealings(&claims.sub, key).await? => Ok(()),
+        "presence" if providers::have_dealings(&reader, key).await? => Ok(()),
         "user" | "sync" | "presence" => {
             Err(Problem::forbidden("this topic belongs to another user"))
         }
-        "device" => {
-            let call = gateway.call(claims, String::new());
-            devices::shown(&call, key).await.map(drop)
-        }
-        "session" => commands::shown_session(&call, key).await.map(drop),
-        "booking" => commands::shown_booking(&call, key).await.map(drop),
+        "device" => devices::shown(&reader, key).await.map(drop),
+        "session" => sessions::shown(&reader, key).await.map(drop),
+        "booking" => bookings::shown(&reader, key).await.map(drop),
         "app" => match grant(gateway, topic) {
             Some(grant) if grant.subscribe.contains(&claims.role) => Ok(()),
             _ => Err(Problem::forbidden("this application topic is not granted to you")),
@@ -68,12 +65,7 @@ pub fn is_ephemeral(gateway: &Gateway, topic: &str) -> bool {
 }
 
 pub fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
-    gateway.options.grants.iter().find(|grant| grant.topic == topic)
-}
-
-/// What this role may publish to.
-pub fn may_publish<'a>(gateway: &'a Gateway, role: Role, topic: &str) -> Option<&'a Grant> {
-    grant(gateway, topic).filter(|grant| grant.publish.contains(&role))
+    gateway.settings.get::<Settings>()?.grant(topic)
 }
 
 /// A topic that was to be subscribed to, the key of that, and what became of it.

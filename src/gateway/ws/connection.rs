@@ -27,14 +27,14 @@ use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::topics::Published;
+use crate::contract::bucket::Bucket;
 use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
-use crate::gateway::bucket::Bucket;
-use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::{Feed, Page};
 use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
+use crate::systems::marketplace::operations::sessions;
 
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
@@ -534,8 +534,8 @@ impl Connection {
         };
         let gateway = self.gateway.clone();
         tokio::spawn(async move {
-            let call = Call::of(&gateway, &claims, "");
-            let _ = commands::typing(&call, &session_id, false).await;
+            let call = gateway.call(&claims, String::new());
+            let _ = sessions::typing(&call, &session_id, false).await;
         });
     }
 

@@ -11,14 +11,17 @@ use super::ending::Flow;
 use super::events;
 use super::guards::{Bound, Present};
 use super::protocol::{self, Close, Frame, split_topic};
+use crate::contract::call::check_user;
+use crate::contract::input;
+use crate::contract::operation::Done as Ended;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
-use crate::gateway::commands::{self, Call};
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::marketplace::operations::sessions;
 
 /// What comes back from the futures of a connection.
 pub enum Done {
@@ -83,6 +86,13 @@ impl Connection {
             );
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
+        if let ("chat:typing", Some(session_id), Some(is_typing)) = (
+            frame.event.as_str(),
+            frame.data["session_id"].as_str(),
+            frame.data["is_typing"].as_bool(),
+        ) {
+            self.types(session_id, is_typing);
+        }
         if let Some(operation) = self.gateway.operations.by_event(&frame.event) {
             let Frame { id, data, .. } = frame;
             let mut call = self.gateway.call(&claims, id.clone());
@@ -91,23 +101,8 @@ impl Connection {
             let command = async move { Done::Answer { id, outcome: running.await } };
             return self.in_flight.push(command.boxed());
         }
-        if events::is_command(&frame.event) {
-            if let ("chat:typing", Some(session_id), Some(is_typing)) = (
-                frame.event.as_str(),
-                frame.data["session_id"].as_str(),
-                frame.data["is_typing"].as_bool(),
-            ) {
-                self.types(session_id, is_typing);
-            }
-            let gateway = self.gateway.clone();
-            let command = async move {
-                let outcome = events::run(gateway, claims, &frame).await;
-                Done::Reply { id: frame.id, outcome }
-            };
-            return self.in_flight.push(command.boxed());
-        }
         let Frame { id, event, data } = frame;
-        let check = Call::of(&self.gateway, &claims, &id).check_user(&data);
+        let check = check_user(&claims.sub, &data);
         if let Err(problem) = check {
             return self.answer(&id, Err(problem));
         }
@@ -202,12 +197,12 @@ impl Connection {
     fn open(&mut self, id: String, data: Value, claims: Arc<Claims>) {
         let gateway = self.gateway.clone();
         let opening = async move {
-            let call = Call::of(&gateway, &claims, &id);
-            let outcome = match gateway.may_command(&claims.sub).await {
-                Ok(()) => commands::open_session(&call, &data, false).await,
-                Err(problem) => Err(problem),
+            let call = gateway.call(&claims, id.clone());
+            let outcome = async {
+                gateway.may_command(&claims.sub).await?;
+                sessions::open(&call, input::read(&data)?, false).await
             };
-            Done::Opened { id, outcome }
+            Done::Opened { outcome: outcome.await, id }
         };
         self.in_flight.push(opening.boxed());
     }
@@ -231,12 +226,12 @@ impl Connection {
         // This device stays subscribed, so that it hears `session:ended` like the others.
         let gateway = self.gateway.clone();
         let ending = async move {
-            let call = Call::of(&gateway, &claims, &id);
-            let outcome = match gateway.may_command(&claims.sub).await {
-                Ok(()) => commands::end_session(&call, &session_id).await,
-                Err(problem) => Err(problem),
+            let call = gateway.call(&claims, id.clone());
+            let outcome = async {
+                gateway.may_command(&claims.sub).await?;
+                sessions::end(&call, &session_id).await.map(|Ended {}| json!({}))
             };
-            Done::Reply { id, outcome }
+            Done::Reply { outcome: outcome.await, id }
         };
         self.in_flight.push(ending.boxed());
     }

@@ -16,9 +16,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::contract::problem::{Outcome, Problem};
-pub use crate::contract::topic::Position;
+pub use crate::contract::topic::{Position, split_topic};
 use crate::gateway::json::{Strict, field_of};
-use crate::kernel::ids::is_valid_id;
 
 pub const SUBPROTOCOL: &str = "proxie.v1";
 
@@ -242,17 +241,6 @@ pub fn position(value: &Value) -> Outcome<Option<Position>> {
     Position::deserialize(value)
         .map(Some)
         .map_err(|error| Problem::field("/position", format!("must be {{epoch, offset}}: {error}")))
-}
-
-/// `kind:key`. Application topics keep their whole name as the key.
-pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {
-    let wrong = || Problem::field("/topic", "must look like session:ses_…");
-    if topic.len() > 200 || topic.bytes().any(|b| !b.is_ascii_graphic()) {
-        return Err(wrong());
-    }
-    let (kind, key) = topic.split_once(':').ok_or_else(wrong)?;
-    let valid = if kind == "app" { !key.is_empty() } else { is_valid_id(key) };
-    if valid { Ok((kind, key)) } else { Err(wrong()) }
 }
 
 /// Why the server ends a connection. 3000–3499: reconnect. 3500–3999: not as it is.

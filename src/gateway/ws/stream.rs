@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::protocol::{Close, Limits};
-use crate::gateway::bucket::Bucket;
+use crate::contract::bucket::Bucket;
 
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
 const BUFFER_BYTES: usize = 4 * 1024;

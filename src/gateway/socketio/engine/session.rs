@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use super::packet::{self, Packet, Payload};
 use super::wire::{Heard, Probe, Probed, Wire};
 use super::{Refusal, Seat};
-use crate::gateway::bucket::Bucket;
+use crate::contract::bucket::Bucket;
 use crate::gateway::socketio::client::{Client, Wrong};
 use crate::gateway::{Gateway, Leaving};
 

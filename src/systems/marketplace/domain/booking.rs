@@ -9,10 +9,11 @@
 //! approval by hand. The provider holds the time before this entity exists and releases it when told to.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, ViewRow, to_value};
 use crate::kernel::error::ErrorCode;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
@@ -26,6 +27,9 @@ use crate::systems::marketplace::domain::user::User;
 
 #[cfg(test)]
 mod tests;
+mod view;
+
+pub use view::BookingView;
 
 /// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
 const NO_SHOW_MINUTES: i64 = 24 * 60;
@@ -91,7 +95,8 @@ pub enum Event {
     ConsumerMissed { at: Timestamp },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who did something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Party {
     Consumer,
@@ -99,8 +104,10 @@ pub enum Party {
     System,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a booking stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "BookingStatus")]
 pub enum Status {
     #[default]
     Pending,
@@ -112,13 +119,16 @@ pub enum Status {
     NoShow,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the consumer thinks of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "BookingReview")]
 pub struct Review {
     pub rating: u8,
     pub comment: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who cancelled, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cancellation {
     pub by: Party,
     pub reason: Option<String>,
@@ -138,8 +148,7 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// `booking_json`.
-    Booking(Value),
+    Booking(Box<BookingView>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -246,7 +255,7 @@ impl Entity for Booking {
         };
         let step = Step { state, agreed, cx };
         match command {
-            Command::Get => Ok(Decision::reply(Reply::Booking(booking_json(cx.key, state)))),
+            Command::Get => Ok(step.unchanged()),
             Command::Cancel { reason } => step.cancel(party, reason),
             Command::CancelForConsumer { reason } => {
                 internal_only()?;
@@ -303,7 +312,9 @@ impl Entity for Booking {
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
-        let Some(agreed) = state.agreed.as_ref().filter(|_| !events.is_empty()) else {
+        let (Some(agreed), Some(detail), false) =
+            (&state.agreed, BookingView::of(key, state), events.is_empty())
+        else {
             return Vec::new();
         };
         let row = json!({
@@ -319,7 +330,7 @@ impl Entity for Booking {
             "starts_at": agreed.starts_at,
             "ends_at": agreed.ends_at,
             "place": agreed.place,
-            "detail": booking_json(key, state),
+            "detail": detail,
             "created_at": state.created_at,
             "updated_at": state.updated_at,
         });
@@ -327,27 +338,9 @@ impl Entity for Booking {
     }
 }
 
-/// What the API, the read model's `detail` and the `booking:` events show.
-pub fn booking_json(id: &str, state: &State) -> Value {
-    let Some(agreed) = &state.agreed else { return Value::Null };
-    json!({
-        "id": id,
-        "request_id": agreed.request_id,
-        "offer_id": agreed.offer_id,
-        "consumer_id": agreed.consumer_id,
-        "provider": agreed.provider,
-        "service": agreed.service,
-        "details": agreed.details,
-        "price": agreed.price,
-        "starts_at": agreed.starts_at,
-        "ends_at": agreed.ends_at,
-        "place": agreed.place,
-        "status": state.status,
-        "review": state.review,
-        "cancellation": state.cancellation,
-        "created_at": state.created_at,
-        "updated_at": state.updated_at,
-    })
+fn shown(key: &str, state: &State) -> Decision<Booking> {
+    let booking = BookingView::of(key, state).expect("what was agreed on has its times");
+    Decision::reply(Reply::Booking(booking.into()))
 }
 
 fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Booking> {
@@ -398,7 +391,7 @@ impl Step<'_> {
         for event in events {
             Booking::evolve(&mut next, event);
         }
-        data["booking"] = booking_json(self.cx.key, &next);
+        data["booking"] = to_value(&BookingView::of(self.cx.key, &next));
         let owner = &self.agreed.provider_owner_id;
         let consumer = &self.agreed.consumer_id;
         let mut effects = vec![Effect::notify(User::KIND, consumer, name, data.clone())];
@@ -417,12 +410,11 @@ impl Step<'_> {
         Booking::evolve(&mut next, &event);
         let events = vec![event];
         let effects = self.announce("booking:updated", &events, json!({"kind": kind}));
-        let reply = Reply::Booking(booking_json(self.cx.key, &next));
-        Decision { events, effects, reply: Some(reply) }
+        Decision { events, effects, ..shown(self.cx.key, &next) }
     }
 
     fn unchanged(&self) -> Decision<Booking> {
-        Decision::reply(Reply::Booking(booking_json(self.cx.key, self.state)))
+        shown(self.cx.key, self.state)
     }
 
     /// The provider was asked twice. What has been cancelled meanwhile stays so, and its time is free again.

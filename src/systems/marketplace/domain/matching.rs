@@ -4,6 +4,7 @@
 //! The score orders leads and is shown to the consumer with its parts; it decides nothing else. What a provider can
 //! really do is its agent's answer (`policy`).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -46,7 +47,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// From a row of the view `providers` (see `provider_json`). `None`: the row is not of this shape.
+    /// From a row of the view `providers` (see `ProviderView`). `None`: the row is not of this shape.
     pub fn from_row(row: &Value, busy: Vec<Span>) -> Option<Self> {
         Some(Self {
             provider_id: row.get("id")?.as_str()?.into(),
@@ -60,7 +61,8 @@ impl Candidate {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The parts of a score, 0 to 1 each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreParts {
     pub skill: f64,
     pub location: f64,
@@ -79,8 +81,10 @@ pub const WEIGHTS: ScoreParts = ScoreParts {
     response: 0.05,
 };
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// How well an offer fits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Score {
+    /// 0 to 1: skill .30, location .25, availability .20, price .10, rating .10, response .05
     pub total: f64,
     pub parts: ScoreParts,
 }
@@ -238,7 +242,7 @@ mod tests {
     use crate::systems::marketplace::domain::fixtures::{
         NOW, alexanderplatz, at, eur, five_pm, profile,
     };
-    use crate::systems::marketplace::domain::profile::provider_json;
+    use crate::systems::marketplace::domain::profile::ProviderView;
 
     fn criteria() -> Criteria {
         Criteria {
@@ -362,7 +366,8 @@ mod tests {
     #[test]
     fn candidates_are_read_from_rows_of_the_read_model() {
         let standing = Standing { rating: 4.5, reviews: 30, ..Standing::default() };
-        let row = provider_json("prv_1", "mirela", &profile(), &standing, 1, at(NOW));
+        let row = ProviderView::new("prv_1", "mirela", &profile(), &standing, 1, at(NOW));
+        let row = crate::kernel::entity::to_value(&row);
         assert_eq!(Candidate::from_row(&row, vec![]), Some(somebody("prv_1", |_| ())));
         assert_eq!(Candidate::from_row(&serde_json::json!({"id": "prv_1"}), vec![]), None);
     }

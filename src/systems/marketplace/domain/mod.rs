@@ -11,8 +11,8 @@
 //! Each arrow is a durable `send`. The client hears of it on its `user:`, `session:` and `booking:` topics.
 //!
 //! **Architecture invariants:** states are bounded (each file says by what). Commands that only other entities may
-//! send refuse users with `internal_only`. What is not yours is `not_found`. The JSON that clients, events and read
-//! models show comes from one function an object (`request_json`, `offer_json`, `provider_json`, `booking_json`).
+//! send refuse users with `internal_only`. What is not yours is `not_found`. What clients, events and read
+//! models show of an object is one type (`RequestView`, `OfferView`, `ProviderView`, `BookingView`, `SessionView`, `MessageView`).
 
 // Values.
 pub mod language;

@@ -1,9 +1,15 @@
 //! Amounts in minor units.
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// An amount of a currency.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Money {
+    /// In the currency's smallest unit: 4500 EUR is 45 euros.
+    #[schemars(example = 4500)]
     pub amount_minor: i64,
+    /// ISO 4217.
+    #[schemars(regex(pattern = "^[A-Z]{3}$"), example = &"EUR")]
     pub currency: String,
 }
 

@@ -1,8 +1,8 @@
 //! Leads and offers: what a request and a provider's agent tell each other.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::matching::Score;
@@ -43,7 +43,8 @@ pub struct Decline {
     pub lowest_price: Option<Money>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Where an offer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OfferStatus {
     Open,
@@ -72,19 +73,40 @@ pub struct Offer {
 }
 
 /// What clients see of an offer.
-pub fn offer_json(request_id: &str, offer: &Offer, booking_id: Option<&str>) -> Value {
-    json!({
-        "id": offer.id,
-        "request_id": request_id,
-        "provider": offer.provider,
-        "price": offer.price,
-        "starts_at": offer.starts_at,
-        "ends_at": offer.ends_at,
-        "message": offer.message,
-        "score": offer.score,
-        "status": offer.status,
-        "created_at": offer.created_at,
-        "expires_at": offer.expires_at,
-        "booking_id": booking_id,
-    })
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Offer")]
+pub struct OfferView {
+    pub id: String,
+    pub request_id: String,
+    pub provider: ProviderCard,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub message: String,
+    pub score: Score,
+    pub status: OfferStatus,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    /// What its acceptance led to.
+    pub booking_id: Option<String>,
+}
+
+impl OfferView {
+    pub fn new(request_id: &str, offer: &Offer, booking_id: Option<&str>) -> Self {
+        let offer = offer.clone();
+        Self {
+            id: offer.id,
+            request_id: request_id.into(),
+            provider: offer.provider,
+            price: offer.price,
+            starts_at: offer.starts_at,
+            ends_at: offer.ends_at,
+            message: offer.message,
+            score: offer.score,
+            status: offer.status,
+            created_at: offer.created_at,
+            expires_at: offer.expires_at,
+            booking_id: booking_id.map(str::to_owned),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::language::token::{Kind, Token, fold, tokens};
@@ -14,7 +15,8 @@ mod qualifier;
 
 use qualifier::{apart, is_denied, is_that, listed, qualifier};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Somewhere that has a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {
     pub name: String,
     pub city: String,

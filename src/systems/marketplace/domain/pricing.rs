@@ -1,11 +1,13 @@
 //! What a service costs, and how far the agent may go down. Integers only; the floor is never crossed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::service::Service;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a price is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
     /// The price is for the whole service.
@@ -15,11 +17,12 @@ pub enum Per {
 }
 
 /// One service that a provider sells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Offering {
     pub service: Service,
     pub price: Money,
     pub per: Per,
+    #[schemars(range(min = 15, max = 720))]
     pub duration_minutes: u16,
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::systems::marketplace::domain::pricing::Offering;
 use crate::systems::marketplace::domain::rejection::Check;
@@ -14,7 +15,7 @@ use crate::systems::marketplace::domain::service::Service;
 use crate::systems::marketplace::domain::zones;
 
 /// Where a provider starts from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Base {
     pub city: String,
     pub country: String,
@@ -23,7 +24,8 @@ pub struct Base {
     pub time_zone: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What a provider says about itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Profile {
     pub name: String,
     pub bio: String,
@@ -33,6 +35,7 @@ pub struct Profile {
     pub services: Vec<Offering>,
     pub base: Base,
     pub radius_km: f64,
+    /// By weekday; a day that is missing is closed.
     pub weekly: Weekly,
     pub days_off: BTreeSet<Date>,
     pub minimum_notice_minutes: u32,
@@ -192,7 +195,7 @@ impl Standing {
 }
 
 /// The provider in an offer or a booking.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProviderCard {
     pub id: String,
     pub name: String,
@@ -214,32 +217,64 @@ impl ProviderCard {
     }
 }
 
-/// What the API and the read model show of a provider. `profile` holds exactly a [`Profile`].
-pub fn provider_json(
-    id: &str,
-    owner_id: &str,
-    profile: &Profile,
-    standing: &Standing,
-    version: u64,
-    updated_at: Timestamp,
-) -> Value {
-    json!({
-        "id": id,
-        "owner_id": owner_id,
-        "name": profile.name,
-        "city": profile.base.city,
-        "country": profile.base.country,
-        "latitude": profile.base.latitude,
-        "longitude": profile.base.longitude,
-        "radius_km": profile.radius_km,
-        "services": profile.services.iter().map(|offering| offering.service).collect::<Vec<_>>(),
-        "profile": profile,
-        "rating": round(standing.rating, 100.0),
-        "reviews": standing.reviews,
-        "response_rate": round(standing.response_rate(), 1000.0),
-        "version": version,
-        "updated_at": updated_at,
-    })
+/// What the API and the read model show of a provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Provider")]
+pub struct ProviderView {
+    pub id: String,
+    /// Only for the owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_id: Option<String>,
+    pub name: String,
+    pub city: String,
+    pub country: String,
+    pub latitude: f64,
+    pub longitude: f64,
+    pub radius_km: f64,
+    pub services: Vec<Service>,
+    pub profile: Profile,
+    /// Rounded to a hundredth.
+    pub rating: f64,
+    pub reviews: u32,
+    pub response_rate: f64,
+    /// Counts the changes of the profile: the ETag.
+    pub version: u64,
+    pub updated_at: Timestamp,
+}
+
+impl ProviderView {
+    pub fn new(
+        id: &str,
+        owner_id: &str,
+        profile: &Profile,
+        standing: &Standing,
+        version: u64,
+        updated_at: Timestamp,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            owner_id: Some(owner_id.into()),
+            name: profile.name.clone(),
+            city: profile.base.city.clone(),
+            country: profile.base.country.clone(),
+            latitude: profile.base.latitude,
+            longitude: profile.base.longitude,
+            radius_km: profile.radius_km,
+            services: profile.services.iter().map(|offering| offering.service).collect(),
+            profile: profile.clone(),
+            rating: round(standing.rating, 100.0),
+            reviews: standing.reviews,
+            response_rate: round(standing.response_rate(), 1000.0),
+            version,
+            updated_at,
+        }
+    }
+
+    /// As this user may see it: whose account is behind it is the owner's business.
+    pub fn for_user(mut self, user_id: &str) -> Self {
+        self.owner_id = self.owner_id.filter(|owner| owner == user_id);
+        self
+    }
 }
 
 fn round(value: f64, steps: f64) -> f64 {

@@ -6,9 +6,9 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow, to_value};
 use crate::kernel::error::ErrorCode;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::money::Money;
@@ -16,7 +16,7 @@ use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStat
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::policy::{self, Promise, Terms};
 use crate::systems::marketplace::domain::profile::{
-    Profile, ProfilePatch, ProviderCard, Standing, provider_json,
+    Profile, ProfilePatch, ProviderCard, ProviderView, Standing,
 };
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
 use crate::systems::marketplace::domain::request::{self, Request};
@@ -169,8 +169,7 @@ impl State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// `provider_json`.
-    Provider(Value),
+    Provider(Box<ProviderView>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -351,8 +350,8 @@ impl Entity for Provider {
                 | Event::OfferWithdrawn { .. } => {}
             }
         }
-        if changed {
-            rows.push(ViewRow::new("providers", view(key, state)));
+        if let Some(provider) = view(key, state).filter(|_| changed) {
+            rows.push(ViewRow::new("providers", to_value(&provider)));
         }
         rows
     }
@@ -378,17 +377,16 @@ fn forget_the_first_to_expire(offers: &mut Vec<OpenOffer>) {
     }
 }
 
-fn view(key: &str, state: &State) -> Value {
-    match (&state.profile, state.updated_at) {
-        (Some(profile), Some(at)) => {
-            provider_json(key, &state.owner_id, profile, &state.standing, state.version, at)
-        }
-        _ => Value::Null,
-    }
+/// `None`: nobody has enrolled it.
+fn view(key: &str, state: &State) -> Option<ProviderView> {
+    let State { owner_id, profile, standing, version, updated_at, .. } = state;
+    let profile = profile.as_ref()?;
+    Some(ProviderView::new(key, owner_id, profile, standing, *version, (*updated_at)?))
 }
 
 fn shown(key: &str, state: &State) -> Decision<Provider> {
-    Decision::reply(Reply::Provider(view(key, state)))
+    let provider = view(key, state).expect("who enrols has a profile, and the time of it");
+    Decision::reply(Reply::Provider(provider.into()))
 }
 
 /// Replies with the provider as it is after `event`.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
 use crate::systems::marketplace::domain::booking::{self, Booking};
@@ -20,7 +20,7 @@ use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, Scored};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
-    Decline, DeclineReason, Lead, Offer, OfferStatus, offer_json,
+    Decline, DeclineReason, Lead, Offer, OfferStatus, OfferView,
 };
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::provider::{self, Provider};
@@ -39,7 +39,7 @@ mod view;
 
 pub use rejection::Rejection;
 pub use state::{Acceptance, Answer, AskedProvider, State, Status};
-pub use view::request_json;
+pub use view::RequestView;
 
 use draft::Draft;
 use steps::{
@@ -239,8 +239,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Done,
-    /// `request_json`.
-    Request(Value),
+    Request(Box<RequestView>),
     /// The provider has been asked to hold the time: `AwaitAcceptance` tells the end of it.
     Accepting {
         booking_id: String,
@@ -287,7 +286,7 @@ impl Entity for Request {
             }
             Command::DeclineOffer { offer_id } => decline_offer(draft, &offer_id),
             Command::Cancel { reason } => cancel(draft, reason),
-            Command::Get => Ok(Decision::reply(Reply::Request(request_json(cx.key, state)))),
+            Command::Get => Ok(draft.reply_request()),
             Command::AwaitAcceptance { offer_id } => await_acceptance(state, &offer_id),
             Command::TakeMatches { candidates } => Ok(take_matches(draft, candidates)),
             Command::MatchFailed { error } => Ok(match_failed(draft, error)),

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use jiff::civil::{Date, Time, Weekday as CivilWeekday};
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{SignedDuration, Timestamp, ToSpan};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::systems::marketplace::domain::language::When;
@@ -60,7 +61,10 @@ pub fn later(at: Timestamp, by_minutes: i64) -> Timestamp {
     at.checked_add(minutes(by_minutes)).unwrap_or(edge)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A day of the week.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Weekday {
     Monday,
@@ -97,8 +101,9 @@ impl Weekday {
 }
 
 /// Open hours of a day, in minutes after local midnight; `to_minute` 1440 is the end of the day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hours {
+    /// Minutes after local midnight.
     pub from_minute: u16,
     pub to_minute: u16,
 }

@@ -6,6 +6,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,9 +26,11 @@ mod memory;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod view;
 mod words;
 
 pub use memory::{AskedOf, Current, OfferSummary, Pending, Progress};
+pub use view::{MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
 pub const MAX_MEDIA: usize = 8;
@@ -141,7 +144,8 @@ pub enum Event {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Author {
     User,
@@ -381,52 +385,7 @@ impl Entity for Session {
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
-        let message =
-            |id: &str, role: &str, content: &str, media: Value, data: &Value, at: Timestamp| {
-                let row = json!({
-                    "id": id,
-                    "session_id": key,
-                    "role": role,
-                    "content": content,
-                    "media": media,
-                    "data": data,
-                    "created_at": at,
-                });
-                ViewRow::new("messages", row)
-            };
-        let mut rows = Vec::new();
-        let mut changed = false;
-        for event in events {
-            match event {
-                Event::MessageReceived { message_id, content, media, at } => {
-                    changed = true;
-                    rows.push(message(message_id, "user", content, json!(media), &json!({}), *at));
-                }
-                Event::Responded { message_id, content, data, at } => {
-                    changed = true;
-                    rows.push(message(message_id, "agent", content, json!([]), data, *at));
-                }
-                Event::Opened { .. } | Event::Ended { .. } => changed = true,
-                Event::DraftChanged { .. }
-                | Event::RequestStarted { .. }
-                | Event::RequestFollowed { .. }
-                | Event::ReadBack { .. }
-                | Event::Published { .. } => {}
-            }
-        }
-        if changed {
-            let row = json!({
-                "id": key,
-                "user_id": state.user_id,
-                "time_zone": state.time_zone,
-                "locale": state.locale,
-                "created_at": state.created_at,
-                "last_active_at": state.last_active_at,
-                "ended": state.ended,
-            });
-            rows.push(ViewRow::new("sessions", row));
-        }
-        rows
+        view::rows(key, state, events)
     }
 
     fn publication(publication: Publication) -> Option<Command> {

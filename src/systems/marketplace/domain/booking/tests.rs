@@ -202,8 +202,8 @@ fn only_the_parties_see_it() {
         else {
             panic!()
         };
-        assert_eq!(shown["id"], "bkg_1");
-        assert_eq!(shown["provider"]["name"], "Mirela's Chair");
+        assert_eq!(shown.id, "bkg_1");
+        assert_eq!(shown.provider.name, "Mirela's Chair");
     }
     for command in
         [Command::Get, cancel(), review(5), Command::MarkNoShow, Command::Confirm(agreed().into())]
@@ -243,6 +243,21 @@ fn the_row_holds_what_is_shown() {
     let rows = Booking::project("bkg_1", &it.state, &[confirmed()]);
     assert_eq!(rows[0].view, "bookings");
     assert_eq!(rows[0].row["provider_owner_id"], "mirela");
-    assert_eq!(rows[0].row["detail"], booking_json("bkg_1", &it.state));
+    assert_eq!(rows[0].row["detail"], to_value(&BookingView::of("bkg_1", &it.state)));
     assert_eq!(Booking::project("bkg_1", &it.state, &[]), []);
+}
+
+#[test]
+fn what_is_not_there_is_shown_as_null() {
+    let it = booking([]);
+    let shown = to_value(&BookingView::of("bkg_1", &it.state));
+    let nulls = shown.as_object().unwrap().iter().filter(|(_, value)| value.is_null());
+    assert_eq!(
+        nulls.map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["cancellation", "review"]
+    );
+    assert_eq!(
+        serde_json::from_value::<BookingView>(shown).ok(),
+        BookingView::of("bkg_1", &it.state)
+    );
 }

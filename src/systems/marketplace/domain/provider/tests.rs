@@ -59,11 +59,15 @@ mod enrolment {
     fn a_user_enrols_himself() {
         let decision = provider([]).by_user("mirela").when(enroll()).then([enrolled()]);
         let Some(Reply::Provider(shown)) = decision.reply else { panic!() };
+        let shown = to_value(&shown);
         assert_eq!(shown["name"], "Mirela's Chair");
         assert_eq!(shown["services"], json!(["haircut"]));
         assert_eq!(shown["profile"]["weekly"]["monday"][0]["from_minute"], 540);
         assert_eq!((&shown["version"], &shown["rating"]), (&json!(1), &json!(0.0)));
         assert_eq!(shown["response_rate"], 0.9);
+        assert_eq!(shown["owner_id"], "mirela");
+        let shown: ProviderView = serde_json::from_value(shown).unwrap();
+        assert_eq!(to_value(&shown.for_user("alice")).get("owner_id"), None);
     }
 
     #[test]
@@ -141,7 +145,7 @@ mod enrolment {
         let Some(Reply::Provider(shown)) = it.when(update(12.0, Some(1))).decision().reply else {
             panic!()
         };
-        assert_eq!((&shown["version"], &shown["radius_km"]), (&json!(2), &json!(12.0)));
+        assert_eq!((shown.version, shown.radius_km), (2, 12.0));
         it.when(update(12.0, None)).then([]);
         it.when(update(f64::NAN, None)).then_rejected("invalid");
         it.by_user("bob").when(update(1.0, None)).then_rejected("not_yours");

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::kernel::clock::saturating_add;
+use crate::kernel::entity::to_value;
 
 /// A decision in the making, together with the state as it will be after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -30,8 +31,13 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn reply_request(self) -> Decision<Request> {
-        let reply = Reply::Request(request_json(self.cx.key, &self.next));
+        let reply = Reply::Request(self.shown().into());
         self.reply(reply)
+    }
+
+    fn shown(&self) -> RequestView {
+        RequestView::of(self.cx.key, &self.next)
+            .expect("only `create` decides without a request, and its event sets it and its times")
     }
 
     pub(super) fn asked(&self) -> &Asked {
@@ -42,14 +48,14 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn announce_request(&mut self) {
-        let request = request_json(self.cx.key, &self.next);
-        let consumer = self.asked().consumer_id.clone();
-        self.effect(Effect::notify(User::KIND, consumer, "request:updated", request));
+        let request = self.shown();
+        let data = to_value(&request);
+        self.effect(Effect::notify(User::KIND, request.consumer_id, "request:updated", data));
     }
 
     pub(super) fn announce_offer(&mut self, event: &str, offer_id: &str) {
         let Some(offer) = self.next.offer(offer_id) else { return };
-        let offer = offer_json(self.cx.key, offer, self.next.booking_of(offer_id));
+        let offer = OfferView::new(self.cx.key, offer, self.next.booking_of(offer_id));
         let data = json!({"request_id": self.cx.key, "offer": offer});
         let consumer = self.asked().consumer_id.clone();
         self.effect(Effect::notify(User::KIND, consumer, event, data));
@@ -74,7 +80,7 @@ impl<'a> Draft<'a> {
     pub(super) fn run_match(&mut self) {
         let Asked { consumer_id, service, place, when, budget, .. } = self.asked().clone();
         let criteria = Criteria { consumer_id: Some(consumer_id), service, place, when, budget };
-        let input = crate::kernel::entity::to_value(&criteria);
+        let input = to_value(&criteria);
         self.effect(Effect::run(matching::RUNNER, "match", input));
     }
 

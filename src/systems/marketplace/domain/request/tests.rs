@@ -97,7 +97,7 @@ mod creation {
         assert_eq!(timers(effects), [("expiry", "2026-01-13T08:00:00Z".into())]);
         assert_eq!(notified(effects), ["alice request:updated"]);
         let Some(Reply::Request(shown)) = decision.reply else { panic!() };
-        assert_eq!((&shown["id"], &shown["status"]), (&json!("req_1"), &json!("matching")));
+        assert_eq!((shown.id.as_str(), shown.status), ("req_1", Status::Matching));
     }
 
     #[test]
@@ -437,8 +437,8 @@ mod ends {
     fn the_consumer_looks_at_it_and_nobody_else() {
         let mut it = request(open()).by_user("alice");
         let Some(Reply::Request(shown)) = it.when(Command::Get).decision().reply else { panic!() };
-        assert_eq!(shown["offers_count"], 2);
-        assert_eq!(shown["status"], "open");
+        assert_eq!(shown.offers_count, 2);
+        assert_eq!(shown.status, Status::Open);
         it.by_user("bob").when(Command::Get).then_rejected("not_found");
         request([]).by_user("alice").when(Command::Get).then_rejected("not_found");
     }

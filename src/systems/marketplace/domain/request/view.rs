@@ -1,51 +1,92 @@
 //! How a request is shown: to clients, and as rows of read models.
 
-use serde_json::{Value, json};
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Event, State};
-use crate::kernel::entity::ViewRow;
-use crate::systems::marketplace::domain::offer::{Offer, offer_json};
+use super::{Event, State, Status};
+use crate::kernel::entity::{ViewRow, to_value};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::offer::{Offer, OfferView};
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::service::Service;
 
-/// What the API, the read model and `request:updated` show.
-pub fn request_json(id: &str, state: &State) -> Value {
-    let Some(asked) = &state.asked else { return Value::Null };
-    json!({
-        "id": id,
-        "consumer_id": asked.consumer_id,
-        "session_id": asked.session_id,
-        "service": asked.service,
-        "status": state.status,
-        "reason": state.reason,
-        "details": asked.details,
-        "place": asked.place,
-        "earliest": asked.when.earliest,
-        "latest": asked.when.latest,
-        "exact": asked.when.exact,
-        "time_zone": asked.time_zone,
-        "budget": asked.budget,
-        "offers_count": state.offers.len(),
-        "booking_id": state.acceptance.as_ref().map(|a| &a.booking_id),
-        "created_at": state.created_at,
-        "updated_at": state.updated_at,
-    })
+/// What the API, the read model and `request:updated` show of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Request")]
+pub struct RequestView {
+    pub id: String,
+    pub consumer_id: String,
+    /// Where the agent talks about it.
+    pub session_id: Option<String>,
+    pub service: Service,
+    pub status: Status,
+    /// Why it ended.
+    pub reason: Option<String>,
+    pub details: String,
+    pub place: Place,
+    pub earliest: Timestamp,
+    pub latest: Timestamp,
+    pub exact: bool,
+    pub time_zone: String,
+    pub budget: Option<Money>,
+    pub offers_count: u32,
+    pub booking_id: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
 }
 
-/// `offer_json` with the columns that rows are found by.
-fn offer_row(key: &str, state: &State, offer: &Offer) -> ViewRow {
-    let mut row = offer_json(key, offer, state.booking_of(&offer.id));
-    row["provider_id"] = json!(offer.provider.id);
-    row["consumer_id"] = json!(state.asked.as_ref().map(|asked| &asked.consumer_id));
-    ViewRow::new("offers", row)
+impl RequestView {
+    /// `None`: nothing has been asked for.
+    pub fn of(id: &str, state: &State) -> Option<Self> {
+        let asked = state.asked.clone()?;
+        Some(Self {
+            id: id.into(),
+            consumer_id: asked.consumer_id,
+            session_id: asked.session_id,
+            service: asked.service,
+            status: state.status,
+            reason: state.reason.clone(),
+            details: asked.details,
+            place: asked.place,
+            earliest: asked.when.earliest,
+            latest: asked.when.latest,
+            exact: asked.when.exact,
+            time_zone: asked.time_zone,
+            budget: asked.budget,
+            offers_count: state.offers.len() as u32,
+            booking_id: state.acceptance.as_ref().map(|a| a.booking_id.clone()),
+            created_at: state.created_at?,
+            updated_at: state.updated_at?,
+        })
+    }
+}
+
+/// What clients see of an offer, with the columns that rows are found by.
+#[derive(Serialize)]
+struct OfferRow<'a> {
+    #[serde(flatten)]
+    offer: OfferView,
+    provider_id: &'a str,
+    consumer_id: &'a str,
 }
 
 /// The request, and the offers that `events` changed.
 pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
-    if events.is_empty() || state.asked.is_none() {
+    let Some(request) = RequestView::of(key, state).filter(|_| !events.is_empty()) else {
         return Vec::new();
-    }
+    };
     let touched = |offer: &&Offer| events.iter().any(|event| touches(event, &offer.id));
-    let offers = state.offers.iter().filter(touched).map(|offer| offer_row(key, state, offer));
-    std::iter::once(ViewRow::new("requests", request_json(key, state))).chain(offers).collect()
+    let offers = state.offers.iter().filter(touched).map(|offer| {
+        let row = OfferRow {
+            offer: OfferView::new(key, offer, state.booking_of(&offer.id)),
+            provider_id: &offer.provider.id,
+            consumer_id: &request.consumer_id,
+        };
+        ViewRow::new("offers", to_value(&row))
+    });
+    let offers: Vec<_> = offers.collect();
+    std::iter::once(ViewRow::new("requests", to_value(&request))).chain(offers).collect()
 }
 
 /// Whether the row of this offer is another one after this event.

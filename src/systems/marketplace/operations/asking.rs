@@ -1,8 +1,7 @@
-//! What a `POST /v1/requests` asks for: its fields, or what its sentence means.
+//! What a new request asks for: its fields, or what its sentence means.
 
-use crate::contract::problem::{FieldError, Outcome, Problem};
-use crate::gateway::bodies::{CreateRequest, PlaceBody};
-use crate::gateway::commands::Call;
+use super::requests::{CreateRequest, PlaceBody};
+use crate::contract::{Call, FieldError, Outcome, Problem};
 use crate::kernel::text::cleaned;
 use crate::systems::marketplace::domain::language::{self, Home, Intent, When};
 use crate::systems::marketplace::domain::places::Place;
@@ -17,7 +16,7 @@ pub fn request_pointer(at: &str, body: &CreateRequest) -> String {
     }
 }
 
-pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -> Outcome<Asked> {
+pub fn asked_by_sentence(call: &Call, text: &str, time_zone: Option<&str>) -> Outcome<Asked> {
     if text.trim().is_empty() || text.len() > session::MAX_CONTENT_BYTES {
         return Err(Problem::field(
             "/text",
@@ -27,7 +26,7 @@ pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -
     let tz = schedule::zone(time_zone.unwrap_or("UTC")).ok_or_else(|| {
         Problem::field("/time_zone", "must be an IANA time zone such as Europe/Berlin")
     })?;
-    let heard = language::understand(text, call.gateway.now(), &Home::of(&tz));
+    let heard = language::understand(text, call.now(), &Home::of(&tz));
     if heard.intent != Intent::Request {
         let errors = vec![FieldError::new("/text", "asks for no service")];
         let detail = "the sentence does not ask for a service";
@@ -51,7 +50,7 @@ pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -
         });
     };
     Ok(Asked {
-        consumer_id: call.user_id.into(),
+        consumer_id: call.user_id.to_string(),
         session_id: None,
         service,
         details: cleaned(&heard.details).chars().take(2_000).collect(),
@@ -62,7 +61,7 @@ pub fn asked_by_sentence(call: &Call<'_>, text: &str, time_zone: Option<&str>) -
     })
 }
 
-pub fn asked_by_fields(call: &Call<'_>, body: &CreateRequest) -> Outcome<Asked> {
+pub fn asked_by_fields(call: &Call, body: &CreateRequest) -> Outcome<Asked> {
     let mut errors = Vec::new();
     let mut need = |given: bool, pointer: &str, message: &str| {
         if !given {
@@ -88,7 +87,7 @@ pub fn asked_by_fields(call: &Call<'_>, body: &CreateRequest) -> Outcome<Asked> 
     }
     match (body.service, place, when, errors.is_empty()) {
         (Some(service), Some(Ok(place)), Some(when), true) => Ok(Asked {
-            consumer_id: call.user_id.into(),
+            consumer_id: call.user_id.to_string(),
             session_id: None,
             service,
             details: body.details.clone().unwrap_or_else(|| service.title().into()),

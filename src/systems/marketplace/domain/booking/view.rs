@@ -1,0 +1,58 @@
+//! How a booking is shown.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Cancellation, Review, State, Status};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::places::Place;
+use crate::systems::marketplace::domain::profile::ProviderCard;
+use crate::systems::marketplace::domain::service::Service;
+
+/// What the API, the read model's `detail` and the `booking:` events show of a booking.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Booking")]
+pub struct BookingView {
+    pub id: String,
+    pub request_id: String,
+    pub offer_id: String,
+    pub consumer_id: String,
+    pub provider: ProviderCard,
+    pub service: Service,
+    pub details: String,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub place: Place,
+    pub status: Status,
+    pub review: Option<Review>,
+    pub cancellation: Option<Cancellation>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl BookingView {
+    /// `None`: nothing has been agreed on.
+    pub fn of(id: &str, state: &State) -> Option<Self> {
+        let agreed = state.agreed.clone()?;
+        Some(Self {
+            id: id.into(),
+            request_id: agreed.request_id,
+            offer_id: agreed.offer_id,
+            consumer_id: agreed.consumer_id,
+            provider: agreed.provider,
+            service: agreed.service,
+            details: agreed.details,
+            price: agreed.price,
+            starts_at: agreed.starts_at,
+            ends_at: agreed.ends_at,
+            place: agreed.place,
+            status: state.status,
+            review: state.review.clone(),
+            cancellation: state.cancellation.clone(),
+            created_at: state.created_at?,
+            updated_at: state.updated_at?,
+        })
+    }
+}

@@ -1,0 +1,92 @@
+//! How a session and its messages are shown: to clients, and as rows of read models.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Author, Event, State};
+use crate::kernel::entity::{ViewRow, to_value};
+
+/// What the API and the read model show of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Session")]
+pub struct SessionView {
+    pub id: String,
+    pub user_id: String,
+    pub time_zone: String,
+    pub locale: String,
+    pub created_at: Timestamp,
+    pub last_active_at: Timestamp,
+    pub ended: bool,
+}
+
+impl SessionView {
+    /// `None`: nobody has opened it.
+    pub fn of(id: &str, state: &State) -> Option<Self> {
+        Some(Self {
+            id: id.into(),
+            user_id: state.user_id.clone(),
+            time_zone: state.time_zone.clone(),
+            locale: state.locale.clone(),
+            created_at: state.created_at?,
+            last_active_at: state.last_active_at?,
+            ended: state.ended,
+        })
+    }
+}
+
+/// What was said in a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Message")]
+pub struct MessageView {
+    pub id: String,
+    pub session_id: String,
+    pub role: Author,
+    pub content: String,
+    pub media: Vec<String>,
+    /// What the agent's words are about.
+    #[schemars(with = "Option<serde_json::Map<String, Value>>")]
+    pub data: Value,
+    pub created_at: Timestamp,
+}
+
+/// The session, and what `events` say.
+pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
+    let mut rows = Vec::new();
+    let mut changed = false;
+    for event in events {
+        let (id, role, content, media, data, at) = match event {
+            Event::MessageReceived { message_id, content, media, at } => {
+                (message_id, Author::User, content, media.clone(), json!({}), *at)
+            }
+            Event::Responded { message_id, content, data, at } => {
+                (message_id, Author::Agent, content, Vec::new(), data.clone(), *at)
+            }
+            Event::Opened { .. } | Event::Ended { .. } => {
+                changed = true;
+                continue;
+            }
+            Event::DraftChanged { .. }
+            | Event::RequestStarted { .. }
+            | Event::RequestFollowed { .. }
+            | Event::ReadBack { .. }
+            | Event::Published { .. } => continue,
+        };
+        changed = true;
+        let message = MessageView {
+            id: id.clone(),
+            session_id: key.into(),
+            role,
+            content: content.clone(),
+            media,
+            data,
+            created_at: at,
+        };
+        rows.push(ViewRow::new("messages", to_value(&message)));
+    }
+    if let Some(session) = SessionView::of(key, state).filter(|_| changed) {
+        rows.push(ViewRow::new("sessions", to_value(&session)));
+    }
+    rows
+}

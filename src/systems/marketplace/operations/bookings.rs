@@ -1,0 +1,134 @@
+//! Bookings: appointments that a consumer and a provider agreed on.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::call::known_id;
+use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
+use crate::systems::marketplace::views;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ListBookings")]
+pub struct Listed {
+    limit: Option<Limit>,
+    cursor: Option<After>,
+}
+
+/// The bookings of which the caller is a party.
+pub struct List;
+
+impl Operation for List {
+    const META: Meta =
+        Meta::query("booking.list", "Your bookings as consumer or provider, newest first")
+            .get("/v1/bookings");
+    type Input = Listed;
+    type Answer = Page<BookingView>;
+
+    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<BookingView>> {
+        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
+        let page = views::bookings_of(call.views()?, &call.user_id, from, limit);
+        Ok(list.page(page.await?))
+    }
+}
+
+/// A booking of which the caller is a party, else not found.
+pub async fn shown(call: &Call, id: &str) -> Outcome<BookingView> {
+    let booking = views::booking(call.views()?, known_id(id, "booking")?).await?;
+    let own = booking.filter(|(_, parties)| {
+        *parties.consumer_id == *call.user_id || *parties.provider_owner_id == *call.user_id
+    });
+    own.map(|(booking, _)| booking).ok_or_else(|| Problem::not_found("booking"))
+}
+
+async fn ask(call: &Call, id: &str, command: booking::Command) -> Outcome<BookingView> {
+    shown(call, id).await?;
+    match call.ask::<Booking>(id, command, call.meta()).await? {
+        booking::Reply::Booking(booking) => Ok(*booking),
+        booking::Reply::Done => shown(call, id).await,
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "BookingId")]
+pub struct Named {
+    booking_id: String,
+}
+
+/// A booking of which the caller is a party.
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("booking.get", "A booking").get("/v1/bookings/{booking_id}");
+    type Input = Named;
+    type Answer = BookingView;
+
+    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+        shown(call, &booking_id).await
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct CancelBooking {
+    booking_id: String,
+    #[schemars(length(max = 500))]
+    reason: Option<String>,
+}
+
+/// Frees the provider's time.
+pub struct Cancel;
+
+impl Operation for Cancel {
+    const META: Meta = Meta::command("booking.cancel", "Cancel a booking before it starts")
+        .post("/v1/bookings/{booking_id}/cancel");
+    type Input = CancelBooking;
+    type Answer = BookingView;
+
+    async fn run(call: &Call, input: CancelBooking) -> Outcome<BookingView> {
+        let CancelBooking { booking_id, reason } = input;
+        ask(call, &booking_id, booking::Command::Cancel { reason }).await
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ReviewBooking {
+    booking_id: String,
+    /// 1 to 5 stars.
+    #[schemars(range(min = 1, max = 5))]
+    rating: u8,
+    #[schemars(length(max = 2_000))]
+    comment: Option<String>,
+}
+
+/// What the consumer thinks of it.
+pub struct Review;
+
+impl Operation for Review {
+    const META: Meta =
+        Meta::command("booking.review", "Review a completed booking, as its consumer")
+            .post("/v1/bookings/{booking_id}/review");
+    type Input = ReviewBooking;
+    type Answer = BookingView;
+
+    async fn run(call: &Call, input: ReviewBooking) -> Outcome<BookingView> {
+        let ReviewBooking { booking_id, rating, comment } = input;
+        ask(call, &booking_id, booking::Command::Review { rating, comment }).await
+    }
+}
+
+/// The provider waited, and nobody came.
+pub struct MarkNoShow;
+
+impl Operation for MarkNoShow {
+    const META: Meta =
+        Meta::command("booking.no_show", "Say that the consumer did not come, as the provider")
+            .post("/v1/bookings/{booking_id}/no-show");
+    type Input = Named;
+    type Answer = BookingView;
+
+    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+        ask(call, &booking_id, booking::Command::MarkNoShow).await
+    }
+}

@@ -1,0 +1,9 @@
+//! What can be asked of the marketplace.
+
+pub mod bookings;
+pub mod offers;
+pub mod providers;
+pub mod requests;
+pub mod sessions;
+
+mod asking;

@@ -1,0 +1,128 @@
+//! Offers: what providers' agents answer to a request.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::requests;
+use crate::cluster;
+use crate::contract::call::known_id;
+use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::kernel::error::AskError;
+use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
+use crate::systems::marketplace::domain::request::{self, Request};
+use crate::systems::marketplace::views;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ListOffers")]
+pub struct Listed {
+    request_id: String,
+    limit: Option<Limit>,
+    cursor: Option<After>,
+}
+
+/// The offers to a request of the caller.
+pub struct List;
+
+impl Operation for List {
+    const META: Meta =
+        Meta::query("offer.list", "The offers to a request, in the order they arrived")
+            .get("/v1/requests/{request_id}/offers");
+    type Input = Listed;
+    type Answer = Page<OfferView>;
+
+    async fn run(call: &Call, input: Listed) -> Outcome<Page<OfferView>> {
+        let Listed { request_id, limit, cursor } = input;
+        requests::shown(call, &request_id).await?;
+        let list = ListOf::new(&[Self::META.name, &request_id]);
+        let (from, limit) = (list.up(cursor)?, limit.unwrap_or_default().0);
+        let page = views::offers_of(call.views()?, &request_id, from, limit);
+        Ok(list.page(page.await?))
+    }
+}
+
+/// An offer to the caller, else not found.
+async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
+    let offer = views::offer(call.views()?, known_id(id, "offer")?).await?;
+    let own = offer.filter(|offer| *offer.consumer_id == *call.user_id);
+    own.map(|own| own.offer).ok_or_else(|| Problem::not_found("offer"))
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OfferId")]
+pub struct Named {
+    offer_id: String,
+}
+
+/// An offer to the caller.
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("offer.get", "An offer").get("/v1/offers/{offer_id}");
+    type Input = Named;
+    type Answer = OfferView;
+
+    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<OfferView> {
+        shown(call, &offer_id).await
+    }
+}
+
+/// What an acceptance led to.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Accepted {
+    booking_id: String,
+}
+
+/// Waits for the provider's word: the booking, or why not.
+pub struct Accept;
+
+impl Operation for Accept {
+    const META: Meta = Meta::command("offer.accept", "Accept an offer and wait for the booking")
+        .post("/v1/offers/{offer_id}/accept");
+    type Input = Named;
+    type Answer = Accepted;
+
+    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Accepted> {
+        let request_id = shown(call, &offer_id).await?.request_id;
+        let meta = call.meta();
+        let deadline = meta.deadline;
+        let accept = request::Command::AcceptOffer { offer_id: offer_id.clone() };
+        if let request::Reply::Accepted { booking_id } =
+            call.ask::<Request>(&request_id, accept, meta).await?
+        {
+            return Ok(Accepted { booking_id });
+        }
+        // The acceptance is durable and goes on without us. The query waits for its end.
+        let wait = cluster::Meta { deadline, ..call.undeduplicated() };
+        let outcome = request::Command::AwaitAcceptance { offer_id };
+        match call.ask::<Request>(&request_id, outcome, wait).await? {
+            request::Reply::Accepted { booking_id } => Ok(Accepted { booking_id }),
+            _ => Err(AskError::Internal.into()),
+        }
+    }
+}
+
+/// An offer that was declined.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Declined {
+    offer_id: String,
+    request_id: String,
+    status: OfferStatus,
+}
+
+/// Says no to an offer.
+pub struct Decline;
+
+impl Operation for Decline {
+    const META: Meta =
+        Meta::command("offer.decline", "Decline an offer").post("/v1/offers/{offer_id}/decline");
+    type Input = Named;
+    type Answer = Declined;
+
+    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Declined> {
+        let request_id = shown(call, &offer_id).await?.request_id;
+        let decline = request::Command::DeclineOffer { offer_id: offer_id.clone() };
+        call.ask::<Request>(&request_id, decline, call.meta()).await?;
+        Ok(Declined { offer_id, request_id, status: OfferStatus::Declined })
+    }
+}

@@ -1,0 +1,232 @@
+//! Requests: what a consumer asks for, in a sentence or in fields.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::asking::{asked_by_fields, asked_by_sentence, request_pointer};
+use crate::contract::call::known_id;
+use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::kernel::clock::Timestamp;
+use crate::kernel::error::ErrorCode;
+use crate::systems::marketplace::domain::language::When;
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::request::{self, Asked, Request, RequestView};
+use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::views;
+
+/// Either a sentence, or the fields.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct CreateRequest {
+    /// What is needed, where, when and for how much, in one sentence. With it only `time_zone` counts.
+    pub(super) text: Option<String>,
+    /// IANA name; what "tomorrow at 5 pm" means. Default: the place's, or UTC.
+    pub(super) time_zone: Option<String>,
+    pub(super) service: Option<Service>,
+    #[schemars(length(max = 2_000))]
+    pub(super) details: Option<String>,
+    pub(super) place: Option<PlaceBody>,
+    /// An exact time; or else `earliest` and `latest`.
+    pub(super) starts_at: Option<Timestamp>,
+    pub(super) earliest: Option<Timestamp>,
+    pub(super) latest: Option<Timestamp>,
+    pub(super) budget: Option<Money>,
+}
+
+/// Where it is to be done.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PlaceBody {
+    /// A place that the gazetteer knows: "Alexanderplatz, Berlin".
+    Name(String),
+    Point(PointBody),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct PointBody {
+    #[schemars(range(min = -90, max = 90))]
+    pub(super) latitude: f64,
+    #[schemars(range(min = -180, max = 180))]
+    pub(super) longitude: f64,
+    pub(super) name: Option<String>,
+    pub(super) city: Option<String>,
+    pub(super) country: Option<String>,
+    pub(super) time_zone: Option<String>,
+}
+
+/// Asks for something. The same request under the same command id.
+pub struct Create;
+
+impl Operation for Create {
+    const META: Meta =
+        Meta::command("request.create", "Ask for something, in a sentence or in fields")
+            .post("/v1/requests")
+            .creates("/v1/requests/");
+    type Input = CreateRequest;
+    type Answer = RequestView;
+
+    async fn run(call: &Call, input: CreateRequest) -> Outcome<RequestView> {
+        let key = call.new_id("req");
+        let Some(text) = &input.text else {
+            let asked = asked_by_fields(call, &input)?;
+            let created = create(call, &key, asked).await;
+            return created.map_err(|problem| problem.repoint(|at| request_pointer(at, &input)));
+        };
+        // What a sentence means depends on the moment. Where the request exists already this is a retry: it repeats
+        // the command that the request remembers.
+        if let Some(request) = already_created(call, &key).await? {
+            return repeat(call, &key, request).await;
+        }
+        let asked = asked_by_sentence(call, text, input.time_zone.as_deref())?;
+        match create(call, &key, asked).await {
+            // The same sentence twice at once: the other one was first.
+            Err(problem) if problem.code == ErrorCode::IdReused => {
+                match already_created(call, &key).await? {
+                    Some(request) => repeat(call, &key, request).await,
+                    None => Err(problem),
+                }
+            }
+            outcome => outcome.map_err(|problem| problem.repoint(|_| "/text".into())),
+        }
+    }
+}
+
+async fn create(call: &Call, key: &str, asked: Asked) -> Outcome<RequestView> {
+    match call.ask::<Request>(key, request::Command::Create(asked), call.meta()).await? {
+        request::Reply::Request(request) => Ok(*request),
+        _ => shown(call, key).await,
+    }
+}
+
+async fn already_created(call: &Call, key: &str) -> Outcome<Option<RequestView>> {
+    match call.ask::<Request>(key, request::Command::Get, call.undeduplicated()).await {
+        Ok(request::Reply::Request(request)) => Ok(Some(*request)),
+        Ok(_) => Ok(None),
+        Err(problem) if problem.code == ErrorCode::NotFound => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
+/// The first reply, or, where the request remembers it in other words (its window has been cut to the future), the
+/// request as it is: its key says that it came from this very command.
+async fn repeat(call: &Call, key: &str, request: RequestView) -> Outcome<RequestView> {
+    let known = request.clone();
+    let asked = Asked {
+        consumer_id: known.consumer_id,
+        session_id: known.session_id,
+        service: known.service,
+        details: known.details,
+        place: known.place,
+        when: When { earliest: known.earliest, latest: known.latest, exact: known.exact },
+        budget: known.budget,
+        time_zone: known.time_zone,
+    };
+    match create(call, key, asked).await {
+        Err(problem) if problem.code == ErrorCode::IdReused => Ok(request),
+        outcome => outcome,
+    }
+}
+
+/// A request of the caller, else not found.
+pub async fn shown(call: &Call, id: &str) -> Outcome<RequestView> {
+    let request = views::request(call.views()?, known_id(id, "request")?).await?;
+    let own = request.filter(|request| *request.consumer_id == *call.user_id);
+    own.ok_or_else(|| Problem::not_found("request"))
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ListRequests")]
+pub struct Listed {
+    limit: Option<Limit>,
+    cursor: Option<After>,
+}
+
+/// The caller's requests.
+pub struct List;
+
+impl Operation for List {
+    const META: Meta =
+        Meta::query("request.list", "Your requests, newest first").get("/v1/requests");
+    type Input = Listed;
+    type Answer = Page<RequestView>;
+
+    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<RequestView>> {
+        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
+        let page = views::requests_of(call.views()?, &call.user_id, from, limit);
+        Ok(list.page(page.await?))
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "RequestId")]
+pub struct Named {
+    request_id: String,
+}
+
+/// A request of the caller.
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("request.get", "A request").get("/v1/requests/{request_id}");
+    type Input = Named;
+    type Answer = RequestView;
+
+    async fn run(call: &Call, Named { request_id }: Named) -> Outcome<RequestView> {
+        shown(call, &request_id).await
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct CancelRequest {
+    request_id: String,
+    #[schemars(length(max = 500))]
+    reason: Option<String>,
+}
+
+/// Ends the search. The answer is the request as it is then.
+pub struct Cancel;
+
+impl Operation for Cancel {
+    const META: Meta = Meta::command("request.cancel", "Give a request up")
+        .post("/v1/requests/{request_id}/cancel");
+    type Input = CancelRequest;
+    type Answer = RequestView;
+
+    async fn run(call: &Call, input: CancelRequest) -> Outcome<RequestView> {
+        let CancelRequest { request_id: id, reason } = input;
+        // Asked of the read model first, so that ids that never were do not wake an entity each.
+        shown(call, &id).await?;
+        match call.ask::<Request>(&id, request::Command::Cancel { reason }, call.meta()).await? {
+            request::Reply::Request(request) => Ok(*request),
+            _ => shown(call, &id).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::contract::input::read;
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        let body = json!({"service": "flying", "earliest": "soon", "details": "x", "unknown": 1});
+        let problem = read::<CreateRequest>(&body).unwrap_err();
+        let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
+        assert_eq!(pointers, ["/earliest", "/service"]);
+    }
+
+    #[test]
+    fn a_place_is_a_name_or_a_point() {
+        let place = |value| read::<CreateRequest>(&json!({"place": value})).map(|b| b.place);
+        assert!(matches!(place(json!("Berlin")), Ok(Some(PlaceBody::Name(_)))));
+        assert!(matches!(
+            place(json!({"latitude": 1, "longitude": 2})),
+            Ok(Some(PlaceBody::Point(_)))
+        ));
+        assert_eq!(place(json!({"latitude": 1})).unwrap_err().errors[0].pointer, "/place");
+    }
+}

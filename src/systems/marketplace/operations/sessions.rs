@@ -1,0 +1,231 @@
+//! Sessions: conversations between a user and the agent.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::contract::call::{derived_id, known_id};
+use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::operation::Done;
+use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::kernel::error::AskError;
+use crate::systems::marketplace::domain::session::{self, MessageView, Session, SessionView};
+use crate::systems::marketplace::views;
+
+/// How long somebody's typing waits to be told.
+const TYPING_WAITS: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct OpenSession {
+    session_id: Option<String>,
+    /// IANA name. Default: what the session had, or UTC.
+    time_zone: Option<String>,
+    /// BCP 47. Its region says which of day and month comes first in 3/12; a language alone leaves that to the place.
+    #[schemars(length(min = 2, max = 35))]
+    locale: Option<String>,
+    /// What amounts without a currency mean. Default: what the session had, or the currency of the place.
+    #[schemars(regex(pattern = "^[A-Z]{3}$"))]
+    currency: Option<String>,
+}
+
+/// Opens a session of the caller, or a new one. Opening twice changes nothing, so it needs no remembered id.
+pub async fn open(call: &Call, input: OpenSession, remembered: bool) -> Outcome<String> {
+    let OpenSession { session_id, time_zone, locale, currency } = input;
+    let (key, time_zone, locale) = match session_id {
+        None => {
+            let key = derived_id("ses", &[&call.user_id, &call.id]);
+            (key, time_zone.unwrap_or_else(|| "UTC".into()), locale.unwrap_or_else(|| "en".into()))
+        }
+        Some(id) => {
+            let known = shown(call, &id).await?;
+            (id, time_zone.unwrap_or(known.time_zone), locale.unwrap_or(known.locale))
+        }
+    };
+    let meta = if remembered { call.meta() } else { call.undeduplicated() };
+    call.ask::<Session>(&key, session::Command::Open { time_zone, locale, currency }, meta).await?;
+    Ok(key)
+}
+
+/// Opens a session, and shows it.
+pub struct Create;
+
+impl Operation for Create {
+    const META: Meta = Meta::command("session.create", "Open a session, or a new one")
+        .post("/v1/sessions")
+        .creates("/v1/sessions/");
+    type Input = OpenSession;
+    type Answer = SessionView;
+
+    async fn run(call: &Call, input: OpenSession) -> Outcome<SessionView> {
+        let id = open(call, input, true).await?;
+        shown(call, &id).await
+    }
+}
+
+/// Ends a session for all devices.
+pub async fn end(call: &Call, session_id: &str) -> Outcome<Done> {
+    let session_id = known_id(session_id, "session")?;
+    let close = session::Command::Close { end: true };
+    call.ask::<Session>(session_id, close, call.undeduplicated()).await?;
+    Ok(Done {})
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ListSessions")]
+pub struct Listed {
+    limit: Option<Limit>,
+    cursor: Option<After>,
+}
+
+/// The caller's sessions.
+pub struct List;
+
+impl Operation for List {
+    const META: Meta =
+        Meta::query("session.list", "Your sessions, newest first").get("/v1/sessions");
+    type Input = Listed;
+    type Answer = Page<SessionView>;
+
+    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
+        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
+        let page = views::sessions_of(call.views()?, &call.user_id, from, limit);
+        Ok(list.page(page.await?))
+    }
+}
+
+/// A session of the caller, else not found.
+pub async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
+    let session = views::session(call.views()?, known_id(id, "session")?).await?;
+    let own = session.filter(|session| *session.user_id == *call.user_id);
+    own.ok_or_else(|| Problem::not_found("session"))
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "SessionId")]
+pub struct Named {
+    session_id: String,
+}
+
+/// A session of the caller.
+pub struct Get;
+
+impl Operation for Get {
+    const META: Meta = Meta::query("session.get", "A session").get("/v1/sessions/{session_id}");
+    type Input = Named;
+    type Answer = SessionView;
+
+    async fn run(call: &Call, Named { session_id }: Named) -> Outcome<SessionView> {
+        shown(call, &session_id).await
+    }
+}
+
+/// Which message comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// The oldest.
+    #[default]
+    Asc,
+    /// The newest.
+    Desc,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ListMessages {
+    session_id: String,
+    /// `asc` (default) or `desc`
+    order: Option<Order>,
+    limit: Option<Limit>,
+    cursor: Option<After>,
+}
+
+/// What was said in a session of the caller.
+pub struct Messages;
+
+impl Operation for Messages {
+    const META: Meta = Meta::query("session.messages", "What was said in a session")
+        .get("/v1/sessions/{session_id}/messages");
+    type Input = ListMessages;
+    type Answer = Page<MessageView>;
+
+    async fn run(call: &Call, input: ListMessages) -> Outcome<Page<MessageView>> {
+        let ListMessages { session_id, order, limit, cursor } = input;
+        shown(call, &session_id).await?;
+        let newest_first = order.unwrap_or_default() == Order::Desc;
+        let (list, order) = (Self::META.name, if newest_first { "desc" } else { "asc" });
+        let list = ListOf::new(&[list, &session_id, order]);
+        let from = if newest_first { list.down(cursor)? } else { list.up(cursor)? };
+        let limit = limit.unwrap_or_default().0;
+        let page = views::messages_of(call.views()?, &session_id, newest_first, from, limit);
+        Ok(list.page(page.await?))
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "SendMessage")]
+pub struct NewMessage {
+    session_id: String,
+    #[schemars(length(max = 8_192))]
+    content: String,
+    /// Addresses of pictures and the like.
+    #[schemars(length(max = 8))]
+    media: Option<Vec<String>>,
+}
+
+/// The user's own message.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Sent {
+    message_id: String,
+}
+
+/// Durable when it is answered; what the agent says comes on the session's topic.
+pub struct SendMessage;
+
+impl Operation for SendMessage {
+    const META: Meta =
+        Meta::command("chat.message", "Say something; the answer comes on the session's topic")
+            .post("/v1/sessions/{session_id}/messages")
+            .creates("");
+    type Input = NewMessage;
+    type Answer = Sent;
+
+    async fn run(call: &Call, input: NewMessage) -> Outcome<Sent> {
+        let NewMessage { session_id, content, media } = input;
+        let session_id = known_id(&session_id, "session")?;
+        let send = session::Command::SendMessage { content, media: media.unwrap_or_default() };
+        match call.ask::<Session>(session_id, send, call.meta()).await? {
+            session::Reply::Sent { message_id } => Ok(Sent { message_id }),
+            _ => Err(AskError::Internal.into()),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "Typing")]
+pub struct Types {
+    session_id: String,
+    is_typing: bool,
+}
+
+/// Somebody types, or has stopped. Lossy, so it gives up early.
+pub async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<Done> {
+    let session_id = known_id(session_id, "session")?;
+    let typing = session::Command::Typing { is_typing };
+    call.ask::<Session>(session_id, typing, call.within(TYPING_WAITS)).await?;
+    Ok(Done {})
+}
+
+/// Tells the user's other devices.
+pub struct Typing;
+
+impl Operation for Typing {
+    const META: Meta = Meta::signal("chat.typing", "Tells the user's other devices");
+    type Input = Types;
+    type Answer = Done;
+
+    async fn run(call: &Call, Types { session_id, is_typing }: Types) -> Outcome<Done> {
+        typing(call, &session_id, is_typing).await
+    }
+}
