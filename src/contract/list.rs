@@ -72,7 +72,7 @@ impl JsonSchema for After {
 pub struct ListOf(String);
 
 impl ListOf {
-    /// By the operation's name, and by whatever else makes it another list: whose, in which order.
+    /// By the operation's name, and by whatever else makes it another list: of which object, in which order.
     pub fn new(parts: &[&str]) -> Self {
         let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
         Self(format!("{:016x}", stable_hash(&parts)))

@@ -50,6 +50,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "cluster/",
             "contract/",
             "actors/",
+            "systems/app_topics/settings.rs",
             "gateway/",
             "app",
             "telemetry.rs",

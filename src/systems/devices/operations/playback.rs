@@ -213,7 +213,7 @@ impl Operation for List {
     type Answer = Page<SessionView>;
 
     async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
-        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let list = ListOf::new(&[Self::META.name]);
         let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
         let page = views::playback_sessions_of(call.views()?, &call.user_id, from, limit);
         Ok(list.page(page.await?))

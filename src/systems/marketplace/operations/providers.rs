@@ -176,6 +176,9 @@ impl Operation for Enroll {
     }
 }
 
+/// Versions that one change may name.
+const MAX_VERSIONS: usize = 64;
+
 /// What changes; a list replaces the whole list.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct UpdateProvider {
@@ -220,6 +223,10 @@ impl Operation for Update {
 
     async fn run(call: &Call, input: UpdateProvider) -> Outcome<ProviderView> {
         let UpdateProvider { provider_id: id, expected_versions, .. } = &input;
+        if expected_versions.as_ref().is_some_and(|versions| versions.len() > MAX_VERSIONS) {
+            let message = format!("must be a list of at most {MAX_VERSIONS}");
+            return Err(Problem::field("/expected_versions", message));
+        }
         shown(call, id).await?;
         let id = id.clone();
         // Version 0 does not exist: none of the versions that were given can be the one.

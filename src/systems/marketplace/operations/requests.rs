@@ -151,7 +151,7 @@ impl Operation for List {
     type Answer = Page<RequestView>;
 
     async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<RequestView>> {
-        let list = ListOf::new(&[Self::META.name, &call.user_id]);
+        let list = ListOf::new(&[Self::META.name]);
         let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
         let page = views::requests_of(call.views()?, &call.user_id, from, limit);
         Ok(list.page(page.await?))
