@@ -18,6 +18,7 @@ mod acts;
 mod leftover;
 mod lexicon;
 mod money;
+mod near;
 mod numbers;
 #[cfg(test)]
 mod tests;
@@ -83,6 +84,8 @@ pub enum Which {
 pub enum Thing {
     Any,
     Request,
+    /// A request whose search goes on: never what is booked.
+    Search,
     Booking,
 }
 
@@ -124,6 +127,9 @@ pub struct Understanding {
     /// Whether the last message says nothing beside what was read of it.
     #[serde(skip)]
     pub bare: bool,
+    /// The words of the last message that belong to no act or are not understood, where it is near to one.
+    #[serde(skip)]
+    pub aside: Option<String>,
 }
 
 impl Understanding {
@@ -219,6 +225,16 @@ pub fn answer(
         }
     }
     merge(draft, new)
+}
+
+/// A message on its own, read in the light of what was asked for.
+pub fn in_the_light_of(
+    asked: &Understanding,
+    text: &str,
+    now: Timestamp,
+    home: &Home<'_>,
+) -> Understanding {
+    read(text, now, home, asked)
 }
 
 fn zone(place: Option<&Place>, home: &TimeZone) -> TimeZone {
@@ -317,7 +333,16 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let service =
         services.first.filter(|_| !unclear(About::OtherService) && !unclear(About::SecondService));
     let known = time.when.is_some() || place.is_some() || budget.is_some() || !unread.is_empty();
-    let intent = acts::intent(&tokens, services.first, known, home.offers);
+    let offers: Vec<Vec<String>> = home.offers.iter().map(|name| acts::name_words(name)).collect();
+    let intent = acts::intent(&tokens, services.first, known, &offers);
+    let act = match intent {
+        Intent::AcceptTalk { hesitates: false, .. } => Some(near::Act::Accept),
+        Intent::CancelTalk { hesitates: false, .. } => Some(near::Act::Cancel),
+        _ => None,
+    };
+    let act = act.filter(|_| near::selection(&tokens, &offers).is_none());
+    let first_unread = || unread.first().map(|unread| unread.words.clone());
+    let aside = act.and_then(|act| near::aside(&tokens, act, &offers).or_else(first_unread));
     // What is past cannot be asked for: the question is when, again.
     let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
     let hour = if when.is_none() { time.hour } else { None };
@@ -333,7 +358,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     };
     let bare = tokens.iter().all(|token| token.taken || said(token));
     let details = text.trim().chars().take(DETAILS_CHARS).collect();
-    Understanding { service, when, place, budget, details, intent, hour, unread, bare }
+    Understanding { service, when, place, budget, details, intent, hour, unread, bare, aside }
 }
 
 fn mark(tokens: &mut [Token], role: Role) {
@@ -381,6 +406,11 @@ pub(super) fn is_said_otherwise(token: &Token) -> bool {
     leftover::is_known(token)
 }
 
+/// Whether a message begins with a "yes".
+pub fn says_yes(text: &str) -> bool {
+    acts::says_yes(&token::tokens(text))
+}
+
 /// Whether a message takes back something that was said before.
 pub fn corrects(text: &str) -> bool {
     corrected_at(&token::tokens(text)).is_some()
@@ -425,7 +455,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
     draft.place = new.place.or(draft.place);
     draft.budget = new.budget.or(draft.budget);
     draft.intent = new.intent;
-    draft.bare = false;
+    (draft.bare, draft.aside) = (false, None);
     draft
 }
 

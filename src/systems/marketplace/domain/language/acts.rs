@@ -4,6 +4,9 @@
 //! its politeness, is one of a few sentences. Whatever else speaks of it is [`Intent::AcceptTalk`] or
 //! [`Intent::CancelTalk`], which never binds by itself.
 
+use std::ops::Range;
+
+use super::near;
 use super::token::{Kind, Table, Token, Words, tokens, words_of};
 use super::{Intent, Thing, Which};
 use crate::systems::marketplace::domain::service::Service;
@@ -40,7 +43,7 @@ impl<'a> Utterance<'a> {
 }
 
 /// Words that change nothing of what is said.
-static POLITE: Table = Table::new(|| {
+pub(super) static POLITE: Table = Table::new(|| {
     words_of(
         "please, pls, plz, kindly, thanks, thx, ty, cheers, ok, okay, alright, great, perfect,
          cool, nice, super, lovely, hi, hello, hey, then, now, so, well, good, fine, wonderful,
@@ -143,7 +146,12 @@ fn act(said: &Utterance<'_>, offers: &[Vec<String>]) -> Option<Intent> {
     acceptance(Rest { words: rest }, offers).or_else(|| cancellation(Rest { words: rest }))
 }
 
-fn without_politeness<'a>(words: &[&'a str]) -> Vec<&'a str> {
+pub(super) fn says_yes(tokens: &[Token]) -> bool {
+    let said = Utterance::of(tokens);
+    without_politeness(&said.words).first().is_some_and(|word| YES.has(word))
+}
+
+pub(super) fn without_politeness<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let mut left = Vec::new();
     let mut at = 0;
     while at < words.len() {
@@ -226,7 +234,7 @@ fn by_name(words: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     }
 }
 
-fn name_words(name: &str) -> Vec<String> {
+pub(super) fn name_words(name: &str) -> Vec<String> {
     let words = tokens(name).into_iter().filter(|token| token.kind != Kind::Sign);
     words.map(|token| token.text).collect()
 }
@@ -243,20 +251,26 @@ fn owner(name: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     found.next().is_none().then_some(n)
 }
 
-/// The offer whose provider is named anywhere.
-fn name_in(words: &[&str], offers: &[Vec<String>]) -> Option<u8> {
-    (1..=4).rev().find_map(|count| words.windows(count).find_map(|name| owner(name, offers)))
+/// The offer whose provider is named anywhere, and the words that name them.
+pub(super) fn name_at(words: &[&str], offers: &[Vec<String>]) -> Option<(u8, Range<usize>)> {
+    (1..=4).rev().find_map(|count| {
+        let mut names = words.windows(count).enumerate();
+        names.find_map(|(at, name)| Some((owner(name, offers)?, at..at + count)))
+    })
 }
 
 const REQUESTS: Words = Words("request, search, enquiry, inquiry");
 const BOOKINGS: Words = Words("booking, appointment, reservation");
 
 fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
+    if Words("stop, stop it, abort").is(rest.words) {
+        return Some(Intent::Cancel(Thing::Any, None));
+    }
     let stops = Words(
-        "stop, stop it, stop searching, stop looking, stop the search, stop my search, call off the search, abort, cancel the search",
+        "stop searching, stop looking, stop the search, stop my search, call off the search, cancel the search",
     );
     if stops.is(rest.words) {
-        return Some(Intent::Cancel(Thing::Request, None));
+        return Some(Intent::Cancel(Thing::Search, None));
     }
     let dropped = Words(
         "never mind, nevermind, forget it, forget about it, scrap that, drop it, call it off, leave it",
@@ -291,24 +305,6 @@ fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
         .then_some(Intent::Cancel(thing, service))
 }
 
-/// The offer that is meant, where the words choose one.
-fn chosen(words: &[&str], offers: &[Vec<String>]) -> Option<Which> {
-    if words.contains(&"cheapest") {
-        return Some(Which::Cheapest);
-    }
-    let named = (1_u8..).zip(ORDINALS).find(|(_, name)| words.contains(name));
-    let numbered = words.windows(2).find_map(|pair| {
-        let n: u8 = match pair {
-            ["number" | "option" | "offer", n] => n.parse().ok()?,
-            [n, "st" | "nd" | "rd" | "th"] => n.parse().ok()?,
-            _ => return None,
-        };
-        (1..=99).contains(&n).then_some(n)
-    });
-    let nth = named.map(|(n, _)| n).or(numbered).or_else(|| name_in(words, offers)).map(Which::Nth);
-    nth.or_else(|| words.iter().any(|word| matches!(*word, "best" | "top")).then_some(Which::Best))
-}
-
 /// Words with which nothing is meant to happen now.
 static HESITATION: Table = Table::new(|| {
     words_of(
@@ -337,13 +333,14 @@ pub(super) fn intent(
     tokens: &[Token],
     service: Option<Service>,
     known: bool,
-    offers: &[String],
+    offers: &[Vec<String>],
 ) -> Intent {
     let said = Utterance::of(tokens);
-    let offers: Vec<Vec<String>> = offers.iter().map(|name| name_words(name)).collect();
-    let offers = offers.as_slice();
     if let Some(act) = act(&said, offers) {
         return act;
+    }
+    if let Some(which) = near::selection(tokens, offers) {
+        return Intent::AcceptTalk { which: Some(which), hesitates: false };
     }
     let has = |phrases: Words| said.has(phrases);
     if at_the_door(&said) {
@@ -380,8 +377,9 @@ pub(super) fn intent(
         return Intent::Status;
     }
     let accepts = has(OFFERED);
-    if (accepts || name_in(words, offers).is_some()) && !(service.is_some() && (known || needs)) {
-        return Intent::AcceptTalk { which: chosen(words, offers), hesitates };
+    if (accepts || name_at(words, offers).is_some()) && !(service.is_some() && (known || needs)) {
+        let which = near::chosen(words, offers).first().copied();
+        return Intent::AcceptTalk { which, hesitates };
     }
     if known || service.is_some() {
         return Intent::Request;

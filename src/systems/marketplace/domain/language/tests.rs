@@ -170,7 +170,7 @@ fn what_binds_is_a_closed_form() {
         ("cancel the haircut", Intent::Cancel(Thing::Any, haircut)),
         ("cancel my haircut booking", Intent::Cancel(Thing::Booking, haircut)),
         ("cancel my appointment for the haircut", Intent::Cancel(Thing::Booking, haircut)),
-        ("stop searching", cancel(Thing::Request)),
+        ("stop searching", cancel(Thing::Search)),
         ("never mind", Intent::Drop),
     ] {
         assert_eq!(with_offers(text), intent, "{text}");

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::{AskedOf, Current, Event, Pending, Progress, Reply, Session, State, words};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
-use crate::systems::marketplace::domain::language::{self, About, Home, Intent, Understanding};
+use crate::systems::marketplace::domain::language::{
+    self, About, Home, Intent, Thing, Understanding,
+};
 use crate::systems::marketplace::domain::request::{self, Asked, Request, Status};
 
 /// One message, and the decision that is made of it.
@@ -12,6 +14,13 @@ pub(super) struct Turn<'a> {
     pub state: &'a State,
     pub cx: &'a DecideCx<'a>,
     decision: Decision<Session>,
+}
+
+/// A message, as it was said and understood.
+pub(super) struct Said<'a> {
+    pub content: &'a str,
+    pub heard: &'a Understanding,
+    pub home: &'a Home<'a>,
 }
 
 /// The message is kept and published, then answered.
@@ -58,6 +67,13 @@ impl Turn<'_> {
         };
         let heard = language::understand(content, self.cx.now, &home);
         let current = state.current();
+        let gives_up =
+            matches!(heard.intent, Intent::No | Intent::Drop | Intent::Cancel(Thing::Any, None));
+        if state.pending.is_some() && gives_up {
+            return self.say(words::as_it_was(), json!({}));
+        }
+        // "2" answers the question that was asked last.
+        let answers = state.draft.is_some() && content.trim().parse::<u8>().is_ok();
         match heard.intent {
             Intent::Greeting => self.say(words::greeting(), json!({})),
             Intent::Thanks => self.say(words::welcome(), json!({})),
@@ -79,11 +95,13 @@ impl Turn<'_> {
             Intent::Drop => self.drop_it(),
             Intent::Cancel(thing, service) => self.cancel(thing, service),
             Intent::CancelTalk { thing, service, hesitates } => {
-                self.talk_of_cancelling(thing, service, hesitates)
+                let said = Said { content, heard: &heard, home: &home };
+                self.talk_of_cancelling(thing, service, hesitates, &said)
             }
-            Intent::Accept(which, service) => self.accept(which, service),
-            Intent::AcceptTalk { which, hesitates } if self.has_offers() => {
-                self.talk_of_offers(which, hesitates)
+            Intent::Accept(which, service) => self.accept(which, service, content),
+            Intent::AcceptTalk { which, hesitates } if self.has_offers() && !answers => {
+                let said = Said { content, heard: &heard, home: &home };
+                self.talk_of_offers(which, hesitates, &said)
             }
             Intent::AcceptTalk { .. } | Intent::Request => self.request(content, heard, &home),
         }
@@ -188,7 +206,7 @@ impl Turn<'_> {
 
     fn understand(self, known: Understanding) -> Decision<Session> {
         // Whatever the last message was for, what is known is a request.
-        let known = Understanding { intent: Intent::Request, bare: false, ..known };
+        let known = Understanding { intent: Intent::Request, bare: false, aside: None, ..known };
         let missing = language::missing(&known);
         match self.asked(&known).filter(|_| missing.is_empty()) {
             Some(asked) => self.start(asked, known, None),

@@ -62,7 +62,7 @@ pub(super) fn nothing_done() -> String {
 }
 
 pub(super) fn as_it_was() -> String {
-    "All right, everything stays as it is.".into()
+    "All right, nothing was changed: everything stays as it is.".into()
 }
 
 pub(super) fn which_to_cancel(live: &[&Current]) -> String {
@@ -154,6 +154,33 @@ pub(super) fn nothing_accepted(open: &[&Current]) -> String {
     format!(
         "I have accepted nothing. What I know of the offers: {}. To accept one, say for example \u{201c}the first one\u{201d}.",
         shown.join(". ")
+    )
+}
+
+/// `nothing`: what there is to accept.
+pub(super) fn not_accepted(not_understood: &str, nothing: &str) -> String {
+    format!("I did not understand \u{201c}{not_understood}\u{201d}. {nothing}")
+}
+
+/// An offer that is not what was said of it.
+pub(super) fn other_offer(what: &str, request: &Current, offer: &OfferSummary) -> String {
+    let place = request.asked.as_ref().and_then(|asked| asked.place.as_ref());
+    let place = place.map_or(String::new(), |place| format!(", near {}", place.name));
+    let at = request.shown.iter().position(|shown| shown.offer_id == offer.offer_id);
+    let number = at.map_or(1, |at| at + 1);
+    format!(
+        "I have accepted nothing: {what} is not what you said. The offer is: {}{place}. To take it as it is, say \u{201c}number {number}\u{201d}.",
+        terms(offer)
+    )
+}
+
+/// `what`: was not understood, or is not what was said.
+pub(super) fn not_that_to_cancel(what: &str, live: &[&Current]) -> String {
+    let all: Vec<String> = live.iter().map(|request| described(request)).collect();
+    let example = live.first().map_or("haircut", |request| request.service.title());
+    format!(
+        "I have cancelled nothing, because of \u{201c}{what}\u{201d}. There is: {}. To cancel it, say for example \u{201c}cancel the {example}\u{201d}.",
+        all.join(", and ")
     )
 }
 
