@@ -256,6 +256,10 @@ impl When {
 fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> Understanding {
     let mut tokens = token::tokens(text);
     let cut = corrected_at(&tokens);
+    // It excludes nothing.
+    if let Some(at) = cut.filter(|at| takes_back(&tokens, *at)) {
+        tokens[at].taken = true;
+    }
     let zone_name = home.tz.iana_name().unwrap_or("UTC");
     let mut found = places::find_in(&tokens, zone_name, cut);
     let mut unread: Vec<Unread> = Vec::new();
@@ -396,9 +400,52 @@ fn corrected_at(tokens: &[Token]) -> Option<usize> {
             && at > 0
             && tokens[at - 1].is(",")
             && tokens.get(at + 1).is_some_and(|next| next.is(","));
-        no || acts::CORRECTIONS.iter().any(|phrase| said(*n, phrase))
+        no || takes_back(tokens, at) || acts::CORRECTIONS.iter().any(|phrase| said(*n, phrase))
     };
     (0..words.len()).rev().find(cue).map(|n| words[n])
+}
+
+/// "on Monday, no Tuesday", "at 5pm, no 6pm", "in Berlin, no Hamburg": a "no" between two of a kind.
+fn takes_back(tokens: &[Token], at: usize) -> bool {
+    const LINKS: &[&str] = &[
+        "in", "on", "at", "near", "under", "up", "to", "max", "rather", "the", "around", "€", "$",
+        "£",
+    ];
+    let day = |token: &Token| {
+        time::weekday(token).is_some()
+            || time::month(token).is_some()
+            || token.any(&["today", "tomorrow", "tonight"])
+    };
+    let hour = |token: &Token| {
+        numbers::small_number(token).is_some()
+            || token.any(&["noon", "midnight", "half", "quarter"])
+    };
+    if !tokens[at].is("no") {
+        return false;
+    }
+    let comma = at > 0 && tokens[at - 1].any(&[",", ".", "-", "–", "—", ";"]);
+    let next = (at + 1..tokens.len()).take(4).find(|n| !tokens[*n].any(LINKS));
+    let Some(next) = next else { return false };
+    let before = &tokens[..at];
+    if day(&tokens[next]) {
+        return before.iter().any(day);
+    }
+    if !comma {
+        return false;
+    }
+    if hour(&tokens[next]) || tokens[next].kind == token::Kind::Number {
+        return before.iter().any(|token| hour(token) || token.kind == token::Kind::Number);
+    }
+    let named = |tokens: &[Token]| {
+        let found = places::find_in(tokens, "UTC", None);
+        found.place.is_some() || !found.unread.is_empty()
+    };
+    named(&tokens[at + 1..tokens.len().min(next + 4)]) && named(before)
+}
+
+/// Whether a message is longer than what is read of one.
+pub fn is_too_long(text: &str) -> bool {
+    text.chars().nth(token::MAX_CHARS).is_some()
 }
 
 /// Whether a word with a capital is something else than a name.
@@ -497,9 +544,22 @@ pub fn question(u: &Understanding) -> String {
     if u.is_unread(About::SecondService) {
         return "I can look for one service at a time. Which one first? Then tell me the other one.".into();
     }
-    let unread = quoted(&|about| about != About::Several);
-    let sorry =
-        if unread.is_empty() { String::new() } else { format!("I did not understand {unread}. ") };
+    let is_past = |unread: &&Unread| {
+        unread.about == About::When
+            && token::tokens(&unread.words).iter().any(|token| token.any(&["yesterday", "ago"]))
+    };
+    let past: String = u
+        .unread
+        .iter()
+        .filter(is_past)
+        .map(|unread| format!("\u{201c}{}\u{201d} is past. ", unread.words))
+        .collect();
+    let unread =
+        quoted(&|about| about != About::Several && (about != About::When || past.is_empty()));
+    let sorry = match unread.is_empty() {
+        true => past,
+        false => format!("{past}I did not understand {unread}. "),
+    };
     let what = u.service.map_or("it", Service::title);
     let asked = missing(u);
     let no = |name: &str| asked.contains(&name);

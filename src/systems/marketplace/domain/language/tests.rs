@@ -286,6 +286,12 @@ fn a_time_that_is_past_is_asked_for_again() {
 }
 
 #[test]
+fn yesterday_is_said_to_be_past() {
+    let told = question(&hear("haircut yesterday at 5pm in Mitte"));
+    assert_eq!(told, "\u{201c}yesterday\u{201d} is past. When do you need the haircut near Mitte?");
+}
+
+#[test]
 fn a_time_that_the_clocks_skip_or_repeat_is_still_a_time() {
     let spring: Timestamp = "2026-03-28T10:00:00Z".parse().unwrap();
     let skipped = understand("tomorrow at 02:30", spring, &Home::of(&berlin())).when.unwrap();

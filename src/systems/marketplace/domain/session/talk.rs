@@ -54,6 +54,9 @@ pub(super) fn answer(
 impl Turn<'_> {
     fn respond(self, content: &str) -> Decision<Session> {
         let state = self.state;
+        if language::is_too_long(content) {
+            return self.say(words::too_long(), json!({}));
+        }
         let open = state.requests.iter().rfind(|request| request.status == Status::Open);
         let names = open.map_or(Vec::new(), |request| {
             request.shown.iter().map(|offer| offer.provider_name.clone()).collect()

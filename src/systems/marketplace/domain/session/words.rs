@@ -204,6 +204,12 @@ pub(super) fn not_understood(more: &str) -> String {
     format!("I did not understand that. {more}")
 }
 
+pub(super) fn too_long() -> String {
+    "That is too long for me: I read at most 2,000 characters at once. I have read none of it and done nothing. Please \
+     say it in fewer words."
+        .into()
+}
+
 pub(super) fn what_do_you_need() -> String {
     "I did not understand that. What do you need, where and when?".into()
 }

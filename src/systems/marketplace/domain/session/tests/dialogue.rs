@@ -185,3 +185,20 @@ fn what_says_no_more_than_the_act_is_read_back() {
         assert!(matches!(pending, Some(Pending::CancelBooking { .. })), "{text}: {told}");
     }
 }
+
+#[test]
+fn what_is_too_long_is_not_read_in_part() {
+    let need = "I need a haircut in Berlin tomorrow at 5pm. ";
+    let asides = "I really love it. ".repeat(102);
+    let all = format!("{need}{asides}But not over 40 euros.");
+    assert!((1_850..2_000).contains(&all.len()), "{}", all.len());
+    let mut it = session([opened()]);
+    it.when(message(&all)).decision();
+    let asked = it.state.current().unwrap().asked.clone().unwrap();
+    assert_eq!(asked.budget, Some(eur(4_000)));
+    let mut it = session([opened()]);
+    let decision =
+        it.when(message(&format!("{need}{asides}{asides}Not over 40 euros."))).decision();
+    assert!(answer(&decision).0.contains("too long"));
+    assert_eq!((it.state.requests.len(), &it.state.draft), (0, &None));
+}
