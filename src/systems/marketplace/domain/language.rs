@@ -24,6 +24,7 @@ mod numbers;
 mod tests;
 mod time;
 pub(super) mod token;
+mod wishes;
 
 use token::{Role, Token};
 
@@ -102,6 +103,8 @@ pub enum About {
     SecondService,
     /// More than one appointment.
     Several,
+    /// What no request holds, or that nothing is asked for: a "yes" passes over it.
+    Aside,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,6 +324,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     };
     unread.extend(leftover.unread());
     let said = services.first.or(known.service);
+    unread.extend(wishes::unread(&tokens, said));
     let several = leftover::more_than_one(&tokens, said);
     unread.extend(several.map(|words| Unread { about: About::Several, words }));
     let other = services.other.map(|words| (About::OtherService, words));
@@ -351,6 +355,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
     let hour = if when.is_none() { time.hour } else { None };
     let budget = budget.filter(|_| !unclear(About::Budget));
+    let place = place.filter(|_| !unclear(About::Place));
     const LINKS: token::Words = token::Words(
         "actually, make, it, that, to, at, on, in, for, please, ok, okay, then, instead, rather, sorry, i, mean, meant,
          no, wait, not, the, a, an, of, course, change, move, and, near, around, by, up, max, my, budget, so, well,
@@ -453,6 +458,11 @@ pub(super) fn is_said_otherwise(token: &Token) -> bool {
     leftover::is_known(token)
 }
 
+/// Whether a message is a question about how things are, and asks for nothing to be found.
+pub fn only_asks(text: &str) -> bool {
+    acts::only_asks(&token::tokens(text))
+}
+
 /// Whether a message begins with a "yes".
 pub fn says_yes(text: &str) -> bool {
     acts::says_yes(&token::tokens(text))
@@ -476,12 +486,16 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
         let both = format!("{}\n{}", draft.details, new.details);
         draft.details = both.trim().chars().take(DETAILS_CHARS).collect();
     }
+    // A "yes" is one to the question that was asked: these come last, one by one.
+    let asked = missing(&draft).first().copied();
+    let agreed = |name: &str| new.intent == Intent::Yes && asked == Some(name);
     let answered = |about: About| match about {
         About::When => new.when.is_some(),
         About::Place => new.place.is_some(),
         About::Budget => new.budget.is_some() || waives(&new.details),
         About::OtherService | About::SecondService => new.service.is_some(),
-        About::Several => new.intent == Intent::Yes,
+        About::Several => agreed("number"),
+        About::Aside => agreed("confirmation"),
     };
     draft.unread.retain(|unread| !answered(unread.about));
     // What is unclear now is not known from before.
@@ -491,7 +505,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
             About::Place => draft.place = None,
             About::Budget => draft.budget = None,
             About::OtherService | About::SecondService => draft.service = None,
-            About::Several => {}
+            About::Several | About::Aside => {}
         }
         draft.unread.retain(|other| other.about != unread.about);
     }
@@ -523,6 +537,7 @@ pub fn missing(u: &Understanding) -> Vec<&'static str> {
         ("place", u.place.is_none() || u.is_unread(About::Place)),
         ("budget", u.is_unread(About::Budget)),
         ("number", u.is_unread(About::Several)),
+        ("confirmation", u.is_unread(About::Aside)),
     ];
     needed.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
 }
@@ -581,6 +596,12 @@ pub fn question(u: &Understanding) -> String {
             let said = quoted(&|about| about == About::Several);
             format!(
                 "I can look for one appointment for one person at a time (you said {said}). Shall I look for one {what}? Say yes."
+            )
+        }
+        _ if no("confirmation") => {
+            let said = quoted(&|about| about == About::Aside);
+            format!(
+                "You said {said}, which I cannot take into account. Shall I look for the {what} all the same? Say yes, or no."
             )
         }
         _ => format!("Shall I look for the {what}?"),

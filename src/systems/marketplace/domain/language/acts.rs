@@ -146,6 +146,14 @@ fn act(said: &Utterance<'_>, offers: &[Vec<String>]) -> Option<Intent> {
     acceptance(Rest { words: rest }, offers).or_else(|| cancellation(Rest { words: rest }))
 }
 
+pub(super) fn only_asks(tokens: &[Token]) -> bool {
+    let said = Utterance::of(tokens);
+    let first = said.words.first().copied().unwrap_or_default();
+    Words("when, where, what, why, how, which, whose, who, did, was, were").has(first)
+        && !said.has(NEEDS)
+        && !said.has(Words("how about, what about, who can, who could, who does, which one of"))
+}
+
 pub(super) fn says_yes(tokens: &[Token]) -> bool {
     let said = Utterance::of(tokens);
     without_politeness(&said.words).first().is_some_and(|word| YES.has(word))
@@ -342,6 +350,9 @@ pub(super) fn intent(
     if let Some(which) = near::selection(tokens, offers) {
         return Intent::AcceptTalk { which: Some(which), hesitates: false };
     }
+    if let Some(act) = cancelling_politely(tokens, &said) {
+        return act;
+    }
     let has = |phrases: Words| said.has(phrases);
     if at_the_door(&said) {
         return Intent::Offering;
@@ -370,7 +381,9 @@ pub(super) fn intent(
     if refuses(words) {
         return Intent::Refusal;
     }
-    if has(STATUS) && !known && service.is_none()
+    let own = words.len() <= 9 && !known && !needs && has(OWN);
+    if own
+        || has(STATUS) && !known && service.is_none()
         || words.len() <= 8 && has(Words("status"))
         || has(Words("status of"))
     {
@@ -386,6 +399,44 @@ pub(super) fn intent(
     }
     small_talk(&said)
 }
+
+/// "Could you cancel my booking?", "I can't make it": near to an act, in spite of their words.
+fn cancelling_politely(tokens: &[Token], said: &Utterance<'_>) -> Option<Intent> {
+    let signs = tokens.iter().filter(|token| token.kind == Kind::Sign);
+    if !signs.clone().all(|sign| sign.any(&[".", ",", "!", "?", "'", "’"])) {
+        return None;
+    }
+    let words = without_politeness(&said.words);
+    let talk = |thing, service| Some(Intent::CancelTalk { thing, service, hesitates: false });
+    let absent = Words(
+        "i can t make it, i cant make it, i cannot make it, i can not make it, i can t come, i cannot come, i won t make it,
+         i will not make it, i won t be able to make it, i won t be able to come",
+    );
+    let until =
+        words.iter().rposition(|word| !matches!(*word, "any" | "more" | "anymore" | "sorry"));
+    let from = words.iter().position(|word| *word != "sorry").unwrap_or(0);
+    let asks = tokens.iter().any(|token| token.is("?"));
+    if !asks && until.is_some_and(|until| from <= until && absent.is(&words[from..=until])) {
+        return talk(Thing::Any, None);
+    }
+    match &words[..] {
+        ["can" | "could" | "would" | "will", "you", rest @ ..] => {
+            match cancellation(Rest { words: rest })? {
+                Intent::Cancel(thing, service) => talk(thing, service),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Questions about what one has booked or asked for.
+const OWN: Words = Words(
+    "when is my, what time is my, where is my, when s my, where s my, what time s my, where is it, when is it,
+     what time is it at, who is my, how much is my, do i have a booking, my bookings, what did i book,
+     what have i booked, what is the address, what s the address, where do i have to go, who cuts my,
+     what is my booking, what s my booking, when do i have to be there, what is my appointment",
+);
 
 const STATUS: Words = Words(
     "status, any news, any offers, any update, any updates, how is it going, how s it going, how

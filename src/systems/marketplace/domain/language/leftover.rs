@@ -209,7 +209,46 @@ impl Leftover<'_> {
         if text == "time" && at > 1 && self.time.hours && self.tokens[at - 1].capital {
             return when(at - 1, at + 1);
         }
-        self.limits(at).or_else(|| self.beside_a_time(at))
+        self.of_money(at)
+            .or_else(|| self.of_a_place(at))
+            .or_else(|| self.limits(at))
+            .or_else(|| self.beside_a_time(at))
+    }
+
+    /// "for a tenner", "free of charge".
+    fn of_money(&self, at: usize) -> Option<(About, usize, usize)> {
+        let next = (self.text(at + 1), self.text(at + 2));
+        match self.text(at) {
+            "fiver" | "tenner" | "fivers" | "tenners" | "gratis" => {
+                Some((About::Budget, at.saturating_sub(1), at + 1))
+            }
+            "free" if next == ("of", "charge") => Some((About::Budget, at, at + 3)),
+            "for" if matches!(next.0, "free" | "nothing") => Some((About::Budget, at, at + 2)),
+            _ => None,
+        }
+    }
+
+    /// "Neukölln Moon Base", "10 km from Berlin", and "noonish" of the hours.
+    fn of_a_place(&self, at: usize) -> Option<(About, usize, usize)> {
+        let token = &self.tokens[at];
+        if token.text.len() > 4 && token.text.ends_with("ish") && self.before(at, 1) == "at" {
+            return Some((About::When, at - 1, at + 1));
+        }
+        let name = |n: usize| {
+            self.tokens.get(n).is_some_and(|token| {
+                token.kind == Kind::Word && token.capital && !token.taken && !is_known(token)
+            })
+        };
+        let shouted = token.raw.chars().skip(1).any(char::is_uppercase);
+        if at > 0 && self.role(at - 1) == Role::Place && token.joined && !shouted && name(at) {
+            let from = (0..at).rev().take_while(|n| self.role(*n) == Role::Place).last();
+            let to = (at..at + 4).take_while(|n| name(*n)).last().map_or(at + 1, |n| n + 1);
+            return Some((About::Place, from.unwrap_or(at), to));
+        }
+        let far = Words("km, kilometers, kilometres, mile, miles, kms").has(&token.text)
+            && matches!(self.text(at + 1), "from" | "of" | "away" | "around" | "outside");
+        let to = (at + 2..at + 5).find(|n| self.role(*n) == Role::Place);
+        to.filter(|_| far).map(|to| (About::Place, at.saturating_sub(1), to + 1))
     }
 
     fn phrase_from(&self, at: usize) -> usize {

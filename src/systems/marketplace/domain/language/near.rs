@@ -30,7 +30,7 @@ static CANCELLING: Table = Table::new(|| {
          our, a, an, this, that, it, booking, appointment, reservation, request, enquiry, inquiry,
          i, we, d, ll, m, ve, s, like, want, need, have, has, to, let, us, will, longer, no, not,
          don, dont, t, any, anymore, more, needed, changed, mind, forget, about, never, nevermind,
-         for, with, of, at, on, in, near, from, by, yes, hm, hmm, oh, sorry, do, it",
+         for, with, of, at, on, in, near, from, by, yes, hm, hmm, oh, sorry, do, it, can, could, would, you, cant, cannot, won, come, make, be, able",
     )
 });
 
@@ -42,7 +42,7 @@ pub(super) fn chosen(words: &[&str], offers: &[Vec<String>]) -> Vec<Which> {
     let mut found = Vec::new();
     for at in 0..words.len() {
         let which = match &words[at..] {
-            ["cheapest", ..] => Some(Which::Cheapest),
+            ["cheapest" | "cheaper", ..] => Some(Which::Cheapest),
             ["best" | "top", ..] => Some(Which::Best),
             ["last", ..] => u8::try_from(offers.len()).ok().filter(|n| *n > 0).map(Which::Nth),
             ["number" | "option" | "offer" | "no" | "nr", n, ..] => count(n).map(Which::Nth),

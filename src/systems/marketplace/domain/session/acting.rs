@@ -31,6 +31,14 @@ enum Live<'a> {
     Booking(&'a str),
 }
 
+fn cheapest(shown: &[OfferSummary]) -> Option<&OfferSummary> {
+    shown.iter().reduce(|a, b| if b.costs_less(a) { b } else { a })
+}
+
+fn best_of(shown: &[OfferSummary]) -> Option<&OfferSummary> {
+    shown.iter().reduce(|a, b| if b.score > a.score { b } else { a })
+}
+
 impl Said<'_> {
     /// What the message says otherwise than it is. `offer`: what was offered or booked.
     fn differs_from(
@@ -87,13 +95,11 @@ impl<'a> Turn<'a> {
             _ => return Meant::Unclear(words::which_request(&open)),
         };
         let shown = &request.shown;
-        let cheapest = || shown.iter().reduce(|a, b| if b.costs_less(a) { b } else { a });
-        let best = || shown.iter().reduce(|a, b| if b.score > a.score { b } else { a });
         let (offer, sure) = match which {
             Which::It => (shown.first().filter(|_| shown.len() == 1), true),
             Which::Nth(n) => (usize::from(n).checked_sub(1).and_then(|n| shown.get(n)), true),
-            Which::Cheapest => (cheapest(), request.complete),
-            Which::Best => (best(), false),
+            Which::Cheapest => (cheapest(shown), request.complete),
+            Which::Best => (best_of(shown), false),
         };
         match offer {
             None => Meant::Unclear(words::which_offer(shown)),
@@ -149,7 +155,16 @@ impl<'a> Turn<'a> {
     ) -> Decision<Session> {
         let open = self.open(None);
         if hesitates {
-            return self.say(words::nothing_accepted(&open), json!({}));
+            let request = open.iter().rfind(|request| !request.shown.is_empty());
+            let best = request.zip(which).filter(|_| said.content.contains('?'));
+            let best = best.and_then(|(request, which)| match which {
+                Which::Cheapest => cheapest(&request.shown).map(words::cheapest),
+                Which::Best => best_of(&request.shown).map(words::best),
+                _ => None,
+            });
+            let nothing = words::nothing_accepted(&open);
+            let content = best.map_or(nothing.clone(), |best| format!("{best} {nothing}"));
+            return self.say(content, json!({}));
         }
         if let Some(words) = &said.heard.aside {
             let content = words::not_accepted(words, &words::nothing_accepted(&open));
@@ -350,7 +365,7 @@ impl<'a> Turn<'a> {
         self.event(super::Event::ReadBack { pending }).say(content, data)
     }
 
-    fn forget(self) -> Decision<Session> {
+    pub fn forget(self) -> Decision<Session> {
         self.event(super::Event::DraftChanged { draft: None }).say(words::forgotten(), json!({}))
     }
 }

@@ -82,7 +82,11 @@ impl Turn<'_> {
             Intent::Thanks => self.say(words::welcome(), json!({})),
             Intent::Help => self.say(words::help(), json!({})),
             Intent::Status => {
-                self.say(words::status(current, state.draft.is_some()), about(current))
+                let named = |request: &&Current| {
+                    request.is_live() && heard.service.is_none_or(|named| named == request.service)
+                };
+                let meant = state.requests.iter().rfind(named).or(current);
+                self.say(words::status(meant, state.draft.is_some()), about(meant))
             }
             Intent::Offering => self.say(words::enrol(), json!({})),
             Intent::Refusal => self.say(words::nothing_done(), json!({})),
@@ -90,9 +94,9 @@ impl Turn<'_> {
                 self.request(content, heard, &home)
             }
             Intent::Yes => self.yes(),
-            Intent::No if state.draft.as_ref().is_some_and(|draft| !draft.unread.is_empty()) => {
-                self.request(content, heard, &home)
-            }
+            // "How much at most?" "No."
+            Intent::No if self.asks_for_a_budget() => self.request(content, heard, &home),
+            Intent::No if state.draft.is_some() => self.forget(),
             Intent::No => self.say(words::as_it_was(), json!({})),
             Intent::Nod => self.nod(),
             Intent::Drop => self.drop_it(),
@@ -108,6 +112,12 @@ impl Turn<'_> {
             }
             Intent::AcceptTalk { .. } | Intent::Request => self.request(content, heard, &home),
         }
+    }
+
+    /// Whether the open question is how much it may cost.
+    fn asks_for_a_budget(&self) -> bool {
+        let asked = self.state.draft.as_ref().map(language::missing);
+        asked.is_some_and(|missing| missing.first() == Some(&"budget"))
     }
 
     /// A message about a new request, or about the one that is spoken of.
@@ -126,7 +136,8 @@ impl Turn<'_> {
             let known = language::answer(draft.clone(), content, now, home);
             return self.understand(known);
         }
-        if !heard.says_something() {
+        let names_only = heard.when.is_none() && heard.place.is_none() && heard.budget.is_none();
+        if !heard.says_something() || names_only && language::only_asks(content) {
             return self.unclear();
         }
         let Some(current) = state.current() else { return self.understand(heard) };
@@ -214,7 +225,10 @@ impl Turn<'_> {
         match self.asked(&known).filter(|_| missing.is_empty()) {
             Some(asked) => self.start(asked, known, None),
             None => {
-                let question = language::question(&known);
+                let mut question = language::question(&known);
+                if self.has_just_said(&question) {
+                    question = words::or_drop_it(&question);
+                }
                 self.event(Event::DraftChanged { draft: Some(known) })
                     .say(question, json!({"missing": missing}))
             }
@@ -241,10 +255,15 @@ impl Turn<'_> {
             .say(content, json!({"request_id": request_id}))
     }
 
+    fn has_just_said(&self, question: &str) -> bool {
+        let last = self.state.recent.iter().rfind(|line| line.author == super::Author::Agent);
+        last.is_some_and(|line| line.content.contains(question))
+    }
+
     /// The message says nothing that is known.
     pub fn unclear(self) -> Decision<Session> {
         if let Some(draft) = &self.state.draft {
-            let content = words::not_understood(&language::question(draft));
+            let content = words::not_understood(&words::or_drop_it(&language::question(draft)));
             return self.say(content, json!({"missing": language::missing(draft)}));
         }
         let current = self.state.current();

@@ -136,6 +136,22 @@ pub(super) fn which_offer(shown: &[OfferSummary]) -> String {
     }
 }
 
+pub(super) fn cheapest(offer: &OfferSummary) -> String {
+    format!("The cheapest is: {}.", terms(offer))
+}
+
+/// Ratings are a part of the score, and not shown here.
+pub(super) fn best(offer: &OfferSummary) -> String {
+    format!(
+        "I do not see single ratings here. The best by rating, price and distance together is: {}.",
+        terms(offer)
+    )
+}
+
+pub(super) fn or_drop_it(question: &str) -> String {
+    format!("{question} If you do not want it any more, say \u{201c}never mind\u{201d}.")
+}
+
 pub(super) fn which_request(open: &[&Current]) -> String {
     let all: Vec<&str> = open.iter().map(|request| request.service.title()).collect();
     format!(
@@ -255,7 +271,13 @@ pub(super) fn status(current: Option<&Current>, has_draft: bool) -> String {
             n => format!("You have {n} offers for your {service}."),
         },
         Status::Accepting => format!("Your {service} is being confirmed."),
-        Status::Booked => format!("Your {service} is booked."),
+        Status::Booked => {
+            let terms =
+                current.shown.first().map_or(String::new(), |offer| format!(": {}", terms(offer)));
+            let place = current.asked.as_ref().and_then(|asked| asked.place.as_ref());
+            let place = place.map_or(String::new(), |place| format!(", near {}", place.name));
+            format!("Your {service} is booked{terms}{place}.")
+        }
         Status::Cancelled => format!("Your {service} request was cancelled."),
         Status::Expired => format!("Your {service} request has expired."),
         Status::Unmatched => format!("I found nobody for your {service}."),

@@ -319,10 +319,18 @@ impl Reader<'_> {
             if let Some(second) = second.filter(telling)
                 && let Some(to) = self.settled(second, second.half)
                 && let Some(from) = self.start(first, second, to)
-                && from < to
             {
-                self.hours = Some(Hours::Between(from, to));
-                return next + 1 + second.count - at;
+                let count = next + 1 + second.count - at;
+                let early = first.half == Half::Unsaid && from.hour() < 7;
+                if from < to && !(word == "between" && early) {
+                    self.hours = Some(Hours::Between(from, to));
+                    return count;
+                }
+                // "between 5 and 3 pm"
+                if word == "between" {
+                    self.unread.push(super::super::quote(self.tokens, at, at + count));
+                    return count;
+                }
             }
         }
         let weak = lead == 0 || matches!(word.as_str(), "for" | "to" | "since" | "between");

@@ -202,3 +202,102 @@ fn what_is_too_long_is_not_read_in_part() {
     assert!(answer(&decision).0.contains("too long"));
     assert_eq!((it.state.requests.len(), &it.state.draft), (0, &None));
 }
+
+#[test]
+fn questions_about_a_booking_are_answered_and_open_nothing() {
+    for text in [
+        "when is my haircut?",
+        "what time is my appointment",
+        "where is it",
+        "what is my status?",
+        "Where is my haircut?",
+        "show my bookings",
+        "what have I booked",
+    ] {
+        let mut it = booking();
+        let (_, told) = after(&mut it, text);
+        for words in ["Mirela's Chair", "Tue 13 Jan at 17:00", "50.00 EUR", "Alexanderplatz"] {
+            assert!(told.contains(words), "{text}: {told}");
+        }
+        assert_eq!(it.state.draft, None, "{text}");
+    }
+    for text in ["when is my haircut?", "what is a haircut?", "how long does a haircut take?"] {
+        let mut it = session([opened()]);
+        after(&mut it, text);
+        assert_eq!(it.state.draft, None, "{text}");
+    }
+}
+
+#[test]
+fn a_polite_question_to_cancel_is_read_back() {
+    for text in [
+        "could you cancel my booking please",
+        "can you cancel my booking",
+        "Can you please cancel my booking?",
+        "I can't make it",
+        "sorry, I can't make it anymore",
+    ] {
+        let (pending, told) = after(&mut booking(), text);
+        assert!(matches!(pending, Some(Pending::CancelBooking { .. })), "{text}: {told}");
+    }
+    for text in ["can I cancel my booking?", "did you cancel my booking?", "can you cancel my gym?"]
+    {
+        let (pending, told) = after(&mut booking(), text);
+        assert_eq!(pending, None, "{text}: {told}");
+    }
+}
+
+#[test]
+fn questions_about_offers_are_answered() {
+    for (text, words) in [
+        ("which is the cheapest?", "The cheapest is: Anna Cuts"),
+        ("which one is the cheapest?", "The cheapest is: Anna Cuts"),
+        ("are there cheaper ones?", "The cheapest is: Anna Cuts"),
+        ("who has the best rating?", "The best by rating"),
+    ] {
+        let (pending, told) = after(&mut offers(), text);
+        assert_eq!(pending, None, "{text}");
+        assert!(told.contains(words), "{text}: {told}");
+    }
+}
+
+#[test]
+fn there_is_a_way_out_of_every_question() {
+    for ask in [
+        "I need a haircut in Berlin tomorrow at 5pm for 3 people",
+        "I need a haircut and a plumber in Berlin tomorrow at 5pm",
+        "I need a haircut in Berlin",
+        "Nobody needs a haircut in Berlin tomorrow at 5pm",
+    ] {
+        let mut it = session([opened()]);
+        after(&mut it, ask);
+        assert!(it.state.draft.is_some(), "{ask}");
+        for text in ["what?", "hm?", "no, for three"] {
+            let (_, told) = after(&mut it, text);
+            assert!(told.contains("never mind"), "{ask}, {text}: {told}");
+        }
+        for text in ["no", "never mind"] {
+            let mut it = session([opened()]);
+            after(&mut it, ask);
+            after(&mut it, text);
+            assert_eq!(it.state.draft, None, "{ask}, {text}");
+        }
+    }
+}
+
+#[test]
+fn what_asks_for_nothing_waits_for_a_yes() {
+    for text in [
+        "Nobody needs a haircut in Berlin tomorrow at 5pm",
+        "If I had money I would book a haircut in Berlin tomorrow at 5pm",
+        "She said: I need a haircut in Berlin tomorrow at 5pm",
+        "I can't find a haircut in Berlin tomorrow at 5pm",
+        "I need a haircut in Berlin tomorrow at 5pm by a woman",
+    ] {
+        let mut it = session([opened()]);
+        let (_, told) = after(&mut it, text);
+        assert!(it.state.requests.is_empty() && told.contains("Say yes"), "{text}: {told}");
+        it.when(message("yes")).decision();
+        assert_eq!(it.state.requests.len(), 1, "{text}");
+    }
+}
