@@ -569,8 +569,9 @@ pub fn question(u: &Understanding) -> String {
         .filter(is_past)
         .map(|unread| format!("\u{201c}{}\u{201d} is past. ", unread.words))
         .collect();
-    let unread =
-        quoted(&|about| about != About::Several && (about != About::When || past.is_empty()));
+    let unread = quoted(&|about| {
+        !matches!(about, About::Several | About::Aside) && (about != About::When || past.is_empty())
+    });
     let sorry = match unread.is_empty() {
         true => past,
         false => format!("{past}I did not understand {unread}. "),

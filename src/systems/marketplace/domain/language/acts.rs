@@ -149,7 +149,11 @@ fn act(said: &Utterance<'_>, offers: &[Vec<String>]) -> Option<Intent> {
 pub(super) fn only_asks(tokens: &[Token]) -> bool {
     let said = Utterance::of(tokens);
     let first = said.words.first().copied().unwrap_or_default();
-    Words("when, where, what, why, how, which, whose, who, did, was, were").has(first)
+    let asks = Words("when, where, what, why, how, which, whose, who, did, was, were").has(first);
+    // "I am looking forward to my haircut"
+    let own =
+        Words("my haircut, my appointment, my booking, my cleaning, my barber, my hairdresser");
+    (asks || said.has(own))
         && !said.has(NEEDS)
         && !said.has(Words("how about, what about, who can, who could, who does, which one of"))
 }
@@ -281,7 +285,7 @@ fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
         return Some(Intent::Cancel(Thing::Search, None));
     }
     let dropped = Words(
-        "never mind, nevermind, forget it, forget about it, scrap that, drop it, call it off, leave it",
+        "never mind, nevermind, never mind that, nevermind that, forget it, forget that, forget about it, scrap that, drop it, call it off, leave it",
     );
     if dropped.is(rest.words) {
         return Some(Intent::Drop);
@@ -409,11 +413,12 @@ fn cancelling_politely(tokens: &[Token], said: &Utterance<'_>) -> Option<Intent>
     let words = without_politeness(&said.words);
     let talk = |thing, service| Some(Intent::CancelTalk { thing, service, hesitates: false });
     let absent = Words(
-        "i can t make it, i cant make it, i cannot make it, i can not make it, i can t come, i cannot come, i won t make it,
+        "i can t make it, i cant make it, i cannot make it, i can not make it, i can t come, i cannot come, i won t come, i won t make it,
          i will not make it, i won t be able to make it, i won t be able to come",
     );
-    let until =
-        words.iter().rposition(|word| !matches!(*word, "any" | "more" | "anymore" | "sorry"));
+    let until = words.iter().rposition(|word| {
+        !matches!(*word, "any" | "more" | "anymore" | "sorry" | "today" | "tomorrow" | "tonight")
+    });
     let from = words.iter().position(|word| *word != "sorry").unwrap_or(0);
     let asks = tokens.iter().any(|token| token.is("?"));
     if !asks && until.is_some_and(|until| from <= until && absent.is(&words[from..=until])) {

@@ -23,7 +23,7 @@ const NO_WISH: Words = Words(
      said that, somebody said, someone said, told me, told her, told him, she wrote, he wrote, they wrote,
      can t find, cannot find, can not find, cant find, couldn t find, could not find, imagine, pretend,
      hypothetically, i dreamed, i dreamt, just kidding, i am joking, i m joking, would have booked,
-     would have needed, my haircut is, my haircut was, my appointment is, my booking is, didn t need, did not need",
+     would have needed, how much is, how much does, how much would, was cut, were cut, my haircut is, my haircut was, my appointment is, my booking is, didn t need, did not need",
 );
 
 pub(super) fn unread(tokens: &[Token], service: Option<Service>) -> Vec<Unread> {

@@ -307,7 +307,7 @@ impl<'a> Turn<'a> {
                     Live::Request => None,
                 };
                 match said.differs_from(request, offer, self.cx.now) {
-                    Some(what) => self.say(words::not_that_to_cancel(what, &live), json!({})),
+                    Some(what) => self.say(words::other_to_cancel(what, &live), json!({})),
                     None => self.read_cancelling_back(request, &kind),
                 }
             }

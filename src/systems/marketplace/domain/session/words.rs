@@ -190,12 +190,23 @@ pub(super) fn other_offer(what: &str, request: &Current, offer: &OfferSummary) -
     )
 }
 
-/// `what`: was not understood, or is not what was said.
-pub(super) fn not_that_to_cancel(what: &str, live: &[&Current]) -> String {
+pub(super) fn not_that_to_cancel(not_understood: &str, live: &[&Current]) -> String {
+    format!(
+        "I have cancelled nothing: I did not understand \u{201c}{not_understood}\u{201d}. {}",
+        what_there_is(live)
+    )
+}
+
+/// Something that is not what was said of it.
+pub(super) fn other_to_cancel(what: &str, live: &[&Current]) -> String {
+    format!("I have cancelled nothing: {what} is not what you said. {}", what_there_is(live))
+}
+
+fn what_there_is(live: &[&Current]) -> String {
     let all: Vec<String> = live.iter().map(|request| described(request)).collect();
     let example = live.first().map_or("haircut", |request| request.service.title());
     format!(
-        "I have cancelled nothing, because of \u{201c}{what}\u{201d}. There is: {}. To cancel it, say for example \u{201c}cancel the {example}\u{201d}.",
+        "There is: {}. To cancel it, say for example \u{201c}cancel the {example}\u{201d}.",
         all.join(", and ")
     )
 }
