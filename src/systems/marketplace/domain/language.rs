@@ -15,6 +15,7 @@ use crate::systems::marketplace::domain::schedule;
 use crate::systems::marketplace::domain::service::Service;
 
 mod acts;
+mod corrections;
 mod leftover;
 mod lexicon;
 mod money;
@@ -26,6 +27,7 @@ mod time;
 pub(super) mod token;
 mod wishes;
 
+use corrections::{corrected_at, takes_back};
 use token::{Role, Token};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,7 +327,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     unread.extend(leftover.unread());
     let said = services.first.or(known.service);
     unread.extend(wishes::unread(&tokens, said));
-    let several = leftover::more_than_one(&tokens, said);
+    let several = wishes::more_than_one(&tokens, said);
     unread.extend(several.map(|words| Unread { about: About::Several, words }));
     let other = services.other.map(|words| (About::OtherService, words));
     let second = services.second.map(|(_, words)| (About::SecondService, words));
@@ -386,66 +388,6 @@ fn quote(tokens: &[Token], from: usize, to: usize) -> String {
         words.push_str(&token.raw);
     }
     words.chars().take(80).collect()
-}
-
-/// Where the last correction is: "no wait", "sorry, I meant", "actually".
-fn corrected_at(tokens: &[Token]) -> Option<usize> {
-    let words: Vec<usize> =
-        (0..tokens.len()).filter(|n| tokens[*n].kind == token::Kind::Word).collect();
-    let said = |n: usize, phrase: &str| {
-        phrase
-            .split(' ')
-            .enumerate()
-            .all(|(k, word)| words.get(n + k).is_some_and(|at| tokens[*at].is(word)))
-    };
-    let cue = |n: &usize| {
-        let at = words[*n];
-        // "tomorrow at 5, no, at 6"
-        let no = tokens[at].is("no")
-            && at > 0
-            && tokens[at - 1].is(",")
-            && tokens.get(at + 1).is_some_and(|next| next.is(","));
-        no || takes_back(tokens, at) || acts::CORRECTIONS.iter().any(|phrase| said(*n, phrase))
-    };
-    (0..words.len()).rev().find(cue).map(|n| words[n])
-}
-
-/// "on Monday, no Tuesday", "at 5pm, no 6pm", "in Berlin, no Hamburg": a "no" between two of a kind.
-fn takes_back(tokens: &[Token], at: usize) -> bool {
-    const LINKS: &[&str] = &[
-        "in", "on", "at", "near", "under", "up", "to", "max", "rather", "the", "around", "€", "$",
-        "£",
-    ];
-    let day = |token: &Token| {
-        time::weekday(token).is_some()
-            || time::month(token).is_some()
-            || token.any(&["today", "tomorrow", "tonight"])
-    };
-    let hour = |token: &Token| {
-        numbers::small_number(token).is_some()
-            || token.any(&["noon", "midnight", "half", "quarter"])
-    };
-    if !tokens[at].is("no") {
-        return false;
-    }
-    let comma = at > 0 && tokens[at - 1].any(&[",", ".", "-", "–", "—", ";"]);
-    let next = (at + 1..tokens.len()).take(4).find(|n| !tokens[*n].any(LINKS));
-    let Some(next) = next else { return false };
-    let before = &tokens[..at];
-    if day(&tokens[next]) {
-        return before.iter().any(day);
-    }
-    if !comma {
-        return false;
-    }
-    if hour(&tokens[next]) || tokens[next].kind == token::Kind::Number {
-        return before.iter().any(|token| hour(token) || token.kind == token::Kind::Number);
-    }
-    let named = |tokens: &[Token]| {
-        let found = places::find_in(tokens, "UTC", None);
-        found.place.is_some() || !found.unread.is_empty()
-    };
-    named(&tokens[at + 1..tokens.len().min(next + 4)]) && named(before)
 }
 
 /// Whether a message is longer than what is read of one.

@@ -6,7 +6,6 @@
 use super::time::{self, Read};
 use super::token::{Kind, Table, Token, Words, words_of};
 use super::{About, Role, Unread, quote};
-use crate::systems::marketplace::domain::service::Service;
 
 static FILLER: Table = Table::new(|| {
     let lines = include_str!("filler.txt").lines().filter(|line| !line.starts_with('#'));
@@ -481,85 +480,8 @@ impl Leftover<'_> {
 
 const COUNTED_FLOORS: Words = Words("floor, storey, story, time, birthday, level, anniversary");
 
-/// More than one person or appointment, which one request does not hold.
-pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Option<String> {
-    let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
-    let several = |at: usize| {
-        let number = super::numbers::small_number(&tokens[at]);
-        number.is_some_and(|n| n >= 2) || matches!(text(at), "both" | "several" | "couple")
-    };
-    for at in 0..tokens.len() {
-        let left = !tokens[at].taken;
-
-        if left
-            && several(at)
-            && (HANDS.has(text(at + 1)) || HANDS.has(text(at + 2)) && text(at + 1) == "of")
-        {
-            return Some(quote(tokens, at, at + 2));
-        }
-
-        if service == Some(Service::Haircut) && left {
-            if several(at) && PEOPLE.has(text(at + 1)) {
-                return Some(quote(tokens, at, at + 2));
-            }
-
-            let me = |word: &str| matches!(word, "me" | "myself" | "i");
-            if (RELATIVES.has(text(at))
-                && matches!(text(at + 1), "and" | "&" | "plus")
-                && (me(text(at + 2)) || text(at + 2) == "my"))
-                || (me(text(at))
-                    && matches!(text(at + 1), "and" | "&" | "plus")
-                    && matches!(text(at + 2), "my" | "a" | "our"))
-            {
-                return Some(quote(tokens, at, at + 3));
-            }
-        }
-        let again = matches!(text(at), "every" | "each")
-            && (tokens.get(at + 1).is_some_and(|next| {
-                time::weekday(next).is_some()
-                    || next.any(&[
-                        "day", "week", "month", "other", "weekday", "morning", "evening", "two",
-                        "second",
-                    ])
-            }));
-        if again {
-            return Some(quote(tokens, at, at + 2));
-        }
-        if matches!(
-            text(at),
-            "weekly" | "daily" | "monthly" | "fortnightly" | "biweekly" | "regularly" | "recurring"
-        ) || (matches!(text(at), "once" | "twice")
-            && matches!(text(at + 1), "a" | "per" | "every"))
-        {
-            return Some(quote(tokens, at, at + 1));
-        }
-        let plural = tokens[at].kind == Kind::Word
-            && text(at).ends_with("days")
-            && time::weekday(&tokens[at]).is_some();
-        if plural {
-            return Some(quote(tokens, at, at + 1));
-        }
-    }
-    None
-}
-
 /// What has a number of its own: "flat 5".
 const NUMBERED: Words = Words(
     "flat, apartment, apt, no, number, nr, house, room, unit, suite, floor, level, building,
      block, aged, age, top, size, gate, line, bus, postcode, zip",
-);
-
-/// Of which one request holds one.
-const HANDS: Words =
-    Words("cleaners, plumbers, photographers, haircuts, barbers, hairdressers, appointments, cuts");
-
-/// Who has hair of their own.
-const PEOPLE: Words = Words(
-    "people, persons, kids, children, boys, girls, adults, sons, daughters, men, women, friends",
-);
-
-/// Who comes along.
-const RELATIVES: Words = Words(
-    "husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad,
-     brother, sister, boyfriend, girlfriend, kids, children",
 );

@@ -223,7 +223,7 @@ pub(super) fn services(tokens: &[Token]) -> Services {
     let at: Vec<usize> =
         (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
     let words: Vec<&str> = at.iter().map(|n| tokens[*n].text.as_str()).collect();
-    let corrected = super::corrected_at(tokens);
+    let corrected = super::corrections::corrected_at(tokens);
     let mut found = Services::default();
     let mut best: Option<(bool, u32)> = None;
     let mut wanted: Vec<(usize, Service)> = Vec::new();

@@ -4,10 +4,10 @@
 
 use super::lexicon::names_service;
 use super::token::{Kind, Role, Token, Words};
-use super::{About, Unread, leftover, quote};
+use super::{About, Unread, leftover, numbers, quote, time};
 use crate::systems::marketplace::domain::service::Service;
 
-const PEOPLE: Words = Words(
+const WHO: Words = Words(
     "man, woman, men, women, male, female, lady, guy, girl, boy, gentleman, him, her, anybody, anyone",
 );
 
@@ -74,7 +74,7 @@ fn who(tokens: &[Token], at: &[usize], denied: bool) -> Option<usize> {
         && named.role == Role::None
         && !named.raw.chars().skip(1).any(char::is_uppercase)
         && !leftover::is_known(named);
-    let person = PEOPLE.has(&named.text) && !first.is("from");
+    let person = WHO.has(&named.text) && !first.is("from");
     (name || person).then_some(2 + article)
 }
 
@@ -106,3 +106,80 @@ fn several(words: &[&str]) -> Option<usize> {
     let skipped = words.len() - rest.len();
     rest.get(whole).filter(|word| GROUPS.has(word)).map(|_| skipped + whole + 1)
 }
+
+/// More than one person or appointment, which one request does not hold.
+pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Option<String> {
+    let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
+    let several = |at: usize| {
+        let number = numbers::small_number(&tokens[at]);
+        number.is_some_and(|n| n >= 2) || matches!(text(at), "both" | "several" | "couple")
+    };
+    for at in 0..tokens.len() {
+        let left = !tokens[at].taken;
+
+        if left
+            && several(at)
+            && (HANDS.has(text(at + 1)) || HANDS.has(text(at + 2)) && text(at + 1) == "of")
+        {
+            return Some(quote(tokens, at, at + 2));
+        }
+
+        if service == Some(Service::Haircut) && left {
+            if several(at) && PEOPLE.has(text(at + 1)) {
+                return Some(quote(tokens, at, at + 2));
+            }
+
+            let me = |word: &str| matches!(word, "me" | "myself" | "i");
+            if (RELATIVES.has(text(at))
+                && matches!(text(at + 1), "and" | "&" | "plus")
+                && (me(text(at + 2)) || text(at + 2) == "my"))
+                || (me(text(at))
+                    && matches!(text(at + 1), "and" | "&" | "plus")
+                    && matches!(text(at + 2), "my" | "a" | "our"))
+            {
+                return Some(quote(tokens, at, at + 3));
+            }
+        }
+        let again = matches!(text(at), "every" | "each")
+            && (tokens.get(at + 1).is_some_and(|next| {
+                time::weekday(next).is_some()
+                    || next.any(&[
+                        "day", "week", "month", "other", "weekday", "morning", "evening", "two",
+                        "second",
+                    ])
+            }));
+        if again {
+            return Some(quote(tokens, at, at + 2));
+        }
+        if matches!(
+            text(at),
+            "weekly" | "daily" | "monthly" | "fortnightly" | "biweekly" | "regularly" | "recurring"
+        ) || (matches!(text(at), "once" | "twice")
+            && matches!(text(at + 1), "a" | "per" | "every"))
+        {
+            return Some(quote(tokens, at, at + 1));
+        }
+        let plural = tokens[at].kind == Kind::Word
+            && text(at).ends_with("days")
+            && time::weekday(&tokens[at]).is_some();
+        if plural {
+            return Some(quote(tokens, at, at + 1));
+        }
+    }
+    None
+}
+
+/// Of which one request holds one.
+const HANDS: Words =
+    Words("cleaners, plumbers, photographers, haircuts, barbers, hairdressers, appointments, cuts");
+
+/// Who has hair of their own.
+const PEOPLE: Words = Words(
+    "people, persons, kids, children, boys, girls, adults, sons, daughters, men, women, friends",
+);
+
+/// Who comes along.
+const RELATIVES: Words = Words(
+    "husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad,
+     brother, sister, boyfriend, girlfriend, kids, children",
+);
