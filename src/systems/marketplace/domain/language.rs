@@ -332,6 +332,11 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let other = services.other.map(|words| (About::OtherService, words));
     let second = services.second.map(|(_, words)| (About::SecondService, words));
     unread.extend(other.or(second).map(|(about, words)| Unread { about, words }));
+    // What is beyond the limit may change everything.
+    unread.extend(text.char_indices().nth(token::MAX_CHARS).map(|(at, _)| Unread {
+        about: About::Aside,
+        words: text[at..].trim().chars().take(80).collect(),
+    }));
     let mut heard = Vec::<Unread>::new();
     for new in unread {
         if !heard.iter().any(|old| old.about == new.about && old.words.contains(&new.words)) {

@@ -286,6 +286,14 @@ fn a_time_that_is_past_is_asked_for_again() {
 }
 
 #[test]
+fn a_text_beyond_the_limit_is_never_read_in_part() {
+    let long =
+        format!("haircut tomorrow at 5pm in Mitte.{} Not over 40 euros", " Please.".repeat(300));
+    let heard = hear(&long);
+    assert_eq!(missing(&heard), ["confirmation"], "{:?}", heard.unread);
+}
+
+#[test]
 fn yesterday_is_said_to_be_past() {
     let told = question(&hear("haircut yesterday at 5pm in Mitte"));
     assert_eq!(told, "\u{201c}yesterday\u{201d} is past. When do you need the haircut near Mitte?");
