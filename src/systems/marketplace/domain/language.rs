@@ -15,15 +15,19 @@ use crate::systems::marketplace::domain::schedule;
 use crate::systems::marketplace::domain::service::Service;
 
 mod acts;
+mod corrections;
 mod leftover;
 mod lexicon;
 mod money;
+mod near;
 mod numbers;
 #[cfg(test)]
 mod tests;
 mod time;
 pub(super) mod token;
+mod wishes;
 
+use corrections::{corrected_at, takes_back};
 use token::{Role, Token};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +87,8 @@ pub enum Which {
 pub enum Thing {
     Any,
     Request,
+    /// A request whose search goes on: never what is booked.
+    Search,
     Booking,
 }
 
@@ -99,6 +105,8 @@ pub enum About {
     SecondService,
     /// More than one appointment.
     Several,
+    /// What no request holds, or that nothing is asked for: a "yes" passes over it.
+    Aside,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +132,9 @@ pub struct Understanding {
     /// Whether the last message says nothing beside what was read of it.
     #[serde(skip)]
     pub bare: bool,
+    /// The words of the last message that belong to no act or are not understood, where it is near to one.
+    #[serde(skip)]
+    pub aside: Option<String>,
 }
 
 impl Understanding {
@@ -221,6 +232,16 @@ pub fn answer(
     merge(draft, new)
 }
 
+/// A message on its own, read in the light of what was asked for.
+pub fn in_the_light_of(
+    asked: &Understanding,
+    text: &str,
+    now: Timestamp,
+    home: &Home<'_>,
+) -> Understanding {
+    read(text, now, home, asked)
+}
+
 fn zone(place: Option<&Place>, home: &TimeZone) -> TimeZone {
     let there = place.and_then(|place| schedule::zone(&place.time_zone));
     there.unwrap_or_else(|| home.clone())
@@ -240,6 +261,10 @@ impl When {
 fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> Understanding {
     let mut tokens = token::tokens(text);
     let cut = corrected_at(&tokens);
+    // It excludes nothing.
+    if let Some(at) = cut.filter(|at| takes_back(&tokens, *at)) {
+        tokens[at].taken = true;
+    }
     let zone_name = home.tz.iana_name().unwrap_or("UTC");
     let mut found = places::find_in(&tokens, zone_name, cut);
     let mut unread: Vec<Unread> = Vec::new();
@@ -301,11 +326,17 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     };
     unread.extend(leftover.unread());
     let said = services.first.or(known.service);
-    let several = leftover::more_than_one(&tokens, said);
+    unread.extend(wishes::unread(&tokens, said));
+    let several = wishes::more_than_one(&tokens, said);
     unread.extend(several.map(|words| Unread { about: About::Several, words }));
     let other = services.other.map(|words| (About::OtherService, words));
     let second = services.second.map(|(_, words)| (About::SecondService, words));
     unread.extend(other.or(second).map(|(about, words)| Unread { about, words }));
+    // What is beyond the limit may change everything.
+    unread.extend(text.char_indices().nth(token::MAX_CHARS).map(|(at, _)| Unread {
+        about: About::Aside,
+        words: text[at..].trim().chars().take(80).collect(),
+    }));
     let mut heard = Vec::<Unread>::new();
     for new in unread {
         if !heard.iter().any(|old| old.about == new.about && old.words.contains(&new.words)) {
@@ -317,11 +348,21 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let service =
         services.first.filter(|_| !unclear(About::OtherService) && !unclear(About::SecondService));
     let known = time.when.is_some() || place.is_some() || budget.is_some() || !unread.is_empty();
-    let intent = acts::intent(&tokens, services.first, known, home.offers);
+    let offers: Vec<Vec<String>> = home.offers.iter().map(|name| acts::name_words(name)).collect();
+    let intent = acts::intent(&tokens, services.first, known, &offers);
+    let act = match intent {
+        Intent::AcceptTalk { hesitates: false, .. } => Some(near::Act::Accept),
+        Intent::CancelTalk { hesitates: false, .. } => Some(near::Act::Cancel),
+        _ => None,
+    };
+    let act = act.filter(|_| near::selection(&tokens, &offers).is_none());
+    let first_unread = || unread.first().map(|unread| unread.words.clone());
+    let aside = act.and_then(|act| near::aside(&tokens, act, &offers).or_else(first_unread));
     // What is past cannot be asked for: the question is when, again.
     let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
     let hour = if when.is_none() { time.hour } else { None };
     let budget = budget.filter(|_| !unclear(About::Budget));
+    let place = place.filter(|_| !unclear(About::Place));
     const LINKS: token::Words = token::Words(
         "actually, make, it, that, to, at, on, in, for, please, ok, okay, then, instead, rather, sorry, i, mean, meant,
          no, wait, not, the, a, an, of, course, change, move, and, near, around, by, up, max, my, budget, so, well,
@@ -333,7 +374,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     };
     let bare = tokens.iter().all(|token| token.taken || said(token));
     let details = text.trim().chars().take(DETAILS_CHARS).collect();
-    Understanding { service, when, place, budget, details, intent, hour, unread, bare }
+    Understanding { service, when, place, budget, details, intent, hour, unread, bare, aside }
 }
 
 fn mark(tokens: &mut [Token], role: Role) {
@@ -354,31 +395,24 @@ fn quote(tokens: &[Token], from: usize, to: usize) -> String {
     words.chars().take(80).collect()
 }
 
-/// Where the last correction is: "no wait", "sorry, I meant", "actually".
-fn corrected_at(tokens: &[Token]) -> Option<usize> {
-    let words: Vec<usize> =
-        (0..tokens.len()).filter(|n| tokens[*n].kind == token::Kind::Word).collect();
-    let said = |n: usize, phrase: &str| {
-        phrase
-            .split(' ')
-            .enumerate()
-            .all(|(k, word)| words.get(n + k).is_some_and(|at| tokens[*at].is(word)))
-    };
-    let cue = |n: &usize| {
-        let at = words[*n];
-        // "tomorrow at 5, no, at 6"
-        let no = tokens[at].is("no")
-            && at > 0
-            && tokens[at - 1].is(",")
-            && tokens.get(at + 1).is_some_and(|next| next.is(","));
-        no || acts::CORRECTIONS.iter().any(|phrase| said(*n, phrase))
-    };
-    (0..words.len()).rev().find(cue).map(|n| words[n])
+/// Whether a message is longer than what is read of one.
+pub fn is_too_long(text: &str) -> bool {
+    text.chars().nth(token::MAX_CHARS).is_some()
 }
 
 /// Whether a word with a capital is something else than a name.
 pub(super) fn is_said_otherwise(token: &Token) -> bool {
     leftover::is_known(token)
+}
+
+/// Whether a message is a question about how things are, and asks for nothing to be found.
+pub fn only_asks(text: &str) -> bool {
+    acts::only_asks(&token::tokens(text))
+}
+
+/// Whether a message begins with a "yes".
+pub fn says_yes(text: &str) -> bool {
+    acts::says_yes(&token::tokens(text))
 }
 
 /// Whether a message takes back something that was said before.
@@ -399,12 +433,16 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
         let both = format!("{}\n{}", draft.details, new.details);
         draft.details = both.trim().chars().take(DETAILS_CHARS).collect();
     }
+    // A "yes" is one to the question that was asked: these come last, one by one.
+    let asked = missing(&draft).first().copied();
+    let agreed = |name: &str| new.intent == Intent::Yes && asked == Some(name);
     let answered = |about: About| match about {
         About::When => new.when.is_some(),
         About::Place => new.place.is_some(),
         About::Budget => new.budget.is_some() || waives(&new.details),
         About::OtherService | About::SecondService => new.service.is_some(),
-        About::Several => new.intent == Intent::Yes,
+        About::Several => agreed("number"),
+        About::Aside => agreed("confirmation"),
     };
     draft.unread.retain(|unread| !answered(unread.about));
     // What is unclear now is not known from before.
@@ -414,7 +452,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
             About::Place => draft.place = None,
             About::Budget => draft.budget = None,
             About::OtherService | About::SecondService => draft.service = None,
-            About::Several => {}
+            About::Several | About::Aside => {}
         }
         draft.unread.retain(|other| other.about != unread.about);
     }
@@ -425,7 +463,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
     draft.place = new.place.or(draft.place);
     draft.budget = new.budget.or(draft.budget);
     draft.intent = new.intent;
-    draft.bare = false;
+    (draft.bare, draft.aside) = (false, None);
     draft
 }
 
@@ -446,6 +484,7 @@ pub fn missing(u: &Understanding) -> Vec<&'static str> {
         ("place", u.place.is_none() || u.is_unread(About::Place)),
         ("budget", u.is_unread(About::Budget)),
         ("number", u.is_unread(About::Several)),
+        ("confirmation", u.is_unread(About::Aside)),
     ];
     needed.into_iter().filter(|(_, missing)| *missing).map(|(name, _)| name).collect()
 }
@@ -467,9 +506,23 @@ pub fn question(u: &Understanding) -> String {
     if u.is_unread(About::SecondService) {
         return "I can look for one service at a time. Which one first? Then tell me the other one.".into();
     }
-    let unread = quoted(&|about| about != About::Several);
-    let sorry =
-        if unread.is_empty() { String::new() } else { format!("I did not understand {unread}. ") };
+    let is_past = |unread: &&Unread| {
+        unread.about == About::When
+            && token::tokens(&unread.words).iter().any(|token| token.any(&["yesterday", "ago"]))
+    };
+    let past: String = u
+        .unread
+        .iter()
+        .filter(is_past)
+        .map(|unread| format!("\u{201c}{}\u{201d} is past. ", unread.words))
+        .collect();
+    let unread = quoted(&|about| {
+        !matches!(about, About::Several | About::Aside) && (about != About::When || past.is_empty())
+    });
+    let sorry = match unread.is_empty() {
+        true => past,
+        false => format!("{past}I did not understand {unread}. "),
+    };
     let what = u.service.map_or("it", Service::title);
     let asked = missing(u);
     let no = |name: &str| asked.contains(&name);
@@ -491,6 +544,12 @@ pub fn question(u: &Understanding) -> String {
             let said = quoted(&|about| about == About::Several);
             format!(
                 "I can look for one appointment for one person at a time (you said {said}). Shall I look for one {what}? Say yes."
+            )
+        }
+        _ if no("confirmation") => {
+            let said = quoted(&|about| about == About::Aside);
+            format!(
+                "You said {said}, which I cannot take into account. Shall I look for the {what} all the same? Say yes, or no."
             )
         }
         _ => format!("Shall I look for the {what}?"),

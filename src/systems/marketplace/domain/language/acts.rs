@@ -4,6 +4,9 @@
 //! its politeness, is one of a few sentences. Whatever else speaks of it is [`Intent::AcceptTalk`] or
 //! [`Intent::CancelTalk`], which never binds by itself.
 
+use std::ops::Range;
+
+use super::near;
 use super::token::{Kind, Table, Token, Words, tokens, words_of};
 use super::{Intent, Thing, Which};
 use crate::systems::marketplace::domain::service::Service;
@@ -40,7 +43,7 @@ impl<'a> Utterance<'a> {
 }
 
 /// Words that change nothing of what is said.
-static POLITE: Table = Table::new(|| {
+pub(super) static POLITE: Table = Table::new(|| {
     words_of(
         "please, pls, plz, kindly, thanks, thx, ty, cheers, ok, okay, alright, great, perfect,
          cool, nice, super, lovely, hi, hello, hey, then, now, so, well, good, fine, wonderful,
@@ -143,7 +146,24 @@ fn act(said: &Utterance<'_>, offers: &[Vec<String>]) -> Option<Intent> {
     acceptance(Rest { words: rest }, offers).or_else(|| cancellation(Rest { words: rest }))
 }
 
-fn without_politeness<'a>(words: &[&'a str]) -> Vec<&'a str> {
+pub(super) fn only_asks(tokens: &[Token]) -> bool {
+    let said = Utterance::of(tokens);
+    let first = said.words.first().copied().unwrap_or_default();
+    let asks = Words("when, where, what, why, how, which, whose, who, did, was, were").has(first);
+    // "I am looking forward to my haircut"
+    let own =
+        Words("my haircut, my appointment, my booking, my cleaning, my barber, my hairdresser");
+    (asks || said.has(own))
+        && !said.has(NEEDS)
+        && !said.has(Words("how about, what about, who can, who could, who does, which one of"))
+}
+
+pub(super) fn says_yes(tokens: &[Token]) -> bool {
+    let said = Utterance::of(tokens);
+    without_politeness(&said.words).first().is_some_and(|word| YES.has(word))
+}
+
+pub(super) fn without_politeness<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let mut left = Vec::new();
     let mut at = 0;
     while at < words.len() {
@@ -226,7 +246,7 @@ fn by_name(words: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     }
 }
 
-fn name_words(name: &str) -> Vec<String> {
+pub(super) fn name_words(name: &str) -> Vec<String> {
     let words = tokens(name).into_iter().filter(|token| token.kind != Kind::Sign);
     words.map(|token| token.text).collect()
 }
@@ -243,23 +263,29 @@ fn owner(name: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     found.next().is_none().then_some(n)
 }
 
-/// The offer whose provider is named anywhere.
-fn name_in(words: &[&str], offers: &[Vec<String>]) -> Option<u8> {
-    (1..=4).rev().find_map(|count| words.windows(count).find_map(|name| owner(name, offers)))
+/// The offer whose provider is named anywhere, and the words that name them.
+pub(super) fn name_at(words: &[&str], offers: &[Vec<String>]) -> Option<(u8, Range<usize>)> {
+    (1..=4).rev().find_map(|count| {
+        let mut names = words.windows(count).enumerate();
+        names.find_map(|(at, name)| Some((owner(name, offers)?, at..at + count)))
+    })
 }
 
 const REQUESTS: Words = Words("request, search, enquiry, inquiry");
 const BOOKINGS: Words = Words("booking, appointment, reservation");
 
 fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
+    if Words("stop, stop it, abort").is(rest.words) {
+        return Some(Intent::Cancel(Thing::Any, None));
+    }
     let stops = Words(
-        "stop, stop it, stop searching, stop looking, stop the search, stop my search, call off the search, abort, cancel the search",
+        "stop searching, stop looking, stop the search, stop my search, call off the search, cancel the search",
     );
     if stops.is(rest.words) {
-        return Some(Intent::Cancel(Thing::Request, None));
+        return Some(Intent::Cancel(Thing::Search, None));
     }
     let dropped = Words(
-        "never mind, nevermind, forget it, forget about it, scrap that, drop it, call it off, leave it",
+        "never mind, nevermind, never mind that, nevermind that, forget it, forget that, forget about it, scrap that, drop it, call it off, leave it",
     );
     if dropped.is(rest.words) {
         return Some(Intent::Drop);
@@ -291,24 +317,6 @@ fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
         .then_some(Intent::Cancel(thing, service))
 }
 
-/// The offer that is meant, where the words choose one.
-fn chosen(words: &[&str], offers: &[Vec<String>]) -> Option<Which> {
-    if words.contains(&"cheapest") {
-        return Some(Which::Cheapest);
-    }
-    let named = (1_u8..).zip(ORDINALS).find(|(_, name)| words.contains(name));
-    let numbered = words.windows(2).find_map(|pair| {
-        let n: u8 = match pair {
-            ["number" | "option" | "offer", n] => n.parse().ok()?,
-            [n, "st" | "nd" | "rd" | "th"] => n.parse().ok()?,
-            _ => return None,
-        };
-        (1..=99).contains(&n).then_some(n)
-    });
-    let nth = named.map(|(n, _)| n).or(numbered).or_else(|| name_in(words, offers)).map(Which::Nth);
-    nth.or_else(|| words.iter().any(|word| matches!(*word, "best" | "top")).then_some(Which::Best))
-}
-
 /// Words with which nothing is meant to happen now.
 static HESITATION: Table = Table::new(|| {
     words_of(
@@ -337,12 +345,16 @@ pub(super) fn intent(
     tokens: &[Token],
     service: Option<Service>,
     known: bool,
-    offers: &[String],
+    offers: &[Vec<String>],
 ) -> Intent {
     let said = Utterance::of(tokens);
-    let offers: Vec<Vec<String>> = offers.iter().map(|name| name_words(name)).collect();
-    let offers = offers.as_slice();
     if let Some(act) = act(&said, offers) {
+        return act;
+    }
+    if let Some(which) = near::selection(tokens, offers) {
+        return Intent::AcceptTalk { which: Some(which), hesitates: false };
+    }
+    if let Some(act) = cancelling_politely(tokens, &said) {
         return act;
     }
     let has = |phrases: Words| said.has(phrases);
@@ -373,21 +385,63 @@ pub(super) fn intent(
     if refuses(words) {
         return Intent::Refusal;
     }
-    if has(STATUS) && !known && service.is_none()
+    let own = words.len() <= 9 && !known && !needs && has(OWN);
+    if own
+        || has(STATUS) && !known && service.is_none()
         || words.len() <= 8 && has(Words("status"))
         || has(Words("status of"))
     {
         return Intent::Status;
     }
     let accepts = has(OFFERED);
-    if (accepts || name_in(words, offers).is_some()) && !(service.is_some() && (known || needs)) {
-        return Intent::AcceptTalk { which: chosen(words, offers), hesitates };
+    if (accepts || name_at(words, offers).is_some()) && !(service.is_some() && (known || needs)) {
+        let which = near::chosen(words, offers).first().copied();
+        return Intent::AcceptTalk { which, hesitates };
     }
     if known || service.is_some() {
         return Intent::Request;
     }
     small_talk(&said)
 }
+
+/// "Could you cancel my booking?", "I can't make it": near to an act, in spite of their words.
+fn cancelling_politely(tokens: &[Token], said: &Utterance<'_>) -> Option<Intent> {
+    let signs = tokens.iter().filter(|token| token.kind == Kind::Sign);
+    if !signs.clone().all(|sign| sign.any(&[".", ",", "!", "?", "'", "’"])) {
+        return None;
+    }
+    let words = without_politeness(&said.words);
+    let talk = |thing, service| Some(Intent::CancelTalk { thing, service, hesitates: false });
+    let absent = Words(
+        "i can t make it, i cant make it, i cannot make it, i can not make it, i can t come, i cannot come, i won t come, i won t make it,
+         i will not make it, i won t be able to make it, i won t be able to come",
+    );
+    let until = words.iter().rposition(|word| {
+        !matches!(*word, "any" | "more" | "anymore" | "sorry" | "today" | "tomorrow" | "tonight")
+    });
+    let from = words.iter().position(|word| *word != "sorry").unwrap_or(0);
+    let asks = tokens.iter().any(|token| token.is("?"));
+    if !asks && until.is_some_and(|until| from <= until && absent.is(&words[from..=until])) {
+        return talk(Thing::Any, None);
+    }
+    match &words[..] {
+        ["can" | "could" | "would" | "will", "you", rest @ ..] => {
+            match cancellation(Rest { words: rest })? {
+                Intent::Cancel(thing, service) => talk(thing, service),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Questions about what one has booked or asked for.
+const OWN: Words = Words(
+    "when is my, what time is my, where is my, when s my, where s my, what time s my, where is it, when is it,
+     what time is it at, who is my, how much is my, do i have a booking, my bookings, what did i book,
+     what have i booked, what is the address, what s the address, where do i have to go, who cuts my,
+     what is my booking, what s my booking, when do i have to be there, what is my appointment",
+);
 
 const STATUS: Words = Words(
     "status, any news, any offers, any update, any updates, how is it going, how s it going, how

@@ -6,7 +6,6 @@
 use super::time::{self, Read};
 use super::token::{Kind, Table, Token, Words, words_of};
 use super::{About, Role, Unread, quote};
-use crate::systems::marketplace::domain::service::Service;
 
 static FILLER: Table = Table::new(|| {
     let lines = include_str!("filler.txt").lines().filter(|line| !line.starts_with('#'));
@@ -209,7 +208,46 @@ impl Leftover<'_> {
         if text == "time" && at > 1 && self.time.hours && self.tokens[at - 1].capital {
             return when(at - 1, at + 1);
         }
-        self.limits(at).or_else(|| self.beside_a_time(at))
+        self.of_money(at)
+            .or_else(|| self.of_a_place(at))
+            .or_else(|| self.limits(at))
+            .or_else(|| self.beside_a_time(at))
+    }
+
+    /// "for a tenner", "free of charge".
+    fn of_money(&self, at: usize) -> Option<(About, usize, usize)> {
+        let next = (self.text(at + 1), self.text(at + 2));
+        match self.text(at) {
+            "fiver" | "tenner" | "fivers" | "tenners" | "gratis" => {
+                Some((About::Budget, at.saturating_sub(1), at + 1))
+            }
+            "free" if next == ("of", "charge") => Some((About::Budget, at, at + 3)),
+            "for" if matches!(next.0, "free" | "nothing") => Some((About::Budget, at, at + 2)),
+            _ => None,
+        }
+    }
+
+    /// "Neukölln Moon Base", "10 km from Berlin", and "noonish" of the hours.
+    fn of_a_place(&self, at: usize) -> Option<(About, usize, usize)> {
+        let token = &self.tokens[at];
+        if token.text.len() > 4 && token.text.ends_with("ish") && self.before(at, 1) == "at" {
+            return Some((About::When, at - 1, at + 1));
+        }
+        let name = |n: usize| {
+            self.tokens.get(n).is_some_and(|token| {
+                token.kind == Kind::Word && token.capital && !token.taken && !is_known(token)
+            })
+        };
+        let shouted = token.raw.chars().skip(1).any(char::is_uppercase);
+        if at > 0 && self.role(at - 1) == Role::Place && token.joined && !shouted && name(at) {
+            let from = (0..at).rev().take_while(|n| self.role(*n) == Role::Place).last();
+            let to = (at..at + 4).take_while(|n| name(*n)).last().map_or(at + 1, |n| n + 1);
+            return Some((About::Place, from.unwrap_or(at), to));
+        }
+        let far = Words("km, kilometers, kilometres, mile, miles, kms").has(&token.text)
+            && matches!(self.text(at + 1), "from" | "of" | "away" | "around" | "outside");
+        let to = (at + 2..at + 5).find(|n| self.role(*n) == Role::Place);
+        to.filter(|_| far).map(|to| (About::Place, at.saturating_sub(1), to + 1))
     }
 
     fn phrase_from(&self, at: usize) -> usize {
@@ -442,85 +480,8 @@ impl Leftover<'_> {
 
 const COUNTED_FLOORS: Words = Words("floor, storey, story, time, birthday, level, anniversary");
 
-/// More than one person or appointment, which one request does not hold.
-pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Option<String> {
-    let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
-    let several = |at: usize| {
-        let number = super::numbers::small_number(&tokens[at]);
-        number.is_some_and(|n| n >= 2) || matches!(text(at), "both" | "several" | "couple")
-    };
-    for at in 0..tokens.len() {
-        let left = !tokens[at].taken;
-
-        if left
-            && several(at)
-            && (HANDS.has(text(at + 1)) || HANDS.has(text(at + 2)) && text(at + 1) == "of")
-        {
-            return Some(quote(tokens, at, at + 2));
-        }
-
-        if service == Some(Service::Haircut) && left {
-            if several(at) && PEOPLE.has(text(at + 1)) {
-                return Some(quote(tokens, at, at + 2));
-            }
-
-            let me = |word: &str| matches!(word, "me" | "myself" | "i");
-            if (RELATIVES.has(text(at))
-                && matches!(text(at + 1), "and" | "&" | "plus")
-                && (me(text(at + 2)) || text(at + 2) == "my"))
-                || (me(text(at))
-                    && matches!(text(at + 1), "and" | "&" | "plus")
-                    && matches!(text(at + 2), "my" | "a" | "our"))
-            {
-                return Some(quote(tokens, at, at + 3));
-            }
-        }
-        let again = matches!(text(at), "every" | "each")
-            && (tokens.get(at + 1).is_some_and(|next| {
-                time::weekday(next).is_some()
-                    || next.any(&[
-                        "day", "week", "month", "other", "weekday", "morning", "evening", "two",
-                        "second",
-                    ])
-            }));
-        if again {
-            return Some(quote(tokens, at, at + 2));
-        }
-        if matches!(
-            text(at),
-            "weekly" | "daily" | "monthly" | "fortnightly" | "biweekly" | "regularly" | "recurring"
-        ) || (matches!(text(at), "once" | "twice")
-            && matches!(text(at + 1), "a" | "per" | "every"))
-        {
-            return Some(quote(tokens, at, at + 1));
-        }
-        let plural = tokens[at].kind == Kind::Word
-            && text(at).ends_with("days")
-            && time::weekday(&tokens[at]).is_some();
-        if plural {
-            return Some(quote(tokens, at, at + 1));
-        }
-    }
-    None
-}
-
 /// What has a number of its own: "flat 5".
 const NUMBERED: Words = Words(
     "flat, apartment, apt, no, number, nr, house, room, unit, suite, floor, level, building,
      block, aged, age, top, size, gate, line, bus, postcode, zip",
-);
-
-/// Of which one request holds one.
-const HANDS: Words =
-    Words("cleaners, plumbers, photographers, haircuts, barbers, hairdressers, appointments, cuts");
-
-/// Who has hair of their own.
-const PEOPLE: Words = Words(
-    "people, persons, kids, children, boys, girls, adults, sons, daughters, men, women, friends",
-);
-
-/// Who comes along.
-const RELATIVES: Words = Words(
-    "husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad,
-     brother, sister, boyfriend, girlfriend, kids, children",
 );

@@ -1,7 +1,7 @@
 //! Which services the words mean.
 
 use super::numbers::one_edit;
-use super::token::{Kind, Table, Token, words_of};
+use super::token::{Kind, Table, Token, Words, words_of};
 use crate::systems::marketplace::domain::service::Service;
 
 /// Words and phrases, the more telling first. A phrase is matched as its words one after the other.
@@ -223,7 +223,7 @@ pub(super) fn services(tokens: &[Token]) -> Services {
     let at: Vec<usize> =
         (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
     let words: Vec<&str> = at.iter().map(|n| tokens[*n].text.as_str()).collect();
-    let corrected = super::corrected_at(tokens);
+    let corrected = super::corrections::corrected_at(tokens);
     let mut found = Services::default();
     let mut best: Option<(bool, u32)> = None;
     let mut wanted: Vec<(usize, Service)> = Vec::new();
@@ -260,7 +260,8 @@ pub(super) fn services(tokens: &[Token]) -> Services {
     }
     let from = corrected.filter(|cut| wanted.iter().any(|(n, _)| n > cut));
     let from = from.map_or(0, |cut| at.partition_point(|n| *n <= cut));
-    found.other = other_trade(&words[from..], !wanted.is_empty() && !joined);
+    found.other = other_trade(&words[from..], !wanted.is_empty() && !joined)
+        .or_else(|| no_hair_of_ours(&words[from..], found.first));
     found
 }
 
@@ -314,6 +315,29 @@ fn other_trade(words: &[&str], wanted: bool) -> Option<String> {
                 (done && OTHER_THINGS.contains(pair[0])).then(|| pair[0].to_owned())
             })
         })
+}
+
+/// "dog haircut", "a haircut for my poodle", "hair transplant".
+fn no_hair_of_ours(words: &[&str], first: Option<Service>) -> Option<String> {
+    const ANIMALS: Words = Words(
+        "dog, dogs, cat, cats, poodle, poodles, puppy, horse, sheep, pet, pets, pony, hamster, rabbit",
+    );
+    if first != Some(Service::Haircut) {
+        return None;
+    }
+    (0..words.len()).find_map(|n| {
+        let next = words.get(n + 1).copied().unwrap_or_default();
+        let hair = words[n] == "hair"
+            && Words("transplant, transplants, transplantation, removal, loss, implants").has(next);
+        let theirs = ANIMALS.has(words[n]) && names_service(next);
+        let for_them = words[n] == "for"
+            && (ANIMALS.has(next) || words.get(n + 2).is_some_and(|word| ANIMALS.has(word)));
+        match (hair || theirs, for_them) {
+            (true, _) => Some(words[n..n + 2].join(" ")),
+            (_, true) => Some(words[n..words.len().min(n + 3)].join(" ")),
+            _ => None,
+        }
+    })
 }
 
 /// Whether this word alone names a service.

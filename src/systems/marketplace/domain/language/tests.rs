@@ -170,7 +170,7 @@ fn what_binds_is_a_closed_form() {
         ("cancel the haircut", Intent::Cancel(Thing::Any, haircut)),
         ("cancel my haircut booking", Intent::Cancel(Thing::Booking, haircut)),
         ("cancel my appointment for the haircut", Intent::Cancel(Thing::Booking, haircut)),
-        ("stop searching", cancel(Thing::Request)),
+        ("stop searching", cancel(Thing::Search)),
         ("never mind", Intent::Drop),
     ] {
         assert_eq!(with_offers(text), intent, "{text}");
@@ -283,6 +283,20 @@ fn a_time_that_is_past_is_asked_for_again() {
     assert_eq!(told_time(&after(late, "then at 11")), "2026-11-18 11:00");
     let over_there = after(hear("haircut today at 5 pm"), "in Tokyo");
     assert_eq!(missing(&over_there), ["when"]);
+}
+
+#[test]
+fn a_text_beyond_the_limit_is_never_read_in_part() {
+    let long =
+        format!("haircut tomorrow at 5pm in Mitte.{} Not over 40 euros", " Please.".repeat(300));
+    let heard = hear(&long);
+    assert_eq!(missing(&heard), ["confirmation"], "{:?}", heard.unread);
+}
+
+#[test]
+fn yesterday_is_said_to_be_past() {
+    let told = question(&hear("haircut yesterday at 5pm in Mitte"));
+    assert_eq!(told, "\u{201c}yesterday\u{201d} is past. When do you need the haircut near Mitte?");
 }
 
 #[test]

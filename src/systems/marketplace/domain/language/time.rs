@@ -113,6 +113,7 @@ pub(super) fn read(tokens: &mut [Token], setting: &Setting<'_>) -> Read {
         week: None,
         hours: None,
         hours_at: 0,
+        is_pm: false,
         part: None,
         part_at: 0,
         moment: None,
@@ -151,6 +152,8 @@ struct Reader<'a> {
     week: Option<i64>,
     hours: Option<Hours>,
     hours_at: usize,
+    /// Whether the hour was said with "pm".
+    is_pm: bool,
     part: Option<(Time, Time)>,
     part_at: usize,
     /// From now on; exact or not.

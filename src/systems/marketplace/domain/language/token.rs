@@ -4,9 +4,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// More of a message than this is not read.
+/// A longer message is not read at all: what is left out may be what matters.
 pub const MAX_CHARS: usize = 2_000;
-pub const MAX_TOKENS: usize = 400;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -130,9 +129,6 @@ pub fn tokens(text: &str) -> Vec<Token> {
     let mut end_before = 0;
     let mut chars = text.char_indices().take(MAX_CHARS).peekable();
     while let Some((start, c)) = chars.next() {
-        if found.len() >= MAX_TOKENS {
-            break;
-        }
         if c.is_whitespace() || c.is_control() {
             continue;
         }

@@ -3,13 +3,16 @@
 //! Three functions bind: [`Turn::accept_offer`], [`Turn::cancel_request`] and [`Turn::cancel_booking`]. They are
 //! reached by a sentence of the closed form, or by the "yes" to what was read back.
 
+use jiff::Timestamp;
 use serde_json::json;
 
-use super::talk::Turn;
+use super::talk::{Said, Turn};
 use super::{Current, OfferSummary, Pending, Session, words};
 use crate::kernel::entity::{Decision, Effect};
 use crate::systems::marketplace::domain::booking::{self, Booking};
-use crate::systems::marketplace::domain::language::{Thing, Which};
+use crate::systems::marketplace::domain::language::{self, Thing, Understanding, Which};
+use crate::systems::marketplace::domain::money::Money;
+use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::request::{self, Status};
 use crate::systems::marketplace::domain::service::Service;
 
@@ -26,6 +29,50 @@ enum Meant<'a, T> {
 enum Live<'a> {
     Request,
     Booking(&'a str),
+}
+
+fn cheapest(shown: &[OfferSummary]) -> Option<&OfferSummary> {
+    shown.iter().reduce(|a, b| if b.costs_less(a) { b } else { a })
+}
+
+fn best_of(shown: &[OfferSummary]) -> Option<&OfferSummary> {
+    shown.iter().reduce(|a, b| if b.score > a.score { b } else { a })
+}
+
+impl Said<'_> {
+    /// What the message says otherwise than it is. `offer`: what was offered or booked.
+    fn differs_from(
+        &self,
+        request: &Current,
+        offer: Option<&OfferSummary>,
+        now: Timestamp,
+    ) -> Option<&'static str> {
+        let none = Understanding::default();
+        let asked = request.asked.as_ref().unwrap_or(&none);
+        let said = language::in_the_light_of(asked, self.content, now, self.home);
+        let timed = self.heard.when.is_some() || self.heard.hour.is_some() || said.hour.is_some();
+        let is = offer.map(|offer| offer.starts_at).or(asked.when.map(|when| when.earliest));
+        let same =
+            |is: Timestamp| said.when.is_some_and(|when| when.earliest <= is && is <= when.latest);
+        if timed && !is.is_some_and(same) {
+            return Some("the time");
+        }
+        let dear = |money: &Money| {
+            offer.is_none_or(|offer| {
+                offer.price.currency != money.currency
+                    || offer.price.amount_minor > money.amount_minor
+            })
+        };
+        if self.heard.budget.as_ref().is_some_and(dear) {
+            return Some("the price");
+        }
+        let elsewhere = |place: &Place| {
+            asked.place.as_ref().is_none_or(|asked| {
+                place.city != asked.city || place.name != asked.name && place.name != place.city
+            })
+        };
+        self.heard.place.as_ref().is_some_and(elsewhere).then_some("the place")
+    }
 }
 
 impl<'a> Turn<'a> {
@@ -48,13 +95,11 @@ impl<'a> Turn<'a> {
             _ => return Meant::Unclear(words::which_request(&open)),
         };
         let shown = &request.shown;
-        let cheapest = || shown.iter().reduce(|a, b| if b.costs_less(a) { b } else { a });
-        let best = || shown.iter().reduce(|a, b| if b.score > a.score { b } else { a });
         let (offer, sure) = match which {
             Which::It => (shown.first().filter(|_| shown.len() == 1), true),
             Which::Nth(n) => (usize::from(n).checked_sub(1).and_then(|n| shown.get(n)), true),
-            Which::Cheapest => (cheapest(), request.complete),
-            Which::Best => (best(), false),
+            Which::Cheapest => (cheapest(shown), request.complete),
+            Which::Best => (best_of(shown), false),
         };
         match offer {
             None => Meant::Unclear(words::which_offer(shown)),
@@ -63,14 +108,23 @@ impl<'a> Turn<'a> {
         }
     }
 
-    pub fn accept(self, which: Which, service: Option<Service>) -> Decision<Session> {
-        // "Yes, take it", after it was read back.
-        if let (Which::It, Some(Pending::Accept { request_id, offer_id })) =
-            (which, &self.state.pending)
+    pub fn accept(
+        self,
+        which: Which,
+        service: Option<Service>,
+        content: &str,
+    ) -> Decision<Session> {
+        let meant = self.offer_meant(which, service);
+        // "Yes, take it", after it was read back. Without the "yes" it is read back again.
+        if let (Which::It, Some(Pending::Accept { request_id, offer_id }), Meant::Unclear(_)) =
+            (which, &self.state.pending, &meant)
         {
-            return self.accept_offer(request_id, offer_id);
+            if language::says_yes(content) {
+                return self.accept_offer(request_id, offer_id);
+            }
+            return self.nod();
         }
-        match self.offer_meant(which, service) {
+        match meant {
             Meant::This(request, offer) => self.accept_offer(&request.request_id, &offer.offer_id),
             Meant::Perhaps(request, offer) => self.read_offer_back(request, offer),
             Meant::Unclear(words) => self.say(words, json!({})),
@@ -93,14 +147,35 @@ impl<'a> Turn<'a> {
     }
 
     /// Somebody speaks of the offers and does not accept one.
-    pub fn talk_of_offers(self, which: Option<Which>, hesitates: bool) -> Decision<Session> {
+    pub fn talk_of_offers(
+        self,
+        which: Option<Which>,
+        hesitates: bool,
+        said: &Said<'_>,
+    ) -> Decision<Session> {
         let open = self.open(None);
         if hesitates {
-            return self.say(words::nothing_accepted(&open), json!({}));
+            let request = open.iter().rfind(|request| !request.shown.is_empty());
+            let best = request.zip(which).filter(|_| said.content.contains('?'));
+            let best = best.and_then(|(request, which)| match which {
+                Which::Cheapest => cheapest(&request.shown).map(words::cheapest),
+                Which::Best => best_of(&request.shown).map(words::best),
+                _ => None,
+            });
+            let nothing = words::nothing_accepted(&open);
+            let content = best.map_or(nothing.clone(), |best| format!("{best} {nothing}"));
+            return self.say(content, json!({}));
         }
-        match self.offer_meant(which.unwrap_or(Which::It), None) {
+        if let Some(words) = &said.heard.aside {
+            let content = words::not_accepted(words, &words::nothing_accepted(&open));
+            return self.say(content, json!({}));
+        }
+        match self.offer_meant(which.unwrap_or(Which::It), said.heard.service) {
             Meant::This(request, offer) | Meant::Perhaps(request, offer) => {
-                self.read_offer_back(request, offer)
+                match said.differs_from(request, Some(offer), self.cx.now) {
+                    Some(what) => self.say(words::other_offer(what, request, offer), json!({})),
+                    None => self.read_offer_back(request, offer),
+                }
             }
             Meant::Unclear(words) => self.say(words, json!({})),
         }
@@ -120,19 +195,19 @@ impl<'a> Turn<'a> {
             named.filter_map(|request| Some((request, self.live(request)?))).collect();
         let fits = |(_, live): &(&Current, Live<'_>)| match (thing, live) {
             (Thing::Any, _) => true,
-            (Thing::Request, live) => matches!(live, Live::Request),
+            (Thing::Request | Thing::Search, live) => matches!(live, Live::Request),
             (Thing::Booking, live) => matches!(live, Live::Booking(_)),
         };
         let meant = live.iter().filter(|live| fits(live)).count();
         let all = live.len();
         let requests: Vec<&Current> = live.iter().map(|(request, _)| *request).collect();
         let exact = match meant {
-            0 => all == 1,
+            0 => all == 1 && thing != Thing::Search,
             1 => true,
             _ => false,
         };
         if !exact {
-            return Meant::Unclear(if all == 0 {
+            return Meant::Unclear(if all == 0 || meant == 0 && thing == Thing::Search {
                 let accepting = self.state.requests.iter().any(|r| r.status == Status::Accepting);
                 if accepting { words::being_confirmed() } else { words::nothing_to_cancel() }
             } else {
@@ -151,15 +226,6 @@ impl<'a> Turn<'a> {
     }
 
     pub fn cancel(self, thing: Thing, service: Option<Service>) -> Decision<Session> {
-        match (&self.state.pending, thing, service) {
-            (Some(Pending::CancelRequest { request_id }), Thing::Any, None) => {
-                return self.cancel_request(request_id);
-            }
-            (Some(Pending::CancelBooking { request_id, booking_id }), Thing::Any, None) => {
-                return self.cancel_booking(request_id, booking_id);
-            }
-            _ => {}
-        }
         let meant = self.cancel_meant(thing, service);
         // What was begun and not yet asked for.
         if let Some(draft) = &self.state.draft
@@ -224,29 +290,42 @@ impl<'a> Turn<'a> {
         thing: Thing,
         service: Option<Service>,
         hesitates: bool,
+        said: &Said<'_>,
     ) -> Decision<Session> {
         let live = self.state.requests.iter().filter(|request| self.live(request).is_some());
         let live: Vec<&Current> = live.collect();
         if hesitates {
             return self.say(words::nothing_cancelled(&live), json!({}));
         }
+        if let Some(words) = said.heard.aside.as_ref().filter(|_| !live.is_empty()) {
+            return self.say(words::not_that_to_cancel(words, &live), json!({}));
+        }
         match self.cancel_meant(thing, service) {
-            Meant::This(request, live) | Meant::Perhaps(request, live) => {
-                self.read_cancelling_back(request, &live)
+            Meant::This(request, kind) | Meant::Perhaps(request, kind) => {
+                let offer = match kind {
+                    Live::Booking(_) => request.shown.first(),
+                    Live::Request => None,
+                };
+                match said.differs_from(request, offer, self.cx.now) {
+                    Some(what) => self.say(words::other_to_cancel(what, &live), json!({})),
+                    None => self.read_cancelling_back(request, &kind),
+                }
             }
             Meant::Unclear(words) => self.say(words, json!({})),
         }
     }
 
-    /// "never mind": what was begun is forgotten, and what is under way is read back.
+    /// "never mind": what was begun is forgotten, and a search is read back. What is booked stays.
     pub fn drop_it(self) -> Decision<Session> {
         if self.state.draft.is_some() {
             return self.forget();
         }
-        if self.state.pending.is_some() {
-            return self.say(words::as_it_was(), json!({}));
+        match self.cancel_meant(Thing::Search, None) {
+            Meant::This(request, live) | Meant::Perhaps(request, live) => {
+                self.read_cancelling_back(request, &live)
+            }
+            Meant::Unclear(_) => self.say(words::as_it_was(), json!({})),
         }
-        self.talk_of_cancelling(Thing::Any, None, false)
     }
 
     pub fn yes(self) -> Decision<Session> {
@@ -286,7 +365,7 @@ impl<'a> Turn<'a> {
         self.event(super::Event::ReadBack { pending }).say(content, data)
     }
 
-    fn forget(self) -> Decision<Session> {
+    pub fn forget(self) -> Decision<Session> {
         self.event(super::Event::DraftChanged { draft: None }).say(words::forgotten(), json!({}))
     }
 }

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::{AskedOf, Current, Event, Pending, Progress, Reply, Session, State, words};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
-use crate::systems::marketplace::domain::language::{self, About, Home, Intent, Understanding};
+use crate::systems::marketplace::domain::language::{
+    self, About, Home, Intent, Thing, Understanding,
+};
 use crate::systems::marketplace::domain::request::{self, Asked, Request, Status};
 
 /// One message, and the decision that is made of it.
@@ -12,6 +14,13 @@ pub(super) struct Turn<'a> {
     pub state: &'a State,
     pub cx: &'a DecideCx<'a>,
     decision: Decision<Session>,
+}
+
+/// A message, as it was said and understood.
+pub(super) struct Said<'a> {
+    pub content: &'a str,
+    pub heard: &'a Understanding,
+    pub home: &'a Home<'a>,
 }
 
 /// The message is kept and published, then answered.
@@ -45,6 +54,9 @@ pub(super) fn answer(
 impl Turn<'_> {
     fn respond(self, content: &str) -> Decision<Session> {
         let state = self.state;
+        if language::is_too_long(content) {
+            return self.say(words::too_long(), json!({}));
+        }
         let open = state.requests.iter().rfind(|request| request.status == Status::Open);
         let names = open.map_or(Vec::new(), |request| {
             request.shown.iter().map(|offer| offer.provider_name.clone()).collect()
@@ -58,12 +70,23 @@ impl Turn<'_> {
         };
         let heard = language::understand(content, self.cx.now, &home);
         let current = state.current();
+        let gives_up =
+            matches!(heard.intent, Intent::No | Intent::Drop | Intent::Cancel(Thing::Any, None));
+        if state.pending.is_some() && gives_up {
+            return self.say(words::as_it_was(), json!({}));
+        }
+        // "2" answers the question that was asked last.
+        let answers = state.draft.is_some() && content.trim().parse::<u8>().is_ok();
         match heard.intent {
             Intent::Greeting => self.say(words::greeting(), json!({})),
             Intent::Thanks => self.say(words::welcome(), json!({})),
             Intent::Help => self.say(words::help(), json!({})),
             Intent::Status => {
-                self.say(words::status(current, state.draft.is_some()), about(current))
+                let named = |request: &&Current| {
+                    request.is_live() && heard.service.is_none_or(|named| named == request.service)
+                };
+                let meant = state.requests.iter().rfind(named).or(current);
+                self.say(words::status(meant, state.draft.is_some()), about(meant))
             }
             Intent::Offering => self.say(words::enrol(), json!({})),
             Intent::Refusal => self.say(words::nothing_done(), json!({})),
@@ -71,22 +94,30 @@ impl Turn<'_> {
                 self.request(content, heard, &home)
             }
             Intent::Yes => self.yes(),
-            Intent::No if state.draft.as_ref().is_some_and(|draft| !draft.unread.is_empty()) => {
-                self.request(content, heard, &home)
-            }
+            // "How much at most?" "No."
+            Intent::No if self.asks_for_a_budget() => self.request(content, heard, &home),
+            Intent::No if state.draft.is_some() => self.forget(),
             Intent::No => self.say(words::as_it_was(), json!({})),
             Intent::Nod => self.nod(),
             Intent::Drop => self.drop_it(),
             Intent::Cancel(thing, service) => self.cancel(thing, service),
             Intent::CancelTalk { thing, service, hesitates } => {
-                self.talk_of_cancelling(thing, service, hesitates)
+                let said = Said { content, heard: &heard, home: &home };
+                self.talk_of_cancelling(thing, service, hesitates, &said)
             }
-            Intent::Accept(which, service) => self.accept(which, service),
-            Intent::AcceptTalk { which, hesitates } if self.has_offers() => {
-                self.talk_of_offers(which, hesitates)
+            Intent::Accept(which, service) => self.accept(which, service, content),
+            Intent::AcceptTalk { which, hesitates } if self.has_offers() && !answers => {
+                let said = Said { content, heard: &heard, home: &home };
+                self.talk_of_offers(which, hesitates, &said)
             }
             Intent::AcceptTalk { .. } | Intent::Request => self.request(content, heard, &home),
         }
+    }
+
+    /// Whether the open question is how much it may cost.
+    fn asks_for_a_budget(&self) -> bool {
+        let asked = self.state.draft.as_ref().map(language::missing);
+        asked.is_some_and(|missing| missing.first() == Some(&"budget"))
     }
 
     /// A message about a new request, or about the one that is spoken of.
@@ -105,7 +136,8 @@ impl Turn<'_> {
             let known = language::answer(draft.clone(), content, now, home);
             return self.understand(known);
         }
-        if !heard.says_something() {
+        let names_only = heard.when.is_none() && heard.place.is_none() && heard.budget.is_none();
+        if !heard.says_something() || names_only && language::only_asks(content) {
             return self.unclear();
         }
         let Some(current) = state.current() else { return self.understand(heard) };
@@ -188,12 +220,15 @@ impl Turn<'_> {
 
     fn understand(self, known: Understanding) -> Decision<Session> {
         // Whatever the last message was for, what is known is a request.
-        let known = Understanding { intent: Intent::Request, bare: false, ..known };
+        let known = Understanding { intent: Intent::Request, bare: false, aside: None, ..known };
         let missing = language::missing(&known);
         match self.asked(&known).filter(|_| missing.is_empty()) {
             Some(asked) => self.start(asked, known, None),
             None => {
-                let question = language::question(&known);
+                let mut question = language::question(&known);
+                if self.has_just_said(&question) {
+                    question = words::or_drop_it(&question);
+                }
                 self.event(Event::DraftChanged { draft: Some(known) })
                     .say(question, json!({"missing": missing}))
             }
@@ -220,10 +255,15 @@ impl Turn<'_> {
             .say(content, json!({"request_id": request_id}))
     }
 
+    fn has_just_said(&self, question: &str) -> bool {
+        let last = self.state.recent.iter().rfind(|line| line.author == super::Author::Agent);
+        last.is_some_and(|line| line.content.contains(question))
+    }
+
     /// The message says nothing that is known.
     pub fn unclear(self) -> Decision<Session> {
         if let Some(draft) = &self.state.draft {
-            let content = words::not_understood(&language::question(draft));
+            let content = words::not_understood(&words::or_drop_it(&language::question(draft)));
             return self.say(content, json!({"missing": language::missing(draft)}));
         }
         let current = self.state.current();

@@ -112,6 +112,8 @@ fn answer(decision: &Decision<Session>) -> (String, Value) {
     (response["content"].as_str().unwrap().into(), response["data"].clone())
 }
 
+mod dialogue;
+
 mod opening {
     use super::*;
 

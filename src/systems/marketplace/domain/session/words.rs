@@ -62,7 +62,7 @@ pub(super) fn nothing_done() -> String {
 }
 
 pub(super) fn as_it_was() -> String {
-    "All right, everything stays as it is.".into()
+    "All right, nothing was changed: everything stays as it is.".into()
 }
 
 pub(super) fn which_to_cancel(live: &[&Current]) -> String {
@@ -136,6 +136,22 @@ pub(super) fn which_offer(shown: &[OfferSummary]) -> String {
     }
 }
 
+pub(super) fn cheapest(offer: &OfferSummary) -> String {
+    format!("The cheapest is: {}.", terms(offer))
+}
+
+/// Ratings are a part of the score, and not shown here.
+pub(super) fn best(offer: &OfferSummary) -> String {
+    format!(
+        "I do not see single ratings here. The best by rating, price and distance together is: {}.",
+        terms(offer)
+    )
+}
+
+pub(super) fn or_drop_it(question: &str) -> String {
+    format!("{question} If you do not want it any more, say \u{201c}never mind\u{201d}.")
+}
+
 pub(super) fn which_request(open: &[&Current]) -> String {
     let all: Vec<&str> = open.iter().map(|request| request.service.title()).collect();
     format!(
@@ -157,6 +173,44 @@ pub(super) fn nothing_accepted(open: &[&Current]) -> String {
     )
 }
 
+/// `nothing`: what there is to accept.
+pub(super) fn not_accepted(not_understood: &str, nothing: &str) -> String {
+    format!("I did not understand \u{201c}{not_understood}\u{201d}. {nothing}")
+}
+
+/// An offer that is not what was said of it.
+pub(super) fn other_offer(what: &str, request: &Current, offer: &OfferSummary) -> String {
+    let place = request.asked.as_ref().and_then(|asked| asked.place.as_ref());
+    let place = place.map_or(String::new(), |place| format!(", near {}", place.name));
+    let at = request.shown.iter().position(|shown| shown.offer_id == offer.offer_id);
+    let number = at.map_or(1, |at| at + 1);
+    format!(
+        "I have accepted nothing: {what} is not what you said. The offer is: {}{place}. To take it as it is, say \u{201c}number {number}\u{201d}.",
+        terms(offer)
+    )
+}
+
+pub(super) fn not_that_to_cancel(not_understood: &str, live: &[&Current]) -> String {
+    format!(
+        "I have cancelled nothing: I did not understand \u{201c}{not_understood}\u{201d}. {}",
+        what_there_is(live)
+    )
+}
+
+/// Something that is not what was said of it.
+pub(super) fn other_to_cancel(what: &str, live: &[&Current]) -> String {
+    format!("I have cancelled nothing: {what} is not what you said. {}", what_there_is(live))
+}
+
+fn what_there_is(live: &[&Current]) -> String {
+    let all: Vec<String> = live.iter().map(|request| described(request)).collect();
+    let example = live.first().map_or("haircut", |request| request.service.title());
+    format!(
+        "There is: {}. To cancel it, say for example \u{201c}cancel the {example}\u{201d}.",
+        all.join(", and ")
+    )
+}
+
 pub(super) fn cannot_change(current: &Current) -> String {
     let service = current.service.title();
     format!(
@@ -175,6 +229,12 @@ pub(super) fn shall_i_change(asked: &Asked) -> String {
 
 pub(super) fn not_understood(more: &str) -> String {
     format!("I did not understand that. {more}")
+}
+
+pub(super) fn too_long() -> String {
+    "That is too long for me: I read at most 2,000 characters at once. I have read none of it and done nothing. Please \
+     say it in fewer words."
+        .into()
 }
 
 pub(super) fn what_do_you_need() -> String {
@@ -222,7 +282,13 @@ pub(super) fn status(current: Option<&Current>, has_draft: bool) -> String {
             n => format!("You have {n} offers for your {service}."),
         },
         Status::Accepting => format!("Your {service} is being confirmed."),
-        Status::Booked => format!("Your {service} is booked."),
+        Status::Booked => {
+            let terms =
+                current.shown.first().map_or(String::new(), |offer| format!(": {}", terms(offer)));
+            let place = current.asked.as_ref().and_then(|asked| asked.place.as_ref());
+            let place = place.map_or(String::new(), |place| format!(", near {}", place.name));
+            format!("Your {service} is booked{terms}{place}.")
+        }
         Status::Cancelled => format!("Your {service} request was cancelled."),
         Status::Expired => format!("Your {service} request has expired."),
         Status::Unmatched => format!("I found nobody for your {service}."),

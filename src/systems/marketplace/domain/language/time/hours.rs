@@ -319,10 +319,18 @@ impl Reader<'_> {
             if let Some(second) = second.filter(telling)
                 && let Some(to) = self.settled(second, second.half)
                 && let Some(from) = self.start(first, second, to)
-                && from < to
             {
-                self.hours = Some(Hours::Between(from, to));
-                return next + 1 + second.count - at;
+                let count = next + 1 + second.count - at;
+                let early = first.half == Half::Unsaid && from.hour() < 7;
+                if from < to && !(word == "between" && early) {
+                    self.hours = Some(Hours::Between(from, to));
+                    return count;
+                }
+                // "between 5 and 3 pm"
+                if word == "between" {
+                    self.unread.push(super::super::quote(self.tokens, at, at + count));
+                    return count;
+                }
             }
         }
         let weak = lead == 0 || matches!(word.as_str(), "for" | "to" | "since" | "between");
@@ -336,7 +344,8 @@ impl Reader<'_> {
         {
             return 0;
         }
-        let Some(time) = self.settled(first, first.half) else { return 0 };
+        let Some(time) = self.settled(first, self.half_of(first)) else { return 0 };
+        self.is_pm = first.half == Half::Pm;
         let ish = self.word(next) == "ish" || self.words(next, &["-", "ish"]);
         let or_later = self.words(next, &["or", "later"]) || self.words(next, &["onwards"]);
         self.hours = Some(match word.as_str() {
@@ -347,6 +356,12 @@ impl Reader<'_> {
             _ => Hours::At(time),
         });
         next - at
+    }
+
+    /// "at 9 pm, no wait, 10": a correction of an evening is one.
+    fn half_of(&self, said: Said) -> Half {
+        let evening = self.is_pm && self.hours.is_some() && (1..12).contains(&said.hour);
+        if said.half == Half::Unsaid && evening { Half::Pm } else { said.half }
     }
 
     /// "11 to 2 pm" starts in the morning, "3 to 5 pm" does not.
@@ -388,10 +403,16 @@ impl Reader<'_> {
                 .get(at + said.count)
                 .is_none_or(|t| t.any(&[",", ".", "near", "in", "at", "please"]));
         let whole = self.answers && at == 0 && said.count == self.tokens.len();
-        if !after_day && !whole {
+        // "at 5, no wait, 6"
+        let again = self.hours.is_some()
+            && self
+                .cut
+                .is_some_and(|cut| (cut + 1..at).all(|n| n < cut + 3 && !self.tokens[n].taken))
+            && self.plain(at + said.count);
+        if !after_day && !whole && !again {
             return 0;
         }
-        self.hours = self.settled(said, said.half).map(Hours::At);
+        self.hours = self.settled(said, self.half_of(said)).map(Hours::At);
         said.count
     }
 }

@@ -183,7 +183,9 @@ impl Reader<'_> {
         }
         // "tomorrow morning at 5 pm"
         if let (Some(Hours::At(time)), Some((from, to))) = (self.hours, self.part)
-            && ((to.hour() <= 12 && time.hour() > 12) || (from.hour() >= 12 && time.hour() < 11))
+            && ((to.hour() <= 12 && time.hour() > 12)
+                || (from.hour() >= 12 && time.hour() < 11)
+                || (from.hour() == 18 && (11..17).contains(&time.hour())))
             && time.hour() > 0
         {
             self.unread.push(quote(self.tokens, self.part_at, self.part_at + 1));
