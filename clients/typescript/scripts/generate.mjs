@@ -206,7 +206,8 @@ function reads(document, known) {
     const schema = get?.responses?.['200']?.content?.['application/json']?.schema;
     return path.startsWith('/v1/') && schema ? [[path, get, schema]] : [];
   });
-  const wanted = [...named(schemas, operations.map(([, , schema]) => schema))];
+  const asked = operations.map(([, get]) => (get.parameters ?? []).map((parameter) => parameter.schema));
+  const wanted = [...named(schemas, [operations.map(([, , schema]) => schema), asked])];
   const own = wanted.filter((key) => !(key in known));
   for (const key of wanted.filter((key) => key in known)) {
     const [a, b] = [schemas[key], known[key]].map((schema) => type(schema, '', false));
@@ -223,7 +224,7 @@ export interface Reads {
     out += `${comment(get.summary, '  ')}  ${quoted(path)}: {\n    query: ${query};\n    answer: ${type(schema, '    ', false)};\n  };\n`;
   }
   out += '}\n';
-  const imported = wanted.filter((key) => key in known && new RegExp(`\\b${key}\\b`).test(out.replace(/\/\*\*.*\*\//g, '')));
+  const imported = wanted.filter((key) => key in known && new RegExp(`\\b${typeName(key)}\\b`).test(out.replace(/\/\*\*.*\*\//g, '')));
   return `${HEAD('/openapi.json')}import type {\n${imported.map((key) => `  ${typeName(key)},\n`).sort().join('')}} from './events.js';\n\n${out}`;
 }
 

@@ -2,141 +2,38 @@
 
 import type {
   Booking,
+  BookingList,
   Content,
   Device,
   DeviceList,
-  Money,
+  MessageList,
   Offer,
+  OfferList,
+  Order,
   PlatformList,
   PlaybackSession,
   PlaybackSessionList,
+  Provider,
+  ProviderList,
+  ProviderOwner,
   Request,
+  RequestList,
+  Service,
+  SessionData,
+  SessionList,
   SyncExplanation,
   SyncState,
 } from './events.js';
-
-export type Base = {
-  city: string;
-  country: string;
-  latitude: number;
-  longitude: number;
-  time_zone: string;
-};
-
-export type BookingList = {
-  items: Booking[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
-
-export type Hours = {
-  /** Minutes after local midnight. */
-  from_minute: number;
-  to_minute: number;
-};
-
-export type Message = {
-  content: string;
-  created_at: string;
-  data?: Record<string, unknown> | null;
-  id: string;
-  media: string[];
-  /** user or agent */
-  role: string;
-  session_id: string;
-};
-
-export type MessageList = {
-  items: Message[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
-
-export type OfferList = {
-  items: Offer[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
-
-export type Offering = {
-  duration_minutes: number;
-  /** service or hour */
-  per: string;
-  price: Money;
-  service: string;
-};
-
-/** A new profile needs `name`, `services` and `base`; a change names what changes, and a list replaces the whole list. */
-export type Profile = {
-  base?: Base | null;
-  bio?: string | null;
-  days_off?: string[] | null;
-  languages?: string[] | null;
-  max_discount_percent?: number | null;
-  minimum_notice_minutes?: number | null;
-  name?: string | null;
-  radius_km?: number | null;
-  services?: Offering[] | null;
-  /** By weekday (`monday`…); a day that is missing is closed. */
-  weekly?: Record<string, Hours[]> | null;
-};
-
-export type Provider = {
-  city: string;
-  country: string;
-  id: string;
-  latitude: number;
-  longitude: number;
-  name: string;
-  /** Only for the owner. */
-  owner_id?: string | null;
-  profile: Profile;
-  radius_km: number;
-  rating?: number | null;
-  response_rate?: number | null;
-  reviews: number;
-  services: string[];
-  updated_at: string;
-  version: number;
-};
-
-export type ProviderList = {
-  items: Provider[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
-
-export type RequestList = {
-  items: Request[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
-
-export type SessionData = {
-  created_at: string;
-  ended: boolean;
-  id: string;
-  last_active_at: string;
-  locale: string;
-  time_zone: string;
-  user_id: string;
-};
-
-export type SessionList = {
-  items: SessionData[];
-  /** For `cursor`; null at the end */
-  next_cursor: string | null;
-};
 
 /** What can be read over HTTP: by its path, what is asked and what is answered. */
 export interface Reads {
   /** Your bookings as consumer or provider, newest first */
   '/v1/bookings': {
     query: {
-      /** How many */
-      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
     };
     answer: BookingList;
   };
@@ -198,16 +95,16 @@ export interface Reads {
   /** The directory of providers */
   '/v1/providers': {
     query: {
-      /** How many */
-      limit?: number | undefined;
-      /** The `next_cursor` of the page before */
-      cursor?: string | undefined;
-      /** Who offers this */
-      service?: string | undefined;
       /** Who is there */
       city?: string | undefined;
+      /** The `next_cursor` of the page before */
+      cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
       /** `me`: only one's own */
-      owner?: string | undefined;
+      owner?: ProviderOwner | null | undefined;
+      /** Who offers this */
+      service?: Service | null | undefined;
     };
     answer: ProviderList;
   };
@@ -221,10 +118,10 @@ export interface Reads {
   /** Your requests, newest first */
   '/v1/requests': {
     query: {
-      /** How many */
-      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
     };
     answer: RequestList;
   };
@@ -239,20 +136,20 @@ export interface Reads {
   '/v1/requests/{id}/offers': {
     query: {
       id: string;
-      /** How many */
-      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
     };
     answer: OfferList;
   };
   /** Your sessions, newest first */
   '/v1/sessions': {
     query: {
-      /** How many */
-      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
     };
     answer: SessionList;
   };
@@ -267,12 +164,12 @@ export interface Reads {
   '/v1/sessions/{id}/messages': {
     query: {
       id: string;
-      /** How many */
-      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
+      /** How many */
+      limit?: number | undefined;
       /** `asc` (default) or `desc` */
-      order?: string | undefined;
+      order?: Order | null | undefined;
     };
     answer: MessageList;
   };
