@@ -37,6 +37,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
         RedisLimiter::check(&config.redis.url).context("REDIS_URL")?;
     }
     gateway(config)?;
+    systems(config)?;
     if config.cluster.enabled {
         tls(config)?;
     }

@@ -35,7 +35,9 @@ pub async fn owing(
         "with due as materialized (
              select o.id, o.due_at <= micros($2) as owed,
                     o.found >= 4 and o.since < now() - $3 * interval '1 second' as dead
-             from outbox o join slots s on s.slot = o.slot and s.incarnation = $1
+             -- The limit keeps it one look for each row, never a read of all slots.
+             from outbox o cross join lateral (
+                 select from slots s where s.slot = o.slot and s.incarnation = $1 limit 1) here
              -- What is younger is on its way.
              where o.dead_at is null and o.look_at < now() - interval '500 milliseconds'
              order by o.look_at limit $4

@@ -36,7 +36,9 @@ pub async fn claim(
              select t.kind, t.key, t.name, t.tried_id is not distinct from t.id as again,
                     t.tried_id is not distinct from t.id and t.attempts >= 4
                         and t.tried_since < micros($2) - $3 * interval '1 second' as dead
-             from timers t join slots s on s.slot = t.slot and s.incarnation = $1
+             -- The limit keeps it one look for each row, never a read of all slots.
+             from timers t cross join lateral (
+                 select from slots s where s.slot = t.slot and s.incarnation = $1 limit 1) here
              where t.due_at <= micros($2)
              order by t.due_at limit $4
              -- A commit that sets, cancels or handles it comes first, and nobody waits for the other.
