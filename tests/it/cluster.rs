@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::ConnectOptions;
 
 use crate::edges::{Http, connect, hairdresser, text};
 use crate::process::{Folder, Served, Starting, run, text as utf8};
@@ -155,7 +155,8 @@ impl Nodes {
 
     /// A connection to their database.
     pub async fn store(&self) -> sqlx::PgConnection {
-        sqlx::PgConnection::connect(&self.database).await.unwrap()
+        let database: sqlx::postgres::PgConnectOptions = self.database.parse().unwrap();
+        crate::support::observer(database).connect().await.unwrap()
     }
 
     pub fn kill(&mut self, n: usize) {
@@ -338,6 +339,8 @@ async fn a_node_that_is_drained_is_not_missed() {
             socket.ok("chat:message", json!({"session_id": session, "content": "hello"})).await;
             said += 1;
         }
+        // A quick node answers more than a connection may ask.
+        tokio::time::sleep(Duration::from_millis(150)).await;
     }
     let drained = drained.await.unwrap();
     assert!(drained.status.success(), "{}", utf8(&drained.stderr));
