@@ -26,6 +26,11 @@ pub trait Operation: 'static {
         input: Self::Input,
     ) -> impl Future<Output = Outcome<Self::Answer>> + Send + '_;
 
+    /// Whether the caller may ask this at all. It comes before the input is read.
+    fn allow(_call: &Call) -> Outcome<()> {
+        Ok(())
+    }
+
     /// Whether this call counts among the user's commands, which are kept: not where nothing stays of it.
     fn is_kept(_call: &Call, _input: &Self::Input) -> bool {
         matches!(Self::META.sort, Sort::Command)
@@ -221,6 +226,7 @@ impl Declared {
 
 fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
     async move {
+        O::allow(&call)?;
         call.check_user(&given)?;
         let input: O::Input = input::read(&given)?;
         if O::is_kept(&call, &input) {

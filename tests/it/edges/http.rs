@@ -674,3 +674,17 @@ async fn pages_of_allowed_origins_only() {
     let head = alice.send("HEAD", "/v1/bookings/bkg_nobody", &[], b"").await;
     assert_eq!((head.status, head.text.as_str()), (404, ""));
 }
+
+#[tokio::test]
+async fn what_is_not_theirs_to_do_is_said_before_what_is_wrong_with_it() {
+    let node = TestNode::start().await;
+    let consumer = node.user("carl");
+    let enrolled = consumer.post("/v1/providers", &json!({})).await;
+    assert_eq!((enrolled.status, &enrolled.json()["code"]), (403, &json!("forbidden")));
+    let provider = node.user_as("petra", Role::Provider).post("/v1/providers", &json!({})).await;
+    assert_eq!(provider.status, 400);
+    let path = "/v1/content/tt1/availability";
+    let json = ("content-type", "application/json");
+    let said = consumer.send("PUT", path, &[json], b"{}").await;
+    assert_eq!((said.status, &said.json()["reason"]), (403, &json!("operators_only")));
+}

@@ -55,10 +55,14 @@ impl Operation for SetAvailability {
     type Input = NewAvailability;
     type Answer = ContentView;
 
-    async fn run(call: &Call, input: NewAvailability) -> Outcome<ContentView> {
-        if call.role != Role::Operator {
-            return Err(Problem::rejection(&content::Rejection::OperatorsOnly));
+    fn allow(call: &Call) -> Outcome<()> {
+        match call.role {
+            Role::Operator => Ok(()),
+            _ => Err(Problem::rejection(&content::Rejection::OperatorsOnly)),
         }
+    }
+
+    async fn run(call: &Call, input: NewAvailability) -> Outcome<ContentView> {
         let NewAvailability { content_id, availability } = input;
         if !is_name(&content_id) {
             return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));

@@ -160,10 +160,14 @@ impl Operation for Enroll {
     type Input = EnrollProvider;
     type Answer = ProviderView;
 
-    async fn run(call: &Call, input: EnrollProvider) -> Outcome<ProviderView> {
-        if call.role == Role::Consumer {
-            return Err(Problem::forbidden("this takes a token with the role provider"));
+    fn allow(call: &Call) -> Outcome<()> {
+        match call.role {
+            Role::Provider | Role::Operator => Ok(()),
+            Role::Consumer => Err(Problem::forbidden("this takes a token with the role provider")),
         }
+    }
+
+    async fn run(call: &Call, input: EnrollProvider) -> Outcome<ProviderView> {
         let enroll = provider::Command::Enroll {
             owner_id: call.user_id.to_string(),
             profile: input.profile(),
