@@ -29,7 +29,7 @@ impl Settings {
         self
     }
 
-    /// A section that nobody set is as its default.
+    /// `None`: nobody has set it.
     pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.0.get(&TypeId::of::<T>())?.downcast_ref()
     }

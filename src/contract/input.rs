@@ -97,10 +97,8 @@ pub fn from_text(schema: &Value, text: &str) -> Value {
         Value::Array(kinds) => kinds.iter().any(|one| one == kind),
         _ => false,
     };
-    if is("string") {
-        return text.into();
-    }
-    if is("integer") || is("number") || is("boolean") || is("object") || is("array") {
+    let is_json = ["integer", "number", "boolean", "object", "array"].into_iter().any(is);
+    if is_json && !is("string") {
         return serde_json::from_str(text).unwrap_or_else(|_| text.into());
     }
     text.into()

@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::described::{DescribedAnnouncement, DescribedOperation, describe};
-use super::openapi;
 use crate::contract::operation::Sort;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
@@ -230,8 +229,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
             ),
             "PresenceDevice": fields("id: string, status: string"),
     });
-    let shapes = &openapi::document(systems)["components"]["schemas"];
-    let components = components(own, &messages, shapes);
+    let components = components(own, &messages, &described.schemas);
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -260,14 +258,14 @@ pub fn document(systems: &'static [&'static System]) -> Value {
 }
 
 /// With what HTTP answers, where events carry the same.
-fn components(mut own: Value, messages: &Map<String, Value>, shapes: &Value) -> Value {
+fn components(mut own: Value, messages: &Map<String, Value>, shapes: &Map<String, Value>) -> Value {
     let mut wanted = Vec::new();
     messages.values().for_each(|message| references(message, &mut wanted));
     references(&own, &mut wanted);
     while let Some(name) = wanted.pop() {
-        if own.get(&name).is_none() && shapes[&name].is_object() {
-            references(&shapes[&name], &mut wanted);
-            own[&name] = shapes[&name].clone();
+        if let (None, Some(shape)) = (own.get(&name), shapes.get(&name)) {
+            references(shape, &mut wanted);
+            own[&name] = shape.clone();
         }
     }
     own

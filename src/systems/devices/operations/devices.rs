@@ -47,6 +47,14 @@ pub struct WithStanding {
     pub sync: StandingView,
 }
 
+fn with_standing(
+    call: &Call,
+    device: Box<DeviceView>,
+    standing: &shared::Standing,
+) -> WithStanding {
+    WithStanding { device, sync: shown_standing(call, standing) }
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "DeviceId")]
 pub struct ById {
@@ -119,13 +127,11 @@ impl Operation for Register {
             return Err(AskError::Internal.into());
         };
         if let Some((_, standing)) = known {
-            return Ok(WithStanding { device, sync: shown_standing(call, &standing) });
+            return Ok(with_standing(call, device, &standing));
         }
         let join = shared::Command::Join { device: id, max_devices: max };
         match call.ask::<Shared>(&call.user_id, join, call.undeduplicated()).await? {
-            shared::Reply::Joined(standing) => {
-                Ok(WithStanding { device, sync: shown_standing(call, &standing) })
-            }
+            shared::Reply::Joined(standing) => Ok(with_standing(call, device, &standing)),
             _ => Err(AskError::Internal.into()),
         }
     }
@@ -155,9 +161,7 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<WithStanding> {
     let key = id.to_string();
     let get = call.ask::<Device>(&key, device::Command::Get, call.undeduplicated());
     match get.await.map_err(missing)? {
-        device::Reply::Device(device) => {
-            Ok(WithStanding { device, sync: shown_standing(call, &standing) })
-        }
+        device::Reply::Device(device) => Ok(with_standing(call, device, &standing)),
         _ => Err(AskError::Internal.into()),
     }
 }
@@ -189,9 +193,7 @@ impl Operation for List {
         let asking = devices_of(call).await?.into_iter().map(async |(id, standing)| {
             let get = device::Command::Get;
             match call.ask::<Device>(&id.to_string(), get, call.undeduplicated()).await? {
-                device::Reply::Device(device) => {
-                    Ok(WithStanding { device, sync: shown_standing(call, &standing) })
-                }
+                device::Reply::Device(device) => Ok(with_standing(call, device, &standing)),
                 _ => Err(Problem::from(AskError::Internal)),
             }
         });
