@@ -69,6 +69,8 @@ export type BookingList = {
   items: Booking[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** What the consumer thinks of it. */
@@ -219,6 +221,8 @@ export type DeviceList = {
   items: Device[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type DeviceStatus = 'online' | 'offline' | 'watching';
@@ -393,6 +397,8 @@ export type MessageList = {
   items: Message[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** An amount of a currency. */
@@ -431,6 +437,8 @@ export type OfferList = {
   items: Offer[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** Where an offer stands. */
@@ -488,6 +496,8 @@ export type PlatformList = {
   items: Platform[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type PlaybackEnd = 'device_offline' | 'device_removed' | 'timed_out' | "stopped" | "finished" | "replaced";
@@ -521,6 +531,8 @@ export type PlaybackSessionList = {
   items: PlaybackSession[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type PlaybackStatus = 'playing' | 'paused' | 'ended' | "starting";
@@ -611,6 +623,8 @@ export type ProviderList = {
   items: Provider[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** Whose providers are listed. */
@@ -687,6 +701,8 @@ export type RequestList = {
   items: Request[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** Where a request stands. */
@@ -750,6 +766,8 @@ export type SessionList = {
   items: SessionData[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type SetAvailability = {
