@@ -77,6 +77,8 @@ export type BookingList = {
   items: Booking[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** What the consumer thinks of it. */
@@ -267,6 +269,8 @@ export type DeviceList = {
   items: Device[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type DeviceStatus = 'online' | 'offline' | 'watching';
@@ -441,6 +445,8 @@ export type MessageList = {
   items: Message[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** An amount of a currency. */
@@ -484,6 +490,8 @@ export type OfferList = {
   items: Offer[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type OfferMade = {
@@ -546,6 +554,8 @@ export type PlatformList = {
   items: Platform[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type PlaybackEnd = 'device_offline' | 'device_removed' | 'timed_out' | 'stopped' | 'finished' | 'replaced';
@@ -579,6 +589,8 @@ export type PlaybackSessionList = {
   items: PlaybackSession[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type PlaybackStatus = 'playing' | 'paused' | 'ended' | 'starting';
@@ -669,6 +681,8 @@ export type ProviderList = {
   items: Provider[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** Whose providers are listed. */
@@ -750,6 +764,8 @@ export type RequestList = {
   items: Request[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 /** Where a request stands. */
@@ -822,6 +838,8 @@ export type SessionList = {
   items: SessionData[];
   /** For `cursor`; null at the end */
   next_cursor: string | null;
+  /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
 };
 
 export type SessionOpened = {
