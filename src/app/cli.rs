@@ -252,7 +252,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         }
         Command::Migrate => {
             let pool = open(&config, true).await?;
-            store::migrate(&pool.pool).await?;
+            crate::app::core::migrate(&pool.pool, systems::ALL).await?;
             println!("the database is up to date");
             pool.close().await;
             Ok(())

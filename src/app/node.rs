@@ -333,6 +333,7 @@ async fn start_core(
     };
     let told = door.clone();
     let settings = Settings {
+        systems: systems::ALL,
         node: NodeInfo {
             name: config.node.name.clone(),
             address: address.to_string(),

@@ -6,8 +6,8 @@ use crate::app::core::Core;
 use crate::cluster::Meta;
 use crate::persistence::views::Views;
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
+use crate::systems::marketplace::domain::profile::ProviderView;
 use crate::systems::marketplace::domain::provider::Provider;
-use crate::systems::marketplace::views;
 
 /// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
 /// goes on where it stopped.
@@ -15,7 +15,7 @@ pub async fn demo(core: &Core) -> anyhow::Result<()> {
     let providers = demo_providers();
     // The last one is there: an earlier start has finished this.
     let (last, _) = providers.last().expect("there are demonstration providers");
-    let seeded = views::provider(&Views::new(core.pool.clone()), last).await;
+    let seeded = Views::new(core.pool.clone()).get::<ProviderView>(last).await;
     if seeded.map_err(|e| anyhow::anyhow!("{e}"))?.is_some() {
         return Ok(());
     }

@@ -12,6 +12,7 @@ pub mod operation;
 pub mod problem;
 pub mod system;
 pub mod topic;
+pub mod view;
 
 pub use call::{Call, Services};
 pub(crate) use operation::operations;

@@ -6,6 +6,8 @@ use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
 use super::topic::{Announced, TopicKind};
+use crate::persistence::store::Migration;
+use crate::persistence::views::Table;
 
 pub struct System {
     /// The folder's name.
@@ -14,6 +16,10 @@ pub struct System {
     pub topics: &'static [TopicKind],
     /// What clients hear on topics.
     pub announcements: &'static [Announced],
+    /// The tables of its read models, made where they are missing.
+    pub views: &'static [fn() -> Table],
+    /// What its tables need beyond that. The numbers are unique among all systems.
+    pub migrations: &'static [Migration],
     /// Whether the caller has something open with another user, which lets them see whether that user is there.
     pub have_dealings: Option<HaveDealings>,
 }
@@ -23,6 +29,14 @@ pub type HaveDealings = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<b
 impl System {
     /// A system that declares nothing yet.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, operations: &[], topics: &[], announcements: &[], have_dealings: None }
+        Self {
+            name,
+            operations: &[],
+            topics: &[],
+            announcements: &[],
+            views: &[],
+            migrations: &[],
+            have_dealings: None,
+        }
     }
 }

@@ -287,6 +287,11 @@ fn every_migration_is_applied() {
         let name = file.file_name().unwrap().to_str().unwrap().to_owned();
         assert!(store.contains(&format!("migrations/{name}\"")), "{name} is not in store.rs");
     }
+    for file in files(&root().join("src/systems"), "sql") {
+        let system = read(&file.parent().unwrap().with_file_name("mod.rs"));
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(system.contains(&format!("migrations/{name}\"")), "{name} is in no list");
+    }
 }
 
 #[test]

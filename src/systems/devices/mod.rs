@@ -40,5 +40,10 @@ pub const SYSTEM: System = System {
         domain::playback::SessionView,
         domain::shared::Delta<'static>,
     ],
+    views: crate::contract::view::views![
+        domain::content::ContentView,
+        domain::playback::SessionView
+    ],
+    migrations: &[(3, "playback", include_str!("migrations/0003_playback.sql"))],
     ..System::new("devices")
 };

@@ -55,6 +55,15 @@ pub const SYSTEM: System = System {
         announcements::AppointmentAgreed,
         announcements::BookingChanged,
     ],
+    views: crate::contract::view::views![
+        domain::session::SessionView,
+        domain::session::MessageView,
+        domain::request::RequestView,
+        domain::request::OfferRow,
+        domain::profile::ProviderView,
+        domain::booking::BookingRow,
+    ],
+    migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
     have_dealings: Some(topics::have_dealings),
     ..System::new("marketplace")
 };

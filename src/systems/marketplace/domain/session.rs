@@ -10,10 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::kernel::entity::{
-    DecideCx, Decision, Effect, Entity, Publication, SendFailure, ViewRow,
-};
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication, SendFailure};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::Understanding;
