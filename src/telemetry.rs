@@ -112,6 +112,11 @@ pub const METRICS: &[(&str, Kind, &str)] = &[
         "Calls of Redis that failed; limits then count in the process",
     ),
     (
+        "proxie_rows_unreadable_total",
+        Counter,
+        "Rows of read models that only a newer release can read, each time that one is asked for",
+    ),
+    (
         "proxie_senders_asleep_total",
         Counter,
         "Senders with overdue deliveries that did not wake up in time",

@@ -97,7 +97,7 @@ impl ListOf {
 
     pub fn page<T>(&self, page: views::Page<T>) -> Page<T> {
         let next_cursor = page.next.as_ref().map(|next| encode(&self.0, next));
-        Page { items: page.items, next_cursor }
+        Page { items: page.items, omitted: page.omitted, next_cursor }
     }
 }
 
@@ -105,8 +105,15 @@ impl ListOf {
 #[derive(Clone, Debug, Serialize)]
 pub struct Page<T> {
     pub items: Vec<T>,
+    /// Those of this page that only a newer release can read.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub omitted: usize,
     /// Null at the end.
     pub next_cursor: Option<String>,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 impl<T: JsonSchema> JsonSchema for Page<T> {
@@ -120,6 +127,10 @@ impl<T: JsonSchema> JsonSchema for Page<T> {
             "required": ["items", "next_cursor"],
             "properties": {
                 "items": {"type": "array", "items": generator.subschema_for::<T>()},
+                "omitted": {
+                    "type": "integer", "minimum": 1,
+                    "description": "How many of this page are left out, since only a newer release can read them: during an upgrade, ask again",
+                },
                 "next_cursor": {"type": ["string", "null"], "description": "For `cursor`; null at the end"},
             },
         })
@@ -129,11 +140,12 @@ impl<T: JsonSchema> JsonSchema for Page<T> {
 impl<T> Page<T> {
     /// A list that is short enough to be always whole.
     pub fn whole(items: Vec<T>) -> Self {
-        Self { items, next_cursor: None }
+        Self { items, omitted: 0, next_cursor: None }
     }
 
     pub fn map<U>(self, to: impl FnMut(T) -> U) -> Page<U> {
-        Page { items: self.items.into_iter().map(to).collect(), next_cursor: self.next_cursor }
+        let Self { items, omitted, next_cursor } = self;
+        Page { items: items.into_iter().map(to).collect(), omitted, next_cursor }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod bucket;
 pub mod call;
+pub mod connection;
 pub mod input;
 pub mod list;
 pub mod operation;

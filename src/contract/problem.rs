@@ -213,6 +213,10 @@ impl From<ViewError> for Problem {
                 tracing::debug!(%error, "a read was answered unavailable");
                 Self::unavailable()
             }
+            // A node of the release that wrote it can, and so can this one once it is upgraded.
+            ViewError::Unreadable(_) => {
+                Self::new(ErrorCode::Unavailable, "only a newer release can read this object")
+            }
             ViewError::Internal(error) => {
                 tracing::error!(%error, "a read failed");
                 Self::new(ErrorCode::Internal, "the read could not be done")

@@ -1,8 +1,11 @@
 //! Topics, as clients see them.
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
+use super::call::{Call, Settings};
 use super::problem::{Outcome, Problem};
 use crate::kernel::entity::Announcement;
 use crate::kernel::ids::is_valid_id;
@@ -12,6 +15,64 @@ use crate::kernel::ids::is_valid_id;
 pub struct Position {
     pub epoch: String,
     pub offset: i64,
+}
+
+/// A kind of topic: who may listen to it, and how it is carried.
+pub trait Topic: 'static {
+    /// The word before the colon, which is the kind of the entity that owns it.
+    const KIND: &'static str;
+    /// One line for the documents.
+    const SUMMARY: &'static str;
+
+    fn may_listen<'a>(
+        call: &'a Call,
+        key: &'a str,
+    ) -> impl Future<Output = Outcome<()>> + Send + 'a;
+
+    fn carriage(_settings: &Settings, _topic: &str) -> Carriage {
+        Carriage::Durable
+    }
+}
+
+/// How the publications of a topic reach a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carriage {
+    /// The commits of its entity assign offsets, and what a listener missed is replayed.
+    Durable,
+    /// Nothing is kept. With `latest_only` a slow listener gets only the last of what waits for it.
+    Lossy { latest_only: bool },
+}
+
+type MayListen = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<()>>;
+
+/// A kind of topic as the doors see it.
+#[derive(Clone, Copy)]
+pub struct TopicKind {
+    pub kind: &'static str,
+    pub summary: &'static str,
+    pub may_listen: MayListen,
+    pub carriage: fn(&Settings, &str) -> Carriage,
+}
+
+pub const fn topic_kind<T: Topic>() -> TopicKind {
+    TopicKind {
+        kind: T::KIND,
+        summary: T::SUMMARY,
+        may_listen: |call, key| T::may_listen(call, key).boxed(),
+        carriage: T::carriage,
+    }
+}
+
+/// The list of a system's topics.
+macro_rules! topics {
+    ($($topic:ty),* $(,)?) => { &[$($crate::contract::topic::topic_kind::<$topic>()),*] };
+}
+pub(crate) use topics;
+
+/// The rule of topics whose key is a user: nobody else listens.
+pub fn only_their_own(call: &Call, key: &str) -> Outcome<()> {
+    let own = key == &*call.user_id;
+    own.then_some(()).ok_or_else(|| Problem::forbidden("this topic belongs to another user"))
 }
 
 /// An announcement as the documents show it.

@@ -22,6 +22,9 @@ pub enum ViewError {
     /// The store is away: the same read may succeed later.
     #[error("{0}")]
     Unavailable(String),
+    /// The row is there, and is none that this release knows: a newer one has written it.
+    #[error("{0}")]
+    Unreadable(String),
     #[error("{0}")]
     Internal(String),
 }
@@ -58,6 +61,8 @@ pub struct Cursor {
 #[derive(Debug)]
 pub struct Page<T> {
     pub items: Vec<T>,
+    /// Rows of this page that are none of its items, since only a newer release can read them.
+    pub omitted: usize,
     pub next: Option<Cursor>,
 }
 
@@ -123,15 +128,27 @@ impl Views {
 impl<V: DeserializeOwned> Page<V> {
     /// Of rows that [`Views::rows`] describes, one more than asked for where there is a next page.
     pub fn of(rows: &[PgRow], limit: usize) -> Result<Self, ViewError> {
-        let items = rows.iter().take(limit).map(|row| typed(row, 0)).collect::<Result<_, _>>()?;
-        Ok(Self { items, next: next(rows, limit) })
+        let mut page = Self { items: Vec::new(), omitted: 0, next: next(rows, limit) };
+        for row in rows.iter().take(limit) {
+            match typed(row, 0) {
+                Ok(item) => page.items.push(item),
+                Err(ViewError::Unreadable(_)) => page.omitted += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(page)
     }
 }
 
-/// A jsonb column that was read as text.
+/// A jsonb column that was read as text. Words that this release does not know make it unreadable, and nothing else
+/// takes their place: an answer fits the documents of the node that gives it.
 pub fn typed<V: DeserializeOwned>(row: &PgRow, at: usize) -> Result<V, ViewError> {
     let text: &str = row.try_get(at)?;
-    serde_json::from_str(text).map_err(|e| ViewError::Internal(e.to_string()))
+    serde_json::from_str(text).map_err(|error| {
+        metrics::counter!("proxie_rows_unreadable_total").increment(1);
+        tracing::debug!(%error, "a row of a read model cannot be read");
+        ViewError::Unreadable(error.to_string())
+    })
 }
 
 fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {

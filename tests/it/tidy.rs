@@ -287,6 +287,16 @@ fn systems_name_only_the_api_of_each_other() {
     }
 }
 
+/// The doors know what systems declare, and no system: its tests may look at the list of them.
+#[test]
+fn the_gateway_names_no_system() {
+    for source in sources().iter().filter(|source| part(&source.name) == "gateway") {
+        let names_one = source.lines.iter().flat_map(|line| crate_paths(line));
+        let named: Vec<String> = names_one.filter(|path| system(path).is_some()).collect();
+        assert!(named.is_empty() || is_test_file(&source.name), "{}: {named:?}", source.name);
+    }
+}
+
 #[test]
 fn crates_are_named_in_their_places_only() {
     let mut used = BTreeSet::new();

@@ -3,11 +3,12 @@
 pub mod domain;
 pub mod operations;
 pub mod settings;
+pub mod topics;
 
 use crate::contract::System;
 
 pub const SYSTEM: System = System {
-    name: "app_topics",
     operations: crate::contract::operations![operations::Publish],
-    announcements: &[],
+    topics: crate::contract::topic::topics![topics::Application],
+    ..System::new("app_topics")
 };

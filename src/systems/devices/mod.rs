@@ -3,18 +3,19 @@
 pub mod domain;
 pub mod operations;
 pub mod settings;
+pub mod topics;
 pub mod views;
 
 use crate::contract::System;
 use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
-    name: "devices",
     operations: crate::contract::operations![
         devices::Register,
         devices::List,
         devices::Get,
         devices::Remove,
+        devices::Connect,
         devices::Control,
         playback::Initiate,
         playback::Control,
@@ -31,6 +32,7 @@ pub const SYSTEM: System = System {
         sync::Merge,
         sync::Explain,
     ],
+    topics: crate::contract::topic::topics![topics::Log, topics::OneDevice],
     announcements: crate::contract::topic::announcements![
         domain::device::DeviceChanged,
         domain::device::RemoteCommand,
@@ -38,4 +40,5 @@ pub const SYSTEM: System = System {
         domain::playback::SessionView,
         domain::shared::Delta<'static>,
     ],
+    ..System::new("devices")
 };

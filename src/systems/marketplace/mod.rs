@@ -2,13 +2,14 @@
 
 pub mod domain;
 pub mod operations;
+pub mod topics;
 pub mod views;
 
 use crate::contract::System;
+use domain::announcements;
 use operations::{bookings, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
-    name: "marketplace",
     operations: crate::contract::operations![
         requests::Create,
         requests::List,
@@ -29,10 +30,31 @@ pub const SYSTEM: System = System {
         providers::Update,
         sessions::List,
         sessions::Create,
+        sessions::Open,
+        sessions::Resume,
+        sessions::Close,
         sessions::Get,
         sessions::Messages,
         sessions::SendMessage,
         sessions::Typing,
     ],
-    announcements: &[],
+    topics: crate::contract::topic::topics![
+        topics::Inbox,
+        topics::Conversation,
+        topics::Appointment
+    ],
+    announcements: crate::contract::topic::announcements![
+        announcements::ChatMessage,
+        announcements::ChatToken<'static>,
+        announcements::ChatResponse,
+        announcements::ChatTyping,
+        announcements::SessionEnded,
+        domain::request::RequestView,
+        announcements::OfferMade,
+        announcements::OfferChanged,
+        announcements::AppointmentAgreed,
+        announcements::BookingChanged,
+    ],
+    have_dealings: Some(topics::have_dealings),
+    ..System::new("marketplace")
 };

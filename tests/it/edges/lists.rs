@@ -163,3 +163,29 @@ async fn every_item_is_listed_once_while_the_list_grows() {
     let page = bob.get(&lists[0].path(2, Some(cursor))).await.json();
     assert_eq!(page, json!({"items": [], "next_cursor": null}));
 }
+
+/// As a node sees it that is older than the one which wrote the row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_of_a_newer_release_is_left_out_and_counted() {
+    let node = TestNode::start().await;
+    let alice = node.user("alice");
+    let haircut = json!({"text": "a haircut tomorrow at 5 pm near Alexanderplatz in Berlin"});
+    let known = text(&ok(&alice, "/v1/requests", &haircut).await["id"]);
+    let newer = text(&ok(&alice, "/v1/requests", &haircut).await["id"]);
+    let mut store = node.store().await;
+    sqlx::query("update requests set status = 'postponed' where id = $1")
+        .bind(&newer)
+        .execute(&mut store)
+        .await
+        .unwrap();
+    let page = alice.get("/v1/requests").await.json();
+    assert_eq!((ids(&page), &page["omitted"]), (vec![known.clone()], &json!(1)), "{page}");
+    // A page of nothing else goes on all the same.
+    let page = alice.get("/v1/requests?limit=1").await.json();
+    assert_eq!((ids(&page), &page["omitted"]), (vec![], &json!(1)), "{page}");
+    let rest = format!("/v1/requests?limit=1&cursor={}", page["next_cursor"].as_str().unwrap());
+    let page = alice.get(&rest).await.json();
+    assert_eq!((ids(&page), page.get("omitted")), (vec![known], None), "{page}");
+    let answer = alice.get(&format!("/v1/requests/{newer}")).await;
+    answer.problem(503, "unavailable");
+}

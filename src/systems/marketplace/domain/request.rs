@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow};
 use crate::systems::marketplace::domain::booking::{self, Booking};

@@ -8,12 +8,13 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::kernel::entity::{
     DecideCx, Decision, Effect, Entity, Publication, SendFailure, ViewRow,
 };
 use crate::kernel::error::ErrorCode;
+use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::Understanding;
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, is_currency, summary};
@@ -298,9 +299,9 @@ impl Entity for Session {
             _ if state.ended => Err(Rejection::Ended),
             Command::Typing { is_typing } => {
                 let user_id = &state.user_id;
-                let data =
-                    json!({"session_id": cx.key, "user_id": user_id, "is_typing": is_typing});
-                Ok(Decision::reply(Reply::Done).effect(Effect::stream("chat:typing", data)))
+                let (session_id, user_id) = (cx.key.into(), user_id.clone());
+                let typing = ChatTyping { session_id, user_id, is_typing };
+                Ok(Decision::reply(Reply::Done).effect(Effect::announce(&typing)))
             }
             Command::SendMessage { content, media } => {
                 check_message(&content, &media)?;
@@ -429,7 +430,7 @@ fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
     }
     decision
         .event(Event::Ended { at: cx.now })
-        .effect(Effect::publish("session:ended", json!({"session_id": cx.key})))
+        .effect(Effect::announce(&SessionEnded { session_id: cx.key.into() }))
 }
 
 fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {
