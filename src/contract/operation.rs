@@ -261,6 +261,6 @@ fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome
 
 /// The list of a system's operations.
 macro_rules! operations {
-    ($($operation:ty),* $(,)?) => { &[$($crate::contract::declare::<$operation>()),*] };
+    ($($operation:ty),* $(,)?) => { &[$($crate::contract::operation::declare::<$operation>()),*] };
 }
 pub(crate) use operations;

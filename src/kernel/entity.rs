@@ -1,7 +1,7 @@
 //! The entity contract: pure state machines that the runtime makes durable, unique and addressable.
 //!
 //! A domain implements [`Entity`]. Everything else (loading, committing, replying, retrying, timers) is done by
-//! one shell for all of them, `actors::entity`.
+//! one shell for all of them, `actors::shell`.
 
 use std::fmt::{Debug, Display};
 

@@ -63,8 +63,6 @@ pub enum Command {
     Close {
         end: bool,
     },
-    /// Query: is there such a session, and may the caller use it?
-    Check,
     /// Internal: another entity's `Effect::notify`.
     Publish {
         event: String,
@@ -216,14 +214,6 @@ pub enum Reply {
     Sent {
         message_id: String,
     },
-    Session {
-        session_id: String,
-        user_id: String,
-        time_zone: String,
-        locale: String,
-        ended: bool,
-        messages: u64,
-    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -295,14 +285,6 @@ impl Entity for Session {
             Command::Open { time_zone, locale, currency } => {
                 open(state, time_zone, locale, currency, cx)
             }
-            Command::Check => Ok(Decision::reply(Reply::Session {
-                session_id: cx.key.into(),
-                user_id: state.user_id.clone(),
-                time_zone: state.time_zone.clone(),
-                locale: state.locale.clone(),
-                ended: state.ended,
-                messages: state.messages,
-            })),
             Command::Close { end } => Ok(close(state, end, cx)),
             Command::Publish { event, data } => {
                 internal_only()?;
@@ -381,7 +363,7 @@ impl Entity for Session {
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Check | Command::Typing { .. })
+        matches!(command, Command::Typing { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
