@@ -10,14 +10,13 @@ use super::problem::{Outcome, Problem};
 use crate::kernel::view::View;
 use crate::persistence::views::{List, Table};
 
-/// The list of a system's views.
-macro_rules! views {
-    ($($view:ty),* $(,)?) => { &[$($crate::contract::view::table::<$view>),*] };
+/// A view in the list of its system.
+pub const fn view<V: View>() -> fn() -> Table {
+    table::<V>
 }
-pub(crate) use views;
 
 /// The table that a view's type describes.
-pub fn table<V: View>() -> Table {
+fn table<V: View>() -> Table {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = settings.into_generator().into_root_schema_for::<V>().to_value();
