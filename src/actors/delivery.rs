@@ -10,10 +10,10 @@ use rand::Rng;
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
-use crate::actors::entity::Notice;
-use crate::actors::runs::Ran;
-use crate::actors::{RunError, Runtime};
+use crate::actors::runs::{Ran, RunError};
+use crate::actors::runtime::Runtime;
 use crate::cluster::{Meta, WeakEntities};
+use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
 use crate::persistence::commit::{OutboxChange, OutboxRow};
@@ -24,9 +24,9 @@ use crate::persistence::store::from_micros;
 /// come to a node that can, and what waits behind it waits as long.
 const UNREADABLE: SignedDuration = SignedDuration::from_hours(1);
 
-const FIRST_RETRY_MS: i64 = 100;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Nothing changes soon about what cannot be read, and each attempt is a commit.
-const FIRST_UNREADABLE_MS: i64 = 5_000;
+const FIRST_UNREADABLE: Duration = Duration::from_secs(5);
 
 /// What is kept of an error, for operators.
 const MAX_ERROR_BYTES: usize = 2_000;
@@ -95,6 +95,12 @@ enum Outcome {
 pub struct End {
     pub change: Option<OutboxChange>,
     pub notice: Option<Notice>,
+}
+
+/// What the entity hears of a delivery.
+pub enum Notice {
+    Run(RunOutcome),
+    Failed(SendFailure),
 }
 
 /// `None`: time to look again.
@@ -277,12 +283,12 @@ impl Queue {
                 (None, Some(ran(row, Err(error.into()))))
             }
             Outcome::Ran(Ran::Ended(Err(RunError::Retry(error)))) => {
-                row.fail(error, given_up, FIRST_RETRY_MS, now)
+                row.fail(error, given_up, FIRST_RETRY, now)
             }
             Outcome::Sent(Err(error @ AskError::BadCommand(_))) => {
-                row.fail(error.to_string(), given_up.min(UNREADABLE), FIRST_UNREADABLE_MS, now)
+                row.fail(error.to_string(), given_up.min(UNREADABLE), FIRST_UNREADABLE, now)
             }
-            Outcome::Sent(Err(error)) => row.fail(error.to_string(), given_up, FIRST_RETRY_MS, now),
+            Outcome::Sent(Err(error)) => row.fail(error.to_string(), given_up, FIRST_RETRY, now),
         };
         if !matches!(change, Some(OutboxChange::Retry { .. })) {
             self.rows.remove(at);
@@ -297,7 +303,7 @@ impl Row {
         &mut self,
         mut error: String,
         limit: SignedDuration,
-        first_retry_ms: i64,
+        first_retry: Duration,
         now: Timestamp,
     ) -> (Option<OutboxChange>, Option<Notice>) {
         error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
@@ -312,7 +318,7 @@ impl Row {
             return (Some(OutboxChange::Dead { id, attempts, error }), Some(notice));
         }
         metrics::counter!("proxie_delivery_retries_total", "of" => self.sort()).increment(1);
-        self.due = now + retry_delay(attempts, first_retry_ms);
+        self.due = now + retry_delay(attempts, first_retry);
         (Some(OutboxChange::Retry { id, attempts, due: self.due, error }), None)
     }
 
@@ -334,11 +340,12 @@ fn give_up(row: &Row, error: &str) {
     metrics::counter!("proxie_dead_letters_total", "of" => row.sort()).increment(1);
 }
 
-/// `first_ms` doubled each time, at most 5 minutes, give or take a quarter.
-fn retry_delay(attempts: i32, first_ms: i64) -> SignedDuration {
-    let base_ms = (first_ms << (attempts - 1).clamp(0, 12)).min(300_000);
-    let ms = rand::rng().random_range(base_ms * 3 / 4..=base_ms * 5 / 4);
-    SignedDuration::from_millis(ms)
+/// `first` doubled each time, at most 5 minutes, give or take a quarter.
+fn retry_delay(attempts: i32, first: Duration) -> SignedDuration {
+    let times = u32::try_from(attempts - 1).unwrap_or(0);
+    let base = doubled(first, times, Duration::from_secs(300));
+    let delay = base.mul_f64(rand::rng().random_range(0.75..=1.25));
+    SignedDuration::try_from(delay).expect("at most 375 s")
 }
 
 fn failure(row: &Row, reason: String) -> Notice {

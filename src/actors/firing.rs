@@ -1,7 +1,9 @@
 //! Timers under way, and why those that came to nothing did.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::persistence::timers::{DueTimer, Failed};
 
@@ -19,7 +21,7 @@ struct State {
 
 impl Fires {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// `None`: it is under way already.

@@ -2,28 +2,33 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
-use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use parking_lot::Mutex;
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::actors::Runtime;
-use crate::actors::entity::{Answer, Ask, Message, Origin, Shell};
+use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
+use crate::actors::runtime::Runtime;
+use crate::cluster::ask::Answer;
 use crate::cluster::slots::Place;
 use crate::cluster::{LocalEntities, Meta};
+use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Entity, Publication, Rejection};
 use crate::kernel::error::AskError;
 use crate::kernel::ids::slot_of;
 use crate::persistence::codec::SnapshotCodec;
+
+/// After an entity could not start, doubled with each failure.
+const FIRST_RESTART: Duration = Duration::from_millis(100);
 
 /// Whole seconds, for "last used".
 fn seconds_since(start: Instant, now: Instant) -> u32 {
@@ -36,21 +41,16 @@ struct Live<E: Entity> {
     last_used_s: AtomicU32,
 }
 
-/// One command in flight; the count goes down when it is answered or dropped.
-pub struct Slip<E>(Arc<AtomicU32>, PhantomData<fn() -> E>);
-
-impl<E> Drop for Slip<E> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 struct Failure {
     count: u32,
     retry_at: Instant,
     reason: String,
     parked: bool,
 }
+
+/// Starts an activation under a supervisor: of this key, in this epoch of its slot.
+pub type Start<E> =
+    fn(Arc<KindTable<E>>, Arc<str>, i64, ActorCell) -> Result<ActorRef<Message<E>>, SpawnErr>;
 
 /// All activations of one kind.
 pub struct KindTable<E: Entity> {
@@ -62,6 +62,7 @@ pub struct KindTable<E: Entity> {
     failures: Mutex<HashMap<Arc<str>, Failure>>,
     /// The size of `failures`: almost always 0, and then nobody takes the lock.
     failing: AtomicUsize,
+    start: Start<E>,
     supervisor: ActorCell,
     started: Instant,
     parked: tokio::sync::mpsc::UnboundedSender<ParkNotice>,
@@ -88,12 +89,8 @@ impl<E: Entity> KindTable<E> {
         let max = self.runtime.options.max_in_flight;
         let slip = |live: &Live<E>| {
             live.last_used_s.store(seconds_since(self.started, now), Ordering::Relaxed);
-            let slip = Slip(live.in_flight.clone(), PhantomData);
-            if live.in_flight.fetch_add(1, Ordering::AcqRel) >= max {
-                Err(AskError::Overloaded)
-            } else {
-                Ok((live.actor.clone(), slip))
-            }
+            let slip = Slip::take(&live.in_flight, max).ok_or(AskError::Overloaded)?;
+            Ok((live.actor.clone(), slip))
         };
         if let Some(live) = self.live.get(key) {
             return slip(&live);
@@ -102,13 +99,8 @@ impl<E: Entity> KindTable<E> {
             Entry::Occupied(live) => slip(live.get()),
             Entry::Vacant(vacant) => {
                 let key = vacant.key().clone();
-                let (actor, _) = ractor::ActorRuntime::spawn_linked_instant(
-                    None,
-                    Shell::<E>(PhantomData),
-                    (self.clone(), key, epoch),
-                    self.supervisor.clone(),
-                )
-                .map_err(|e| AskError::unavailable(format!("the entity did not start: {e}")))?;
+                let actor = (self.start)(self.clone(), key, epoch, self.supervisor.clone())
+                    .map_err(|e| AskError::unavailable(format!("the entity did not start: {e}")))?;
                 let live = Live {
                     actor,
                     in_flight: Arc::new(AtomicU32::new(0)),
@@ -123,7 +115,7 @@ impl<E: Entity> KindTable<E> {
     }
 
     fn check_failure(&self, key: &str) -> Result<(), AskError> {
-        let failures = self.failures.lock().expect("the lock is never poisoned");
+        let failures = self.failures.lock();
         match failures.get(key) {
             Some(f) if f.parked => Err(AskError::Unavailable {
                 reason: format!(
@@ -168,7 +160,7 @@ impl<E: Entity> KindTable<E> {
     }
 
     pub fn start_failed(&self, key: &Arc<str>, reason: &str) {
-        let mut failures = self.failures.lock().expect("the lock is never poisoned");
+        let mut failures = self.failures.lock();
         let failure = failures.entry(key.clone()).or_insert_with(|| Failure {
             count: 0,
             retry_at: Instant::now(),
@@ -178,7 +170,7 @@ impl<E: Entity> KindTable<E> {
         failure.count += 1;
         failure.reason = reason.into();
         failure.retry_at =
-            Instant::now() + Duration::from_millis((50 << failure.count.min(8)).min(10_000));
+            Instant::now() + doubled(FIRST_RESTART, failure.count - 1, Duration::from_secs(10));
         if failure.count >= self.runtime.options.park_after && !failure.parked {
             failure.parked = true;
             metrics::counter!("proxie_entities_parked_total", "kind" => E::KIND).increment(1);
@@ -189,7 +181,7 @@ impl<E: Entity> KindTable<E> {
 
     pub fn started(&self, key: &str) {
         if self.failing.load(Ordering::Acquire) > 0 {
-            let mut failures = self.failures.lock().expect("the lock is never poisoned");
+            let mut failures = self.failures.lock();
             failures.remove(key);
             self.failing.store(failures.len(), Ordering::Release);
         }
@@ -391,7 +383,7 @@ impl<E: Entity> AnyKind for Kind<E> {
     }
 
     fn set_parked(&self, parked: &HashMap<String, (String, u32)>) -> bool {
-        let mut failures = self.0.failures.lock().expect("the lock is never poisoned");
+        let mut failures = self.0.failures.lock();
         let mut settled = true;
         failures.retain(|key, f| {
             if !f.parked || parked.contains_key(&**key) {
@@ -450,8 +442,7 @@ impl Registry {
         (Self { kinds: HashMap::new(), runtime, parked }, notices)
     }
 
-    /// Adds a kind. Fails where its golden journal cannot be read.
-    pub async fn register<E: Entity>(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn add<E: Entity>(&mut self, start: Start<E>) -> anyhow::Result<()> {
         let codec = SnapshotCodec::of::<E>().map_err(anyhow::Error::msg)?;
         let (supervisor, _) = Actor::spawn(None, Supervisor(E::KIND), ()).await?;
         let table = KindTable::<E> {
@@ -461,6 +452,7 @@ impl Registry {
             by_slot: DashMap::new(),
             failures: Mutex::default(),
             failing: AtomicUsize::new(0),
+            start,
             supervisor: supervisor.get_cell(),
             started: Instant::now(),
             parked: self.parked.clone(),

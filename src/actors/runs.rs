@@ -3,14 +3,50 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::actors::{RunError, RunLimits, Runner};
 use crate::kernel::clock::Timestamp;
 use crate::persistence::outbox::{Begins, Begun};
+
+/// Work outside of any entity (`Effect::Run`): a query over read models, a call to another service.
+pub trait Runner: Send + Sync {
+    /// `id` is the effect's id: the idempotency key for whatever is called. `Err` is retried with backoff. The future is
+    /// dropped when it exceeds its limits, and when its entity's activation ends.
+    fn run(&self, id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>>;
+
+    fn limits(&self) -> RunLimits {
+        RunLimits::default()
+    }
+}
+
+/// What runs of one runner may take.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLimits {
+    /// A run without an outcome for so long is dropped, and made again later.
+    pub timeout: Duration,
+    /// Runs on one node at the same time; more wait.
+    pub concurrent: usize,
+    /// A larger outcome, as JSON, is an error and final.
+    pub max_outcome_bytes: usize,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), concurrent: 64, max_outcome_bytes: 256 << 10 }
+    }
+}
+
+pub enum RunError {
+    /// Trying again may help.
+    Retry(String),
+    /// It will not; the entity learns of it.
+    Final(String),
+}
 
 /// The runners of a node.
 pub struct Runners {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use sqlx::postgres::PgPool;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::actors::Runtime;
 use crate::actors::firing::Fires;
 use crate::actors::registry::{ParkNotice, Registry};
+use crate::actors::runtime::Runtime;
 use crate::kernel::error::AskError;
 use crate::persistence::timers::DueTimer;
 use crate::persistence::{outbox, timers};

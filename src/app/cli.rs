@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::postgres::PgPool;
 
 use crate::app::client::Client;
-use crate::app::{call, certificates, demo, kinds, node, serve, settings};
+use crate::app::{call, certificates, demo, node, serve, settings};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -252,7 +252,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         }
         Command::Migrate => {
             let pool = open(&config, true).await?;
-            store::migrate(&pool.pool).await?;
+            crate::app::core::migrate(&pool.pool, systems::ALL).await?;
             println!("the database is up to date");
             pool.close().await;
             Ok(())
@@ -484,6 +484,16 @@ async fn entity(config: &Config, command: EntityCommand) -> anyhow::Result<()> {
     done
 }
 
+/// The state that a journal leads to.
+fn replay(kind: &str, journal: &[entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
+    let kinds = || systems::ALL.iter().flat_map(|system| system.entities);
+    let Some(known) = kinds().find(|known| known.name == kind) else {
+        let kinds: Vec<_> = kinds().map(|known| known.name).collect();
+        bail!("there is no kind {kind}; there are {}", kinds.join(", "));
+    };
+    (known.replay)(journal)
+}
+
 async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
     match command {
         EntityCommand::Show { kind, key, events } => {
@@ -492,8 +502,7 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
             let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
                 bail!("there is no {kind} {key}");
             };
-            let state =
-                kinds::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+            let state = replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
             let mut shown = serde_json::to_value(shown)?;
             shown["state"] = state;
             if events {

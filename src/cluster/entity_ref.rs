@@ -1,89 +1,15 @@
 //! [`EntityRef`]: the only way to reach an entity, wherever it lives.
 
-use std::any::Any;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, Either};
 use serde_json::Value;
 
-use crate::cluster::router::{Attempts, Router, WeakRouter};
-use crate::kernel::entity::{Caller, Entity};
+use crate::cluster::ask::{Answer, Attempts, LocalEntities, Meta};
+use crate::cluster::router::{Router, WeakRouter};
+use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
-
-/// What travels with a command.
-#[derive(Clone, Debug)]
-pub struct Meta {
-    pub caller: Caller,
-    /// With an id the command is effective once: a retry gets the first reply.
-    pub command_id: Option<String>,
-    /// Past it the command is dropped before it is decided, never after.
-    pub deadline: Instant,
-}
-
-impl Meta {
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-    pub fn new(caller: Caller) -> Self {
-        Self::within(Self::DEFAULT_TIMEOUT, caller)
-    }
-
-    pub fn within(timeout: Duration, caller: Caller) -> Self {
-        Self { caller, command_id: None, deadline: Instant::now() + timeout }
-    }
-
-    pub fn runtime() -> Self {
-        Self::new(Caller::Runtime)
-    }
-
-    pub fn id(mut self, id: impl Into<String>) -> Self {
-        self.command_id = Some(id.into());
-        self
-    }
-
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.deadline = Instant::now() + timeout;
-        self
-    }
-}
-
-/// A reply or a rejection, or no answer.
-pub type Answer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
-
-/// The activations of this node; `actors` implements it. A command is in its entity's mailbox when a call returns, so
-/// calls are carried out in their order; the futures only wait for the answers.
-pub trait LocalEntities: Send + Sync {
-    /// `command` is the `E::Command` of the kind; the answer is a `Result<E::Reply, E::Rejection>`.
-    fn ask(
-        &self,
-        kind: &'static str,
-        key: &str,
-        command: Box<dyn Any + Send>,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
-
-    /// The same for a command that travels as JSON. The answer is `Ok(reply)` or the rejection's reason.
-    fn ask_json(
-        &self,
-        kind: &str,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
-
-    /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
-    fn ask_outcome(
-        &self,
-        kind: &str,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<String, AskError>>;
-
-    /// What [`LocalEntities::ask_json`] makes of the answer of another node.
-    fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>>;
-}
 
 /// The door to all entities. Cheap to clone.
 #[derive(Clone)]
@@ -173,14 +99,6 @@ impl<E: Entity> EntityRef<E> {
                 },
             }
         }
-    }
-
-    /// Sends without waiting for the outcome; the in-flight bound of the entity holds all the same.
-    pub fn tell(&self, command: E::Command, meta: Meta) {
-        tokio::spawn({
-            let ask = self.ask(command, meta);
-            async move { drop(ask.await) }
-        });
     }
 }
 

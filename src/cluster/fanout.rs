@@ -6,18 +6,18 @@
 //! topic's owner or the link to it is another one than before, and when the owner could not send.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
 use metrics::Counter;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::cluster::Router;
-use crate::cluster::router::control;
+use crate::cluster::router::{Router, control};
 use crate::cluster::slots::{Place, Slots};
-use crate::cluster::topics::{Published, Topics};
+use crate::cluster::topics::{Published, Reach, Topics};
 use crate::cluster::transport::SendError;
 use crate::kernel::codec;
 use crate::kernel::ids::slot_of;
@@ -83,10 +83,6 @@ pub fn topic_slot(topic: &str) -> u16 {
     slot_of(kind, key)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn encoded(message: &Message) -> Vec<u8> {
     let mut bytes = vec![control::TOPICS];
     bytes.extend(codec::encode(message));
@@ -109,33 +105,6 @@ impl Fanout {
         })
     }
 
-    /// Somebody on another node listens.
-    pub fn is_heard(&self, topic: &str) -> bool {
-        self.listeners.contains_key(topic)
-    }
-
-    /// The first listener of this node has come, or the last has gone.
-    pub fn changed(&self, topic: &Arc<str>) {
-        lock(&self.changed).insert(topic.clone());
-        self.wake.notify_one();
-    }
-
-    /// Of a topic that is owned here, to the nodes that listen.
-    pub fn forward(&self, published: &Published) {
-        let sent = self.to_listeners(&published.topic, || Message::Publication {
-            topic: published.topic.clone(),
-            offset: published.offset,
-            event: published.event.clone(),
-            frame: published.text().to_owned(),
-        });
-        self.sent.increment(sent);
-    }
-
-    /// Of a topic that is owned here: the nodes that listen are to look at its history.
-    pub fn missed(&self, topic: &Arc<str>) {
-        self.to_listeners(topic, || Message::Listens(vec![topic.clone()]));
-    }
-
     /// Encoded once for all of them. To how many it was sent.
     fn to_listeners(&self, topic: &str, message: impl FnOnce() -> Message) -> u64 {
         let Some(listeners) = self.listeners.get(topic) else { return 0 };
@@ -147,31 +116,12 @@ impl Fanout {
                 // Lost with the link: it registers again over the next one.
                 Err(SendError::Unreachable) => {}
                 Err(_) => {
-                    lock(&self.behind).insert(*peer);
+                    self.behind.lock().insert(*peer);
                     self.wake.notify_one();
                 }
             }
         }
         sent
-    }
-
-    /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
-    pub fn post(&self, published: &Arc<Published>) -> bool {
-        match self.slots.locate(topic_slot(&published.topic)) {
-            Place::Here { .. } => {
-                self.topics.publish(published);
-                true
-            }
-            Place::There { incarnation, .. } => {
-                let message = Message::Post {
-                    topic: published.topic.clone(),
-                    event: published.event.clone(),
-                    frame: published.text().to_owned(),
-                };
-                self.send(incarnation, &message).is_ok()
-            }
-            Place::Nowhere => false,
-        }
     }
 
     fn send(&self, peer: i64, message: &Message) -> Result<(), SendError> {
@@ -180,7 +130,7 @@ impl Fanout {
 
     /// There is a new link: what was registered over the old one may have been lost.
     pub fn link_up(&self, peer: i64) {
-        for registration in lock(&self.registered).values_mut() {
+        for registration in self.registered.lock().values_mut() {
             if registration.owner == peer {
                 registration.listens = false;
             }
@@ -194,7 +144,7 @@ impl Fanout {
             listeners.remove(&peer);
             !listeners.is_empty()
         });
-        lock(&self.behind).remove(&peer);
+        self.behind.lock().remove(&peer);
     }
 
     /// A message of another node, without its first byte.
@@ -216,7 +166,7 @@ impl Fanout {
             }
             Message::Listens(topics) => {
                 for topic in topics {
-                    let known = match lock(&self.registered).get_mut(&topic) {
+                    let known = match self.registered.lock().get_mut(&topic) {
                         Some(registration) if registration.owner == from => {
                             registration.listens = true;
                             true
@@ -249,7 +199,9 @@ impl Fanout {
                 }
             }
             Message::Missed => {
-                let missed: Vec<Arc<str>> = lock(&self.registered)
+                let missed: Vec<Arc<str>> = self
+                    .registered
+                    .lock()
                     .iter()
                     .filter(|(_, registration)| registration.owner == from)
                     .map(|(topic, _)| topic.clone())
@@ -269,15 +221,15 @@ impl Fanout {
                 () = self.wake.notified() => false,
                 () = self.look_at_all.notified() => true,
                 changed = moved.changed() => if changed.is_ok() { true } else { return },
-                _ = tick.tick() => lock(&self.registered).values().any(|r| !r.listens),
+                _ = tick.tick() => self.registered.lock().values().any(|r| !r.listens),
             };
-            let mut names = std::mem::take(&mut *lock(&self.changed));
+            let mut names = std::mem::take(&mut *self.changed.lock());
             if all {
                 self.listeners.retain(|topic, _| {
                     !matches!(self.slots.locate(topic_slot(topic)), Place::There { .. })
                 });
                 names.extend(self.topics.names());
-                names.extend(lock(&self.registered).keys().cloned());
+                names.extend(self.registered.lock().keys().cloned());
             }
             self.register(names);
             self.tell_behind();
@@ -289,7 +241,7 @@ impl Fanout {
         let mut listen: HashMap<i64, Vec<Arc<str>>> = HashMap::new();
         let mut leave: HashMap<i64, Vec<(Arc<str>, i64)>> = HashMap::new();
         let mut resync = Vec::new();
-        let mut registered = lock(&self.registered);
+        let mut registered = self.registered.lock();
         for topic in topics {
             if !self.topics.is_subscribed(&topic) {
                 if let Some(old) = registered.remove(&topic).filter(|old| old.owner != me) {
@@ -341,18 +293,61 @@ impl Fanout {
             let there = Place::There { incarnation: owner, epoch: *epoch };
             if self.slots.locate(topic_slot(topic)) == there {
                 let registration = Registration { owner, epoch: *epoch, listens: true };
-                lock(&self.registered).entry(topic.clone()).or_insert(registration);
-                lock(&self.changed).insert(topic.clone());
+                self.registered.lock().entry(topic.clone()).or_insert(registration);
+                self.changed.lock().insert(topic.clone());
             }
         }
     }
 
     fn tell_behind(&self) {
-        let behind: Vec<i64> = lock(&self.behind).iter().copied().collect();
+        let behind: Vec<i64> = self.behind.lock().iter().copied().collect();
         for peer in behind {
             if self.send(peer, &Message::Missed) != Err(SendError::Overloaded) {
-                lock(&self.behind).remove(&peer);
+                self.behind.lock().remove(&peer);
             }
+        }
+    }
+}
+
+impl Reach for Fanout {
+    fn is_heard(&self, topic: &str) -> bool {
+        self.listeners.contains_key(topic)
+    }
+
+    fn changed(&self, topic: &Arc<str>) {
+        self.changed.lock().insert(topic.clone());
+        self.wake.notify_one();
+    }
+
+    fn forward(&self, published: &Published) {
+        let sent = self.to_listeners(&published.topic, || Message::Publication {
+            topic: published.topic.clone(),
+            offset: published.offset,
+            event: published.event.clone(),
+            frame: published.text().to_owned(),
+        });
+        self.sent.increment(sent);
+    }
+
+    fn missed(&self, topic: &Arc<str>) {
+        self.to_listeners(topic, || Message::Listens(vec![topic.clone()]));
+    }
+
+    fn post(&self, published: &Arc<Published>) -> bool {
+        match self.slots.locate(topic_slot(&published.topic)) {
+            Place::Here { .. } => {
+                self.topics.publish(published);
+                true
+            }
+            Place::There { incarnation, .. } => {
+                let message = Message::Post {
+                    topic: published.topic.clone(),
+                    event: published.event.clone(),
+                    frame: published.text().to_owned(),
+                };
+                self.send(incarnation, &message).is_ok()
+            }
+            Place::Nowhere => false,
         }
     }
 }
@@ -394,7 +389,7 @@ mod tests {
         let fanout = Fanout::new(router, slots, topics.clone());
         let topic: Arc<str> = "app:lobby".into();
         let look = || {
-            let names = std::mem::take(&mut *lock(&fanout.changed));
+            let names = std::mem::take(&mut *fanout.changed.lock());
             fanout.register(names);
         };
 

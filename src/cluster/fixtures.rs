@@ -8,9 +8,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
+use crate::cluster::ask::{LocalEntities, Meta};
 use crate::cluster::router::Control;
 use crate::cluster::transport::{Envelope, Peer, RemoteAnswer, SendError, Transport};
-use crate::cluster::{LocalEntities, Meta};
 use crate::kernel::error::AskError;
 
 /// A link that may have no room, and takes no answer of more than 100 bytes.

@@ -2,6 +2,7 @@
 //!
 //! **Architecture invariant:** nothing here knows SQL, HTTP or a domain. Activations are behind [`LocalEntities`].
 
+pub mod ask;
 pub mod entity_ref;
 pub mod fanout;
 #[cfg(test)]
@@ -16,7 +17,8 @@ pub mod slots;
 pub mod topics;
 pub mod transport;
 
-pub use entity_ref::{Entities, EntityRef, LocalEntities, Meta, WeakEntities};
+pub use ask::{LocalEntities, Meta};
+pub use entity_ref::{Entities, EntityRef, WeakEntities};
 pub use lease::Lease;
 pub use presence::Presence;
 pub use router::Router;

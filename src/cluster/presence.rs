@@ -6,17 +6,17 @@
 //! it says so: until then those whose node is gone may come back through another.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::Notify;
 
-use crate::cluster::Router;
 use crate::cluster::fanout::topic_slot;
 use crate::cluster::lease::boottime_ms;
-use crate::cluster::router::control;
+use crate::cluster::router::{Router, control};
 use crate::cluster::slots::{Place, Slots};
 use crate::cluster::topics::{Published, Topics};
 use crate::kernel::codec;
@@ -245,10 +245,6 @@ fn topic_of(user: &str) -> String {
     format!("presence:{user}")
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Presence {
     pub fn new(router: Router, slots: Slots, topics: Topics) -> Arc<Self> {
         let kept = Kept { since: vec![(0, 0); usize::from(SLOTS)], ..Kept::default() };
@@ -264,7 +260,7 @@ impl Presence {
 
     /// The user is there with this connection of this node.
     pub fn set(&self, user: &str, connection: &str, status: &str) {
-        lock(&self.mine).change(user, |devices| {
+        self.mine.lock().change(user, |devices| {
             devices.retain(|(known, _)| **known != *connection);
             // The latest announcement comes last.
             devices.push((connection.into(), status.into()));
@@ -274,7 +270,7 @@ impl Presence {
 
     /// The connection is gone.
     pub fn clear(&self, user: &str, connection: &str) {
-        lock(&self.mine).change(user, |devices| {
+        self.mine.lock().change(user, |devices| {
             devices.retain(|(known, _)| **known != *connection);
         });
         self.wake.notify_one();
@@ -290,7 +286,7 @@ impl Presence {
     }
 
     fn asked(&self, user: Arc<str>) {
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         if kept.asked.len() < MAX_ASKED {
             kept.asked.insert(user);
             self.wake.notify_one();
@@ -305,7 +301,7 @@ impl Presence {
 
     /// The node is dead.
     pub fn forget(&self, node: i64) {
-        let kept = &mut *lock(&self.kept);
+        let kept = &mut *self.kept.lock();
         for (user, shown) in &mut kept.users {
             if shown.lost(node, boottime_ms()) {
                 kept.waiting.insert(user.clone());
@@ -316,7 +312,7 @@ impl Presence {
 
     /// There is a new link: what was told over the old one may have been lost.
     pub fn link_up(&self, peer: i64) {
-        lock(&self.mine).open_all(|mine| mine.told.is_some_and(|(owner, ..)| owner == peer));
+        self.mine.lock().open_all(|mine| mine.told.is_some_and(|(owner, ..)| owner == peer));
         self.wake.notify_one();
     }
 
@@ -336,7 +332,7 @@ impl Presence {
                 }
             }
             Message::Noted(users) => {
-                let mut mine = lock(&self.mine);
+                let mut mine = self.mine.lock();
                 users.iter().for_each(|(user, version)| mine.noted(user, *version));
             }
             Message::Ask(user) => self.asked(user),
@@ -348,7 +344,7 @@ impl Presence {
         if !self.is_kept_here(user) {
             return false;
         }
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock();
         let shown = kept.users.entry(user.clone()).or_default();
         let change = shown.hear(node, devices, boottime_ms());
         self.publish(user, shown, &change);
@@ -393,7 +389,7 @@ impl Presence {
 
     /// What belongs to others now is forgotten.
     fn look_at_slots(&self) {
-        let (kept, now) = (&mut *lock(&self.kept), boottime_ms());
+        let (kept, now) = (&mut *self.kept.lock(), boottime_ms());
         for slot in 0..SLOTS {
             let owned = self.slots.owned(slot);
             let since = &mut kept.since[usize::from(slot)];
@@ -408,7 +404,7 @@ impl Presence {
         kept.waiting.retain(|user| !elsewhere(user));
         kept.asked.retain(|user| !elsewhere(user));
         // Whom another owner was told, the new one does not know.
-        lock(&self.mine).users_moved(&self.slots);
+        self.mine.lock().users_moved(&self.slots);
     }
 
     /// To the owners, what they have not been told. True: something is not acknowledged yet.
@@ -416,7 +412,7 @@ impl Presence {
         let now = boottime_ms();
         let mut by_owner: HashMap<i64, Vec<News>> = HashMap::new();
         {
-            let Told { users, open, .. } = &mut *lock(&self.mine);
+            let Told { users, open, .. } = &mut *self.mine.lock();
             for user in open.iter() {
                 let Some(entry) = users.get_mut(user) else { continue };
                 let (owner, epoch) = match self.slots.locate(topic_slot(&topic_of(user))) {
@@ -438,7 +434,7 @@ impl Presence {
             if owner == self.slots.me() {
                 for (user, version, devices) in users {
                     if self.hear(owner, &user, &devices) {
-                        lock(&self.mine).noted(&user, version);
+                        self.mine.lock().noted(&user, version);
                     }
                 }
                 continue;
@@ -447,12 +443,12 @@ impl Presence {
                 self.send(owner, &Message::Here(chunk.to_vec()));
             }
         }
-        !lock(&self.mine).open.is_empty()
+        !self.mine.lock().open.is_empty()
     }
 
     /// Ends the grace of those who did not come back, and answers who asked. True: some are left.
     fn settle(&self) -> bool {
-        let (kept, now) = (&mut *lock(&self.kept), boottime_ms());
+        let (kept, now) = (&mut *self.kept.lock(), boottime_ms());
         let Kept { users, waiting, asked, since } = kept;
         waiting.retain(|user| {
             let Some(shown) = users.get_mut(user) else { return false };

@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use metrics::Counter;
 use tokio::sync::{oneshot, watch};
 
-use crate::cluster::entity_ref::{LocalEntities, Meta};
+use crate::cluster::ask::{Attempts, LocalEntities, Meta};
 use crate::cluster::slots::{Place, Slots};
 use crate::cluster::transport::{
     Credit, Envelope, Inbox, RemoteAnswer, RemoteAsk, SendError, Transport,
@@ -71,21 +71,6 @@ pub mod control {
 /// Takes [`Envelope::Control`].
 pub trait Control: Send + Sync + 'static {
     fn receive(&self, from: i64, message: Vec<u8>);
-}
-
-/// A command as it may be asked again: each attempt makes its own copy.
-pub(super) trait Attempts: Send + Sync {
-    type Answer: Send;
-    fn kind(&self) -> &str;
-    fn key(&self) -> &str;
-    fn is_query(&self) -> bool;
-    fn here(
-        &self,
-        local: &dyn LocalEntities,
-        meta: Meta,
-    ) -> impl Future<Output = Result<Self::Answer, AskError>> + Send;
-    fn command(&self) -> String;
-    fn decode(&self, outcome: &str) -> Option<Self::Answer>;
 }
 
 impl Router {

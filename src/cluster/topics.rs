@@ -11,8 +11,6 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use serde_json::value::RawValue;
 
-use crate::cluster::fanout::Fanout;
-
 /// One publication as it goes to clients.
 #[derive(Clone, Debug)]
 pub struct Published {
@@ -68,6 +66,20 @@ pub trait Subscriber: Send + Sync {
     fn resync(&self, key: u64);
 }
 
+/// What takes topics beyond this node.
+pub trait Reach: Send + Sync {
+    /// The first listener of this node has come, or the last has gone.
+    fn changed(&self, topic: &Arc<str>);
+    /// Somebody on another node listens.
+    fn is_heard(&self, topic: &str) -> bool;
+    /// Hands a publication of a topic that is owned here to the nodes that listen.
+    fn forward(&self, published: &Published);
+    /// Tells the nodes that listen to a topic that is owned here to look at its history.
+    fn missed(&self, topic: &Arc<str>);
+    /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
+    fn post(&self, published: &Arc<Published>) -> bool;
+}
+
 /// By the order in which they came, which is about how they lie in memory.
 type Subscribers = BTreeMap<u64, (u64, Arc<dyn Subscriber>)>;
 
@@ -77,7 +89,7 @@ pub struct Topics {
     topics: Arc<DashMap<Arc<str>, Subscribers>>,
     next_id: Arc<AtomicU64>,
     /// Set once, in a cluster.
-    fanout: Arc<OnceLock<Arc<Fanout>>>,
+    reach: Arc<OnceLock<Arc<dyn Reach>>>,
 }
 
 impl Topics {
@@ -94,29 +106,29 @@ impl Topics {
         subscribers.insert(id, (key, subscriber));
         let first = subscribers.len() == 1;
         drop(subscribers);
-        if first && let Some(fanout) = self.fanout.get() {
-            fanout.changed(&topic);
+        if first && let Some(reach) = self.reach.get() {
+            reach.changed(&topic);
         }
         Subscription { topics: self.clone(), topic, id }
     }
 
     /// From now on topics reach other nodes.
-    pub fn connect(&self, fanout: Arc<Fanout>) {
-        let _ = self.fanout.set(fanout);
+    pub fn connect(&self, reach: Arc<dyn Reach>) {
+        let _ = self.reach.set(reach);
     }
 
     /// To all who listen, on whatever node. For topics of entities that live here.
     pub fn publish(&self, published: &Arc<Published>) {
         self.deliver(published);
-        if let Some(fanout) = self.fanout.get() {
-            fanout.forward(published);
+        if let Some(reach) = self.reach.get() {
+            reach.forward(published);
         }
     }
 
     /// The same for a topic that is no entity's, from any node. False: it cannot be reached now.
     pub fn post(&self, published: &Arc<Published>) -> bool {
-        match self.fanout.get() {
-            Some(fanout) => fanout.post(published),
+        match self.reach.get() {
+            Some(reach) => reach.post(published),
             None => {
                 self.deliver(published);
                 true
@@ -135,13 +147,13 @@ impl Topics {
 
     /// Something was committed to this topic, and not published as nobody listened. Whoever does by now is told to look.
     pub fn missed(&self, kind: &str, key: &str) {
-        if self.topics.is_empty() && self.fanout.get().is_none() {
+        if self.topics.is_empty() && self.reach.get().is_none() {
             return;
         }
         let topic: Arc<str> = format!("{kind}:{key}").into();
         self.resync(&topic);
-        if let Some(fanout) = self.fanout.get() {
-            fanout.missed(&topic);
+        if let Some(reach) = self.reach.get() {
+            reach.missed(&topic);
         }
     }
 
@@ -152,7 +164,7 @@ impl Topics {
     }
 
     pub fn has_subscribers(&self, topic: &str) -> bool {
-        self.is_subscribed(topic) || self.fanout.get().is_some_and(|fanout| fanout.is_heard(topic))
+        self.is_subscribed(topic) || self.reach.get().is_some_and(|reach| reach.is_heard(topic))
     }
 
     /// Somebody on this node listens.
@@ -194,9 +206,9 @@ impl Drop for Subscription {
         let last =
             self.topics.topics.remove_if(&self.topic, |_, subscribers| subscribers.is_empty());
         if last.is_some()
-            && let Some(fanout) = self.topics.fanout.get()
+            && let Some(reach) = self.topics.reach.get()
         {
-            fanout.changed(&self.topic);
+            reach.changed(&self.topic);
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::call::Call;
+use super::connection::OnConnection;
 use super::input;
 use super::problem::Outcome;
 use crate::kernel::error::AskError;
@@ -93,6 +94,10 @@ pub struct Meta {
     pub if_match: Option<&'static str>,
     /// Whether clients may send it again by themselves when its answer did not come.
     pub is_repeatable: bool,
+    /// What it does with the connection over which it is asked.
+    pub on_connection: Option<OnConnection>,
+    /// Where clients without such a connection ask for the same.
+    pub without_connection: Option<Route>,
 }
 
 impl Meta {
@@ -106,6 +111,8 @@ impl Meta {
             is_versioned: false,
             if_match: None,
             is_repeatable: true,
+            on_connection: None,
+            without_connection: None,
         }
     }
 
@@ -171,6 +178,16 @@ impl Meta {
         self
     }
 
+    pub const fn on_connection(mut self, what: OnConnection) -> Self {
+        self.on_connection = Some(what);
+        self
+    }
+
+    pub const fn or_post(mut self, path: &'static str) -> Self {
+        self.without_connection = Some(Route { method: Method::Post, path });
+        self
+    }
+
     pub fn routes(&self) -> impl Iterator<Item = Route> + use<> {
         self.routes.into_iter().flatten()
     }
@@ -200,7 +217,8 @@ pub struct Declared {
     run: Run,
 }
 
-pub const fn declare<O: Operation>() -> Declared {
+/// An operation in the list of its system.
+pub const fn operation<O: Operation>() -> Declared {
     Declared {
         meta: O::META,
         input: |generator| generator.subschema_for::<O::Input>(),
@@ -241,9 +259,3 @@ fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome
     }
     .boxed()
 }
-
-/// The list of a system's operations.
-macro_rules! operations {
-    ($($operation:ty),* $(,)?) => { &[$($crate::contract::declare::<$operation>()),*] };
-}
-pub(crate) use operations;

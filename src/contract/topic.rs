@@ -1,8 +1,11 @@
 //! Topics, as clients see them.
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
+use super::call::{Call, Settings};
 use super::problem::{Outcome, Problem};
 use crate::kernel::entity::Announcement;
 use crate::kernel::ids::is_valid_id;
@@ -12,6 +15,59 @@ use crate::kernel::ids::is_valid_id;
 pub struct Position {
     pub epoch: String,
     pub offset: i64,
+}
+
+/// A kind of topic: who may listen to it, and how it is carried.
+pub trait Topic: 'static {
+    /// The word before the colon, which is the kind of the entity that owns it.
+    const KIND: &'static str;
+    /// One line for the documents.
+    const SUMMARY: &'static str;
+
+    fn may_listen<'a>(
+        call: &'a Call,
+        key: &'a str,
+    ) -> impl Future<Output = Outcome<()>> + Send + 'a;
+
+    fn carriage(_settings: &Settings, _topic: &str) -> Carriage {
+        Carriage::Durable
+    }
+}
+
+/// How the publications of a topic reach a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carriage {
+    /// The commits of its entity assign offsets, and what a listener missed is replayed.
+    Durable,
+    /// Nothing is kept. With `latest_only` a slow listener gets only the last of what waits for it.
+    Lossy { latest_only: bool },
+}
+
+type MayListen = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<()>>;
+
+/// A kind of topic as the doors see it.
+#[derive(Clone, Copy)]
+pub struct TopicKind {
+    pub kind: &'static str,
+    pub summary: &'static str,
+    pub may_listen: MayListen,
+    pub carriage: fn(&Settings, &str) -> Carriage,
+}
+
+/// A topic in the list of its system.
+pub const fn topic<T: Topic>() -> TopicKind {
+    TopicKind {
+        kind: T::KIND,
+        summary: T::SUMMARY,
+        may_listen: |call, key| T::may_listen(call, key).boxed(),
+        carriage: T::carriage,
+    }
+}
+
+/// The rule of topics whose key is a user: nobody else listens.
+pub fn only_their_own(call: &Call, key: &str) -> Outcome<()> {
+    let own = key == &*call.user_id;
+    own.then_some(()).ok_or_else(|| Problem::forbidden("this topic belongs to another user"))
 }
 
 /// An announcement as the documents show it.
@@ -24,7 +80,8 @@ pub struct Announced {
     pub data: fn(&mut SchemaGenerator) -> Schema,
 }
 
-pub const fn announced<A: Announcement>() -> Announced {
+/// An announcement in the list of its system.
+pub const fn announcement<A: Announcement>() -> Announced {
     Announced {
         event: A::EVENT,
         summary: A::SUMMARY,
@@ -33,14 +90,6 @@ pub const fn announced<A: Announcement>() -> Announced {
         data: |generator| generator.subschema_for::<A>(),
     }
 }
-
-/// The list of what a system announces.
-macro_rules! announcements {
-    ($($announcement:ty),* $(,)?) => {
-        &[$($crate::contract::topic::announced::<$announcement>()),*]
-    };
-}
-pub(crate) use announcements;
 
 /// `kind:key`. Application topics keep their whole name as the key.
 pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {

@@ -4,12 +4,13 @@
 //! refused: the algorithm and the keys are ours to choose, not the token's.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
 };
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -123,12 +124,12 @@ impl Auth {
         let same = keys.iter().map(|key| &key.kid).eq(known.iter().map(|key| &key.kid));
         if !same && !keys.is_empty() {
             let keys = keys.iter().map(Key::new).collect();
-            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+            *self.keys.write() = keys;
         }
     }
 
     fn keys(&self) -> Arc<[Key]> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.read().clone()
     }
 
     pub fn mint(&self, user_id: &str, role: Role, now: Timestamp, ttl_s: i64) -> String {

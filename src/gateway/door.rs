@@ -1,7 +1,7 @@
 //! The port's two faces: a few pages while the node starts, everything once it serves. And how it closes: clients are
 //! told to go first, then nobody new is let in, then what was asked is answered.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -80,7 +81,7 @@ impl Door {
 
     /// Said by `/readyz` from now on, until the node serves.
     pub fn waits_for(&self, what: impl Into<String>) {
-        *self.0.waits_for.what.lock().unwrap_or_else(PoisonError::into_inner) = what.into();
+        *self.0.waits_for.what.lock() = what.into();
     }
 
     /// The node serves.
@@ -156,7 +157,7 @@ impl Drop for Visit {
 
 impl Waits {
     fn what(&self) -> String {
-        self.what.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.what.lock().clone()
     }
 }
 

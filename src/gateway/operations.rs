@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::contract::topic::{Carriage, TopicKind};
 use crate::contract::{Call, Declared, System};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
@@ -9,6 +10,7 @@ use crate::gateway::auth::Claims;
 pub struct Operations {
     by_event: HashMap<String, &'static Declared>,
     all: Vec<&'static Declared>,
+    topics: Vec<&'static TopicKind>,
     pub systems: &'static [&'static System],
 }
 
@@ -18,11 +20,18 @@ impl Operations {
         let by_event: HashMap<_, _> =
             all.iter().map(|declared| (declared.meta.event(), *declared)).collect();
         assert_eq!(by_event.len(), all.len(), "an operation's name is unique");
-        Self { by_event, all, systems }
+        let topics = systems.iter().flat_map(|system| system.topics).collect();
+        Self { by_event, all, topics, systems }
     }
 
     pub fn by_event(&self, event: &str) -> Option<&'static Declared> {
         self.by_event.get(event).copied()
+    }
+
+    /// The declaration of `kind:key`.
+    pub fn topic(&self, topic: &str) -> Option<&'static TopicKind> {
+        let (kind, _) = topic.split_once(':')?;
+        self.topics.iter().find(|declared| declared.kind == kind).copied()
     }
 
     pub fn all(&self) -> impl Iterator<Item = &'static Declared> {
@@ -31,6 +40,18 @@ impl Operations {
 }
 
 impl Gateway {
+    /// How a topic's publications reach a listener. Presence is the doors' own, and tells only how it is now.
+    pub fn carriage(&self, topic: &str) -> Carriage {
+        match self.operations.topic(topic) {
+            Some(declared) => (declared.carriage)(&self.settings, topic),
+            None => Carriage::Lossy { latest_only: false },
+        }
+    }
+
+    pub fn is_ephemeral(&self, topic: &str) -> bool {
+        self.carriage(topic) != Carriage::Durable
+    }
+
     /// A call of this user under a command id.
     pub fn call(&self, claims: &Claims, id: String) -> Call {
         Call {
@@ -39,6 +60,7 @@ impl Gateway {
             role: claims.role,
             plan: claims.tier.as_deref().map(Into::into),
             id,
+            connection: None,
             counted: false,
             given: serde_json::Value::Null,
         }

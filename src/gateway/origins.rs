@@ -4,10 +4,10 @@
 
 use std::collections::HashSet;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, header};
+use parking_lot::Mutex;
 
 /// Of a page: `https://app.example.org:8443`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,7 +182,7 @@ impl Origins {
             return None;
         }
         let shown: String = String::from_utf8_lossy(value.as_bytes()).chars().take(200).collect();
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused.lock();
         if refused.is_news(&shown, Instant::now()) {
             let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
             tracing::warn!(

@@ -1,9 +1,10 @@
 //! What users have of this node and of the whole: connections, and frames and commands that they send over all of them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::contract::problem::{Outcome, Problem};
@@ -40,7 +41,7 @@ struct Counts {
 
 impl Here {
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 
     /// Tells the others how many there are here. Their sum; `None`: they could not be told.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 pub use jiff::Timestamp;
@@ -9,6 +10,11 @@ pub use jiff::Timestamp;
 /// So much later, or the end of time.
 pub fn saturating_add(at: Timestamp, by: SignedDuration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// A delay that has doubled so many times, up to a longest one.
+pub fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(times)).min(longest)
 }
 
 /// Where "now" comes from. Tests hand out a manual clock and move it by hand.

@@ -1,7 +1,7 @@
 //! The entity contract: pure state machines that the runtime makes durable, unique and addressable.
 //!
 //! A domain implements [`Entity`]. Everything else (loading, committing, replying, retrying, timers) is done by
-//! one shell for all of them, `actors::entity`.
+//! one shell for all of them, `actors::shell`.
 
 use std::fmt::{Debug, Display};
 
@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
+use crate::kernel::view::ViewRow;
 
 pub trait Entity: Sized + Send + Sync + 'static {
     /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
@@ -339,19 +340,6 @@ pub struct SendFailure {
     pub command: Value,
     /// The receiver's `reason` where it said no, else `dead_letter`.
     pub reason: String,
-}
-
-/// One row of a read model. The store knows each view's table and key.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ViewRow {
-    pub view: &'static str,
-    pub row: Value,
-}
-
-impl ViewRow {
-    pub fn new(view: &'static str, row: Value) -> Self {
-        Self { view, row }
-    }
 }
 
 /// Folds a golden journal: what a release test reads, and what the layout hash is computed from.

@@ -1,11 +1,11 @@
 //! How often somebody may ask: one trait; counting in this process, or in Redis so that several nodes count together.
 
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use redis::aio::ConnectionManager;
 
 /// So many hits in any `window_s` seconds.
@@ -83,7 +83,7 @@ impl LocalLimiter {
         let window = self.windows.get_with(key, || {
             Arc::new(Mutex::new(Window { started: now, previous: 0, current: 0 }))
         });
-        let mut window = window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut window = window.lock();
         let length = Duration::from_secs(u64::from(policy.window_s.max(1)));
         let mut age = now.saturating_duration_since(window.started);
         if age >= length * 2 {

@@ -1,5 +1,5 @@
 //! The outbox as the recovery scan and runs see it, and entities that are parked. Entities deliver their own rows
-//! (`actors::entity`).
+//! (`actors::activation`).
 
 use jiff::Timestamp;
 use serde::Serialize;

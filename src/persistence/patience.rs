@@ -1,9 +1,9 @@
 //! Statements with a limit of this side: a server that has gone without a word, or hangs, holds up nobody for longer.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool};
@@ -71,7 +71,7 @@ impl Drop for Taken {
 
 /// Whether it failed, and had not failed the last time.
 fn is_news(what: &'static str, failed: bool) -> bool {
-    let mut failing = FAILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut failing = FAILING.lock();
     let failing = failing.get_or_insert_default();
     if failed {
         metrics::counter!("proxie_statement_failures_total", "what" => what).increment(1);

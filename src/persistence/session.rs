@@ -3,9 +3,9 @@
 //! A server, a role or a database may have other defaults, and a pooler may drop what a client sets. So every connection
 //! sets its own after it was opened and reads them back. They do not travel as startup parameters, which poolers refuse.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, Row};
 
@@ -140,11 +140,11 @@ static SILENCE: Mutex<Option<Instant>> = Mutex::new(None);
 /// A statement was not answered in time. Whatever made its connection silent (a server or an address that is gone) has
 /// perhaps done so to those that were idle at that moment: each would keep its next user waiting, so none is used again.
 pub fn was_silent() {
-    *SILENCE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *SILENCE.lock() = Some(Instant::now());
 }
 
 fn is_suspect(idle_for: Duration) -> bool {
-    let silence = *SILENCE.lock().unwrap_or_else(PoisonError::into_inner);
+    let silence = *SILENCE.lock();
     silence.is_some_and(|at| at.elapsed() < idle_for)
 }
 

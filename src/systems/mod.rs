@@ -11,3 +11,22 @@ pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topic
 
 #[cfg(test)]
 mod golden_tests;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::ALL;
+
+    #[test]
+    fn what_is_announced_comes_on_topics_that_are_declared() {
+        let kinds: Vec<_> = ALL.iter().flat_map(|one| one.topics).map(|topic| topic.kind).collect();
+        let once: BTreeSet<_> = kinds.iter().copied().collect();
+        assert_eq!(once.len(), kinds.len(), "a kind of topic is declared once");
+        for announced in ALL.iter().flat_map(|one| one.announcements) {
+            let topics = announced.topics;
+            assert!(!topics.is_empty(), "{} comes on no topic", announced.event);
+            assert!(topics.iter().all(|kind| once.contains(kind)), "{}", announced.event);
+        }
+    }
+}

@@ -129,8 +129,14 @@ fn fields(schema: &Value) -> String {
         let words = words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`"));
         return words.collect::<Vec<_>>().join(", ");
     }
+    if let Some(word) = schema["const"].as_str() {
+        return format!("`{word}`");
+    }
     if let Some(one) = schema["oneOf"].as_array() {
-        return one.iter().map(fields).collect::<Vec<_>>().join(" or ");
+        // A word of an enum that says more about it stands by itself.
+        let all_words = one.iter().all(|one| one["const"].is_string() || one["enum"].is_array());
+        let between = if all_words { ", " } else { " or " };
+        return one.iter().map(fields).collect::<Vec<_>>().join(between);
     }
     if let Some(parts) = schema["allOf"].as_array() {
         return parts.iter().map(fields).collect::<Vec<_>>().join(" and ");

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
+use proxie::app::core::migrate;
 use proxie::app::core::{self, Core, Prepared, Settings};
 use proxie::app::member::{self, Pipe};
 use proxie::cluster::{Meta, skew, transport};
@@ -65,7 +66,7 @@ pub async fn server() -> &'static Embedded {
                     let server = Embedded::start(options, lock).await.unwrap();
                     let template = server.create_database("template_proxie", None).await.unwrap();
                     let pool = PgPool::connect_with(template).await.unwrap();
-                    store::migrate(&pool).await.unwrap();
+                    migrate(&pool, proxie::systems::ALL).await.unwrap();
                     pool.close().await;
                     let _ = tx.send(server);
                     std::future::pending::<()>().await
@@ -223,6 +224,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
         }
     };
     let settings = Settings {
+        systems: proxie::systems::ALL,
         node: NodeInfo {
             name: setup.name.into(),
             address: String::new(),

@@ -41,7 +41,7 @@ const sorted = (entries) => [...entries].sort(([a], [b]) => (a < b ? -1 : 1));
 /** A JSON schema as a TypeScript type. `lenient`: what is optional may also be undefined, as callers write it. */
 function type(schema, indent, lenient) {
   if (schema.$ref) return typeName(shape(schema.$ref));
-  if (schema.const !== undefined) return JSON.stringify(schema.const);
+  if (schema.const !== undefined) return typeof schema.const === 'string' ? quoted(schema.const) : JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.map(quoted).join(' | ');
   const one = schema.oneOf ?? schema.anyOf;
   if (one) return one.map((each) => type(each, indent, lenient)).join(' | ');

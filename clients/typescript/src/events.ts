@@ -5,13 +5,12 @@ export type Accepted = {
   booking_id: string;
 };
 
-export type Accepted2 = {
-  /** Where it is in the topic, once it is committed. Only of durable topics. */
-  offset?: number | null;
-};
-
 /** In the order in which people like it. */
 export type Access = 'free' | 'subscription' | 'ads' | 'rent' | 'buy';
+
+export type AppointmentAgreed = {
+  booking: Booking;
+};
 
 /** Who says something. */
 export type Author = 'user' | 'agent';
@@ -59,6 +58,15 @@ export type Booking = {
   starts_at: string;
   status: BookingStatus;
   updated_at: string;
+};
+
+/** What happened to a booking. */
+export type BookingChange = 'started' | 'completed' | 'cancelled' | 'reviewed' | 'no_show' | 'reminder';
+
+export type BookingChanged = {
+  booking: Booking;
+  hours_before?: number | null;
+  kind: BookingChange;
 };
 
 export type BookingId = {
@@ -120,6 +128,46 @@ export type ChangedDevice = {
   registered_at: string;
   status: DeviceStatus;
   version: number;
+};
+
+export type ChatMessage = {
+  content: string;
+  created_at: string;
+  media: string[];
+  message_id: string;
+  role: Author;
+  session_id: string;
+};
+
+export type ChatResponse = {
+  content: string;
+  /** The objects that the words are about. */
+  data: Record<string, unknown>;
+  message_id: string;
+  session_id: string;
+};
+
+export type ChatToken = {
+  index: number;
+  message_id: string;
+  session_id: string;
+  token: string;
+};
+
+export type ChatTyping = {
+  is_typing: boolean;
+  session_id: string;
+  user_id: string;
+};
+
+export type CloseSession = {
+  /** For all devices. */
+  end?: boolean | null | undefined;
+  session_id: string;
+};
+
+export type ConnectDevice = {
+  device_id: string;
 };
 
 /** A content as everybody sees it: the reply, and the row. */
@@ -322,13 +370,6 @@ export type Limits = {
   subscriptions: number;
 };
 
-export type ListBookings = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
 export type ListMessages = {
   /** The `next_cursor` of the page before */
   cursor?: string | null | undefined;
@@ -347,13 +388,6 @@ export type ListOffers = {
   request_id: string;
 };
 
-export type ListPlaybackSessions = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
 export type ListProviders = {
   /** Who is there */
   city?: string | null | undefined;
@@ -365,20 +399,6 @@ export type ListProviders = {
   owner?: ProviderOwner | null | undefined;
   /** Who offers this */
   service?: Service | null | undefined;
-};
-
-export type ListRequests = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
-export type ListSessions = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
 };
 
 /** What was said in a session. */
@@ -429,6 +449,11 @@ export type Offer = {
   status: OfferStatus;
 };
 
+export type OfferChanged = {
+  offer: Offer;
+  request_id: string;
+};
+
 export type OfferId = {
   offer_id: string;
 };
@@ -441,8 +466,13 @@ export type OfferList = {
   omitted?: number;
 };
 
+export type OfferMade = {
+  offer: Offer;
+  request_id: string;
+};
+
 /** Where an offer stands. */
-export type OfferStatus = 'open' | 'accepted' | 'expired' | "declined" | "withdrawn" | "unavailable";
+export type OfferStatus = 'open' | 'accepted' | 'expired' | 'declined' | 'withdrawn' | 'unavailable';
 
 /** One service that a provider sells. */
 export type Offering = {
@@ -463,13 +493,21 @@ export type OpenSession = {
 };
 
 /** Which message comes first. */
-export type Order = "asc" | "desc";
+export type Order = 'asc' | 'desc';
+
+/** Which page of a list is wanted. */
+export type Paging = {
+  /** The `next_cursor` of the page before */
+  cursor?: string | null | undefined;
+  /** How many */
+  limit?: number | null | undefined;
+};
 
 /** Who did something. */
 export type Party = 'consumer' | 'provider' | 'system';
 
 /** What a price is for. */
-export type Per = "service" | "hour";
+export type Per = 'service' | 'hour';
 
 /** Somewhere that has a name. */
 export type Place = {
@@ -500,7 +538,7 @@ export type PlatformList = {
   omitted?: number;
 };
 
-export type PlaybackEnd = 'device_offline' | 'device_removed' | 'timed_out' | "stopped" | "finished" | "replaced";
+export type PlaybackEnd = 'device_offline' | 'device_removed' | 'timed_out' | 'stopped' | 'finished' | 'replaced';
 
 /** A session as everybody sees it: the reply, the publication and the row. */
 export type PlaybackSession = {
@@ -535,7 +573,7 @@ export type PlaybackSessionList = {
   omitted?: number;
 };
 
-export type PlaybackStatus = 'playing' | 'paused' | 'ended' | "starting";
+export type PlaybackStatus = 'playing' | 'paused' | 'ended' | 'starting';
 
 export type PointBody = {
   city?: string | null | undefined;
@@ -637,6 +675,11 @@ export type Publication = {
   topic: string;
 };
 
+export type PublicationAccepted = {
+  /** Where it is in the topic, once it is committed. Only of durable topics. */
+  offset?: number | null;
+};
+
 export type Quality = 'sd' | 'hd' | 'uhd';
 
 export type RegisterDevice = {
@@ -708,6 +751,11 @@ export type RequestList = {
 /** Where a request stands. */
 export type RequestStatus = 'matching' | 'open' | 'accepting' | 'booked' | 'cancelled' | 'expired' | 'unmatched';
 
+export type ResumeSession = {
+  position?: Position | null | undefined;
+  session_id: string;
+};
+
 export type ReviewBooking = {
   booking_id: string;
   comment?: string | null | undefined;
@@ -758,6 +806,10 @@ export type SessionData = {
   user_id: string;
 };
 
+export type SessionEnded = {
+  session_id: string;
+};
+
 export type SessionId = {
   session_id: string;
 };
@@ -768,6 +820,10 @@ export type SessionList = {
   next_cursor: string | null;
   /** How many of this page are left out, since only a newer release can read them: during an upgrade, ask again */
   omitted?: number;
+};
+
+export type SessionOpened = {
+  session_id: string;
 };
 
 export type SetAvailability = {
@@ -1044,7 +1100,7 @@ export interface ClientEvents {
   };
   /** Your bookings as consumer or provider, newest first */
   'booking:list': {
-    data: ListBookings;
+    data: Paging;
     reply: BookingList;
   };
   /** Say that the consumer did not come, as the provider */
@@ -1084,10 +1140,8 @@ export interface ClientEvents {
   };
   /** This connection speaks for the device, and for no other, until it ends */
   'device:connect': {
-    data: {
-      device_id: string;
-    };
-    reply: Record<string, unknown>;
+    data: ConnectDevice;
+    reply: Done;
   };
   /** A device */
   'device:get': {
@@ -1153,7 +1207,7 @@ export interface ClientEvents {
   };
   /** What you watch and have watched, newest first */
   'playback:list': {
-    data: ListPlaybackSessions;
+    data: Paging;
     reply: PlaybackSessionList;
   };
   /** The platforms that links are known for */
@@ -1210,16 +1264,13 @@ export interface ClientEvents {
   };
   /** Your requests, newest first */
   'request:list': {
-    data: ListRequests;
+    data: Paging;
     reply: RequestList;
   };
   /** Unsubscribes this connection; with `end` the session ends for all devices */
   'session:close': {
-    data: {
-      end?: boolean | null | undefined;
-      session_id: string;
-    };
-    reply: Record<string, unknown>;
+    data: CloseSession;
+    reply: Done;
   };
   /** Open a session, or a new one */
   'session:create': {
@@ -1233,7 +1284,7 @@ export interface ClientEvents {
   };
   /** Your sessions, newest first */
   'session:list': {
-    data: ListSessions;
+    data: Paging;
     reply: SessionList;
   };
   /** What was said in a session */
@@ -1243,24 +1294,16 @@ export interface ClientEvents {
   };
   /** Opens a session, or a new one, and subscribes to it from now */
   'session:open': {
-    data: {
-      currency?: string | null | undefined;
-      locale?: string | null | undefined;
-      session_id?: string | null | undefined;
-      time_zone?: string | null | undefined;
-    };
-    reply: {
+    data: OpenSession;
+    reply: SessionOpened & {
       position: Position;
-      session_id: string;
+      recovered: boolean;
     };
   };
   /** Subscribes to a session from a position: `topic:subscribe` on `session:<id>` */
   'session:resume': {
-    data: {
-      position?: Position | null | undefined;
-      session_id: string;
-    };
-    reply: {
+    data: ResumeSession;
+    reply: Done & {
       position: Position;
       recovered: boolean;
     };
@@ -1298,7 +1341,7 @@ export interface ClientEvents {
   /** Publishes to an application topic: accepted, or committed with an offset where it is durable */
   'topic:publish': {
     data: Publication;
-    reply: Accepted2;
+    reply: PublicationAccepted;
   };
   /** Subscribes, from a position or from now */
   'topic:subscribe': {
@@ -1323,58 +1366,25 @@ export interface ClientEvents {
 /** The `data` of what the server sends by itself. */
 export interface ServerEvents {
   /** An appointment is agreed */
-  'booking:confirmed': {
-    booking: Booking;
-  };
+  'booking:confirmed': AppointmentAgreed;
   /** A booking has changed, or is near: what happened is its kind */
-  'booking:updated': {
-    booking: Booking;
-    hours_before?: number | null;
-    kind: string;
-  };
+  'booking:updated': BookingChanged;
   /** A user's message, to all devices of the session */
-  'chat:message': {
-    content: string;
-    created_at: string;
-    media: string[];
-    message_id: string;
-    role: string;
-    session_id: string;
-  };
+  'chat:message': ChatMessage;
   /** The agent's answer */
-  'chat:response': {
-    content: string;
-    data: Record<string, unknown>;
-    message_id: string;
-    session_id: string;
-  };
+  'chat:response': ChatResponse;
   /** A piece of the agent's answer; `chat:response` replaces them all */
-  'chat:stream': {
-    index: number;
-    message_id: string;
-    session_id: string;
-    token: string;
-  };
+  'chat:stream': ChatToken;
   /** Somebody types */
-  'chat:typing': {
-    is_typing: boolean;
-    session_id: string;
-    user_id: string;
-  };
+  'chat:typing': ChatTyping;
   /** A device was registered, updated, removed, came online or went offline, watches or has stopped */
   'device:changed': DeviceChanged;
   /** Another device of the same person says what to do; not after expires_at */
   'device:command': RemoteCommand;
   /** A provider makes an offer */
-  'offer:new': {
-    offer: Offer;
-    request_id: string;
-  };
+  'offer:new': OfferMade;
   /** An offer has changed */
-  'offer:updated': {
-    offer: Offer;
-    request_id: string;
-  };
+  'offer:updated': OfferChanged;
   /** A playback session has started, plays, was paused or has ended */
   'playback:changed': PlaybackSession;
   /** The device is to open this link, not after expires_at; again when it comes back before it has reported */
@@ -1390,9 +1400,7 @@ export interface ServerEvents {
   /** A request has changed: the whole of it */
   'request:updated': Request;
   /** The session has ended for all devices */
-  'session:ended': {
-    session_id: string;
-  };
+  'session:ended': SessionEnded;
   /** Operations of one device, as they count */
   'sync:delta': SyncDelta;
   /** The token ends soon: send auth:refresh */

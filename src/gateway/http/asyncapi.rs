@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::described::{DescribedAnnouncement, DescribedOperation, describe};
+use crate::contract::connection::OnConnection;
 use crate::contract::operation::Sort;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
@@ -23,24 +24,6 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     ),
     ("ping", "Is somebody there?", "", "now: string"),
     (
-        "session:open",
-        "Opens a session, or a new one, and subscribes to it from now",
-        "session_id?: string, time_zone?: string, locale?: string, currency?: string",
-        "session_id: string, position: Position",
-    ),
-    (
-        "session:resume",
-        "Subscribes to a session from a position: `topic:subscribe` on `session:<id>`",
-        "session_id: string, position?: Position",
-        "recovered: boolean, position: Position",
-    ),
-    (
-        "session:close",
-        "Unsubscribes this connection; with `end` the session ends for all devices",
-        "session_id: string, end?: boolean",
-        "",
-    ),
-    (
         "presence:online",
         "This connection counts as a device of the user, until it ends",
         "status?: string",
@@ -53,68 +36,16 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "recovered: boolean, position: Position",
     ),
     ("topic:unsubscribe", "Ends a subscription, if there is one", "topic: string", ""),
-    (
-        "device:connect",
-        "This connection speaks for the device, and for no other, until it ends",
-        "device_id: string",
-        "",
-    ),
 ];
 
 /// Event, what it means, the topics it comes on, whether it is durable, `data`.
 pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
-    (
-        "chat:message",
-        "A user's message, to all devices of the session",
-        "session:",
-        true,
-        "session_id: string, message_id: string, role: string, content: string, media: string[], created_at: string",
-    ),
-    (
-        "chat:stream",
-        "A piece of the agent's answer; `chat:response` replaces them all",
-        "session:",
-        false,
-        "session_id: string, message_id: string, index: integer, token: string",
-    ),
-    (
-        "chat:response",
-        "The agent's answer",
-        "session:",
-        true,
-        "session_id: string, message_id: string, content: string, data: object",
-    ),
-    (
-        "chat:typing",
-        "Somebody types",
-        "session:",
-        false,
-        "session_id: string, user_id: string, is_typing: boolean",
-    ),
-    ("request:updated", "A request has changed: the whole of it", "user:", true, "Request"),
-    ("offer:new", "A provider makes an offer", "user:", true, "request_id: string, offer: Offer"),
-    ("offer:updated", "An offer has changed", "user:", true, "request_id: string, offer: Offer"),
-    ("booking:confirmed", "An appointment is agreed", "user:, booking:", true, "booking: Booking"),
-    (
-        "booking:updated",
-        "A booking has changed, or is near: what happened is its kind",
-        "user:, booking:",
-        true,
-        "kind: string, hours_before?: integer, booking: Booking",
-    ),
     (
         "presence:changed",
         "How it stands with a user's devices: after each change, and for a new listener",
         "presence:",
         false,
         "user_id: string, status: string, devices: PresenceDevice[], joins: string[], leaves: string[]",
-    ),
-    (
-        "session:ended",
-        "The session has ended for all devices",
-        "session:",
-        true,
-        "session_id: string",
     ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
@@ -139,9 +70,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     let mut sent = Vec::new();
     let mut received = Vec::new();
     let door = CLIENT_EVENTS.iter().map(|(event, summary, data, reply)| {
-        let http =
-            (*event == "session:open").then(|| json!({"method": "post", "path": "/v1/sessions"}));
-        let more = json!({"x-repeatable": true, "x-http": http});
+        let more = json!({"x-repeatable": true, "x-http": null});
         (event.to_string(), *summary, fields(data), fields(reply), more)
     });
     let declared = described.operations.iter().map(|operation| {
@@ -151,10 +80,16 @@ pub fn document(systems: &'static [&'static System]) -> Value {
             Sort::Query => "query",
             Sort::Signal => "signal",
         };
-        let route = meta.routes().next();
+        let route = meta.routes().next().or(meta.without_connection);
         let route = route.map(|route| json!({"method": route.method.as_str(), "path": route.path}));
         let more = json!({"x-sort": sort, "x-repeatable": meta.is_repeatable, "x-http": route});
-        (meta.event(), meta.summary, input.clone(), answer.clone(), more)
+        let answer = match meta.on_connection {
+            Some(OnConnection::Listens(_)) => {
+                json!({"allOf": [answer, fields("recovered: boolean, position: Position")]})
+            }
+            _ => answer.clone(),
+        };
+        (meta.event(), meta.summary, input.clone(), answer, more)
     });
     for (event, summary, data, reply, more) in door.chain(declared) {
         let name = format!("client.{event}");

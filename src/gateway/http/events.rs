@@ -178,7 +178,7 @@ impl Listener {
         };
         for (topic, _, outcome) in &started {
             if let Ok(started) = outcome
-                && !subscribe::is_ephemeral(&listener.gateway, topic)
+                && !listener.gateway.is_ephemeral(topic)
             {
                 listener.cursor.offsets.insert(topic.clone(), started.after);
             }

@@ -17,13 +17,14 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::cluster::topics::{Published, Subscription};
 use crate::contract::problem::Outcome;
+use crate::contract::topic::Carriage;
 use crate::gateway::Gateway;
 use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 
 pub use outgoing::Outgoing;
 use outgoing::{Item, Overflowed};
-use subscribe::{Started, is_ephemeral};
+use subscribe::Started;
 use track::{Next, Track};
 
 /// Before a history that could not be read is tried again.
@@ -109,7 +110,7 @@ impl Feed {
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
         self.remove(&topic);
         self.next_key += 1;
-        let latest_only = subscribe::grant(&self.gateway, &topic).is_some_and(|g| g.latest_only);
+        let latest_only = self.gateway.carriage(&topic) == Carriage::Lossy { latest_only: true };
         let key = self.next_key << 1 | u64::from(latest_only);
         self.topics.push(Listening { key, topic, track: Track::starting(), _handle: None });
         key
@@ -214,7 +215,7 @@ impl Feed {
     fn resync(&mut self, key: u64) -> Result<(), Cut> {
         let Some(listening) = self.get(key) else { return Ok(()) };
         let topic = listening.topic.clone();
-        if is_ephemeral(&self.gateway, &topic) {
+        if self.gateway.is_ephemeral(&topic) {
             self.ask_presence(&topic);
             return Ok(());
         }

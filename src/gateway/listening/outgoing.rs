@@ -1,9 +1,11 @@
 //! What waits to be sent to one client. Bounded in bytes: whoever does not read fast enough is cut off and can resume.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::topics::{Published, Subscriber};
 
@@ -53,7 +55,7 @@ impl Outgoing {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Moves what waits, or the first part of it where that is much, to `taken`, which is empty.

@@ -8,13 +8,11 @@ use serde_json::{Map, Value, json};
 use super::Outgoing;
 use crate::cluster::topics::Subscription;
 use crate::contract::problem::{Outcome, Problem};
+use crate::contract::topic::only_their_own;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::persistence::publications::History;
-use crate::systems::app_topics::settings::{Grant, Settings};
-use crate::systems::devices::operations::devices;
-use crate::systems::marketplace::operations::{bookings, providers, sessions};
 
 /// A subscription that has begun. Live publications are already arriving.
 pub struct Started {
@@ -38,35 +36,25 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
     let reader = gateway.call(claims, String::new());
-    match kind {
-        "user" | "sync" | "presence" if key == claims.sub => Ok(()),
-        "presence" if providers::have_dealings(&reader, key).await? => Ok(()),
-        "user" | "sync" | "presence" => {
-            Err(Problem::forbidden("this topic belongs to another user"))
+    if let Some(declared) = gateway.operations.topic(topic) {
+        return (declared.may_listen)(&reader, key).await;
+    }
+    if kind != PRESENCE {
+        return Err(Problem::not_found("topic"));
+    }
+    if only_their_own(&reader, key).is_ok() {
+        return Ok(());
+    }
+    for have_dealings in gateway.operations.systems.iter().filter_map(|one| one.have_dealings) {
+        if have_dealings(&reader, key).await? {
+            return Ok(());
         }
-        "device" => devices::shown(&reader, key).await.map(drop),
-        "session" => sessions::shown(&reader, key).await.map(drop),
-        "booking" => bookings::shown(&reader, key).await.map(drop),
-        "app" => match grant(gateway, topic) {
-            Some(grant) if grant.subscribe.contains(&claims.role) => Ok(()),
-            _ => Err(Problem::forbidden("this application topic is not granted to you")),
-        },
-        _ => Err(Problem::not_found("topic")),
     }
+    only_their_own(&reader, key)
 }
 
-/// Nothing of the topic is kept. Of others, the commits of their owner assign offsets.
-pub fn is_ephemeral(gateway: &Gateway, topic: &str) -> bool {
-    match topic.split_once(':') {
-        Some(("app", _)) => !grant(gateway, topic).is_some_and(|grant| grant.durable),
-        Some(("presence", _)) => true,
-        _ => false,
-    }
-}
-
-pub fn grant<'a>(gateway: &'a Gateway, topic: &str) -> Option<&'a Grant> {
-    gateway.settings.get::<Settings>()?.grant(topic)
-}
+/// The one kind of topic that belongs to the doors: whether a user is connected.
+const PRESENCE: &str = "presence";
 
 /// A topic that was to be subscribed to, the key of that, and what became of it.
 pub type Attempt = (Arc<str>, u64, Outcome<Started>);
@@ -118,7 +106,7 @@ pub async fn start(
 ) -> Outcome<Started> {
     authorise(gateway, claims, topic).await?;
     let handle = gateway.topics.subscribe(topic, key, outgoing);
-    if is_ephemeral(gateway, topic) {
+    if gateway.is_ephemeral(topic) {
         // Nobody can say what was missed here, so only a newcomer has missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };

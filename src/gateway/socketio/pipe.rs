@@ -1,8 +1,10 @@
 //! A queue between two tasks that is bounded in bytes: its writer waits for room, its reader for items.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// What an item costs besides its text.
 const OVERHEAD_BYTES: usize = 64;
@@ -21,7 +23,7 @@ struct Shared<T>(Mutex<State<T>>);
 
 impl<T> Shared<T> {
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

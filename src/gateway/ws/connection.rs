@@ -23,18 +23,18 @@ use super::deadlines::{Deadlines, LAST_REPLIES};
 use super::dispatch::Done;
 use super::ending::{Ending, Flow, ending_of, unless_too_slow};
 use super::gate::Gate;
-use super::guards::{Bound, Present};
+use super::guards::{Held, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::topics::Published;
 use crate::contract::bucket::Bucket;
+use crate::contract::connection::Hold;
 use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::listening::{Feed, Page};
 use crate::gateway::users::Seat;
 use crate::gateway::{Gateway, Leaving};
-use crate::systems::marketplace::operations::sessions;
 
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
@@ -78,9 +78,8 @@ pub struct Connection {
     /// A frame that came before its connection had subscribed to its user.
     pub held: Option<Frame>,
     pub present: Option<Present>,
-    pub bound: Option<Bound>,
-    /// The session that its user was last heard to type in.
-    pub typing: Option<String>,
+    /// What operations made it hold: at most one thing each.
+    pub holds: Vec<Held>,
     pub deadlines: Deadlines,
     /// Ends the connection after the replies that are on their way.
     pub last_words: Option<Close>,
@@ -137,8 +136,6 @@ async fn leave(mut leaving: watch::Receiver<Leaving>) -> News {
     }
 }
 
-/// Typing that is not said again ends by itself.
-const TYPING: Duration = Duration::from_secs(6);
 /// Time that a client with a header has to send positions with `auth` before it listens "from now".
 const LISTEN_AFTER: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -167,8 +164,7 @@ impl Connection {
             authenticating: false,
             held: None,
             present: None,
-            bound: None,
-            typing: None,
+            holds: Vec::new(),
             deadlines: Deadlines {
                 auth: None,
                 listen: None,
@@ -180,7 +176,7 @@ impl Connection {
                 pong: None,
                 leave: None,
                 end: None,
-                typing: None,
+                holds: None,
             },
             last_words: None,
             socket,
@@ -496,9 +492,7 @@ impl Connection {
             // Also where pings are sent more often than their answers are waited for, the first one's time runs.
             let timeout = Duration::from_millis(limits.pong_timeout_ms);
             self.deadlines.pong.get_or_insert(now + timeout);
-            if let Some(bound) = &self.bound {
-                tokio::spawn(bound.renew());
-            }
+            self.holds.iter().for_each(Held::renew);
             self.feed(Message::Ping(Default::default())).await?;
         }
         if due(self.deadlines.token_end) {
@@ -514,29 +508,31 @@ impl Connection {
         if due(self.deadlines.listen) {
             self.listen_to_user(None, Vec::new());
         }
-        if due(self.deadlines.typing) {
-            self.stop_typing();
+        if due(self.deadlines.holds) {
+            self.holds.retain(|held| held.until.is_none_or(|at| at > now));
+            self.deadlines.holds = self.holds.iter().filter_map(|held| held.until).min();
         }
         Ok(())
     }
 
-    /// The user says that he types, or that he does not any more.
-    pub fn types(&mut self, session_id: &str, is_typing: bool) {
-        self.typing = is_typing.then(|| session_id.to_owned());
-        self.deadlines.typing = is_typing.then(|| Instant::now() + TYPING);
+    /// Holds this from now on, in the place of what was held by the same operation.
+    pub fn hold(&mut self, held: Held) {
+        let former = self.holds.iter().position(|other| std::ptr::eq(other.hold, held.hold));
+        if let Some(former) = former.map(|at| self.holds.swap_remove(at))
+            && former.name == held.name
+        {
+            former.forget();
+        }
+        self.holds.push(held);
+        self.deadlines.holds = self.holds.iter().filter_map(|held| held.until).min();
     }
 
-    /// Others are told in his place.
-    fn stop_typing(&mut self) {
-        self.deadlines.typing = None;
-        let (Some(session_id), Some(claims)) = (self.typing.take(), self.claims.clone()) else {
-            return;
-        };
-        let gateway = self.gateway.clone();
-        tokio::spawn(async move {
-            let call = gateway.call(&claims, String::new());
-            let _ = sessions::typing(&call, &session_id, false).await;
-        });
+    /// The operation has ended it itself.
+    pub fn release(&mut self, hold: &'static Hold) {
+        let former = self.holds.iter().position(|other| std::ptr::eq(other.hold, hold));
+        if let Some(former) = former {
+            self.holds.swap_remove(former).forget();
+        }
     }
 
     /// Not all at once: each connection of this node picks its moment.
@@ -554,8 +550,7 @@ impl Connection {
 
     async fn finish(&mut self, ending: Ending) {
         self.present = None;
-        self.bound = None;
-        self.stop_typing();
+        self.holds.clear();
         // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
         self.topics.clear();
         self.in_flight.clear();

@@ -18,8 +18,8 @@ pub struct Deadlines {
     pub leave: Option<Instant>,
     /// For the outcomes that are waited for before the last words.
     pub end: Option<Instant>,
-    /// Whoever types says so again before this.
-    pub typing: Option<Instant>,
+    /// For what the connection holds only for a while.
+    pub holds: Option<Instant>,
 }
 
 /// A connection that ends waits so long for the outcomes of its commands.
@@ -31,7 +31,7 @@ impl Deadlines {
         // Twice: when it stops reading, and when it no longer waits for replies.
         let leave = self.leave.map(|at| if at <= Instant::now() { at + LAST_REPLIES } else { at });
         let token = [self.token_warning, self.token_end];
-        [self.auth, self.listen, self.pong, self.typing, self.end, leave]
+        [self.auth, self.listen, self.pong, self.holds, self.end, leave]
             .into_iter()
             .chain(token)
             .flatten()

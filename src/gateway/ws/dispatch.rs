@@ -5,33 +5,34 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::ending::Flow;
 use super::events;
-use super::guards::{Bound, Present};
+use super::guards::{Held, Present};
 use super::protocol::{self, Close, Frame, split_topic};
+use crate::contract::Declared;
 use crate::contract::call::check_user;
-use crate::contract::input;
-use crate::contract::operation::Done as Ended;
+use crate::contract::connection::{Hold, OnConnection};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
-use crate::systems::devices::domain::clock::DeviceId;
-use crate::systems::marketplace::operations::sessions;
 
 /// What comes back from the futures of a connection.
 pub enum Done {
-    Reply {
-        id: String,
-        outcome: Outcome,
-    },
     Answer {
         id: String,
         outcome: Outcome<Box<RawValue>>,
+    },
+    /// Of an operation after which the connection does something more.
+    Then {
+        id: String,
+        outcome: Outcome<Box<RawValue>>,
+        then: Then,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
     Authenticated {
@@ -45,20 +46,21 @@ pub enum Done {
         id: String,
         problem: Problem,
     },
-    Opened {
-        id: String,
-        outcome: Outcome<String>,
-    },
-    Bound {
-        id: String,
-        outcome: Outcome<Bound>,
-    },
     Subscribed {
         id: String,
         key: u64,
-        session_id: Option<String>,
+        /// Of the operation that led to the subscription.
+        answer: Value,
         outcome: Outcome<Started>,
     },
+}
+
+/// What a connection does after an operation has succeeded.
+pub enum Then {
+    Listen { input: Value, topic: fn(&Value, &Value) -> Option<String> },
+    Leave(Option<String>),
+    Hold(Held),
+    Release(&'static Hold),
 }
 
 impl Connection {
@@ -86,15 +88,11 @@ impl Connection {
             );
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
-        if let ("chat:typing", Some(session_id), Some(is_typing)) = (
-            frame.event.as_str(),
-            frame.data["session_id"].as_str(),
-            frame.data["is_typing"].as_bool(),
-        ) {
-            self.types(session_id, is_typing);
-        }
         if let Some(operation) = self.gateway.operations.by_event(&frame.event) {
             let Frame { id, data, .. } = frame;
+            if let Some(what) = operation.meta.on_connection {
+                return self.run_and_then(operation, what, id, data, claims);
+            }
             let mut call = self.gateway.call(&claims, id.clone());
             call.counted = true;
             let running = operation.run(call, data);
@@ -111,16 +109,8 @@ impl Connection {
                 let now = self.gateway.now();
                 self.answer(&id, Ok(json!({"now": now})));
             }
-            "session:open" => self.open(id, data, claims),
-            "session:resume" => match text(&data, "session_id") {
-                Ok(session) => {
-                    self.subscribe(id, &format!("session:{session}"), &data["position"], None)
-                }
-                Err(problem) => self.answer(&id, Err(problem)),
-            },
-            "session:close" => self.close(id, data, claims),
             "topic:subscribe" => match text(&data, "topic").map(str::to_owned) {
-                Ok(topic) => self.subscribe(id, &topic, &data["position"], None),
+                Ok(topic) => self.subscribe(id, &topic, &data["position"], json!({})),
                 Err(problem) => self.answer(&id, Err(problem)),
             },
             "topic:unsubscribe" => {
@@ -142,32 +132,44 @@ impl Connection {
                 });
                 self.answer(&id, outcome);
             }
-            "device:connect" => match device_id(&data) {
-                Ok(device) => self.bind(id, device, claims),
-                Err(problem) => self.answer(&id, Err(problem)),
-            },
             other => self.answer(&id, Err(events::unknown(other))),
         }
     }
 
-    /// From now on this connection speaks for the device, and for no other.
-    fn bind(&mut self, id: String, device: DeviceId, claims: Arc<Claims>) {
-        let bound =
-            Bound { gateway: self.gateway.clone(), claims, device, connection_id: self.id.clone() };
-        let connecting = async move {
-            let outcome = match bound.gateway.may_command(&bound.claims.sub).await {
-                Ok(()) => bound.connect().await,
-                Err(problem) => {
-                    bound.forget();
-                    Err(problem)
-                }
-            };
-            Done::Bound { id, outcome }
+    /// Runs an operation after which the connection does something more.
+    fn run_and_then(
+        &mut self,
+        operation: &'static Declared,
+        what: OnConnection,
+        id: String,
+        input: Value,
+        claims: Arc<Claims>,
+    ) {
+        let mut call = self.gateway.call(&claims, id.clone());
+        let then = match what {
+            OnConnection::Listens(topic) => Then::Listen { input: input.clone(), topic },
+            OnConnection::Leaves(topic) => Then::Leave(topic(&input)),
+            OnConnection::Holds(hold) if (hold.is_held)(&input) => {
+                let held = Held {
+                    gateway: self.gateway.clone(),
+                    claims,
+                    hold,
+                    name: input[hold.field].as_str().unwrap_or_default().to_owned(),
+                    connection_id: self.id.clone(),
+                    until: hold.lasts.map(|lasts| Instant::now() + lasts),
+                };
+                call = held.call(id.clone());
+                Then::Hold(held)
+            }
+            OnConnection::Holds(hold) => Then::Release(hold),
         };
-        self.in_flight.push(connecting.boxed());
+        call.counted = true;
+        let running = operation.run(call, input);
+        let command = async move { Done::Then { id, outcome: running.await, then } };
+        self.in_flight.push(command.boxed());
     }
 
-    fn subscribe(&mut self, id: String, topic: &str, position: &Value, session_id: Option<String>) {
+    fn subscribe(&mut self, id: String, topic: &str, position: &Value, answer: Value) {
         let Some(claims) = self.claims.clone() else { return };
         let limit = self.gateway.options.websocket.max_subscriptions;
         let full = self.topics.len() >= limit && !self.topics.has(topic);
@@ -189,86 +191,31 @@ impl Connection {
         let starting = async move {
             let outcome =
                 subscribe::start(&gateway, &claims, outgoing, key, &topic, position).await;
-            Done::Subscribed { id, key, session_id, outcome }
+            Done::Subscribed { id, key, answer, outcome }
         };
         self.in_flight.push(starting.boxed());
-    }
-
-    fn open(&mut self, id: String, data: Value, claims: Arc<Claims>) {
-        let gateway = self.gateway.clone();
-        let opening = async move {
-            let call = gateway.call(&claims, id.clone());
-            let outcome = async {
-                gateway.may_command(&claims.sub).await?;
-                sessions::open(&call, input::read(&data)?, false).await
-            };
-            Done::Opened { outcome: outcome.await, id }
-        };
-        self.in_flight.push(opening.boxed());
-    }
-
-    fn close(&mut self, id: String, data: Value, claims: Arc<Claims>) {
-        let session_id = match text(&data, "session_id") {
-            Ok(session_id) => session_id.to_owned(),
-            Err(problem) => return self.answer(&id, Err(problem)),
-        };
-        let end = match data.get("end") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(end)) => *end,
-            Some(_) => {
-                return self.answer(&id, Err(Problem::field("/end", "must be true or false")));
-            }
-        };
-        if !end {
-            self.topics.remove(format!("session:{session_id}").as_str());
-            return self.answer(&id, Ok(json!({})));
-        }
-        // This device stays subscribed, so that it hears `session:ended` like the others.
-        let gateway = self.gateway.clone();
-        let ending = async move {
-            let call = gateway.call(&claims, id.clone());
-            let outcome = async {
-                gateway.may_command(&claims.sub).await?;
-                sessions::end(&call, &session_id).await.map(|Ended {}| json!({}))
-            };
-            Done::Reply { outcome: outcome.await, id }
-        };
-        self.in_flight.push(ending.boxed());
     }
 
     pub(super) async fn done(&mut self, done: Done) -> Flow {
         match done {
             Done::Answer { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
-            Done::Reply { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
-            Done::Bound { id, outcome } => {
-                let shown = outcome.as_ref().map_err(Clone::clone).map(|_| json!({}));
-                match (outcome, &self.bound) {
-                    (Ok(again), Some(bound)) if again.device == bound.device => again.forget(),
-                    (Ok(bound), _) => self.bound = Some(bound),
-                    (Err(_), _) => {}
+            Done::Then { id, outcome: Ok(answer), then } => self.then(id, answer, then).await,
+            Done::Then { id, outcome: Err(problem), then } => {
+                if let Then::Hold(held) = then {
+                    // An earlier guard of this connection may hold the same.
+                    held.forget();
                 }
-                self.feed(protocol::reply(&id, &shown)).await
-            }
-            Done::Opened { id, outcome: Ok(session_id) } => {
-                self.subscribe(
-                    id,
-                    &format!("session:{session_id}"),
-                    &Value::Null,
-                    Some(session_id.clone()),
-                );
-                Ok(())
-            }
-            Done::Opened { id, outcome: Err(problem) } => {
                 self.feed(protocol::refusal(&id, &problem)).await
             }
-            Done::Subscribed { id, key, session_id, outcome } => {
-                let shown =
-                    outcome.as_ref().map_err(Clone::clone).map(|started| match session_id {
-                        Some(session_id) => {
-                            json!({"session_id": session_id, "position": started.position})
-                        }
-                        None => started.shown(),
-                    });
+            Done::Subscribed { id, key, mut answer, outcome } => {
+                let shown = outcome.as_ref().map_err(Clone::clone).map(|started| {
+                    if let (Value::Object(answer), Value::Object(more)) =
+                        (&mut answer, started.shown())
+                    {
+                        answer.extend(more);
+                    }
+                    answer
+                });
                 self.feed(protocol::reply(&id, &shown)).await?;
                 self.begin(key, outcome.ok()).await
             }
@@ -282,14 +229,28 @@ impl Connection {
         }
     }
 
+    async fn then(&mut self, id: String, answer: Box<RawValue>, then: Then) -> Flow {
+        match then {
+            Then::Listen { input, topic } => {
+                let answer = serde_json::from_str(answer.get()).unwrap_or_default();
+                let topic = topic(&input, &answer).unwrap_or_default();
+                self.subscribe(id, &topic, &input["position"], answer);
+                return Ok(());
+            }
+            Then::Leave(topic) => {
+                if let Some(topic) = topic {
+                    self.topics.remove(&topic);
+                }
+            }
+            Then::Hold(held) => self.hold(held),
+            Then::Release(hold) => self.release(hold),
+        }
+        self.feed(protocol::reply(&id, &Ok(answer))).await
+    }
+
     /// The reply is out: now what was missed, then what is live.
     pub(super) async fn begin(&mut self, key: u64, started: Option<Started>) -> Flow {
         self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await
     }
-}
-
-fn device_id(data: &Value) -> Outcome<DeviceId> {
-    let wrong = |error| Problem::field("/device_id", format!("{error}"));
-    text(data, "device_id")?.parse().map_err(wrong)
 }

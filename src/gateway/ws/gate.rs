@@ -3,9 +3,11 @@
 //! A task that waits for several things is woken by one of them and then asks them all. For some that costs: a look at
 //! a socket clears its read buffer. Behind a gate, only what has called itself is asked.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub struct Gate {
     called: Arc<Called>,
@@ -22,8 +24,8 @@ struct Called {
 }
 
 impl Called {
-    fn task(&self) -> std::sync::MutexGuard<'_, Waker> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    fn task(&self) -> MutexGuard<'_, Waker> {
+        self.task.lock()
     }
 }
 

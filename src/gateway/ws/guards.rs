@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::cluster::Presence;
-use crate::contract::problem::Outcome;
+use crate::contract::Call;
+use crate::contract::connection::Hold;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
-use crate::systems::devices::domain::clock::DeviceId;
-use crate::systems::devices::operations::devices;
 
 /// Its user is shown as present, for as long as this lives.
 pub struct Present {
@@ -22,51 +23,42 @@ impl Drop for Present {
     }
 }
 
-/// It speaks for this device, for as long as this lives.
-pub struct Bound {
+/// Something that an operation makes its connection hold, for as long as this lives.
+pub struct Held {
     pub gateway: Arc<Gateway>,
     pub claims: Arc<Claims>,
-    pub device: DeviceId,
+    pub hold: &'static Hold,
+    /// What is held: a device, a session.
+    pub name: String,
     pub connection_id: String,
+    /// When it ends by itself.
+    pub until: Option<Instant>,
 }
 
-impl Bound {
-    pub async fn connect(self) -> Outcome<Self> {
-        let call = self.gateway.call(&self.claims, String::new());
-        match devices::connect(&call, self.device, &self.connection_id).await {
-            Ok(()) => Ok(self),
-            Err(problem) => {
-                // An earlier guard of this connection may speak for it.
-                self.forget();
-                Err(problem)
-            }
+impl Held {
+    pub fn call(&self, id: String) -> Call {
+        let mut call = self.gateway.call(&self.claims, id);
+        call.connection = Some(self.connection_id.as_str().into());
+        call
+    }
+
+    pub fn renew(&self) {
+        if let Some(renew) = self.hold.renew {
+            tokio::spawn(renew(self.call(String::new()), self.name.clone()));
         }
     }
 
-    pub fn renew(&self) -> impl Future<Output = Outcome<()>> + Send + use<> {
-        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
-        let (device, connection_id) = (self.device, self.connection_id.clone());
-        let call = gateway.call(&claims, String::new());
-        async move { devices::renew(&call, device, &connection_id).await }
-    }
-
-    /// Another guard of this connection holds the same.
+    /// Another guard of this connection holds the same, or nothing is held.
     pub fn forget(mut self) {
         self.connection_id.clear();
     }
 }
 
-impl Drop for Bound {
+impl Drop for Held {
     fn drop(&mut self) {
-        if self.connection_id.is_empty() {
-            return;
+        if !self.connection_id.is_empty() {
+            let call = self.call(String::new());
+            tokio::spawn((self.hold.end)(call, std::mem::take(&mut self.name)));
         }
-        let (gateway, claims) = (self.gateway.clone(), self.claims.clone());
-        let (device, connection_id) = (self.device, std::mem::take(&mut self.connection_id));
-        tokio::spawn(async move {
-            // If nobody hears it, the device's lease ends by itself.
-            let call = gateway.call(&claims, String::new());
-            let _ = devices::disconnect(&call, device, &connection_id).await;
-        });
     }
 }

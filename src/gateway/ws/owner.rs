@@ -3,9 +3,10 @@
 //! A socket that fails ends alone. An owner that fails takes its sockets with it, is started anew, and the clients come
 //! back.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::task::JoinSet;
 
@@ -18,10 +19,6 @@ pub struct Owners {
 
 type Actors = Arc<Mutex<Vec<ActorRef<Message>>>>;
 
-fn locked(actors: &Actors) -> MutexGuard<'_, Vec<ActorRef<Message>>> {
-    actors.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Owners {
     /// One for each core.
     pub async fn start() -> Result<Self, SpawnErr> {
@@ -29,13 +26,13 @@ impl Owners {
         let (supervisor, _) = Actor::spawn(None, Supervisor, actors.clone()).await?;
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             let (actor, _) = Actor::spawn_linked(None, Owner, (), supervisor.get_cell()).await?;
-            locked(&actors).push(actor);
+            actors.lock().push(actor);
         }
         Ok(Self { actors, next: AtomicUsize::new(0) })
     }
 
     pub fn own(&self, socket: Arguments) {
-        let actors = locked(&self.actors);
+        let actors = self.actors.lock();
         let at = self.next.fetch_add(1, Ordering::Relaxed) % actors.len().max(1);
         if let Some(owner) = actors.get(at)
             && owner.cast(Message::Own(Box::new(socket))).is_err()
@@ -135,7 +132,7 @@ impl Actor for Supervisor {
         if let SupervisionEvent::ActorFailed(failed, error) = event {
             tracing::error!(%error, "a gateway actor failed; the clients of its connections reconnect");
             let (fresh, _) = Actor::spawn_linked(None, Owner, (), myself.get_cell()).await?;
-            for actor in locked(actors).iter_mut().filter(|actor| actor.get_id() == failed.get_id())
+            for actor in actors.lock().iter_mut().filter(|actor| actor.get_id() == failed.get_id())
             {
                 *actor = fresh.clone();
             }

@@ -10,7 +10,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgPool, Postgres};
 
 use super::{Ended, Late, Options};
-use crate::kernel::clock::Clock;
+use crate::kernel::clock::{Clock, doubled};
 use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, Resolution};
 use crate::persistence::patience::within;
 use crate::persistence::session;
@@ -100,7 +100,7 @@ fn classify(error: &sqlx::Error) -> Failure {
 }
 
 fn backoff(attempt: u32) -> Duration {
-    let base = Duration::from_millis(10 << attempt.min(6));
+    let base = doubled(Duration::from_millis(10), attempt, Duration::from_millis(640));
     base.mul_f64(rand::rng().random_range(0.5..1.5))
 }
 
@@ -315,7 +315,8 @@ impl Writer {
         );
         // A store without room still takes the small update below: the next batch is the only proof. Longer each time.
         if let Some(doublings) = self.starved.checked_sub(1) {
-            tokio::time::sleep(Duration::from_millis(500 << doublings.min(4))).await;
+            let pause = doubled(Duration::from_millis(500), doublings, Duration::from_secs(8));
+            tokio::time::sleep(pause).await;
         }
         let mut attempt = 0;
         loop {

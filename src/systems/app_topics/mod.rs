@@ -3,11 +3,14 @@
 pub mod domain;
 pub mod operations;
 pub mod settings;
+pub mod topics;
 
 use crate::contract::System;
+use crate::contract::declare::{entity, operation, topic};
 
 pub const SYSTEM: System = System {
-    name: "app_topics",
-    operations: crate::contract::operations![operations::Publish],
-    announcements: &[],
+    entities: &[entity::<domain::app_topic::AppTopic>()],
+    operations: &[operation::<operations::Publish>()],
+    topics: &[topic::<topics::Application>()],
+    ..System::new("app_topics")
 };

@@ -21,6 +21,7 @@ pub struct Publication {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PublicationAccepted")]
 pub struct Accepted {
     /// Where it is in the topic, once it is committed. Only of durable topics.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,8 +1,8 @@
 //! What configuration grants of application topics.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -51,7 +51,7 @@ impl Settings {
     /// Counts a publication of a client. False: too many.
     pub fn may_publish_now(&self, topic: &str) -> bool {
         self.rates.get(topic).is_none_or(|rate| {
-            let mut rate = rate.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut rate = rate.lock();
             rate.take(Instant::now())
         })
     }

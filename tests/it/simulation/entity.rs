@@ -1,4 +1,4 @@
-//! Activations and their lane, as `actors::entity`, `actors::registry` and `persistence::writer` have them. The entity of
+//! Activations and their lane, as `actors::activation`, `actors::registry` and `persistence::writer` have them. The entity of
 //! a slot is a list of ids: a write adds one, a read says which is the last.
 
 use std::cell::Cell;

@@ -11,7 +11,6 @@ use crate::systems::devices::domain::content::{
 };
 use crate::systems::devices::domain::operation::is_name;
 use crate::systems::devices::settings::Settings;
-use crate::systems::devices::views;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ContentId")]
@@ -32,7 +31,7 @@ impl Operation for Get {
         if !is_name(&content_id) {
             return Err(Problem::not_found("content"));
         }
-        let content = views::content(call.views()?, &content_id).await?;
+        let content = call.views()?.get::<ContentView>(&content_id).await?;
         content.ok_or_else(|| Problem::not_found("content"))
     }
 }

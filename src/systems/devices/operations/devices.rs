@@ -1,5 +1,6 @@
 //! A person's devices: registered, listed, removed, and told what to do from afar.
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::sync::{StandingView, shown_standing};
 use crate::cluster::Meta as Asking;
 use crate::contract::call::derived_id;
+use crate::contract::connection::{Hold, OnConnection};
 use crate::contract::list::Page;
 use crate::contract::operation::{Done, Nothing};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
@@ -317,20 +319,59 @@ pub async fn tell(
     }
 }
 
-/// From here on this connection speaks for the device.
-pub async fn connect(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
-    let (connection, lease_s) = (connection.into(), call.settings::<Settings>().lease_s);
-    let command = device::Command::Connect { connection, lease_s };
-    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct ConnectDevice {
+    device_id: DeviceId,
 }
 
-pub async fn renew(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
-    let (connection, lease_s) = (connection.into(), call.settings::<Settings>().lease_s);
-    let command = device::Command::Renew { connection, lease_s };
-    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+/// The connection that asks speaks for the device, and for no other, until it ends.
+pub struct Connect;
+
+impl Operation for Connect {
+    const META: Meta = Meta::command(
+        "device.connect",
+        "This connection speaks for the device, and for no other, until it ends",
+    )
+    .on_connection(OnConnection::Holds(&Hold {
+        field: "device_id",
+        is_held: |_| true,
+        lasts: None,
+        renew: Some(|call, device| {
+            async move {
+                let (connection, lease_s) = lease(&call)?;
+                tell_device(&call, &device, device::Command::Renew { connection, lease_s }).await
+            }
+            .boxed()
+        }),
+        // If nobody hears it, the device's lease ends by itself.
+        end: |call, device| {
+            async move {
+                let (connection, _) = lease(&call)?;
+                tell_device(&call, &device, device::Command::Disconnect { connection }).await
+            }
+            .boxed()
+        },
+    }));
+    type Input = ConnectDevice;
+    type Answer = Done;
+
+    async fn run(call: &Call, ConnectDevice { device_id }: ConnectDevice) -> Outcome<Done> {
+        let (connection, lease_s) = lease(call)?;
+        let connect = device::Command::Connect { connection, lease_s };
+        tell_device(call, &device_id.to_string(), connect).await?;
+        Ok(Done {})
+    }
 }
 
-pub async fn disconnect(call: &Call, device: DeviceId, connection: &str) -> Outcome<()> {
-    let command = device::Command::Disconnect { connection: connection.into() };
-    call.ask::<Device>(&device.to_string(), command, call.undeduplicated()).await.map(drop)
+/// The connection that speaks for a device, and how long it is believed without a renewal.
+fn lease(call: &Call) -> Outcome<(String, i64)> {
+    let missing = || {
+        Problem::rejected("connection_required", "only a connection that stays speaks for a device")
+    };
+    let connection = call.connection.as_deref().ok_or_else(missing)?;
+    Ok((connection.into(), call.settings::<Settings>().lease_s))
+}
+
+async fn tell_device(call: &Call, device: &str, command: device::Command) -> Outcome<()> {
+    call.ask::<Device>(device, command, call.undeduplicated()).await.map(drop)
 }

@@ -11,10 +11,13 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, ViewRow, to_value};
+use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::ViewRow;
+use crate::systems::marketplace::domain::announcements::{
+    AppointmentAgreed, BookingChange, BookingChanged,
+};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
@@ -29,7 +32,7 @@ use crate::systems::marketplace::domain::user::User;
 mod tests;
 mod view;
 
-pub use view::BookingView;
+pub use view::{BookingRow, BookingView};
 
 /// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
 const NO_SHOW_MINUTES: i64 = 24 * 60;
@@ -317,24 +320,7 @@ impl Entity for Booking {
         else {
             return Vec::new();
         };
-        let row = json!({
-            "id": key,
-            "request_id": agreed.request_id,
-            "offer_id": agreed.offer_id,
-            "consumer_id": agreed.consumer_id,
-            "provider_id": agreed.provider.id,
-            "provider_owner_id": agreed.provider_owner_id,
-            "service": agreed.service,
-            "status": state.status,
-            "price": agreed.price,
-            "starts_at": agreed.starts_at,
-            "ends_at": agreed.ends_at,
-            "place": agreed.place,
-            "detail": detail,
-            "created_at": state.created_at,
-            "updated_at": state.updated_at,
-        });
-        vec![ViewRow::new("bookings", row)]
+        vec![ViewRow::of(&BookingRow::of(agreed, detail))]
     }
 }
 
@@ -362,7 +348,7 @@ fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Bo
         Event::BookingConfirmed { at },
     ];
     let step = Step { state, agreed: &agreed, cx };
-    let announcements = step.announce("booking:confirmed", &events, json!({}));
+    let announcements = step.announce(&events, |booking| AppointmentAgreed { booking });
     Decision { events, ..Decision::reply(Reply::Done) }
         .effect(answer)
         .effects(announcements)
@@ -386,30 +372,36 @@ struct Step<'a> {
 
 impl Step<'_> {
     /// To both parties and to the booking's own topic, as it is after `events`.
-    fn announce(&self, name: &str, events: &[Event], mut data: Value) -> Vec<Effect> {
+    fn announce<A: Announcement>(
+        &self,
+        events: &[Event],
+        of: impl FnOnce(BookingView) -> A,
+    ) -> Vec<Effect> {
         let mut next = self.state.clone();
         for event in events {
             Booking::evolve(&mut next, event);
         }
-        data["booking"] = to_value(&BookingView::of(self.cx.key, &next));
+        let Some(booking) = BookingView::of(self.cx.key, &next) else { return Vec::new() };
+        let announcement = of(booking);
         let owner = &self.agreed.provider_owner_id;
         let consumer = &self.agreed.consumer_id;
-        let mut effects = vec![Effect::notify(User::KIND, consumer, name, data.clone())];
+        let mut effects = vec![Effect::announce_to(User::KIND, consumer, &announcement)];
         if owner != consumer {
-            effects.push(Effect::notify(User::KIND, owner, name, data.clone()));
+            effects.push(Effect::announce_to(User::KIND, owner, &announcement));
         }
         // A durable publication belongs to an event.
         if !events.is_empty() {
-            effects.push(Effect::publish(name, data));
+            effects.push(Effect::announce(&announcement));
         }
         effects
     }
 
-    fn updated(&self, kind: &str, event: Event) -> Decision<Booking> {
+    fn updated(&self, kind: BookingChange, event: Event) -> Decision<Booking> {
         let mut next = self.state.clone();
         Booking::evolve(&mut next, &event);
         let events = vec![event];
-        let effects = self.announce("booking:updated", &events, json!({"kind": kind}));
+        let changed = |booking| BookingChanged { kind, hours_before: None, booking };
+        let effects = self.announce(&events, changed);
         Decision { events, effects, ..shown(self.cx.key, &next) }
     }
 
@@ -456,7 +448,10 @@ impl Step<'_> {
         let timers = REMIND_HOURS.map(|n| format!("remind_{n}h"));
         let timers = timers.into_iter().chain(["start".into(), "complete".into()]);
         Ok(self
-            .updated("cancelled", Event::BookingCancelled { by, reason, at: self.cx.now })
+            .updated(
+                BookingChange::Cancelled,
+                Event::BookingCancelled { by, reason, at: self.cx.now },
+            )
             .effect(self.release())
             .effect(self.tell_request(by))
             .effects(timers.map(Effect::cancel)))
@@ -492,7 +487,7 @@ impl Step<'_> {
         let record = provider::Command::RecordReview { booking_id, stars: rating };
         let record = Effect::send::<Provider>(self.agreed.provider.id.clone(), &record);
         let event = Event::BookingReviewed { rating, comment, at: self.cx.now };
-        Ok(self.updated("reviewed", event).effect(record))
+        Ok(self.updated(BookingChange::Reviewed, event).effect(record))
     }
 
     fn no_show(&self, by: Party) -> Result<Decision<Booking>, Rejection> {
@@ -515,7 +510,7 @@ impl Step<'_> {
             Status::Cancelled => return Err(Rejection::Cancelled),
         }
         Ok(self
-            .updated("no_show", Event::ConsumerMissed { at: self.cx.now })
+            .updated(BookingChange::NoShow, Event::ConsumerMissed { at: self.cx.now })
             .effect(Effect::cancel("start"))
             .effect(Effect::cancel("complete")))
     }
@@ -524,13 +519,16 @@ impl Step<'_> {
         if self.state.status != Status::Confirmed || self.cx.now >= self.agreed.starts_at {
             return Decision::reply(Reply::Done);
         }
-        let data = json!({"kind": "reminder", "hours_before": hours_before});
-        Decision::reply(Reply::Done).effects(self.announce("booking:updated", &[], data))
+        let (kind, hours_before) = (BookingChange::Reminder, Some(hours_before));
+        let near = |booking| BookingChanged { kind, hours_before, booking };
+        Decision::reply(Reply::Done).effects(self.announce(&[], near))
     }
 
     fn start(&self) -> Decision<Booking> {
         match self.state.status {
-            Status::Confirmed => self.updated("started", Event::BookingStarted { at: self.cx.now }),
+            Status::Confirmed => {
+                self.updated(BookingChange::Started, Event::BookingStarted { at: self.cx.now })
+            }
             _ => Decision::reply(Reply::Done),
         }
     }
@@ -540,7 +538,7 @@ impl Step<'_> {
         match self.state.status {
             Status::Confirmed | Status::InProgress => {
                 // "completed" is the invitation to review.
-                self.updated("completed", Event::BookingCompleted { at: self.cx.now })
+                self.updated(BookingChange::Completed, Event::BookingCompleted { at: self.cx.now })
             }
             _ => Decision::reply(Reply::Done),
         }

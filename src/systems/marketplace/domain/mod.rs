@@ -29,6 +29,9 @@ pub mod pricing;
 pub mod profile;
 pub mod schedule;
 
+// What clients hear.
+pub mod announcements;
+
 // Entities.
 pub mod booking;
 pub mod provider;

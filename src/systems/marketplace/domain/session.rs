@@ -8,12 +8,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::kernel::entity::{
-    DecideCx, Decision, Effect, Entity, Publication, SendFailure, ViewRow,
-};
+use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication, SendFailure};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::ViewRow;
+use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::Understanding;
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, is_currency, summary};
@@ -63,8 +63,6 @@ pub enum Command {
     Close {
         end: bool,
     },
-    /// Query: is there such a session, and may the caller use it?
-    Check,
     /// Internal: another entity's `Effect::notify`.
     Publish {
         event: String,
@@ -216,14 +214,6 @@ pub enum Reply {
     Sent {
         message_id: String,
     },
-    Session {
-        session_id: String,
-        user_id: String,
-        time_zone: String,
-        locale: String,
-        ended: bool,
-        messages: u64,
-    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -295,14 +285,6 @@ impl Entity for Session {
             Command::Open { time_zone, locale, currency } => {
                 open(state, time_zone, locale, currency, cx)
             }
-            Command::Check => Ok(Decision::reply(Reply::Session {
-                session_id: cx.key.into(),
-                user_id: state.user_id.clone(),
-                time_zone: state.time_zone.clone(),
-                locale: state.locale.clone(),
-                ended: state.ended,
-                messages: state.messages,
-            })),
             Command::Close { end } => Ok(close(state, end, cx)),
             Command::Publish { event, data } => {
                 internal_only()?;
@@ -316,9 +298,9 @@ impl Entity for Session {
             _ if state.ended => Err(Rejection::Ended),
             Command::Typing { is_typing } => {
                 let user_id = &state.user_id;
-                let data =
-                    json!({"session_id": cx.key, "user_id": user_id, "is_typing": is_typing});
-                Ok(Decision::reply(Reply::Done).effect(Effect::stream("chat:typing", data)))
+                let (session_id, user_id) = (cx.key.into(), user_id.clone());
+                let typing = ChatTyping { session_id, user_id, is_typing };
+                Ok(Decision::reply(Reply::Done).effect(Effect::announce(&typing)))
             }
             Command::SendMessage { content, media } => {
                 check_message(&content, &media)?;
@@ -381,7 +363,7 @@ impl Entity for Session {
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Check | Command::Typing { .. })
+        matches!(command, Command::Typing { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
@@ -447,7 +429,7 @@ fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
     }
     decision
         .event(Event::Ended { at: cx.now })
-        .effect(Effect::publish("session:ended", json!({"session_id": cx.key})))
+        .effect(Effect::announce(&SessionEnded { session_id: cx.key.into() }))
 }
 
 fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {

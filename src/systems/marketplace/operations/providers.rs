@@ -59,13 +59,8 @@ impl Operation for List {
     }
 }
 
-/// Whether two users have something open with each other.
-pub async fn have_dealings(call: &Call, other: &str) -> Outcome<bool> {
-    Ok(views::have_dealings(call.views()?, &call.user_id, other).await?)
-}
-
 async fn shown(call: &Call, id: &str) -> Outcome<ProviderView> {
-    let provider = views::provider(call.views()?, known_id(id, "provider")?).await?;
+    let provider = call.views()?.get::<ProviderView>(known_id(id, "provider")?).await?;
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
     Ok(provider.for_user(&call.user_id))
 }

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::contract::call::{derived_id, known_id};
-use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::operation::Done;
-use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::contract::topic::Position;
+use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
 use crate::systems::marketplace::domain::session::{self, MessageView, Session, SessionView};
-use crate::systems::marketplace::views;
 
 /// How long somebody's typing waits to be told.
 const TYPING_WAITS: Duration = Duration::from_secs(3);
@@ -29,8 +32,8 @@ pub struct OpenSession {
     currency: Option<String>,
 }
 
-/// Opens a session of the caller, or a new one. Opening twice changes nothing, so it needs no remembered id.
-pub async fn open(call: &Call, input: OpenSession, remembered: bool) -> Outcome<String> {
+/// The id of a session that is open. Opening twice changes nothing, so it needs no remembered id.
+async fn open(call: &Call, input: OpenSession, remembered: bool) -> Outcome<String> {
     let OpenSession { session_id, time_zone, locale, currency } = input;
     let (key, time_zone, locale) = match session_id {
         None => {
@@ -63,19 +66,92 @@ impl Operation for Create {
     }
 }
 
-/// Ends a session for all devices.
-pub async fn end(call: &Call, session_id: &str) -> Outcome<Done> {
-    let session_id = known_id(session_id, "session")?;
-    let close = session::Command::Close { end: true };
-    call.ask::<Session>(session_id, close, call.undeduplicated()).await?;
-    Ok(Done {})
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SessionOpened {
+    session_id: String,
+}
+
+/// Opens a session for the connection that asks.
+pub struct Open;
+
+impl Operation for Open {
+    const META: Meta = Meta::command(
+        "session.open",
+        "Opens a session, or a new one, and subscribes to it from now",
+    )
+    .on_connection(OnConnection::Listens(|_, answer| topic(answer)))
+    .or_post("/v1/sessions");
+    type Input = OpenSession;
+    type Answer = SessionOpened;
+
+    async fn run(call: &Call, input: OpenSession) -> Outcome<SessionOpened> {
+        Ok(SessionOpened { session_id: open(call, input, false).await? })
+    }
+}
+
+/// The topic of the session that an input or an answer names.
+fn topic(value: &Value) -> Option<String> {
+    Some(format!("session:{}", value["session_id"].as_str()?))
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListSessions")]
-pub struct Listed {
-    limit: Option<Limit>,
-    cursor: Option<After>,
+#[expect(dead_code, reason = "the connection reads the position itself")]
+pub struct ResumeSession {
+    session_id: String,
+    position: Option<Position>,
+}
+
+/// Subscribes the connection that asks to a session.
+pub struct Resume;
+
+impl Operation for Resume {
+    const META: Meta = Meta::query(
+        "session.resume",
+        "Subscribes to a session from a position: `topic:subscribe` on `session:<id>`",
+    )
+    .on_connection(OnConnection::Listens(|input, _| topic(input)));
+    type Input = ResumeSession;
+    type Answer = Done;
+
+    async fn run(_call: &Call, _input: ResumeSession) -> Outcome<Done> {
+        Ok(Done {})
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct CloseSession {
+    session_id: String,
+    /// For all devices.
+    end: Option<bool>,
+}
+
+/// Ends a session for all devices, or only for the connection that asks.
+pub struct Close;
+
+impl Operation for Close {
+    const META: Meta = Meta::command(
+        "session.close",
+        "Unsubscribes this connection; with `end` the session ends for all devices",
+    )
+    // Whoever ends it stays subscribed, to hear `session:ended` like the others.
+    .on_connection(OnConnection::Leaves(|input| {
+        topic(input).filter(|_| input["end"].as_bool() != Some(true))
+    }));
+    type Input = CloseSession;
+    type Answer = Done;
+
+    fn is_kept(_call: &Call, input: &CloseSession) -> bool {
+        input.end == Some(true)
+    }
+
+    async fn run(call: &Call, CloseSession { session_id, end }: CloseSession) -> Outcome<Done> {
+        if end == Some(true) {
+            let session_id = known_id(&session_id, "session")?;
+            let close = session::Command::Close { end: true };
+            call.ask::<Session>(session_id, close, call.undeduplicated()).await?;
+        }
+        Ok(Done {})
+    }
 }
 
 /// The caller's sessions.
@@ -84,22 +160,17 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("session.list", "Your sessions, newest first").get("/v1/sessions");
-    type Input = Listed;
+    type Input = Paging;
     type Answer = Page<SessionView>;
 
-    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
-        let list = ListOf::new(&[Self::META.name]);
-        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
-        let page = views::sessions_of(call.views()?, &call.user_id, from, limit);
-        Ok(list.page(page.await?))
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<SessionView>> {
+        call.own_rows::<Self, _>(paging).await
     }
 }
 
 /// A session of the caller, else not found.
 pub async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
-    let session = views::session(call.views()?, known_id(id, "session")?).await?;
-    let own = session.filter(|session| *session.user_id == *call.user_id);
-    own.ok_or_else(|| Problem::not_found("session"))
+    call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -154,12 +225,7 @@ impl Operation for Messages {
         let ListMessages { session_id, order, limit, cursor } = input;
         shown(call, &session_id).await?;
         let newest_first = order.unwrap_or_default() == Order::Desc;
-        let (list, order) = (Self::META.name, if newest_first { "desc" } else { "asc" });
-        let list = ListOf::new(&[list, &session_id, order]);
-        let from = if newest_first { list.down(cursor)? } else { list.up(cursor)? };
-        let limit = limit.unwrap_or_default().0;
-        let page = views::messages_of(call.views()?, &session_id, newest_first, from, limit);
-        Ok(list.page(page.await?))
+        call.rows_of::<Self, _>(&session_id, newest_first, Paging { limit, cursor }).await
     }
 }
 
@@ -209,8 +275,19 @@ pub struct Types {
     is_typing: bool,
 }
 
+/// Typing that is not said again ends by itself.
+const TYPING: Hold = Hold {
+    field: "session_id",
+    is_held: |input| input["is_typing"].as_bool() == Some(true),
+    lasts: Some(Duration::from_secs(6)),
+    renew: None,
+    end: |call, session_id| {
+        async move { typing(&call, &session_id, false).await.map(drop) }.boxed()
+    },
+};
+
 /// Somebody types, or has stopped. Lossy, so it gives up early.
-pub async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<Done> {
+async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<Done> {
     let session_id = known_id(session_id, "session")?;
     let typing = session::Command::Typing { is_typing };
     call.ask::<Session>(session_id, typing, call.within(TYPING_WAITS)).await?;
@@ -221,7 +298,8 @@ pub async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<D
 pub struct Typing;
 
 impl Operation for Typing {
-    const META: Meta = Meta::signal("chat.typing", "Tells the user's other devices");
+    const META: Meta = Meta::signal("chat.typing", "Tells the user's other devices")
+        .on_connection(OnConnection::Holds(&TYPING));
     type Input = Types;
     type Answer = Done;
 

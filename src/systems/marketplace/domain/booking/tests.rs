@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::kernel::entity::spec::{Given, given};
+use crate::kernel::entity::to_value;
 use crate::systems::marketplace::domain::fixtures::{
     END, NOW, START, agreed, at, cancelled, notified, published, sent, timers,
 };

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::kernel::clock::saturating_add;
-use crate::kernel::entity::to_value;
+use crate::kernel::entity::{Announcement, to_value};
+use crate::systems::marketplace::domain::announcements::{OfferChanged, OfferMade};
 
 /// A decision in the making, together with the state as it will be after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -49,16 +50,29 @@ impl<'a> Draft<'a> {
 
     pub(super) fn announce_request(&mut self) {
         let request = self.shown();
-        let data = to_value(&request);
-        self.effect(Effect::notify(User::KIND, request.consumer_id, "request:updated", data));
+        self.announce(&request);
     }
 
-    pub(super) fn announce_offer(&mut self, event: &str, offer_id: &str) {
-        let Some(offer) = self.next.offer(offer_id) else { return };
-        let offer = OfferView::new(self.cx.key, offer, self.next.booking_of(offer_id));
-        let data = json!({"request_id": self.cx.key, "offer": offer});
+    pub(super) fn announce_new_offer(&mut self, offer_id: &str) {
+        if let Some(offer) = self.offer_shown(offer_id) {
+            self.announce(&OfferMade { request_id: self.cx.key.into(), offer });
+        }
+    }
+
+    pub(super) fn announce_offer(&mut self, offer_id: &str) {
+        if let Some(offer) = self.offer_shown(offer_id) {
+            self.announce(&OfferChanged { request_id: self.cx.key.into(), offer });
+        }
+    }
+
+    fn offer_shown(&self, offer_id: &str) -> Option<OfferView> {
+        let offer = self.next.offer(offer_id)?;
+        Some(OfferView::new(self.cx.key, offer, self.next.booking_of(offer_id)))
+    }
+
+    fn announce(&mut self, announcement: &impl Announcement) {
         let consumer = self.asked().consumer_id.clone();
-        self.effect(Effect::notify(User::KIND, consumer, event, data));
+        self.effect(Effect::announce_to(User::KIND, consumer, announcement));
     }
 
     /// The session's agent says it in its own words.
@@ -96,7 +110,7 @@ impl<'a> Draft<'a> {
         self.announce_request();
         for (offer_id, provider_id) in open {
             self.effect(Effect::cancel(offer_timer(&offer_id)));
-            self.announce_offer("offer:updated", &offer_id);
+            self.announce_offer(&offer_id);
             if self.next.booking_of(&offer_id).is_none() {
                 self.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
             }

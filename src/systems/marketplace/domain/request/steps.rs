@@ -129,7 +129,7 @@ pub(super) fn receive_offer(
     if draft.next.status != was {
         draft.announce_request();
     }
-    draft.announce_offer("offer:new", &id);
+    draft.announce_new_offer(&id);
     if first {
         let zone = draft.asked().place.time_zone.clone();
         draft.tell(Progress::FirstOffer { offer: OfferSummary::of(&offer, &zone) });
@@ -180,7 +180,7 @@ pub(super) fn end_offer(
     }
     draft.event(event(offer_id.clone(), draft.cx.now));
     draft.effect(Effect::cancel(offer_timer(&offer_id)));
-    draft.announce_offer("offer:updated", &offer_id);
+    draft.announce_offer(&offer_id);
     draft.settle();
     draft.decision
 }
@@ -207,7 +207,7 @@ pub(super) fn decline_offer(
     draft.event(Event::OfferDeclined { offer_id: id.clone(), at: draft.cx.now });
     draft.effect(Effect::cancel(offer_timer(offer_id)));
     draft.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id: id });
-    draft.announce_offer("offer:updated", offer_id);
+    draft.announce_offer(offer_id);
     draft.settle();
     Ok(draft.reply_request())
 }
@@ -304,7 +304,7 @@ pub(super) fn refuse_acceptance(
     draft.effect(Effect::cancel("acceptance"));
     draft.effect(Effect::cancel(offer_timer(&offer_id)));
     draft.announce_request();
-    draft.announce_offer("offer:updated", &offer_id);
+    draft.announce_offer(&offer_id);
     let offers = draft.next.open_offers().count() as u32;
     let reason = draft.next.unavailable(&offer_id).reason().into();
     draft.tell(Progress::OfferRefused { offers, reason });

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{AskedOf, Current, Event, Pending, Progress, Reply, Session, State, words};
+use super::{AskedOf, Author, Current, Event, Pending, Progress, Reply, Session, State, words};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
+use crate::systems::marketplace::domain::announcements::{ChatMessage, ChatResponse, ChatToken};
 use crate::systems::marketplace::domain::language::{
     self, About, Home, Intent, Thing, Understanding,
 };
@@ -31,14 +32,14 @@ pub(super) fn answer(
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
     let message_id = cx.ids.mint("msg");
-    let message = json!({
-        "session_id": cx.key,
-        "message_id": message_id,
-        "role": "user",
-        "content": content,
-        "media": media,
-        "created_at": cx.now,
-    });
+    let message = ChatMessage {
+        session_id: cx.key.into(),
+        message_id: message_id.clone(),
+        role: Author::User,
+        content: content.clone(),
+        media: media.clone(),
+        created_at: cx.now,
+    };
     let received = Event::MessageReceived {
         message_id: message_id.clone(),
         content: content.clone(),
@@ -47,7 +48,7 @@ pub(super) fn answer(
     };
     let decision = Decision::reply(Reply::Sent { message_id })
         .event(received)
-        .effect(Effect::publish("chat:message", message));
+        .effect(Effect::announce(&message));
     Turn { state, cx, decision }.respond(&content)
 }
 
@@ -378,22 +379,17 @@ fn say(
 ) -> Decision<Session> {
     let message_id = cx.ids.mint("msg");
     let tokens = content.split_inclusive(' ').enumerate().map(|(index, token)| {
-        let token = json!({
-            "session_id": cx.key,
-            "message_id": message_id,
-            "index": index,
-            "token": token,
-        });
-        Effect::stream("chat:stream", token)
+        let (session_id, message_id) = (cx.key, &*message_id);
+        Effect::announce(&ChatToken { session_id, message_id, index, token })
     });
-    let response = json!({
-        "session_id": cx.key,
-        "message_id": message_id,
-        "content": content,
-        "data": data,
-    });
+    let response = ChatResponse {
+        session_id: cx.key.into(),
+        message_id: message_id.clone(),
+        content: content.clone(),
+        data: data.clone(),
+    };
     decision
         .effects(tokens.collect::<Vec<_>>())
-        .effect(Effect::publish("chat:response", response))
+        .effect(Effect::announce(&response))
         .event(Event::Responded { message_id, content, data, at: cx.now })
 }

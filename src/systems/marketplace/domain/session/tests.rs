@@ -144,12 +144,13 @@ mod opening {
 
     #[test]
     fn it_belongs_to_one_user() {
-        let all = [open_command(), message("hello"), Command::Check, Command::Close { end: true }];
+        let typing = Command::Typing { is_typing: true };
+        let all = [open_command(), message("hello"), typing, Command::Close { end: true }];
         for command in all {
             session([opened()]).by_user("bob").when(command).then_rejected("not_found");
         }
         session([]).when(message("hello")).then_rejected("not_found");
-        session([]).when(Command::Check).then_rejected("not_found");
+        session([]).when(Command::Typing { is_typing: true }).then_rejected("not_found");
         inside(session([])).when(open_command()).then_rejected("user_only");
     }
 
@@ -170,12 +171,8 @@ mod opening {
     }
 
     #[test]
-    fn it_can_be_checked_and_ended() {
+    fn it_can_be_ended() {
         let mut it = session([opened()]);
-        let reply = it.when(Command::Check).decision().reply;
-        assert!(
-            matches!(reply, Some(Reply::Session { user_id, ended: false, .. }) if user_id == "alice")
-        );
         it.when(Command::Close { end: false }).then([]);
         let decision = it.when(Command::Close { end: true }).then([Event::Ended { at: at(NOW) }]);
         assert_eq!(published(&decision.effects)[0].0, "session:ended");
@@ -709,5 +706,5 @@ fn messages_are_rows_and_the_session_with_them() {
     assert_eq!(Session::project("ses_1", &it.state, &[started()]), []);
     let operator = Caller::User { id: "op".into(), role: Role::Operator };
     it.caller = operator;
-    it.when(Command::Check).then_rejected("not_found");
+    it.when(Command::Typing { is_typing: true }).then_rejected("not_found");
 }

@@ -1,0 +1,545 @@
+//! One live entity: deciding, and handing what was decided to the writer.
+//!
+//! An activation keeps deciding while its commits are in flight: `state` is ahead of the journal by what [`Pending`]
+//! holds. Replies, publications and effects leave in order, each after its commit.
+//!
+//! ```text
+//! ask ──▶ decided ──▶ submitted ──▶ committed ──▶ answered, published, sent
+//!  ▲         │             │
+//!  │         │             ├──▶ refused ──▶ redo: all that was assumed after it is dropped, the state is read again
+//!  │         │             │                  │
+//!  └─────────┼─────────────┼──────────────────┘
+//!            │             └──▶ moved, or the store is away ──▶ the activation ends, and callers hear why
+//!            ├──▶ nothing to write ──▶ waits for the commits before it ──▶ answered, if the lease is fresh
+//!            └──▶ a query that waits ──▶ decided again after each event
+//! ```
+//!
+//! Its steps are in `loading` (read), here (decide, submit), `settling` (finished, roll back, end), `owing` (the outbox),
+//! and `memory` (ids and their outcomes).
+
+mod loading;
+mod memory;
+mod owing;
+mod settling;
+
+use std::cell::LazyCell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ractor::ActorRef;
+
+use self::memory::{Claim, Memory};
+use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::delivery::Outgoing;
+use crate::actors::registry::KindTable;
+use crate::actors::runtime::Witnessed;
+use crate::cluster::ask::Answer;
+use crate::cluster::topics::Published;
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::error::AskError;
+use crate::kernel::ids::{IdSource, slot_of, stable_hash};
+use crate::persistence::commit::{
+    CommitItem, CommitResult, DedupeRow, JournalRow, OutboxChange, OutboxRow, PublicationRow,
+    SnapshotRow, TimerChange,
+};
+use crate::persistence::writer::SubmitError;
+
+const MAX_WAITING: usize = 256;
+
+/// A decided command whose consequences wait for its commit, or, without one, for the commits before it.
+struct Pending<E: Entity> {
+    ticket: u64,
+    ask: Box<Ask<E>>,
+    answer: Answer<E>,
+    publish: Vec<Arc<Published>>,
+    /// A durable publication was not rendered, as nobody listened. Somebody may by the time it is committed, and may
+    /// have looked at the history before that.
+    unheard: bool,
+    outbox: Vec<OutboxRow>,
+    claim: Option<Claim>,
+    commits: bool,
+    /// Of the journal, with this command's events.
+    head: i64,
+}
+
+pub struct Activation<E: Entity> {
+    table: Arc<KindTable<E>>,
+    key: Arc<str>,
+    slot: u16,
+    /// Of the slot when this activation began. Under another one it is not the one any more.
+    epoch: i64,
+    loaded: bool,
+    retiring: bool,
+    state: E::State,
+    head: i64,
+    topic_head: i64,
+    snapshot_seq: i64,
+    next_ticket: u64,
+    next_position: i64,
+    /// Rows of the outbox up to this position were read from the store.
+    owed_to: i64,
+    /// Boxed, as a queue keeps its room when it is empty.
+    pending: VecDeque<Box<Pending<E>>>,
+    memory: Memory<E>,
+    /// Queries that wait for a change.
+    waiting: Vec<Box<Ask<E>>>,
+    /// Commands to decide again once the state has been read anew.
+    redo: Option<Vec<Box<Ask<E>>>>,
+    outgoing: Option<Box<Outgoing>>,
+    failed: Arc<AtomicBool>,
+    _entry: Entry<E>,
+}
+
+/// Takes the activation out of the registry when it ends, however it ends.
+struct Entry<E: Entity> {
+    table: Arc<KindTable<E>>,
+    key: Arc<str>,
+    failed: Arc<AtomicBool>,
+    actor: ractor::ActorId,
+}
+
+impl<E: Entity> Drop for Entry<E> {
+    fn drop(&mut self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.table.ended(&self.key, self.actor);
+    }
+}
+
+/// Why an activation ends.
+pub enum Stop {
+    /// Passive, or its slot or the store is away: nothing is wrong with the entity.
+    Orderly(AskError),
+    /// Supervision restarts it, with backoff.
+    Failed(String),
+}
+
+/// What a message leads to.
+pub enum Next {
+    GoOn,
+    /// The state is to be read again.
+    RollBack,
+}
+
+fn away(reason: impl Into<String>) -> Stop {
+    Stop::Orderly(AskError::unavailable(reason))
+}
+
+impl<E: Entity> Activation<E> {
+    /// Nothing is read yet: that is the first message's business.
+    pub fn new(
+        table: Arc<KindTable<E>>,
+        key: Arc<str>,
+        epoch: i64,
+        actor: ractor::ActorId,
+    ) -> Self {
+        let failed = Arc::new(AtomicBool::new(false));
+        let entry = Entry { table: table.clone(), key: key.clone(), failed: failed.clone(), actor };
+        Self {
+            slot: slot_of(E::KIND, &key),
+            table,
+            key,
+            epoch,
+            loaded: false,
+            retiring: false,
+            state: E::State::default(),
+            head: 0,
+            topic_head: 0,
+            snapshot_seq: 0,
+            next_ticket: 0,
+            next_position: 0,
+            owed_to: 0,
+            pending: VecDeque::new(),
+            memory: Memory::default(),
+            waiting: Vec::new(),
+            redo: None,
+            outgoing: None,
+            failed,
+            _entry: entry,
+        }
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// Ends it when it has finished what has begun.
+    pub fn retire(&mut self) {
+        self.retiring = true;
+    }
+
+    pub fn is_retiring(&self) -> bool {
+        self.retiring
+    }
+
+    /// Nothing that was decided waits for its commit, and nothing waits to be decided.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.redo.is_none()
+    }
+
+    fn witnessed(&self) -> Witnessed<'_> {
+        Witnessed {
+            kind: E::KIND,
+            key: &self.key,
+            incarnation: self.table.runtime.lease.incarnation(),
+            epoch: self.epoch,
+        }
+    }
+
+    pub fn ask(&mut self, myself: &ActorRef<Message<E>>, ask: Box<Ask<E>>) -> Result<(), Stop> {
+        if let Some(redo) = &mut self.redo {
+            redo.push(ask);
+            return Ok(());
+        }
+        self.decide(myself, ask)
+    }
+
+    /// One command: decided on the state as it will be when all pending commits are through.
+    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Box<Ask<E>>) -> Result<(), Stop> {
+        let rt = self.table.runtime.clone();
+        if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            ask.answer(Err(AskError::DeadlineExceeded));
+            return Ok(());
+        }
+        if !rt.slots.is_here(self.slot, self.epoch) {
+            // What is under way ends as it will; nothing new begins.
+            ask.answer(Err(AskError::NotHere));
+            return Ok(());
+        }
+        if !rt.lanes.is_up(self.slot) {
+            return Err(away("the store is away"));
+        }
+        let query = E::is_query(&ask.command);
+        let dedupe = if query { None } else { ask.dedupe(&self.key) };
+        let id_hash =
+            dedupe.as_ref().map(|d| stable_hash(&[d.user_id.as_bytes(), d.id.as_bytes()]));
+        if let (Some(hash), Some(dedupe)) = (id_hash, &dedupe) {
+            if let Some(ticket) = self.memory.in_flight(hash) {
+                self.memory.follow(ticket, dedupe.fingerprint, ask);
+                return Ok(());
+            }
+            if let Some(answer) = self.memory.recall(hash, dedupe.fingerprint) {
+                self.push_answer(ask, answer, Vec::new());
+                self.release();
+                return Ok(());
+            }
+        }
+
+        let now = rt.clock.now();
+        let ids = IdSource::new(now, rand::random::<u128>() >> 48);
+        let cx = DecideCx { key: &self.key, now, caller: &ask.caller, ids: &ids };
+        let command = ask.command.clone();
+        let decided = catch_unwind(AssertUnwindSafe(|| E::decide(&self.state, command, &cx)));
+        let decision = match decided {
+            Ok(Ok(decision)) => decision,
+            Ok(Err(rejection)) => {
+                let answer = Ok(Err(rejection));
+                return self.submit(myself, ask, answer, Decision::wait(), dedupe, id_hash);
+            }
+            Err(_) => {
+                tracing::error!(
+                    kind = E::KIND,
+                    key = &*self.key,
+                    "a command panicked in decide; the entity restarts"
+                );
+                if let Origin::Timer { firing, .. } = &mut ask.origin {
+                    firing.failed("its command panicked in decide");
+                }
+                ask.answer(Err(AskError::Internal));
+                return Err(Stop::Failed("a command panicked in decide".into()));
+            }
+        };
+        let Some(reply) = decision.reply.clone() else {
+            self.waiting.retain(|w| !w.abandoned());
+            if !query || !decision.events.is_empty() || self.waiting.len() >= MAX_WAITING {
+                ask.answer(Err(if query { AskError::Overloaded } else { AskError::Internal }));
+                return Ok(());
+            }
+            if let Origin::Caller { slip, .. } = &mut ask.origin {
+                // It is bounded by `MAX_WAITING` now, and must not keep commands out.
+                slip.take();
+            }
+            self.waiting.push(ask);
+            return Ok(());
+        };
+        let durable = |e: &Effect| !matches!(e, Effect::Publish { durable: false, .. });
+        if query && (!decision.events.is_empty() || decision.effects.iter().any(durable)) {
+            tracing::error!(kind = E::KIND, command = ?ask.command, "a declared query wants to write");
+            ask.answer(Err(AskError::Internal));
+            return Ok(());
+        }
+        let changed = !decision.events.is_empty();
+        self.submit(myself, ask, Ok(Ok(reply)), decision, dedupe, id_hash)?;
+        if changed {
+            for waiting in std::mem::take(&mut self.waiting) {
+                self.decide(myself, waiting)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the decision, hands its rows to the writer, and keeps the answer until they are durable.
+    fn submit(
+        &mut self,
+        myself: &ActorRef<Message<E>>,
+        ask: Box<Ask<E>>,
+        answer: Answer<E>,
+        decision: Decision<E>,
+        mut dedupe: Option<DedupeRow>,
+        id_hash: Option<u64>,
+    ) -> Result<(), Stop> {
+        let rt = self.table.runtime.clone();
+        let mut claim = None;
+        if let (Some(row), Some(id_hash), Ok(outcome)) = (&mut dedupe, id_hash, &answer) {
+            row.outcome = serde_json::to_string(outcome).expect("replies are plain data").into();
+            let (fingerprint, outcome) = (row.fingerprint, row.outcome.clone());
+            claim = Some(Claim { id_hash, fingerprint, outcome });
+        }
+        let head = self.head;
+        // Most commands publish nothing.
+        let key = self.key.clone();
+        let topic = LazyCell::new(|| [E::KIND, ":", &*key].concat());
+        let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
+        let mut unheard = false;
+        let (mut publish, mut publications, mut outbox, mut timers) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for effect in decision.effects {
+            match effect {
+                Effect::Publish { publication, durable } => {
+                    let data = LazyCell::new(|| publication.data.to_string());
+                    let offset = durable.then(|| {
+                        self.topic_head += 1;
+                        self.topic_head
+                    });
+                    unheard |= durable && !*heard;
+                    if *heard {
+                        let (event, from) = (&publication.event, publication.from.as_deref());
+                        publish.push(Published::said(&topic, offset, event, from, &data));
+                    }
+                    if let Some(offset) = offset {
+                        publications.push(PublicationRow {
+                            offset,
+                            data: data.clone(),
+                            event: publication.event,
+                            from: publication.from,
+                        });
+                    }
+                }
+                Effect::Send { kind, key, command } => {
+                    outbox.push((kind.to_owned(), key, command.to_string()))
+                }
+                Effect::Notify { kind, key, publication } => outbox.push((
+                    kind,
+                    key,
+                    serde_json::json!({ "@publication": publication }).to_string(),
+                )),
+                Effect::Run { runner, tag, input } => outbox.push((
+                    "run".to_owned(),
+                    runner.to_owned(),
+                    serde_json::json!({ "tag": tag, "input": input }).to_string(),
+                )),
+                Effect::Schedule { name, at, command } => timers.push(TimerChange::Set {
+                    name,
+                    id: ulid::Ulid::generate().to_string(),
+                    due: at,
+                    command: command.to_string(),
+                }),
+                Effect::Cancel { name } => timers.push(TimerChange::Cancel { name }),
+            }
+        }
+        if !publications.is_empty() && (decision.events.is_empty() || !E::HAS_TOPIC) {
+            return Err(Stop::Failed(
+                "a durable publication without an event, or without a topic of its own".into(),
+            ));
+        }
+        let outbox: Vec<OutboxRow> = outbox
+            .into_iter()
+            .map(|(target_kind, target_key, body)| {
+                self.next_position += 1;
+                OutboxRow {
+                    id: format!("eff_{}", ulid::Ulid::generate()),
+                    position: self.next_position,
+                    target_kind,
+                    target_key,
+                    body,
+                }
+            })
+            .collect();
+        for event in &decision.events {
+            E::evolve(&mut self.state, event);
+        }
+        self.head += decision.events.len() as i64;
+        let mut outbox_changes = Vec::new();
+        match &ask.origin {
+            Origin::Timer { name, id, .. } => {
+                timers.insert(0, TimerChange::Fire { name: name.clone(), id: id.clone() });
+            }
+            Origin::Outbox { id } => outbox_changes.push(OutboxChange::Take { id: id.clone() }),
+            Origin::Caller { .. } | Origin::Notice => {}
+        }
+        let commits = !decision.events.is_empty()
+            || dedupe.is_some()
+            || !outbox.is_empty()
+            || !timers.is_empty()
+            || !outbox_changes.is_empty();
+        if !commits {
+            if self.pending.is_empty() {
+                self.settle(*ask, answer, &publish);
+            } else {
+                self.push_answer(ask, answer, publish);
+                self.release();
+            }
+            return Ok(());
+        }
+        let publishes = unheard || !publish.is_empty();
+        let snapshot =
+            (self.head - self.snapshot_seq >= rt.options.snapshot_every).then(|| self.snapshot());
+        let item = CommitItem {
+            slot: self.slot,
+            epoch: self.epoch,
+            kind: E::KIND,
+            key: self.key.clone(),
+            head,
+            events: decision
+                .events
+                .iter()
+                .map(|event| JournalRow {
+                    version: E::EVENT_VERSION,
+                    topic_head: self.topic_head,
+                    event: serde_json::to_string(event).expect("events are plain data"),
+                })
+                .collect(),
+            caller: caller_name(&ask.caller),
+            command_id: ask.command_id.clone(),
+            dedupe,
+            snapshot,
+            outbox: outbox.clone(),
+            outbox_changes,
+            timers,
+            publications,
+            views: E::project(&self.key, &self.state, &decision.events),
+            failed: self.failed.clone(),
+            done: self.finish_with(myself, publishes),
+        };
+        if let Some(hash) = id_hash {
+            self.memory.begin(hash, self.next_ticket);
+        }
+        let ticket = self.take_ticket();
+        self.pending.push_back(Box::new(Pending {
+            ticket,
+            ask,
+            answer,
+            publish,
+            unheard,
+            outbox,
+            claim,
+            commits: true,
+            head: self.head,
+        }));
+        match rt.lanes.submit(Box::new(item)) {
+            Ok(()) => Ok(()),
+            // The state is ahead of what can be committed: drop it with the activation.
+            Err(SubmitError::Overloaded(_)) => Err(Stop::Orderly(AskError::Overloaded)),
+            Err(SubmitError::Unavailable(_)) => Err(away("the store is away")),
+        }
+    }
+
+    /// An activation that has ended publishes nothing, so its listeners are to look at the history.
+    fn finish_with(
+        &self,
+        myself: &ActorRef<Message<E>>,
+        publishes: bool,
+    ) -> Box<dyn FnOnce(CommitResult) + Send + Sync> {
+        let (myself, ticket, failed) = (myself.clone(), self.next_ticket, self.failed.clone());
+        let topic = publishes.then(|| (self.table.clone(), self.key.clone()));
+        Box::new(move |result| {
+            let committed = result == CommitResult::Committed;
+            let told = myself.cast(Message::Finished { ticket, result }).is_ok();
+            if let Some((table, key)) = topic
+                && committed
+                && (!told || failed.load(Ordering::SeqCst))
+            {
+                table.runtime.topics.missed(E::KIND, &key);
+            }
+        })
+    }
+
+    /// From here on the next one is counted, before this one is written: one that is not leads to a fresh load.
+    fn snapshot(&mut self) -> SnapshotRow {
+        self.snapshot_seq = self.head;
+        SnapshotRow {
+            seq: self.head,
+            topic_head: self.topic_head,
+            data: self.table.codec.encode(&self.state),
+        }
+    }
+
+    fn take_ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket - 1
+    }
+
+    fn bare_item(&self, done: Box<dyn FnOnce(CommitResult) + Send + Sync>) -> CommitItem {
+        CommitItem {
+            slot: self.slot,
+            epoch: self.epoch,
+            kind: E::KIND,
+            key: self.key.clone(),
+            head: self.head,
+            events: Vec::new(),
+            caller: String::new(),
+            command_id: None,
+            dedupe: None,
+            snapshot: None,
+            outbox: Vec::new(),
+            outbox_changes: Vec::new(),
+            timers: Vec::new(),
+            publications: Vec::new(),
+            views: Vec::new(),
+            failed: self.failed.clone(),
+            done,
+        }
+    }
+
+    /// Writes a snapshot if there is something new, and stops. A command that arrives meanwhile keeps it awake.
+    pub fn passivate(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+        self.waiting.retain(|w| !w.abandoned());
+        let busy = !self.is_idle()
+            || !self.waiting.is_empty()
+            || self
+                .outgoing
+                .as_ref()
+                .is_some_and(|o| o.is_due_within_s(30, self.table.runtime.clock.now()))
+            || self.reads_on_after().is_some();
+        if busy {
+            return Ok(());
+        }
+        if self.head > self.snapshot_seq && self.table.runtime.lanes.is_up(self.slot) {
+            let snapshot = self.snapshot();
+            let again = myself.clone();
+            let done = Box::new(move |result| {
+                if result == CommitResult::Committed {
+                    let _ = again.cast(Message::Passivate);
+                }
+            });
+            let item = CommitItem { snapshot: Some(snapshot), ..self.bare_item(done) };
+            let _ = self.table.runtime.lanes.submit(Box::new(item));
+            return Ok(());
+        }
+        if self.table.retire(&self.key, myself.get_id()) {
+            metrics::counter!("proxie_passivations_total", "kind" => E::KIND).increment(1);
+            myself.stop(None);
+        }
+        Ok(())
+    }
+}
+
+fn caller_name(caller: &Caller) -> String {
+    match caller {
+        Caller::User { id, .. } => format!("user:{id}"),
+        Caller::Entity { kind, key } => format!("{kind}:{key}"),
+        Caller::Runtime => "runtime".into(),
+    }
+}

@@ -1,0 +1,105 @@
+//! What an entity owes others, on its way and back.
+
+use std::sync::Arc;
+
+use ractor::ActorRef;
+
+use super::{Activation, Next, Stop};
+use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::delivery::{Delivered, Notice};
+use crate::kernel::entity::Entity;
+use crate::persistence::commit::{CommitItem, OutboxChange};
+
+impl<E: Entity> Activation<E> {
+    /// The outcome of a delivery: takes its row out of the outbox, tells the entity where it asked to know.
+    pub fn delivered(
+        &mut self,
+        myself: &ActorRef<Message<E>>,
+        delivered: Delivered,
+    ) -> Result<(), Stop> {
+        let rt = self.table.runtime.clone();
+        let Some(outgoing) = &mut self.outgoing else { return Ok(()) };
+        let end = outgoing.settle(delivered, rt.options.give_up_after, rt.clock.now());
+        if outgoing.is_empty() {
+            self.outgoing = None;
+        }
+        let Some(end) = end else {
+            self.pump(myself);
+            return Ok(());
+        };
+        if let (Some(Notice::Failed(_)), Some(OutboxChange::Done { id })) =
+            (&end.notice, &end.change)
+        {
+            rt.runners.note(id.clone(), rt.clock.now());
+        }
+        let notice = match end.notice {
+            Some(Notice::Run(outcome)) => E::run_finished(outcome),
+            Some(Notice::Failed(failure)) => E::send_failed(failure),
+            None => None,
+        };
+        match (end.change, notice) {
+            (Some(OutboxChange::Done { id }), Some(command)) => {
+                self.ask(myself, Ask::internal(command, Origin::Outbox { id }))?;
+            }
+            (change, notice) => {
+                if let Some(change) = change {
+                    self.change_outbox(change);
+                }
+                if let Some(command) = notice {
+                    self.ask(myself, Ask::internal(command, Origin::Notice))?;
+                }
+            }
+        }
+        self.pump(myself);
+        Ok(())
+    }
+
+    /// Bookkeeping in its own right: nobody waits for it, and nothing is lost when it is.
+    fn change_outbox(&mut self, change: OutboxChange) {
+        let item = CommitItem { outbox_changes: vec![change], ..self.bare_item(Box::new(|_| {})) };
+        let _ = self.table.runtime.lanes.submit(Box::new(item));
+    }
+
+    pub fn pump(&mut self, myself: &ActorRef<Message<E>>) {
+        if let Some(outgoing) = &mut self.outgoing {
+            let myself = myself.clone();
+            outgoing.pump(
+                &self.table.runtime,
+                E::KIND,
+                &self.key,
+                Arc::new(move |delivered| {
+                    let _ = match delivered {
+                        Some(delivered) => myself.cast(Message::Delivered(Box::new(delivered))),
+                        None => myself.cast(Message::Wake),
+                    };
+                }),
+            );
+        }
+    }
+
+    pub fn reads_on_after(&self) -> Option<i64> {
+        self.outgoing.as_ref()?.reads_on_after(self.table.runtime.clock.now())
+    }
+
+    /// Reads the next page of what it owes. Where that fails, the next message or the recovery scan tries again.
+    pub async fn read_on(&mut self, myself: &ActorRef<Message<E>>) {
+        let Some(after) = self.reads_on_after() else { return };
+        let rt = self.table.runtime.clone();
+        let Ok(rows) = rt.loader.owed_after(E::KIND, &self.key, after).await else { return };
+        self.owed_to = rows.last().map_or(after, |last| last.row.position).max(self.owed_to);
+        self.outgoing.get_or_insert_default().go_on(rows, rt.clock.now());
+        self.outgoing.take_if(|outgoing| outgoing.is_empty());
+        self.pump(myself);
+    }
+
+    pub fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Next {
+        let idle = self.is_idle();
+        let now = self.table.runtime.clock.now();
+        let known = self.outgoing.as_ref().is_some_and(|o| o.is_due_within_s(0, now));
+        if idle && !known {
+            return Next::RollBack;
+        }
+        self.pump(myself);
+        Next::GoOn
+    }
+}

@@ -1,0 +1,78 @@
+//! What every activation of a node shares, and the settings of them all.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::actors::runs::Runners;
+use crate::cluster::skew::Skew;
+use crate::cluster::{Lease, Slots, Topics, WeakEntities};
+use crate::kernel::clock::Clock;
+use crate::persistence::loader::Loader;
+use crate::persistence::writer::Lanes;
+
+/// Is told of every activation and its commits: for tests that do not believe what entities say of themselves.
+pub trait Witness: Send + Sync {
+    /// It has read a journal of `head` events.
+    fn loaded(&self, activation: Witnessed<'_>, head: i64);
+    /// It has heard that a command is committed, with which the journal has `head` events.
+    fn committed(&self, activation: Witnessed<'_>, head: i64);
+}
+
+/// An activation, as a [`Witness`] is told of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Witnessed<'a> {
+    pub kind: &'static str,
+    pub key: &'a str,
+    pub incarnation: i64,
+    pub epoch: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Commands an entity may have in flight; beyond it callers hear `overloaded` at once.
+    pub max_in_flight: u32,
+    pub snapshot_every: i64,
+    pub idle_s: u32,
+    /// Live entities of this node; beyond it the idlest are made passive early.
+    pub max_live: usize,
+    /// Resident memory at which entities are made passive early, in bytes.
+    pub memory_limit: u64,
+    /// Failed starts in a row after which an entity is parked.
+    pub park_after: u32,
+    /// For how long a delivery, a run or a timer is tried before it is a dead letter.
+    pub give_up_after: Duration,
+    /// Deliveries of one entity at the same time.
+    pub max_deliveries: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 2_048,
+            snapshot_every: 100,
+            idle_s: 300,
+            max_live: 500_000,
+            memory_limit: 6 << 30,
+            park_after: 5,
+            give_up_after: Duration::from_secs(24 * 3_600),
+            max_deliveries: 32,
+        }
+    }
+}
+
+/// What every activation of this node shares.
+pub struct Runtime {
+    pub lanes: Lanes,
+    pub loader: Loader,
+    pub lease: Lease,
+    pub slots: Slots,
+    pub clock: Clock,
+    /// How far that is from the database's.
+    pub skew: Skew,
+    pub topics: Topics,
+    pub runners: Runners,
+    pub options: Options,
+    pub witness: Option<Arc<dyn Witness>>,
+    /// Set once, right after the registry that needs this runtime exists.
+    pub entities: OnceLock<WeakEntities>,
+}

@@ -1,0 +1,28 @@
+//! The topics that configuration names.
+
+use crate::contract::call::Settings;
+use crate::contract::topic::{Carriage, Topic};
+use crate::contract::{Call, Outcome, Problem};
+use crate::systems::app_topics::settings;
+
+/// An application topic, for the roles that its grant lets listen.
+pub struct Application;
+
+impl Topic for Application {
+    const KIND: &'static str = "app";
+    const SUMMARY: &'static str = "An application topic, as `[[app_topics]]` grants it";
+
+    async fn may_listen(call: &Call, key: &str) -> Outcome<()> {
+        let grant = call.settings::<settings::Settings>().grant(&format!("app:{key}"));
+        let granted = grant.is_some_and(|grant| grant.subscribe.contains(&call.role));
+        let refused = || Problem::forbidden("this application topic is not granted to you");
+        granted.then_some(()).ok_or_else(refused)
+    }
+
+    fn carriage(settings: &Settings, topic: &str) -> Carriage {
+        match settings.get::<settings::Settings>().and_then(|all| all.grant(topic)) {
+            Some(grant) if grant.durable => Carriage::Durable,
+            grant => Carriage::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) },
+        }
+    }
+}
