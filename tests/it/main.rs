@@ -12,6 +12,7 @@ mod failover;
 mod gateway;
 mod members;
 mod process;
+mod releases;
 mod runtime;
 mod schema;
 mod simulation;
