@@ -21,3 +21,4 @@ mod steady;
 mod stopping;
 mod support;
 mod tidy;
+mod vouchers;
