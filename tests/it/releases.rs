@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::counter::Counter;
 use crate::process::Folder;
-use crate::support::{Setup, database, eventually, try_prepare};
+use crate::support::{Setup, database, eventually, pool, try_prepare};
 
 #[path = "../../examples/releases/suite.rs"]
 #[allow(dead_code)]
@@ -127,4 +127,62 @@ async fn what_an_older_owner_does_not_know_comes_to_a_node_that_does() {
     }
     newer.stop().await;
     older.stop().await;
+}
+
+/// As the release before and the one after write into the same tables.
+#[tokio::test]
+async fn a_row_touches_only_the_columns_that_it_gives() {
+    let pool = pool(database().await).await;
+    // The newer release widens two views, one of them with a function before its upsert.
+    sqlx::raw_sql(
+        "alter table messages add column mood text not null default 'calm', add column pinned_at timestamptz;
+         call make_view('messages');
+         alter table providers add column motto text not null default 'none';
+         call make_view('providers')",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let write = async |view: &str, rows: serde_json::Value| {
+        let sql = format!("select view_{view}($1::jsonb)");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(rows.to_string()).execute(&pool).await.unwrap();
+    };
+    let shown = async |sql: &'static str| {
+        let text: String = sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let message = |id: &str, content: &str| {
+        json!({
+            "id": id, "session_id": "ses_1", "role": "user", "content": content,
+            "media": [], "created_at": "2027-01-01T00:00:00Z",
+        })
+    };
+    let mut newer = message("msg_1", "first");
+    newer["mood"] = json!("merry");
+    newer["pinned_at"] = json!("2027-02-02T00:00:00Z");
+    write("messages", json!([newer])).await;
+    // The older one writes the same message, and one of its own, twice in one batch.
+    let older = [message("msg_1", "again"), message("msg_2", "x"), message("msg_2", "y")];
+    write("messages", json!(older)).await;
+    let all = "select jsonb_agg(jsonb_build_array(id, content, mood, pinned_at is not null) order by id)::text from messages";
+    assert_eq!(
+        shown(all).await,
+        json!([["msg_1", "again", "merry", true], ["msg_2", "y", "calm", false]])
+    );
+    // Rows of one batch that give different columns are one; null is given where it is said.
+    write("messages", json!([{"id": "msg_2", "mood": "loud"}, {"id": "msg_2", "content": "z"}]))
+        .await;
+    write("messages", json!([{"id": "msg_1", "pinned_at": null}])).await;
+    assert_eq!(
+        shown(all).await,
+        json!([["msg_1", "again", "merry", false], ["msg_2", "z", "loud", false]])
+    );
+    let provider = json!({
+        "id": "pro_1", "owner_id": "pat", "name": "Salon", "services": ["haircut"], "city": "Berlin",
+        "country": "DE", "latitude": 52.5, "longitude": 13.4, "radius_km": 5, "profile": {},
+        "version": 1, "updated_at": "2027-01-01T00:00:00Z",
+    });
+    let sql = "select jsonb_build_array(motto, (select count(*) from provider_services))::text from providers";
+    write("providers", json!([provider])).await;
+    assert_eq!(shown(sql).await, json!(["none", 1]));
 }
