@@ -21,5 +21,6 @@ pub mod session;
 pub mod store;
 pub mod sweep;
 pub mod timers;
+pub mod vault;
 pub mod views;
 pub mod writer;
