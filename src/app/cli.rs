@@ -21,6 +21,7 @@ use crate::persistence::letters::PAGE;
 use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
 use crate::systems;
+use crate::systems::devices::settings::Tiers;
 
 mod letters;
 
@@ -368,8 +369,9 @@ async fn mint(
     if !is_valid_id(user) {
         bail!("a user id is 1 to 64 letters, digits, - or _");
     }
-    if let Some(tier) = tier.filter(|tier| !config.tiers.contains_key(*tier)) {
-        let tiers: Vec<&str> = config.tiers.keys().map(String::as_str).collect();
+    let Tiers(tiers) = config.systems.get().context("nobody knows tiers")?;
+    if let Some(tier) = tier.filter(|tier| !tiers.contains_key(*tier)) {
+        let tiers: Vec<&str> = tiers.keys().map(String::as_str).collect();
         bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
     }
     let store = open(config, false).await?;

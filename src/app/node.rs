@@ -199,7 +199,8 @@ impl Node {
             metrics: telemetry::metrics(),
             clock,
             options,
-            settings: settings::systems(config)?,
+            settings: config.systems.prepare().map_err(anyhow::Error::msg)?,
+            connection_lease_s: settings::connection_lease_s(config),
             systems,
         })
         .await?;

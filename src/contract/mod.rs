@@ -12,6 +12,7 @@ pub mod list;
 pub mod operation;
 pub mod problem;
 pub mod runner;
+pub mod section;
 pub mod system;
 pub mod topic;
 pub mod view;

@@ -6,6 +6,7 @@ use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
 use super::runner::RunnerMade;
+use super::section::SectionKind;
 use super::topic::{Announced, TopicKind};
 use crate::actors::EntityKind;
 use crate::cluster::Entities;
@@ -24,6 +25,8 @@ pub struct System {
     pub views: &'static [fn() -> Table],
     /// What its tables need beyond that. The numbers are unique among all systems.
     pub migrations: &'static [Migration],
+    /// What is configured of it.
+    pub sections: &'static [SectionKind],
     /// Work outside of its entities.
     pub runners: &'static [RunnerMade],
     /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
@@ -46,6 +49,7 @@ impl System {
             announcements: &[],
             views: &[],
             migrations: &[],
+            sections: &[],
             runners: &[],
             seed: None,
             have_dealings: None,

@@ -101,9 +101,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         clock: Clock::System,
         options,
-        settings: proxie::contract::call::Settings::default()
-            .with(proxie::systems::devices::settings::Settings::default())
-            .with(proxie::systems::app_topics::settings::Settings::default()),
+        settings: proxie::config::Config::default().systems.prepare().unwrap(),
+        connection_lease_s: 90,
         systems: proxie::systems::ALL,
     })
     .await

@@ -7,7 +7,7 @@ pub mod topics;
 pub mod views;
 
 use crate::contract::System;
-use crate::contract::declare::{announcement, entity, operation, topic, view};
+use crate::contract::declare::{announcement, entity, operation, section, topic, view};
 use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
@@ -48,6 +48,11 @@ pub const SYSTEM: System = System {
         announcement::<domain::shared::Delta<'static>>(),
     ],
     views: &[view::<domain::content::ContentView>(), view::<domain::playback::SessionView>()],
+    sections: &[
+        section::<domain::shared::Limits>(),
+        section::<settings::Playback>(),
+        section::<settings::Tiers>(),
+    ],
     migrations: &[(3, "playback", include_str!("migrations/0003_playback.sql"))],
     ..System::new("devices")
 };

@@ -22,9 +22,10 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proxie::app::node::Node;
-use proxie::config::{Config, TopicGrant};
+use proxie::config::Config;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
+use proxie::systems::app_topics::settings::Grant as TopicGrant;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -23,7 +23,7 @@ use crate::systems::devices::domain::playback::{
     self, Playback, Report as Said, SessionView, Start, Status,
 };
 use crate::systems::devices::domain::shared::{self, Shared};
-use crate::systems::devices::settings::Settings;
+use crate::systems::devices::settings::{Playing, Tiers};
 use crate::systems::devices::views;
 
 /// How long the end of a session waits for the device to be told.
@@ -101,7 +101,6 @@ async fn start(
     let content_id = &asked.content_id;
     let choice = choose(call, content_id, &wish, device).await?;
     let platform = choice.platform.clone();
-    let settings: &Settings = call.settings();
     let start = Start {
         content_id: content_id.into(),
         device_id: device.device.id.clone(),
@@ -110,13 +109,13 @@ async fn start(
             Some(false) => None,
             _ => resume_position(call, content_id).await?,
         },
-        idle_s: settings.idle_s,
+        idle_s: call.settings::<Playing>().idle_s,
     };
     let command = playback::Command::Start {
         session_id: id.into(),
         start,
         replaces: asked.replaces.clone(),
-        max_streams: settings.tier(call.plan.as_deref()).streams,
+        max_streams: call.settings::<Tiers>().of(call.plan.as_deref()).streams,
     };
     let started = match ask(call, command).await {
         // The same at once: the other one was first, and may have chosen otherwise.
@@ -146,7 +145,7 @@ async fn choose(
     let known = call.views()?.get::<ContentView>(content_id).await?;
     let availability = known.map(|content| content.availability).unwrap_or_default();
     let on = (device.device.device_type, &device.device.capabilities);
-    let platforms = &call.settings::<Settings>().platforms;
+    let platforms = &call.settings::<Playing>().platforms;
     platforms
         .choose(&availability, wish, on, call.now())
         .map(|mut choices| choices.swap_remove(0))
@@ -348,7 +347,7 @@ impl Operation for Platforms {
     type Answer = Page<Platform>;
 
     async fn run(call: &Call, _: Nothing) -> Outcome<Page<Platform>> {
-        let platforms = call.settings::<Settings>().platforms.iter();
+        let platforms = call.settings::<Playing>().platforms.iter();
         let shown = platforms.map(|(id, platform)| Platform {
             id: id.into(),
             name: platform.name.clone(),
