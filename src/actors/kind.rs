@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::actors::registry::Registry;
 use crate::kernel::entity::{Entity, decode_event};
+use crate::kernel::private;
 use crate::persistence::entities::JournalEntry;
 
 /// What a node can do with a kind.
@@ -28,7 +29,12 @@ pub const fn entity<E: Entity>() -> EntityKind {
     }
 }
 
+/// Without keys: what is private is not shown.
 fn replay<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
+    private::shut(|| fold::<E>(journal))
+}
+
+fn fold<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
     let mut state = E::State::default();
     for entry in journal {
         let event = decode_event::<E>(entry.version as u16, entry.event.clone())

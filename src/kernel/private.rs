@@ -135,7 +135,7 @@ const MARK: &str = "sealed:";
 pub const SEALED: &str = "sealed:1:";
 /// Begins what is left of a value: `sealed:2:PERSON`.
 const ERASED: &str = "sealed:2:";
-/// Begins a value in the plain, as JSON: where its own form cannot be told from a sealed one.
+/// Begins a value in the plain, whose it is and what, as JSON: where its own form cannot be told from a sealed one.
 const PLAIN: &str = "sealed:3:";
 
 enum Scope {
@@ -205,7 +205,7 @@ pub fn sealed<R, E: fmt::Display>(
     }
 }
 
-/// Reads what is sealed as if it were erased: for those who have no keys, or must not show them.
+/// Reads what is sealed as if it were erased, and shows nothing: for those who have no keys, or must not use them.
 pub fn shut<R>(work: impl FnOnce() -> R) -> R {
     let entered = enter(Scope::Shut);
     let result = work();
@@ -241,10 +241,12 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
         /// What to do once the scope is no longer borrowed.
         enum Way {
             Plain,
+            Shut,
             Seal(Arc<dyn Cipher>, Place, Arc<str>),
         }
         let way = SCOPE.with_borrow_mut(|scope| match (scope, &self.of) {
-            (None | Some(Scope::Shut), _) => Err(OUTSIDE),
+            (None, _) => Err(OUTSIDE),
+            (Some(Scope::Shut), _) => Ok(Way::Shut),
             (Some(Scope::Plain { of }), Some(mine)) => match of {
                 Some(other) if other != mine => Err("one body holds private values of two people"),
                 _ => {
@@ -261,6 +263,9 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
             }),
         });
         let way = way.map_err(S::Error::custom)?;
+        if let Way::Shut = way {
+            return serializer.serialize_str("(private)");
+        }
         let Some(value) = &self.value else {
             let person = self.of.as_deref().unwrap_or_default();
             return serializer.serialize_str(&[ERASED, person].concat());
@@ -279,7 +284,10 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
             Way::Plain if serializer.is_human_readable() && !json[1..].starts_with(MARK) => {
                 value.serialize(serializer)
             }
-            Way::Plain => serializer.serialize_str(&[PLAIN, &json].concat()),
+            Way::Plain | Way::Shut => {
+                let parts = serde_json::to_string(&(&self.of, value)).map_err(S::Error::custom)?;
+                serializer.serialize_str(&[PLAIN, &parts].concat())
+            }
         }
     }
 }
@@ -314,8 +322,9 @@ impl<'de, T: DeserializeOwned, F: Field> Deserialize<'de> for Private<T, F> {
 impl<T: DeserializeOwned, F: Field> Private<T, F> {
     fn read(text: &str) -> Result<Self, String> {
         let parsed = |json: &[u8]| serde_json::from_slice::<T>(json).map_err(|e| e.to_string());
-        if let Some(json) = text.strip_prefix(PLAIN) {
-            return parsed(json.as_bytes()).map(Self::unowned);
+        if let Some(parts) = text.strip_prefix(PLAIN) {
+            let (of, value) = serde_json::from_str(parts).map_err(|e| e.to_string())?;
+            return Ok(Self { of, value: Some(value), field: PhantomData });
         }
         if let Some(person) = text.strip_prefix(ERASED) {
             return Ok(Self::erased(person));
@@ -375,7 +384,7 @@ mod tests {
         }
 
         fn open(&self, sealed: &str, _: &Place, _: &str) -> Result<Option<Vec<u8>>, Trouble> {
-            let plain = sealed.splitn(5, ':').nth(3).unwrap();
+            let plain = sealed.split(':').nth(3).unwrap();
             Ok((person_of(sealed) != Some("erased")).then(|| plain.as_bytes().to_vec()))
         }
 

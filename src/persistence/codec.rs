@@ -3,9 +3,10 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::kernel::codec::{decode, encode};
+use crate::kernel::codec::{decode, encode, try_encode};
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;
+use crate::kernel::private;
 
 const FORMAT: u8 = 1;
 const HEADER: usize = 1 + 2 + 8;
@@ -20,17 +21,19 @@ impl SnapshotCodec {
     /// The layout hash is taken from the encoded state that the golden journal leads to: reordered, added, removed or
     /// retyped fields change it without anybody having to remember.
     pub fn of<E: Entity>() -> Result<Self, String> {
-        let layout = stable_hash(&[E::KIND.as_bytes(), &encode(&replay_golden::<E>()?)]);
+        let golden = replay_golden::<E>()?;
+        let (golden, _) = private::plain(|| encode(&golden));
+        let layout = stable_hash(&[E::KIND.as_bytes(), &golden]);
         let mut header = [FORMAT; HEADER];
         header[1..3].copy_from_slice(&E::STATE_VERSION.to_le_bytes());
         header[3..].copy_from_slice(&layout.to_le_bytes());
         Ok(Self { header })
     }
 
-    pub fn encode<S: Serialize>(&self, state: &S) -> Vec<u8> {
+    pub fn encode<S: Serialize>(&self, state: &S) -> Result<Vec<u8>, String> {
         let mut bytes = self.header.to_vec();
-        bytes.extend(encode(state));
-        bytes
+        bytes.extend(try_encode(state)?);
+        Ok(bytes)
     }
 
     /// `None` for a snapshot of another layout or version: the caller replays the journal instead.

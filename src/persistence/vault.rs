@@ -35,13 +35,24 @@ const QUEUE: usize = 32_768;
 /// How often a node looks for erasures: within two seconds all have forgotten.
 const LOOK: Duration = Duration::from_millis(700);
 
+/// Fields of whole texts.
+pub const PUBLICATION: &str = "@publication";
+pub const TIMER: &str = "@timer";
+
+/// A row of the outbox, which is its receiver's alone.
+pub fn outbox_field(kind: &str, key: &str) -> String {
+    ["@outbox ", kind, "/", key].concat()
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     #[error(
-        "the vault's master key is another one than that of this database ({found}, not {expected}): give this node the \
-         key that the others have, as vault.key, vault.key_file, or {place}"
+        "the vault's master key is another one than that of this database ({found} and not {expected}): give this node \
+         the key that others have, as vault.key_file or vault.key"
     )]
-    OtherMaster { found: String, expected: String, place: String },
+    OtherMaster { found: String, expected: String },
+    #[error("{0}")]
+    NoMaster(String),
     #[error("{0}")]
     Sql(#[from] sqlx::Error),
 }
@@ -76,16 +87,29 @@ struct Wanted {
     done: oneshot::Sender<Result<(), String>>,
 }
 
+pub struct Options {
+    /// Finds the master key. True: the database has one already, so none is to be made.
+    pub masters: Box<dyn FnOnce(bool) -> Result<Masters, String> + Send>,
+    /// What is written is sealed. False while a release that could not read it may still be there.
+    pub seals: bool,
+}
+
+impl Options {
+    /// With a master key that follows from a secret.
+    pub fn derived_from(secret: &str) -> Self {
+        let masters = Masters::only(Master::derived_from(secret));
+        Self { masters: Box::new(|_| Ok(masters)), seals: true }
+    }
+}
+
 impl Vault {
     /// Begins to read keys, and to look for erasures. Refuses a master key that is not this database's; where the
     /// database has none yet, it becomes that.
-    pub async fn start(
-        pool: PgPool,
-        masters: Masters,
-        seals: bool,
-        place: &str,
-    ) -> Result<Self, VaultError> {
-        store::adopt_master(&pool, &masters, place).await?;
+    pub async fn start(pool: PgPool, options: Options) -> Result<Self, VaultError> {
+        let Options { masters, seals } = options;
+        let has_one = master_of(&pool).await?.is_some();
+        let masters = masters(has_one).map_err(VaultError::NoMaster)?;
+        store::adopt_master(&pool, &masters).await?;
         let erased_before = store::last_erasure(&pool).await?;
         let (wanted, queue) = mpsc::channel(QUEUE);
         let known = Cache::builder().max_capacity(MAX_KEYS).time_to_live(KEEP).build();

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use serde_json::Value;
 
 use crate::kernel::entity::{Entity, replay_golden};
+use crate::kernel::private;
 use crate::systems::app_topics::domain::app_topic;
 use crate::systems::devices::domain::{content, device, playback, shared};
 use crate::systems::marketplace::domain::{booking, provider, request, session, user};
@@ -40,8 +41,8 @@ where
     assert_eq!(written, expected, "{}: every event occurs in the golden journal", E::KIND);
 
     let config = bincode::config::standard();
-    let snapshot =
-        bincode::serde::encode_to_vec(&state, config).expect("states can be snapshotted");
+    let (snapshot, _) = private::plain(|| bincode::serde::encode_to_vec(&state, config));
+    let snapshot = snapshot.expect("states can be snapshotted");
     let (read, length): (E::State, usize) =
         bincode::serde::decode_from_slice(&snapshot, config).expect("snapshots can be read");
     assert_eq!((read, length), (state, snapshot.len()));
@@ -117,7 +118,8 @@ mod snapshots {
     {
         let state = given::<E>(events).state;
         let config = bincode::config::standard();
-        let bytes = bincode::serde::encode_to_vec(&state, config).unwrap();
+        let (bytes, _) = private::plain(|| bincode::serde::encode_to_vec(&state, config));
+        let bytes = bytes.unwrap();
         let (read, _): (E::State, usize) =
             bincode::serde::decode_from_slice(&bytes, config).unwrap();
         assert_eq!(read, state);

@@ -20,3 +20,4 @@ mod steady;
 mod stopping;
 mod support;
 mod tidy;
+mod vault;

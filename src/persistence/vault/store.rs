@@ -16,25 +16,28 @@ const ERASURES: i64 = 1_000;
 /// Keys that are wrapped anew in one transaction.
 const ROTATED: i64 = 1_000;
 
-/// The fingerprint of the database's master key. `None`: it has none yet.
+/// The fingerprint of the master key that the database's keys are wrapped with. `None`: it has none that matters.
 pub async fn master_of(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
     within(pool, "say which master key is its", PATIENCE, async |connection| {
-        sqlx::query_scalar("select master from vault").fetch_optional(connection).await
+        let sql = "select master from vault where exists (select from vault_keys)";
+        sqlx::query_scalar(sql).fetch_optional(connection).await
     })
     .await
 }
 
-pub(super) async fn adopt_master(
-    pool: &PgPool,
-    masters: &Masters,
-    place: &str,
-) -> Result<(), VaultError> {
-    let adopt = "insert into vault (master) values ($1) on conflict do nothing";
-    sqlx::query(adopt).bind(masters.current.id()).execute(pool).await?;
-    let expected = master_of(pool).await?.unwrap_or_default();
+/// As long as nothing was wrapped, the master key of whoever starts is the one.
+pub(super) async fn adopt_master(pool: &PgPool, masters: &Masters) -> Result<(), VaultError> {
+    sqlx::query(
+        "insert into vault (master) values ($1) on conflict (one) do update set master = excluded.master
+         where not exists (select from vault_keys)",
+    )
+    .bind(masters.current.id())
+    .execute(pool)
+    .await?;
+    let expected: String = sqlx::query_scalar("select master from vault").fetch_one(pool).await?;
     if masters.of(&expected).is_none() {
         let found = masters.current.id().to_owned();
-        return Err(VaultError::OtherMaster { found, expected, place: place.into() });
+        return Err(VaultError::OtherMaster { found, expected });
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::playback::{self, Playback, Presence};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::private::{Field, Private};
 
 /// A device whose connection has ended may come back through another one.
 const GRACE_S: i64 = 5;
@@ -27,7 +28,23 @@ pub struct Profile {
     pub device_type: DeviceType,
     pub capabilities: Capabilities,
     /// For waking it up. Never shown.
-    pub push_token: Option<String>,
+    pub push_token: Option<Private<String, PushToken>>,
+}
+
+/// The field of a device's push token.
+#[derive(Debug)]
+pub enum PushToken {}
+
+impl Field for PushToken {
+    const NAME: &'static str = "push_token";
+}
+
+impl Profile {
+    /// Of this person, also where it was read in the plain.
+    fn of(mut self, owner_id: &str) -> Self {
+        self.push_token = self.push_token.map(|token| token.belonging_to(owner_id));
+        self
+    }
 }
 
 #[derive(
@@ -318,7 +335,7 @@ impl State {
             name: name.clone(),
             device_type: *device_type,
             capabilities: capabilities.clone(),
-            has_push_token: push_token.is_some(),
+            has_push_token: push_token.as_ref().is_some_and(|token| !token.is_erased()),
             status: self.status(),
             playback_session_id: self.playing.clone(),
             last_seen: self.last_seen,
@@ -365,6 +382,11 @@ impl State {
 
     fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
         let at = cx.now;
+        let owner = self.registered.as_ref().map(|known| &*known.owner_id);
+        let profile = match owner.or(cx.caller.user_id()) {
+            Some(owner) => profile.of(owner),
+            None => profile,
+        };
         let (event, what) = match (self.owned(cx.caller), cx.caller.user_id()) {
             (Err(Rejection::NotFound), Some(owner_id)) if self.registered.is_none() => {
                 (Event::Registered { owner_id: owner_id.into(), profile, at }, "registered")
@@ -426,6 +448,7 @@ impl Entity for Device {
     const KIND: &'static str = "device";
     const GOLDEN: &'static str = include_str!("golden/device.jsonl");
     const HAS_TOPIC: bool = true;
+    const PRIVATE: bool = true;
 
     type State = State;
     type Command = Command;
@@ -530,14 +553,14 @@ impl Entity for Device {
             Event::Registered { owner_id, profile, at } => {
                 state.registered = Some(Registered {
                     owner_id: owner_id.clone(),
-                    profile: profile.clone(),
+                    profile: profile.clone().of(owner_id),
                     at: *at,
                     version: 1,
                 });
             }
             Event::Updated { profile, .. } => {
                 if let Some(registered) = &mut state.registered {
-                    registered.profile = profile.clone();
+                    registered.profile = profile.clone().of(&registered.owner_id);
                     registered.version += 1;
                 }
             }
@@ -580,7 +603,7 @@ mod tests {
             name: name.into(),
             device_type: DeviceType::AndroidTv,
             capabilities: Capabilities { remote_control: true, ..Capabilities::default() },
-            push_token: Some("secret".into()),
+            push_token: Some(Private::new("alice", "secret".into())),
         }
     }
 
