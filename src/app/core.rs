@@ -171,6 +171,8 @@ impl Prepared {
     pub async fn run(self) -> anyhow::Result<Core> {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
+        let kinds: Vec<&str> = registry.kinds().map(|(kind, _)| kind).collect();
+        members::knows(&pool, runtime.slots.me(), &kinds).await?;
         // Before anything can start.
         services::load_parked(&pool, &registry).await?;
         let router = Router::new(registry.clone(), runtime.slots.clone());

@@ -107,7 +107,9 @@ pub struct DecideCx<'a> {
 }
 
 /// Who sent a command. Edges fill in the authenticated user; the runtime fills in the rest.
+/// Between nodes it is JSON: a field may be added where it has a default, since the release before leaves it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "who", rename_all = "snake_case")]
 pub enum Caller {
     User {
         id: String,

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use proxie::actors::{Options, Runner};
 use proxie::app::core::migrate;
 use proxie::app::core::{self, Core, Prepared, Settings};
-use proxie::cluster::Meta;
-use proxie::cluster::skew;
+use proxie::app::member::{self, Pipe};
+use proxie::cluster::{Meta, skew, transport};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
@@ -123,6 +123,9 @@ pub struct Setup {
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub data_lock_held: bool,
     pub clock_limits: skew::Limits,
+    pub name: &'static str,
+    /// With others on its database.
+    pub clustered: bool,
 }
 
 impl Default for Setup {
@@ -133,6 +136,8 @@ impl Default for Setup {
             writer: writer::Options::default(),
             runners: HashMap::new(),
             data_lock_held: true,
+            name: "test",
+            clustered: false,
             // Tests move clocks by hand.
             clock_limits: skew::Limits { limit_ms: i64::MAX, ..Default::default() },
         }
@@ -208,10 +213,25 @@ pub async fn vault(pool: PgPool) -> vault::Vault {
 }
 
 async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
+    let cluster = match setup.clustered {
+        false => None,
+        true => {
+            let listener = transport::bind("127.0.0.1:0").await?;
+            Some(member::Options {
+                advertise: listener.local_addr()?.to_string(),
+                listener,
+                cookie: "test".into(),
+                tls: None,
+                weight: 1,
+                pipe: Pipe::Framed,
+                limits: transport::Limits::default(),
+            })
+        }
+    };
     let settings = Settings {
         systems: proxie::systems::ALL,
         node: NodeInfo {
-            name: "test".into(),
+            name: setup.name.into(),
             address: String::new(),
             version: "0".into(),
             host: "test".into(),
@@ -232,7 +252,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
         history_s: 86_400,
         witness: None,
         waits: Arc::new(|_| {}),
-        cluster: None,
+        cluster,
     };
     core::prepare(pool, settings).await
 }

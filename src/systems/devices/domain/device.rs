@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::playback::{self, Playback, Presence};
+pub use super::profile::{Capabilities, DeviceType, Profile};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
-use crate::kernel::private::{Field, Private};
 
 /// A device whose connection has ended may come back through another one.
 const GRACE_S: i64 = 5;
@@ -21,62 +21,6 @@ const START_S: i64 = 60;
 
 #[derive(Debug)]
 pub struct Device;
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Profile {
-    pub name: String,
-    pub device_type: DeviceType,
-    pub capabilities: Capabilities,
-    /// For waking it up. Never shown.
-    pub push_token: Option<Private<String, PushToken>>,
-}
-
-/// The field of a device's push token.
-#[derive(Debug)]
-pub enum PushToken {}
-
-impl Field for PushToken {
-    const NAME: &'static str = "push_token";
-}
-
-impl Profile {
-    /// Of this person, also where it was read in the plain.
-    fn of(mut self, owner_id: &str) -> Self {
-        self.push_token = self.push_token.map(|token| token.belonging_to(owner_id));
-        self
-    }
-}
-
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceType {
-    Ios,
-    Android,
-    Web,
-    Desktop,
-    AppleTv,
-    AndroidTv,
-    FireTv,
-    Roku,
-    SamsungTv,
-    LgTv,
-    Console,
-    Speaker,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Capabilities {
-    pub supports_4k: bool,
-    pub supports_hdr: bool,
-    pub supports_dolby_atmos: bool,
-    /// Where it can play from: `netflix`, `youtube`, …
-    pub supported_platforms: Vec<String>,
-    /// It does what other devices tell it.
-    pub remote_control: bool,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -591,6 +535,7 @@ mod tests {
     use crate::kernel::entity::replay_golden;
     use crate::kernel::entity::spec::{Given, given};
     use crate::kernel::entity::to_value;
+    use crate::kernel::private::Private;
     use crate::systems::devices::domain::content::{Access, Quality};
     use crate::systems::devices::domain::platforms::Choice;
 
