@@ -16,9 +16,11 @@ use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
+use crate::kernel::private::{Place, Trouble};
 use crate::persistence::commit::{OutboxChange, OutboxRow};
 use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
 use crate::persistence::store::from_micros;
+use crate::persistence::vault::outbox_field;
 
 /// A command that its receiver's node cannot read is tried for no longer than this: during an upgrade the receiver may
 /// come to a node that can, and what waits behind it waits as long.
@@ -89,6 +91,8 @@ pub struct Delivered {
 enum Outcome {
     Sent(Result<Result<Value, String>, AskError>),
     Ran(Ran),
+    /// Its person was erased, and what it said with them.
+    Erased,
 }
 
 /// How one row went on: what to write, and what to tell the entity.
@@ -270,7 +274,7 @@ impl Queue {
         let given_up = SignedDuration::try_from(give_up_after).unwrap_or(SignedDuration::MAX);
         let (change, notice) = match outcome {
             // The receiver has it; what it said did not fit between the nodes.
-            Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) => (done, None),
+            Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
             Outcome::Ran(Ran::Ended(Ok(value))) => (done, Some(ran(row, Ok(value)))),
             Outcome::Ran(Ran::Ended(Err(RunError::Final(error)))) => {
@@ -380,15 +384,25 @@ fn deliver(
         (rt.clone(), key.clone(), receiver.clone(), row.clone(), report.clone());
     let (id, is_run) = (row.id.clone(), row.target_kind == "run");
     let task = tokio::spawn(async move {
-        let outcome = if is_run {
-            let input = run_body(&row.body).1;
-            Outcome::Ran(rt.runners.run(&row.target_key, &row.id, input, || rt.clock.now()).await)
-        } else {
-            let caller = Caller::Entity { kind: kind.into(), key: key.to_string() };
-            let meta = Meta::new(caller).id(row.id.clone());
-            Outcome::Sent(
-                entities.ask_json(&row.target_kind, &row.target_key, &row.body, meta).await,
-            )
+        let OutboxRow { id, target_kind, target_key, body, .. } = &row;
+        let place = Place { kind: kind.into(), key: key.clone() };
+        let body = rt.vault.open_text(body, &place, &outbox_field(target_kind, target_key)).await;
+        let outcome = match body {
+            Ok(Some(body)) if is_run => {
+                let input = run_body(&body).1;
+                Outcome::Ran(rt.runners.run(target_key, id, input, || rt.clock.now()).await)
+            }
+            Ok(Some(body)) => {
+                let caller = Caller::Entity { kind: kind.into(), key: key.to_string() };
+                let meta = Meta::new(caller).id(id.clone());
+                Outcome::Sent(entities.ask_json(target_kind, target_key, &body, meta).await)
+            }
+            // There is nothing left of it to deliver.
+            Ok(None) => Outcome::Erased,
+            Err(Trouble::Needs(_)) => {
+                Outcome::Sent(Err(AskError::unavailable("its key cannot be read")))
+            }
+            Err(Trouble::Broken(why)) => Outcome::Sent(Err(AskError::BadCommand(why))),
         };
         report(Some(Delivered { id: row.id, receiver, outcome }));
     });

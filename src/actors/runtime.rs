@@ -8,6 +8,7 @@ use crate::cluster::skew::Skew;
 use crate::cluster::{Lease, Slots, Topics, WeakEntities};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
+use crate::persistence::vault::Vault;
 use crate::persistence::writer::Lanes;
 
 /// Is told of every activation and its commits: for tests that do not believe what entities say of themselves.
@@ -70,6 +71,7 @@ pub struct Runtime {
     /// How far that is from the database's.
     pub skew: Skew,
     pub topics: Topics,
+    pub vault: Vault,
     pub runners: Runners,
     pub options: Options,
     pub witness: Option<Arc<dyn Witness>>,

@@ -12,7 +12,9 @@ use crate::actors::firing::Fires;
 use crate::actors::registry::{ParkNotice, Registry};
 use crate::actors::runtime::Runtime;
 use crate::kernel::error::AskError;
+use crate::kernel::private::{Place, Trouble};
 use crate::persistence::timers::DueTimer;
+use crate::persistence::vault::TIMER;
 use crate::persistence::{outbox, timers};
 
 const TIMER_POLL: Duration = Duration::from_millis(200);
@@ -52,12 +54,33 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
             let claim = timers::claim(&pool, incarnation, now, give_up_s, room as i64);
             let Ok(due) = claim.await else { break };
             let full = due.len() == room;
-            fire(due, &fires, &registry);
+            fire(opened(due, &rt, &pool).await, &fires, &registry);
             if !full {
                 break;
             }
         }
     }
+}
+
+/// What was sealed, in the plain. Timers whose person was erased go.
+async fn opened(mut due: Vec<DueTimer>, rt: &Runtime, pool: &PgPool) -> Vec<DueTimer> {
+    let mut opened = Vec::with_capacity(due.len());
+    for mut timer in due.drain(..) {
+        let place = Place::new(&timer.kind, &timer.key);
+        match rt.vault.open_text(&timer.command, &place, TIMER).await {
+            Ok(Some(command)) => timer.command = command,
+            // Claimed again.
+            Err(Trouble::Needs(_)) => continue,
+            // What remains is no command: its entity's node says so.
+            Err(Trouble::Broken(_)) => {}
+            Ok(None) => {
+                let _ = timers::forget(pool, &timer).await;
+                continue;
+            }
+        }
+        opened.push(timer);
+    }
+    opened
 }
 
 fn fire(due: Vec<DueTimer>, fires: &Fires, registry: &Registry) {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::kernel::codec::{decode, encode};
+use crate::kernel::codec::{decode, try_encode};
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;
 use crate::persistence::shape::shape;
@@ -29,10 +29,10 @@ impl SnapshotCodec {
         Ok(Self { header })
     }
 
-    pub fn encode<S: Serialize>(&self, state: &S) -> Vec<u8> {
+    pub fn encode<S: Serialize>(&self, state: &S) -> Result<Vec<u8>, String> {
         let mut bytes = self.header.to_vec();
-        bytes.extend(encode(state));
-        bytes
+        bytes.extend(try_encode(state)?);
+        Ok(bytes)
     }
 
     /// `None` for a snapshot of another layout or version: the caller replays the journal instead.

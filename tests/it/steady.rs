@@ -18,7 +18,7 @@ use proxie::systems::marketplace::views::{self as market, Window};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::support::{database, pool};
+use crate::support::{database, pool, vault};
 
 /// As a node has it, but one connection: what it has read is counted when it says so.
 async fn one(database: PgConnectOptions) -> PgPool {
@@ -201,7 +201,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let views = Views::new(pool.clone());
     let (_away, away) = tokio::sync::watch::channel(false);
     let loader = Loader::start(pool.clone(), 1, away);
-    let histories = Histories::start(pool.clone());
+    let histories = Histories::start(pool.clone(), vault(watching.clone()).await);
     let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
     let begin = letters::Cursor::default();
     let window = Window {

@@ -14,7 +14,7 @@ use proxie::cluster::{Meta, skew, transport};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
-use proxie::persistence::{session, store, writer};
+use proxie::persistence::{session, store, vault, writer};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use tokio::sync::OnceCell;
@@ -207,6 +207,11 @@ pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Re
     prepare_on(pool, setup).await
 }
 
+/// The vault that these nodes have.
+pub async fn vault(pool: PgPool) -> vault::Vault {
+    vault::Vault::start(pool, vault::Options::derived_from("of tests")).await.unwrap()
+}
+
 async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
     let cluster = match setup.clustered {
         false => None,
@@ -242,6 +247,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
         writer: setup.writer,
         entities: setup.entities,
         runners: setup.runners,
+        vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,
         witness: None,

@@ -13,5 +13,6 @@ pub mod device;
 pub mod operation;
 pub mod platforms;
 pub mod playback;
+pub mod profile;
 pub mod replica;
 pub mod shared;
