@@ -6,7 +6,7 @@ pub mod cli;
 mod client;
 pub mod core;
 mod demo;
-mod kinds;
+pub mod kinds;
 mod matching;
 pub mod member;
 pub mod node;

@@ -354,6 +354,17 @@ impl<E: Entity> Activation<E> {
                 "a durable publication without an event, or without a topic of its own".into(),
             ));
         }
+        for event in &decision.events {
+            E::evolve(&mut self.state, event);
+        }
+        self.head += decision.events.len() as i64;
+        let principal = match outbox.is_empty() {
+            true => None,
+            false => E::acts_for(&self.key, &self.state).map(|person| {
+                let person = person.narrowed(&ask.caller);
+                serde_json::to_string(&person).expect("a principal is plain data").into()
+            }),
+        };
         let outbox: Vec<OutboxRow> = outbox
             .into_iter()
             .map(|(target_kind, target_key, body)| {
@@ -364,13 +375,10 @@ impl<E: Entity> Activation<E> {
                     target_kind,
                     target_key,
                     body,
+                    principal: principal.clone(),
                 }
             })
             .collect();
-        for event in &decision.events {
-            E::evolve(&mut self.state, event);
-        }
-        self.head += decision.events.len() as i64;
         let mut outbox_changes = Vec::new();
         match &ask.origin {
             Origin::Timer { name, id, .. } => {
@@ -539,7 +547,10 @@ impl<E: Entity> Activation<E> {
 fn caller_name(caller: &Caller) -> String {
     match caller {
         Caller::User { id, .. } => format!("user:{id}"),
-        Caller::Entity { kind, key } => format!("{kind}:{key}"),
+        Caller::Entity { kind, key, for_user: None } => format!("{kind}:{key}"),
+        Caller::Entity { kind, key, for_user: Some(person) } => {
+            format!("{kind}:{key} for user:{}", person.user_id)
+        }
         Caller::Runtime => "runtime".into(),
     }
 }

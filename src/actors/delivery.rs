@@ -14,7 +14,7 @@ use crate::actors::runs::{Ran, RunError};
 use crate::actors::runtime::Runtime;
 use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::clock::doubled;
-use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
+use crate::kernel::entity::{Caller, Principal, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
 use crate::persistence::commit::{OutboxChange, OutboxRow};
 use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
@@ -367,6 +367,10 @@ fn run_body(body: &str) -> (String, Value) {
     (body["tag"].as_str().unwrap_or_default().to_owned(), body["input"].take())
 }
 
+fn principal(row: &OutboxRow) -> Result<Option<Principal>, serde_json::Error> {
+    row.principal.as_deref().map(serde_json::from_str).transpose()
+}
+
 fn deliver(
     rt: &Arc<Runtime>,
     kind: &'static str,
@@ -384,11 +388,15 @@ fn deliver(
             let input = run_body(&row.body).1;
             Outcome::Ran(rt.runners.run(&row.target_key, &row.id, input, || rt.clock.now()).await)
         } else {
-            let caller = Caller::Entity { kind: kind.into(), key: key.to_string() };
-            let meta = Meta::new(caller).id(row.id.clone());
-            Outcome::Sent(
-                entities.ask_json(&row.target_kind, &row.target_key, &row.body, meta).await,
-            )
+            Outcome::Sent(match principal(&row) {
+                Ok(for_user) => {
+                    let (kind, key) = (kind.to_owned(), key.to_string());
+                    let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(row.id.clone());
+                    entities.ask_json(&row.target_kind, &row.target_key, &row.body, meta).await
+                }
+                // Of a newer release. Without it the receiver would take the sender for somebody else.
+                Err(error) => Err(AskError::BadCommand(format!("for whom it is: {error}"))),
+            })
         };
         report(Some(Delivered { id: row.id, receiver, outcome }));
     });

@@ -124,6 +124,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
     (7, "members", include_str!("../../migrations/0007_members.sql")),
     (8, "owing", include_str!("../../migrations/0008_owing.sql")),
+    (10, "principals", include_str!("../../migrations/0010_principals.sql")),
 ];
 
 /// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an

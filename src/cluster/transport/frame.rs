@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::transport::{Envelope, Limits, RemoteAnswer};
-use crate::kernel::entity::Caller;
+use crate::kernel::entity::{Caller, Scopes};
 use crate::kernel::error::AskError;
 
 #[derive(Serialize, Deserialize)]
@@ -19,14 +19,22 @@ const FRAME_OVERHEAD: usize = 32;
 /// More than the fixed part of any envelope, in memory and encoded.
 const ENVELOPE_OVERHEAD: usize = 256;
 
+/// Each with its length before it.
+fn scopes(scopes: &Scopes) -> usize {
+    scopes.words().unwrap_or_default().iter().map(|scope| scope.len() + 9).sum()
+}
+
 /// Bytes that an envelope counts in the window, on both sides. An upper bound of its encoded length, so that a limit
 /// on weights is a limit on what travels, and nothing is encoded only to be measured.
 pub(super) fn weight(envelope: &Envelope) -> usize {
     let content = match envelope {
         Envelope::Ask { ask, .. } => {
             let caller = match &ask.caller {
-                Caller::User { id, .. } => id.len(),
-                Caller::Entity { kind, key } => kind.len() + key.len(),
+                Caller::User { id, scopes: given, .. } => id.len() + scopes(given),
+                Caller::Entity { kind, key, for_user: None } => kind.len() + key.len(),
+                Caller::Entity { kind, key, for_user: Some(person) } => {
+                    kind.len() + key.len() + person.user_id.len() + scopes(&person.scopes)
+                }
                 Caller::Runtime => 0,
             };
             ask.kind.len()
@@ -103,7 +111,7 @@ mod tests {
     use super::*;
     use crate::cluster::transport::RemoteAsk;
     use crate::kernel::codec;
-    use crate::kernel::entity::Role;
+    use crate::kernel::entity::{Role, Scopes};
 
     #[test]
     fn an_envelope_is_never_longer_than_it_weighs() {
@@ -111,8 +119,10 @@ mod tests {
         for n in [0, 1, 250, 251, 70_000] {
             let caller = match n % 3 {
                 0 => Caller::Runtime,
-                1 => Caller::User { id: long(n), role: Role::Consumer },
-                _ => Caller::Entity { kind: long(n), key: long(n) },
+                1 => {
+                    Caller::User { id: long(n), role: Role::Consumer, scopes: Scopes::parse("a b") }
+                }
+                _ => Caller::entity(long(n), long(n)),
             };
             let ask = RemoteAsk {
                 kind: long(n),
