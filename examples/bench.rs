@@ -97,6 +97,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
     let options = store::Options { max_connections: 24, allow_fsync_off: false };
     let pool = store::connect(database, &options).await?;
     let settings = Settings {
+        systems: proxie::systems::ALL,
         node: NodeInfo {
             name: "bench".into(),
             address: String::new(),

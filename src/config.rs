@@ -1,17 +1,14 @@
 //! Configuration: `config.toml`, overridden by `PROXIE__SECTION__KEY`, `DATABASE_URL` and `REDIS_URL`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::contract::section::{SectionKind, Sections};
 use crate::gateway::Allowed;
 pub use crate::gateway::ws::Limits as WebSocket;
-use crate::gateway::ws::protocol::split_topic;
-pub use crate::systems::app_topics::settings::Grant as TopicGrant;
-pub use crate::systems::devices::domain::shared::Limits as Sync;
-pub use crate::systems::devices::settings::Tier;
+use crate::systems;
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty = $default:expr),* $(,)? }) => {
@@ -28,26 +25,58 @@ macro_rules! section {
     };
 }
 
-section!(Config {
-    node: Node = Node::default(),
-    gateway: Gateway = Gateway::default(),
-    websocket: WebSocket = WebSocket::default(),
-    topics: Topics = Topics::default(),
-    sync: Sync = Sync::default(),
-    playback: Playback = Playback::default(),
-    tiers: BTreeMap<String, Tier> = tiers(),
-    auth: Auth = Auth::default(),
-    persistence: Persistence = Persistence::default(),
-    redis: Redis = Redis::default(),
-    cluster: Cluster = Cluster::default(),
-    entities: Entities = Entities::default(),
-    seed: Seed = Seed::default(),
-    log: Log = Log::default(),
-});
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub node: Node,
+    pub gateway: Gateway,
+    pub websocket: WebSocket,
+    pub topics: Topics,
+    pub auth: Auth,
+    pub persistence: Persistence,
+    pub redis: Redis,
+    pub cluster: Cluster,
+    pub entities: Entities,
+    pub seed: Seed,
+    pub log: Log,
+    #[serde(skip)]
+    pub systems: Sections,
+}
 
-fn tiers() -> BTreeMap<String, Tier> {
-    let premium = Tier { devices: 20, streams: 4 };
-    BTreeMap::from([("free".into(), Tier::default()), ("premium".into(), premium)])
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: Node::default(),
+            gateway: Gateway::default(),
+            websocket: WebSocket::default(),
+            topics: Topics::default(),
+            auth: Auth::default(),
+            persistence: Persistence::default(),
+            redis: Redis::default(),
+            cluster: Cluster::default(),
+            entities: Entities::default(),
+            seed: Seed::default(),
+            log: Log::default(),
+            systems: Sections::defaults(sections()),
+        }
+    }
+}
+
+fn sections() -> impl Iterator<Item = SectionKind> {
+    systems::ALL.iter().flat_map(|system| system.sections).copied()
+}
+
+/// Takes out what the key leads to.
+fn remove(table: &mut config::Value, key: &str) {
+    let config::ValueKind::Table(table) = &mut table.kind else { return };
+    match key.split_once('.') {
+        Some((section, key)) => {
+            if let Some(section) = table.get_mut(section) {
+                remove(section, key);
+            }
+        }
+        None => drop(table.remove(key)),
+    }
 }
 
 section!(Node {
@@ -79,10 +108,7 @@ section!(Topics {
     history_limit: i32 = 1_000,
     history_bytes: i64 = 4_194_304,
     history_s: i64 = 604_800,
-    grants: Vec<TopicGrant> = Vec::new(),
 });
-
-section!(Playback { idle_s: u32 = 14_400, platforms: PathBuf = PathBuf::new() });
 
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
 
@@ -222,9 +248,9 @@ impl Config {
                 .set_override(&key, from_environment(name, &key, value)?)
                 .map_err(|e| format!("the configuration is not valid: {name}: {e}"))?;
         }
-        let mut config: Self = builder
+        let mut config = builder
             .build()
-            .and_then(config::Config::try_deserialize)
+            .and_then(Self::of)
             .map_err(|e| format!("the configuration is not valid: {e}"))?;
         let secret = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         if let Some(url) = secret("DATABASE_URL") {
@@ -237,9 +263,15 @@ impl Config {
         Ok(config)
     }
 
+    /// The sections of the systems, and our own.
+    fn of(mut written: config::Config) -> Result<Self, config::ConfigError> {
+        let systems = Sections::read(sections(), &written)?;
+        sections().for_each(|section| remove(&mut written.cache, section.name));
+        Ok(Self { systems, ..written.cache.try_deserialize()? })
+    }
+
     fn check(&self) -> Result<(), String> {
         let origins = self.gateway.origins()?;
-        let grants = &self.topics.grants;
         let problem = if self.cluster.enabled && self.cluster.cookie.is_empty() {
             "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
         } else if self.cluster.enabled && self.embedded() {
@@ -297,13 +329,6 @@ impl Config {
             return Err(format!("{key} must be at least 1"));
         } else if self.topics.history_limit < 1 || self.topics.history_bytes < 1 {
             "topics.history_limit and topics.history_bytes must be at least 1"
-        } else if let Some(why) = grants.iter().find_map(wrong_grant) {
-            why
-        } else if (1..grants.len()).any(|n| grants[..n].iter().any(|g| g.topic == grants[n].topic))
-        {
-            "topics.grants: a topic has two grants: make them one"
-        } else if self.playback.idle_s < 60 {
-            "playback.idle_s must be at least 60"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"
         } else if !(1..=8_760).contains(&self.entities.delivery_hours) {
@@ -373,16 +398,6 @@ impl Gateway {
     }
 }
 
-fn wrong_grant(grant: &TopicGrant) -> Option<&'static str> {
-    match split_topic(&grant.topic) {
-        Ok(("app", _)) if grant.durable && grant.latest_only => {
-            Some("topics.grants: durable and latest_only exclude each other")
-        }
-        Ok(("app", _)) => None,
-        _ => Some("topics.grants: a topic must look like app:lobby, in visible characters"),
-    }
-}
-
 /// `host:port`, where the host may be a name.
 fn has_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(host, port)| {
@@ -406,6 +421,7 @@ fn is_reachable(listen: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::systems::app_topics::settings::Grants;
 
     #[test]
     fn the_file_shows_the_defaults() {
@@ -416,7 +432,7 @@ mod tests {
             ))
             .build()
             .unwrap();
-        assert_eq!(file.try_deserialize::<Config>().unwrap(), Config::default());
+        assert_eq!(Config::of(file).unwrap(), Config::default());
     }
 
     #[test]
@@ -428,7 +444,7 @@ mod tests {
             .next()
             .unwrap()
             .split("section!(")
-            .skip(2)
+            .skip(1)
         {
             for field in line.split('{').nth(1).unwrap_or_default().split(',') {
                 if let Some((name, rest)) = field.split_once(':')
@@ -473,33 +489,6 @@ mod tests {
     }
 
     #[test]
-    fn grants_are_checked() {
-        let grant = |topic: &str, durable: bool, latest_only: bool| TopicGrant {
-            topic: topic.into(),
-            publish: Vec::new(),
-            subscribe: Vec::new(),
-            durable,
-            latest_only,
-            max_per_s: 0,
-        };
-        for (grant, good) in [
-            (grant("app:lobby", false, true), true),
-            (grant("app:lobby:7", true, false), true),
-            (grant("app:lobby", true, true), false),
-            (grant("app:", false, false), false),
-            (grant("lobby", false, false), false),
-            (grant("user:alice", false, false), false),
-            (grant("app:two words", false, false), false),
-        ] {
-            let mut config = Config::default();
-            config.topics.grants = vec![grant.clone()];
-            assert_eq!(config.check().is_ok(), good, "{:?}", config.topics.grants);
-            config.topics.grants.push(grant);
-            assert!(config.check().is_err(), "the same topic twice");
-        }
-    }
-
-    #[test]
     fn unknown_keys_are_refused() {
         let typo = config::Config::builder()
             .add_source(config::File::from_str(
@@ -508,7 +497,7 @@ mod tests {
             ))
             .build()
             .unwrap();
-        assert!(typo.try_deserialize::<Config>().is_err());
+        assert!(Config::of(typo).is_err());
     }
 
     #[test]
@@ -516,7 +505,7 @@ mod tests {
         let read = |key: &str, text: &str| {
             let value = from_environment("PROXIE__X", key, text.into())?;
             let builder = config::Config::builder().set_override(key, value).unwrap();
-            builder.build().unwrap().try_deserialize::<Config>().map_err(|e| e.to_string())
+            Config::of(builder.build().unwrap()).map_err(|e| e.to_string())
         };
         let origins =
             |text: &str| read("gateway.allowed_origins", text).unwrap().gateway.allowed_origins;
@@ -533,7 +522,8 @@ mod tests {
             ["10.0.0.0/8"]
         );
         let grants = r#"[{"topic": "app:lobby", "publish": ["consumer"], "subscribe": [], "max_per_s": 5, "durable": true}]"#;
-        let grants = read("topics.grants", grants).unwrap().topics.grants;
+        let written = read("topics.grants", grants).unwrap();
+        let Grants(grants) = written.systems.get().unwrap();
         assert_eq!(
             (grants[0].topic.as_str(), grants[0].max_per_s, grants[0].durable),
             ("app:lobby", 5, true)

@@ -125,6 +125,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let options = store::Options { max_connections: 16, allow_fsync_off: true };
     let pool = store::connect(start.database.parse()?, &options).await?;
     let settings = Settings {
+        systems: proxie::systems::ALL,
         node: NodeInfo {
             name: start.name.clone(),
             address: String::new(),

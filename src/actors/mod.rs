@@ -7,11 +7,13 @@ mod activation;
 mod ask;
 mod delivery;
 mod firing;
+pub mod kind;
 pub mod registry;
 pub mod runs;
 mod runtime;
 pub mod services;
 mod shell;
 
+pub use kind::EntityKind;
 pub use runs::{RunError, RunLimits, Runner};
 pub use runtime::{Options, Runtime, Witness, Witnessed};

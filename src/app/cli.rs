@@ -12,7 +12,7 @@ use serde_json::Value;
 use sqlx::postgres::PgPool;
 
 use crate::app::client::Client;
-use crate::app::{call, certificates, demo, kinds, node, serve, settings};
+use crate::app::{call, certificates, demo, node, serve, settings};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::kernel::clock::Clock;
@@ -22,6 +22,7 @@ use crate::persistence::letters::PAGE;
 use crate::persistence::members::{self, Evidence, State};
 use crate::persistence::{embedded, entities, keys, membership, outbox, store};
 use crate::systems;
+use crate::systems::devices::settings::Tiers;
 
 mod letters;
 
@@ -256,7 +257,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         }
         Command::Migrate => {
             let pool = open(&config, true).await?;
-            store::migrate(&pool.pool).await?;
+            crate::app::core::migrate(&pool.pool, systems::ALL).await?;
             println!("the database is up to date");
             pool.close().await;
             Ok(())
@@ -373,8 +374,9 @@ async fn mint(
     if !is_valid_id(user) {
         bail!("a user id is 1 to 64 letters, digits, - or _");
     }
-    if let Some(tier) = tier.filter(|tier| !config.tiers.contains_key(*tier)) {
-        let tiers: Vec<&str> = config.tiers.keys().map(String::as_str).collect();
+    let Tiers(tiers) = config.systems.get().context("nobody knows tiers")?;
+    if let Some(tier) = tier.filter(|tier| !tiers.contains_key(*tier)) {
+        let tiers: Vec<&str> = tiers.keys().map(String::as_str).collect();
         bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
     }
     let operations = systems::ALL.iter().flat_map(|system| system.operations);
@@ -496,6 +498,16 @@ async fn entity(config: &Config, command: EntityCommand) -> anyhow::Result<()> {
     done
 }
 
+/// The state that a journal leads to.
+fn replay(kind: &str, journal: &[entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
+    let kinds = || systems::ALL.iter().flat_map(|system| system.entities);
+    let Some(known) = kinds().find(|known| known.name == kind) else {
+        let kinds: Vec<_> = kinds().map(|known| known.name).collect();
+        bail!("there is no kind {kind}; there are {}", kinds.join(", "));
+    };
+    (known.replay)(journal)
+}
+
 async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
     match command {
         EntityCommand::Show { kind, key, events } => {
@@ -504,8 +516,7 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
             let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
                 bail!("there is no {kind} {key}");
             };
-            let state =
-                kinds::replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+            let state = replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
             let mut shown = serde_json::to_value(shown)?;
             shown["state"] = state;
             if events {

@@ -19,17 +19,20 @@ use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::skew::{self, Skew};
 use crate::cluster::{Entities, Lease, Presence, Router, Slots, Topics};
+use crate::contract::System;
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
 use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
 use crate::persistence::outbox::Begins;
-use crate::persistence::store::{self, Identity};
+use crate::persistence::store::{self, Identity, StoreError};
 use crate::persistence::sweep::{self, Kept};
 use crate::persistence::writer::{self, Lanes};
 
 pub struct Settings {
     pub node: NodeInfo,
+    /// Whose tables the store has.
+    pub systems: &'static [&'static System],
     /// The caller holds the lock of the data directory the database lives in.
     pub data_lock_held: bool,
     pub read_ttl: Duration,
@@ -94,9 +97,16 @@ pub struct Core {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// Brings the tables of the runtime and of these systems up to date.
+pub async fn migrate(pool: &PgPool, systems: &[&System]) -> Result<(), StoreError> {
+    let migrations: Vec<_> = systems.iter().flat_map(|one| one.migrations).copied().collect();
+    let tables: Vec<_> = systems.iter().flat_map(|one| one.views).map(|table| table()).collect();
+    store::migrate(pool, &migrations, &tables).await
+}
+
 /// Migrates, identifies the store, registers a new incarnation and starts its writers.
 pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepared> {
-    store::migrate(&pool).await?;
+    migrate(&pool, settings.systems).await?;
     let skew = Skew::new(settings.clock_limits);
     check_clock(&pool, &settings.clock, &skew).await?;
     let identity = store::identify(&pool, &format!("ep{:x}", rand::random::<u64>())).await?;
@@ -157,6 +167,8 @@ impl Prepared {
     pub async fn run(self) -> anyhow::Result<Core> {
         let Self { registry, notices, runtime, pool, identity, settings_rest: rest } = self;
         let registry = Arc::new(registry);
+        let kinds: Vec<&str> = registry.kinds().map(|(kind, _)| kind).collect();
+        members::knows(&pool, runtime.slots.me(), &kinds).await?;
         // Before anything can start.
         services::load_parked(&pool, &registry).await?;
         let router = Router::new(registry.clone(), runtime.slots.clone());

@@ -349,12 +349,13 @@ impl Membership {
     /// Carries out this node's share of the plan. True: there is more of it.
     async fn place(&self, known: &mut Known) -> Result<bool, sqlx::Error> {
         let versions = (known.slots_version, known.sight.version());
-        if known.planned == versions {
+        let slots = &self.runtime.slots;
+        let wanted = slots.take_wanted();
+        if known.planned == versions && wanted.is_empty() {
             return Ok(false);
         }
-        let slots = &self.runtime.slots;
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
-        let share = known.sight.share(&owned);
+        let share = known.sight.share(&owned, &wanted);
         let mut done = true;
         if !share.claims.is_empty() {
             let taken = members::claim(&self.pool, self.me(), &share.claims).await?;

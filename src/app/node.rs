@@ -1,6 +1,5 @@
 //! A whole node: store, core, gateway, listener; started and drained in this order and its reverse.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +10,12 @@ use sqlx::postgres::{PgConnectOptions, PgPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::actors::{Options, Runner};
+use crate::actors::Options;
 use crate::app::core::{self, Core, Fate, Settings};
-use crate::app::matching::MatchProviders;
-use crate::app::{kinds, seed, settings};
+use crate::app::settings;
 use crate::cluster::skew;
 use crate::config::Config;
+use crate::contract::System;
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::door::Door;
 use crate::gateway::{self, Details, Gateway, Parts, Readiness, accept};
@@ -30,7 +29,6 @@ use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
 use crate::systems;
-use crate::systems::marketplace::domain::matching;
 use crate::telemetry;
 
 pub struct Node {
@@ -115,6 +113,15 @@ impl Node {
 
     /// With the time of this clock, which tests move by hand.
     pub async fn start_with(config: &Config, clock: Clock) -> anyhow::Result<Self> {
+        Self::start_systems(config, clock, systems::ALL).await
+    }
+
+    /// With these systems, which tests make up.
+    pub async fn start_systems(
+        config: &Config,
+        clock: Clock,
+        systems: &'static [&'static System],
+    ) -> anyhow::Result<Self> {
         // The port first: it is the likeliest thing to be taken, and costs nothing to find out.
         let listener = accept::listen(&config.gateway.listen).await.with_context(|| {
             format!(
@@ -148,7 +155,7 @@ impl Node {
         let (connect, embedded) = open_store(config).await?;
         let pool = store::connect(connect, &settings::store(config)).await?;
         let held = embedded.is_some();
-        let core = start_core(config, &pool, clock.clone(), held, address, &door).await?;
+        let core = start_core(config, systems, &pool, clock.clone(), held, address, &door).await?;
         let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
         let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
@@ -156,7 +163,10 @@ impl Node {
         settled(&core, &door).await?;
         if config.seeds_demo() {
             door.waits_for("its demonstration data");
-            seed::demo(&core).await?;
+            let views = Views::new(core.pool.clone());
+            for seed in systems.iter().filter_map(|system| system.seed) {
+                seed(&core.entities, &views).await.map_err(anyhow::Error::msg)?;
+            }
         }
         let (lanes, standing) = (core.lanes.clone(), core.standing());
         // One that drains answers until it has gone.
@@ -189,8 +199,9 @@ impl Node {
             metrics: telemetry::metrics(),
             clock,
             options,
-            settings: settings::systems(config)?,
-            systems: systems::ALL,
+            settings: config.systems.prepare().map_err(anyhow::Error::msg)?,
+            connection_lease_s: settings::connection_lease_s(config),
+            systems,
         })
         .await?;
         let tasks = vec![
@@ -316,23 +327,23 @@ fn details(core: &Core) -> impl Fn() -> Details + Send + Sync + 'static {
 
 async fn start_core(
     config: &Config,
+    systems: &'static [&'static System],
     pool: &PgPool,
     clock: Clock,
     data_lock_held: bool,
     address: SocketAddr,
     door: &Door,
 ) -> anyhow::Result<Core> {
-    let mut runners: HashMap<&'static str, Arc<dyn Runner>> = HashMap::new();
-    runners.insert(
-        matching::RUNNER,
-        Arc::new(MatchProviders { views: Views::new(pool.clone()), clock: clock.clone() }),
-    );
+    let views = Views::new(pool.clone());
+    let runners = systems.iter().flat_map(|system| system.runners);
+    let runners = runners.map(|runner| (runner.name, (runner.make)(&views, &clock))).collect();
     let cluster = match config.cluster.enabled {
         true => Some(settings::cluster(config).await?),
         false => None,
     };
     let told = door.clone();
     let settings = Settings {
+        systems,
         node: NodeInfo {
             name: config.node.name.clone(),
             address: address.to_string(),
@@ -378,7 +389,9 @@ async fn start_core(
         history_s: config.topics.history_s,
     };
     let mut prepared = core::prepare(pool.clone(), settings).await?;
-    kinds::register(&mut prepared.registry).await?;
+    for kind in systems.iter().flat_map(|system| system.entities) {
+        (kind.register)(&mut prepared.registry).await?;
+    }
     prepared.run().await
 }
 

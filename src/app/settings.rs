@@ -9,14 +9,10 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::app::member;
 use crate::cluster::transport::{self, tls::Tls};
-use crate::config::{Config, Playback, Transport};
-use crate::contract;
+use crate::config::{Config, Transport};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
-use crate::systems::app_topics::settings as app_topics;
-use crate::systems::devices::domain::platforms::Platforms;
-use crate::systems::devices::settings as devices;
 use crate::telemetry;
 
 /// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and
@@ -37,7 +33,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
         RedisLimiter::check(&config.redis.url).context("REDIS_URL")?;
     }
     gateway(config)?;
-    systems(config)?;
+    config.systems.prepare().map_err(anyhow::Error::msg)?;
     if config.cluster.enabled {
         tls(config)?;
     }
@@ -102,28 +98,10 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
     })
 }
 
-/// The sections of the systems.
-pub fn systems(config: &Config) -> anyhow::Result<contract::call::Settings> {
+/// How long something that a connection holds is believed to be there: as long as three of its pings may take.
+pub fn connection_lease_s(config: &Config) -> i64 {
     let (ping, pong) = (config.websocket.ping_ms, config.websocket.pong_timeout_ms);
-    let devices = devices::Settings {
-        sync: config.sync,
-        idle_s: config.playback.idle_s,
-        platforms: platforms(&config.playback)?,
-        tiers: config.tiers.clone(),
-        lease_s: i64::try_from((3 * ping + pong).div_ceil(1_000)).unwrap_or(90),
-    };
-    let topics = app_topics::Settings::new(config.topics.grants.clone());
-    Ok(contract::call::Settings::default().with(devices).with(topics))
-}
-
-fn platforms(config: &Playback) -> anyhow::Result<Platforms> {
-    match config.platforms.as_os_str().is_empty() {
-        true => Ok(Platforms::default()),
-        false => std::fs::read_to_string(&config.platforms)
-            .map_err(anyhow::Error::from)
-            .and_then(|table| Platforms::parse(&table).map_err(anyhow::Error::msg))
-            .with_context(|| format!("playback.platforms: {}", config.platforms.display())),
-    }
+    i64::try_from((3 * ping + pong).div_ceil(1_000)).unwrap_or(90)
 }
 
 /// `None`: links are plain TCP.
@@ -163,26 +141,4 @@ pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
             ..transport::Limits::default()
         },
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn platforms_are_read_from_a_file() {
-        let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
-        let options = |table: &str| {
-            std::fs::write(&path, table).unwrap();
-            platforms(&Playback { platforms: path.clone(), ..Playback::default() })
-        };
-        let table =
-            r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
-        let read = options(table).unwrap();
-        assert_eq!(read.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["cinema"]);
-        let wrong = format!("{:#}", options("{}}").unwrap_err());
-        assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
-        std::fs::remove_file(&path).unwrap();
-        assert!(platforms(&Playback { platforms: path, ..Playback::default() }).is_err());
-    }
 }

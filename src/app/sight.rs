@@ -192,14 +192,18 @@ impl Sight {
     }
 
     /// What this node has to claim and to hand over. `owned`: every slot's owner and epoch as this node knows them.
-    pub fn share(&self, owned: &[Owned]) -> Share {
+    /// `wanted`: slots of this node, and who has asked there for what this one does not know. They go to those nodes if
+    /// their releases are the newest and this one is not; until then, and otherwise, their commands wait.
+    pub fn share(&self, owned: &[Owned], wanted: &BTreeMap<u16, i64>) -> Share {
         let active = || self.beat.members.iter().filter(|m| m.state == State::Active);
-        let newest = active().map(|m| release(&m.version)).max();
+        // There is always one that may gain, also where each of two nodes knows what the other does not.
+        let release = |m: &Member| (release(&m.version), m.kinds.len());
+        let newest = active().map(release).max();
         let candidates: Vec<Candidate> = active()
             .map(|m| Candidate {
                 incarnation: m.incarnation,
                 weight: m.weight,
-                may_gain: Some(release(&m.version)) == newest,
+                may_gain: Some(release(m)) == newest,
             })
             .collect();
         let owners: Vec<Option<i64>> =
@@ -221,6 +225,19 @@ impl Sight {
                     }
                 }
                 _ => {}
+            }
+        }
+        let candidate = |n: i64| candidates.iter().find(|candidate| candidate.incarnation == n);
+        if candidate(self.me).is_some_and(|me| !me.may_gain) {
+            for (slot, by) in wanted {
+                let at = usize::from(*slot);
+                let stays = owners[at] == me && plan[at] == me;
+                if stays && candidate(*by).is_some_and(|by| by.may_gain && by.weight > 0) {
+                    let batch = share.moves.entry(*by).or_default();
+                    if batch.len() < MOVES {
+                        batch.push((*slot, owned[at].epoch));
+                    }
+                }
             }
         }
         if self.state() != Some(State::Active) {
@@ -249,12 +266,15 @@ mod tests {
     use super::*;
     use crate::kernel::ids::SLOTS;
 
+    const NONE: BTreeMap<u16, i64> = BTreeMap::new();
+
     fn member(incarnation: i64, state: State) -> Member {
         Member {
             incarnation,
             name: format!("n{incarnation}"),
             peer_address: String::new(),
             version: "1.2.0".into(),
+            kinds: Vec::new(),
             weight: 1,
             state,
             lease_left_ms: 4_000,
@@ -328,22 +348,54 @@ mod tests {
         use State::Active;
         let mut one = sight(1, vec![member(1, Active)]);
         let nobody = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
-        let share = one.share(&nobody);
+        let share = one.share(&nobody, &NONE);
         assert_eq!((share.claims.len(), share.claims[9]), (4_096, (9, 3)), "7 does not live");
         let mine = vec![Owned { owner: Some(1), epoch: 4 }; usize::from(SLOTS)];
-        assert_eq!(one.share(&mine), Share::default());
+        assert_eq!(one.share(&mine, &NONE), Share::default());
         one.hear(Beat { version: 2, members: vec![member(1, Active), member(2, Active)] }, 0);
         for expected in [8, 16, 32, 64, 64] {
-            let share = one.share(&mine);
+            let share = one.share(&mine, &NONE);
             assert_eq!((share.moves[&2].len(), share.more), (expected, true), "slowly at first");
             one.gave(2);
         }
         // A newer release takes everything over in time; an older one gets nothing from it.
         let old = Member { version: "1.1.9".into(), ..member(2, Active) };
         one.hear(Beat { version: 3, members: vec![member(1, Active), old] }, 0);
-        assert_eq!(one.share(&mine), Share::default());
+        assert_eq!(one.share(&mine, &NONE), Share::default());
         one.hear(Beat { version: 4, members: vec![member(1, State::Draining)] }, 0);
-        assert_eq!(one.share(&nobody), Share::default(), "who drains takes nothing");
+        assert_eq!(one.share(&nobody, &NONE), Share::default(), "who drains takes nothing");
+    }
+
+    #[test]
+    fn slots_go_to_those_who_know_more_kinds_and_not_back() {
+        use State::Active;
+        let knows = |n: i64, kinds: &[&str]| Member {
+            kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            ..member(n, Active)
+        };
+        let owned = |by: fn(u16) -> i64| -> Vec<Owned> {
+            (0..SLOTS).map(|slot| Owned { owner: Some(by(slot)), epoch: 4 }).collect()
+        };
+        let halves = owned(|slot| if slot % 2 == 0 { 1 } else { 2 });
+        // The first does not say what it knows; the second knows more than nothing.
+        for (older, newer) in
+            [(knows(1, &[]), knows(2, &["a"])), (knows(1, &["a"]), knows(2, &["a", "b"]))]
+        {
+            let older_sight = sight(1, vec![older.clone(), newer.clone()]);
+            assert_eq!(older_sight.share(&halves, &NONE), Share::default(), "it keeps its half");
+            let wanted = BTreeMap::from([(6, 2), (7, 2), (8, 3)]);
+            let share = older_sight.share(&halves, &wanted);
+            assert_eq!(share.moves, BTreeMap::from([(2, vec![(6, 4)])]), "its own, to who knows");
+            // Then they stay there, whatever is asked for.
+            let newer_sight = sight(2, vec![older, newer]);
+            let all = owned(|_| 2);
+            let wanted = BTreeMap::from([(6, 1)]);
+            assert_eq!(newer_sight.share(&all, &wanted), Share::default());
+        }
+        // Each knows what the other does not: slots move all the same when one of them is gone.
+        let two = sight(1, vec![knows(1, &["a"]), knows(2, &["b"])]);
+        let lost = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
+        assert_eq!(two.share(&lost, &NONE).claims.len(), 2_048);
     }
 
     #[test]

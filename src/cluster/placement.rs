@@ -11,7 +11,8 @@ pub struct Candidate {
     pub incarnation: i64,
     /// Its share relative to the others; 0 owns nothing.
     pub weight: u32,
-    /// False for a release that is older than another active one: it keeps what it has and gets nothing new.
+    /// False for a release that is older than another active one, or knows fewer kinds: it keeps what it has and gets
+    /// nothing new.
     pub may_gain: bool,
 }
 

@@ -22,6 +22,8 @@ use crate::kernel::ids::slot_of;
 
 /// Between two attempts where nothing has been heard of a change.
 const RETRY: Duration = Duration::from_millis(25);
+/// The same where the entity's node does not know what is asked for: that takes a hand-over.
+const UNKNOWN_RETRY: Duration = Duration::from_millis(250);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -122,6 +124,7 @@ impl Router {
         let mut changes: Option<watch::Receiver<u64>> = None;
         let mut last = AskError::DeadlineExceeded;
         while Instant::now() < meta.deadline {
+            let mut pause = RETRY;
             if let Some(changes) = &mut changes {
                 changes.mark_unchanged();
             }
@@ -143,7 +146,19 @@ impl Router {
                     let asked = remote.ask(&attempts, &meta, incarnation, epoch).await;
                     match asked {
                         Ok(RemoteAnswer::Outcome(outcome)) => {
-                            return attempts.decode(&outcome).ok_or(AskError::Internal);
+                            // It was carried out: under the same id, another node says what came of it.
+                            let newer = || {
+                                AskError::unavailable("only a newer release can read the answer")
+                            };
+                            return attempts.decode(&outcome).ok_or_else(newer);
+                        }
+                        // Whoever sends it knows it: the other one is of another release, and hands the slot over, or is
+                        // upgraded before long.
+                        Ok(RemoteAnswer::Failed(AskError::BadCommand(what))) => {
+                            pause = UNKNOWN_RETRY;
+                            AskError::unavailable(format!(
+                                "the entity's node does not know what is asked for: {what}"
+                            ))
                         }
                         Ok(RemoteAnswer::Failed(AskError::NotHere)) => AskError::NotHere,
                         Ok(RemoteAnswer::Failed(error)) => return Err(error),
@@ -159,7 +174,7 @@ impl Router {
                 }
             };
             last = failed;
-            let wait = RETRY.min(meta.deadline.saturating_duration_since(Instant::now()));
+            let wait = pause.min(meta.deadline.saturating_duration_since(Instant::now()));
             let changes = changes.get_or_insert_with(|| self.0.slots.changes());
             let _ = tokio::time::timeout(wait, changes.changed()).await;
         }
@@ -280,6 +295,7 @@ impl Inbox for Router {
                     }
                 };
                 let transport = remote.transport.clone();
+                let slots = self.0.slots.clone();
                 let left = Duration::from_millis(ask.remaining_ms.into());
                 let reply =
                     Reply { transport, to: from, correlation, until: Instant::now() + left };
@@ -288,7 +304,12 @@ impl Inbox for Router {
                         .send(match answering {
                             Ok(outcome) => match outcome.await {
                                 Ok(outcome) => RemoteAnswer::Outcome(outcome),
-                                Err(error) => RemoteAnswer::Failed(error),
+                                Err(error) => {
+                                    if let AskError::BadCommand(_) = error {
+                                        slots.want(slot, from);
+                                    }
+                                    RemoteAnswer::Failed(error)
+                                }
                             },
                             Err(answer) => answer,
                         })

@@ -3,8 +3,9 @@
 //! The truth is in the store, and every commit checks it there. This table decides only where a command is sent, and
 //! when this node may answer without a commit.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -49,6 +50,8 @@ pub struct Slots {
     me: i64,
     slots: Arc<[Slot]>,
     changed: Arc<watch::Sender<u64>>,
+    /// Slots of this node that others have asked for what this release does not know.
+    wanted: Arc<Mutex<BTreeMap<u16, i64>>>,
     /// Read only for a slot that waits.
     now_ms: fn() -> i64,
 }
@@ -76,7 +79,7 @@ impl Slots {
             opens_at_ms: AtomicI64::new(0),
         };
         let changed = Arc::new(watch::Sender::new(0));
-        Self { me, slots: (0..count).map(slot).collect(), changed, now_ms }
+        Self { me, slots: (0..count).map(slot).collect(), changed, wanted: Arc::default(), now_ms }
     }
 
     pub fn me(&self) -> i64 {
@@ -156,6 +159,16 @@ impl Slots {
     pub fn unseal(&self, slot: u16) {
         let entry = &self.slots[usize::from(slot)];
         let _ = entry.opens_at_ms.compare_exchange(SEALED, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Notes that a node knows something of the slot that this one does not: a kind, or a command.
+    pub fn want(&self, slot: u16, by: i64) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, by);
+    }
+
+    /// What was noted since the last time. Whoever gets nothing of it asks again.
+    pub fn take_wanted(&self) -> BTreeMap<u16, i64> {
+        std::mem::take(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Wakes those who wait for a slot to be served somewhere.

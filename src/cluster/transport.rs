@@ -10,7 +10,7 @@
 //! [`SendError::Overloaded`]; an envelope above [`Limits::max_envelope_bytes`] is refused before it is sent. Asks leave
 //! room in the window for control messages, and both leave room for answers.
 //!
-//! What both implementations share is in `frame` (what travels), `link` (one link: queue, window, credits), `links`
+//! What both implementations share is in `wire` (what travels, in each version), `frame` (what it weighs), `link` (one link: queue, window, credits), `links`
 //! (which peer has which link), `handshake` and `node` (listen, dial, redial), and [`tls`], which a connection may be
 //! wrapped in. [`framed`] writes frames to the connection; [`clustered`] hands the connection to ractor_cluster.
 
@@ -25,6 +25,7 @@ mod node;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -46,8 +47,9 @@ pub struct Peer {
     pub address: String,
 }
 
-/// What travels. Bodies are JSON, as in the journal and the outbox: what a kind can read does not depend on its layout.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What travels, as [`wire`] writes it. Bodies are JSON, as in the journal and the outbox: what a kind can read does not
+/// depend on its layout.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Envelope {
     /// Must be answered, by [`Envelope::Answer`] with the same number, as long as the link lives.
     Ask {
@@ -58,12 +60,13 @@ pub enum Envelope {
         correlation: u64,
         answer: RemoteAnswer,
     },
-    /// Everything that is not between an asker and an entity: kinds of it are told apart by the first byte.
+    /// Everything that is not between an asker and an entity: kinds of it are told apart by the first byte, and one that
+    /// a node does not know is nothing to it.
     Control(Vec<u8>),
 }
 
 /// A command for an entity that lives on the receiving node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RemoteAsk {
     pub kind: String,
     pub key: String,
@@ -78,7 +81,7 @@ pub struct RemoteAsk {
     pub traceparent: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RemoteAnswer {
     /// `Result<Reply, Rejection>` as JSON.
     Outcome(String),

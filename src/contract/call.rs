@@ -42,6 +42,8 @@ pub struct Services {
     pub presence: Arc<Presence>,
     pub clock: Clock,
     pub settings: Settings,
+    /// How long something that a connection holds is believed to be there without a renewal.
+    pub connection_lease_s: i64,
     /// Whether this node may answer from the read models: with the store up and the lease proven.
     pub may_read: Box<dyn Fn() -> bool + Send + Sync>,
     pub limiter: Arc<dyn RateLimiter>,

@@ -67,6 +67,13 @@ impl JsonSchema for After {
     }
 }
 
+/// Which page of a list is wanted.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+pub struct Paging {
+    pub limit: Option<Limit>,
+    pub cursor: Option<After>,
+}
+
 /// Which list it is: a cursor of another one is refused.
 #[derive(Clone, Debug)]
 pub struct ListOf(String);

@@ -6,15 +6,18 @@
 pub mod bucket;
 pub mod call;
 pub mod connection;
+pub mod declare;
 pub mod input;
 pub mod list;
 pub mod operation;
 pub mod problem;
+pub mod runner;
+pub mod section;
 pub mod system;
 pub mod topic;
+pub mod view;
 
 pub use call::{Call, Services};
-pub(crate) use operation::operations;
-pub use operation::{Declared, Meta, Operation, declare};
+pub use operation::{Declared, Meta, Operation};
 pub use problem::{FieldError, Outcome, Problem};
 pub use system::System;

@@ -231,7 +231,8 @@ pub struct Declared {
     run: Run,
 }
 
-pub const fn declare<O: Operation>() -> Declared {
+/// An operation in the list of its system.
+pub const fn operation<O: Operation>() -> Declared {
     Declared {
         meta: O::META,
         input: |generator| generator.subschema_for::<O::Input>(),
@@ -273,9 +274,3 @@ fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome
     }
     .boxed()
 }
-
-/// The list of a system's operations.
-macro_rules! operations {
-    ($($operation:ty),* $(,)?) => { &[$($crate::contract::operation::declare::<$operation>()),*] };
-}
-pub(crate) use operations;

@@ -5,24 +5,54 @@ use futures_util::future::BoxFuture;
 use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
+use super::runner::RunnerMade;
+use super::section::SectionKind;
 use super::topic::{Announced, TopicKind};
+use crate::actors::EntityKind;
+use crate::cluster::Entities;
+use crate::persistence::store::Migration;
+use crate::persistence::views::{Table, Views};
 
 pub struct System {
     /// The folder's name.
     pub name: &'static str,
+    pub entities: &'static [EntityKind],
     pub operations: &'static [Declared],
     pub topics: &'static [TopicKind],
     /// What clients hear on topics.
     pub announcements: &'static [Announced],
+    /// The tables of its read models, made where they are missing.
+    pub views: &'static [fn() -> Table],
+    /// What its tables need beyond that. The numbers are unique among all systems.
+    pub migrations: &'static [Migration],
+    /// What is configured of it.
+    pub sections: &'static [SectionKind],
+    /// Work outside of its entities.
+    pub runners: &'static [RunnerMade],
+    /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
+    pub seed: Option<Seed>,
     /// Whether the caller has something open with another user, which lets them see whether that user is there.
     pub have_dealings: Option<HaveDealings>,
 }
 
+pub type Seed = for<'a> fn(&'a Entities, &'a Views) -> BoxFuture<'a, Result<(), String>>;
 pub type HaveDealings = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<bool>>;
 
 impl System {
     /// A system that declares nothing yet.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, operations: &[], topics: &[], announcements: &[], have_dealings: None }
+        Self {
+            name,
+            entities: &[],
+            operations: &[],
+            topics: &[],
+            announcements: &[],
+            views: &[],
+            migrations: &[],
+            sections: &[],
+            runners: &[],
+            seed: None,
+            have_dealings: None,
+        }
     }
 }

@@ -54,7 +54,8 @@ pub struct TopicKind {
     pub carriage: fn(&Settings, &str) -> Carriage,
 }
 
-pub const fn topic_kind<T: Topic>() -> TopicKind {
+/// A topic in the list of its system.
+pub const fn topic<T: Topic>() -> TopicKind {
     TopicKind {
         kind: T::KIND,
         summary: T::SUMMARY,
@@ -62,12 +63,6 @@ pub const fn topic_kind<T: Topic>() -> TopicKind {
         carriage: T::carriage,
     }
 }
-
-/// The list of a system's topics.
-macro_rules! topics {
-    ($($topic:ty),* $(,)?) => { &[$($crate::contract::topic::topic_kind::<$topic>()),*] };
-}
-pub(crate) use topics;
 
 /// The rule of topics whose key is a user: nobody else listens.
 pub fn only_their_own(call: &Call, key: &str) -> Outcome<()> {
@@ -85,7 +80,8 @@ pub struct Announced {
     pub data: fn(&mut SchemaGenerator) -> Schema,
 }
 
-pub const fn announced<A: Announcement>() -> Announced {
+/// An announcement in the list of its system.
+pub const fn announcement<A: Announcement>() -> Announced {
     Announced {
         event: A::EVENT,
         summary: A::SUMMARY,
@@ -94,14 +90,6 @@ pub const fn announced<A: Announcement>() -> Announced {
         data: |generator| generator.subschema_for::<A>(),
     }
 }
-
-/// The list of what a system announces.
-macro_rules! announcements {
-    ($($announcement:ty),* $(,)?) => {
-        &[$($crate::contract::topic::announced::<$announcement>()),*]
-    };
-}
-pub(crate) use announcements;
 
 /// `kind:key`. Application topics keep their whole name as the key.
 pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {

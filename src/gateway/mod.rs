@@ -203,6 +203,8 @@ pub struct Parts {
     pub clock: Clock,
     pub options: Options,
     pub settings: Settings,
+    /// How long something that a connection holds is believed to be there without a renewal.
+    pub connection_lease_s: i64,
     pub systems: &'static [&'static System],
 }
 
@@ -244,6 +246,7 @@ impl Gateway {
             clock,
             options,
             settings,
+            connection_lease_s,
             systems,
         } = parts;
         let ready = readiness.clone();
@@ -253,6 +256,7 @@ impl Gateway {
             presence,
             clock,
             settings,
+            connection_lease_s,
             may_read: Box::new(move || ready.store_up() && ready.lease_fresh()),
             limiter: limiter.clone(),
             commands: Policy {

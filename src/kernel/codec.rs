@@ -14,9 +14,11 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// `None`: not such a value, or something behind it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    decode_first(bytes).filter(|(_, used)| *used == bytes.len()).map(|(value, _)| value)
+}
+
+/// The first value of several, and how many bytes it takes.
+pub fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, usize)> {
     let limit = bincode::config::standard().with_limit::<MAX_BYTES>();
-    match bincode::serde::decode_from_slice(bytes, limit) {
-        Ok((value, used)) if used == bytes.len() => Some(value),
-        _ => None,
-    }
+    bincode::serde::decode_from_slice(bytes, limit).ok()
 }

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
+use crate::kernel::view::ViewRow;
 
 pub trait Entity: Sized + Send + Sync + 'static {
     /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
@@ -109,20 +110,22 @@ pub struct DecideCx<'a> {
 }
 
 /// Who sent a command. Edges fill in the authenticated user; the runtime fills in the rest.
+/// Between nodes it is JSON: a field may be added where it has a default, since the release before leaves it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "who", rename_all = "snake_case")]
 pub enum Caller {
     User {
         id: String,
         role: Role,
         /// What their token may do, which was checked where they came in.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Scopes::are_all")]
         scopes: Scopes,
     },
     Entity {
         kind: String,
         key: String,
         /// `None`: it speaks in its own right, in a protocol that its receivers know it by.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         for_user: Option<Principal>,
     },
     /// The entity itself, by a timer or by the outcome of what it asked for, or the node.
@@ -185,9 +188,8 @@ impl Scopes {
         }
     }
 
-    /// The words, where there are not all.
-    pub fn words(&self) -> Option<&[String]> {
-        self.0.as_deref()
+    fn are_all(&self) -> bool {
+        self.0.is_none()
     }
 }
 
@@ -452,19 +454,6 @@ pub struct SendFailure {
     pub command: Value,
     /// The receiver's `reason` where it said no, else `dead_letter`.
     pub reason: String,
-}
-
-/// One row of a read model. The store knows each view's table and key.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ViewRow {
-    pub view: &'static str,
-    pub row: Value,
-}
-
-impl ViewRow {
-    pub fn new(view: &'static str, row: Value) -> Self {
-        Self { view, row }
-    }
 }
 
 /// Folds a golden journal: what a release test reads, and what the layout hash is computed from.

@@ -103,7 +103,8 @@ impl ErrorCode {
     }
 }
 
-/// Why an entity gave no answer. A business "no" is not among these: it is a typed rejection.
+/// Why an entity gave no answer. A business "no" is not among these: it is a typed rejection. Between nodes it is JSON; a
+/// reason that a node does not know is `Unavailable` to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AskError {
     #[error("the entity has too many commands in flight")]

@@ -8,3 +8,4 @@ pub mod entity;
 pub mod error;
 pub mod ids;
 pub mod text;
+pub mod view;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use crate::kernel::entity::ViewRow;
+use crate::kernel::view::ViewRow;
 use crate::persistence::store::micros;
 
 /// Everything that follows from one command of one entity. Written in whole or not at all.

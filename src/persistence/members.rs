@@ -34,6 +34,8 @@ pub struct Member {
     pub name: String,
     pub peer_address: String,
     pub version: String,
+    /// The kinds of entities that it knows; none where it does not say, as releases before 0012 did not.
+    pub kinds: Vec<String>,
     pub weight: u32,
     pub state: State,
     /// By the database's clock; negative when it has run out.
@@ -151,7 +153,7 @@ pub async fn beat(
                 n.version, n.weight, n.state, (extract(epoch from l.lease_until - now()) * 1000)::bigint,
                 (select count(*) from suspicions s join nodes b on b.incarnation = s.by
                   where s.suspect = n.incarnation and b.state = 'active' and s.at > now() - interval '3 seconds'),
-                micros(clock_timestamp())
+                micros(clock_timestamp()), coalesce(n.kinds, '{}')
            from nodes n join leases l using (incarnation) where n.state <> 'dead' order by n.incarnation",
     )
     .bind(incarnation)
@@ -169,6 +171,7 @@ pub async fn beat(
         name: row.get(3),
         peer_address: row.get(4),
         version: row.get(5),
+        kinds: row.get(11),
         weight: row.get::<i32, _>(6).max(0) as u32,
         state: match row.get::<&str, _>(7) {
             "joining" => State::Joining,
@@ -294,6 +297,15 @@ async fn moved(
     }
     tx.commit().await?;
     Ok(rows.iter().map(|row| (row.get::<i32, _>(0) as u16, row.get(1))).collect())
+}
+
+/// Says which kinds of entities this node knows, before it becomes active.
+pub async fn knows(pool: &PgPool, me: i64, kinds: &[&str]) -> Result<(), sqlx::Error> {
+    let sql = "update nodes set kinds = $2 where incarnation = $1";
+    within(pool, "note a node's kinds", PATIENCE, async |connection| {
+        sqlx::query(sql).bind(me).bind(kinds).execute(connection).await.map(drop)
+    })
+    .await
 }
 
 /// Joining → active, or active → draining. False when it was declared dead meanwhile.

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration as Applied, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::{Connection, Row, SqlSafeStr};
 
 use crate::persistence::session;
+use crate::persistence::views::{Table, make_tables};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -115,32 +116,42 @@ fn refused(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// The migrations by number: a release knows those up to its last one.
-const MIGRATIONS: &[(i64, &str, &str)] = &[
+/// A step of the schema: its number, what it is about, and its SQL.
+pub type Migration = (i64, &'static str, &'static str);
+
+/// The runtime's own migrations by number: a release knows those up to its last one.
+const MIGRATIONS: &[Migration] = &[
     (1, "runtime", include_str!("../../migrations/0001_runtime.sql")),
-    (2, "marketplace", include_str!("../../migrations/0002_marketplace.sql")),
-    (3, "playback", include_str!("../../migrations/0003_playback.sql")),
     (4, "starvation", include_str!("../../migrations/0004_starvation.sql")),
     (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
     (7, "members", include_str!("../../migrations/0007_members.sql")),
     (8, "owing", include_str!("../../migrations/0008_owing.sql")),
     (10, "principals", include_str!("../../migrations/0010_principals.sql")),
+    (12, "releases", include_str!("../../migrations/0012_releases.sql")),
+    (13, "views", include_str!("../../migrations/0013_views.sql")),
 ];
 
 /// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an
 /// advisory lock meanwhile. Migrations of a later release are left as they are, unless one of them says that this
 /// release can no longer use the tables.
-pub async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
-    migrate_with(pool, MIGRATIONS).await
+pub async fn migrate(
+    pool: &PgPool,
+    of_systems: &[Migration],
+    tables: &[Table],
+) -> Result<(), StoreError> {
+    let mut known = [MIGRATIONS, of_systems].concat();
+    known.sort_by_key(|(number, ..)| *number);
+    migrate_with(pool, &known, tables).await
 }
 
 async fn migrate_with(
     pool: &PgPool,
-    known: &[(i64, &str, &'static str)],
+    known: &[Migration],
+    tables: &[Table],
 ) -> Result<(), StoreError> {
     let migrations = known.iter().map(|&(version, name, sql)| {
         let sql = sqlx::AssertSqlSafe(sql).into_sql_str();
-        Migration::new(version, name.to_owned().into(), MigrationType::Simple, sql, false)
+        Applied::new(version, name.to_owned().into(), MigrationType::Simple, sql, false)
     });
     let mut migrator = Migrator::with_migrations(migrations.collect());
     migrator.set_ignore_missing(true);
@@ -159,6 +170,7 @@ async fn migrate_with(
         }
     };
     migrated.map_err(migration_failed)?;
+    make_tables(&mut connection, tables).await?;
     let last = known.iter().map(|(version, ..)| *version).max().unwrap_or(0);
     let needed: i64 =
         sqlx::query_scalar("select migration from schema_floor").fetch_one(&mut connection).await?;

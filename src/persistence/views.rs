@@ -1,10 +1,11 @@
-//! Reads of the read models. Which ones there are is for the systems to say.
+//! Read models: their tables, and reads of them. Which ones there are is for the systems to say.
 
 use serde::de::DeserializeOwned;
-use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::{AssertSqlSafe, Row};
 
 use crate::kernel::clock::Timestamp;
+use crate::kernel::view::{Listed, View};
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
 
@@ -79,16 +80,57 @@ impl Views {
         Ok(within(&self.pool, READ, PATIENCE, statement).await?)
     }
 
-    /// One row or none; the query binds `$1` and yields one jsonb column as text.
-    pub async fn row<V: DeserializeOwned>(
-        &self,
-        sql: &'static str,
-        id: &str,
-    ) -> Result<Option<V>, ViewError> {
+    /// The row with this key.
+    pub async fn get<V: View>(&self, key: &str) -> Result<Option<V>, ViewError> {
+        let (name, column) = (V::NAME, V::KEY);
+        let sql = format!("select to_jsonb(t)::text from {name} t where \"{column}\" = $1");
         let row = within(&self.pool, READ, PATIENCE, async |connection| {
-            sqlx::query(sql).bind(id).fetch_optional(connection).await
+            sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await
         });
         row.await?.map(|row| typed(&row, 0)).transpose()
+    }
+
+    /// The row with this key, if it is this owner's.
+    pub async fn get_of<V: View>(&self, owner: &str, key: &str) -> Result<Option<V>, ViewError> {
+        let (name, column, owned) = (V::NAME, V::KEY, const { Listed::of::<V>().by });
+        // The owner is compared and not looked for: a plan could take the index of all that is theirs.
+        let sql = format!(
+            "select to_jsonb(t)::text, \"{owned}\" = $2 from {name} t where \"{column}\" = $1"
+        );
+        let row = within(&self.pool, READ, PATIENCE, async |connection| {
+            sqlx::query(AssertSqlSafe(sql)).bind(key).bind(owner).fetch_optional(connection).await
+        });
+        let own = row.await?.filter(|row| row.get::<Option<bool>, _>(1) == Some(true));
+        own.map(|row| typed(&row, 0)).transpose()
+    }
+
+    /// One page of an owner's rows.
+    pub async fn list<V: View>(&self, list: List<'_>) -> Result<Page<V>, ViewError> {
+        let (name, key) = (V::NAME, V::KEY);
+        let Listed { by: owner, order } = const { Listed::of::<V>() };
+        let (beyond, direction) = if list.newest_first { ("<", "desc") } else { (">", "asc") };
+        let mut sql = format!(
+            "select to_jsonb(t)::text, micros(\"{order}\"), \"{key}\" from {name} t
+              where \"{owner}\" = $1 and (\"{order}\", \"{key}\" collate \"C\") {beyond} (micros($2::bigint), $3)"
+        );
+        for (at, (column, _)) in list.filters.iter().enumerate() {
+            sql.push_str(&format!(" and \"{column}\"::text = ${}", at + 5));
+        }
+        sql.push_str(&format!(
+            " order by \"{order}\" {direction}, \"{key}\" collate \"C\" {direction} limit $4"
+        ));
+        let rows = within(&self.pool, READ, PATIENCE, async |connection| {
+            let mut query = sqlx::query(AssertSqlSafe(sql))
+                .bind(list.owner)
+                .bind(micros(list.from.at))
+                .bind(&list.from.id)
+                .bind(list.limit as i64 + 1);
+            for (_, value) in list.filters {
+                query = query.bind(value);
+            }
+            query.fetch_all(connection).await
+        });
+        Page::of(&rows.await?, list.limit)
     }
 
     /// One number or none; the query binds `$1` and `$2`.
@@ -154,6 +196,98 @@ pub fn typed<V: DeserializeOwned>(row: &PgRow, at: usize) -> Result<V, ViewError
 fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {
     let last = (rows.len() > limit).then(|| rows.get(limit - 1)).flatten();
     last.map(|row| Cursor { at: from_micros(row.get(1)), id: row.get(2) })
+}
+
+/// Which page of an owner's rows is wanted.
+#[derive(Clone, Debug)]
+pub struct List<'a> {
+    pub owner: &'a str,
+    /// Columns of the view, and what they must be.
+    pub filters: &'a [(&'static str, &'a str)],
+    pub newest_first: bool,
+    pub from: Cursor,
+    pub limit: usize,
+}
+
+/// A view's table, as its type describes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    pub name: &'static str,
+    pub key: &'static str,
+    pub listed: Option<Listed>,
+    /// Names and types.
+    pub columns: Vec<(String, &'static str)>,
+}
+
+/// Makes what is missing of the tables: columns are added and never taken away, so that older releases go on.
+pub async fn make_tables(
+    connection: &mut PgConnection,
+    tables: &[Table],
+) -> Result<(), sqlx::Error> {
+    // Several nodes may start at once.
+    let lock = "select pg_advisory_lock(hashtext('proxie.views'))";
+    sqlx::query(lock).execute(&mut *connection).await?;
+    for table in tables {
+        for sql in table.missing(connection).await? {
+            tracing::info!(table = table.name, sql, "a read model's table is extended");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+        }
+    }
+    let unlock = "select pg_advisory_unlock(hashtext('proxie.views'))";
+    sqlx::query(unlock).execute(connection).await?;
+    Ok(())
+}
+
+impl Table {
+    /// The statements that make what is not there yet.
+    async fn missing(&self, connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+        let Self { name, key, listed, columns } = self;
+        let there: Vec<String> = sqlx::query_scalar(
+            "select attname::text from pg_attribute
+              where attrelid = to_regclass($1) and attnum > 0 and not attisdropped",
+        )
+        .bind(name)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut statements = Vec::new();
+        if there.is_empty() {
+            let define = |(column, kind): &(String, &str)| {
+                let unique = if column == key { " primary key" } else { "" };
+                format!("\"{column}\" {kind}{unique}")
+            };
+            let columns: Vec<_> = columns.iter().map(define).collect();
+            statements.push(format!("create table {name} ({})", columns.join(", ")));
+        } else {
+            let missing = columns.iter().filter(|(column, _)| !there.contains(column));
+            let add = |(column, kind): &(String, &str)| format!("add column \"{column}\" {kind}");
+            let added: Vec<_> = missing.map(add).collect();
+            if !added.is_empty() {
+                statements.push(format!("alter table {name} {}", added.join(", ")));
+            }
+        }
+        if !statements.is_empty() {
+            statements.push(format!("call make_view('{name}')"));
+        }
+        let Some(Listed { by, order }) = listed else { return Ok(statements) };
+        let is_indexed: bool = sqlx::query_scalar(
+            "select exists (
+                select from pg_index where indrelid = to_regclass($1) and indisvalid and indnkeyatts = 3
+                   and (select array_agg(pg_get_indexdef(indexrelid, n, true) order by n)
+                          from generate_series(1, 3) n) = array[$2, $3, $4])",
+        )
+        .bind(name)
+        .bind(by)
+        .bind(order)
+        .bind(key)
+        .fetch_one(connection)
+        .await?;
+        if !is_indexed {
+            let index = format!("{name}_{by}_{order}");
+            let columns = format!("\"{by}\", \"{order}\", \"{key}\" collate \"C\"");
+            statements.push(format!("create index {index} on {name} ({columns})"));
+        }
+        Ok(statements)
+    }
 }
 
 /// Before the first item of a list that goes up, or down, in time.

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use proxie::app::core::migrate;
 use proxie::persistence::keys::{self, SigningKey};
 use proxie::persistence::patience::within;
 use proxie::persistence::store::{self, Options, StoreError};
@@ -213,9 +214,9 @@ async fn an_older_release_starts_on_newer_tables_unless_a_migration_says_otherwi
     pool.execute("insert into _sqlx_migrations (version, description, success, checksum, execution_time) values (9001, 'later', true, '', 0)")
         .await
         .unwrap();
-    store::migrate(&pool).await.unwrap();
+    migrate(&pool, proxie::systems::ALL).await.unwrap();
     pool.execute("update schema_floor set migration = 9001").await.unwrap();
-    let error = store::migrate(&pool).await.unwrap_err();
+    let error = migrate(&pool, proxie::systems::ALL).await.unwrap_err();
     assert!(matches!(error, StoreError::NeedsNewerRelease { needed: 9001, .. }), "{error}");
 }
 
@@ -234,7 +235,7 @@ async fn a_migration_may_take_longer_than_a_statement() {
     let mut other = pool.begin().await.unwrap();
     other.execute("lock table _sqlx_migrations in access exclusive mode").await.unwrap();
     let theirs = PgPool::connect_with(database).await.unwrap();
-    let (migrated, ()) = tokio::join!(store::migrate(&theirs), async {
+    let (migrated, ()) = tokio::join!(migrate(&theirs, proxie::systems::ALL), async {
         eventually("the migration waits", || async {
             let waits = "select count(*) from pg_locks where not granted";
             sqlx::query_scalar::<_, i64>(waits).fetch_one(&pool).await.unwrap() > 0

@@ -21,11 +21,7 @@ use proxie::persistence::keys::SigningKey;
 use proxie::persistence::limits::{LocalLimiter, Nodes, Policy};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::views::Views;
-use proxie::systems::marketplace::domain::booking::Booking;
 use proxie::systems::marketplace::domain::matching::{self, Criteria, Matches};
-use proxie::systems::marketplace::domain::provider::Provider;
-use proxie::systems::marketplace::domain::request;
-use proxie::systems::marketplace::domain::session::Session;
 use proxie::systems::marketplace::domain::user::{self, User};
 use proxie::systems::marketplace::views::{Window, candidates};
 use serde_json::{Value, json};
@@ -80,11 +76,9 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let mut setup = Setup::default();
     setup.runners.insert(matching::RUNNER, Arc::new(Matching(views.clone())));
     let mut prepared = try_prepare(database, setup).await.unwrap();
-    prepared.registry.register::<User>().await.unwrap();
-    prepared.registry.register::<Session>().await.unwrap();
-    prepared.registry.register::<request::Request>().await.unwrap();
-    prepared.registry.register::<Provider>().await.unwrap();
-    prepared.registry.register::<Booking>().await.unwrap();
+    for kind in proxie::systems::marketplace::SYSTEM.entities {
+        (kind.register)(&mut prepared.registry).await.unwrap();
+    }
     let core = prepared.run().await.unwrap();
     let auth = Arc::new(Auth::new(&SigningKey { kid: "k1".into(), secret: [7; 32] }));
     let lanes = core.lanes.clone();
@@ -107,9 +101,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         clock: Clock::System,
         options,
-        settings: proxie::contract::call::Settings::default()
-            .with(proxie::systems::devices::settings::Settings::default())
-            .with(proxie::systems::app_topics::settings::Settings::default()),
+        settings: proxie::config::Config::default().systems.prepare().unwrap(),
+        connection_lease_s: 90,
         systems: proxie::systems::ALL,
     })
     .await

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use proxie::app::core::Core;
-use proxie::app::kinds;
 use proxie::cluster::Meta;
 use proxie::kernel::entity::*;
 use proxie::kernel::error::{AskError, ErrorCode};
@@ -364,7 +363,9 @@ async fn node() -> (Core, PgPool) {
     let database = database().await;
     let reads = pool(database.clone()).await;
     let mut prepared = try_prepare(database, Setup::default()).await.unwrap();
-    kinds::register(&mut prepared.registry).await.unwrap();
+    for kind in proxie::systems::ALL.iter().flat_map(|system| system.entities) {
+        (kind.register)(&mut prepared.registry).await.unwrap();
+    }
     prepared.registry.register::<Agent>().await.unwrap();
     let core = prepared.run().await.unwrap();
     ALICE.moves_in(&core).await;

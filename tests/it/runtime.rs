@@ -1026,7 +1026,8 @@ async fn a_store_without_room_is_away_and_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ordinary_database_user_is_enough_once_the_extensions_are_there() {
-    use proxie::persistence::store::{StoreError, migrate};
+    use proxie::app::core::migrate;
+    use proxie::persistence::store::StoreError;
     let database = server().await.create_database("of_a_user", None).await.unwrap();
     let administrator = pool(database.clone()).await;
     for statement in ["create role of_a_user login", "alter database of_a_user owner to of_a_user"]
@@ -1034,12 +1035,12 @@ async fn an_ordinary_database_user_is_enough_once_the_extensions_are_there() {
         sqlx::query(statement).execute(&administrator).await.unwrap();
     }
     let mine = database.username("of_a_user");
-    let refused = migrate(&pool(mine.clone()).await).await.unwrap_err();
+    let refused = migrate(&pool(mine.clone()).await, proxie::systems::ALL).await.unwrap_err();
     assert!(matches!(refused, StoreError::MayNotExtend), "{refused}");
     for statement in ["create extension vector", "create extension btree_gist"] {
         sqlx::query(statement).execute(&administrator).await.unwrap();
     }
-    migrate(&pool(mine.clone()).await).await.unwrap();
+    migrate(&pool(mine.clone()).await, proxie::systems::ALL).await.unwrap();
     let node = core(mine, Setup::default()).await;
     ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
     node.stop().await;

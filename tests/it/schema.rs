@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use proxie::gateway::http::{asyncapi, openapi};
 use serde_json::{Map, Value};
 
-static ASYNCAPI: LazyLock<Value> = LazyLock::new(|| asyncapi::document(proxie::systems::ALL));
-static OPENAPI: LazyLock<Value> = LazyLock::new(|| openapi::document(proxie::systems::ALL));
+static ASYNCAPI: LazyLock<Value> = LazyLock::new(|| asyncapi::document(crate::vouchers::ALL));
+static OPENAPI: LazyLock<Value> = LazyLock::new(|| openapi::document(crate::vouchers::ALL));
 
 /// A frame that the server sends by itself is in the document, as it is.
 #[track_caller]

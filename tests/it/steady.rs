@@ -8,8 +8,12 @@ use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
 use proxie::persistence::sweep::{Kept, sweep};
 use proxie::persistence::timers::claim;
-use proxie::persistence::views::{Cursor, Views};
-use proxie::systems::devices::views as watched;
+use proxie::persistence::views::{Cursor, List, Views};
+use proxie::systems::devices::domain::content::ContentView;
+use proxie::systems::devices::domain::playback::SessionView as PlaybackView;
+use proxie::systems::marketplace::domain::profile::ProviderView;
+use proxie::systems::marketplace::domain::request::{OfferRow, RequestView};
+use proxie::systems::marketplace::domain::session::{MessageView, SessionView};
 use proxie::systems::marketplace::views::{self as market, Window};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
@@ -140,7 +144,9 @@ const FILL: &[&str] = &[
          4.5, 0, 0.9, 1, now() from generate_series(1, 100000) g"#,
     "select list_services(array(select id from providers))",
     r#"insert into bookings select 'bkg_' || g, 'r', 'o', case when g % 2 = 0 then 'alice' else 'c' || g end, 'p',
-         case when g % 2 = 1 then 'alice' else 'o' || g end, 'haircut', 'completed', '{}', now(), now(), '{}',
+         case when g % 2 = 1 then 'alice' else 'o' || g end, 'haircut', 'completed',
+         '{"amount_minor":1,"currency":"EUR"}', now(), now(),
+         '{"name":"n","city":"c","country":"DE","latitude":1,"longitude":1,"time_zone":"UTC"}',
          '{"id":"b","request_id":"r","offer_id":"o","consumer_id":"c","service":"haircut","details":"d","status":"completed",
            "provider":{"id":"prv_1","name":"n","city":"c","rating":4.5,"reviews":1},
            "price":{"amount_minor":1,"currency":"EUR"},"review":null,"cancellation":null,
@@ -228,6 +234,10 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
                 }
             )* }
         }
+        fn rows_of(owner: &str, newest_first: bool) -> List<'_> {
+            let from = if newest_first { Cursor::last() } else { Cursor::first() };
+            List { owner, filters: &[], newest_first, from, limit: 20 }
+        }
         fn page<T>(page: &proxie::persistence::views::Page<T>) -> usize {
             page.items.len() + 1
         }
@@ -235,13 +245,13 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             usize::from(found.is_some())
         }
         reads! {
-            market::requests_of(&views, "alice", last(), 20) => page,
-            market::offers_of(&views, "req_1", Cursor::first(), 20) => page,
+            views.list::<RequestView>(rows_of("alice", true)) => page,
+            views.list::<OfferRow>(rows_of("req_1", false)) => page,
             market::bookings_of(&views, "alice", last(), 20) => page,
-            market::sessions_of(&views, "alice", last(), 20) => page,
-            market::messages_of(&views, "ses_1", true, last(), 20) => page,
-            market::messages_of(&views, "ses_1", false, Cursor::first(), 20) => page,
-            watched::playback_sessions_of(&views, "alice", last(), 20) => page,
+            views.list::<SessionView>(rows_of("alice", true)) => page,
+            views.list::<MessageView>(rows_of("ses_1", true)) => page,
+            views.list::<MessageView>(rows_of("ses_1", false)) => page,
+            views.list::<PlaybackView>(rows_of("alice", true)) => page,
             market::providers(&views, None, None, None, Cursor::first(), 20) => page,
             market::providers(&views, None, Some("berlin"), None, Cursor::first(), 20) => page,
             market::providers(&views, Some("haircut"), None, None, Cursor::first(), 20) => page,
@@ -249,13 +259,13 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             market::providers(&views, None, None, Some("own_7"), Cursor::first(), 20) => page,
             market::providers(&views, Some("cleaning"), Some("CITY7"), Some("own_7"), Cursor::first(), 20) => page,
             market::candidates(&views, &window) => Vec::len,
-            market::request(&views, "req_1") => some,
-            market::offer(&views, "off_1") => some,
-            market::provider(&views, "prv_1") => some,
-            market::session(&views, "ses_1") => some,
-            watched::content(&views, "con_1") => some,
-            watched::playback_session(&views, "pbs_1") => some,
-            market::booking(&views, "bkg_1") => some,
+            views.get_of::<RequestView>("alice", "req_1") => some,
+            views.get::<OfferRow>("off_1") => some,
+            views.get::<ProviderView>("prv_1") => some,
+            views.get_of::<SessionView>("alice", "ses_1") => some,
+            views.get::<ContentView>("con_1") => some,
+            views.get_of::<PlaybackView>("alice", "pbs_1") => some,
+            market::booking_of(&views, "alice", "bkg_1") => some,
             market::have_dealings(&views, "alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,
             // A row, its slot, and the row again to claim it.

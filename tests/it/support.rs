@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
+use proxie::app::core::migrate;
 use proxie::app::core::{self, Core, Prepared, Settings};
-use proxie::cluster::Meta;
-use proxie::cluster::skew;
+use proxie::app::member::{self, Pipe};
+use proxie::cluster::{Meta, skew, transport};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
@@ -65,7 +66,7 @@ pub async fn server() -> &'static Embedded {
                     let server = Embedded::start(options, lock).await.unwrap();
                     let template = server.create_database("template_proxie", None).await.unwrap();
                     let pool = PgPool::connect_with(template).await.unwrap();
-                    store::migrate(&pool).await.unwrap();
+                    migrate(&pool, proxie::systems::ALL).await.unwrap();
                     pool.close().await;
                     let _ = tx.send(server);
                     std::future::pending::<()>().await
@@ -122,6 +123,9 @@ pub struct Setup {
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub data_lock_held: bool,
     pub clock_limits: skew::Limits,
+    pub name: &'static str,
+    /// With others on its database.
+    pub clustered: bool,
 }
 
 impl Default for Setup {
@@ -132,6 +136,8 @@ impl Default for Setup {
             writer: writer::Options::default(),
             runners: HashMap::new(),
             data_lock_held: true,
+            name: "test",
+            clustered: false,
             // Tests move clocks by hand.
             clock_limits: skew::Limits { limit_ms: i64::MAX, ..Default::default() },
         }
@@ -202,9 +208,25 @@ pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Re
 }
 
 async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
+    let cluster = match setup.clustered {
+        false => None,
+        true => {
+            let listener = transport::bind("127.0.0.1:0").await?;
+            Some(member::Options {
+                advertise: listener.local_addr()?.to_string(),
+                listener,
+                cookie: "test".into(),
+                tls: None,
+                weight: 1,
+                pipe: Pipe::Framed,
+                limits: transport::Limits::default(),
+            })
+        }
+    };
     let settings = Settings {
+        systems: proxie::systems::ALL,
         node: NodeInfo {
-            name: "test".into(),
+            name: setup.name.into(),
             address: String::new(),
             version: "0".into(),
             host: "test".into(),
@@ -224,7 +246,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
         history_s: 86_400,
         witness: None,
         waits: Arc::new(|_| {}),
-        cluster: None,
+        cluster,
     };
     core::prepare(pool, settings).await
 }

@@ -370,13 +370,6 @@ export type Limits = {
   subscriptions: number;
 };
 
-export type ListBookings = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
 export type ListMessages = {
   /** The `next_cursor` of the page before */
   cursor?: string | null | undefined;
@@ -395,13 +388,6 @@ export type ListOffers = {
   request_id: string;
 };
 
-export type ListPlaybackSessions = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
 export type ListProviders = {
   /** Who is there */
   city?: string | null | undefined;
@@ -413,20 +399,6 @@ export type ListProviders = {
   owner?: ProviderOwner | null | undefined;
   /** Who offers this */
   service?: Service | null | undefined;
-};
-
-export type ListRequests = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
-};
-
-export type ListSessions = {
-  /** The `next_cursor` of the page before */
-  cursor?: string | null | undefined;
-  /** How many */
-  limit?: number | null | undefined;
 };
 
 /** What was said in a session. */
@@ -522,6 +494,14 @@ export type OpenSession = {
 
 /** Which message comes first. */
 export type Order = 'asc' | 'desc';
+
+/** Which page of a list is wanted. */
+export type Paging = {
+  /** The `next_cursor` of the page before */
+  cursor?: string | null | undefined;
+  /** How many */
+  limit?: number | null | undefined;
+};
 
 /** Who did something. */
 export type Party = 'consumer' | 'provider' | 'system';
@@ -1120,7 +1100,7 @@ export interface ClientEvents {
   };
   /** Your bookings as consumer or provider, newest first */
   'booking:list': {
-    data: ListBookings;
+    data: Paging;
     reply: BookingList;
   };
   /** Say that the consumer did not come, as the provider */
@@ -1227,7 +1207,7 @@ export interface ClientEvents {
   };
   /** What you watch and have watched, newest first */
   'playback:list': {
-    data: ListPlaybackSessions;
+    data: Paging;
     reply: PlaybackSessionList;
   };
   /** The platforms that links are known for */
@@ -1284,7 +1264,7 @@ export interface ClientEvents {
   };
   /** Your requests, newest first */
   'request:list': {
-    data: ListRequests;
+    data: Paging;
     reply: RequestList;
   };
   /** Unsubscribes this connection; with `end` the session ends for all devices */
@@ -1304,7 +1284,7 @@ export interface ClientEvents {
   };
   /** Your sessions, newest first */
   'session:list': {
-    data: ListSessions;
+    data: Paging;
     reply: SessionList;
   };
   /** What was said in a session */

@@ -29,7 +29,6 @@ use crate::cluster::transport::link::Link;
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::node::{self, Carrier, Connection};
 use crate::cluster::transport::{DownCause, Inbox, Options, Started};
-use crate::kernel::codec;
 
 const TOKEN: usize = size_of::<Token>();
 /// What ractor_cluster puts around a cast.
@@ -140,7 +139,7 @@ impl Carrier for Clustered {
         if let Some(old) = links.live(met.peer) {
             links.detach(&old, DownCause::Reset);
         }
-        let link = Link::new(met.peer, met.terms);
+        let link = Link::new(met.peer, met.terms, met.version);
         let route = Arc::new(Route {
             link: link.clone(),
             links: links.clone(),
@@ -183,7 +182,7 @@ impl Carrier for Clustered {
 
 async fn pump(link: &Link, target: &ActorRef<Parcel>, token: Token) {
     loop {
-        let mut bytes = codec::encode(&link.next_frame().await);
+        let mut bytes = link.next_frame().await;
         bytes.extend(token);
         if target.cast(Parcel(bytes)).is_err() {
             return;

@@ -1,40 +1,25 @@
-//! What one write carries, what an envelope weighs, and what both sides of a link agree on.
+//! What an envelope weighs, and what both sides of a link agree on.
 
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::transport::{Envelope, Limits, RemoteAnswer};
-use crate::kernel::entity::{Caller, Scopes};
+use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct Frame {
-    /// Weight that the sender of this frame received earlier and that its inbox has let go of.
-    pub credits: u64,
-    pub envelopes: Vec<Envelope>,
-}
 
 /// The frame around its envelopes: two integers.
 const FRAME_OVERHEAD: usize = 32;
 
 /// More than the fixed part of any envelope, in memory and encoded.
-const ENVELOPE_OVERHEAD: usize = 256;
+pub(super) const ENVELOPE_OVERHEAD: usize = 256;
 
-/// Each with its length before it.
-fn scopes(scopes: &Scopes) -> usize {
-    scopes.words().unwrap_or_default().iter().map(|scope| scope.len() + 9).sum()
-}
-
-/// Bytes that an envelope counts in the window, on both sides. An upper bound of its encoded length, so that a limit
+/// Bytes that an envelope of version 1 counts in the window, on both sides. An upper bound of its encoded length, so that a limit
 /// on weights is a limit on what travels, and nothing is encoded only to be measured.
 pub(super) fn weight(envelope: &Envelope) -> usize {
     let content = match envelope {
         Envelope::Ask { ask, .. } => {
             let caller = match &ask.caller {
-                Caller::User { id, scopes: given, .. } => id.len() + scopes(given),
-                Caller::Entity { kind, key, for_user: None } => kind.len() + key.len(),
-                Caller::Entity { kind, key, for_user: Some(person) } => {
-                    kind.len() + key.len() + person.user_id.len() + scopes(&person.scopes)
-                }
+                Caller::User { id, .. } => id.len(),
+                Caller::Entity { kind, key, .. } => kind.len() + key.len(),
                 Caller::Runtime => 0,
             };
             ask.kind.len()
@@ -110,7 +95,7 @@ impl Terms {
 mod tests {
     use super::*;
     use crate::cluster::transport::RemoteAsk;
-    use crate::kernel::codec;
+    use crate::cluster::transport::wire::pack;
     use crate::kernel::entity::{Role, Scopes};
 
     #[test]
@@ -147,13 +132,13 @@ mod tests {
                 .collect();
             envelopes.push(Envelope::Ask { correlation: u64::MAX, ask });
             envelopes.push(Envelope::Control(vec![255; n]));
-            for envelope in &envelopes {
-                assert!(codec::encode(envelope).len() <= weight(envelope), "{envelope:?}");
-                assert!(std::mem::size_of_val(envelope) <= ENVELOPE_OVERHEAD);
+            for envelope in envelopes {
+                assert!(std::mem::size_of_val(&envelope) <= ENVELOPE_OVERHEAD);
+                for version in [1, 2] {
+                    let packed = pack(envelope.clone(), version);
+                    assert!(packed.bytes.len() <= packed.weight, "{envelope:?}");
+                }
             }
-            let weights: usize = envelopes.iter().map(weight).sum();
-            let frame = Frame { credits: u64::MAX, envelopes };
-            assert!(codec::encode(&frame).len() <= weights + FRAME_OVERHEAD);
         }
     }
 }

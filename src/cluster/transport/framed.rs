@@ -12,7 +12,6 @@ use crate::cluster::transport::link::{Broken, Link};
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::node::{self, Carrier, Connection, Task};
 use crate::cluster::transport::{DownCause, Inbox, Options, Started};
-use crate::kernel::codec;
 
 const LENGTH: usize = size_of::<u32>();
 /// Small frames are read several at a time.
@@ -29,7 +28,7 @@ struct Framed;
 impl Carrier for Framed {
     async fn carry(&self, connection: Connection, links: &Arc<Links>) {
         let Connection { read, write, met, .. } = connection;
-        let link = Link::new(met.peer, met.terms);
+        let link = Link::new(met.peer, met.terms, met.version);
         if !links.attach(&link) {
             return;
         }
@@ -53,7 +52,7 @@ impl Carrier for Framed {
 async fn write_frames(mut write: impl AsyncWrite + Unpin, link: &Link) -> io::Result<()> {
     let mut buffer = Vec::new();
     loop {
-        let body = codec::encode(&link.next_frame().await);
+        let body = link.next_frame().await;
         let length = u32::try_from(body.len()).map_err(io::Error::other)?;
         buffer.clear();
         buffer.extend(length.to_be_bytes());

@@ -1,6 +1,7 @@
 //! Two nodes prove to each other that they know the cookie, and then say who they are.
 //!
-//! Both send magic, version and a nonce. The dialling side proves first, so that a listener says nothing to strangers
+//! Both send magic and a nonce, which ends with the versions that its side speaks: the newest of both is spoken from
+//! then on. The releases before knew one version and nothing of ranges, and compare the magic alone. The dialling side proves first, so that a listener says nothing to strangers
 //! that could be used to guess the cookie. Each proof covers both nonces and its side's role: it can be neither
 //! replayed nor reflected. Then the dialling side names itself and the incarnation it means; the other one does the
 //! same and says whether it takes the link; a last byte confirms it.
@@ -20,11 +21,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::cluster::transport::Peer;
 use crate::cluster::transport::frame::Terms;
+use crate::cluster::transport::wire::Versions;
 use crate::kernel::codec;
 
-/// With the version of the protocol at its end: raised with every change of what travels.
+/// How every connection begins, whatever is spoken then. It cannot change: releases that know one version compare it.
 const MAGIC: &[u8; 8] = b"proxie\0\x01";
 const NONCE: usize = 32;
+/// What of a nonce is random. The rest is a mark and the versions; without the mark, they are the first one.
+const RANDOM: usize = 24;
+const MARK: &[u8; 6] = b"speaks";
 const PROOF: usize = 32;
 const MAX_HELLO: usize = 4 * 1024;
 const CONFIRMED: u8 = 1;
@@ -38,6 +43,7 @@ pub(super) struct Identity {
     pub terms: Terms,
     /// Where a carrier wants its frames addressed to; 0: it does not address them.
     pub mailbox: u64,
+    pub speaks: Versions,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +60,7 @@ pub(super) struct Met {
     pub peer: i64,
     /// As agreed.
     pub terms: Terms,
+    pub version: u8,
     pub mailbox: u64,
     pub token: Token,
 }
@@ -62,8 +69,12 @@ pub(super) struct Met {
 pub(super) enum Refusal {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("it does not speak this protocol, or not this version of it")]
+    #[error("it does not speak this protocol")]
     Foreign,
+    #[error(
+        "it speaks versions {theirs} of the protocol between nodes and this node {ours}: upgrade by way of a release that speaks one of both"
+    )]
+    Version { theirs: Versions, ours: Versions },
     #[error(
         "it wants TLS and this node has none: set cluster.tls_cert, tls_key and tls_ca on all nodes, or on none"
     )]
@@ -133,13 +144,14 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let opened = exchange(read, write, true).await;
+    let opened = exchange(read, write, true, mine.speaks).await;
     let nonces = opened.map_err(|refusal| refusal.or(Refusal::Unheard))?;
+    let version = nonces.version(mine.speaks, &nonces.answering)?;
     send(write, &nonces.mac(&mine.cookie, b"dials").finalize().into_bytes()).await?;
     let proved = check(read, nonces.mac(&mine.cookie, b"answers")).await;
     proved.map_err(|refusal| refusal.or(Refusal::MyCookie))?;
-    put(write, &mine.hello(expected)).await?;
-    let theirs: Result<Hello, _> = get(read).await;
+    put(write, version, &mine.hello(expected)).await?;
+    let theirs: Result<Hello, _> = get(read, version).await;
     let theirs = theirs.map_err(|refusal| refusal.or(Refusal::MyCertificate))?;
     if theirs.me.incarnation != expected {
         return Err(Refusal::Other(theirs.me.incarnation));
@@ -149,7 +161,7 @@ where
         return Err(Refusal::NotLinked);
     }
     send(write, &[CONFIRMED]).await?;
-    Ok(mine.met(&theirs, &nonces))
+    Ok(mine.met(&theirs, &nonces, version))
 }
 
 /// `certified` says whether the other side has shown that it is the node of that name; without TLS anybody has.
@@ -165,16 +177,17 @@ where
     W: AsyncWrite + Unpin,
     F: Future<Output = Option<String>>,
 {
-    let nonces = exchange(read, write, false).await?;
+    let nonces = exchange(read, write, false, mine.speaks).await?;
+    let version = nonces.version(mine.speaks, &nonces.dialling)?;
     check(read, nonces.mac(&mine.cookie, b"dials")).await?;
     send(write, &nonces.mac(&mine.cookie, b"answers").finalize().into_bytes()).await?;
-    let theirs: Hello = get(read).await?;
+    let theirs: Hello = get(read, version).await?;
     let peer = theirs.me.incarnation;
     if !certified(&theirs.me.name) {
         return Err(Refusal::Certificate(theirs.me.name));
     }
     // Said before anything else is judged: the dialling side learns whom it met.
-    put(write, &mine.hello(peer)).await?;
+    put(write, version, &mine.hello(peer)).await?;
     if theirs.you != mine.me.incarnation {
         return Err(Refusal::Stale(theirs.you));
     }
@@ -192,7 +205,7 @@ where
     if read.read_u8().await? != CONFIRMED {
         return Err(Refusal::Foreign);
     }
-    Ok(mine.met(&theirs, &nonces))
+    Ok(mine.met(&theirs, &nonces, version))
 }
 
 impl Identity {
@@ -207,13 +220,14 @@ impl Identity {
         if ours == theirs { Ok(()) } else { Err(Refusal::Transport { theirs, ours }) }
     }
 
-    fn met(&self, theirs: &Hello, nonces: &Nonces) -> Met {
+    fn met(&self, theirs: &Hello, nonces: &Nonces, version: u8) -> Met {
         let whole = nonces.mac(&self.cookie, b"link").finalize().into_bytes();
         let mut token = Token::default();
         token.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
         Met {
             peer: theirs.me.incarnation,
             terms: self.terms.agreed(theirs.terms),
+            version,
             mailbox: theirs.mailbox,
             token,
         }
@@ -226,6 +240,15 @@ struct Nonces {
 }
 
 impl Nonces {
+    /// What both speak. Both proofs cover it, so nobody in between makes it an older one.
+    fn version(&self, ours: Versions, theirs: &[u8; NONCE]) -> Result<u8, Refusal> {
+        let theirs = match theirs[RANDOM..].strip_prefix(MARK) {
+            Some(&[oldest, newest]) => Versions { oldest, newest },
+            _ => Versions::FIRST,
+        };
+        ours.agreed(theirs).ok_or(Refusal::Version { theirs, ours })
+    }
+
     fn mac(&self, cookie: &str, purpose: &[u8]) -> Hmac<Sha256> {
         let mac = Hmac::<Sha256>::new_from_slice(cookie.as_bytes()).expect("any length will do");
         mac.chain_update(MAGIC)
@@ -235,12 +258,19 @@ impl Nonces {
     }
 }
 
-async fn exchange<R, W>(read: &mut R, write: &mut W, dials: bool) -> Result<Nonces, Refusal>
+async fn exchange<R, W>(
+    read: &mut R,
+    write: &mut W,
+    dials: bool,
+    speaks: Versions,
+) -> Result<Nonces, Refusal>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mine: [u8; NONCE] = rand::random();
+    let mut mine: [u8; NONCE] = rand::random();
+    mine[RANDOM..RANDOM + MARK.len()].copy_from_slice(MARK);
+    mine[RANDOM + MARK.len()..].copy_from_slice(&[speaks.oldest, speaks.newest]);
     let mut opening = [0; MAGIC.len() + NONCE];
     opening[..MAGIC.len()].copy_from_slice(MAGIC);
     opening[MAGIC.len()..].copy_from_slice(&mine);
@@ -268,8 +298,16 @@ async fn check<R: AsyncRead + Unpin>(read: &mut R, mac: Hmac<Sha256>) -> Result<
     mac.verify_slice(&proof).map_err(|_| Refusal::Cookie)
 }
 
-async fn put<W: AsyncWrite + Unpin>(write: &mut W, value: &impl Serialize) -> io::Result<()> {
-    let body = codec::encode(value);
+/// By position in version 1, which cannot change; JSON, with room for more, since.
+async fn put<W: AsyncWrite + Unpin>(
+    write: &mut W,
+    version: u8,
+    value: &impl Serialize,
+) -> io::Result<()> {
+    let body = match version {
+        1 => codec::encode(value),
+        _ => serde_json::to_vec(value).map_err(io::Error::other)?,
+    };
     let length = u16::try_from(body.len()).map_err(io::Error::other)?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend(body);
@@ -282,14 +320,18 @@ async fn send<W: AsyncWrite + Unpin>(write: &mut W, bytes: &[u8]) -> io::Result<
     write.flush().await
 }
 
-async fn get<T: DeserializeOwned>(read: &mut (impl AsyncRead + Unpin)) -> Result<T, Refusal> {
+async fn get<T: DeserializeOwned>(
+    read: &mut (impl AsyncRead + Unpin),
+    version: u8,
+) -> Result<T, Refusal> {
     let length = usize::from(read.read_u16().await?);
     if length > MAX_HELLO {
         return Err(Refusal::Foreign);
     }
     let mut body = vec![0; length];
     read.read_exact(&mut body).await?;
-    codec::decode(&body).ok_or(Refusal::Foreign)
+    let read = if version == 1 { codec::decode(&body) } else { serde_json::from_slice(&body).ok() };
+    read.ok_or(Refusal::Foreign)
 }
 
 #[cfg(test)]
@@ -306,6 +348,7 @@ mod tests {
             cookie: cookie.into(),
             terms: Terms::of(&Limits::default()),
             mailbox: incarnation as u64,
+            speaks: Versions::OURS,
         }
     }
 
@@ -395,7 +438,7 @@ mod tests {
         let impostor = async move {
             // Takes any proof, and gives back what it was given.
             let (mut read, mut write) = split(right);
-            exchange(&mut read, &mut write, false).await.unwrap();
+            exchange(&mut read, &mut write, false, Versions::OURS).await.unwrap();
             let mut proof = [0; PROOF];
             read.read_exact(&mut proof).await.unwrap();
             write.write_all(&proof).await.unwrap();
@@ -424,7 +467,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_version_is_refused() {
+    async fn a_release_without_a_range_is_met_in_the_first_version() {
+        // As it was: a random nonce, and everything by position.
+        let (left, right) = duplex(4_096);
+        let theirs = node(2, "c");
+        let older = async move {
+            let (mut read, mut write) = split(right);
+            let answering: [u8; NONCE] = rand::random();
+            send(&mut write, MAGIC).await?;
+            send(&mut write, &answering).await?;
+            let mut opening = [0; MAGIC.len() + NONCE];
+            read.read_exact(&mut opening).await?;
+            assert_eq!(&opening[..MAGIC.len()], MAGIC);
+            let dialling = opening[MAGIC.len()..].try_into().unwrap();
+            let nonces = Nonces { dialling, answering };
+            check(&mut read, nonces.mac("c", b"dials")).await?;
+            let proof = nonces.mac("c", b"answers").finalize().into_bytes();
+            send(&mut write, &proof).await?;
+            let length = usize::from(read.read_u16().await?);
+            let mut hello = vec![0; length];
+            read.read_exact(&mut hello).await?;
+            let hello: Hello = codec::decode(&hello).expect("by position");
+            assert_eq!((hello.me.incarnation, hello.you), (1, 2));
+            put(&mut write, 1, &theirs.hello(1)).await?;
+            send(&mut write, &[CONFIRMED]).await?;
+            assert_eq!(read.read_u8().await?, CONFIRMED);
+            Ok::<_, Refusal>(())
+        };
+        let mine = node(1, "c");
+        let (met, older) = tokio::join!(dialled(left, &mine, 2), older);
+        older.unwrap();
+        assert_eq!(met.unwrap().version, 1);
+    }
+
+    #[tokio::test]
+    async fn a_later_release_is_met_in_the_newest_version_of_both_or_told_why_not() {
+        let speaks =
+            |oldest, newest| Identity { speaks: Versions { oldest, newest }, ..node(2, "c") };
+        let (a, b) = meet(node(1, "c"), 2, speaks(2, 9), true).await;
+        let newest = Versions::OURS.newest;
+        assert_eq!((a.unwrap().version, b.unwrap().version), (newest, newest));
+        let (a, b) = meet(node(1, "c"), 2, speaks(8, 9), true).await;
+        let said = [a, b].map(|met| met.err().unwrap());
+        assert!(said.iter().all(Refusal::is_misconfiguration));
+        let said = said.map(|refusal| refusal.to_string());
+        assert!(said[0].contains("versions 8 to 9") && said[1].contains("and this node 8 to 9"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_node_is_refused() {
         let (left, mut right) = duplex(4_096);
         let mut opening = [0; MAGIC.len() + NONCE];
         opening[..MAGIC.len()].copy_from_slice(b"proxie\0\x02");

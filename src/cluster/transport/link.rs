@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use crate::cluster::transport::frame::{Frame, Terms, weight};
-use crate::cluster::transport::{Credit, Envelope, Inbox, SendError};
+use crate::cluster::transport::frame::Terms;
+use crate::cluster::transport::wire::{Packed, Unknown, Unpacked, pack, unpack};
+use crate::cluster::transport::{Credit, Envelope, Inbox, RemoteAnswer, SendError};
 use crate::kernel::codec;
+use crate::kernel::error::AskError;
 
 pub(super) struct Link {
     pub peer: i64,
     pub terms: Terms,
+    /// Of the protocol, as agreed.
+    version: u8,
     queue: Mutex<Queue>,
     /// Something waits to be sent. One task listens.
     wake: Notify,
@@ -27,7 +31,7 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Envelope>,
+    waiting: VecDeque<Packed>,
     /// Weight of what waits and of what the peer has not given back: this side's share of the window.
     outstanding: usize,
 }
@@ -37,10 +41,11 @@ struct Queue {
 pub(super) struct Broken(pub &'static str);
 
 impl Link {
-    pub fn new(peer: i64, terms: Terms) -> Arc<Self> {
+    pub fn new(peer: i64, terms: Terms, version: u8) -> Arc<Self> {
         Arc::new(Self {
             peer,
             terms,
+            version,
             queue: Mutex::default(),
             wake: Notify::new(),
             closed: watch::Sender::new(false),
@@ -54,24 +59,26 @@ impl Link {
     }
 
     pub fn send(&self, envelope: Envelope) -> Result<(), SendError> {
-        let weight = weight(&envelope);
-        if weight > self.terms.envelope {
+        let share = self.terms.share(&envelope);
+        let packed = pack(envelope, self.version);
+        if packed.weight > self.terms.envelope {
             return Err(SendError::TooLarge);
         }
         {
             let mut queue = self.queue();
-            if queue.outstanding + weight > self.terms.share(&envelope) {
+            if queue.outstanding + packed.weight > share {
                 return Err(SendError::Overloaded);
             }
-            queue.outstanding += weight;
-            queue.waiting.push_back(envelope);
+            queue.outstanding += packed.weight;
+            queue.waiting.push_back(packed);
         }
         self.wake.notify_one();
         Ok(())
     }
 
-    /// Everything that waits, as far as it fits into one frame. For one task.
-    pub async fn next_frame(&self) -> Frame {
+    /// Everything that waits, as far as it fits into one frame: the credits, how many envelopes there are, and those. For
+    /// one task.
+    pub async fn next_frame(&self) -> Vec<u8> {
         loop {
             if let Some(frame) = self.take() {
                 return frame;
@@ -82,15 +89,15 @@ impl Link {
         }
     }
 
-    fn take(&self) -> Option<Frame> {
-        let mut envelopes = Vec::new();
+    fn take(&self) -> Option<Vec<u8>> {
+        let mut envelopes: Vec<Packed> = Vec::new();
         {
             let mut queue = self.queue();
             let mut total = 0;
             while let Some(next) = queue.waiting.front()
                 && envelopes.len() < self.terms.frame_envelopes
             {
-                total += weight(next);
+                total += next.weight;
                 if total > self.terms.frame && !envelopes.is_empty() {
                     break;
                 }
@@ -103,18 +110,31 @@ impl Link {
             return None;
         }
         let credits = self.given_back.swap(0, Ordering::AcqRel) as u64;
-        Some(Frame { credits, envelopes })
+        let mut frame = codec::encode(&(credits, envelopes.len() as u64));
+        frame.reserve(envelopes.iter().map(|packed| packed.bytes.len()).sum());
+        envelopes.iter().for_each(|packed| frame.extend_from_slice(&packed.bytes));
+        Some(frame)
     }
 
     /// Takes in an encoded frame. What it carries goes to the inbox, unless the link was closed.
     pub fn receive(self: &Arc<Self>, bytes: &[u8], inbox: &dyn Inbox) -> Result<(), Broken> {
-        let frame: Frame = codec::decode(bytes).ok_or(Broken("an undecodable frame"))?;
-        if frame.envelopes.len() > self.terms.frame_envelopes {
+        const UNDECODABLE: Broken = Broken("an undecodable frame");
+        let ((credits, count), mut at): ((u64, u64), usize) =
+            codec::decode_first(bytes).ok_or(UNDECODABLE)?;
+        if count > self.terms.frame_envelopes as u64 {
             return Err(Broken("a frame of too many envelopes"));
         }
-        self.granted(frame.credits)?;
-        for envelope in frame.envelopes {
-            let weight = weight(&envelope);
+        let mut unpacked = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let (envelope, length) = unpack(&bytes[at..], self.version).ok_or(UNDECODABLE)?;
+            unpacked.push(envelope);
+            at += length;
+        }
+        if at != bytes.len() {
+            return Err(UNDECODABLE);
+        }
+        self.granted(credits)?;
+        for Unpacked { envelope, weight } in unpacked {
             if weight > self.terms.envelope {
                 return Err(Broken("an envelope that is too large"));
             }
@@ -125,7 +145,17 @@ impl Link {
                 return Ok(());
             }
             let link = self.clone();
-            inbox.receive(self.peer, envelope, Credit::new(move || link.give_back(weight)));
+            let credit = Credit::new(move || link.give_back(weight));
+            match envelope {
+                Ok(envelope) => inbox.receive(self.peer, envelope, credit),
+                Err(Unknown { correlation }) => {
+                    let error = AskError::unavailable("who asks is known to newer releases only");
+                    let answer = RemoteAnswer::Failed(error);
+                    // Where there is no room for it, the asker waits for its deadline.
+                    let _ = self.send(Envelope::Answer { correlation, answer });
+                    drop(credit);
+                }
+            }
         }
         Ok(())
     }

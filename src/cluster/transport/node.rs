@@ -21,6 +21,7 @@ use crate::cluster::transport::handshake::{self, Identity, Met, Refusal};
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::news::News;
 use crate::cluster::transport::tls::Tls;
+use crate::cluster::transport::wire::Versions;
 use crate::cluster::transport::{
     Envelope, Inbox, Limits, Options, Peer, SendError, Started, Transport,
 };
@@ -135,6 +136,7 @@ pub(super) async fn start<C: Carrier>(
             cookie: options.cookie,
             terms: Terms::of(&limits),
             mailbox: carrier.mailbox(),
+            speaks: Versions::OURS,
         },
         complaints: Complaints::default(),
         tls: options.tls,

@@ -158,9 +158,9 @@ pub async fn console_style(headers: HeaderMap) -> Response {
     asset(&headers, "text/css; charset=utf-8", include_str!("../../../clients/console/console.css"))
 }
 
-/// Built from `clients/console/src`; a test holds that it is.
+/// The script of the console, or of a page that says how to build it (`build.rs`).
 pub async fn console_script(headers: HeaderMap) -> Response {
-    let script = include_str!("../../../clients/console/dist/console.js");
+    let script = include_str!(concat!(env!("OUT_DIR"), "/console.js"));
     asset(&headers, "text/javascript; charset=utf-8", script)
 }
 

@@ -6,9 +6,12 @@ pub mod settings;
 pub mod topics;
 
 use crate::contract::System;
+use crate::contract::declare::{entity, operation, section, topic};
 
 pub const SYSTEM: System = System {
-    operations: crate::contract::operations![operations::Publish],
-    topics: crate::contract::topic::topics![topics::Application],
+    entities: &[entity::<domain::app_topic::AppTopic>()],
+    operations: &[operation::<operations::Publish>()],
+    topics: &[topic::<topics::Application>()],
+    sections: &[section::<settings::Grants>()],
     ..System::new("app_topics")
 };

@@ -7,6 +7,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::contract::bucket::Bucket;
+use crate::contract::section::Section;
+use crate::contract::topic::split_topic;
 use crate::kernel::entity::Role;
 
 /// What clients may do with one application topic (`app:…`); those that are not named do not exist.
@@ -25,6 +27,38 @@ pub struct Grant {
     /// Publications through this node; 0: no limit.
     #[serde(default)]
     pub max_per_s: u32,
+}
+
+/// The grants, as they are configured.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct Grants(pub Vec<Grant>);
+
+impl Section for Grants {
+    const NAME: &'static str = "topics.grants";
+    type Ready = Settings;
+
+    fn prepare(&self) -> Result<Settings, String> {
+        let Self(grants) = self;
+        if let Some(why) = grants.iter().find_map(wrong_grant) {
+            return Err(why.into());
+        }
+        let twice = |n: &usize| grants[..*n].iter().any(|grant| grant.topic == grants[*n].topic);
+        match (1..grants.len()).find(twice) {
+            Some(_) => Err("topics.grants: a topic has two grants: make them one".into()),
+            None => Ok(Settings::new(grants.clone())),
+        }
+    }
+}
+
+fn wrong_grant(grant: &Grant) -> Option<&'static str> {
+    match split_topic(&grant.topic) {
+        Ok(("app", _)) if grant.durable && grant.latest_only => {
+            Some("topics.grants: durable and latest_only exclude each other")
+        }
+        Ok(("app", _)) => None,
+        _ => Some("topics.grants: a topic must look like app:lobby, in visible characters"),
+    }
 }
 
 #[derive(Default)]
@@ -54,5 +88,35 @@ impl Settings {
             let mut rate = rate.lock();
             rate.take(Instant::now())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grants_are_checked() {
+        let grant = |topic: &str, durable: bool, latest_only: bool| Grant {
+            topic: topic.into(),
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            durable,
+            latest_only,
+            max_per_s: 0,
+        };
+        for (grant, good) in [
+            (grant("app:lobby", false, true), true),
+            (grant("app:lobby:7", true, false), true),
+            (grant("app:lobby", true, true), false),
+            (grant("app:", false, false), false),
+            (grant("lobby", false, false), false),
+            (grant("user:alice", false, false), false),
+            (grant("app:two words", false, false), false),
+        ] {
+            assert_eq!(Grants(vec![grant.clone()]).prepare().is_ok(), good, "{}", grant.topic);
+            let twice = Grants(vec![grant.clone(), grant]);
+            assert!(twice.prepare().is_err(), "the same topic twice");
+        }
     }
 }

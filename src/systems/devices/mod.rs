@@ -7,38 +7,52 @@ pub mod topics;
 pub mod views;
 
 use crate::contract::System;
+use crate::contract::declare::{announcement, entity, operation, section, topic, view};
 use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
-    operations: crate::contract::operations![
-        devices::Register,
-        devices::List,
-        devices::Get,
-        devices::Remove,
-        devices::Connect,
-        devices::Control,
-        playback::Initiate,
-        playback::Control,
-        playback::Report,
-        playback::List,
-        playback::Get,
-        playback::Platforms,
-        content::Get,
-        content::SetAvailability,
-        sync::Update,
-        sync::Standing,
-        sync::Read,
-        sync::GetState,
-        sync::Merge,
-        sync::Explain,
+    entities: &[
+        entity::<domain::shared::Shared>(),
+        entity::<domain::device::Device>(),
+        entity::<domain::playback::Playback>(),
+        entity::<domain::content::Content>(),
     ],
-    topics: crate::contract::topic::topics![topics::Log, topics::OneDevice],
-    announcements: crate::contract::topic::announcements![
-        domain::device::DeviceChanged,
-        domain::device::RemoteCommand,
-        domain::device::StartPlayback,
-        domain::playback::SessionView,
-        domain::shared::Delta<'static>,
+    operations: &[
+        operation::<devices::Register>(),
+        operation::<devices::List>(),
+        operation::<devices::Get>(),
+        operation::<devices::Remove>(),
+        operation::<devices::Connect>(),
+        operation::<devices::Control>(),
+        operation::<playback::Initiate>(),
+        operation::<playback::Control>(),
+        operation::<playback::Report>(),
+        operation::<playback::List>(),
+        operation::<playback::Get>(),
+        operation::<playback::Platforms>(),
+        operation::<content::Get>(),
+        operation::<content::SetAvailability>(),
+        operation::<sync::Update>(),
+        operation::<sync::Standing>(),
+        operation::<sync::Read>(),
+        operation::<sync::GetState>(),
+        operation::<sync::Merge>(),
+        operation::<sync::Explain>(),
     ],
+    topics: &[topic::<topics::Log>(), topic::<topics::OneDevice>()],
+    announcements: &[
+        announcement::<domain::device::DeviceChanged>(),
+        announcement::<domain::device::RemoteCommand>(),
+        announcement::<domain::device::StartPlayback>(),
+        announcement::<domain::playback::SessionView>(),
+        announcement::<domain::shared::Delta<'static>>(),
+    ],
+    views: &[view::<domain::content::ContentView>(), view::<domain::playback::SessionView>()],
+    sections: &[
+        section::<domain::shared::Limits>(),
+        section::<settings::Playback>(),
+        section::<settings::Tiers>(),
+    ],
+    migrations: &[(3, "playback", include_str!("migrations/0003_playback.sql"))],
     ..System::new("devices")
 };

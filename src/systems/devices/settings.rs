@@ -1,37 +1,66 @@
 //! What configuration says of devices.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::domain::platforms::Platforms;
 use super::domain::shared::Limits;
+use crate::contract::section::Section;
 
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub sync: Limits,
-    /// Without a report for so long a playback session is over.
-    pub idle_s: u32,
-    pub platforms: Platforms,
-    /// By name; `free` is that of tokens that name none.
-    pub tiers: BTreeMap<String, Tier>,
-    /// A device is there for as long as its connection answers pings.
-    pub lease_s: i64,
-}
+impl Section for Limits {
+    const NAME: &'static str = "sync";
+    type Ready = Self;
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            sync: Limits::default(),
-            idle_s: 14_400,
-            platforms: Platforms::default(),
-            tiers: BTreeMap::new(),
-            lease_s: 90,
-        }
+    fn prepare(&self) -> Result<Self, String> {
+        Ok(*self)
     }
 }
 
-/// What a plan allows one person.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Playback {
+    /// Without a report for so long a session is over.
+    pub idle_s: u32,
+    /// A table of platforms in the place of ours.
+    pub platforms: PathBuf,
+}
+
+impl Default for Playback {
+    fn default() -> Self {
+        Self { idle_s: 14_400, platforms: PathBuf::new() }
+    }
+}
+
+/// How sessions are played: [`Playback`], with the table that it names.
+#[derive(Debug)]
+pub struct Playing {
+    pub idle_s: u32,
+    pub platforms: Platforms,
+}
+
+impl Section for Playback {
+    const NAME: &'static str = "playback";
+    type Ready = Playing;
+
+    fn prepare(&self) -> Result<Playing, String> {
+        let Self { idle_s, platforms } = self;
+        if *idle_s < 60 {
+            return Err("playback.idle_s must be at least 60".into());
+        }
+        let wrong = |why: String| format!("playback.platforms: {}: {why}", platforms.display());
+        let platforms = match platforms.as_os_str().is_empty() {
+            true => Platforms::default(),
+            false => std::fs::read_to_string(platforms)
+                .map_err(|error| wrong(error.to_string()))
+                .and_then(|table| Platforms::parse(&table).map_err(wrong))?,
+        };
+        Ok(Playing { idle_s: *idle_s, platforms })
+    }
+}
+
+/// What one plan allows one person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tier {
@@ -46,9 +75,55 @@ impl Default for Tier {
     }
 }
 
-impl Settings {
+/// The plans by name; `free` is that of tokens that name none.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Tiers(pub BTreeMap<String, Tier>);
+
+impl Default for Tiers {
+    fn default() -> Self {
+        let premium = Tier { devices: 20, streams: 4 };
+        Self([("free".into(), Tier::default()), ("premium".into(), premium)].into())
+    }
+}
+
+impl Tiers {
     /// Of a plan that nobody knows: the least.
-    pub fn tier(&self, plan: Option<&str>) -> Tier {
-        self.tiers.get(plan.unwrap_or("free")).copied().unwrap_or_default()
+    pub fn of(&self, plan: Option<&str>) -> Tier {
+        self.0.get(plan.unwrap_or("free")).copied().unwrap_or_default()
+    }
+}
+
+impl Section for Tiers {
+    const NAME: &'static str = "tiers";
+    type Ready = Self;
+
+    fn prepare(&self) -> Result<Self, String> {
+        Ok(self.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_from_a_file() {
+        let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
+        let options = |table: &str| {
+            std::fs::write(&path, table).unwrap();
+            Playback { platforms: path.clone(), ..Playback::default() }.prepare()
+        };
+        let table =
+            r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
+        let read = options(table).unwrap();
+        assert_eq!(
+            read.platforms.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(),
+            ["cinema"]
+        );
+        let wrong = format!("{:#}", options("{}}").unwrap_err());
+        assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(Playback { platforms: path, ..Playback::default() }.prepare().is_err());
     }
 }

@@ -2,59 +2,89 @@
 
 pub mod domain;
 pub mod operations;
+pub mod runners;
+pub mod seed;
 pub mod topics;
 pub mod views;
 
+use std::sync::Arc;
+
 use crate::contract::System;
+use crate::contract::declare::{announcement, entity, operation, topic, view};
+use crate::contract::runner::RunnerMade;
 use domain::announcements;
 use operations::{bookings, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
-    operations: crate::contract::operations![
-        requests::Create,
-        requests::List,
-        requests::Get,
-        requests::Cancel,
-        offers::List,
-        offers::Get,
-        offers::Accept,
-        offers::Decline,
-        bookings::List,
-        bookings::Get,
-        bookings::Cancel,
-        bookings::Review,
-        bookings::MarkNoShow,
-        providers::List,
-        providers::Enroll,
-        providers::Get,
-        providers::Update,
-        sessions::List,
-        sessions::Create,
-        sessions::Open,
-        sessions::Resume,
-        sessions::Close,
-        sessions::Get,
-        sessions::Messages,
-        sessions::SendMessage,
-        sessions::Typing,
+    entities: &[
+        entity::<domain::user::User>(),
+        entity::<domain::session::Session>(),
+        entity::<domain::request::Request>(),
+        entity::<domain::provider::Provider>(),
+        entity::<domain::booking::Booking>(),
     ],
-    topics: crate::contract::topic::topics![
-        topics::Inbox,
-        topics::Conversation,
-        topics::Appointment
+    operations: &[
+        operation::<requests::Create>(),
+        operation::<requests::List>(),
+        operation::<requests::Get>(),
+        operation::<requests::Cancel>(),
+        operation::<offers::List>(),
+        operation::<offers::Get>(),
+        operation::<offers::Accept>(),
+        operation::<offers::Decline>(),
+        operation::<bookings::List>(),
+        operation::<bookings::Get>(),
+        operation::<bookings::Cancel>(),
+        operation::<bookings::Review>(),
+        operation::<bookings::MarkNoShow>(),
+        operation::<providers::List>(),
+        operation::<providers::Enroll>(),
+        operation::<providers::Get>(),
+        operation::<providers::Update>(),
+        operation::<sessions::List>(),
+        operation::<sessions::Create>(),
+        operation::<sessions::Open>(),
+        operation::<sessions::Resume>(),
+        operation::<sessions::Close>(),
+        operation::<sessions::Get>(),
+        operation::<sessions::Messages>(),
+        operation::<sessions::SendMessage>(),
+        operation::<sessions::Typing>(),
     ],
-    announcements: crate::contract::topic::announcements![
-        announcements::ChatMessage,
-        announcements::ChatToken<'static>,
-        announcements::ChatResponse,
-        announcements::ChatTyping,
-        announcements::SessionEnded,
-        domain::request::RequestView,
-        announcements::OfferMade,
-        announcements::OfferChanged,
-        announcements::AppointmentAgreed,
-        announcements::BookingChanged,
+    topics: &[
+        topic::<topics::Inbox>(),
+        topic::<topics::Conversation>(),
+        topic::<topics::Appointment>(),
     ],
+    announcements: &[
+        announcement::<announcements::ChatMessage>(),
+        announcement::<announcements::ChatToken<'static>>(),
+        announcement::<announcements::ChatResponse>(),
+        announcement::<announcements::ChatTyping>(),
+        announcement::<announcements::SessionEnded>(),
+        announcement::<domain::request::RequestView>(),
+        announcement::<announcements::OfferMade>(),
+        announcement::<announcements::OfferChanged>(),
+        announcement::<announcements::AppointmentAgreed>(),
+        announcement::<announcements::BookingChanged>(),
+    ],
+    views: &[
+        view::<domain::session::SessionView>(),
+        view::<domain::session::MessageView>(),
+        view::<domain::request::RequestView>(),
+        view::<domain::request::OfferRow>(),
+        view::<domain::profile::ProviderView>(),
+        view::<domain::booking::BookingRow>(),
+    ],
+    migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
+    runners: &[RunnerMade {
+        name: domain::matching::RUNNER,
+        make: |views, clock| {
+            let (views, clock) = (views.clone(), clock.clone());
+            Arc::new(runners::MatchProviders { views, clock })
+        },
+    }],
+    seed: Some(seed::seed),
     have_dealings: Some(topics::have_dealings),
     ..System::new("marketplace")
 };

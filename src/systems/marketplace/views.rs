@@ -1,26 +1,15 @@
 //! The marketplace's reads.
 
-use serde::Deserialize;
 use serde_json::Value;
 use sqlx::Row;
 
-use super::domain::booking::BookingView;
+use super::domain::booking::{BookingRow, BookingView};
 use super::domain::matching::Candidate;
-use super::domain::offer::OfferView;
 use super::domain::profile::ProviderView;
-use super::domain::request::RequestView;
 use super::domain::schedule::Span;
-use super::domain::session::{MessageView, SessionView};
 use crate::kernel::clock::Timestamp;
 use crate::persistence::store::{from_micros, micros};
 use crate::persistence::views::{Cursor, Page, ViewError, Views, typed};
-
-/// Who may see an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parties {
-    pub consumer_id: String,
-    pub provider_owner_id: String,
-}
 
 /// What matching asks the providers for.
 #[derive(Clone, Debug)]
@@ -36,48 +25,6 @@ pub struct Window {
 
 /// Enough for any box around a place; ranking keeps far fewer.
 const MAX_CANDIDATES: i64 = 500;
-
-pub async fn request(views: &Views, id: &str) -> Result<Option<RequestView>, ViewError> {
-    views.row("select to_jsonb(r)::text from requests r where id = $1", id).await
-}
-
-/// Newest first.
-pub async fn requests_of(
-    views: &Views,
-    consumer_id: &str,
-    from: Cursor,
-    limit: usize,
-) -> Result<Page<RequestView>, ViewError> {
-    let sql = "select to_jsonb(r)::text, micros(created_at), id from requests r
-         where consumer_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
-         order by created_at desc, id collate \"C\" desc limit $4";
-    views.rows(sql, consumer_id, from, limit).await
-}
-
-/// An offer, and to whom it was made.
-#[derive(Debug, Deserialize)]
-pub struct OfferTo {
-    pub consumer_id: String,
-    #[serde(flatten)]
-    pub offer: OfferView,
-}
-
-pub async fn offer(views: &Views, id: &str) -> Result<Option<OfferTo>, ViewError> {
-    views.row("select (to_jsonb(o) - 'provider_id')::text from offers o where id = $1", id).await
-}
-
-/// In the order they arrived.
-pub async fn offers_of(
-    views: &Views,
-    request_id: &str,
-    from: Cursor,
-    limit: usize,
-) -> Result<Page<OfferView>, ViewError> {
-    let sql = "select (to_jsonb(o) - '{provider_id,consumer_id}'::text[])::text, micros(created_at), id from offers o
-         where request_id = $1 and (created_at, id collate \"C\") > (micros($2::bigint), $3)
-         order by created_at, id collate \"C\" limit $4";
-    views.rows(sql, request_id, from, limit).await
-}
 
 /// Whether these two have something open with each other: a booking, or an offer to a request.
 pub async fn have_dealings(views: &Views, one: &str, other: &str) -> Result<bool, ViewError> {
@@ -95,16 +42,15 @@ pub async fn have_dealings(views: &Views, one: &str, other: &str) -> Result<bool
     dealings.await
 }
 
-pub async fn booking(views: &Views, id: &str) -> Result<Option<(BookingView, Parties)>, ViewError> {
-    let sql = "select detail::text, consumer_id, provider_owner_id from bookings where id = $1";
-    let row =
-        views.read(async |connection| sqlx::query(sql).bind(id).fetch_optional(connection).await);
-    row.await?
-        .map(|row| {
-            let parties = Parties { consumer_id: row.get(1), provider_owner_id: row.get(2) };
-            Ok((typed(&row, 0)?, parties))
-        })
-        .transpose()
+/// A booking, if this user is a party of it.
+pub async fn booking_of(
+    views: &Views,
+    user_id: &str,
+    id: &str,
+) -> Result<Option<BookingView>, ViewError> {
+    let row = views.get::<BookingRow>(id).await?;
+    let own = row.filter(|row| row.consumer_id == user_id || row.provider_owner_id == user_id);
+    Ok(own.map(|row| row.detail))
 }
 
 /// As consumer or as provider, newest first.
@@ -126,10 +72,6 @@ pub async fn bookings_of(
               order by created_at desc, id collate \"C\" desc limit $4)) b
          order by created_at desc, id collate \"C\" desc limit $4";
     views.rows(sql, user_id, from, limit).await
-}
-
-pub async fn provider(views: &Views, id: &str) -> Result<Option<ProviderView>, ViewError> {
-    views.row("select to_jsonb(p)::text from providers p where id = $1", id).await
 }
 
 /// The directory, by id; each filter may be missing. A city is compared without regard to case.
@@ -184,42 +126,6 @@ pub async fn providers(
             .await
     });
     Page::of(&rows.await?, limit)
-}
-
-pub async fn session(views: &Views, id: &str) -> Result<Option<SessionView>, ViewError> {
-    views.row("select to_jsonb(s)::text from sessions s where id = $1", id).await
-}
-
-pub async fn sessions_of(
-    views: &Views,
-    user_id: &str,
-    from: Cursor,
-    limit: usize,
-) -> Result<Page<SessionView>, ViewError> {
-    let sql = "select to_jsonb(s)::text, micros(created_at), id from sessions s
-         where user_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
-         order by created_at desc, id collate \"C\" desc limit $4";
-    views.rows(sql, user_id, from, limit).await
-}
-
-/// As they were said, or the last ones first.
-pub async fn messages_of(
-    views: &Views,
-    session_id: &str,
-    newest_first: bool,
-    from: Cursor,
-    limit: usize,
-) -> Result<Page<MessageView>, ViewError> {
-    let sql = if newest_first {
-        "select to_jsonb(m)::text, micros(created_at), id from messages m
-         where session_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
-         order by created_at desc, id collate \"C\" desc limit $4"
-    } else {
-        "select to_jsonb(m)::text, micros(created_at), id from messages m
-         where session_id = $1 and (created_at, id collate \"C\") > (micros($2::bigint), $3)
-         order by created_at, id collate \"C\" limit $4"
-    };
-    views.rows(sql, session_id, from, limit).await
 }
 
 /// Providers of a service inside a box, nearest to its middle first, each with the busy times that touch the

@@ -1,7 +1,7 @@
 //! Application topics: what configuration grants, and those that are durable.
 
-use proxie::config::TopicGrant;
 use proxie::kernel::entity::Role;
+use proxie::systems::app_topics::settings::{Grant as TopicGrant, Grants};
 use serde_json::{Value, json};
 
 use super::{TestNode, grant, id};
@@ -13,11 +13,11 @@ fn said(topic: &str, n: i64) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_published_to_a_durable_topic_stays() {
     let node = TestNode::with(|config| {
-        config.topics.grants = vec![
+        config.systems.set(Grants(vec![
             TopicGrant { durable: true, ..grant("app:log") },
             TopicGrant { durable: true, publish: vec![Role::Operator], ..grant("app:news") },
             grant("app:room"),
-        ];
+        ]));
         config.topics.history_bytes = 20_000;
     })
     .await;
@@ -94,7 +94,7 @@ async fn what_is_published_to_a_durable_topic_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_history_that_ends_while_it_is_replayed_is_said_to_be_lost() {
     let node = TestNode::with(|config| {
-        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+        config.systems.set(Grants(vec![TopicGrant { durable: true, ..grant("app:log") }]));
     })
     .await;
     let mut bob = node.ws("bob").await;
@@ -122,12 +122,12 @@ async fn a_history_that_ends_while_it_is_replayed_is_said_to_be_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn application_topics_are_what_configuration_grants() {
     let node = TestNode::with(|config| {
-        config.topics.grants = vec![
+        config.systems.set(Grants(vec![
             grant("app:room"),
             TopicGrant { publish: vec![Role::Operator], ..grant("app:news") },
             TopicGrant { latest_only: true, ..grant("app:price") },
             TopicGrant { max_per_s: 3, ..grant("app:slow") },
-        ];
+        ]));
         config.websocket.send_buffer_bytes = 262_144;
         config.websocket.max_connections_per_user = 2;
         config.websocket.max_subscriptions = 3;

@@ -1,5 +1,6 @@
 //! Connections that the node ends: a client that is too slow, one that is gone, one that may not any more.
 
+use proxie::systems::app_topics::settings::Grants;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,7 +19,7 @@ use crate::support::{eventually, observer};
 async fn who_does_not_read_is_cut_off_and_resumes() {
     let node = TestNode::with(|config| {
         config.websocket.send_buffer_bytes = 400_000;
-        config.topics.grants = vec![grant("app:noise")];
+        config.systems.set(Grants(vec![grant("app:noise")]));
     })
     .await;
     let (mut quick, mut bob) = (node.ws("alice").await, node.ws("bob").await);

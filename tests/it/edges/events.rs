@@ -1,5 +1,6 @@
 //! Server-Sent Events: what a WebSocket would have brought, and exactly on from where a stream ended.
 
+use proxie::systems::app_topics::settings::Grants;
 use std::net::SocketAddr;
 
 use proxie::kernel::entity::Role;
@@ -154,7 +155,7 @@ async fn a_stream_is_its_users_and_ends_with_the_token() {
 /// A cursor that does not say where its client is in a topic leaves a hole there, and the client is told.
 #[tokio::test]
 async fn a_cursor_that_is_not_ours_is_no_silent_hole() {
-    let node = TestNode::with(|config| config.topics.grants = vec![grant("app:lobby")]).await;
+    let node = TestNode::with(|config| config.systems.set(Grants(vec![grant("app:lobby")]))).await;
     let address = node.node.address;
     let mut alice = node.ws("alice").await;
     let session = text(&alice.ok("session:open", json!({})).await["session_id"]);

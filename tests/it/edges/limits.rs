@@ -1,5 +1,6 @@
 //! Who is counted, where, and what happens beyond the limit.
 
+use proxie::systems::app_topics::settings::Grants;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -271,8 +272,11 @@ async fn a_users_frames_are_counted_over_all_connections() {
 async fn a_users_commands_are_counted_over_all_connections() {
     let node = super::TestNode::with(|config| {
         config.websocket.commands_per_minute_per_user = 6;
-        let durable = proxie::config::TopicGrant { durable: true, ..super::grant("app:kept") };
-        config.topics.grants = vec![super::grant("app:lossy"), durable];
+        let durable = proxie::systems::app_topics::settings::Grant {
+            durable: true,
+            ..super::grant("app:kept")
+        };
+        config.systems.set(Grants(vec![super::grant("app:lossy"), durable]));
     })
     .await;
     let (mut one, mut two) = (node.ws("alice").await, node.ws("alice").await);
@@ -315,7 +319,7 @@ async fn subscriptions_are_limited_over_repeated_auth() {
         config.websocket.max_subscriptions = 10;
         config.websocket.frames_per_s = 1;
         config.websocket.frame_burst = 1_000;
-        config.topics.grants = grants;
+        config.systems.set(Grants(grants));
     })
     .await;
     let naming = |topics: &[String]| {

@@ -22,9 +22,11 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use proxie::app::node::Node;
-use proxie::config::{Config, TopicGrant};
+use proxie::config::Config;
+use proxie::contract::System;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
+use proxie::systems::app_topics::settings::Grant as TopicGrant;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,6 +69,17 @@ impl TestNode {
         }
         change(&mut config);
         Self::of(config, clock).await
+    }
+
+    pub async fn with_systems(systems: &'static [&'static System]) -> Self {
+        let mut config = Config::default();
+        let database = support::database().await;
+        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.allow_fsync_off = true;
+        config.gateway.listen = "127.0.0.1:0".into();
+        let clock = Clock::System;
+        let node = Node::start_systems(&config, clock.clone(), systems).await.unwrap();
+        Self { node, config, clock }
     }
 
     pub async fn of(config: Config, clock: Clock) -> Self {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use proxie::config::{Config, TopicGrant};
+use proxie::config::Config;
 use proxie::kernel::entity::Role;
+use proxie::systems::app_topics::settings::{Grant as TopicGrant, Grants};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -454,7 +455,7 @@ async fn clients_of_a_node_that_stops_are_not_told_to_stay_away() {
 async fn every_event_gets_its_own_answer() {
     let node = TestNode::with(|config| {
         quiet(config);
-        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+        config.systems.set(Grants(vec![TopicGrant { durable: true, ..grant("app:log") }]));
     })
     .await;
     let mut engine = Engine::open(&node, None).await.unwrap();
@@ -539,7 +540,7 @@ async fn a_burst_of_emits_is_read_more_slowly() {
         config.websocket.frames_per_s = 400;
         config.websocket.frame_burst = 100;
         config.websocket.max_in_flight = 8;
-        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+        config.systems.set(Grants(vec![TopicGrant { durable: true, ..grant("app:log") }]));
     })
     .await;
     let emit = |n: usize| {
@@ -645,7 +646,7 @@ async fn a_slow_client_of_socket_io_is_cut_off_and_others_are_not() {
     let node = TestNode::with(|config| {
         config.websocket.send_buffer_bytes = 400_000;
         config.websocket.ping_ms = 60_000;
-        config.topics.grants = vec![grant("app:noise")];
+        config.systems.set(Grants(vec![grant("app:noise")]));
     })
     .await;
     let subscribe = |topic: &str| json!({"topic": topic}).to_string();
@@ -679,7 +680,7 @@ async fn a_slow_client_of_socket_io_is_cut_off_and_others_are_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_in_the_middle_of_a_replay_loses_nothing() {
     let node = TestNode::with(|config| {
-        config.topics.grants = vec![TopicGrant { durable: true, ..grant("app:log") }];
+        config.systems.set(Grants(vec![TopicGrant { durable: true, ..grant("app:log") }]));
     })
     .await;
     let mut bob = node.ws("bob").await;

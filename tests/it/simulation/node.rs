@@ -255,7 +255,7 @@ impl Life {
             return Ok(false);
         }
         let owned: Vec<Owned> = (0..SLOTS).map(|slot| self.slots.owned(slot)).collect();
-        let share = known.sight.share(&owned);
+        let share = known.sight.share(&owned, &Default::default());
         let mut done = true;
         if !share.claims.is_empty() {
             let wanted = share.claims.len();

@@ -18,6 +18,7 @@ use super::authority::{Folder, Issued, OTHER, OURS, load};
 use super::*;
 use crate::cluster::transport::frame::Terms;
 use crate::cluster::transport::handshake::{self, Identity, Met, Refusal};
+use crate::cluster::transport::wire::Versions;
 
 async fn node(start: Start, incarnation: i64, tls: Option<Tls>) -> Running {
     Running::start_with(start, Options { tls, ..options(incarnation).await }).await
@@ -56,7 +57,13 @@ where
 {
     let me = Peer { incarnation: 1, name: name.into(), address: "127.0.0.1:1".into() };
     let mailbox = u64::from(std::ptr::fn_addr_eq(start, over_clustered as Start));
-    let identity = Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox };
+    let identity = Identity {
+        me,
+        cookie: COOKIE.into(),
+        terms: Terms::of(&limits()),
+        mailbox,
+        speaks: Versions::OURS,
+    };
     let (mut read, mut write) = split(stream);
     let met = handshake::dial((&mut read, &mut write), &identity, 2);
     timeout(PATIENCE, met).await.expect("an answer")

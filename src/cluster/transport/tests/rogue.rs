@@ -6,17 +6,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::cluster::transport::frame::{Frame, Terms};
+use crate::cluster::transport::frame::Terms;
 use crate::cluster::transport::handshake::{self, Identity};
 use crate::cluster::transport::link::Link;
+use crate::cluster::transport::wire::{Versions, pack, unpack};
 use crate::kernel::codec;
 
+const NEWEST: u8 = Versions::OURS.newest;
+
 /// A listening node, and the connection of a peer that has just introduced itself.
-async fn rogue() -> (Running, TcpStream) {
+async fn rogue(speaks: Versions) -> (Running, TcpStream) {
     let mut node = Running::start(over_framed, 2).await;
     let me = Peer { incarnation: 1, name: "rogue".into(), address: "127.0.0.1:1".into() };
     node.transport.link(me.clone());
-    let identity = Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox: 0 };
+    let identity =
+        Identity { me, cookie: COOKIE.into(), terms: Terms::of(&limits()), mailbox: 0, speaks };
     let mut stream = TcpStream::connect(&node.address).await.unwrap();
     let (mut read, mut write) = stream.split();
     handshake::dial((&mut read, &mut write), &identity, 2).await.unwrap();
@@ -25,7 +29,7 @@ async fn rogue() -> (Running, TcpStream) {
 }
 
 async fn refuses(frames: impl IntoIterator<Item = (usize, Vec<u8>)>) {
-    let (mut node, mut stream) = rogue().await;
+    let (mut node, mut stream) = rogue(Versions::OURS).await;
     for (length, body) in frames {
         stream.write_all(&(length as u32).to_be_bytes()).await.unwrap();
         let _ = stream.write_all(&body).await;
@@ -36,7 +40,9 @@ async fn refuses(frames: impl IntoIterator<Item = (usize, Vec<u8>)>) {
 }
 
 fn frame(credits: u64, envelopes: Vec<Envelope>) -> (usize, Vec<u8>) {
-    let body = codec::encode(&Frame { credits, envelopes });
+    let mut body = codec::encode(&(credits, envelopes.len() as u64));
+    let packed = envelopes.into_iter().flat_map(|envelope| pack(envelope, NEWEST).bytes);
+    body.extend(packed);
     (body.len(), body)
 }
 
@@ -79,7 +85,7 @@ fn nothing_is_taken_after_the_link_was_closed() {
             panic!("it was closed");
         }
     }
-    let link: Arc<Link> = Link::new(1, Terms::of(&limits()));
+    let link: Arc<Link> = Link::new(1, Terms::of(&limits()), NEWEST);
     link.close();
     let (_, bytes) = frame(0, vec![control(0, 0)]);
     link.receive(&bytes, &Never).unwrap();
@@ -91,4 +97,43 @@ fn both_sides_keep_to_the_smaller_limits() {
     let large = Terms::of(&Limits::default());
     assert_eq!(small.agreed(large), large.agreed(small));
     assert_eq!(small.agreed(large).envelope, 10_000);
+}
+
+/// An older node, and one whose callers this release does not know: both get an answer.
+#[tokio::test]
+async fn nodes_of_other_releases_are_understood_or_told_so() {
+    let (mut node, mut stream) = rogue(Versions::FIRST).await;
+    let asked = ask(7, 3);
+    let mut body = codec::encode(&(0_u64, 1_u64));
+    body.extend(pack(asked.clone(), 1).bytes);
+    stream.write_all(&(body.len() as u32).to_be_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    let (from, received, _) = node.received().await;
+    assert_eq!((from, received), (1, asked.clone()));
+
+    let (mut node, mut stream) = rogue(Versions::OURS).await;
+    // Who asks is another word of the same length.
+    let text = |bytes: &[u8], from: &[u8], to: &[u8]| {
+        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        [&bytes[..at], to, &bytes[at + from.len()..]].concat()
+    };
+    let mut body = codec::encode(&(0_u64, 2_u64));
+    body.extend(text(&pack(asked, NEWEST).bytes, b"runtime", b"auditor"));
+    body.extend(pack(control(5, 8), NEWEST).bytes);
+    stream.write_all(&(body.len() as u32).to_be_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    let (_, received, _) = node.received().await;
+    assert_eq!(number(&received), 5, "the link goes on");
+    let length = stream.read_u32().await.unwrap();
+    let mut frame = vec![0; length as usize];
+    stream.read_exact(&mut frame).await.unwrap();
+    let ((_, count), at): ((u64, u64), usize) = codec::decode_first(&frame).unwrap();
+    assert_eq!(count, 1);
+    let (answer, _) = unpack(&frame[at..], NEWEST).unwrap();
+    let Ok(Envelope::Answer { correlation: 7, answer: RemoteAnswer::Failed(error) }) =
+        answer.envelope
+    else {
+        panic!("{:?}", answer.envelope)
+    };
+    assert!(error.code().retryable(), "{error:?}");
 }

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::operation::is_name;
 use crate::kernel::clock::Timestamp;
-use crate::kernel::entity::{Caller, DecideCx, Decision, Entity, Role, ViewRow, to_value};
+use crate::kernel::entity::{Caller, DecideCx, Decision, Entity, Role};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::{Listed, View, ViewRow};
 
 /// Of one content: platforms times regions.
 pub const MAX_AVAILABILITIES: usize = 500;
@@ -149,6 +150,11 @@ pub struct ContentView {
     pub version: u64,
 }
 
+impl View for ContentView {
+    const NAME: &'static str = "contents";
+    const LISTED: Option<Listed> = None;
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
     #[error("this takes a token with the role operator")]
@@ -227,7 +233,7 @@ impl Entity for Content {
         if events.is_empty() {
             return Vec::new();
         }
-        vec![ViewRow::new("contents", to_value(&state.shown(key)))]
+        vec![ViewRow::of(&state.shown(key))]
     }
 }
 
@@ -237,6 +243,7 @@ mod tests {
 
     use super::*;
     use crate::kernel::entity::spec::given;
+    use crate::kernel::entity::to_value;
 
     fn on(platform: &str) -> Availability {
         serde_json::from_value(

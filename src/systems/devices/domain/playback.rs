@@ -14,10 +14,9 @@ use super::content::{Access, Quality};
 use super::device::{self, Device};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{
-    Announcement, DecideCx, Decision, Effect, Entity, SendFailure, ViewRow, to_value,
-};
+use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity, SendFailure};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::{Listed, View, ViewRow};
 
 /// A device that went offline may be back in time: a film goes on while the network is away.
 const AWAY_S: u32 = 120;
@@ -155,6 +154,11 @@ pub struct SessionView {
     pub updated_at: Timestamp,
     pub ended_at: Option<Timestamp>,
     pub end_reason: Option<EndReason>,
+}
+
+impl View for SessionView {
+    const NAME: &'static str = "playback_sessions";
+    const LISTED: Option<Listed> = Listed::by("user_id", "started_at");
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -423,7 +427,7 @@ impl Entity for Playback {
                 Some(session.shown(session_id, key, Some((*reason, *at))))
             }
         });
-        shown.map(|row| ViewRow::new("playback_sessions", to_value(&row))).collect()
+        shown.map(|row| ViewRow::of(&*row)).collect()
     }
 
     /// A device that cannot be told plays nothing.

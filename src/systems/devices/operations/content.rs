@@ -10,8 +10,7 @@ use crate::systems::devices::domain::content::{
     self, Availability, Content, ContentView, MAX_AVAILABILITIES,
 };
 use crate::systems::devices::domain::operation::is_name;
-use crate::systems::devices::settings::Settings;
-use crate::systems::devices::views;
+use crate::systems::devices::settings::Playing;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ContentId")]
@@ -32,7 +31,7 @@ impl Operation for Get {
         if !is_name(&content_id) {
             return Err(Problem::not_found("content"));
         }
-        let content = views::content(call.views()?, &content_id).await?;
+        let content = call.views()?.get::<ContentView>(&content_id).await?;
         content.ok_or_else(|| Problem::not_found("content"))
     }
 }
@@ -67,7 +66,7 @@ impl Operation for SetAvailability {
         if !is_name(&content_id) {
             return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));
         }
-        let platforms = &call.settings::<Settings>().platforms;
+        let platforms = &call.settings::<Playing>().platforms;
         let check = |way: &Availability| {
             way.check()?;
             if platforms.has_link(way) {

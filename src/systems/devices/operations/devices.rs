@@ -20,7 +20,7 @@ use crate::systems::devices::domain::device::{
     self, Action, Capabilities, Device, DeviceType, DeviceView, Profile, RemoteAction,
 };
 use crate::systems::devices::domain::shared::{self, Shared};
-use crate::systems::devices::settings::Settings;
+use crate::systems::devices::settings::Tiers;
 
 /// What a remote command is worth, unless it says so itself.
 const COMMAND_MS: u32 = 10_000;
@@ -109,7 +109,7 @@ impl Operation for Register {
         };
         let profile = profile(input)?;
         let devices = devices_of(call).await?;
-        let max = call.settings::<Settings>().tier(call.plan.as_deref()).devices;
+        let max = call.settings::<Tiers>().of(call.plan.as_deref()).devices;
         let (count, known) = (devices.len(), devices.into_iter().find(|(known, _)| *known == id));
         if count >= max && known.is_none() {
             return Err(Problem::rejection(&shared::Rejection::TooManyDevices { max }));
@@ -369,7 +369,7 @@ fn lease(call: &Call) -> Outcome<(String, i64)> {
         Problem::rejected("connection_required", "only a connection that stays speaks for a device")
     };
     let connection = call.connection.as_deref().ok_or_else(missing)?;
-    Ok((connection.into(), call.settings::<Settings>().lease_s))
+    Ok((connection.into(), call.services.connection_lease_s))
 }
 
 async fn tell_device(call: &Call, device: &str, command: device::Command) -> Outcome<()> {

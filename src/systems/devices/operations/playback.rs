@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::{self, Remote, WithStanding};
 use crate::contract::call::{derived_id, known_id};
-use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::systems::devices::domain::clock::DeviceId;
+use crate::systems::devices::domain::content::ContentView;
 use crate::systems::devices::domain::content::Quality;
 use crate::systems::devices::domain::crdt::Register;
 use crate::systems::devices::domain::device::{self, Action, DeviceType, RemoteAction};
@@ -22,7 +23,7 @@ use crate::systems::devices::domain::playback::{
     self, Playback, Report as Said, SessionView, Start, Status,
 };
 use crate::systems::devices::domain::shared::{self, Shared};
-use crate::systems::devices::settings::Settings;
+use crate::systems::devices::settings::{Playing, Tiers};
 use crate::systems::devices::views;
 
 /// How long the end of a session waits for the device to be told.
@@ -77,7 +78,7 @@ impl Operation for Initiate {
         let device = devices::shown(call, &input.device_id.to_string()).await?;
         let id = call.new_id("plb");
         // What is best depends on the moment. Where the session exists already this is a retry.
-        let session = match views::playback_session(call.views()?, &id).await? {
+        let session = match call.views()?.get::<SessionView>(&id).await? {
             Some(session) => Box::new(session),
             None => start(call, &id, &input, &device).await?,
         };
@@ -100,7 +101,6 @@ async fn start(
     let content_id = &asked.content_id;
     let choice = choose(call, content_id, &wish, device).await?;
     let platform = choice.platform.clone();
-    let settings: &Settings = call.settings();
     let start = Start {
         content_id: content_id.into(),
         device_id: device.device.id.clone(),
@@ -109,18 +109,18 @@ async fn start(
             Some(false) => None,
             _ => resume_position(call, content_id).await?,
         },
-        idle_s: settings.idle_s,
+        idle_s: call.settings::<Playing>().idle_s,
     };
     let command = playback::Command::Start {
         session_id: id.into(),
         start,
         replaces: asked.replaces.clone(),
-        max_streams: settings.tier(call.plan.as_deref()).streams,
+        max_streams: call.settings::<Tiers>().of(call.plan.as_deref()).streams,
     };
     let started = match ask(call, command).await {
         // The same at once: the other one was first, and may have chosen otherwise.
         Err(problem) if problem.code == ErrorCode::IdReused => {
-            let there = views::playback_session(call.views()?, id).await?;
+            let there = call.views()?.get::<SessionView>(id).await?;
             return there.map(Box::new).ok_or(problem);
         }
         started => started?.ok_or(AskError::Internal)?,
@@ -142,10 +142,10 @@ async fn choose(
     wish: &Wish<'_>,
     device: &WithStanding,
 ) -> Outcome<Choice> {
-    let known = views::content(call.views()?, content_id).await?;
+    let known = call.views()?.get::<ContentView>(content_id).await?;
     let availability = known.map(|content| content.availability).unwrap_or_default();
     let on = (device.device.device_type, &device.device.capabilities);
-    let platforms = &call.settings::<Settings>().platforms;
+    let platforms = &call.settings::<Playing>().platforms;
     platforms
         .choose(&availability, wish, on, call.now())
         .map(|mut choices| choices.swap_remove(0))
@@ -171,9 +171,7 @@ async fn resume_position(call: &Call, content_id: &str) -> Outcome<Option<u64>> 
 
 /// A session of the caller, else not found.
 async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
-    let session = views::playback_session(call.views()?, known_id(id, "session")?).await?;
-    let mine = session.filter(|session| *session.user_id == *call.user_id);
-    mine.ok_or_else(|| Problem::not_found("session"))
+    call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -195,13 +193,6 @@ impl Operation for Get {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListPlaybackSessions")]
-pub struct Listed {
-    limit: Option<Limit>,
-    cursor: Option<After>,
-}
-
 /// What the caller watches and has watched.
 pub struct List;
 
@@ -209,14 +200,11 @@ impl Operation for List {
     const META: Meta =
         Meta::query("playback.list", "What you watch and have watched, newest first")
             .get("/v1/playback/session");
-    type Input = Listed;
+    type Input = Paging;
     type Answer = Page<SessionView>;
 
-    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
-        let list = ListOf::new(&[Self::META.name]);
-        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
-        let page = views::playback_sessions_of(call.views()?, &call.user_id, from, limit);
-        Ok(list.page(page.await?))
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<SessionView>> {
+        call.own_rows::<Self, _>(paging).await
     }
 }
 
@@ -359,7 +347,7 @@ impl Operation for Platforms {
     type Answer = Page<Platform>;
 
     async fn run(call: &Call, _: Nothing) -> Outcome<Page<Platform>> {
-        let platforms = call.settings::<Settings>().platforms.iter();
+        let platforms = call.settings::<Playing>().platforms.iter();
         let shown = platforms.map(|(id, platform)| Platform {
             id: id.into(),
             name: platform.name.clone(),

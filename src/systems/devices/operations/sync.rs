@@ -17,7 +17,6 @@ use crate::systems::devices::domain::crdt::Written;
 use crate::systems::devices::domain::operation::{self, Change, Playback, SyncOperation};
 use crate::systems::devices::domain::replica::{Entry, Mark};
 use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, Shared};
-use crate::systems::devices::settings::Settings;
 
 /// In one message. A frame of 64 KiB holds fewer.
 const MAX_OPERATIONS: usize = 1_000;
@@ -91,7 +90,7 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
         device: asked.device_id,
         seen: asked.offset(call).unwrap_or(0),
         operations: asked.operations()?,
-        limits: call.settings::<Settings>().sync,
+        limits: *call.settings::<shared::Limits>(),
     };
     // The numbers of the operations say which are new, so nothing else has to be remembered.
     match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {

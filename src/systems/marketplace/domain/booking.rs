@@ -11,9 +11,9 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity, ViewRow};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{
     AppointmentAgreed, BookingChange, BookingChanged,
 };
@@ -34,7 +34,7 @@ mod tests;
 mod view;
 
 pub use rejection::Rejection;
-pub use view::BookingView;
+pub use view::{BookingRow, BookingView};
 
 /// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
 const NO_SHOW_MINUTES: i64 = 24 * 60;
@@ -258,24 +258,7 @@ impl Entity for Booking {
         else {
             return Vec::new();
         };
-        let row = json!({
-            "id": key,
-            "request_id": agreed.request_id,
-            "offer_id": agreed.offer_id,
-            "consumer_id": agreed.consumer_id,
-            "provider_id": agreed.provider.id,
-            "provider_owner_id": agreed.provider_owner_id,
-            "service": agreed.service,
-            "status": state.status,
-            "price": agreed.price,
-            "starts_at": agreed.starts_at,
-            "ends_at": agreed.ends_at,
-            "place": agreed.place,
-            "detail": detail,
-            "created_at": state.created_at,
-            "updated_at": state.updated_at,
-        });
-        vec![ViewRow::new("bookings", row)]
+        vec![ViewRow::of(&BookingRow::of(agreed, detail))]
     }
 }
 

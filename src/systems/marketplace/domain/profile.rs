@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::kernel::view::{Listed, View};
 use crate::systems::marketplace::domain::pricing::Offering;
 use crate::systems::marketplace::domain::rejection::Check;
 use crate::systems::marketplace::domain::schedule::{Calendar, Span, Weekly};
@@ -240,6 +241,11 @@ pub struct ProviderView {
     /// Counts the changes of the profile: the ETag.
     pub version: u64,
     pub updated_at: Timestamp,
+}
+
+impl View for ProviderView {
+    const NAME: &'static str = "providers";
+    const LISTED: Option<Listed> = None;
 }
 
 impl ProviderView {

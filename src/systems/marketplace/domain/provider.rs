@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, ViewRow, to_value};
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStatus};
@@ -351,7 +352,7 @@ impl Entity for Provider {
             }
         }
         if let Some(provider) = view(key, state).filter(|_| changed) {
-            rows.push(ViewRow::new("providers", to_value(&provider)));
+            rows.push(ViewRow::of(&provider));
         }
         rows
     }

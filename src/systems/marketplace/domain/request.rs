@@ -13,9 +13,8 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure, ViewRow,
-};
+use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure};
+use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, Scored};
@@ -40,7 +39,7 @@ mod view;
 
 pub use rejection::Rejection;
 pub use state::{Acceptance, Answer, AskedProvider, State, Status};
-pub use view::RequestView;
+pub use view::{OfferRow, RequestView};
 
 use draft::Draft;
 use steps::{

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure, ViewRow,
+    Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
+use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::Understanding;

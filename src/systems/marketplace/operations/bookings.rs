@@ -4,17 +4,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::call::known_id;
-use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::list::{ListOf, Page, Paging};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
 use crate::systems::marketplace::views;
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListBookings")]
-pub struct Listed {
-    limit: Option<Limit>,
-    cursor: Option<After>,
-}
 
 /// The bookings of which the caller is a party.
 pub struct List;
@@ -23,10 +16,10 @@ impl Operation for List {
     const META: Meta =
         Meta::query("booking.list", "Your bookings as consumer or provider, newest first")
             .get("/v1/bookings");
-    type Input = Listed;
+    type Input = Paging;
     type Answer = Page<BookingView>;
 
-    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<BookingView>> {
+    async fn run(call: &Call, Paging { limit, cursor }: Paging) -> Outcome<Page<BookingView>> {
         let list = ListOf::new(&[Self::META.name]);
         let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
         let page = views::bookings_of(call.views()?, &call.user_id, from, limit);
@@ -36,11 +29,9 @@ impl Operation for List {
 
 /// A booking of which the caller is a party, else not found.
 pub async fn shown(call: &Call, id: &str) -> Outcome<BookingView> {
-    let booking = views::booking(call.views()?, known_id(id, "booking")?).await?;
-    let own = booking.filter(|(_, parties)| {
-        *parties.consumer_id == *call.user_id || *parties.provider_owner_id == *call.user_id
-    });
-    own.map(|(booking, _)| booking).ok_or_else(|| Problem::not_found("booking"))
+    let id = known_id(id, "booking")?;
+    let booking = views::booking_of(call.views()?, &call.user_id, id).await?;
+    booking.ok_or_else(|| Problem::not_found("booking"))
 }
 
 async fn ask(call: &Call, id: &str, command: booking::Command) -> Outcome<BookingView> {

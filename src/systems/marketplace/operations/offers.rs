@@ -6,12 +6,11 @@ use serde::{Deserialize, Serialize};
 use super::requests;
 use crate::cluster;
 use crate::contract::call::known_id;
-use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::error::AskError;
 use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
-use crate::systems::marketplace::domain::request::{self, Request};
-use crate::systems::marketplace::views;
+use crate::systems::marketplace::domain::request::{self, OfferRow, Request};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ListOffers")]
@@ -34,16 +33,14 @@ impl Operation for List {
     async fn run(call: &Call, input: Listed) -> Outcome<Page<OfferView>> {
         let Listed { request_id, limit, cursor } = input;
         requests::shown(call, &request_id).await?;
-        let list = ListOf::new(&[Self::META.name, &request_id]);
-        let (from, limit) = (list.up(cursor)?, limit.unwrap_or_default().0);
-        let page = views::offers_of(call.views()?, &request_id, from, limit);
-        Ok(list.page(page.await?))
+        let rows = call.rows_of::<Self, OfferRow>(&request_id, false, Paging { limit, cursor });
+        Ok(rows.await?.map(|row| row.offer))
     }
 }
 
 /// An offer to the caller, else not found.
 async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
-    let offer = views::offer(call.views()?, known_id(id, "offer")?).await?;
+    let offer = call.views()?.get::<OfferRow>(known_id(id, "offer")?).await?;
     let own = offer.filter(|offer| *offer.consumer_id == *call.user_id);
     own.map(|own| own.offer).ok_or_else(|| Problem::not_found("offer"))
 }

@@ -60,7 +60,7 @@ impl Operation for List {
 }
 
 async fn shown(call: &Call, id: &str) -> Outcome<ProviderView> {
-    let provider = views::provider(call.views()?, known_id(id, "provider")?).await?;
+    let provider = call.views()?.get::<ProviderView>(known_id(id, "provider")?).await?;
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
     Ok(provider.for_user(&call.user_id))
 }

@@ -4,16 +4,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::asking::{asked_by_fields, asked_by_sentence, request_pointer};
-use crate::contract::call::known_id;
-use crate::contract::list::{After, Limit, ListOf, Page};
-use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::contract::list::{Page, Paging};
+use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::request::{self, Asked, Request, RequestView};
 use crate::systems::marketplace::domain::service::Service;
-use crate::systems::marketplace::views;
 
 /// Either a sentence, or the fields.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -129,16 +127,7 @@ async fn repeat(call: &Call, key: &str, request: RequestView) -> Outcome<Request
 
 /// A request of the caller, else not found.
 pub async fn shown(call: &Call, id: &str) -> Outcome<RequestView> {
-    let request = views::request(call.views()?, known_id(id, "request")?).await?;
-    let own = request.filter(|request| *request.consumer_id == *call.user_id);
-    own.ok_or_else(|| Problem::not_found("request"))
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListRequests")]
-pub struct Listed {
-    limit: Option<Limit>,
-    cursor: Option<After>,
+    call.own(id, "request").await
 }
 
 /// The caller's requests.
@@ -147,14 +136,11 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("request.list", "Your requests, newest first").get("/v1/requests");
-    type Input = Listed;
+    type Input = Paging;
     type Answer = Page<RequestView>;
 
-    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<RequestView>> {
-        let list = ListOf::new(&[Self::META.name]);
-        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
-        let page = views::requests_of(call.views()?, &call.user_id, from, limit);
-        Ok(list.page(page.await?))
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<RequestView>> {
+        call.own_rows::<Self, _>(paging).await
     }
 }
 

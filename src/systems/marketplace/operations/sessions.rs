@@ -9,13 +9,12 @@ use serde_json::Value;
 
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::connection::{Hold, OnConnection};
-use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::operation::Done;
 use crate::contract::topic::Position;
-use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
 use crate::systems::marketplace::domain::session::{self, MessageView, Session, SessionView};
-use crate::systems::marketplace::views;
 
 /// How long somebody's typing waits to be told.
 const TYPING_WAITS: Duration = Duration::from_secs(3);
@@ -155,35 +154,23 @@ impl Operation for Close {
     }
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListSessions")]
-pub struct Listed {
-    limit: Option<Limit>,
-    cursor: Option<After>,
-}
-
 /// The caller's sessions.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
         Meta::query("session.list", "Your sessions, newest first").get("/v1/sessions");
-    type Input = Listed;
+    type Input = Paging;
     type Answer = Page<SessionView>;
 
-    async fn run(call: &Call, Listed { limit, cursor }: Listed) -> Outcome<Page<SessionView>> {
-        let list = ListOf::new(&[Self::META.name]);
-        let (from, limit) = (list.down(cursor)?, limit.unwrap_or_default().0);
-        let page = views::sessions_of(call.views()?, &call.user_id, from, limit);
-        Ok(list.page(page.await?))
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<SessionView>> {
+        call.own_rows::<Self, _>(paging).await
     }
 }
 
 /// A session of the caller, else not found.
 pub async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
-    let session = views::session(call.views()?, known_id(id, "session")?).await?;
-    let own = session.filter(|session| *session.user_id == *call.user_id);
-    own.ok_or_else(|| Problem::not_found("session"))
+    call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -238,12 +225,7 @@ impl Operation for Messages {
         let ListMessages { session_id, order, limit, cursor } = input;
         shown(call, &session_id).await?;
         let newest_first = order.unwrap_or_default() == Order::Desc;
-        let (list, order) = (Self::META.name, if newest_first { "desc" } else { "asc" });
-        let list = ListOf::new(&[list, &session_id, order]);
-        let from = if newest_first { list.down(cursor)? } else { list.up(cursor)? };
-        let limit = limit.unwrap_or_default().0;
-        let page = views::messages_of(call.views()?, &session_id, newest_first, from, limit);
-        Ok(list.page(page.await?))
+        call.rows_of::<Self, _>(&session_id, newest_first, Paging { limit, cursor }).await
     }
 }
 

@@ -55,6 +55,7 @@ impl World {
             store.nodes.get_mut(&incarnation).expect("it lives").lease_until = clock + LEASE_MS;
             let member = |(incarnation, node): (&i64, &Node)| {
                 Some(Member {
+                    kinds: Vec::new(),
                     incarnation: *incarnation,
                     name: String::new(),
                     peer_address: String::new(),

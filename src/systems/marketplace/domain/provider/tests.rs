@@ -54,6 +54,7 @@ fn made(id: &str, request_id: &str, starts_at: &str) -> Event {
 
 mod enrolment {
     use super::*;
+    use crate::kernel::entity::to_value;
 
     #[test]
     fn a_user_enrols_himself() {

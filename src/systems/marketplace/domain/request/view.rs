@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, State, Status};
-use crate::kernel::entity::{ViewRow, to_value};
+use crate::kernel::view::{Listed, View, ViewRow};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Offer, OfferView};
 use crate::systems::marketplace::domain::places::Place;
@@ -62,13 +62,23 @@ impl RequestView {
     }
 }
 
+impl View for RequestView {
+    const NAME: &'static str = "requests";
+    const LISTED: Option<Listed> = Listed::by("consumer_id", "created_at");
+}
+
 /// What clients see of an offer, with the columns that rows are found by.
-#[derive(Serialize)]
-struct OfferRow<'a> {
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct OfferRow {
     #[serde(flatten)]
-    offer: OfferView,
-    provider_id: &'a str,
-    consumer_id: &'a str,
+    pub offer: OfferView,
+    pub provider_id: String,
+    pub consumer_id: String,
+}
+
+impl View for OfferRow {
+    const NAME: &'static str = "offers";
+    const LISTED: Option<Listed> = Listed::by("request_id", "created_at");
 }
 
 /// The request, and the offers that `events` changed.
@@ -80,13 +90,13 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     let offers = state.offers.iter().filter(touched).map(|offer| {
         let row = OfferRow {
             offer: OfferView::new(key, offer, state.booking_of(&offer.id)),
-            provider_id: &offer.provider.id,
-            consumer_id: &request.consumer_id,
+            provider_id: offer.provider.id.clone(),
+            consumer_id: request.consumer_id.clone(),
         };
-        ViewRow::new("offers", to_value(&row))
+        ViewRow::of(&row)
     });
     let offers: Vec<_> = offers.collect();
-    std::iter::once(ViewRow::new("requests", to_value(&request))).chain(offers).collect()
+    std::iter::once(ViewRow::of(&request)).chain(offers).collect()
 }
 
 /// Whether the row of this offer is another one after this event.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Author, Event, State};
-use crate::kernel::entity::{ViewRow, to_value};
+use crate::kernel::view::{Listed, View, ViewRow};
 
 /// What the API and the read model show of a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +51,16 @@ pub struct MessageView {
     pub created_at: Timestamp,
 }
 
+impl View for SessionView {
+    const NAME: &'static str = "sessions";
+    const LISTED: Option<Listed> = Listed::by("user_id", "created_at");
+}
+
+impl View for MessageView {
+    const NAME: &'static str = "messages";
+    const LISTED: Option<Listed> = Listed::by("session_id", "created_at");
+}
+
 /// The session, and what `events` say.
 pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     let mut rows = Vec::new();
@@ -83,10 +93,10 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
             data,
             created_at: at,
         };
-        rows.push(ViewRow::new("messages", to_value(&message)));
+        rows.push(ViewRow::of(&message));
     }
     if let Some(session) = SessionView::of(key, state).filter(|_| changed) {
-        rows.push(ViewRow::new("sessions", to_value(&session)));
+        rows.push(ViewRow::of(&session));
     }
     rows
 }

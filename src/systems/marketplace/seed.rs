@@ -1,22 +1,26 @@
-//! Demonstration data for a fresh embedded store.
+//! Demonstration providers for a fresh store.
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 
-use crate::app::core::Core;
-use crate::cluster::Meta;
+use crate::cluster::{Entities, Meta};
 use crate::persistence::views::Views;
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
+use crate::systems::marketplace::domain::profile::ProviderView;
 use crate::systems::marketplace::domain::provider::Provider;
-use crate::systems::marketplace::views;
 
 /// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
 /// goes on where it stopped.
-pub async fn demo(core: &Core) -> anyhow::Result<()> {
+pub fn seed<'a>(entities: &'a Entities, views: &'a Views) -> BoxFuture<'a, Result<(), String>> {
+    enrol_all(entities, views).boxed()
+}
+
+async fn enrol_all(entities: &Entities, views: &Views) -> Result<(), String> {
     let providers = demo_providers();
     // The last one is there: an earlier start has finished this.
     let (last, _) = providers.last().expect("there are demonstration providers");
-    let seeded = views::provider(&Views::new(core.pool.clone()), last).await;
-    if seeded.map_err(|e| anyhow::anyhow!("{e}"))?.is_some() {
+    let seeded = views.get::<ProviderView>(last).await;
+    if seeded.map_err(|error| error.to_string())?.is_some() {
         return Ok(());
     }
     tracing::info!(
@@ -25,7 +29,7 @@ pub async fn demo(core: &Core) -> anyhow::Result<()> {
     );
     let enrolments = providers.into_iter().map(|(key, command)| {
         let meta = Meta::runtime().id(format!("seed-{key}"));
-        core.entities.of::<Provider>(key).ask(command, meta)
+        entities.of::<Provider>(key).ask(command, meta)
     });
     let failed = stream::iter(enrolments)
         .buffer_unordered(64)
@@ -38,10 +42,8 @@ pub async fn demo(core: &Core) -> anyhow::Result<()> {
         })
         .collect::<Vec<_>>()
         .await;
-    anyhow::ensure!(
-        failed.is_empty(),
-        "a demonstration provider could not be enrolled: {}",
-        failed[0]
-    );
-    Ok(())
+    match failed.first() {
+        None => Ok(()),
+        Some(why) => Err(format!("a demonstration provider could not be enrolled: {why}")),
+    }
 }

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::actors::{RunError, Runner};
+use crate::contract::runner::{RunError, Runner};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;

@@ -1,0 +1,14 @@
+//! Runners: work outside of any entity, which entities ask for by name.
+
+use std::sync::Arc;
+
+pub use crate::actors::{RunError, RunLimits, Runner};
+use crate::kernel::clock::Clock;
+use crate::persistence::views::Views;
+
+/// A runner of a system, and how a node makes it.
+#[derive(Clone, Copy)]
+pub struct RunnerMade {
+    pub name: &'static str,
+    pub make: fn(&Views, &Clock) -> Arc<dyn Runner>,
+}
