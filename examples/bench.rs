@@ -139,7 +139,7 @@ fn spread(values: &[f64]) -> String {
 }
 
 fn user_meta(n: u64) -> Meta {
-    Meta::new(Caller::User { id: "bench".into(), role: Role::Consumer })
+    Meta::new(Caller::user("bench", Role::Consumer))
         .id(format!("c{n:016}"))
         .timeout(Duration::from_secs(60))
 }

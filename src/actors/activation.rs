@@ -323,7 +323,8 @@ impl<E: Entity> Activation<E> {
                 return Err(Stop::Failed(reason));
             }
         };
-        let Written { events, outbox, mut timers, publications, publish, unheard, .. } = written;
+        let Written { events, mut outbox, mut timers, publications, publish, unheard, .. } =
+            written;
         if !publications.is_empty() && (events.is_empty() || !E::HAS_TOPIC) {
             return Err(Stop::Failed(
                 "a durable publication without an event, or without a topic of its own".into(),
@@ -334,6 +335,14 @@ impl<E: Entity> Activation<E> {
             E::evolve(&mut self.state, event);
         }
         self.head += decision.events.len() as i64;
+        if !outbox.is_empty()
+            && let Some(person) = E::acts_for(&self.key, &self.state)
+        {
+            let person = person.narrowed(&ask.caller);
+            let person = serde_json::to_string(&person).expect("a principal is plain data");
+            let principal: Option<Arc<str>> = Some(person.into());
+            outbox.iter_mut().for_each(|row| row.principal.clone_from(&principal));
+        }
         let mut outbox_changes = Vec::new();
         match &ask.origin {
             Origin::Timer { name, id, .. } => {
@@ -494,7 +503,10 @@ impl<E: Entity> Activation<E> {
 fn caller_name(caller: &Caller) -> String {
     match caller {
         Caller::User { id, .. } => format!("user:{id}"),
-        Caller::Entity { kind, key } => format!("{kind}:{key}"),
+        Caller::Entity { kind, key, for_user: None } => format!("{kind}:{key}"),
+        Caller::Entity { kind, key, for_user: Some(person) } => {
+            format!("{kind}:{key} for user:{}", person.user_id)
+        }
         Caller::Runtime => "runtime".into(),
     }
 }

@@ -14,7 +14,7 @@ use crate::actors::runs::{Ran, RunError};
 use crate::actors::runtime::Runtime;
 use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::clock::doubled;
-use crate::kernel::entity::{Caller, RunOutcome, SendFailure};
+use crate::kernel::entity::{Caller, Principal, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
 use crate::kernel::private::{Place, Trouble};
 use crate::persistence::commit::{OutboxChange, OutboxRow};
@@ -371,6 +371,10 @@ fn run_body(body: &str) -> (String, Value) {
     (body["tag"].as_str().unwrap_or_default().to_owned(), body["input"].take())
 }
 
+fn principal(row: &OutboxRow) -> Result<Option<Principal>, serde_json::Error> {
+    row.principal.as_deref().map(serde_json::from_str).transpose()
+}
+
 fn deliver(
     rt: &Arc<Runtime>,
     kind: &'static str,
@@ -393,9 +397,15 @@ fn deliver(
                 Outcome::Ran(rt.runners.run(target_key, id, input, || rt.clock.now()).await)
             }
             Ok(Some(body)) => {
-                let caller = Caller::Entity { kind: kind.into(), key: key.to_string() };
-                let meta = Meta::new(caller).id(id.clone());
-                Outcome::Sent(entities.ask_json(target_kind, target_key, &body, meta).await)
+                Outcome::Sent(match principal(&row) {
+                    Ok(for_user) => {
+                        let (kind, key) = (kind.to_owned(), key.to_string());
+                        let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
+                        entities.ask_json(target_kind, target_key, &body, meta).await
+                    }
+                    // Of a newer release. Without it the receiver would take the sender for somebody else.
+                    Err(error) => Err(AskError::BadCommand(format!("for whom it is: {error}"))),
+                })
             }
             // There is nothing left of it to deliver.
             Ok(None) => Outcome::Erased,

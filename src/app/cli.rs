@@ -1,6 +1,7 @@
 //! The command line. Answers go to standard output, everything else to standard error; exit codes: 0 done, 1 failed,
 //! 2 usage or configuration.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,6 +108,9 @@ struct TokenArgs {
     /// The user's plan: a name of `tiers` in the configuration
     #[arg(long)]
     tier: Option<String>,
+    /// What it may do, as `--scope "playback device"`; without, all that the role may
+    #[arg(long)]
+    scope: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -235,7 +239,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Serve => serve::run(&config).await,
         Command::Demo { keep, at } if at.is_empty() => demo::run(&config, keep).await,
         Command::Demo { at, .. } => {
-            let token = mint(&config, "clara", Role::Consumer, None).await?;
+            let token = mint(&config, "clara", Role::Consumer, None, None).await?;
             demo::run_at(&at, token).await
         }
         Command::Call(args) => call(&config, args).await,
@@ -329,7 +333,7 @@ async fn token(config: &Config, args: TokenArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let (user, role) = (args.user.unwrap_or_default(), args.role.into());
-    println!("{}", mint(config, &user, role, args.tier.as_deref()).await?);
+    println!("{}", mint(config, &user, role, args.tier.as_deref(), args.scope.as_deref()).await?);
     Ok(())
 }
 
@@ -348,7 +352,7 @@ async fn call(config: &Config, args: CallArgs) -> anyhow::Result<()> {
     let at = args.at.unwrap_or_else(|| format!("http://{}", config.gateway.listen));
     let token = match std::env::var("PROXIE_TOKEN") {
         Ok(token) => token,
-        Err(_) => mint(config, &args.user, args.role.into(), None).await?,
+        Err(_) => mint(config, &args.user, args.role.into(), None, None).await?,
     };
     let mut client = Client::connect(&at, &token).await?;
     println!("{:#}", client.ask(&operation.meta.event(), input).await?);
@@ -360,6 +364,7 @@ async fn mint(
     user: &str,
     role: Role,
     tier: Option<&str>,
+    scope: Option<&str>,
 ) -> anyhow::Result<String> {
     if !config.dev_tokens() {
         bail!(
@@ -374,13 +379,20 @@ async fn mint(
         let tiers: Vec<&str> = tiers.keys().map(String::as_str).collect();
         bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
     }
+    let operations = systems::ALL.iter().flat_map(|system| system.operations);
+    let scopes: BTreeSet<_> = operations.map(|operation| operation.meta.takes_scope()).collect();
+    let unknown = |word: &&str| !scopes.contains(word);
+    if let Some(word) = scope.and_then(|scope| scope.split_ascii_whitespace().find(unknown)) {
+        let scopes: Vec<_> = scopes.into_iter().collect();
+        bail!("there is no scope {word:?}: there are {}", scopes.join(", "));
+    }
     let store = open(config, false).await?;
     if !store::is_migrated(&store.pool).await? {
         bail!("the database has no tables of this release: run `proxie migrate` first");
     }
     let keys = keys::signing_keys(&store.pool, fresh_key(), config.auth.token_s).await?;
     let auth = Auth::new(keys.first().context("the store has no signing key")?);
-    let token = auth.mint_for(user, role, tier, Clock::System.now(), config.auth.token_s);
+    let token = auth.mint_for(user, role, tier, scope, Clock::System.now(), config.auth.token_s);
     store.close().await;
     Ok(token)
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::problem::{Outcome, Problem};
 use crate::cluster::{Entities, Meta, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
-use crate::kernel::entity::{Caller, Entity, Role};
+use crate::kernel::entity::{Caller, Entity, Role, Scopes};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::limits::{Policy, RateLimiter};
@@ -91,6 +91,8 @@ pub struct Call {
     pub services: Arc<Services>,
     pub user_id: Arc<str>,
     pub role: Role,
+    /// What the token may do.
+    pub scopes: Scopes,
     /// The user's plan, where the token names one.
     pub plan: Option<Arc<str>>,
     /// The command's id: the same for its retry, through whatever door.
@@ -105,7 +107,8 @@ pub struct Call {
 
 impl Call {
     pub fn caller(&self) -> Caller {
-        Caller::User { id: self.user_id.to_string(), role: self.role }
+        let (id, scopes) = (self.user_id.to_string(), self.scopes.clone());
+        Caller::User { id, role: self.role, scopes }
     }
 
     pub fn meta(&self) -> Meta {
@@ -145,6 +148,17 @@ impl Call {
     /// The system's section of the configuration.
     pub fn settings<T: Any + Send + Sync>(&self) -> &T {
         self.services.settings.get().expect("`app` sets the section of every system")
+    }
+
+    /// Whether the token has the scope that an operation takes.
+    pub fn may(&self, scope: &str) -> Outcome<()> {
+        if self.scopes.have(scope) {
+            return Ok(());
+        }
+        // RFC 6750: a client learns what to ask for.
+        let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{scope}\"");
+        let problem = Problem::forbidden(format!("this takes a token with the scope {scope}"));
+        Err(problem.reason("insufficient_scope").header("www-authenticate", challenge))
     }
 
     pub fn check_user(&self, given: &Value) -> Outcome<()> {

@@ -85,6 +85,8 @@ pub struct Meta {
     /// One line for the documents.
     pub summary: &'static str,
     pub sort: Sort,
+    /// What a token must be for. `None`: the name's first word.
+    pub scope: Option<&'static str>,
     pub routes: [Option<Route>; 3],
     /// Where what it creates can be read: `/v1/devices/`, followed by the answer's `id`.
     pub creates: Option<&'static str>,
@@ -106,6 +108,7 @@ impl Meta {
             name,
             summary,
             sort,
+            scope: None,
             routes: [None, None, None],
             creates: None,
             is_versioned: false,
@@ -178,6 +181,11 @@ impl Meta {
         self
     }
 
+    pub const fn scope(mut self, scope: &'static str) -> Self {
+        self.scope = Some(scope);
+        self
+    }
+
     pub const fn on_connection(mut self, what: OnConnection) -> Self {
         self.on_connection = Some(what);
         self
@@ -190,6 +198,12 @@ impl Meta {
 
     pub fn routes(&self) -> impl Iterator<Item = Route> + use<> {
         self.routes.into_iter().flatten()
+    }
+
+    /// What a token that names scopes must name for this operation.
+    pub fn takes_scope(&self) -> &'static str {
+        self.scope
+            .unwrap_or_else(|| self.name.split_once('.').map_or(self.name, |(first, _)| first))
     }
 
     /// What it is called where clients send events.
@@ -244,6 +258,7 @@ impl Declared {
 
 fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
     async move {
+        call.may(O::META.takes_scope())?;
         O::allow(&call)?;
         call.check_user(&given)?;
         let input: O::Input = input::read(&given)?;

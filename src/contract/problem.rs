@@ -131,6 +131,11 @@ impl Problem {
         }
     }
 
+    pub fn reason(mut self, reason: &str) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
     pub fn status(mut self, status: u16) -> Self {
         self.status = Some(status);
         self

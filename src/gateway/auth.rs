@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::kernel::clock::Timestamp;
-use crate::kernel::entity::{Caller, Role};
+use crate::kernel::entity::{Role, Scopes};
 use crate::kernel::ids::{IdSource, is_valid_id};
 use crate::persistence::keys;
 
@@ -40,6 +40,9 @@ pub struct Claims {
     /// The user's plan, where it is not the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
+    /// RFC 8693: what it may do, with spaces between. Without it: all that its role may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     pub jti: String,
     /// Seconds since the epoch, as the other times.
     pub iat: i64,
@@ -48,8 +51,8 @@ pub struct Claims {
 }
 
 impl Claims {
-    pub fn caller(&self) -> Caller {
-        Caller::User { id: self.sub.clone(), role: self.role }
+    pub fn scopes(&self) -> Scopes {
+        self.scope.as_deref().map_or(Scopes::ALL, Scopes::parse)
     }
 
     pub fn expires_at(&self) -> Timestamp {
@@ -133,7 +136,7 @@ impl Auth {
     }
 
     pub fn mint(&self, user_id: &str, role: Role, now: Timestamp, ttl_s: i64) -> String {
-        self.mint_for(user_id, role, None, now, ttl_s)
+        self.mint_for(user_id, role, None, None, now, ttl_s)
     }
 
     pub fn mint_for(
@@ -141,6 +144,7 @@ impl Auth {
         user_id: &str,
         role: Role,
         tier: Option<&str>,
+        scope: Option<&str>,
         now: Timestamp,
         ttl_s: i64,
     ) -> String {
@@ -151,6 +155,7 @@ impl Auth {
             sub: user_id.into(),
             role,
             tier: tier.map(str::to_owned),
+            scope: scope.map(str::to_owned),
             jti: IdSource::new(now, rand::random()).mint("tok"),
             iat,
             nbf: iat,
@@ -266,6 +271,19 @@ mod tests {
             (claims.sub.as_str(), claims.role, claims.exp),
             ("alice", Role::Consumer, NOW + 60)
         );
+    }
+
+    #[test]
+    fn a_token_may_name_what_it_is_for() {
+        let auth = auth(1);
+        let scopes = |scope: Option<&str>| {
+            let token = auth.mint_for("alice", Role::Consumer, None, scope, at(NOW), 60);
+            auth.verify(&token, at(NOW)).unwrap().scopes()
+        };
+        assert!(scopes(None).have("playback"));
+        let some = scopes(Some("playback  device"));
+        assert!(some.have("playback") && some.have("device") && !some.have("play"));
+        assert!(!scopes(Some("")).have("playback"), "nothing is not everything");
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl Gateway {
             services: self.services.clone(),
             user_id: claims.sub.as_str().into(),
             role: claims.role,
+            scopes: claims.scopes(),
             plan: claims.tier.as_deref().map(Into::into),
             id,
             connection: None,

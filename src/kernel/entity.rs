@@ -49,6 +49,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// Total: an event that was once written always applies.
     fn evolve(state: &mut Self::State, event: &Self::Event);
 
+    /// For whom it acts towards other entities. What turns somebody's words into sends acts for that person, and reaches
+    /// only what is theirs. `None`: it speaks in its own right, in protocols whose other side knows its kind.
+    fn acts_for(_key: &str, _state: &Self::State) -> Option<Principal> {
+        None
+    }
+
     /// Declared queries are answered without a dedupe row and may wait ([`Decision::wait`]); they cannot emit events.
     fn is_query(_command: &Self::Command) -> bool {
         false
@@ -114,13 +120,80 @@ pub enum Caller {
     User {
         id: String,
         role: Role,
+        /// What their token may do, which was checked where they came in.
+        #[serde(default, skip_serializing_if = "Scopes::are_all")]
+        scopes: Scopes,
     },
     Entity {
         kind: String,
         key: String,
+        /// `None`: it speaks in its own right, in a protocol that its receivers know it by.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_user: Option<Principal>,
     },
-    /// A timer, the result of a `run` effect, or the node itself.
+    /// The entity itself, by a timer or by the outcome of what it asked for, or the node.
     Runtime,
+}
+
+/// The person for whom something acts, and what it may do for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    pub user_id: String,
+    #[serde(default)]
+    pub scopes: Scopes,
+}
+
+impl Principal {
+    /// With everything that the person may do.
+    pub fn of(user_id: impl Into<String>) -> Self {
+        Self { user_id: user_id.into(), scopes: Scopes::ALL }
+    }
+
+    /// What follows from a command does not reach further than who sent it.
+    pub fn narrowed(mut self, by: &Caller) -> Self {
+        match by {
+            Caller::User { scopes, .. }
+            | Caller::Entity { for_user: Some(Self { scopes, .. }), .. } => {
+                self.scopes = self.scopes.and(scopes);
+            }
+            Caller::Entity { for_user: None, .. } | Caller::Runtime => {}
+        }
+        self
+    }
+}
+
+/// What a token or a grant may do, as operations name it: `playback`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Scopes(Option<Arc<[String]>>);
+
+impl Scopes {
+    /// Everything that the role may.
+    pub const ALL: Self = Self(None);
+
+    /// In the form of a token's claim: words with spaces between them.
+    pub fn parse(words: &str) -> Self {
+        Self(Some(words.split_ascii_whitespace().map(str::to_owned).collect()))
+    }
+
+    pub fn have(&self, scope: &str) -> bool {
+        self.0.as_ref().is_none_or(|scopes| scopes.iter().any(|known| known == scope))
+    }
+
+    /// What both may do.
+    pub fn and(&self, other: &Self) -> Self {
+        match (&self.0, &other.0) {
+            (None, _) => other.clone(),
+            (_, None) => self.clone(),
+            (Some(scopes), Some(_)) => {
+                Self(Some(scopes.iter().filter(|scope| other.have(scope)).cloned().collect()))
+            }
+        }
+    }
+
+    fn are_all(&self) -> bool {
+        self.0.is_none()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -141,7 +214,20 @@ impl Role {
     }
 }
 
+/// There are two kinds of authority, and neither is ambient. Whoever acts for a person may do what that person may, within
+/// their scopes: [`Caller::may_act_for`]. An entity takes part in a protocol by its kind and its key, which the runtime
+/// fills in: [`Caller::is_a`], [`Caller::is_the`]. What an entity has told itself it may do.
 impl Caller {
+    /// A person who has come in with all that their role may do.
+    pub fn user(id: impl Into<String>, role: Role) -> Self {
+        Self::User { id: id.into(), role, scopes: Scopes::ALL }
+    }
+
+    /// An entity in its own right.
+    pub fn entity(kind: impl Into<String>, key: impl Into<String>) -> Self {
+        Self::Entity { kind: kind.into(), key: key.into(), for_user: None }
+    }
+
     pub fn user_id(&self) -> Option<&str> {
         match self {
             Self::User { id, .. } => Some(id),
@@ -149,17 +235,44 @@ impl Caller {
         }
     }
 
-    /// The user himself, or anything that runs inside: other entities and the runtime act on behalf of commands
-    /// whose owners were checked where they came in.
-    pub fn may_act_for(&self, owner: &str) -> bool {
+    /// The person for whom it may do what takes this scope. A person's own scopes were checked with the operation.
+    pub fn acts_for(&self, scope: &str) -> Option<&str> {
         match self {
-            Self::User { id, .. } => id == owner,
-            Self::Entity { .. } | Self::Runtime => true,
+            Self::User { id, .. } => Some(id),
+            Self::Entity { for_user: Some(person), .. } if person.scopes.have(scope) => {
+                Some(&person.user_id)
+            }
+            Self::Entity { .. } | Self::Runtime => None,
         }
     }
 
-    pub fn is_internal(&self) -> bool {
-        !matches!(self, Self::User { .. })
+    /// The person themself, whatever acts for them with this scope, or the entity itself.
+    pub fn may_act_for(&self, person: &str, scope: &str) -> bool {
+        *self == Self::Runtime || self.acts_for(scope) == Some(person)
+    }
+
+    /// An entity of this kind, or the asked one itself.
+    pub fn is_a(&self, kind: &str) -> bool {
+        match self {
+            Self::Entity { kind: known, .. } => known == kind,
+            Self::User { .. } => false,
+            Self::Runtime => true,
+        }
+    }
+
+    /// The entity of this kind and key, or the asked one itself.
+    pub fn is_the(&self, kind: &str, key: &str) -> bool {
+        self.is_a(kind) && !matches!(self, Self::Entity { key: known, .. } if known != key)
+    }
+
+    /// The asked entity itself: a timer, or the outcome of what it asked for.
+    pub fn is_itself(&self) -> bool {
+        *self == Self::Runtime
+    }
+
+    /// A part of the system that acts for nobody.
+    pub fn is_system(&self) -> bool {
+        matches!(self, Self::Entity { for_user: None, .. } | Self::Runtime)
     }
 }
 
@@ -393,6 +506,29 @@ pub fn decode_event<E: Entity>(version: u16, event: Value) -> Result<E::Event, s
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_reaches_no_further_than_who_sent_it() {
+        let scopes = |words| Scopes::parse(words);
+        let user = |scopes| Caller::User { id: "alice".into(), role: Role::Consumer, scopes };
+        let person = |scopes| Principal { user_id: "alice".into(), scopes };
+        let all = Principal::of("alice");
+        assert_eq!(all.clone().narrowed(&user(Scopes::ALL)), all);
+        assert_eq!(all.clone().narrowed(&user(scopes("a b"))), person(scopes("a b")));
+        assert_eq!(person(scopes("b c")).narrowed(&user(scopes("a b"))), person(scopes("b")));
+        assert_eq!(person(scopes("b")).narrowed(&Caller::Runtime), person(scopes("b")));
+        let for_user = Some(person(scopes("c")));
+        let agent = Caller::Entity { kind: "agent".into(), key: "1".into(), for_user };
+        assert_eq!(person(scopes("b c")).narrowed(&agent), person(scopes("c")));
+        assert!(agent.may_act_for("alice", "c"));
+        assert!(!agent.may_act_for("alice", "b") && !agent.may_act_for("bob", "c"));
+        assert!(!Caller::entity("agent", "1").may_act_for("alice", "c"));
+    }
+}
+
 /// Given/when/then for entity tests: `given(events).when(command).then(..)`.
 #[cfg(test)]
 pub mod spec {
@@ -420,7 +556,7 @@ pub mod spec {
         }
 
         pub fn by_user(mut self, id: &str) -> Self {
-            self.caller = Caller::User { id: id.into(), role: Role::Consumer };
+            self.caller = Caller::user(id, Role::Consumer);
             self
         }
 

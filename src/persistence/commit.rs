@@ -65,6 +65,8 @@ pub struct OutboxRow {
     pub target_kind: String,
     pub target_key: String,
     pub body: String,
+    /// For whom the entity acts, as JSON. `None`: it speaks in its own right.
+    pub principal: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -233,6 +235,7 @@ pub async fn call(
             o.target_kind.push(&row.target_kind);
             o.target_key.push(&row.target_key);
             o.body.push(&row.body);
+            o.principal.push(row.principal.as_deref());
         }
         for change in &item.outbox_changes {
             let (op, id, attempts, due, error): (_, _, _, _, Option<&str>) = match change {
@@ -323,6 +326,7 @@ pub async fn call(
         .bind(o.target_kind)
         .bind(o.target_key)
         .bind(o.body)
+        .bind(o.principal)
         .bind(c.item)
         .bind(c.op)
         .bind(c.id)
@@ -362,12 +366,12 @@ const CALL: &str = "select item, status, fingerprint, outcome from commit_batch(
     $12, $13, $14, $15, $16, $17, $18,
     $19, $20, $21, $22, $23,
     $24, $25, $26, $27,
-    $28, $29, $30, $31, $32, $33,
-    $34, $35, $36, $37, micros($38), $39,
-    $40, $41, $42, $43, micros($44), $45,
-    $46, $47, $48, $49, $50,
-    $51, $52, $53,
-    $54, $55)";
+    $28, $29, $30, $31, $32, $33, $34,
+    $35, $36, $37, $38, micros($39), $40,
+    $41, $42, $43, $44, micros($45), $46,
+    $47, $48, $49, $50, $51,
+    $52, $53, $54,
+    $55, $56)";
 
 fn set_result(
     results: &mut [CommitResult],
@@ -497,6 +501,7 @@ struct OutboxColumns<'a> {
     target_kind: Vec<&'a str>,
     target_key: Vec<&'a str>,
     body: Vec<&'a str>,
+    principal: Vec<Option<&'a str>>,
 }
 
 #[derive(Default)]

@@ -137,7 +137,7 @@ impl Loader {
         after: i64,
     ) -> Result<Vec<PendingOutbox>, String> {
         let page = sqlx::query(
-            "select id, position, target_kind, target_key, body, attempts, micros(due_at), micros(since) from outbox
+            "select id, position, target_kind, target_key, body, principal, attempts, micros(due_at), micros(since) from outbox
              where sender_kind = $1 and sender_key = $2 and dead_at is null and position > $3
              order by position limit $4",
         )
@@ -204,10 +204,11 @@ fn owed(row: &sqlx::postgres::PgRow, at: usize) -> PendingOutbox {
             target_kind: row.get(at + 2),
             target_key: row.get(at + 3),
             body: row.get(at + 4),
+            principal: row.get::<Option<&str>, _>(at + 5).map(Into::into),
         },
-        attempts: row.get(at + 5),
-        due_us: row.get(at + 6),
-        since_us: row.get(at + 7),
+        attempts: row.get(at + 6),
+        due_us: row.get(at + 7),
+        since_us: row.get(at + 8),
     }
 }
 
@@ -269,7 +270,7 @@ async fn try_read(
         loaded.entry(row.get(0)).or_default().events.push(stored(&row, 1));
     }
     for row in sqlx::query(
-        "select u.n, o.id, o.position, o.target_kind, o.target_key, o.body, o.attempts, micros(o.due_at), micros(o.since)
+        "select u.n, o.id, o.position, o.target_kind, o.target_key, o.body, o.principal, o.attempts, micros(o.due_at), micros(o.since)
          from unnest($1::text[], $2::text[]) with ordinality u(kind, key, n),
          -- Dead letters wait for an operator.
          lateral (select * from outbox o where o.sender_kind = u.kind and o.sender_key = u.key and o.dead_at is null

@@ -126,6 +126,7 @@ const MIGRATIONS: &[Migration] = &[
     (5, "steady_state", include_str!("../../migrations/0005_steady_state.sql")),
     (7, "members", include_str!("../../migrations/0007_members.sql")),
     (8, "owing", include_str!("../../migrations/0008_owing.sql")),
+    (10, "principals", include_str!("../../migrations/0010_principals.sql")),
     (12, "releases", include_str!("../../migrations/0012_releases.sql")),
     (13, "views", include_str!("../../migrations/0013_views.sql")),
     (14, "vault", include_str!("../../migrations/0014_vault.sql")),

@@ -301,7 +301,7 @@ impl World {
     fn command(&mut self, command: Command) -> Option<(Reply, Vec<(i64, Delta)>)> {
         let now = jiff::Timestamp::from_millisecond(START_MS + self.now).unwrap();
         let ids = IdSource::new(now, 1);
-        let caller = Caller::User { id: "alice".into(), role: Role::Consumer };
+        let caller = Caller::user("alice", Role::Consumer);
         let cx = DecideCx { key: "alice", now, caller: &caller, ids: &ids };
         let state = self.node.state.as_mut()?;
         let decision = Shared::decide(state, command, &cx).expect("it is registered");

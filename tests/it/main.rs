@@ -11,6 +11,7 @@ mod embedded;
 mod failover;
 mod gateway;
 mod members;
+mod principals;
 mod process;
 mod releases;
 mod runtime;

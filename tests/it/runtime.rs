@@ -24,7 +24,7 @@ use crate::counter::{Command, Counter, Rejection, Reply};
 use crate::support::{Cable, Setup, core, database, eventually, pool, server, try_core};
 
 fn user(id: &str, command_id: &str) -> Meta {
-    Meta::new(Caller::User { id: id.into(), role: Role::Consumer }).id(command_id)
+    Meta::new(Caller::user(id, Role::Consumer)).id(command_id)
 }
 
 async fn ask(core: &Core, key: &str, command: Command, meta: Meta) -> Result<Reply, AskError> {
@@ -519,6 +519,7 @@ async fn timers_fire_once_late_rather_than_never() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(total(&first, "a").await, 0);
     // The node is down when the first is due.
+    first.stop().await;
     clock.advance_ms(61_000);
     let second = core(database, setup()).await;
     eventually("the first fires", || async { total(&second, "a").await == 1 }).await;

@@ -469,7 +469,7 @@ async fn a_query_that_waits_sees_what_others_wrote() {
     )
     .await;
     // Refused as stale, decided again on what is true, and then no event follows from it.
-    let user = Meta::new(Caller::User { id: "u".into(), role: Role::Consumer }).id("once");
+    let user = Meta::new(Caller::user("u", Role::Consumer)).id("once");
     let refused = counter.ask(Command::AddUpTo { n: 1, limit: 0 }, user).await.unwrap();
     assert_eq!(refused, Err(Rejection::Limit { limit: 0 }));
     assert_eq!(waits.await.unwrap(), Ok(Ok(Reply::Total(101))));

@@ -117,6 +117,7 @@ impl<E: Entity> Activation<E> {
             target_kind: kind.to_owned(),
             target_key: key,
             body,
+            principal: None,
         });
         Ok(())
     }

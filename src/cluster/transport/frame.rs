@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::cluster::transport::RemoteAsk;
     use crate::cluster::transport::wire::pack;
-    use crate::kernel::entity::Role;
+    use crate::kernel::entity::{Role, Scopes};
 
     #[test]
     fn an_envelope_is_never_longer_than_it_weighs() {
@@ -104,8 +104,10 @@ mod tests {
         for n in [0, 1, 250, 251, 70_000] {
             let caller = match n % 3 {
                 0 => Caller::Runtime,
-                1 => Caller::User { id: long(n), role: Role::Consumer },
-                _ => Caller::Entity { kind: long(n), key: long(n) },
+                1 => {
+                    Caller::User { id: long(n), role: Role::Consumer, scopes: Scopes::parse("a b") }
+                }
+                _ => Caller::entity(long(n), long(n)),
             };
             let ask = RemoteAsk {
                 kind: long(n),

@@ -226,7 +226,7 @@ mod first {
 
     pub fn caller(caller: entity::Caller) -> Caller {
         match caller {
-            entity::Caller::User { id, role } => {
+            entity::Caller::User { id, role, .. } => {
                 let role = match role {
                     entity::Role::Consumer => Role::Consumer,
                     entity::Role::Provider => Role::Provider,
@@ -234,7 +234,7 @@ mod first {
                 };
                 Caller::User { id, role }
             }
-            entity::Caller::Entity { kind, key } => Caller::Entity { kind, key },
+            entity::Caller::Entity { kind, key, .. } => Caller::Entity { kind, key },
             entity::Caller::Runtime => Caller::Runtime,
         }
     }
@@ -248,9 +248,9 @@ mod first {
                         Role::Provider => entity::Role::Provider,
                         Role::Operator => entity::Role::Operator,
                     };
-                    Self::User { id, role }
+                    Self::user(id, role)
                 }
-                Caller::Entity { kind, key } => Self::Entity { kind, key },
+                Caller::Entity { kind, key } => Self::entity(kind, key),
                 Caller::Runtime => Self::Runtime,
             }
         }
@@ -294,7 +294,7 @@ mod first {
 mod tests {
     use super::*;
     use crate::cluster::transport::frame::ENVELOPE_OVERHEAD;
-    use crate::kernel::entity::Role;
+    use crate::kernel::entity::{Principal, Role, Scopes};
 
     fn ask(caller: Caller) -> Envelope {
         let ask = RemoteAsk {
@@ -322,8 +322,8 @@ mod tests {
             AskError::TooLarge,
         ];
         let roles = [Role::Consumer, Role::Provider, Role::Operator];
-        let users = roles.map(|role| ask(Caller::User { id: "alice".into(), role }));
-        let entity = Caller::Entity { kind: "user".into(), key: "alice".into() };
+        let users = roles.map(|role| ask(Caller::user("alice", role)));
+        let entity = Caller::entity("user", "alice");
         let answers = errors.into_iter().map(RemoteAnswer::Failed).chain([
             RemoteAnswer::Outcome("{}".into()),
             RemoteAnswer::NotOwner { owner: Some(4), epoch: 5 },
@@ -369,8 +369,8 @@ mod tests {
                 told(ask(Caller::Runtime), |_| caller.to_owned(), |e| json(&e));
             unpack(&codec::encode(&described), 2).unwrap().0
         };
-        let more = r#"{"who":"user","id":"alice","role":"consumer","for":"bob","scopes":["read"]}"#;
-        let alice = Caller::User { id: "alice".into(), role: Role::Consumer };
+        let more = r#"{"who":"user","id":"alice","role":"consumer","for":"bob","badges":["read"]}"#;
+        let alice = Caller::user("alice", Role::Consumer);
         assert_eq!(told(more).envelope, Ok(ask(alice)));
         for unknown in
             [r#"{"who":"agent","of":"alice"}"#, r#"{"who":"user","id":"alice","role":"auditor"}"#]
@@ -386,6 +386,21 @@ mod tests {
             panic!("{told:?}")
         };
         assert!(error.code().retryable(), "{error:?}");
+    }
+
+    #[test]
+    fn for_whom_it_is_goes_with_it_to_whoever_reads_it() {
+        let for_user = Some(Principal { user_id: "alice".into(), scopes: Scopes::parse("a b") });
+        let agent =
+            |for_user| ask(Caller::Entity { kind: "agent".into(), key: "1".into(), for_user });
+        let travels = |version| {
+            let packed = pack(agent(for_user.clone()), version);
+            let unpacked = unpack(&packed.bytes, version).unwrap().0;
+            assert_eq!(unpacked.weight, packed.weight, "both sides count the same");
+            unpacked.envelope
+        };
+        assert_eq!(travels(2), Ok(agent(for_user.clone())));
+        assert_eq!(travels(1), Ok(agent(None)), "the release before does not know of it");
     }
 
     fn told_with(envelope: Envelope, error: &str) -> Result<Envelope, Unknown> {

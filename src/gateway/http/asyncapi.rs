@@ -82,7 +82,9 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         };
         let route = meta.routes().next().or(meta.without_connection);
         let route = route.map(|route| json!({"method": route.method.as_str(), "path": route.path}));
-        let more = json!({"x-sort": sort, "x-repeatable": meta.is_repeatable, "x-http": route});
+        let more = json!({
+            "x-sort": sort, "x-scope": meta.takes_scope(), "x-repeatable": meta.is_repeatable, "x-http": route,
+        });
         let answer = match meta.on_connection {
             Some(OnConnection::Listens(_)) => {
                 json!({"allOf": [answer, fields("recovered: boolean, position: Position")]})

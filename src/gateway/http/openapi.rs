@@ -178,7 +178,7 @@ fn of_route(
     let id = if n == 0 { meta.name.to_owned() } else { format!("{}.{}", meta.name, n + 1) };
     let mut described = json!({
         "tags": [route.path.split('/').nth(2).unwrap_or_default()],
-        "operationId": id, "summary": meta.summary,
+        "operationId": id, "summary": meta.summary, "x-scope": meta.takes_scope(),
         "parameters": parameters, "responses": responses,
     });
     if !body.is_null() {

@@ -1,12 +1,13 @@
 //! `/v1` and what is around it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 
-use super::{TestNode, hairdresser, id, text};
+use super::{TestNode, connect, hairdresser, id, text};
 
 fn in_days(days: i64, minutes: i64) -> String {
     let at = Clock::System.now() + Duration::from_secs((days * 86_400 + minutes * 60) as u64);
@@ -22,6 +23,61 @@ fn pointers(problem: &Value) -> Vec<String> {
     let errors = problem["errors"].as_array().unwrap_or_else(|| panic!("no errors: {problem}"));
     assert!(errors.iter().all(|e| e["message"].as_str().is_some_and(|m| !m.is_empty())));
     errors.iter().map(|e| text(&e["pointer"])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_names_scopes_is_for_the_operations_that_take_them() {
+    let node = TestNode::start().await;
+    let auth = &node.node.gateway().auth;
+    let token = |scope: &str| {
+        auth.mint_for("alice", Role::Operator, None, Some(scope), node.clock.now(), 3_600)
+    };
+    let operations: Vec<_> = proxie::systems::ALL
+        .iter()
+        .flat_map(|system| system.operations)
+        .map(|one| one.meta)
+        .collect();
+    assert!(operations.len() > 40);
+    let mut http = node.anonymous();
+    http.token = Some(token("nothing that there is"));
+    let mut ws = connect(node.node.address, http.token.as_ref().unwrap()).await;
+    for meta in &operations {
+        let reply = ws.ask_as(&id(), &meta.event(), json!({})).await;
+        assert_eq!(reply["error"]["code"], "forbidden", "{}: {reply}", meta.name);
+        assert_eq!(reply["error"]["reason"], "insufficient_scope", "{}", meta.name);
+        for route in meta.routes() {
+            let path: Vec<&str> = route
+                .path
+                .split('/')
+                .map(|part| {
+                    if part == "{user_id}" {
+                        "me"
+                    } else if part.starts_with('{') {
+                        "x"
+                    } else {
+                        part
+                    }
+                })
+                .collect();
+            let method = route.method.as_str().to_uppercase();
+            let body: &[u8] = if method == "GET" { b"" } else { b"{}" };
+            let json = [("content-type", "application/json"), ("if-match", "\"1\"")];
+            let answer = http.send(&method, &path.join("/"), &json, body).await;
+            answer.problem(403, "forbidden");
+            let asks =
+                format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", meta.takes_scope());
+            assert_eq!(answer.headers["www-authenticate"], asks, "{}", meta.name);
+        }
+    }
+    // Each by itself is enough for its own operations.
+    for scope in operations.iter().map(|meta| meta.takes_scope()).collect::<BTreeSet<_>>() {
+        let mut ws = connect(node.node.address, &token(scope)).await;
+        for meta in &operations {
+            let reply = ws.ask_as(&id(), &meta.event(), json!({})).await;
+            let refused = reply["error"]["reason"] == "insufficient_scope";
+            assert_eq!(refused, meta.takes_scope() != scope, "{} with {scope}: {reply}", meta.name);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -267,7 +267,7 @@ async fn devices_come_and_go_and_tell_each_other_what_to_do() {
     let auth = &node.node.gateway().auth;
     let now = node.node.gateway().clock.now();
     let mut premium = node.user_as("alice", Role::Consumer);
-    premium.token = Some(auth.mint_for("alice", Role::Consumer, Some("premium"), now, 60));
+    premium.token = Some(auth.mint_for("alice", Role::Consumer, Some("premium"), None, now, 60));
     assert_eq!(premium.post("/v1/devices/register", &sixth).await.status, 201);
     let listed = alice.get("/v1/sync/devices").await.json();
     assert_eq!(listed["items"].as_array().unwrap().len(), 6);

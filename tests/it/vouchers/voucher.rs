@@ -110,7 +110,9 @@ impl Entity for Voucher {
                 Event::Issued { owner_id, gift, at: cx.now }
             }
             (None, _) => return Err(Rejection::NotFound),
-            (Some(owner), _) if !cx.caller.may_act_for(owner) => return Err(Rejection::NotFound),
+            (Some(owner), _) if !cx.caller.may_act_for(owner, "voucher") => {
+                return Err(Rejection::NotFound);
+            }
             (Some(_), Command::Redeem) if state.redeemed_at.is_some() => {
                 return Err(Rejection::AlreadyRedeemed);
             }

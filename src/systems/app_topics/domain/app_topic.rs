@@ -32,17 +32,20 @@ pub enum Reply {
     Published { offset: i64 },
 }
 
-/// There is no business in a topic that could say no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {}
+pub enum Rejection {
+    /// Grants are of roles, and whoever acts for somebody has no role of theirs.
+    #[error("this topic is not open to what acts for a person")]
+    NotGranted,
+}
 
 impl crate::kernel::entity::Rejection for Rejection {
     fn code(&self) -> ErrorCode {
-        match *self {}
+        ErrorCode::Forbidden
     }
 
     fn reason(&self) -> &'static str {
-        match *self {}
+        "not_granted"
     }
 }
 
@@ -64,7 +67,10 @@ impl Entity for AppTopic {
     ) -> Result<Decision<Self>, Rejection> {
         let publish = match cx.caller {
             Caller::User { id, .. } => Effect::publish_from(id, &event, data),
-            Caller::Entity { .. } | Caller::Runtime => Effect::publish(&event, data),
+            Caller::Entity { for_user: None, .. } | Caller::Runtime => {
+                Effect::publish(&event, data)
+            }
+            Caller::Entity { for_user: Some(_), .. } => return Err(Rejection::NotGranted),
         };
         // Each event publishes once, so their number is the offset.
         let reply = Reply::Published { offset: state.published + 1 };

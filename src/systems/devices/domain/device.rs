@@ -291,10 +291,17 @@ impl State {
     /// The caller's own device, or it does not exist.
     fn owned(&self, caller: &Caller) -> Result<&Registered, Rejection> {
         let registered = self.registered.as_ref().ok_or(Rejection::NotFound)?;
-        if !caller.may_act_for(&registered.owner_id) {
+        let owner_id = &registered.owner_id;
+        if !(caller.may_act_for(owner_id, "device") || caller.is_the(Playback::KIND, owner_id)) {
             return Err(Rejection::NotFound);
         }
         if self.removed { Err(Rejection::Removed) } else { Ok(registered) }
+    }
+
+    /// The playback of the person whose device this is, even where that was removed.
+    fn is_played_by(&self, caller: &Caller) -> bool {
+        let owner_id = self.registered.as_ref().map(|registered| &registered.owner_id);
+        owner_id.is_some_and(|owner_id| caller.is_the(Playback::KIND, owner_id))
     }
 
     /// What follows for the person's other devices. It is decided on the state after the events.
@@ -452,7 +459,7 @@ impl Entity for Device {
                 let ends = state.connection.as_ref() == Some(&connection);
                 Ok(decision.effects(ends.then(|| lease(cx.now, GRACE_S))))
             }
-            Command::LeaseEnded if !cx.caller.is_internal() => Err(Rejection::InternalOnly),
+            Command::LeaseEnded if !cx.caller.is_itself() => Err(Rejection::InternalOnly),
             Command::LeaseEnded if state.connection.is_none() || state.removed => {
                 Ok(Decision::reply(Reply::Done))
             }
@@ -464,7 +471,7 @@ impl Entity for Device {
             Command::Control { action, from, session_id, ttl_ms } => {
                 state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_internal() => {
+            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_a(Playback::KIND) => {
                 Err(Rejection::InternalOnly)
             }
             Command::Play { session_id, start } => {
@@ -484,7 +491,9 @@ impl Entity for Device {
                 let decision = state.change(Reply::Done, event, cx.key, "watching");
                 Ok(decision.effect(Effect::announce(&play)))
             }
-            Command::Stopped { session_id } if state.playing.as_ref() == Some(&session_id) => {
+            Command::Stopped { session_id }
+                if state.playing.as_ref() == Some(&session_id) && state.is_played_by(cx.caller) =>
+            {
                 let event = Event::Playing { session_id: None, at: cx.now };
                 Ok(state.change(Reply::Done, event, cx.key, "stopped"))
             }
@@ -701,7 +710,9 @@ mod tests {
         let stopped = |session: &str| Command::Stopped { session_id: session.into() };
         tv.when(play("plb_1")).then_rejected("internal_only");
         tv.when(stopped("plb_1")).then_rejected("internal_only");
-        let playback_actor = Caller::Entity { kind: "playback".into(), key: "alice".into() };
+        tv.caller = Caller::entity("playback", "bob");
+        tv.when(play("plb_1")).then_rejected("not_found");
+        let playback_actor = Caller::entity("playback", "alice");
         tv.caller = playback_actor.clone();
         let decision = tv.when(play("plb_1")).decision();
         assert_eq!(told(&decision)[0].1, "watching");

@@ -353,8 +353,27 @@ impl Entity for Playback {
     type Rejection = Rejection;
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Outcome {
-        if !cx.caller.may_act_for(cx.key) {
-            return Err(Rejection::NotYours);
+        let is_theirs = cx.caller.may_act_for(cx.key, "playback");
+        match &command {
+            Command::DeviceIs { session_id, .. } => {
+                let may = match state.live.get(session_id) {
+                    Some(session) => cx.caller.is_the(Device::KIND, &session.start.device_id),
+                    None => cx.caller.is_a(Device::KIND),
+                };
+                if !may {
+                    let is_theirs = is_theirs && cx.caller.user_id().is_some();
+                    return Err(if is_theirs {
+                        Rejection::InternalOnly
+                    } else {
+                        Rejection::NotYours
+                    });
+                }
+            }
+            Command::TimedOut { .. } if is_theirs && !cx.caller.is_itself() => {
+                return Err(Rejection::InternalOnly);
+            }
+            _ if !is_theirs => return Err(Rejection::NotYours),
+            _ => {}
         }
         match command {
             Command::Start { session_id, start, replaces, max_streams } => {
@@ -362,9 +381,6 @@ impl Entity for Playback {
             }
             Command::Report { session_id, report } => state.report(&session_id, report, cx),
             Command::Stop { session_id } => state.stop(&session_id, EndReason::Stopped, cx),
-            Command::DeviceIs { .. } | Command::TimedOut { .. } if !cx.caller.is_internal() => {
-                Err(Rejection::InternalOnly)
-            }
             Command::TimedOut { session_id, why } => state.stop(&session_id, why, cx),
             Command::DeviceIs { session_id, there: Presence::Removed } => {
                 state.stop(&session_id, EndReason::DeviceRemoved, cx)

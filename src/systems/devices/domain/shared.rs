@@ -389,7 +389,7 @@ impl Entity for Shared {
         command: Command,
         cx: &DecideCx<'_>,
     ) -> Result<Decision<Self>, Rejection> {
-        if !cx.caller.may_act_for(cx.key) {
+        if !cx.caller.may_act_for(cx.key, "sync") {
             return Err(Rejection::NotYours);
         }
         match command {

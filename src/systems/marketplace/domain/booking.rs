@@ -12,8 +12,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
-use crate::kernel::error::ErrorCode;
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{
     AppointmentAgreed, BookingChange, BookingChanged,
@@ -22,16 +21,19 @@ use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
 use crate::systems::marketplace::domain::provider::{self, Provider};
-use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
+use crate::systems::marketplace::domain::rejection::Check;
 use crate::systems::marketplace::domain::request::{self, Request};
 use crate::systems::marketplace::domain::schedule::later;
 use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::session::Session;
 use crate::systems::marketplace::domain::user::User;
 
+mod rejection;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use rejection::Rejection;
 pub use view::{BookingRow, BookingView};
 
 /// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
@@ -154,71 +156,6 @@ pub enum Reply {
     Booking(Box<BookingView>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {
-    #[error("there is no such booking")]
-    NotFound,
-    #[error("only the system may do this")]
-    InternalOnly,
-    #[error("only the consumer may review")]
-    ConsumerOnly,
-    #[error("nobody reviews themselves")]
-    OwnBooking,
-    #[error("only the provider may say so")]
-    ProviderOnly,
-    #[error("the appointment has started")]
-    AlreadyStarted,
-    #[error("the appointment has not started")]
-    NotStarted,
-    #[error("that had to be said within a day after the end")]
-    TooLate,
-    #[error("the appointment is not completed")]
-    NotCompleted,
-    #[error("it is reviewed already")]
-    AlreadyReviewed,
-    #[error("the booking was cancelled")]
-    Cancelled,
-    #[error("the consumer did not come")]
-    NoShow,
-    #[error("{}", summary(errors))]
-    Invalid { errors: Vec<FieldError> },
-}
-
-impl crate::kernel::entity::Rejection for Rejection {
-    fn code(&self) -> ErrorCode {
-        match self {
-            Self::NotFound => ErrorCode::NotFound,
-            Self::InternalOnly | Self::ConsumerOnly | Self::OwnBooking | Self::ProviderOnly => {
-                ErrorCode::Forbidden
-            }
-            Self::AlreadyStarted | Self::AlreadyReviewed | Self::Cancelled | Self::NoShow => {
-                ErrorCode::Conflict
-            }
-            Self::NotStarted | Self::TooLate | Self::NotCompleted | Self::Invalid { .. } => {
-                ErrorCode::Rejected
-            }
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::NotFound => "not_found",
-            Self::InternalOnly => "internal_only",
-            Self::ConsumerOnly => "consumer_only",
-            Self::OwnBooking => "own_booking",
-            Self::ProviderOnly => "provider_only",
-            Self::AlreadyStarted => "already_started",
-            Self::NotStarted => "not_started",
-            Self::TooLate => "too_late",
-            Self::NotCompleted => "not_completed",
-            Self::AlreadyReviewed => "already_reviewed",
-            Self::Cancelled => "booking_cancelled",
-            Self::NoShow => "no_show",
-            Self::Invalid { .. } => "invalid",
-        }
-    }
-}
-
 impl Entity for Booking {
     const KIND: &'static str = "booking";
     const GOLDEN: &'static str = include_str!("golden/booking.jsonl");
@@ -237,36 +174,37 @@ impl Entity for Booking {
     ) -> Result<Decision<Self>, Rejection> {
         let Some(agreed) = &state.agreed else {
             return match command {
-                Command::Confirm(agreed) if cx.caller.is_internal() => {
+                Command::Confirm(agreed)
+                    if cx.caller.is_the(Provider::KIND, &agreed.provider.id) =>
+                {
                     Ok(confirm(state, agreed, cx))
                 }
                 // Given up before the provider could confirm: there is nothing to undo here.
-                Command::Cancel { .. } if cx.caller.is_internal() => {
+                Command::Cancel { .. }
+                    if cx.caller.is_a(Request::KIND) || cx.caller.is_a(Provider::KIND) =>
+                {
                     Ok(Decision::reply(Reply::Done))
                 }
                 _ => Err(Rejection::NotFound),
             };
         };
-        let party = match cx.caller.user_id() {
-            None => Party::System,
-            Some(id) if id == agreed.consumer_id => Party::Consumer,
-            Some(id) if id == agreed.provider_owner_id => Party::Provider,
-            Some(_) => return Err(Rejection::NotFound),
-        };
-        let internal_only = || {
-            if party == Party::System { Ok(()) } else { Err(Rejection::InternalOnly) }
-        };
+        let party = party(agreed, &command, cx.caller).ok_or(Rejection::NotFound)?;
+        let only = |may: bool| if may { Ok(()) } else { Err(Rejection::InternalOnly) };
+        let internal_only = || only(cx.caller.is_itself());
         let step = Step { state, agreed, cx };
         match command {
             Command::Get => Ok(step.unchanged()),
             Command::Cancel { reason } => step.cancel(party, reason),
             Command::CancelForConsumer { reason } => {
-                internal_only()?;
+                only(party != Party::Provider && cx.caller.user_id().is_none())?;
                 step.cancel(Party::Consumer, reason)
             }
             Command::Review { rating, comment } => step.review(party, rating, comment),
             Command::MarkNoShow => step.no_show(party),
-            Command::Confirm(_) => internal_only().map(|()| step.confirm_again()),
+            Command::Confirm(_) => {
+                only(cx.caller.is_the(Provider::KIND, &agreed.provider.id))?;
+                Ok(step.confirm_again())
+            }
             Command::Remind { hours_before } => internal_only().map(|()| step.remind(hours_before)),
             Command::Start => internal_only().map(|()| step.start()),
             Command::Complete => internal_only().map(|()| step.complete()),
@@ -321,6 +259,24 @@ impl Entity for Booking {
             return Vec::new();
         };
         vec![ViewRow::of(&BookingRow::of(agreed, detail))]
+    }
+}
+
+/// Whose side the caller is on. `None`: they have nothing to do with it.
+fn party(agreed: &Agreed, command: &Command, caller: &Caller) -> Option<Party> {
+    match caller.acts_for("booking") {
+        Some(id) if id == agreed.consumer_id => Some(Party::Consumer),
+        Some(id) if id == agreed.provider_owner_id => Some(Party::Provider),
+        Some(_) => None,
+        None => {
+            let made_it = caller.is_the(Request::KIND, &agreed.request_id)
+                || caller.is_the(Provider::KIND, &agreed.provider.id);
+            // In the release before, a session did not say for whom it cancels.
+            let cancels = matches!(command, Command::CancelForConsumer { .. })
+                && caller.is_system()
+                && caller.is_a(Session::KIND);
+            (made_it || cancels).then_some(Party::System)
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! Each arrow is a durable `send`. The client hears of it on its `user:`, `session:` and `booking:` topics.
 //!
 //! **Architecture invariants:** states are bounded (each file says by what). Commands that only other entities may
-//! send refuse users with `internal_only`. What is not yours is `not_found`. What clients, events and read
+//! send are taken from those alone, by kind and key, and refuse users with `internal_only`. What is not yours is `not_found`. What clients, events and read
 //! models show of an object is one type (`RequestView`, `OfferView`, `ProviderView`, `BookingView`, `SessionView`, `MessageView`).
 
 // Values.

@@ -232,7 +232,7 @@ impl Entity for Provider {
         command: Command,
         cx: &DecideCx<'_>,
     ) -> Result<Decision<Self>, Rejection> {
-        if !cx.caller.is_internal() && is_internal(&command) {
+        if !may(state, &command, cx.caller) {
             return Err(Rejection::InternalOnly);
         }
         let Some(profile) = &state.profile else {
@@ -245,7 +245,7 @@ impl Entity for Provider {
         };
         match command {
             // Seeding again changes nothing.
-            Command::Enroll { .. } if *cx.caller == Caller::Runtime => Ok(shown(cx.key, state)),
+            Command::Enroll { .. } if cx.caller.is_itself() => Ok(shown(cx.key, state)),
             Command::Enroll { .. } => Err(Rejection::AlreadyEnrolled),
             Command::Update { patch, expected_version, or_versions } => {
                 let seen = expected_version.map(|version| (version, or_versions));
@@ -363,8 +363,24 @@ impl Entity for Provider {
     }
 }
 
-fn is_internal(command: &Command) -> bool {
-    !matches!(command, Command::Enroll { .. } | Command::Update { .. } | Command::Get)
+/// Whether it is this entity's part to send this command. Owners are asked for where a command is theirs.
+fn may(state: &State, command: &Command, caller: &Caller) -> bool {
+    match command {
+        Command::Enroll { .. } | Command::Update { .. } | Command::Get => true,
+        Command::ConsiderLead { lead } => caller.is_the(Request::KIND, &lead.request_id),
+        Command::HoldSlot(hold) => caller.is_the(Request::KIND, &hold.request_id),
+        Command::WithdrawOffer { offer_id } => {
+            match state.offers.iter().find(|offer| offer.id == *offer_id) {
+                Some(offer) => caller.is_the(Request::KIND, &offer.request_id),
+                None => caller.is_a(Request::KIND),
+            }
+        }
+        // Which request holds the time is not kept; the booking's id, which it made, is known to it alone.
+        Command::ReleaseSlot { booking_id } => {
+            caller.is_the(Booking::KIND, booking_id) || caller.is_a(Request::KIND)
+        }
+        Command::RecordReview { booking_id, .. } => caller.is_the(Booking::KIND, booking_id),
+    }
 }
 
 fn answered(state: &mut State) {

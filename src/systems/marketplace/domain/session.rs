@@ -10,7 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication, SendFailure};
+use crate::kernel::entity::{
+    Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure,
+};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
@@ -275,25 +277,19 @@ impl Entity for Session {
                 _ => Err(Rejection::NotFound),
             };
         }
-        if !cx.caller.may_act_for(&state.user_id) {
-            return Err(Rejection::NotFound);
-        }
-        let internal_only = || {
-            if cx.caller.is_internal() { Ok(()) } else { Err(Rejection::InternalOnly) }
-        };
+        may(state, &command, cx.caller)?;
         match command {
             Command::Open { time_zone, locale, currency } => {
                 open(state, time_zone, locale, currency, cx)
             }
             Command::Close { end } => Ok(close(state, end, cx)),
             Command::Publish { event, data } => {
-                internal_only()?;
                 let publish = Effect::publish(&event, data);
                 let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }
             Command::RequestProgress { .. } | Command::RequestRefused { .. } if state.ended => {
-                internal_only().map(|()| Decision::reply(Reply::Done))
+                Ok(Decision::reply(Reply::Done))
             }
             _ if state.ended => Err(Rejection::Ended),
             Command::Typing { is_typing } => {
@@ -307,10 +303,10 @@ impl Entity for Session {
                 Ok(talk::answer(state, content, media, cx))
             }
             Command::RequestProgress { request_id, progress } => {
-                internal_only().map(|()| talk::tell(state, request_id, progress, cx))
+                Ok(talk::tell(state, request_id, progress, cx))
             }
             Command::RequestRefused { request_id, asked, reason } => {
-                internal_only().map(|()| talk::refused(state, request_id, asked, &reason, cx))
+                Ok(talk::refused(state, request_id, asked, &reason, cx))
             }
         }
     }
@@ -374,6 +370,11 @@ impl Entity for Session {
         Some(Command::Publish { event: publication.event, data: publication.data })
     }
 
+    /// Its agent turns the user's words into sends.
+    fn acts_for(_: &str, state: &State) -> Option<Principal> {
+        Some(Principal::of(state.user_id.as_str()))
+    }
+
     fn send_failed(failure: SendFailure) -> Option<Command> {
         let asked = match failure.kind.as_str() {
             Booking::KIND => match serde_json::from_value(failure.command).ok()? {
@@ -392,6 +393,25 @@ impl Entity for Session {
         };
         Some(Command::RequestRefused { request_id: failure.key, asked, reason: failure.reason })
     }
+}
+
+/// Whether this caller may send this command: the user theirs, and each other entity its own part.
+fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejection> {
+    let users = |scope| caller.may_act_for(&state.user_id, scope);
+    let may = match command {
+        Command::Open { .. } | Command::Close { .. } => users("session"),
+        Command::SendMessage { .. } | Command::Typing { .. } => users("chat"),
+        Command::Publish { .. } => {
+            caller.is_system() || caller.user_id().is_none() && users("session")
+        }
+        Command::RequestProgress { request_id, .. } => caller.is_the(Request::KIND, request_id),
+        Command::RequestRefused { .. } => caller.is_itself(),
+    };
+    if may {
+        return Ok(());
+    }
+    let is_theirs = caller.user_id() == Some(&*state.user_id);
+    Err(if is_theirs { Rejection::InternalOnly } else { Rejection::NotFound })
 }
 
 fn open(

@@ -87,7 +87,8 @@ impl World {
         for event in &decision.events {
             E::evolve(state, event);
         }
-        let me = Caller::Entity { kind: E::KIND.into(), key: key.into() };
+        let for_user = E::acts_for(key, state).map(|person| person.narrowed(&caller));
+        let me = Caller::Entity { kind: E::KIND.into(), key: key.into(), for_user };
         for effect in decision.effects.clone() {
             self.perform::<E>(&me, key, effect);
         }
@@ -172,7 +173,7 @@ impl World {
         let Err(rejection) = self.ask::<E>(from.clone(), &key, typed) else { return };
         let reason = rejection.reason().to_owned();
         let failure = SendFailure { kind: E::KIND.into(), key, command, reason };
-        let Caller::Entity { kind, key } = from else { panic!("{failure:?}") };
+        let Caller::Entity { kind, key, .. } = from else { panic!("{failure:?}") };
         let back = |kind, command: Option<Value>| {
             command.map(|command| Letter { from: Caller::Runtime, kind, key, command })
         };
@@ -295,7 +296,7 @@ impl Kept for Booking {
 }
 
 fn person(id: &str) -> Caller {
-    Caller::User { id: id.into(), role: Role::Consumer }
+    Caller::user(id, Role::Consumer)
 }
 
 #[test]

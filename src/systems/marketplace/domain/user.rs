@@ -60,7 +60,8 @@ impl Entity for User {
     type Rejection = Rejection;
 
     fn decide(_: &State, command: Command, cx: &DecideCx<'_>) -> Result<Decision<Self>, Rejection> {
-        if !cx.caller.is_internal() {
+        let is_entity = cx.caller.user_id().is_none();
+        if !(cx.caller.is_system() || is_entity && cx.caller.may_act_for(cx.key, "user")) {
             return Err(Rejection::InternalOnly);
         }
         let Command::Publish { event, data } = command;

@@ -215,6 +215,32 @@ fn only_the_parties_see_it() {
 }
 
 #[test]
+fn other_entities_send_their_own_part_only() {
+    use crate::kernel::entity::{Caller, Principal};
+    let from = |caller: Caller, command: Command| {
+        let mut it = booking([]);
+        it.caller = caller;
+        it.when(command).result.is_ok()
+    };
+    let cancel = || Command::Cancel { reason: None };
+    let for_consumer = || Command::CancelForConsumer { reason: None };
+    assert!(from(Caller::entity("request", "req_1"), cancel()));
+    assert!(!from(Caller::entity("request", "req_2"), cancel()), "it made another one");
+    assert!(!from(Caller::entity("session", "ses_1"), cancel()));
+    assert!(from(Caller::entity("session", "ses_1"), for_consumer()), "of the release before");
+    let session = |user: &str| Caller::Entity {
+        kind: "session".into(),
+        key: "ses_1".into(),
+        for_user: Some(Principal::of(user)),
+    };
+    assert!(from(session("alice"), for_consumer()));
+    assert!(!from(session("bob"), for_consumer()));
+    assert!(!from(session("mirela"), for_consumer()), "the provider is not the consumer");
+    assert!(!from(Caller::entity("provider", "prv_1"), Command::Complete));
+    assert!(!from(Caller::entity("provider", "prv_2"), Command::Confirm(agreed().into())));
+}
+
+#[test]
 fn users_cannot_send_what_only_the_system_may() {
     let internal = [
         Command::Confirm(agreed().into()),

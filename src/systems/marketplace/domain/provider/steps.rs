@@ -9,10 +9,11 @@ pub(super) fn enroll(
     standing: Option<Standing>,
     cx: &DecideCx<'_>,
 ) -> Result<Decision<Provider>, Rejection> {
-    if !cx.caller.may_act_for(&owner_id) {
+    // Whoever acts for somebody has no role of theirs, and this takes one.
+    if !(cx.caller.is_itself() || cx.caller.user_id() == Some(&*owner_id)) {
         return Err(Rejection::NotYours);
     }
-    if standing.is_some() && *cx.caller != Caller::Runtime {
+    if standing.is_some() && !cx.caller.is_itself() {
         return Err(Rejection::InternalOnly);
     }
     check(&profile, None, cx.now, "/profile")?;
@@ -27,7 +28,7 @@ pub(super) fn update(
     seen: Option<(u64, Vec<u64>)>,
     cx: &DecideCx<'_>,
 ) -> Result<Decision<Provider>, Rejection> {
-    if !cx.caller.may_act_for(&state.owner_id) {
+    if !cx.caller.may_act_for(&state.owner_id, "provider") {
         return Err(Rejection::NotYours);
     }
     let current =
@@ -219,12 +220,10 @@ pub(super) fn release_slot(
     let released =
         Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
     let decision = decision.event(released);
-    match cx.caller {
-        // The booking knows.
-        Caller::Entity { kind, .. } if kind == Booking::KIND => decision,
-        _ => {
-            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
-            decision.effect(Effect::send::<Booking>(booking_id, &command))
-        }
+    // A booking that asks for it knows.
+    if cx.caller.is_the(Booking::KIND, &booking_id) && !cx.caller.is_itself() {
+        return decision;
     }
+    let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
+    decision.effect(Effect::send::<Booking>(booking_id, &command))
 }

@@ -556,21 +556,33 @@ mod holds {
     fn released_time_is_free_again() {
         let mut it = provider([enrolled()]);
         it.when(Command::HoldSlot(hold("bkg_1"))).decision();
-        it.caller = Caller::Entity { kind: "booking".into(), key: "bkg_1".into() };
+        it.caller = Caller::entity("booking", "bkg_1");
         let release = || Command::ReleaseSlot { booking_id: "bkg_1".into() };
         let decision = it.when(release()).decision();
         assert_eq!(decision.effects, []);
         let rows = Provider::project("prv_1", &it.state, &decision.events);
         assert_eq!(rows[0].row["deleted"], true);
         it.when(release()).then([]);
+        it.caller = Caller::entity("request", "req_1");
         assert_eq!(it.when(Command::HoldSlot(hold("bkg_2"))).decision().events.len(), 1);
+    }
+
+    #[test]
+    fn another_booking_releases_nothing() {
+        let mut it = provider([enrolled()]);
+        it.when(Command::HoldSlot(hold("bkg_1"))).decision();
+        it.caller = Caller::entity("booking", "bkg_2");
+        let release = Command::ReleaseSlot { booking_id: "bkg_1".into() };
+        it.when(release).then_rejected("internal_only");
+        it.caller = Caller::entity("request", "req_2");
+        it.when(Command::HoldSlot(hold("bkg_2"))).then_rejected("internal_only");
     }
 
     #[test]
     fn a_request_that_gave_up_undoes_the_booking_too() {
         let mut it = provider([enrolled()]);
         it.when(Command::HoldSlot(hold("bkg_1"))).decision();
-        it.caller = Caller::Entity { kind: "request".into(), key: "req_1".into() };
+        it.caller = Caller::entity("request", "req_1");
         let decision = it.when(Command::ReleaseSlot { booking_id: "bkg_1".into() }).decision();
         let (key, command) = sent(&decision.effects, "booking").remove(0);
         assert_eq!(key, "bkg_1");
@@ -667,7 +679,7 @@ fn reviews_move_the_rating() {
 fn a_provider_cannot_be_asked_before_it_is_enrolled() {
     let mut nobody = provider([]);
     nobody.when(Command::ConsiderLead { lead: lead() }).then_rejected("not_found");
-    nobody.caller = Caller::User { id: "x".into(), role: Role::Operator };
+    nobody.caller = Caller::user("x", Role::Operator);
     nobody.when(Command::Get).then_rejected("not_found");
     assert_eq!(five_pm().earliest, at(START));
 }

@@ -14,11 +14,11 @@ pub(super) fn create(
     mut asked: Asked,
     cx: &DecideCx<'_>,
 ) -> Result<Decision<Request>, Rejection> {
-    if !cx.caller.may_act_for(&asked.consumer_id) {
+    if !is_consumers(&asked, cx.caller, "request") {
         return Err(Rejection::NotYours);
     }
     // What the agent heard is not the form in which it was said.
-    if cx.caller.is_internal() {
+    if cx.caller.user_id().is_none() {
         asked.details = cleaned(&asked.details);
     }
     check(&asked, cx.now)?;

@@ -444,6 +444,34 @@ mod ends {
     }
 
     #[test]
+    fn other_entities_send_their_own_part_only() {
+        use crate::kernel::entity::{Caller, Principal};
+        let from = |caller: Caller, command: Command| {
+            let mut it = request(open());
+            it.caller = caller;
+            it.when(command).result.is_ok()
+        };
+        let offer_1 = || Command::WithdrawOffer { offer_id: "off_1".into(), reason: None };
+        assert!(from(Caller::entity("provider", "prv_1"), offer_1()));
+        assert!(!from(Caller::entity("provider", "prv_2"), offer_1()), "it is not theirs");
+        assert!(!from(Caller::entity("booking", "prv_1"), offer_1()));
+        let declined = || declined("prv_3", DeclineReason::NoSkill, None);
+        assert!(!from(Caller::entity("provider", "prv_1"), declined()), "not for somebody else");
+        let cancel = || Command::Cancel { reason: None };
+        let session = |user: &str| Caller::Entity {
+            kind: "session".into(),
+            key: "ses_1".into(),
+            for_user: Some(Principal::of(user)),
+        };
+        assert!(from(session("alice"), cancel()));
+        assert!(!from(session("bob"), cancel()), "whoever speaks in it");
+        // Of the release before.
+        assert!(from(Caller::entity("session", "ses_1"), cancel()));
+        assert!(!from(Caller::entity("session", "ses_2"), cancel()));
+        assert!(!from(Caller::entity("session", "ses_1"), Command::Expire));
+    }
+
+    #[test]
     fn users_cannot_send_what_only_the_system_may() {
         let internal = [
             Command::AcceptPick { pick: Pick::Best },

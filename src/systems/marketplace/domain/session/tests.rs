@@ -75,7 +75,7 @@ fn session(events: impl IntoIterator<Item = Event>) -> Given<Session> {
 }
 
 fn inside(mut it: Given<Session>) -> Given<Session> {
-    it.caller = Caller::Entity { kind: "request".into(), key: "req_1".into() };
+    it.caller = Caller::entity("request", "req_1");
     it
 }
 
@@ -345,7 +345,7 @@ mod messages {
         for end in [Progress::Expired, Progress::Cancelled] {
             let mut it = inside(read_back());
             it.when(progress(end)).decision();
-            it.caller = Caller::User { id: "alice".into(), role: Role::Consumer };
+            it.caller = Caller::user("alice", Role::Consumer);
             assert!(sent(&it.when(message("yes")).decision().effects, "request").is_empty());
         }
     }
@@ -414,7 +414,9 @@ mod messages {
             reason: "already_started".into(),
         };
         let refused = Session::send_failed(failed).unwrap();
-        let decision = inside(session([opened(), started(), booked()])).when(refused).decision();
+        let mut it = session([opened(), started(), booked()]);
+        it.caller = Caller::Runtime;
+        let decision = it.when(refused).decision();
         assert!(answer(&decision).0.contains("started"));
     }
 
@@ -635,7 +637,8 @@ mod following {
             asked,
             reason: reason.into(),
         };
-        let mut it = inside(session([opened(), started()]));
+        let mut it = session([opened(), started()]);
+        it.caller = Caller::Runtime;
         it.when(refused(AskedOf::Create, "invalid")).decision();
         assert_eq!(it.state.current().unwrap().status, request::Status::Unmatched);
         for command in [
@@ -704,7 +707,7 @@ fn messages_are_rows_and_the_session_with_them() {
     );
     assert_eq!(rows[2].row["user_id"], "alice");
     assert_eq!(Session::project("ses_1", &it.state, &[started()]), []);
-    let operator = Caller::User { id: "op".into(), role: Role::Operator };
+    let operator = Caller::user("op", Role::Operator);
     it.caller = operator;
     it.when(Command::Typing { is_typing: true }).then_rejected("not_found");
 }
