@@ -2,18 +2,20 @@
 
 use std::path::Path;
 
+use proxie::actors::Options;
 use proxie::app::core::Core;
 use proxie::cluster::Meta;
 use proxie::kernel::entity::{DecideCx, Decision, Entity};
 use proxie::kernel::ids::slot_of;
+use proxie::persistence::outbox;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::counter::Counter;
+use crate::counter::{Command, Counter, Reply};
 use crate::process::Folder;
-use crate::support::{Setup, database, eventually, pool, try_prepare};
+use crate::support::{Setup, core, database, eventually, known_as, pool, try_prepare};
 
 #[path = "../../examples/releases/suite.rs"]
 #[allow(dead_code)]
@@ -185,4 +187,47 @@ async fn a_row_touches_only_the_columns_that_it_gives() {
     let sql = "select jsonb_build_array(motto, (select count(*) from provider_services))::text from providers";
     write("providers", json!([provider])).await;
     assert_eq!(shown(sql).await, json!(["none", 1]));
+}
+
+/// An older release met events that it does not know, and parked their entities; then the newer one is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_release_has_parked_starts_here() {
+    let database = database().await;
+    let pool = pool(database.clone()).await;
+    let park = async |key: &str, known_as: Option<String>| {
+        sqlx::query("insert into parked (kind, key, reason, failures, known_as) values ('counter', $1, 'it was', 5, $2)")
+            .bind(key)
+            .bind(known_as)
+            .execute(&pool)
+            .await
+            .unwrap();
+    };
+    // Before this one no release said what it knew.
+    park("by-the-first", None).await;
+    park("by-another", Some("0.0.1 0123456789abcdef".into())).await;
+    park("by-this", Some(known_as())).await;
+    park("broken-here-too", None).await;
+    sqlx::query("insert into journal values ('counter', 'broken-here-too', 1, 2, 0, '{\"Unheard\": 1}', 'test', null, now())")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let entities = Options { park_after: 2, ..Options::default() };
+    let node = core(database, Setup { entities, ..Setup::default() }).await;
+    let get =
+        async |key: &str| node.entities.of::<Counter>(key).ask(Command::Get, Meta::runtime()).await;
+    for key in ["by-the-first", "by-another"] {
+        assert_eq!(get(key).await, Ok(Ok(Reply::Total(0))), "{key}");
+    }
+    assert!(get("by-this").await.unwrap_err().to_string().contains("parked"));
+    eventually("this release parks what it cannot start either", || async {
+        get("broken-here-too").await.is_err_and(|error| error.to_string().contains("parked"))
+    })
+    .await;
+    eventually("the store knows", || async {
+        let parked = outbox::parked(&pool, ("", ""), 10).await.unwrap();
+        let here = |parked: &outbox::Parked| parked.known_as == Some(known_as());
+        parked.len() == 2 && parked.iter().all(here)
+    })
+    .await;
+    node.stop().await;
 }
