@@ -78,3 +78,11 @@ pub struct Runtime {
     /// Set once, right after the registry that needs this runtime exists.
     pub entities: OnceLock<WeakEntities>,
 }
+
+/// Told to the store by a service, so that operators see it.
+pub struct ParkNotice {
+    pub kind: &'static str,
+    pub key: Arc<str>,
+    /// The reason, and how often it failed. `None`: it has started, and another release had parked it.
+    pub failed: Option<(String, u32)>,
+}

@@ -11,9 +11,9 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::actors::registry::{ParkNotice, Registry};
+use crate::actors::registry::Registry;
 use crate::actors::runs::Runners;
-use crate::actors::{Options, Runner, Runtime, Witness, services};
+use crate::actors::{Options, ParkNotice, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
 use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;

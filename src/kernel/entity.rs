@@ -25,8 +25,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// Written with every event; older ones pass through [`Entity::upcast`] first.
     const EVENT_VERSION: u16 = 1;
     /// A journal (JSON lines of `{"version":…,"event":…}`) that holds every event of every version ever written, in
-    /// an order that can happen. A test reads it with each release, and the layout hash of snapshots is computed from
-    /// the state it leads to: whatever changes the encoded form of the state drops older snapshots and replays.
+    /// an order that can happen. A test reads it with each release, and a node with each start.
     const GOLDEN: &'static str;
     /// The entity owns the durable topic `KIND:key`.
     const HAS_TOPIC: bool = false;

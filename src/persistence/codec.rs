@@ -29,6 +29,13 @@ impl SnapshotCodec {
         Ok(Self { header })
     }
 
+    /// How this release knows the kind: by its version, and by the events and the state that it can read.
+    pub fn known_as<E: Entity>(&self) -> String {
+        let events = E::EVENT_VERSION.to_le_bytes();
+        let known = stable_hash(&[&self.header, &events, E::GOLDEN.as_bytes()]);
+        format!("{} {known:016x}", env!("CARGO_PKG_VERSION"))
+    }
+
     pub fn encode<S: Serialize>(&self, state: &S) -> Result<Vec<u8>, String> {
         let mut bytes = self.header.to_vec();
         bytes.extend(try_encode(state)?);

@@ -12,6 +12,7 @@ use proxie::app::core::{self, Core, Prepared, Settings};
 use proxie::app::member::{self, Pipe};
 use proxie::cluster::{Meta, skew, transport};
 use proxie::kernel::clock::Clock;
+use proxie::persistence::codec::SnapshotCodec;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
 use proxie::persistence::{session, store, vault, writer};
@@ -188,6 +189,11 @@ pub async fn core_through(database: &PgConnectOptions, setup: Setup) -> Core {
 pub async fn ask_counter(core: &Core, key: &str, command: crate::counter::Command) {
     let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime()).await;
     asked.unwrap().expect("not rejected");
+}
+
+/// How a node of this release knows [`Counter`].
+pub fn known_as() -> String {
+    SnapshotCodec::of::<Counter>().unwrap().known_as::<Counter>()
 }
 
 /// A node without edges that knows [`Counter`].
