@@ -4,11 +4,13 @@
 //! store's side enters [`sealed`], where it becomes ciphertext, and whatever leaves this process's memory by another
 //! way of ours enters [`plain`]. Anywhere else it refuses, so what nobody has thought of is an error and not a leak.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{self, Debug};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -45,6 +47,11 @@ impl<T, F> Private<T, F> {
     /// The value. `None`: it was erased.
     pub fn reveal(&self) -> Option<&T> {
         self.value.as_ref()
+    }
+
+    /// Of the same person.
+    pub fn map(self, to: impl FnOnce(T) -> T) -> Self {
+        Self { of: self.of, value: self.value.map(to), field: PhantomData }
     }
 
     pub fn is_erased(&self) -> bool {
@@ -255,8 +262,7 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
                 }
             },
             (Some(Scope::Plain { .. }), None) => Ok(Way::Plain),
-            // It is in the journal in the plain.
-            (Some(Scope::Sealed { .. }), None) => Ok(Way::Plain),
+            (Some(Scope::Sealed { .. }), None) => Err("nobody has said whose a private value is"),
             (Some(Scope::Sealed { cipher, place, .. }), Some(person)) => Ok(match cipher.seals() {
                 true => Way::Seal(cipher.clone(), place.clone(), person.clone()),
                 false => Way::Plain,
@@ -316,6 +322,21 @@ impl<'de, T: DeserializeOwned, F: Field> Deserialize<'de> for Private<T, F> {
             String::deserialize(deserializer)?
         };
         Self::read(&text).map_err(D::Error::custom)
+    }
+}
+
+/// In a table and in a document it is what it holds.
+impl<T: JsonSchema, F> JsonSchema for Private<T, F> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
     }
 }
 
@@ -455,6 +476,13 @@ mod tests {
         let value = Text::new("nobody", "my diary".into());
         let trouble = here(|| serde_json::to_string(&value)).unwrap_err();
         assert_eq!(trouble, Trouble::Needs(Need { person: "nobody".into(), key: None }));
+    }
+
+    #[test]
+    fn a_value_of_nobody_is_not_written() {
+        let read: Text = serde_json::from_str("\"of before\"").unwrap();
+        assert!(matches!(here(|| serde_json::to_string(&read)), Err(Trouble::Broken(_))));
+        assert!(here(|| serde_json::to_string(&read.belonging_to("clara"))).is_ok());
     }
 
     #[test]
