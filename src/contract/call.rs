@@ -96,7 +96,7 @@ pub struct Call {
     /// The command's id: the same for its retry, through whatever door.
     pub id: String,
     /// The connection over which it is asked, where it holds something.
-    pub connection: Option<Box<str>>,
+    pub connection: Option<Arc<str>>,
     /// Whether kept commands count against the user's limit for them: those of sockets do.
     pub counted: bool,
     /// The input as it came.

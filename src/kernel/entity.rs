@@ -375,7 +375,7 @@ pub struct SendFailure {
     pub reason: String,
 }
 
-/// Folds a golden journal: what a release test reads, and what the layout hash is computed from.
+/// Folds a golden journal: what old releases wrote.
 pub fn replay_golden<E: Entity>() -> Result<E::State, String> {
     #[derive(Deserialize)]
     struct Line {

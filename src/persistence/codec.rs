@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::kernel::codec::{decode, encode, try_encode};
+use crate::kernel::codec::{decode, try_encode};
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;
-use crate::kernel::private;
+use crate::persistence::shape::shape;
 
 const FORMAT: u8 = 1;
 const HEADER: usize = 1 + 2 + 8;
@@ -18,12 +18,11 @@ pub struct SnapshotCodec {
 }
 
 impl SnapshotCodec {
-    /// The layout hash is taken from the encoded state that the golden journal leads to: reordered, added, removed or
-    /// retyped fields change it without anybody having to remember.
+    /// The layout hash is that of the state's shape: reordered, added, removed or retyped fields and variants change it
+    /// without anybody having to remember. The golden journal is read all the same: a kind that cannot is refused.
     pub fn of<E: Entity>() -> Result<Self, String> {
-        let golden = replay_golden::<E>()?;
-        let (golden, _) = private::plain(|| encode(&golden));
-        let layout = stable_hash(&[E::KIND.as_bytes(), &golden]);
+        replay_golden::<E>()?;
+        let layout = stable_hash(&[E::KIND.as_bytes(), shape::<E::State>()?.as_bytes()]);
         let mut header = [FORMAT; HEADER];
         header[1..3].copy_from_slice(&E::STATE_VERSION.to_le_bytes());
         header[3..].copy_from_slice(&layout.to_le_bytes());

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::private;
+use crate::persistence::codec::SnapshotCodec;
 use crate::systems::app_topics::domain::app_topic;
 use crate::systems::devices::domain::{content, device, playback, shared};
 use crate::systems::marketplace::domain::{booking, provider, request, session, user};
@@ -40,6 +41,7 @@ where
     let expected: BTreeSet<String> = variants.iter().map(|name| (*name).into()).collect();
     assert_eq!(written, expected, "{}: every event occurs in the golden journal", E::KIND);
 
+    SnapshotCodec::of::<E>().expect("a state has a shape");
     let config = bincode::config::standard();
     let (snapshot, _) = private::plain(|| bincode::serde::encode_to_vec(&state, config));
     let snapshot = snapshot.expect("states can be snapshotted");

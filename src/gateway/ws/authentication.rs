@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::dispatch::Done;
+use super::dispatch::{Done, InFlight};
 use super::ending::Flow;
 use super::protocol::{self, Close, Frame, Position, split_topic};
 use crate::contract::problem::{Outcome, Problem};
@@ -131,7 +131,7 @@ impl Connection {
             let topics = subscribe::start_all(&gateway, &claims, &outgoing, wanted).await;
             Done::Authenticated { id, fresh, user, topics }
         };
-        self.in_flight.push(starting.boxed());
+        self.in_flight.push(InFlight::Other(starting.boxed()));
     }
 
     pub(super) async fn authenticated(

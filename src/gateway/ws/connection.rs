@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Opened;
 use super::deadlines::{Deadlines, LAST_REPLIES};
-use super::dispatch::Done;
+use super::dispatch::{Done, InFlight};
 use super::ending::{Ending, Flow, ending_of, unless_too_slow};
 use super::gate::Gate;
 use super::guards::{Held, Present};
@@ -63,12 +63,12 @@ pub async fn run(arguments: Arguments) {
 
 pub struct Connection {
     pub gateway: Arc<Gateway>,
-    pub id: String,
+    pub id: Arc<str>,
     pub claims: Option<Arc<Claims>>,
     pub user: Option<Seat>,
     pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
-    pub in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    pub in_flight: FuturesUnordered<InFlight>,
     /// Of a history: they go out with the next write, before what is live.
     pub publications: Vec<Arc<Published>>,
     /// Replies that needed no waiting.
@@ -156,7 +156,7 @@ impl Connection {
         // The token may have been revoked between the upgrade and now.
         revocations.mark_changed();
         let mut connection = Self {
-            id: gateway.mint("con"),
+            id: gateway.mint("con").into(),
             topics: Feed::new(gateway.clone()),
             publications: Vec::new(),
             in_flight: FuturesUnordered::new(),
@@ -517,22 +517,23 @@ impl Connection {
 
     /// Holds this from now on, in the place of what was held by the same operation.
     pub fn hold(&mut self, held: Held) {
-        let former = self.holds.iter().position(|other| std::ptr::eq(other.hold, held.hold));
-        if let Some(former) = former.map(|at| self.holds.swap_remove(at))
-            && former.name == held.name
-        {
-            former.forget();
-        }
+        let hold = held.hold;
+        self.holds.retain_mut(|other| {
+            let replaced = std::ptr::eq(other.hold, hold);
+            // Asked for twice at once: one guard is enough.
+            other.is_over = replaced && other.name == held.name;
+            !replaced
+        });
         self.holds.push(held);
         self.deadlines.holds = self.holds.iter().filter_map(|held| held.until).min();
     }
 
     /// The operation has ended it itself.
     pub fn release(&mut self, hold: &'static Hold) {
-        let former = self.holds.iter().position(|other| std::ptr::eq(other.hold, hold));
-        if let Some(former) = former {
-            self.holds.swap_remove(former).forget();
-        }
+        self.holds.retain_mut(|held| {
+            held.is_over = std::ptr::eq(held.hold, hold);
+            !held.is_over
+        });
     }
 
     /// Not all at once: each connection of this node picks its moment.

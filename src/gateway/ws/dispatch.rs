@@ -1,8 +1,11 @@
 //! What a connection does with its frames and with the outcomes they lead to.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -27,25 +30,13 @@ pub enum Done {
     Answer {
         id: String,
         outcome: Outcome<Box<RawValue>>,
-    },
-    /// Of an operation after which the connection does something more.
-    Then {
-        id: String,
-        outcome: Outcome<Box<RawValue>>,
-        then: Then,
+        /// What the connection does more, where the operation has succeeded.
+        then: Option<Then>,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
-    Authenticated {
-        id: Option<String>,
-        fresh: bool,
-        user: Option<Seat>,
-        topics: Vec<Attempt>,
-    },
+    Authenticated { id: Option<String>, fresh: bool, user: Option<Seat>, topics: Vec<Attempt> },
     /// The user has too many connections.
-    Crowded {
-        id: String,
-        problem: Problem,
-    },
+    Crowded { id: String, problem: Problem },
     Subscribed {
         id: String,
         key: u64,
@@ -61,6 +52,29 @@ pub enum Then {
     Leave(Option<String>),
     Hold(Held),
     Release(&'static Hold),
+}
+
+/// A command under way.
+pub enum InFlight {
+    Operation {
+        id: String,
+        running: BoxFuture<'static, Outcome<Box<RawValue>>>,
+        then: Option<Then>,
+    },
+    Other(BoxFuture<'static, Done>),
+}
+
+impl Future for InFlight {
+    type Output = Done;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        match self.get_mut() {
+            Self::Operation { id, running, then } => running
+                .poll_unpin(cx)
+                .map(|outcome| Done::Answer { id: std::mem::take(id), outcome, then: then.take() }),
+            Self::Other(other) => other.poll_unpin(cx),
+        }
+    }
 }
 
 impl Connection {
@@ -96,8 +110,7 @@ impl Connection {
             let mut call = self.gateway.call(&claims, id.clone());
             call.counted = true;
             let running = operation.run(call, data);
-            let command = async move { Done::Answer { id, outcome: running.await } };
-            return self.in_flight.push(command.boxed());
+            return self.in_flight.push(InFlight::Operation { id, running, then: None });
         }
         let Frame { id, event, data } = frame;
         let check = check_user(&claims.sub, &data);
@@ -146,27 +159,26 @@ impl Connection {
         claims: Arc<Claims>,
     ) {
         let mut call = self.gateway.call(&claims, id.clone());
+        call.counted = true;
         let then = match what {
             OnConnection::Listens(topic) => Then::Listen { input: input.clone(), topic },
             OnConnection::Leaves(topic) => Then::Leave(topic(&input)),
             OnConnection::Holds(hold) if (hold.is_held)(&input) => {
-                let held = Held {
+                call.connection = Some(self.id.clone());
+                Then::Hold(Held {
                     gateway: self.gateway.clone(),
                     claims,
                     hold,
                     name: input[hold.field].as_str().unwrap_or_default().to_owned(),
                     connection_id: self.id.clone(),
                     until: hold.lasts.map(|lasts| Instant::now() + lasts),
-                };
-                call = held.call(id.clone());
-                Then::Hold(held)
+                    is_over: false,
+                })
             }
             OnConnection::Holds(hold) => Then::Release(hold),
         };
-        call.counted = true;
         let running = operation.run(call, input);
-        let command = async move { Done::Then { id, outcome: running.await, then } };
-        self.in_flight.push(command.boxed());
+        self.in_flight.push(InFlight::Operation { id, running, then: Some(then) });
     }
 
     fn subscribe(&mut self, id: String, topic: &str, position: &Value, answer: Value) {
@@ -193,17 +205,21 @@ impl Connection {
                 subscribe::start(&gateway, &claims, outgoing, key, &topic, position).await;
             Done::Subscribed { id, key, answer, outcome }
         };
-        self.in_flight.push(starting.boxed());
+        self.in_flight.push(InFlight::Other(starting.boxed()));
     }
 
     pub(super) async fn done(&mut self, done: Done) -> Flow {
         match done {
-            Done::Answer { id, outcome } => self.feed(protocol::reply(&id, &outcome)).await,
-            Done::Then { id, outcome: Ok(answer), then } => self.then(id, answer, then).await,
-            Done::Then { id, outcome: Err(problem), then } => {
-                if let Then::Hold(held) = then {
+            Done::Answer { id, outcome, then: None } => {
+                self.feed(protocol::reply(&id, &outcome)).await
+            }
+            Done::Answer { id, outcome: Ok(answer), then: Some(then) } => {
+                self.then(id, answer, then).await
+            }
+            Done::Answer { id, outcome: Err(problem), then } => {
+                if let Some(Then::Hold(mut held)) = then {
                     // An earlier guard of this connection may hold the same.
-                    held.forget();
+                    held.is_over = true;
                 }
                 self.feed(protocol::refusal(&id, &problem)).await
             }

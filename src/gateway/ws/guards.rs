@@ -14,7 +14,7 @@ use crate::gateway::auth::Claims;
 pub struct Present {
     pub presence: Arc<Presence>,
     pub user_id: String,
-    pub connection_id: String,
+    pub connection_id: Arc<str>,
 }
 
 impl Drop for Present {
@@ -30,35 +30,31 @@ pub struct Held {
     pub hold: &'static Hold,
     /// What is held: a device, a session.
     pub name: String,
-    pub connection_id: String,
+    pub connection_id: Arc<str>,
     /// When it ends by itself.
     pub until: Option<Instant>,
+    /// There is nothing to end.
+    pub is_over: bool,
 }
 
 impl Held {
-    pub fn call(&self, id: String) -> Call {
-        let mut call = self.gateway.call(&self.claims, id);
-        call.connection = Some(self.connection_id.as_str().into());
+    fn call(&self) -> Call {
+        let mut call = self.gateway.call(&self.claims, String::new());
+        call.connection = Some(self.connection_id.clone());
         call
     }
 
     pub fn renew(&self) {
         if let Some(renew) = self.hold.renew {
-            tokio::spawn(renew(self.call(String::new()), self.name.clone()));
+            tokio::spawn(renew(self.call(), self.name.clone()));
         }
-    }
-
-    /// Another guard of this connection holds the same, or nothing is held.
-    pub fn forget(mut self) {
-        self.connection_id.clear();
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.connection_id.is_empty() {
-            let call = self.call(String::new());
-            tokio::spawn((self.hold.end)(call, std::mem::take(&mut self.name)));
+        if !self.is_over {
+            tokio::spawn((self.hold.end)(self.call(), std::mem::take(&mut self.name)));
         }
     }
 }

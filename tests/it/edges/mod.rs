@@ -10,6 +10,7 @@ mod handshakes;
 mod http;
 mod limits;
 mod lists;
+mod operations;
 pub mod outage;
 mod playback;
 mod socketio;

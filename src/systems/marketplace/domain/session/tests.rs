@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::kernel::entity::spec::{Given, given};
 use crate::kernel::entity::{Caller, Role};
+use crate::kernel::private;
 use crate::systems::marketplace::domain::fixtures::{NOW, at, eur, published, sent};
 use crate::systems::marketplace::domain::offer::DeclineReason;
 
@@ -702,7 +703,8 @@ mod following {
 fn messages_are_rows_and_the_session_with_them() {
     let mut it = session([opened()]);
     let decision = it.when(message(SENTENCE)).decision();
-    let rows = Session::project("ses_1", &it.state, &decision.events);
+    let (rows, of) = private::plain(|| Session::project("ses_1", &it.state, &decision.events));
+    assert_eq!(of.as_deref(), Some("alice"));
     let views: Vec<_> = rows.iter().map(|row| (row.view, row.row["role"].as_str())).collect();
     assert_eq!(
         views,
