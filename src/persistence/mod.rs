@@ -18,7 +18,7 @@ pub mod outbox;
 pub mod patience;
 pub mod publications;
 pub mod session;
-mod shape;
+pub mod shape;
 pub mod store;
 pub mod sweep;
 pub mod timers;

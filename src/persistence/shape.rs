@@ -70,6 +70,15 @@ pub fn shape<'de, T: Deserialize<'de>>() -> Result<String, String> {
     Err(format!("{} has no end", std::any::type_name::<T>()))
 }
 
+/// The names of an enum's variants. Nothing of another type.
+pub fn variants<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
+    let mut tracer = Tracer::default();
+    // Whether it can be made up does not matter: an enum says its variants first.
+    let _ = T::deserialize(&mut tracer);
+    let outermost = tracer.chosen.first().map(|((_, variants), _)| variants.to_vec());
+    outermost.unwrap_or_default()
+}
+
 #[derive(Default)]
 struct Tracer {
     /// Of all rounds.

@@ -45,4 +45,6 @@ pub mod rejection;
 #[cfg(test)]
 pub mod fixtures;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod story_tests;
