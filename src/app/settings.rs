@@ -61,7 +61,7 @@ pub fn store(config: &Config) -> store::Options {
 }
 
 /// Where the vault's master key comes from. Nothing is made here: `create` says whether a file may be.
-fn masters(config: &Config, create: bool) -> Result<Masters, String> {
+pub fn masters(config: &Config, create: bool) -> Result<Masters, String> {
     let vault = &config.vault;
     let previous = match vault.previous_key_file.as_os_str().is_empty() {
         true => None,

@@ -366,6 +366,14 @@ impl Effect {
         Self::Private { of: person.into(), effect: Box::new(self) }
     }
 
+    /// The effect, private or not.
+    pub fn bare(&self) -> &Self {
+        match self {
+            Self::Private { effect, .. } => effect.bare(),
+            effect => effect,
+        }
+    }
+
     fn private_to_whom(self, of: Option<Arc<str>>) -> Self {
         match of {
             Some(person) => self.private_to(&person),

@@ -4,12 +4,14 @@
 //! store's side enters [`sealed`], where it becomes ciphertext, and whatever leaves this process's memory by another
 //! way of ours enters [`plain`]. Anywhere else it refuses, so what nobody has thought of is an error and not a leak.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{self, Debug};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::{DeserializeOwned, Error as _};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -45,6 +47,11 @@ impl<T, F> Private<T, F> {
     /// The value. `None`: it was erased.
     pub fn reveal(&self) -> Option<&T> {
         self.value.as_ref()
+    }
+
+    /// Of the same person.
+    pub fn map(self, to: impl FnOnce(T) -> T) -> Self {
+        Self { of: self.of, value: self.value.map(to), field: PhantomData }
     }
 
     pub fn is_erased(&self) -> bool {
@@ -130,6 +137,8 @@ pub trait Cipher: Send + Sync {
     fn seals(&self) -> bool;
 }
 
+/// What it is called in the shape of a snapshot.
+const NAME: &str = "Private";
 const MARK: &str = "sealed:";
 /// Begins a sealed text: `sealed:1:KEY:CIPHERTEXT:PERSON`.
 pub const SEALED: &str = "sealed:1:";
@@ -255,8 +264,7 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
                 }
             },
             (Some(Scope::Plain { .. }), None) => Ok(Way::Plain),
-            // It is in the journal in the plain.
-            (Some(Scope::Sealed { .. }), None) => Ok(Way::Plain),
+            (Some(Scope::Sealed { .. }), None) => Err("nobody has said whose a private value is"),
             (Some(Scope::Sealed { cipher, place, .. }), Some(person)) => Ok(match cipher.seals() {
                 true => Way::Seal(cipher.clone(), place.clone(), person.clone()),
                 false => Way::Plain,
@@ -268,16 +276,16 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
         }
         let Some(value) = &self.value else {
             let person = self.of.as_deref().unwrap_or_default();
-            return serializer.serialize_str(&[ERASED, person].concat());
+            return write(serializer, &[ERASED, person].concat());
         };
         let json = serde_json::to_string(value).map_err(S::Error::custom)?;
         match way {
             Way::Seal(cipher, place, person) => {
                 match cipher.seal(&person, &place, F::NAME, json.as_bytes()) {
-                    Ok(sealed) => serializer.serialize_str(&sealed),
+                    Ok(sealed) => write(serializer, &sealed),
                     Err(trouble) => {
                         note(trouble);
-                        serializer.serialize_str(&[ERASED, &*person].concat())
+                        write(serializer, &[ERASED, &*person].concat())
                     }
                 }
             }
@@ -286,9 +294,16 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
             }
             Way::Plain | Way::Shut => {
                 let parts = serde_json::to_string(&(&self.of, value)).map_err(S::Error::custom)?;
-                serializer.serialize_str(&[PLAIN, &parts].concat())
+                write(serializer, &[PLAIN, &parts].concat())
             }
         }
+    }
+}
+
+fn write<S: Serializer>(serializer: S, text: &str) -> Result<S::Ok, S::Error> {
+    match serializer.is_human_readable() {
+        true => serializer.serialize_str(text),
+        false => serializer.serialize_newtype_struct(NAME, text),
     }
 }
 
@@ -313,9 +328,43 @@ impl<'de, T: DeserializeOwned, F: Field> Deserialize<'de> for Private<T, F> {
                 }
             }
         } else {
-            String::deserialize(deserializer)?
+            return deserializer.deserialize_newtype_struct(NAME, Text(PhantomData));
         };
         Self::read(&text).map_err(D::Error::custom)
+    }
+}
+
+/// Reads a value as snapshots have it: a text, under a name of its own.
+struct Text<T, F>(PhantomData<fn() -> (T, F)>);
+
+impl<'de, T: DeserializeOwned, F: Field> Visitor<'de> for Text<T, F> {
+    type Value = Private<T, F>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a private value")
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+        inner.deserialize_str(self)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Private::read(text).map_err(E::custom)
+    }
+}
+
+/// In a table and in a document it is what it holds.
+impl<T: JsonSchema, F> JsonSchema for Private<T, F> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
     }
 }
 
@@ -361,7 +410,7 @@ mod tests {
     impl Field for Note {
         const NAME: &'static str = "note";
     }
-    type Text = Private<String, Note>;
+    type Text = super::Private<String, Note>;
 
     /// "Seals" readably: what is tried here is where values go, not how they are hidden.
     struct Readable;
@@ -455,6 +504,13 @@ mod tests {
         let value = Text::new("nobody", "my diary".into());
         let trouble = here(|| serde_json::to_string(&value)).unwrap_err();
         assert_eq!(trouble, Trouble::Needs(Need { person: "nobody".into(), key: None }));
+    }
+
+    #[test]
+    fn a_value_of_nobody_is_not_written() {
+        let read: Text = serde_json::from_str("\"of before\"").unwrap();
+        assert!(matches!(here(|| serde_json::to_string(&read)), Err(Trouble::Broken(_))));
+        assert!(here(|| serde_json::to_string(&read.belonging_to("clara"))).is_ok());
     }
 
     #[test]

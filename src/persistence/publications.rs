@@ -91,8 +91,8 @@ impl Histories {
     }
 }
 
-/// In the place of what was erased.
-const ERASED: &str = r#"{"erased":true}"#;
+/// The event in the place of what was erased. Its offset stays.
+pub const ERASED: &str = "topic:erased";
 
 async fn open(
     vault: &Vault,
@@ -103,7 +103,10 @@ async fn open(
     for at in 0..history.items.len() {
         let item = &mut history.items[at];
         match vault.open_text(&item.data, &place, PUBLICATION).await {
-            Ok(opened) => item.data = opened.unwrap_or_else(|| ERASED.into()),
+            Ok(Some(data)) => item.data = data,
+            Ok(None) => {
+                (item.event, item.from, item.data) = (ERASED.into(), None, "{}".into());
+            }
             Err(Trouble::Needs(_)) => {
                 return Err(ViewError::Unavailable("a person's key cannot be read".into()));
             }

@@ -94,3 +94,102 @@ async fn a_push_token_is_sealed_until_its_person_is_erased() {
     assert!(!holds(&dump(&mut node.store().await).await, "alices-last-token"));
     node.node.stop().await;
 }
+
+/// Opens a session and says something. The session, and the agent's answer.
+async fn say(node: &TestNode, user: &str, words: &str) -> (String, String) {
+    let mut ws = node.ws(user).await;
+    let opened = json!({"session_id": null, "time_zone": "Europe/Berlin", "locale": "en"});
+    let session = text(&ws.ok("session:open", opened).await["session_id"]);
+    let media = json!([format!("https://example.org/{user}.jpg")]);
+    let message = json!({"session_id": session, "content": words, "media": media});
+    ws.ok("chat:message", message).await;
+    let response = ws.event_named("chat:response").await;
+    (session, text(&response["data"]["content"]))
+}
+
+/// What was said, from the read model and from the topic's history.
+async fn heard(node: &TestNode, user: &str, session: &str) -> (Vec<Value>, Vec<Value>) {
+    let list = node.user(user).get(&format!("/v1/sessions/{session}/messages")).await;
+    assert_eq!(list.status, 200, "{}", list.text);
+    let messages = list.json()["items"].as_array().unwrap().clone();
+    let mut ws = node.ws(user).await;
+    let epoch = node.node.core.identity.epoch.clone();
+    let from = json!({"session_id": session, "position": {"epoch": epoch, "offset": 0}});
+    let resumed = ws.ok("session:resume", from).await;
+    assert_eq!(resumed["recovered"], true, "{resumed}");
+    let mut history = Vec::new();
+    while history.len() < 2 {
+        let event = ws.event().await;
+        if event["topic"] == format!("session:{session}") && event["offset"].is_u64() {
+            history.push(event);
+        }
+    }
+    (messages, history)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_and_notifications_are_sealed_until_their_person_is_erased() {
+    let node = TestNode::with(|config| config.entities.snapshot_every = 1).await;
+    let words = |user: &str| format!("hello, this is {user}s-zebrafish");
+    let (alices, answer) = say(&node, "alice", &words("alice")).await;
+    let (bobs, _) = say(&node, "bob", &words("bob")).await;
+    // A registered device is a notification.
+    register(&node.user("alice"), ALICES, "alices-push-token").await;
+    let mut store = node.store().await;
+    let notified = "select count(*) from publications where topic = 'user:alice'";
+    eventually("alice is notified", async || {
+        sqlx::query_scalar::<_, i64>(notified).fetch_one(&mut node.store().await).await.unwrap() > 0
+    })
+    .await;
+    let all = dump(&mut store).await;
+    for secret in [&*words("alice"), "zebrafish", "alice.jpg", &answer, "alices-push-token"] {
+        assert!(!holds(&all, secret), "{secret} is in the database");
+    }
+    let open = "select count(*) from publications where data not like ' \"sealed:1:%'";
+    let open: i64 = sqlx::query_scalar(open).fetch_one(&mut store).await.unwrap();
+    assert_eq!(open, 0, "publications in the plain");
+
+    let check = async |node: &TestNode, user: &str, session: &str| {
+        let (messages, history) = heard(node, user, session).await;
+        assert_eq!(messages[0]["content"], words(user));
+        assert_eq!(messages[0]["media"][0], format!("https://example.org/{user}.jpg"));
+        assert_eq!(messages[1]["role"], "agent");
+        assert!(!text(&messages[1]["content"]).is_empty());
+        assert_eq!(history[0]["data"]["content"], messages[0]["content"]);
+        assert_eq!(history[1]["data"]["content"], messages[1]["content"]);
+    };
+    check(&node, "alice", &alices).await;
+    let node = node.restart().await;
+    for (user, session) in [("alice", &alices), ("bob", &bobs)] {
+        check(&node, user, session).await;
+    }
+
+    let writing = pool(node.config.persistence.database_url.parse().unwrap()).await;
+    assert_eq!(erase(&writing, "alice").await.unwrap(), Erased::Key);
+    let path = format!("/v1/sessions/{alices}/messages");
+    eventually("the node forgets", async || {
+        node.user("alice").get(&path).await.json()["items"][0]["content"] == ""
+    })
+    .await;
+    for forget in ["select 1", "delete from snapshots"] {
+        sqlx::query(forget).execute(&mut node.store().await).await.unwrap();
+    }
+    let node = node.restart().await;
+    let (messages, history) = heard(&node, "alice", &alices).await;
+    for message in &messages {
+        assert_eq!((&message["content"], &message["media"]), (&json!(""), &json!([])));
+        assert_eq!(message["data"], json!({"erased": true}));
+    }
+    for (event, offset) in history.iter().zip(1..) {
+        assert_eq!((&event["event"], &event["offset"]), (&json!("topic:erased"), &json!(offset)));
+        assert_eq!(event["data"], json!({}));
+    }
+    check(&node, "bob", &bobs).await;
+    // The conversation goes on.
+    let mut ws = node.ws("alice").await;
+    let more = json!({"session_id": alices, "content": "hello again", "media": []});
+    ws.ok("session:resume", json!({"session_id": alices})).await;
+    ws.ok("chat:message", more).await;
+    assert!(!text(&ws.event_named("chat:response").await["data"]["content"]).is_empty());
+    node.node.stop().await;
+}

@@ -7,6 +7,7 @@ use crate::contract::connection::OnConnection;
 use crate::contract::operation::Sort;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
+use crate::persistence::publications::ERASED;
 
 /// The doors' own client events: event, summary, `data`, and the reply's `data`. Data is a list of fields (`name?:
 /// type`) or the name of a schema.
@@ -47,6 +48,13 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         "presence:",
         false,
         "user_id: string, status: string, devices: PresenceDevice[], joins: string[], leaves: string[]",
+    ),
+    (
+        ERASED,
+        "What was published at this place of the history is gone with the person it concerned",
+        "user:, session:",
+        true,
+        "",
     ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
