@@ -405,7 +405,7 @@ export type ListProviders = {
 export type Message = {
   content: string;
   created_at: string;
-  /** What the agent's words are about. */
+  /** What the agent's words are about; `{"erased": true}` where what was said is gone with its person. */
   data?: Record<string, unknown> | null;
   id: string;
   media: string[];
@@ -1407,6 +1407,8 @@ export interface ServerEvents {
   'token:expiring': {
     expires_at: string;
   };
+  /** What was published at this place of the history is gone with the person it concerned */
+  'topic:erased': Record<string, unknown>;
 }
 
 export type ClientEvent = keyof ClientEvents;
@@ -1433,6 +1435,7 @@ export const SERVER_EVENTS: Readonly<
   'session:ended': { topics: ['session:'], durable: true },
   'sync:delta': { topics: ['sync:'], durable: true },
   'token:expiring': { topics: [], durable: false },
+  'topic:erased': { topics: ['user:', 'session:'], durable: true },
 };
 
 /**
