@@ -186,8 +186,8 @@ impl<E: Entity> KindTable<E> {
     pub fn started(&self, key: &str) {
         if self.failing.load(Ordering::Acquire) > 0 {
             let mut failures = self.failures.lock();
-            if let Some((key, Failure { parked_elsewhere: true, .. })) = failures.remove_entry(key)
-            {
+            let before = failures.remove_entry(key).filter(|(_, f)| f.parked_elsewhere);
+            if let Some((key, _)) = before {
                 let _ = self.parked.send(ParkNotice { kind: E::KIND, key, failed: None });
             }
             self.failing.store(failures.len(), Ordering::Release);
