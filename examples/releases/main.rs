@@ -3,6 +3,8 @@
 //!
 //! `./dev releases A B`, or `releases OLDER-BINARY NEWER-BINARY [ROUNDS]`
 //!
+//! `NEWER_SETTINGS` are settings that only the newer release knows, as `NAME=VALUE` with blanks between them.
+//!
 //! A round restarts both nodes as the newer release, one after the other, and both as the older one again. Meanwhile
 //! clients do what people do, over the nodes that say they are ready. A call whose connection ended is sent again under
 //! its id, as clients do; every other answer than a good one is a failure. In the end nothing may be undelivered, given

@@ -18,6 +18,7 @@ const GRANT: &str = "[[topics.grants]]\ntopic = \"app:log\"\ndurable = true\npub
 
 pub struct Cluster {
     folder: PathBuf,
+    newer: PathBuf,
     database: String,
     listen: [String; 2],
     nodes: [Option<Node>; 2],
@@ -69,6 +70,7 @@ impl Cluster {
     /// None of its nodes runs yet. Also where those will be that are ready.
     pub async fn new(
         folder: &Path,
+        newer: &Path,
         database: &str,
     ) -> anyhow::Result<(Self, watch::Receiver<Vec<SocketAddr>>)> {
         std::fs::create_dir_all(folder)?;
@@ -76,6 +78,7 @@ impl Cluster {
         let (ready, rotation) = watch::channel(Vec::new());
         let cluster = Self {
             folder: folder.into(),
+            newer: newer.into(),
             database: database.into(),
             listen: [free_address()?, free_address()?],
             nodes: [None, None],
@@ -94,6 +97,10 @@ impl Cluster {
             .env("PROXIE__AUTH__DEV_TOKENS", "true")
             .env("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")
             .stdin(Stdio::null());
+        if binary == self.newer {
+            let settings = std::env::var("NEWER_SETTINGS").unwrap_or_default();
+            command.envs(settings.split_whitespace().filter_map(|one| one.split_once('=')));
+        }
         command
     }
 

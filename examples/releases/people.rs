@@ -78,7 +78,7 @@ impl Person {
     /// Until it is to stop: one day after the other, whatever the one before came to.
     pub async fn live(mut self, n: usize, stopped: watch::Receiver<bool>) -> Self {
         let tv = json!({
-            "name": "tv", "device_type": "android_tv",
+            "name": "tv", "device_type": "android_tv", "push_token": "a-push-token",
             "capabilities": {"supported_platforms": ["netflix"], "remote_control": true},
         });
         let mut device_id = None;

@@ -31,7 +31,7 @@ pub async fn run(
     database: &str,
     rounds: u32,
 ) -> anyhow::Result<()> {
-    let (mut cluster, rotation) = Cluster::new(folder, database).await?;
+    let (mut cluster, rotation) = Cluster::new(folder, releases[1], database).await?;
     for n in 0..2 {
         cluster.start(n, releases[0])?;
     }

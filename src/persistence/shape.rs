@@ -165,7 +165,7 @@ impl Tracer {
         self.asked += 1;
         let of = (name, variants);
         let seen = self.seen.entry(of).or_insert_with(|| vec![false; variants.len()]);
-        let here = |n: usize| self.chosen.iter().any(|chosen| *chosen == (of, n as u32));
+        let here = |n: usize| self.chosen.contains(&(of, n as u32));
         let new = (0..variants.len()).find(|n| !seen[*n] && !here(*n));
         // Any other: what is in it may have variants that are still to come.
         let any = stable_hash(&[&self.round.to_le_bytes(), &self.asked.to_le_bytes()]);
