@@ -21,7 +21,7 @@ pub struct EntityKind {
     pub has_topic: bool,
     pub register: for<'a> fn(&'a mut Registry) -> BoxFuture<'a, anyhow::Result<()>>,
     /// The state that a journal leads to, for whoever looks at an entity from outside.
-    pub replay: fn(&[JournalEntry]) -> anyhow::Result<Value>,
+    pub replay: fn(&mut [JournalEntry]) -> anyhow::Result<Value>,
     /// What is wrong with its golden journal, for a test.
     pub check_golden: fn() -> Result<(), String>,
 }
@@ -69,17 +69,20 @@ fn check_golden<E: Entity>() -> Result<(), String> {
     }
 }
 
-/// Without keys: what is private is not shown.
-fn replay<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
+/// Without keys: what is private is not shown, in the state nor in the events.
+fn replay<E: Entity>(journal: &mut [JournalEntry]) -> anyhow::Result<Value> {
     private::shut(|| fold::<E>(journal))
 }
 
-fn fold<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
+fn fold<E: Entity>(journal: &mut [JournalEntry]) -> anyhow::Result<Value> {
     let mut state = E::State::default();
     for entry in journal {
         let event = decode_event::<E>(entry.version as u16, entry.event.clone())
             .map_err(|error| anyhow::anyhow!("event {} cannot be read: {error}", entry.seq))?;
         E::evolve(&mut state, &event);
+        if E::PRIVATE {
+            entry.event = serde_json::to_value(event)?;
+        }
     }
     Ok(serde_json::to_value(state)?)
 }

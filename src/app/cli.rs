@@ -522,7 +522,7 @@ async fn entity(config: &Config, command: EntityCommand) -> anyhow::Result<()> {
 }
 
 /// The state that a journal leads to.
-fn replay(kind: &str, journal: &[entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
+fn replay(kind: &str, journal: &mut [entities::JournalEntry]) -> anyhow::Result<serde_json::Value> {
     let kinds = || systems::ALL.iter().flat_map(|system| system.entities);
     let Some(known) = kinds().find(|known| known.name == kind) else {
         let kinds: Vec<_> = kinds().map(|known| known.name).collect();
@@ -534,12 +534,11 @@ fn replay(kind: &str, journal: &[entities::JournalEntry]) -> anyhow::Result<serd
 async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
     match command {
         EntityCommand::Show { kind, key, events } => {
-            let journal =
-                entities::journal(pool, &kind, &key, if events { i64::MAX } else { 0 }).await?;
+            let mut journal = entities::journal(pool, &kind, &key, i64::MAX).await?;
             let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
                 bail!("there is no {kind} {key}");
             };
-            let state = replay(&kind, &entities::journal(pool, &kind, &key, i64::MAX).await?)?;
+            let state = replay(&kind, &mut journal)?;
             let mut shown = serde_json::to_value(shown)?;
             shown["state"] = state;
             if events {

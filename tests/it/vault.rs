@@ -1,11 +1,15 @@
 //! The vault, seen from outside: what concerns a person is nowhere in the database in the plain, is read by those who
 //! may, and cannot be read by anybody when the person was erased.
 
-use proxie::persistence::vault::{Erased, erase};
+use proxie::app::node::Node;
+use proxie::kernel::clock::Clock;
+use proxie::kernel::secret::Secret;
+use proxie::persistence::vault::{Erased, Master, Masters, erase, rotate};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::edges::{Http, TestNode, text};
+use crate::cluster::Nodes;
+use crate::edges::{Http, TestNode, connect, text};
 use crate::support::{eventually, pool};
 
 /// Every table, as text.
@@ -192,4 +196,64 @@ async fn messages_and_notifications_are_sealed_until_their_person_is_erased() {
     ws.ok("chat:message", more).await;
     assert!(!text(&ws.event_named("chat:response").await["data"]["content"]).is_empty());
     node.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_master_key_does_not_start_and_the_key_can_be_changed() {
+    let node = TestNode::start().await;
+    let (key, other) = ("5e".repeat(32), "6f".repeat(32));
+    let first = register(&node.user("alice"), ALICES, "alices-push-token").await;
+    let mut config = node.config.clone();
+    node.node.stop().await;
+    config.vault.key = Secret::new(other.clone());
+    let refused = Node::start(&config).await.err().expect("it does not start").to_string();
+    assert!(refused.contains("master key is another one"), "{refused}");
+    assert!(!refused.contains(&other), "{refused}");
+
+    let database = config.persistence.database_url.parse().unwrap();
+    let writing = pool(database).await;
+    let (before, now) = (Master::parse(&key).unwrap(), Master::parse(&other).unwrap());
+    let unknown = rotate(&writing, &Masters::only(now.clone())).await.unwrap_err();
+    assert!(unknown.contains("previous_key_file"), "{unknown}");
+    let masters = Masters { current: now, previous: Some(before) };
+    assert_eq!(rotate(&writing, &masters).await, Ok(1));
+    assert_eq!(rotate(&writing, &masters).await, Ok(0));
+    let node = TestNode::of(config, Clock::System).await;
+    let again = register(&node.user("alice"), ALICES, "alices-push-token").await;
+    assert_eq!(again["version"], first["version"], "it is the same token");
+    node.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_node_reads_it_and_all_forget_who_was_erased() {
+    let nodes = Nodes::with("vault", 2, false, &[]).await;
+    nodes.settled(2).await;
+    let mut sessions = Vec::new();
+    for user in ["alice", "bob"] {
+        let mut ws = connect(nodes.address(0), &nodes.token(user, "consumer")).await;
+        let opened = json!({"session_id": null, "time_zone": "UTC", "locale": "en"});
+        let session = text(&ws.ok("session:open", opened).await["session_id"]);
+        let message = json!({"session_id": session, "content": format!("hello, {user}-zebra")});
+        ws.ok("chat:message", message).await;
+        sessions.push(session);
+    }
+    let said = async |n: usize, user: &str, session: &str| {
+        let token = Some(nodes.token(user, "consumer"));
+        let http = Http { address: nodes.address(n), token };
+        http.get(&format!("/v1/sessions/{session}/messages")).await.json()["items"][0]["content"]
+            .clone()
+    };
+    for n in 0..2 {
+        assert_eq!(said(n, "alice", &sessions[0]).await, "hello, alice-zebra");
+    }
+    assert!(!holds(&dump(&mut nodes.store().await).await, "zebra"));
+    let erased = nodes.command(&["person", "erase", "alice"]);
+    assert!(erased.contains("alice is erased") && erased.contains("Names, places"), "{erased}");
+    assert!(nodes.command(&["person", "erase", "alice"]).contains("nothing is sealed for alice"));
+    for n in 0..2 {
+        eventually("the node forgets", async || said(n, "alice", &sessions[0]).await == "").await;
+        assert_eq!(said(n, "bob", &sessions[1]).await, "hello, bob-zebra");
+    }
+    let shown = nodes.command(&["entity", "show", "session", &sessions[1], "--events"]);
+    assert!(!shown.contains("zebra") && shown.contains("(private)"), "{shown}");
 }

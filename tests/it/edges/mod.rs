@@ -79,6 +79,7 @@ impl TestNode {
         let database = support::database().await;
         config.persistence.database_url = database.to_url_lossy().to_string();
         config.persistence.allow_fsync_off = true;
+        config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
         let clock = Clock::System;
         let node = Node::start_systems(&config, clock.clone(), systems).await.unwrap();
