@@ -20,7 +20,7 @@ use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::{Caller, Entity, Role};
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
-use proxie::persistence::{store, writer};
+use proxie::persistence::{store, vault, writer};
 use proxie::systems::marketplace::domain::booking::{self, Booking};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use sqlx::postgres::{PgConnectOptions, PgPool};
@@ -115,6 +115,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
         writer: writer::Options { lanes, ..Default::default() },
         entities,
         runners: HashMap::new(),
+        vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,
         witness: None,
@@ -453,6 +454,7 @@ async fn activation(server: &Embedded) -> anyhow::Result<()> {
     let codec =
         proxie::persistence::codec::SnapshotCodec::of::<Counter>().map_err(anyhow::Error::msg)?;
     let snapshot = codec.encode(&counter::State { total: 5, ..Default::default() });
+    let snapshot = snapshot.map_err(anyhow::Error::msg)?;
     sqlx::query("insert into snapshots select 'counter', 'a' || n, 5, 0, $1 from generate_series(1, $2::bigint) n").bind(&snapshot).bind(N as i64).execute(&first.pool).await?;
     sqlx::query(
         "insert into journal select 'counter', 'a' || n, s, 2, 0, '{\"Added\": 1}', 'bench', null, now()

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::contract::section::{SectionKind, Sections};
 use crate::gateway::Allowed;
 pub use crate::gateway::ws::Limits as WebSocket;
+use crate::kernel::secret::Secret;
 use crate::systems;
 
 macro_rules! section {
@@ -35,6 +36,7 @@ pub struct Config {
     pub auth: Auth,
     pub persistence: Persistence,
     pub redis: Redis,
+    pub vault: Vault,
     pub cluster: Cluster,
     pub entities: Entities,
     pub seed: Seed,
@@ -53,6 +55,7 @@ impl Default for Config {
             auth: Auth::default(),
             persistence: Persistence::default(),
             redis: Redis::default(),
+            vault: Vault::default(),
             cluster: Cluster::default(),
             entities: Entities::default(),
             seed: Seed::default(),
@@ -126,6 +129,13 @@ section!(Persistence {
 });
 
 section!(Redis { url: String = String::new() });
+
+section!(Vault {
+    key: Secret<String> = Secret::default(),
+    key_file: PathBuf = PathBuf::new(),
+    previous_key_file: PathBuf = PathBuf::new(),
+    seal: bool = true,
+});
 
 section!(Cluster {
     enabled: bool = false,

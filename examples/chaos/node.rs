@@ -18,7 +18,7 @@ use proxie::kernel::clock::Clock;
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
 use proxie::persistence::membership::{NodeInfo, host_id};
-use proxie::persistence::{store, writer};
+use proxie::persistence::{store, vault, writer};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -143,6 +143,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         writer: writer::Options { lanes: 2, ..Default::default() },
         entities: Options { snapshot_every: start.snapshot_every, ..Options::default() },
         runners: HashMap::new(),
+        vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,
         witness: start.recorder.map(|at| Arc::new(Reporter::new(at)) as Arc<dyn Witness>),

@@ -15,14 +15,15 @@
 //! ```
 //!
 //! Its steps are in `loading` (read), here (decide, submit), `settling` (finished, roll back, end), `owing` (the outbox),
-//! and `memory` (ids and their outcomes).
+//! `writing` (rows), `memory` (ids and their outcomes), and `keys` (of the vault).
 
+mod keys;
 mod loading;
 mod memory;
 mod owing;
 mod settling;
+mod writing;
 
-use std::cell::LazyCell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use std::time::Instant;
 use ractor::ActorRef;
 
 use self::memory::{Claim, Memory};
+use self::writing::Written;
 use crate::actors::ask::{Ask, Message, Origin};
 use crate::actors::delivery::Outgoing;
 use crate::actors::registry::KindTable;
@@ -41,9 +43,9 @@ use crate::cluster::topics::Published;
 use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::AskError;
 use crate::kernel::ids::{IdSource, slot_of, stable_hash};
+use crate::kernel::private::{Need, Trouble};
 use crate::persistence::commit::{
-    CommitItem, CommitResult, DedupeRow, JournalRow, OutboxChange, OutboxRow, PublicationRow,
-    SnapshotRow, TimerChange,
+    CommitItem, CommitResult, DedupeRow, OutboxChange, OutboxRow, TimerChange,
 };
 use crate::persistence::writer::SubmitError;
 
@@ -89,6 +91,10 @@ pub struct Activation<E: Entity> {
     /// Commands to decide again once the state has been read anew.
     redo: Option<Vec<Box<Ask<E>>>>,
     outgoing: Option<Box<Outgoing>>,
+    /// A key that is to be fetched before anything goes on.
+    needs: Option<Box<Need>>,
+    /// How many erasures this node knew of when the state was read.
+    erasures: u64,
     failed: Arc<AtomicBool>,
     _entry: Entry<E>,
 }
@@ -156,6 +162,8 @@ impl<E: Entity> Activation<E> {
             waiting: Vec::new(),
             redo: None,
             outgoing: None,
+            needs: None,
+            erasures: 0,
             failed,
             _entry: entry,
         }
@@ -293,92 +301,48 @@ impl<E: Entity> Activation<E> {
         let rt = self.table.runtime.clone();
         let mut claim = None;
         if let (Some(row), Some(id_hash), Ok(outcome)) = (&mut dedupe, id_hash, &answer) {
-            row.outcome = serde_json::to_string(outcome).expect("replies are plain data").into();
+            match serde_json::to_string(outcome) {
+                Ok(text) => row.outcome = text.into(),
+                Err(error) => {
+                    ask.answer(Err(AskError::Internal));
+                    return Err(Stop::Failed(format!("a reply cannot be kept: {error}")));
+                }
+            }
             let (fingerprint, outcome) = (row.fingerprint, row.outcome.clone());
             claim = Some(Claim { id_hash, fingerprint, outcome });
         }
         let head = self.head;
-        // Most commands publish nothing.
-        let key = self.key.clone();
-        let topic = LazyCell::new(|| [E::KIND, ":", &*key].concat());
-        let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
-        let mut unheard = false;
-        let (mut publish, mut publications, mut outbox, mut timers) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for effect in decision.effects {
-            match effect {
-                Effect::Publish { publication, durable } => {
-                    let data = LazyCell::new(|| publication.data.to_string());
-                    let offset = durable.then(|| {
-                        self.topic_head += 1;
-                        self.topic_head
-                    });
-                    unheard |= durable && !*heard;
-                    if *heard {
-                        let (event, from) = (&publication.event, publication.from.as_deref());
-                        publish.push(Published::said(&topic, offset, event, from, &data));
-                    }
-                    if let Some(offset) = offset {
-                        publications.push(PublicationRow {
-                            offset,
-                            data: data.clone(),
-                            event: publication.event,
-                            from: publication.from,
-                        });
-                    }
-                }
-                Effect::Send { kind, key, command } => {
-                    outbox.push((kind.to_owned(), key, command.to_string()))
-                }
-                Effect::Notify { kind, key, publication } => outbox.push((
-                    kind,
-                    key,
-                    serde_json::json!({ "@publication": publication }).to_string(),
-                )),
-                Effect::Run { runner, tag, input } => outbox.push((
-                    "run".to_owned(),
-                    runner.to_owned(),
-                    serde_json::json!({ "tag": tag, "input": input }).to_string(),
-                )),
-                Effect::Schedule { name, at, command } => timers.push(TimerChange::Set {
-                    name,
-                    id: ulid::Ulid::generate().to_string(),
-                    due: at,
-                    command: command.to_string(),
-                }),
-                Effect::Cancel { name } => timers.push(TimerChange::Cancel { name }),
+        let written = match self.write(&decision.events, decision.effects) {
+            Ok(written) => written,
+            Err(Trouble::Needs(need)) => {
+                self.wait_for(need, ask);
+                return Ok(());
             }
-        }
-        if !publications.is_empty() && (decision.events.is_empty() || !E::HAS_TOPIC) {
+            Err(Trouble::Broken(reason)) => {
+                ask.answer(Err(AskError::Internal));
+                return Err(Stop::Failed(reason));
+            }
+        };
+        let Written { events, mut outbox, mut timers, publications, publish, unheard, .. } =
+            written;
+        if !publications.is_empty() && (events.is_empty() || !E::HAS_TOPIC) {
             return Err(Stop::Failed(
                 "a durable publication without an event, or without a topic of its own".into(),
             ));
         }
+        (self.topic_head, self.next_position) = (written.topic_head, written.next_position);
         for event in &decision.events {
             E::evolve(&mut self.state, event);
         }
         self.head += decision.events.len() as i64;
-        let principal = match outbox.is_empty() {
-            true => None,
-            false => E::acts_for(&self.key, &self.state).map(|person| {
-                let person = person.narrowed(&ask.caller);
-                serde_json::to_string(&person).expect("a principal is plain data").into()
-            }),
-        };
-        let outbox: Vec<OutboxRow> = outbox
-            .into_iter()
-            .map(|(target_kind, target_key, body)| {
-                self.next_position += 1;
-                OutboxRow {
-                    id: format!("eff_{}", ulid::Ulid::generate()),
-                    position: self.next_position,
-                    target_kind,
-                    target_key,
-                    body,
-                    principal: principal.clone(),
-                }
-            })
-            .collect();
+        if !outbox.is_empty()
+            && let Some(person) = E::acts_for(&self.key, &self.state)
+        {
+            let person = person.narrowed(&ask.caller);
+            let person = serde_json::to_string(&person).expect("a principal is plain data");
+            let principal: Option<Arc<str>> = Some(person.into());
+            outbox.iter_mut().for_each(|row| row.principal.clone_from(&principal));
+        }
         let mut outbox_changes = Vec::new();
         match &ask.origin {
             Origin::Timer { name, id, .. } => {
@@ -402,23 +366,25 @@ impl<E: Entity> Activation<E> {
             return Ok(());
         }
         let publishes = unheard || !publish.is_empty();
-        let snapshot =
-            (self.head - self.snapshot_seq >= rt.options.snapshot_every).then(|| self.snapshot());
+        let views = self
+            .in_the_vault(|| Ok::<_, String>(E::project(&self.key, &self.state, &decision.events)));
+        let views = match views {
+            Ok(views) => views,
+            // It was in memory a moment ago. The state is ahead of what is written, and is dropped.
+            Err(trouble) => {
+                ask.answer(Err(AskError::unavailable(trouble.to_string())));
+                return Err(away("a key was forgotten in the middle"));
+            }
+        };
+        let due = self.head - self.snapshot_seq >= rt.options.snapshot_every;
+        let snapshot = if due { self.snapshot() } else { None };
         let item = CommitItem {
             slot: self.slot,
             epoch: self.epoch,
             kind: E::KIND,
             key: self.key.clone(),
             head,
-            events: decision
-                .events
-                .iter()
-                .map(|event| JournalRow {
-                    version: E::EVENT_VERSION,
-                    topic_head: self.topic_head,
-                    event: serde_json::to_string(event).expect("events are plain data"),
-                })
-                .collect(),
+            events,
             caller: caller_name(&ask.caller),
             command_id: ask.command_id.clone(),
             dedupe,
@@ -427,7 +393,7 @@ impl<E: Entity> Activation<E> {
             outbox_changes,
             timers,
             publications,
-            views: E::project(&self.key, &self.state, &decision.events),
+            views,
             failed: self.failed.clone(),
             done: self.finish_with(myself, publishes),
         };
@@ -474,16 +440,6 @@ impl<E: Entity> Activation<E> {
         })
     }
 
-    /// From here on the next one is counted, before this one is written: one that is not leads to a fresh load.
-    fn snapshot(&mut self) -> SnapshotRow {
-        self.snapshot_seq = self.head;
-        SnapshotRow {
-            seq: self.head,
-            topic_head: self.topic_head,
-            data: self.table.codec.encode(&self.state),
-        }
-    }
-
     fn take_ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket - 1
@@ -525,7 +481,7 @@ impl<E: Entity> Activation<E> {
             return Ok(());
         }
         if self.head > self.snapshot_seq && self.table.runtime.lanes.is_up(self.slot) {
-            let snapshot = self.snapshot();
+            let Some(snapshot) = self.snapshot() else { return Ok(()) };
             let again = myself.clone();
             let done = Box::new(move |result| {
                 if result == CommitResult::Committed {

@@ -12,6 +12,7 @@ use crate::actors::firing::Firing;
 use crate::cluster::ask::Answer;
 use crate::kernel::entity::{Caller, Entity};
 use crate::kernel::ids::stable_hash;
+use crate::kernel::private;
 use crate::persistence::commit::{CommitResult, DedupeRow};
 
 /// A command on its way through the shell.
@@ -117,8 +118,14 @@ impl<E: Entity> Ask<E> {
             Caller::Entity { .. } => "@outbox".into(),
             Caller::Runtime => "@runtime".into(),
         };
-        let command = serde_json::to_vec(&self.command).expect("commands are plain data");
+        let command = plain::<E, _>(|| serde_json::to_vec(&self.command));
+        let command = command.expect("commands are plain data");
         let fingerprint = stable_hash(&[E::KIND.as_bytes(), key.as_bytes(), &command]) as i64;
         Some(DedupeRow { user_id, id, fingerprint, outcome: "".into() })
     }
+}
+
+/// Serialises what stays in memory, or is on its way.
+fn plain<E: Entity, R>(serialise: impl FnOnce() -> R) -> R {
+    if E::PRIVATE { private::plain(serialise).0 } else { serialise() }
 }

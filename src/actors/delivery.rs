@@ -16,9 +16,11 @@ use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Caller, Principal, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
+use crate::kernel::private::{Place, Trouble};
 use crate::persistence::commit::{OutboxChange, OutboxRow};
 use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
 use crate::persistence::store::from_micros;
+use crate::persistence::vault::outbox_field;
 
 /// A command that its receiver's node cannot read is tried for no longer than this: during an upgrade the receiver may
 /// come to a node that can, and what waits behind it waits as long.
@@ -89,6 +91,8 @@ pub struct Delivered {
 enum Outcome {
     Sent(Result<Result<Value, String>, AskError>),
     Ran(Ran),
+    /// Its person was erased, and what it said with them.
+    Erased,
 }
 
 /// How one row went on: what to write, and what to tell the entity.
@@ -270,7 +274,7 @@ impl Queue {
         let given_up = signed(give_up_after);
         let (change, notice) = match outcome {
             // The receiver has it; what it said did not fit between the nodes.
-            Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) => (done, None),
+            Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
             Outcome::Ran(Ran::Ended(result)) => (done, Some(ran(row, result))),
             Outcome::Ran(Ran::Gone) => (None, None),
@@ -392,29 +396,32 @@ fn deliver(
         (rt.clone(), key.clone(), receiver.clone(), row.clone(), report.clone());
     let (id, is_run) = (row.id.clone(), row.target_kind == "run");
     let task = tokio::spawn(async move {
-        let outcome = if is_run {
-            let input = run_body(&row.body).1;
-            Outcome::Ran(match principal(&row) {
-                Ok(principal) => {
-                    let asker = Asker { kind, key, principal, topics: rt.topics.clone() };
-                    let now = || rt.clock.now();
-                    rt.runners.run(&row.target_key, &row.id, asker, input, now).await
-                }
-                Err(error) => {
-                    let (tries, give_up_after) = (u32::MAX, rt.options.give_up_after);
-                    Ran::Again { error: format!("for whom it is: {error}"), tries, give_up_after }
-                }
-            })
-        } else {
-            Outcome::Sent(match principal(&row) {
-                Ok(for_user) => {
-                    let (kind, key) = (kind.to_owned(), key.to_string());
-                    let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(row.id.clone());
-                    entities.ask_json(&row.target_kind, &row.target_key, &row.body, meta).await
-                }
-                // Of a newer release. Without it the receiver would take the sender for somebody else.
-                Err(error) => Err(AskError::BadCommand(format!("for whom it is: {error}"))),
-            })
+        let OutboxRow { id, target_kind, target_key, body, .. } = &row;
+        let place = Place { kind: kind.into(), key: key.clone() };
+        let body = rt.vault.open_text(body, &place, &outbox_field(target_kind, target_key)).await;
+        let outcome = match (body, principal(&row)) {
+            // Of a newer release. Without it the receiver would take the sender for somebody else.
+            (_, Err(error)) => {
+                Outcome::Sent(Err(AskError::BadCommand(format!("for whom it is: {error}"))))
+            }
+            (Ok(Some(body)), Ok(principal)) if is_run => {
+                let input = run_body(&body).1;
+                let asker = Asker { kind, key, principal, topics: rt.topics.clone() };
+                let now = || rt.clock.now();
+                Outcome::Ran(rt.runners.run(target_key, id, asker, input, now).await)
+            }
+            (Ok(Some(body)), Ok(for_user)) => {
+                let (kind, key) = (kind.to_owned(), key.to_string());
+                let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
+                let sent = entities.ask_json(target_kind, target_key, &body, meta);
+                Outcome::Sent(sent.await)
+            }
+            // There is nothing left of it to deliver.
+            (Ok(None), _) => Outcome::Erased,
+            (Err(Trouble::Needs(_)), _) => {
+                Outcome::Sent(Err(AskError::unavailable("its key cannot be read")))
+            }
+            (Err(Trouble::Broken(why)), _) => Outcome::Sent(Err(AskError::BadCommand(why))),
         };
         report(Some(Delivered { id: row.id, receiver, outcome }));
     });

@@ -1,12 +1,18 @@
 //! A kind of entity, for those who list kinds without naming their types.
 
+use std::collections::BTreeSet;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use crate::actors::registry::Registry;
-use crate::kernel::entity::{Entity, decode_event};
+use crate::kernel::codec::{decode, try_encode};
+use crate::kernel::entity::{Entity, decode_event, replay_golden};
+use crate::kernel::private;
+use crate::persistence::codec::SnapshotCodec;
 use crate::persistence::entities::JournalEntry;
+use crate::persistence::shape::variants;
 
 /// What a node can do with a kind.
 #[derive(Clone, Copy)]
@@ -16,6 +22,8 @@ pub struct EntityKind {
     pub register: for<'a> fn(&'a mut Registry) -> BoxFuture<'a, anyhow::Result<()>>,
     /// The state that a journal leads to, for whoever looks at an entity from outside.
     pub replay: fn(&[JournalEntry]) -> anyhow::Result<Value>,
+    /// What is wrong with its golden journal, for a test.
+    pub check_golden: fn() -> Result<(), String>,
 }
 
 /// An entity in the list of its system.
@@ -25,10 +33,48 @@ pub const fn entity<E: Entity>() -> EntityKind {
         has_topic: E::HAS_TOPIC,
         register: |registry| registry.register::<E>().boxed(),
         replay: replay::<E>,
+        check_golden: check_golden::<E>,
     }
 }
 
+/// The golden journal is read, has every event, and leads to a state that a snapshot holds.
+fn check_golden<E: Entity>() -> Result<(), String> {
+    let state = replay_golden::<E>()?;
+    let name = |line: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        match &line["event"] {
+            Value::Object(event) => event.keys().next().cloned(),
+            event => event.as_str().map(str::to_owned),
+        }
+    };
+    let written: BTreeSet<String> = E::GOLDEN.lines().filter_map(name).collect();
+    let events: BTreeSet<String> = variants::<E::Event>().into_iter().map(Into::into).collect();
+    if written != events {
+        return Err(format!(
+            "{} has the events {events:?}, its golden journal {written:?}",
+            E::KIND
+        ));
+    }
+    SnapshotCodec::of::<E>()?;
+    let bytes = |state: &E::State| private::plain(|| try_encode(state)).0;
+    let snapshot = bytes(&state)?;
+    if snapshot == bytes(&E::State::default())? {
+        return Err(format!("the golden journal of {} leads nowhere", E::KIND));
+    }
+    let read: E::State =
+        decode(&snapshot).ok_or_else(|| format!("a snapshot of {} cannot be read", E::KIND))?;
+    match bytes(&read)? == snapshot {
+        true => Ok(()),
+        false => Err(format!("a snapshot of {} is read as another state", E::KIND)),
+    }
+}
+
+/// Without keys: what is private is not shown.
 fn replay<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
+    private::shut(|| fold::<E>(journal))
+}
+
+fn fold<E: Entity>(journal: &[JournalEntry]) -> anyhow::Result<Value> {
     let mut state = E::State::default();
     for entry in journal {
         let event = decode_event::<E>(entry.version as u16, entry.event.clone())

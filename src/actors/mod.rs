@@ -16,4 +16,4 @@ mod shell;
 
 pub use kind::EntityKind;
 pub use runs::{RunCx, RunError, RunLimits, Runner};
-pub use runtime::{Options, Runtime, Witness, Witnessed};
+pub use runtime::{Options, ParkNotice, Runtime, Witness, Witnessed};

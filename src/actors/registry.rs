@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
-use crate::actors::runtime::Runtime;
+use crate::actors::runtime::{ParkNotice, Runtime};
 use crate::cluster::ask::Answer;
 use crate::cluster::slots::Place;
 use crate::cluster::{LocalEntities, Meta};
@@ -26,6 +26,7 @@ use crate::kernel::entity::{Entity, Publication, Rejection};
 use crate::kernel::error::AskError;
 use crate::kernel::ids::slot_of;
 use crate::persistence::codec::SnapshotCodec;
+use crate::persistence::outbox::Parked;
 
 /// After an entity could not start, doubled with each failure.
 const FIRST_RESTART: Duration = Duration::from_millis(100);
@@ -46,6 +47,8 @@ struct Failure {
     retry_at: Instant,
     reason: String,
     parked: bool,
+    /// Another release has parked it: it starts here, and with that the store forgets it.
+    parked_elsewhere: bool,
 }
 
 /// Starts an activation under a supervisor: of this key, in this epoch of its slot.
@@ -56,6 +59,7 @@ pub type Start<E> =
 pub struct KindTable<E: Entity> {
     pub runtime: Arc<Runtime>,
     pub codec: SnapshotCodec,
+    known_as: String,
     live: DashMap<Arc<str>, Live<E>>,
     /// The keys of `live`, changed under its locks.
     by_slot: DashMap<u16, HashSet<Arc<str>>>,
@@ -67,9 +71,6 @@ pub struct KindTable<E: Entity> {
     started: Instant,
     parked: tokio::sync::mpsc::UnboundedSender<ParkNotice>,
 }
-
-/// Told to the store by a service, so that operators see it: (kind, key, reason, failures).
-pub type ParkNotice = (&'static str, Arc<str>, String, u32);
 
 impl<E: Entity> KindTable<E> {
     /// The handle of a live entity, which is started if needed. Its slip is taken under the map's lock, so that it
@@ -166,6 +167,7 @@ impl<E: Entity> KindTable<E> {
             retry_at: Instant::now(),
             reason: String::new(),
             parked: false,
+            parked_elsewhere: false,
         });
         failure.count += 1;
         failure.reason = reason.into();
@@ -174,7 +176,9 @@ impl<E: Entity> KindTable<E> {
         if failure.count >= self.runtime.options.park_after && !failure.parked {
             failure.parked = true;
             metrics::counter!("proxie_entities_parked_total", "kind" => E::KIND).increment(1);
-            let _ = self.parked.send((E::KIND, key.clone(), reason.into(), failure.count));
+            failure.parked_elsewhere = false;
+            let failed = Some((reason.into(), failure.count));
+            let _ = self.parked.send(ParkNotice { kind: E::KIND, key: key.clone(), failed });
         }
         self.failing.store(failures.len(), Ordering::Release);
     }
@@ -182,7 +186,10 @@ impl<E: Entity> KindTable<E> {
     pub fn started(&self, key: &str) {
         if self.failing.load(Ordering::Acquire) > 0 {
             let mut failures = self.failures.lock();
-            failures.remove(key);
+            let before = failures.remove_entry(key).filter(|(_, f)| f.parked_elsewhere);
+            if let Some((key, _)) = before {
+                let _ = self.parked.send(ParkNotice { kind: E::KIND, key, failed: None });
+            }
             self.failing.store(failures.len(), Ordering::Release);
         }
     }
@@ -282,9 +289,11 @@ pub trait AnyKind: Send + Sync {
     fn live(&self) -> usize;
     /// Makes passive what was idle for `idle_s`, at most `limit` of them.
     fn sweep(&self, idle_s: u32, limit: usize);
-    /// Keeps exactly these entities parked. False: others were parked a moment ago, and are kept until the store must
-    /// know of them.
-    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) -> bool;
+    /// How this release knows the kind: what another one could not start, this one may.
+    fn known_as(&self) -> &str;
+    /// Keeps exactly these entities parked, as far as this release has parked them. False: others were parked a moment
+    /// ago, and are kept until the store must know of them.
+    fn set_parked(&self, parked: &HashMap<String, Parked>) -> bool;
 }
 
 struct Kind<E: Entity>(Arc<KindTable<E>>);
@@ -382,11 +391,15 @@ impl<E: Entity> AnyKind for Kind<E> {
             .for_each(|live| drop(live.actor.cast(Message::Passivate)));
     }
 
-    fn set_parked(&self, parked: &HashMap<String, (String, u32)>) -> bool {
+    fn known_as(&self) -> &str {
+        &self.0.known_as
+    }
+
+    fn set_parked(&self, parked: &HashMap<String, Parked>) -> bool {
         let mut failures = self.0.failures.lock();
         let mut settled = true;
         failures.retain(|key, f| {
-            if !f.parked || parked.contains_key(&**key) {
+            if !(f.parked || f.parked_elsewhere) || parked.contains_key(&**key) {
                 return true;
             }
             // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
@@ -394,13 +407,19 @@ impl<E: Entity> AnyKind for Kind<E> {
             settled &= !new;
             new
         });
-        for (key, (reason, count)) in parked {
-            failures.entry(key.as_str().into()).or_insert_with(|| Failure {
-                count: *count,
+        for (key, Parked { reason, failures: count, known_as, .. }) in parked {
+            let here = known_as.as_deref() == Some(self.known_as());
+            let failure = || Failure {
+                count: if here { *count as u32 } else { 0 },
                 retry_at: Instant::now(),
                 reason: reason.clone(),
-                parked: true,
-            });
+                parked: here,
+                parked_elsewhere: !here,
+            };
+            let known = failures.entry(key.as_str().into()).or_insert_with(failure);
+            if here && known.parked_elsewhere {
+                *known = failure();
+            }
         }
         self.0.failing.store(failures.len(), Ordering::Release);
         settled
@@ -447,6 +466,7 @@ impl Registry {
         let (supervisor, _) = Actor::spawn(None, Supervisor(E::KIND), ()).await?;
         let table = KindTable::<E> {
             runtime: self.runtime.clone(),
+            known_as: codec.known_as::<E>(),
             codec,
             live: DashMap::new(),
             by_slot: DashMap::new(),

@@ -8,6 +8,7 @@ use crate::cluster::skew::Skew;
 use crate::cluster::{Lease, Slots, Topics, WeakEntities};
 use crate::kernel::clock::Clock;
 use crate::persistence::loader::Loader;
+use crate::persistence::vault::Vault;
 use crate::persistence::writer::Lanes;
 
 /// Is told of every activation and its commits: for tests that do not believe what entities say of themselves.
@@ -70,9 +71,18 @@ pub struct Runtime {
     /// How far that is from the database's.
     pub skew: Skew,
     pub topics: Topics,
+    pub vault: Vault,
     pub runners: Runners,
     pub options: Options,
     pub witness: Option<Arc<dyn Witness>>,
     /// Set once, right after the registry that needs this runtime exists.
     pub entities: OnceLock<WeakEntities>,
+}
+
+/// Told to the store by a service, so that operators see it.
+pub struct ParkNotice {
+    pub kind: &'static str,
+    pub key: Arc<str>,
+    /// The reason, and how often it failed. `None`: it has started, and another release had parked it.
+    pub failed: Option<(String, u32)>,
 }

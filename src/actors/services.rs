@@ -9,10 +9,13 @@ use sqlx::postgres::PgPool;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::actors::firing::Fires;
-use crate::actors::registry::{ParkNotice, Registry};
-use crate::actors::runtime::Runtime;
+use crate::actors::registry::Registry;
+use crate::actors::runtime::{ParkNotice, Runtime};
 use crate::kernel::error::AskError;
+use crate::kernel::private::{Place, Trouble};
+use crate::persistence::outbox::Parked;
 use crate::persistence::timers::DueTimer;
+use crate::persistence::vault::TIMER;
 use crate::persistence::{outbox, timers};
 
 const TIMER_POLL: Duration = Duration::from_millis(200);
@@ -52,12 +55,33 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
             let claim = timers::claim(&pool, incarnation, now, give_up_s, room as i64);
             let Ok(due) = claim.await else { break };
             let full = due.len() == room;
-            fire(due, &fires, &registry);
+            fire(opened(due, &rt, &pool).await, &fires, &registry);
             if !full {
                 break;
             }
         }
     }
+}
+
+/// What was sealed, in the plain. Timers whose person was erased go.
+async fn opened(mut due: Vec<DueTimer>, rt: &Runtime, pool: &PgPool) -> Vec<DueTimer> {
+    let mut opened = Vec::with_capacity(due.len());
+    for mut timer in due.drain(..) {
+        let place = Place::new(&timer.kind, &timer.key);
+        match rt.vault.open_text(&timer.command, &place, TIMER).await {
+            Ok(Some(command)) => timer.command = command,
+            // Claimed again.
+            Err(Trouble::Needs(_)) => continue,
+            // What remains is no command: its entity's node says so.
+            Err(Trouble::Broken(_)) => {}
+            Ok(None) => {
+                let _ = timers::forget(pool, &timer).await;
+                continue;
+            }
+        }
+        opened.push(timer);
+    }
+    opened
 }
 
 fn fire(due: Vec<DueTimer>, fires: &Fires, registry: &Registry) {
@@ -179,7 +203,7 @@ pub fn resident_bytes() -> u64 {
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
 }
 
-/// Newly parked entities that wait to be written.
+/// Newly parked entities, and those that have started, that wait to be written.
 const MAX_UNWRITTEN: usize = 10_000;
 /// Parked entities that are read at once.
 const PARKED_PAGE: i64 = 10_000;
@@ -199,16 +223,19 @@ pub async fn sync_parked(
         tokio::select! {
             notice = notices.recv() => {
                 let Some(notice) = notice else { return };
-                let (kind, key, reason, failures) = &notice;
-                tracing::error!(kind, key = &**key, reason, failures, "an entity is parked: `proxie entity retry` lets it start again");
+                let ParkNotice { kind, key, failed } = &notice;
+                match failed {
+                    Some((reason, failures)) => tracing::error!(kind, key = &**key, reason, failures, "an entity is parked: `proxie entity retry` lets it start again"),
+                    None => tracing::info!(kind, key = &**key, "an entity that another release had parked has started"),
+                }
                 // One that is forgotten here starts again, fails, and is parked again.
                 unwritten.truncate(MAX_UNWRITTEN);
                 unwritten.push_front(notice);
-                write_parked(&pool, &mut unwritten).await;
+                write_parked(&pool, &registry, &mut unwritten).await;
                 known = None;
             }
             _ = tick.tick() => {
-                write_parked(&pool, &mut unwritten).await;
+                write_parked(&pool, &registry, &mut unwritten).await;
                 let Ok(version) = outbox::parked_version(&pool).await else { continue };
                 if known == Some(version) {
                     continue;
@@ -222,9 +249,16 @@ pub async fn sync_parked(
 }
 
 /// As far as the store takes them.
-async fn write_parked(pool: &PgPool, unwritten: &mut VecDeque<ParkNotice>) {
-    while let Some((kind, key, reason, failures)) = unwritten.front() {
-        if outbox::park(pool, kind, key, reason, *failures as i32).await.is_err() {
+async fn write_parked(pool: &PgPool, registry: &Registry, unwritten: &mut VecDeque<ParkNotice>) {
+    while let Some(ParkNotice { kind, key, failed }) = unwritten.front() {
+        let known_as = registry.kind(kind).map_or("", |kind| kind.known_as());
+        let written = match failed {
+            Some((reason, failures)) => {
+                outbox::park(pool, kind, key, reason, *failures as i32, known_as).await
+            }
+            None => outbox::started(pool, kind, key, known_as).await,
+        };
+        if written.is_err() {
             return;
         }
         unwritten.pop_front();
@@ -234,14 +268,14 @@ async fn write_parked(pool: &PgPool, unwritten: &mut VecDeque<ParkNotice>) {
 /// Keeps parked what the store says is: all of it, since one that is left out would start, fail and be parked again, each
 /// second. False: this node has parked others a moment ago.
 pub async fn load_parked(pool: &PgPool, registry: &Registry) -> Result<bool, sqlx::Error> {
-    let mut by_kind: HashMap<String, HashMap<String, (String, u32)>> = HashMap::new();
+    let mut by_kind: HashMap<String, HashMap<String, Parked>> = HashMap::new();
     let mut last = (String::new(), String::new());
     loop {
         let page = outbox::parked(pool, (&last.0, &last.1), PARKED_PAGE).await?;
         let full = page.len() as i64 == PARKED_PAGE;
         for row in page {
             last = (row.kind.clone(), row.key.clone());
-            by_kind.entry(row.kind).or_default().insert(row.key, (row.reason, row.failures as u32));
+            by_kind.entry(row.kind.clone()).or_default().insert(row.key.clone(), row);
         }
         if !full {
             break;

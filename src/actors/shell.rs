@@ -57,8 +57,14 @@ impl<E: Entity> Actor for Shell<E> {
         {
             return a.end(&myself, Some(message), stop);
         }
+        if a.is_outdated()
+            && a.holds_back()
+            && let Err(stop) = Box::pin(a.roll_back(&myself)).await
+        {
+            return a.end(&myself, Some(message), stop);
+        }
         // The rare long ways are boxed: an idle actor's memory holds the largest future that its handler may become.
-        let step = match message {
+        let mut step = match message {
             Message::Ask(ask) => a.ask(&myself, ask),
             Message::Finished { ticket, result } => match a.finished(&myself, ticket, result) {
                 Ok(Next::RollBack) => Box::pin(a.roll_back(&myself)).await,
@@ -80,6 +86,12 @@ impl<E: Entity> Actor for Shell<E> {
                 Ok(())
             }
         };
+        if step.is_ok() && a.needs_keys() {
+            step = Box::pin(a.fetch_keys(&myself)).await;
+        }
+        if step.is_ok() && a.is_outdated() && a.holds_back() {
+            step = Box::pin(a.roll_back(&myself)).await;
+        }
         if step.is_ok() && !a.is_retiring() && a.reads_on_after().is_some() {
             Box::pin(a.read_on(&myself)).await;
         }

@@ -25,6 +25,7 @@ use crate::systems;
 use crate::systems::devices::settings::Tiers;
 
 mod letters;
+mod vault;
 
 #[derive(Parser)]
 #[command(name = "proxie", version, about = "An agent-native realtime backend")]
@@ -71,6 +72,16 @@ enum Command {
     Entity {
         #[command(subcommand)]
         command: EntityCommand,
+    },
+    /// What is kept of a person
+    Person {
+        #[command(subcommand)]
+        command: vault::Person,
+    },
+    /// The keys of people
+    Vault {
+        #[command(subcommand)]
+        command: vault::Vault,
     },
     /// Deliveries, runs and timers that were given up
     DeadLetter {
@@ -265,6 +276,18 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Token(args) => token(&config, args).await,
         Command::Cluster { command } => cluster(&config, command).await,
         Command::Entity { command } => entity(&config, command).await,
+        Command::Person { command } => {
+            let store = open(&config, false).await?;
+            let done = vault::person(&store.pool, command).await;
+            store.close().await;
+            done
+        }
+        Command::Vault { command } => {
+            let store = open(&config, false).await?;
+            let done = vault::vault(&config, &store.pool, command).await;
+            store.close().await;
+            done
+        }
         Command::DeadLetter { command } => {
             let store = open(&config, false).await?;
             let done = letters::run(&store.pool, command).await;

@@ -11,9 +11,9 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, mpsc::UnboundedReceiver, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::actors::registry::{ParkNotice, Registry};
+use crate::actors::registry::Registry;
 use crate::actors::runs::Runners;
-use crate::actors::{Options, Runner, Runtime, Witness, services};
+use crate::actors::{Options, ParkNotice, Runner, Runtime, Witness, services};
 use crate::app::member::{self, Membership, Standing};
 use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
@@ -27,6 +27,7 @@ use crate::persistence::membership::{self, NodeInfo};
 use crate::persistence::outbox::Begins;
 use crate::persistence::store::{self, Identity, StoreError};
 use crate::persistence::sweep::{self, Kept};
+use crate::persistence::vault::{self, Vault};
 use crate::persistence::writer::{self, Lanes};
 
 pub struct Settings {
@@ -41,6 +42,7 @@ pub struct Settings {
     pub writer: writer::Options,
     pub entities: Options,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub vault: vault::Options,
     pub dedupe_s: i64,
     pub history_s: i64,
     pub witness: Option<Arc<dyn Witness>>,
@@ -107,6 +109,7 @@ pub async fn migrate(pool: &PgPool, systems: &[&System]) -> Result<(), StoreErro
 /// Migrates, identifies the store, registers a new incarnation and starts its writers.
 pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepared> {
     migrate(&pool, settings.systems).await?;
+    let vault = Vault::start(pool.clone(), settings.vault).await?;
     let skew = Skew::new(settings.clock_limits);
     check_clock(&pool, &settings.clock, &skew).await?;
     let identity = store::identify(&pool, &format!("ep{:x}", rand::random::<u64>())).await?;
@@ -140,6 +143,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
         clock: settings.clock,
         skew,
         topics,
+        vault,
         runners: Runners::new(Begins::new(pool.clone()), settings.runners),
         options: settings.entities,
         witness: settings.witness,

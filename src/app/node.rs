@@ -189,8 +189,8 @@ impl Node {
             entities: core.entities.clone(),
             topics: core.topics.clone(),
             presence: core.presence.clone(),
-            views: Views::new(reads.clone()),
-            histories: Histories::start(reads.clone()),
+            views: Views::new(reads.clone()).opened_by(core.runtime.vault.clone()),
+            histories: Histories::start(reads.clone(), core.runtime.vault.clone()),
             auth: auth.clone(),
             limiter: settings::limiter(config).await?,
             nodes: Box::new(nodes),
@@ -385,6 +385,7 @@ async fn start_core(
         runners,
         witness: None,
         cluster,
+        vault: settings::vault(config),
         dedupe_s: config.persistence.dedupe_s,
         history_s: config.topics.history_s,
     };

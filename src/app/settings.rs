@@ -1,6 +1,6 @@
 //! What the configuration means for the parts of a node, and whether they would take it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::config::{Config, Transport};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
+use crate::persistence::vault::{self, Master, Masters};
 use crate::telemetry;
 
 /// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and
@@ -37,6 +38,11 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
     if config.cluster.enabled {
         tls(config)?;
     }
+    // A file of its own is made at the first start; any other is there.
+    let is_made = config.vault.key_file.as_os_str().is_empty() || !config.vault.key_file.exists();
+    if !is_made || !config.vault.key.reveal().is_empty() {
+        masters(config, false).map_err(anyhow::Error::msg).context("vault")?;
+    }
     Ok(())
 }
 
@@ -51,6 +57,47 @@ pub fn store(config: &Config) -> store::Options {
     store::Options {
         max_connections: config.persistence.max_connections,
         allow_fsync_off: config.persistence.allow_fsync_off,
+    }
+}
+
+/// Where the vault's master key comes from. Nothing is made here: `create` says whether a file may be.
+pub fn masters(config: &Config, create: bool) -> Result<Masters, String> {
+    let vault = &config.vault;
+    let previous = match vault.previous_key_file.as_os_str().is_empty() {
+        true => None,
+        false => Some(Master::read(&vault.previous_key_file)?),
+    };
+    let current = if !vault.key.reveal().is_empty() {
+        Master::parse(vault.key.reveal())?
+    } else if vault.key_file.as_os_str().is_empty() && config.cluster.enabled {
+        Master::derived_from(&config.cluster.cookie)
+    } else {
+        let path = vault_key_file(config);
+        if create {
+            Master::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        Master::read(&path).map_err(|why| {
+            format!(
+                "the vault's master key cannot be read ({why}): without it nobody reads what is sealed. Put the file back, \
+                 or name it in vault.key_file"
+            )
+        })?
+    };
+    Ok(Masters { current, previous })
+}
+
+pub fn vault_key_file(config: &Config) -> PathBuf {
+    match config.vault.key_file.as_os_str().is_empty() {
+        true => config.node.data_dir.join("vault.key"),
+        false => config.vault.key_file.clone(),
+    }
+}
+
+pub fn vault(config: &Config) -> vault::Options {
+    let of = config.clone();
+    vault::Options {
+        masters: Box::new(move |there| masters(&of, !there)),
+        seals: config.vault.seal,
     }
 }
 

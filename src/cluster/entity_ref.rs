@@ -10,6 +10,7 @@ use crate::cluster::ask::{Answer, Attempts, LocalEntities, Meta};
 use crate::cluster::router::{Router, WeakRouter};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
+use crate::kernel::private;
 
 /// The door to all entities. Cheap to clone.
 #[derive(Clone)]
@@ -128,7 +129,8 @@ impl<E: Entity> Attempts for AskTyped<E> {
     }
 
     fn command(&self) -> String {
-        serde_json::to_string(&self.command).expect("commands are plain data")
+        let (command, _) = private::plain(|| serde_json::to_string(&self.command));
+        command.expect("commands are plain data")
     }
 
     fn decode(&self, outcome: &str) -> Option<Self::Answer> {

@@ -1,9 +1,9 @@
-//! Topics between nodes. A topic belongs to the node that owns its slot; a node whose clients listen to it says so
-//! there, and gets one message a publication, however many its clients are.
+//! Topics across nodes. A topic belongs to the node that owns its slot; a node whose clients listen to it registers
+//! there, and gets one message per publication, however many clients it has.
 //!
-//! Messages between nodes may be lost: with a link, with an owner, or because a node does not keep up. Whoever may have
-//! missed something is told to look at the history (`Subscriber::resync`): when a listener is registered, when the
-//! topic's owner or the link to it is another one than before, and when the owner could not send.
+//! Messages between nodes may be lost: with a link, with an owner, or because a node does not keep up. A listener that
+//! may have missed a publication is told to read the history (`Subscriber::resync`): when it is registered, when the
+//! topic's owner or the link to it has changed, and when the owner could not send.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,40 +22,40 @@ use crate::cluster::transport::SendError;
 use crate::kernel::codec;
 use crate::kernel::ids::slot_of;
 
-/// Topics in one message.
+/// Most topics in one message.
 const CHUNK: usize = 256;
-/// Registrations that were not answered are sent again.
+/// Interval at which unanswered registrations are repeated.
 const RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
-    /// To the owner: from now on I want these.
+    /// To the owner: send me these topics from now on.
     Listen(Vec<Arc<str>>),
-    /// From the owner: from now on you get these.
+    /// From the owner: you get these topics from now on.
     Listens(Vec<Arc<str>>),
     Leave(Vec<Arc<str>>),
-    /// To listeners.
+    /// To listening nodes: a publication.
     Publication {
         topic: Arc<str>,
         offset: Option<i64>,
         event: Arc<str>,
         frame: String,
     },
-    /// To the owner, to be published there: nothing of it is kept.
+    /// To the owner: publish this there. Nothing of it is stored.
     Post {
         topic: Arc<str>,
         event: Arc<str>,
         frame: String,
     },
-    /// To a listener: something could not be sent.
+    /// To a listening node: a publication could not be sent.
     Missed,
 }
 
 struct Registration {
     owner: i64,
-    /// Of the slot: an owner that lost it meanwhile, and has it again, knows no listeners.
+    /// The slot's epoch: an owner that lost the slot and got it back knows no listeners.
     epoch: i64,
-    /// The owner has answered.
+    /// Whether the owner has answered.
     listens: bool,
 }
 
@@ -64,11 +64,11 @@ pub struct Fanout {
     router: Router,
     slots: Slots,
     topics: Topics,
-    /// Nodes that listen to topics which are owned here.
+    /// Nodes that listen to topics owned here.
     listeners: DashMap<Arc<str>, HashSet<i64>>,
-    /// Nodes that missed something and are to be told.
+    /// Nodes that missed a publication and have to be told.
     behind: Mutex<HashSet<i64>>,
-    /// Topics that clients of this node listen to, and where that was said.
+    /// Topics that clients of this node listen to, and the owner that each was registered with.
     registered: Mutex<HashMap<Arc<str>, Registration>>,
     /// Topics that got their first listener here, or lost the last.
     changed: Mutex<HashSet<Arc<str>>>,
@@ -77,7 +77,7 @@ pub struct Fanout {
     sent: Counter,
 }
 
-/// Where a topic belongs: with the entity whose topic it is.
+/// The slot of a topic: that of the entity it belongs to.
 pub fn topic_slot(topic: &str) -> u16 {
     let (kind, key) = topic.split_once(':').unwrap_or(("", topic));
     slot_of(kind, key)
@@ -105,7 +105,7 @@ impl Fanout {
         })
     }
 
-    /// Encoded once for all of them. To how many it was sent.
+    /// Sends a message to all listening nodes, encoded once. Returns how many it was sent to.
     fn to_listeners(&self, topic: &str, message: impl FnOnce() -> Message) -> u64 {
         let Some(listeners) = self.listeners.get(topic) else { return 0 };
         let bytes = encoded(&message());
@@ -113,7 +113,7 @@ impl Fanout {
         for peer in listeners.iter() {
             match self.router.announce(*peer, bytes.clone()) {
                 Ok(()) => sent += 1,
-                // Lost with the link: it registers again over the next one.
+                // Lost with the link: the node registers again over the next one.
                 Err(SendError::Unreachable) => {}
                 Err(_) => {
                     self.behind.lock().insert(*peer);
@@ -128,7 +128,7 @@ impl Fanout {
         self.router.announce(peer, encoded(message))
     }
 
-    /// There is a new link: what was registered over the old one may have been lost.
+    /// Handles a new link: registrations sent over the old one may have been lost.
     pub fn link_up(&self, peer: i64) {
         for registration in self.registered.lock().values_mut() {
             if registration.owner == peer {
@@ -138,7 +138,7 @@ impl Fanout {
         self.look_at_all.notify_one();
     }
 
-    /// The node is dead.
+    /// Forgets a dead node.
     pub fn forget(&self, peer: i64) {
         self.listeners.retain(|_, listeners| {
             listeners.remove(&peer);
@@ -147,7 +147,7 @@ impl Fanout {
         self.behind.lock().remove(&peer);
     }
 
-    /// A message of another node, without its first byte.
+    /// Handles a message from another node, without its first byte.
     pub fn receive(&self, from: i64, bytes: &[u8]) {
         let Some(message) = codec::decode::<Message>(bytes) else { return };
         match message {
@@ -159,7 +159,7 @@ impl Fanout {
                 for topic in &owned {
                     self.listeners.entry(topic.clone()).or_default().insert(from);
                 }
-                // Where it belongs to somebody else, the listener will learn so and ask there.
+                // If another node owns a topic, the listener will learn of it and register there.
                 if !owned.is_empty() {
                     let _ = self.send(from, &Message::Listens(owned));
                 }
@@ -193,7 +193,7 @@ impl Fanout {
             Message::Post { topic, event, frame } => {
                 let frame = frame.into();
                 let published = Arc::new(Published { topic, offset: None, event, frame });
-                // Where the slot has moved on, it is lost: nothing of it is kept.
+                // If the slot has moved on, the post is dropped: nothing of it is stored.
                 if matches!(self.slots.locate(topic_slot(&published.topic)), Place::Here { .. }) {
                     self.topics.publish(&published);
                 }
@@ -211,7 +211,7 @@ impl Fanout {
         }
     }
 
-    /// Keeps the registrations as they should be.
+    /// Keeps the registrations up to date.
     pub async fn run(self: Arc<Self>) {
         let mut moved = self.slots.changes();
         let mut tick = tokio::time::interval(RETRY);
@@ -265,14 +265,14 @@ impl Fanout {
                         resync.push(topic);
                     }
                 }
-                // It will be somewhere soon, and then all are looked at again.
+                // The slot will have an owner soon, and then all topics are examined again.
                 Place::Nowhere => {}
             }
         }
         drop(registered);
         for (owner, topics) in listen {
             for chunk in topics.chunks(CHUNK) {
-                // What is not answered is sent again.
+                // Unanswered registrations are repeated.
                 let _ = self.send(owner, &Message::Listen(chunk.to_vec()));
             }
         }
@@ -287,7 +287,8 @@ impl Fanout {
         resync.iter().for_each(|topic| self.topics.resync(topic));
     }
 
-    /// An owner that was not told goes on sending, so it is told with the next look, as long as it is the owner.
+    /// Retries a failed `Leave` in the next round, as long as the node still owns the topic: otherwise it would go on
+    /// sending.
     fn leave_later(&self, owner: i64, topics: &[(Arc<str>, i64)]) {
         for (topic, epoch) in topics {
             let there = Place::There { incarnation: owner, epoch: *epoch };

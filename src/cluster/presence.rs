@@ -1,9 +1,9 @@
-//! Who is there: over all devices and nodes of a user.
+//! Presence of users, over all of their devices and all nodes.
 //!
-//! Each node knows its own connections and tells all of a user's to the node that owns the slot of `presence:<user>`.
-//! That one puts them together and publishes what changes. Nothing is stored: when the slot gets another owner, every
-//! node tells that one what it has, and listeners ask how it stands. Whoever knows of nobody waits [`GRACE_MS`] before
-//! it says so: until then those whose node is gone may come back through another.
+//! Each node knows its own connections, and reports all of a user's to the node that owns the slot of
+//! `presence:<user>`. The owner merges the reports and publishes changes. Nothing is stored: when the slot gets a new
+//! owner, every node reports to it, and listeners ask it for the current state. An owner that knows no devices waits
+//! [`GRACE_MS`] before it reports the user offline: until then, users whose node is gone may reconnect through another.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,44 +22,44 @@ use crate::cluster::topics::{Published, Topics};
 use crate::kernel::codec;
 use crate::kernel::ids::SLOTS;
 
-/// Who comes back within this time was never away.
+/// Grace for reconnects: a device that returns within this time was never away.
 pub const GRACE_MS: i64 = 5_000;
-/// Devices of one user that are kept apart; further ones change nothing.
+/// Most devices of one user that are told apart; further ones are ignored.
 const MAX_DEVICES: usize = 256;
-/// Users in one message.
+/// Most users in one message.
 const CHUNK: usize = 64;
-/// Questions that wait for an answer. Beyond it they are dropped: the next change is told all the same.
+/// Most questions that wait for an answer. Further ones are dropped: the next change is published all the same.
 const MAX_ASKED: usize = 65_536;
 const TICK: Duration = Duration::from_millis(100);
-/// What was not acknowledged is told again.
+/// Interval at which unacknowledged reports are repeated.
 const RETRY_MS: i64 = 500;
 
-/// A connection, and what its user says of himself there.
+/// A connection, and the status that its user has set there.
 pub type Device = (Arc<str>, Arc<str>);
-/// A user, the version of what is told of him, and that.
+/// A report about a user: the user, its version, and the user's devices.
 type News = (Arc<str>, u64, Vec<Device>);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
-    /// To the owner: the devices that these users have here.
+    /// To the owner: the devices that these users have on this node.
     Here(Vec<News>),
-    /// From the owner: it has this version of them.
+    /// From the owner: it has received these versions.
     Noted(Vec<(Arc<str>, u64)>),
-    /// To the owner: publish how it stands.
+    /// To the owner: publish the user's current presence.
     Ask(Arc<str>),
 }
 
-/// One user, where the presence is kept.
+/// One user's presence, as its owner keeps it.
 #[derive(Debug, Default)]
 struct Shown {
     devices: Vec<Known>,
-    /// Counts announcements: the latest one speaks for the user.
+    /// Counts announcements: the latest one determines the user's status.
     turn: u64,
 }
 
 #[derive(Debug)]
 struct Known {
-    /// What clients know it by. A reconnect takes it over.
+    /// The id that clients know the device by. A reconnect keeps it.
     id: Arc<str>,
     node: i64,
     connection: Arc<str>,
@@ -68,7 +68,7 @@ struct Known {
     gone_at_ms: Option<i64>,
 }
 
-/// What listeners are told besides how it stands.
+/// The changes that listeners get in addition to the current state.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Change {
     joins: Vec<Arc<str>>,
@@ -83,7 +83,7 @@ impl Change {
 }
 
 impl Shown {
-    /// These are all devices that the user has on this node.
+    /// Takes over a node's report, which lists all of the user's devices there.
     fn hear(&mut self, node: i64, devices: &[Device], now_ms: i64) -> Change {
         let mut change = Change::default();
         for known in self.devices.iter_mut().filter(|known| known.node == node) {
@@ -133,7 +133,7 @@ impl Shown {
         theirs.map(|known| known.gone_at_ms.get_or_insert(now_ms)).count() > 0
     }
 
-    /// Lets go of those who have not come back.
+    /// Removes the devices that have not come back in time.
     fn tick(&mut self, now_ms: i64) -> Change {
         let gone = |known: &mut Known| known.gone_at_ms.is_some_and(|at| at + GRACE_MS <= now_ms);
         let leaves = self.devices.extract_if(.., gone).map(|known| known.id).collect();
@@ -161,20 +161,20 @@ impl Shown {
     }
 }
 
-/// A user with devices on this node, or with some a moment ago.
+/// A user who has devices on this node, or had some a moment ago.
 #[derive(Default)]
 struct Mine {
     devices: Vec<Device>,
     version: u64,
-    /// The owner that was told this version, the slot's epoch, and when.
+    /// The last report: the owner that got this version, the slot's epoch, and the time.
     told: Option<(i64, i64, i64)>,
 }
 
-/// The users of this node, and what their owners know of them.
+/// The users of this node, and the reports about them.
 #[derive(Default)]
 struct Told {
     users: HashMap<Arc<str>, Mine>,
-    /// Those whose owner does not, or may not, know the newest.
+    /// Users whose owner may not have the newest version.
     open: HashSet<Arc<str>>,
     version: u64,
 }
@@ -189,7 +189,7 @@ impl Told {
         self.open.insert(user);
     }
 
-    /// The owner has this version.
+    /// Records that the owner has received this version.
     fn noted(&mut self, user: &Arc<str>, version: u64) {
         if let Some(entry) = self.users.get(user)
             && entry.version == version
@@ -225,9 +225,9 @@ struct Kept {
     users: HashMap<Arc<str>, Shown>,
     /// Users with devices that may still come back.
     waiting: HashSet<Arc<str>>,
-    /// Users whose listeners want to know how it stands.
+    /// Users whose listeners asked for the current state.
     asked: HashSet<Arc<str>>,
-    /// Of each slot: its epoch, and since when it has been kept here.
+    /// For each slot: its epoch, and the time since when it has been owned here.
     since: Vec<(i64, i64)>,
 }
 
@@ -258,7 +258,7 @@ impl Presence {
         })
     }
 
-    /// The user is there with this connection of this node.
+    /// Marks the user as present on this connection of this node.
     pub fn set(&self, user: &str, connection: &str, status: &str) {
         self.mine.lock().change(user, |devices| {
             devices.retain(|(known, _)| **known != *connection);
@@ -268,7 +268,7 @@ impl Presence {
         self.wake.notify_one();
     }
 
-    /// The connection is gone.
+    /// Removes a connection that is gone.
     pub fn clear(&self, user: &str, connection: &str) {
         self.mine.lock().change(user, |devices| {
             devices.retain(|(known, _)| **known != *connection);
@@ -276,10 +276,10 @@ impl Presence {
         self.wake.notify_one();
     }
 
-    /// Whoever listens to the user's presence is told how it stands.
+    /// Asks for the user's presence to be published to its listeners.
     pub fn ask(&self, user: &str) {
         match self.slots.locate(topic_slot(&topic_of(user))) {
-            // Where it cannot be sent, there will be another link or another owner, and the listener asks again.
+            // If it cannot be sent, there will be a new link or a new owner, and the listener asks again.
             Place::There { incarnation, .. } => self.send(incarnation, &Message::Ask(user.into())),
             Place::Here { .. } | Place::Nowhere => self.asked(user.into()),
         }
@@ -310,13 +310,13 @@ impl Presence {
         self.wake.notify_one();
     }
 
-    /// There is a new link: what was told over the old one may have been lost.
+    /// Handles a new link: reports sent over the old one may have been lost.
     pub fn link_up(&self, peer: i64) {
         self.mine.lock().open_all(|mine| mine.told.is_some_and(|(owner, ..)| owner == peer));
         self.wake.notify_one();
     }
 
-    /// A message of another node, without its first byte.
+    /// Handles a message from another node, without its first byte.
     pub fn receive(&self, from: i64, bytes: &[u8]) {
         let Some(message) = codec::decode::<Message>(bytes) else { return };
         match message {
@@ -339,7 +339,7 @@ impl Presence {
         }
     }
 
-    /// Takes over what a node says of one user. False: that is not kept here.
+    /// Takes over a node's report about one user. False: this node does not own the user's presence.
     fn hear(&self, node: i64, user: &Arc<str>, devices: &[Device]) -> bool {
         if !self.is_kept_here(user) {
             return false;
@@ -368,7 +368,7 @@ impl Presence {
         }
     }
 
-    /// Tells owners what there is, and listeners what has changed.
+    /// Reports to owners, and publishes changes to listeners.
     pub async fn run(self: Arc<Self>) {
         let mut moved = self.slots.changes();
         self.look_at_slots();
@@ -387,7 +387,7 @@ impl Presence {
         }
     }
 
-    /// What belongs to others now is forgotten.
+    /// Forgets users whose slots have moved to other nodes.
     fn look_at_slots(&self) {
         let (kept, now) = (&mut *self.kept.lock(), boottime_ms());
         for slot in 0..SLOTS {
@@ -403,11 +403,11 @@ impl Presence {
         kept.users.retain(|user, _| !elsewhere(user));
         kept.waiting.retain(|user| !elsewhere(user));
         kept.asked.retain(|user| !elsewhere(user));
-        // Whom another owner was told, the new one does not know.
+        // The new owner does not know of reports to the old one.
         self.mine.lock().users_moved(&self.slots);
     }
 
-    /// To the owners, what they have not been told. True: something is not acknowledged yet.
+    /// Sends outstanding reports to the owners. True: some are not acknowledged yet.
     fn tell(&self) -> bool {
         let now = boottime_ms();
         let mut by_owner: HashMap<i64, Vec<News>> = HashMap::new();
@@ -446,7 +446,7 @@ impl Presence {
         !self.mine.lock().open.is_empty()
     }
 
-    /// Ends the grace of those who did not come back, and answers who asked. True: some are left.
+    /// Removes devices whose grace is over, and answers questions. True: some are still waiting.
     fn settle(&self) -> bool {
         let (kept, now) = (&mut *self.kept.lock(), boottime_ms());
         let Kept { users, waiting, asked, since } = kept;

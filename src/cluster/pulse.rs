@@ -1,4 +1,4 @@
-//! How long a peer may be silent: learned from how regularly it is heard, within bounds.
+//! A failure detector: the permitted silence of a peer is learned from the regularity of its heartbeats, within bounds.
 
 /// A peer's heartbeat as this node hears it. Times are milliseconds on the clock of the lease.
 #[derive(Clone, Debug)]
@@ -8,17 +8,17 @@ pub struct Pulse {
     deviation_ms: f64,
 }
 
-/// Less would take a scheduler's hiccup for a death.
+/// Shortest timeout: a shorter one would take a scheduling delay for a death.
 const SHORTEST_MS: f64 = 1_200.0;
-/// More would leave the finding out to the lease.
+/// Longest timeout: with a longer one the lease would detect the death first.
 const LONGEST_MS: f64 = 3_000.0;
-/// A peer is silent when it is late by as many deviations.
+/// A peer counts as silent when it is late by this many deviations.
 const DEVIATIONS: f64 = 8.0;
-/// As in TCP's estimate of a round trip.
+/// The gain of the moving averages, as in TCP's estimate of the round-trip time.
 const GAIN: f64 = 1.0 / 8.0;
 
 impl Pulse {
-    /// Heard for the first time; heartbeats are expected every `interval_ms`.
+    /// A peer heard for the first time, whose heartbeats are expected every `interval_ms`.
     pub fn new(now_ms: i64, interval_ms: i64) -> Self {
         Self {
             last_ms: now_ms,
@@ -34,7 +34,7 @@ impl Pulse {
         self.mean_ms += GAIN * (interval - self.mean_ms);
     }
 
-    /// Not heard, and it is this node's own fault: the peer's time begins anew.
+    /// Restarts the peer's timeout, because this node itself was not listening.
     pub fn forgive(&mut self, now_ms: i64) {
         self.last_ms = now_ms;
     }

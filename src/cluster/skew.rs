@@ -1,4 +1,4 @@
-//! How far this node's clock is from the database's, and what follows from it.
+//! The difference between this node's clock and the database's, and its limits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,10 +7,10 @@ use crate::kernel::clock::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// A difference that is worth a word.
+    /// The difference from which the node warns.
     pub warn_ms: i64,
-    /// Beyond it nothing is decided by this node's clock that another clock has dated: it neither starts, nor sweeps,
-    /// nor lets anything expire.
+    /// The difference beyond which this node's clock decides nothing that another clock has dated: the node does not
+    /// start, sweep, or let anything expire.
     pub limit_ms: i64,
 }
 
@@ -20,7 +20,7 @@ impl Default for Limits {
     }
 }
 
-/// The last difference that was found. Cheap to clone.
+/// The last measured difference. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Skew {
     ms: Arc<AtomicI64>,
@@ -32,8 +32,8 @@ impl Skew {
         Self { ms: Arc::default(), limits }
     }
 
-    /// The database read its clock at `theirs`, between `before` and `after` on this node's clock. Returns the new
-    /// difference in milliseconds, positive where this node is ahead.
+    /// Takes a measurement: the database's clock was at `theirs` between `before` and `after` on this node's clock.
+    /// Returns the new difference in milliseconds, positive if this node is ahead.
     pub fn compare(&self, before: Timestamp, theirs: Timestamp, after: Timestamp) -> i64 {
         let ms = proven_ms(before, theirs, after);
         self.ms.store(ms, Ordering::Release);
@@ -57,7 +57,7 @@ impl Skew {
     }
 }
 
-/// The part of the difference that the way there and back cannot explain: a slow answer accuses nobody.
+/// The part of the difference that the round trip cannot explain: a slow answer proves nothing.
 fn proven_ms(before: Timestamp, theirs: Timestamp, after: Timestamp) -> i64 {
     if theirs < before {
         before.duration_since(theirs).as_millis() as i64

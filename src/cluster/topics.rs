@@ -1,7 +1,7 @@
-//! Topics on this node: who listens, and handing publications to them. What goes between nodes is in `fanout`.
+//! Topics on this node: their subscribers, and the delivery of publications. Traffic between nodes is in `fanout`.
 //!
-//! A publication is serialised once and shared by reference. Delivery never waits for a subscriber: each bounds what
-//! it buffers and is cut off beyond that.
+//! A publication is serialised once and shared by reference. Delivery never waits for a subscriber: each bounds its own
+//! buffer and is cut off beyond that.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +11,11 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use serde_json::value::RawValue;
 
-/// One publication as it goes to clients.
+/// One publication, as clients get it.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub topic: Arc<str>,
-    /// `None`: lossy, not replayed.
+    /// The offset; `None`: the publication is lossy and not replayed.
     pub offset: Option<i64>,
     pub event: Arc<str>,
     /// The complete frame, `{"event":…,"topic":…,"offset":…,"data":…}`, in UTF-8: all sockets write the same bytes.
@@ -23,12 +23,12 @@ pub struct Published {
 }
 
 impl Published {
-    /// `data` must be JSON.
+    /// A publication without a sender. `data` must be JSON.
     pub fn new(topic: &str, offset: Option<i64>, event: &str, data: &str) -> Arc<Self> {
         Self::said(topic, offset, event, None, data)
     }
 
-    /// The same with the user who said it.
+    /// A publication with the user who sent it.
     pub fn said(
         topic: &str,
         offset: Option<i64>,
@@ -58,32 +58,32 @@ impl Published {
     }
 }
 
-/// Takes publications. Must not block: buffer within a bound, or drop oneself.
+/// A receiver of publications. It must not block: it buffers within a bound, or drops itself.
 pub trait Subscriber: Send + Sync {
-    /// `key` is the one it gave when it subscribed.
+    /// Delivers a publication. `key` is the one given to [`Topics::subscribe`].
     fn deliver(&self, key: u64, published: &Arc<Published>);
-    /// Publications of the topic may have been missed: its history tells.
+    /// Tells the subscriber that publications of the topic may have been missed, so it should read the history.
     fn resync(&self, key: u64);
 }
 
-/// What takes topics beyond this node.
+/// The connection of topics to other nodes.
 pub trait Reach: Send + Sync {
-    /// The first listener of this node has come, or the last has gone.
+    /// The topic got its first listener on this node, or lost its last.
     fn changed(&self, topic: &Arc<str>);
-    /// Somebody on another node listens.
+    /// Whether another node listens.
     fn is_heard(&self, topic: &str) -> bool;
-    /// Hands a publication of a topic that is owned here to the nodes that listen.
+    /// Sends a publication of a topic owned here to the listening nodes.
     fn forward(&self, published: &Published);
-    /// Tells the nodes that listen to a topic that is owned here to look at its history.
+    /// Tells the nodes that listen to a topic owned here to read its history.
     fn missed(&self, topic: &Arc<str>);
     /// Publishes to a topic without history, wherever it belongs. False: its owner cannot be reached.
     fn post(&self, published: &Arc<Published>) -> bool;
 }
 
-/// By the order in which they came, which is about how they lie in memory.
+/// Subscribers by order of arrival, which is roughly their order in memory.
 type Subscribers = BTreeMap<u64, (u64, Arc<dyn Subscriber>)>;
 
-/// Cheap to clone.
+/// The topics of this node. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Topics {
     topics: Arc<DashMap<Arc<str>, Subscribers>>,
@@ -93,7 +93,8 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// Registers before history is read, so that nothing falls in between; dropping the subscription ends it.
+    /// Subscribes to a topic. Call it before reading history, so that nothing is lost in between. Dropping the
+    /// subscription ends it.
     pub fn subscribe(
         &self,
         topic: &str,
@@ -112,12 +113,12 @@ impl Topics {
         Subscription { topics: self.clone(), topic, id }
     }
 
-    /// From now on topics reach other nodes.
+    /// Connects the topics to other nodes.
     pub fn connect(&self, reach: Arc<dyn Reach>) {
         let _ = self.reach.set(reach);
     }
 
-    /// To all who listen, on whatever node. For topics of entities that live here.
+    /// Publishes to all listeners on any node. For topics of entities that live here.
     pub fn publish(&self, published: &Arc<Published>) {
         self.deliver(published);
         if let Some(reach) = self.reach.get() {
@@ -125,7 +126,7 @@ impl Topics {
         }
     }
 
-    /// The same for a topic that is no entity's, from any node. False: it cannot be reached now.
+    /// Publishes to a topic that does not belong to an entity, from any node. False: its owner cannot be reached now.
     pub fn post(&self, published: &Arc<Published>) -> bool {
         match self.reach.get() {
             Some(reach) => reach.post(published),
@@ -136,7 +137,7 @@ impl Topics {
         }
     }
 
-    /// To all who listen on this node.
+    /// Delivers to all listeners on this node.
     pub fn deliver(&self, published: &Arc<Published>) {
         if let Some(subscribers) = self.topics.get(&published.topic) {
             for (key, subscriber) in subscribers.values() {
@@ -145,7 +146,8 @@ impl Topics {
         }
     }
 
-    /// Something was committed to this topic, and not published as nobody listened. Whoever does by now is told to look.
+    /// Handles a commit to this topic that was not published because nobody listened: clients that listen by now are
+    /// told to read the history.
     pub fn missed(&self, kind: &str, key: &str) {
         if self.topics.is_empty() && self.reach.get().is_none() {
             return;
@@ -167,12 +169,12 @@ impl Topics {
         self.is_subscribed(topic) || self.reach.get().is_some_and(|reach| reach.is_heard(topic))
     }
 
-    /// Somebody on this node listens.
+    /// Whether a client of this node listens.
     pub fn is_subscribed(&self, topic: &str) -> bool {
         self.topics.contains_key(topic)
     }
 
-    /// All that are listened to on this node.
+    /// The topics with listeners on this node.
     pub fn names(&self) -> Vec<Arc<str>> {
         self.topics.iter().map(|topic| topic.key().clone()).collect()
     }

@@ -1,4 +1,5 @@
-//! From a TCP connection to HTTP: who may connect at all, how fast, and how long somebody may take to say what he wants.
+//! Accepts TCP connections and serves HTTP on them: limits the number of connections, the rate at which they are
+//! accepted, and the time that a client may take to send its first request.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -23,13 +24,13 @@ use crate::gateway::door::Door;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open at the same time.
+    /// Connections that are open at the same time.
     pub max_connections: usize,
-    /// Of one address; not of trusted proxies, which carry many clients.
+    /// Connections of one address. Trusted proxies are exempt, since they carry many clients.
     pub max_connections_per_address: usize,
-    /// More wait in the system's queue.
+    /// Connections accepted per second. The rest wait in the kernel's queue.
     pub accepts_per_s: u32,
-    /// For the headers of the first request.
+    /// Time limit for the headers of the first request.
     pub header_timeout: Duration,
 }
 
@@ -44,19 +45,20 @@ impl Default for Limits {
     }
 }
 
-/// What the kernel keeps for a socket (it takes twice of it): enough for 1 MB/s over 200 ms. What the client does not
-/// take waits where it is counted, rather than in megabytes of the kernel's.
+/// The kernel's send buffer of a socket (it allocates twice this): enough for 1 MB/s over 200 ms. Data that the client
+/// does not read waits in our queue, where it is counted, rather than in megabytes of kernel memory.
 const SEND_BUFFER: usize = 128 * 1024;
-/// A client that takes nothing of what it was sent is gone, also where nobody waits for it to be written.
+/// `TCP_USER_TIMEOUT` in milliseconds: a client that acknowledges nothing for this long is gone, even if no task is
+/// waiting for a write.
 const UNTAKEN: u32 = 60_000;
-/// Between two requests, their headers included: longer than load balancers keep a connection that they do not use.
+/// Time between two requests, including the headers of the second: longer than load balancers keep an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// After an error that is the machine's, such as too many open files.
+/// Pause after an error of this machine, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(200);
 
 const GRAIN: Duration = Duration::from_millis(5);
 
-/// Counts connections, and those of each address.
+/// Counts open connections, in total and by address.
 #[derive(Clone, Default)]
 pub struct Admission(Arc<Mutex<Open>>);
 
@@ -66,7 +68,7 @@ struct Open {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// One that is open, until all who hold this have dropped it.
+/// An admitted connection. It counts as open until the last clone of this is dropped.
 #[derive(Clone)]
 pub struct Admitted {
     _counted: Arc<Counted>,
@@ -82,7 +84,7 @@ impl Admission {
         self.0.lock()
     }
 
-    /// `address` is `None` for proxies. The word says why not.
+    /// `address` is `None` for proxies. The error is the limit that was reached, as a metric label.
     fn admit(&self, address: Option<IpAddr>, limits: &Limits) -> Result<Admitted, &'static str> {
         let address = address.map(network_of);
         let mut open = self.open();
@@ -116,7 +118,7 @@ impl Drop for Counted {
     }
 }
 
-/// Whoever has one IPv6 address has the whole /64.
+/// The network that an address is counted under: a client that has one IPv6 address has its whole /64.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
@@ -124,7 +126,7 @@ pub fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// When a node dies, all of its clients come at once: those that wait to be accepted.
+/// Length of the accept queue: when a node dies, all of its clients connect here at once.
 const BACKLOG: u32 = 4_096;
 
 /// Binds the first address that `address` stands for.
@@ -151,7 +153,7 @@ pub async fn serve(listener: TcpListener, door: Door, limits: Limits, proxies: V
     let mut shut = pin!(door.shut());
     let admission = Admission::default();
     let pace = Duration::from_secs(1) / limits.accepts_per_s.max(1);
-    // When the next one may be accepted if nothing has been saved up; up to a second's worth is.
+    // The time of the next accept when no credit is left; up to one second's worth of credit is saved up.
     let mut due = Instant::now();
     let mut late = BACKLOG;
     loop {
@@ -163,7 +165,8 @@ pub async fn serve(listener: TcpListener, door: Door, limits: Limits, proxies: V
         }
         let accepted = tokio::select! {
             biased;
-            // First, so that who has connected before the door shuts is let in: as many as could wait.
+            // Polled first, so that clients that connected before the door shut are still let in, up to the length of
+            // the queue.
             accepted = listener.accept() => accepted,
             () = &mut shut => return,
         };
@@ -191,7 +194,7 @@ pub async fn serve(listener: TcpListener, door: Door, limits: Limits, proxies: V
         }
         let now = Instant::now();
         due = due.max(now - Duration::from_secs(1)) + pace;
-        // Timers are coarse, so some are accepted together.
+        // Timers are coarse, so several connections are accepted between two sleeps.
         if due > now + GRAIN {
             sleep_until(due).await;
         }
@@ -206,7 +209,7 @@ async fn connection(
     door: Door,
 ) {
     let _visit = door.enter();
-    // What is written at once is already together.
+    // Writes are already batched, so Nagle's algorithm would only delay them.
     let _ = socket.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&socket, UNTAKEN);
@@ -216,12 +219,12 @@ async fn connection(
         asks.store(true, Ordering::Relaxed);
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
-        // A WebSocket takes it along.
+        // A WebSocket keeps it after the upgrade.
         request.extensions_mut().insert(admitted.clone());
         let (answering, inside) = (inside.router().clone().oneshot(request), inside.clone());
         async move {
             let mut response = answering.await?;
-            // A connection that is another protocol's now is told by that.
+            // After an upgrade, the other protocol tells the client itself.
             if inside.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response
                     .headers_mut()

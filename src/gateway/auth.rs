@@ -1,7 +1,7 @@
-//! Who a token speaks for. The one type through which tokens are made and checked.
+//! Access tokens: [`Auth`] is the one type that mints and verifies them.
 //!
-//! Tokens are JWTs signed with Ed25519 by a key of the cluster. Whatever else a token says about how it is signed, it is
-//! refused: the algorithm and the keys are ours to choose, not the token's.
+//! Tokens are JWTs signed with Ed25519 by a key of the cluster. A token that claims any other signature is refused: we
+//! choose the algorithm and the keys, not the token.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use crate::kernel::ids::{IdSource, is_valid_id};
 use crate::persistence::keys;
 
 const ISSUER: &str = "proxie";
-/// Nodes' clocks may differ by so much.
+/// Allowed difference between the clocks of nodes.
 const LEEWAY_S: i64 = 5;
-/// Longer ones are not ours, and not worth a signature check.
+/// Longest token that is looked at. Longer ones are not ours, and not worth a signature check.
 const MAX_TOKEN_BYTES: usize = 4_096;
 
-/// RFC 8410: an Ed25519 private key in PKCS #8 is this and the 32 bytes of the seed.
+/// Prefix of an Ed25519 private key in PKCS #8 (RFC 8410); the 32 bytes of the seed follow.
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
@@ -37,14 +37,14 @@ pub struct Claims {
     pub aud: String,
     pub sub: String,
     pub role: Role,
-    /// The user's plan, where it is not the first one.
+    /// The user's plan, if it is not the default one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tier: Option<String>,
     /// RFC 8693: what it may do, with spaces between. Without it: all that its role may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
     pub jti: String,
-    /// Seconds since the epoch, as the other times.
+    /// Time of issue in seconds since the epoch, like the two below.
     pub iat: i64,
     pub nbf: i64,
     pub exp: i64,
@@ -70,11 +70,12 @@ pub enum AuthError {
     Revoked,
 }
 
-/// By `user:<id>` and `jti:<id>`: when, in seconds since the epoch.
+/// Times of revocation in seconds since the epoch, by `user:<id>` or `jti:<id>`.
 pub type Revocations = Arc<HashMap<String, i64>>;
 
 pub struct Auth {
-    /// Never empty; the first one signs. A retired key is here until the last of its tokens has ended.
+    /// The cluster's keys, never empty; the first one signs. A retired key stays until the last of its tokens has
+    /// expired.
     keys: RwLock<Arc<[Key]>>,
     validation: Validation,
     revocations: watch::Sender<Revocations>,
@@ -100,7 +101,7 @@ impl Key {
     }
 }
 
-/// A key for a store that has none yet.
+/// A new random key, for a store that has none yet.
 pub fn fresh_key() -> keys::SigningKey {
     keys::SigningKey { kid: format!("key_{:016x}", rand::random::<u64>()), secret: rand::random() }
 }
@@ -121,7 +122,7 @@ impl Auth {
         }
     }
 
-    /// All keys of the cluster as the store has them now, the one that signs first. No key at all changes nothing.
+    /// Replaces the keys with those in the store, the signing key first. An empty list changes nothing.
     pub fn set_keys(&self, keys: &[keys::SigningKey]) {
         let known = self.keys();
         let same = keys.iter().map(|key| &key.kid).eq(known.iter().map(|key| &key.kid));
@@ -186,7 +187,7 @@ impl Auth {
         if !is_valid_id(&claims.sub) || claims.nbf > now + LEEWAY_S || claims.iat > now + LEEWAY_S {
             return Err(AuthError::Invalid);
         }
-        // A token is refused from its last second on: here leeway would only prolong it.
+        // A token is refused from the second of `exp` on: leeway here would only prolong it.
         if claims.exp <= now {
             return Err(AuthError::Expired);
         }
@@ -196,7 +197,8 @@ impl Auth {
         Ok(claims)
     }
 
-    /// A user's tokens are revoked up to and including the second of the revocation: to err is to refuse.
+    /// Whether the token is revoked. A revocation covers the user's tokens issued up to and including its own second:
+    /// when in doubt, refuse.
     pub fn is_revoked(&self, claims: &Claims) -> bool {
         let revocations = self.revocations.borrow();
         if revocations.is_empty() {
@@ -206,7 +208,7 @@ impl Auth {
             || revocations.get(&format!("user:{}", claims.sub)).is_some_and(|at| claims.iat <= *at)
     }
 
-    /// The whole list as the store has it now. Live connections are woken only when it has changed.
+    /// Replaces the list of revocations with the one in the store. Live connections are woken only when it has changed.
     pub fn set_revocations(&self, revocations: Vec<(String, i64)>) {
         let new: Revocations = Arc::new(revocations.into_iter().collect());
         self.revocations.send_if_modified(|old| {
@@ -220,7 +222,7 @@ impl Auth {
         self.revocations.subscribe()
     }
 
-    /// RFC 7517.
+    /// The public keys as a JSON Web Key Set (RFC 7517).
     pub fn jwks(&self) -> Value {
         let shown = |key: &Key| {
             json!({
@@ -231,7 +233,7 @@ impl Auth {
     }
 }
 
-/// RFC 4648, URL-safe, without padding.
+/// Base64 as in RFC 4648, URL-safe, without padding.
 pub(crate) fn base64url(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);

@@ -1,4 +1,4 @@
-//! Fields of what clients send where no operation reads them: the sockets' own events.
+//! Readers for the fields of the sockets' own events, which no declared operation parses.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! The port's two faces: a few pages while the node starts, everything once it serves. And how it closes: clients are
-//! told to go first, then nobody new is let in, then what was asked is answered.
+//! The port's two routers: a few pages while the node starts, everything once it serves. Also how the port closes:
+//! first clients are told to leave, then no new connections are accepted, then the requests under way are answered.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::gateway::http::{around, healthz, metrics_page, not_ready};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 
-/// Cheap to clone.
+/// A handle to the port's state, cheap to clone.
 #[derive(Clone)]
 pub struct Door(Arc<Inner>);
 
@@ -27,22 +27,22 @@ struct Inner {
     whole: OnceLock<Router>,
     waits_for: Arc<Waits>,
     stage: watch::Sender<Stage>,
-    /// HTTP connections that are open, WebSockets not counted.
+    /// Number of open HTTP connections, without WebSockets.
     open: watch::Sender<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Open,
-    /// Answers say that the connection ends with them.
+    /// Each response says that its connection closes after it.
     Leaving,
-    /// Nobody new gets in.
+    /// No new connections are accepted.
     Shut,
-    /// Connections end as soon as they owe no answer.
+    /// Connections close as soon as they have no request to answer.
     Over,
 }
 
-/// What a node that starts waits for, for people.
+/// What a starting node is waiting for, in words for people.
 struct Waits {
     node: String,
     metrics: PrometheusHandle,
@@ -68,7 +68,7 @@ impl Door {
         }))
     }
 
-    /// The door of another port of the same node, which opens and closes by itself.
+    /// The door of another port of the same node. It opens and closes independently.
     pub fn beside(&self) -> Self {
         Self(Arc::new(Inner {
             starting: self.0.starting.clone(),
@@ -79,12 +79,12 @@ impl Door {
         }))
     }
 
-    /// Said by `/readyz` from now on, until the node serves.
+    /// Sets what `/readyz` says the node is waiting for, until the node serves.
     pub fn waits_for(&self, what: impl Into<String>) {
         *self.0.waits_for.what.lock() = what.into();
     }
 
-    /// The node serves.
+    /// Switches to the full router: the node serves.
     pub fn open(&self, whole: Router) {
         let _ = self.0.whole.set(whole);
     }
@@ -93,7 +93,7 @@ impl Door {
         self.0.whole.get().unwrap_or(&self.0.starting)
     }
 
-    /// From now on each answer is the last of its connection.
+    /// Makes each response from now on the last of its connection.
     pub fn leave(&self) {
         self.reach(Stage::Leaving);
     }
@@ -106,12 +106,12 @@ impl Door {
         *self.0.stage.borrow() >= Stage::Leaving
     }
 
-    /// Closes the port and waits, for `limit` at most, until everything that was asked is answered.
+    /// Closes the port and waits, for `limit` at most, until every request under way is answered.
     pub async fn close(&self, limit: Duration) {
         self.reach(Stage::Shut);
         let mut open = self.0.open.subscribe();
         let answered = async {
-            // What had connected and not yet asked.
+            // Time for clients that have connected and not yet sent their request.
             tokio::time::sleep(Duration::from_millis(100)).await;
             self.reach(Stage::Over);
             let _ = open.wait_for(|open| *open == 0).await;
@@ -130,7 +130,7 @@ impl Door {
         });
     }
 
-    /// Resolves when nobody new is to be let in.
+    /// Resolves when no new connections are to be accepted.
     pub(super) async fn shut(&self) {
         let _ = self.0.stage.subscribe().wait_for(|stage| *stage >= Stage::Shut).await;
     }
@@ -166,7 +166,7 @@ async fn waiting(State(waits): State<Arc<Waits>>) -> Response {
         "status": "not_ready",
         "node": waits.node,
         "checks": {"started": "failed"},
-        "details": {"started": format!("it waits for {}", waits.what())},
+        "details": {"started": format!("waiting for {}", waits.what())},
     }))
 }
 
@@ -177,6 +177,6 @@ async fn early_metrics(State(waits): State<Arc<Waits>>) -> Response {
 async fn starting(State(waits): State<Arc<Waits>>) -> Problem {
     Problem::new(
         ErrorCode::Unavailable,
-        format!("this node is starting: it waits for {}", waits.what()),
+        format!("this node is starting: waiting for {}", waits.what()),
     )
 }

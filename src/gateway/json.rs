@@ -1,5 +1,5 @@
-//! JSON as clients send it: what can mean two things, cannot be stored, or goes too deep is refused; and what is refused
-//! is still known to be JSON, so that it can be answered.
+//! Strict parsing of clients' JSON: input that is ambiguous, cannot be stored, or nests too deeply is refused. Refused
+//! input is still recognised as JSON, so that it can be answered.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::de::{
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
-/// Objects and lists within one another.
+/// Deepest nesting of objects and lists.
 const MAX_DEPTH: usize = 64;
 
 /// Reads a whole body.
@@ -20,21 +20,21 @@ pub fn read(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     Ok(value)
 }
 
-/// Reads a value in which no field comes twice.
+/// Reads a value and refuses repeated fields.
 #[derive(Clone, Copy)]
 pub struct Strict {
-    /// So many more objects and lists within one another.
+    /// Levels of nesting that are still allowed.
     left: usize,
 }
 
 impl Strict {
-    /// For a field of a frame, which is an object itself.
+    /// The seed for a field of a frame: the frame itself is one level.
     pub const FIELD: Self = Self { left: MAX_DEPTH - 1 };
 
     fn within<E: Error>(self) -> Result<Self, E> {
         let left = self.left.checked_sub(1);
         let left = left.ok_or_else(|| {
-            E::custom(format_args!("more than {MAX_DEPTH} objects and lists within one another"))
+            E::custom(format_args!("objects and lists nested more than {MAX_DEPTH} deep"))
         })?;
         Ok(Self { left })
     }
@@ -48,7 +48,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-/// PostgreSQL cannot keep it in jsonb.
+/// Refuses U+0000, which PostgreSQL cannot store in jsonb.
 fn without_nul<E: Error>(text: String) -> Result<String, E> {
     match text.contains('\0') {
         true => Err(E::custom("U+0000 cannot be stored")),
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for Strict {
                 serde_json::map::Entry::Vacant(place) => drop(place.insert(value)),
                 serde_json::map::Entry::Occupied(place) => {
                     let shown: String = place.key().chars().take(64).collect();
-                    return Err(A::Error::custom(format_args!("{shown:?} is there twice")));
+                    return Err(A::Error::custom(format_args!("{shown:?} appears twice")));
                 }
             }
         }
@@ -116,8 +116,8 @@ impl<'de> Visitor<'de> for Strict {
     }
 }
 
-/// A field of a text that is a JSON object by RFC 8259, whatever else in it cannot be read: a lone surrogate, a
-/// number beyond all bounds, any depth. Of a name that is there twice, the last counts.
+/// One field of a JSON object (RFC 8259), even if we refuse the rest of it: a lone surrogate, a number out of range,
+/// any depth. If the name appears twice, the last one counts.
 pub fn field_of(text: &str, name: &'static str) -> Option<Value> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let field = deserializer.deserialize_map(Field { name }).ok()?;
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Field {
     }
 }
 
-/// A name as bytes, for it may have half a surrogate pair.
+/// A field's name as bytes, since it may contain half a surrogate pair.
 struct Name(Vec<u8>);
 
 impl<'de> Deserialize<'de> for Name {

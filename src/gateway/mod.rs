@@ -1,4 +1,4 @@
-//! The edges: HTTP and WebSocket. They see commands, entity references, topics and views.
+//! The edges: HTTP and WebSocket. They use commands, entity references, topics and views.
 //!
 //! **Architecture invariant:** nothing here reads the journal, talks to a writer or names an entity's actor. HTTP
 //! routes and WebSocket events run the same operations, so both mean the same and share dedupe ids.
@@ -47,19 +47,19 @@ pub use origins::Allowed;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub node_name: String,
-    /// Operators have a listener of their own, where the metrics are.
+    /// Whether operators have a separate listener, which then serves the metrics.
     pub metrics_apart: bool,
-    /// Besides our own: for CORS, WebSocket and Socket.IO alike.
+    /// Origins allowed in addition to our own, for CORS, WebSocket and Socket.IO alike.
     pub allowed_origins: Vec<Allowed>,
-    /// Their pages may send cookies along: those of a load balancer, for there are none of ours.
+    /// Whether pages of these origins may send cookies. These are a load balancer's cookies; we set none.
     pub allow_credentials: bool,
     /// Addresses or networks (`10.0.0.0/8`) whose forwarded headers are believed.
     pub trusted_proxies: Vec<Network>,
     pub max_body_bytes: usize,
     pub request_timeout: Duration,
-    /// Of one user, or of one address without a valid token.
+    /// Rate limit of one user, or of one address without a valid token.
     pub requests: Policy,
-    /// Over how long a stopping node spreads "reconnect".
+    /// Period over which a stopping node spreads its clients' reconnects.
     pub drain: Duration,
     pub accept: accept::Limits,
     pub websocket: ws::Limits,
@@ -83,12 +83,13 @@ impl Default for Options {
     }
 }
 
-/// What is not as it should be, in words; `None`: nothing.
+/// Problems of this node in words; `None`: no problem.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     pub store: Option<String>,
     pub member: Option<String>,
-    /// A clock that is off does not make a node unready: every node would be, where the database's is.
+    /// A wrong clock does not make a node unready: if the database's clock is the wrong one, every node would be
+    /// unready.
     pub clock: Option<String>,
 }
 
@@ -96,16 +97,16 @@ pub struct Details {
 pub struct Readiness {
     store_up: Box<dyn Fn() -> bool + Send + Sync>,
     lease: Lease,
-    /// Words about what is not as it should be.
+    /// The node's problems in words.
     details: Box<dyn Fn() -> Details + Send + Sync>,
-    /// Seeding or recovery is not over: alive, but not ready.
+    /// Whether seeding and recovery are over. Before that the node is alive, but not ready.
     started: AtomicBool,
-    /// It will leave in a moment: whoever looks at `readyz` sends nobody here any more.
+    /// Whether the node is about to leave: load balancers that check `readyz` send no more clients here.
     announced: AtomicBool,
     leaving: watch::Sender<Leaving>,
 }
 
-/// Whether sockets are to go from this node.
+/// Whether sockets are to leave this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaving {
     No,
@@ -116,7 +117,7 @@ enum Leaving {
 }
 
 impl Readiness {
-    /// `store_up` is asked at every read and must be cheap.
+    /// `store_up` is called on every check and must be cheap.
     pub fn new(
         lease: Lease,
         store_up: impl Fn() -> bool + Send + Sync + 'static,
@@ -136,17 +137,17 @@ impl Readiness {
         self.started.store(true, Ordering::Release);
     }
 
-    /// `readyz` goes red, and nothing else changes: load balancers need a moment to see it.
+    /// Turns `readyz` red and changes nothing else: load balancers need a moment to notice.
     pub fn announce(&self) {
         self.announced.store(true, Ordering::Release);
     }
 
-    /// No new work is wanted here: sockets are told to reconnect elsewhere, `readyz` goes red.
+    /// Stops taking new work: sockets are told to reconnect elsewhere, and `readyz` turns red.
     pub fn drain(&self) {
         self.leaving.send_replace(Leaving::Draining);
     }
 
-    /// This node was declared dead: whoever is connected must go elsewhere at once.
+    /// Sends every client elsewhere at once, since this node was declared dead.
     pub fn evict(&self) {
         self.leaving.send_replace(Leaving::Evicted);
     }
@@ -171,7 +172,7 @@ impl Readiness {
         (self.details)()
     }
 
-    /// It is about to drain, or drains.
+    /// Whether the node is about to drain, or draining.
     pub fn is_leaving(&self) -> bool {
         self.announced.load(Ordering::Acquire) || self.is_draining()
     }
@@ -185,7 +186,7 @@ impl Readiness {
     }
 }
 
-/// What `app` hands over.
+/// The parts that `app` builds the gateway from.
 pub struct Parts {
     pub entities: Entities,
     pub topics: Topics,
@@ -194,7 +195,7 @@ pub struct Parts {
     pub histories: Histories,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
-    /// Who counts together.
+    /// The nodes that count shared limits together.
     pub nodes: Box<dyn Fn() -> Nodes + Send + Sync>,
     /// The epoch of the durable topics' offsets.
     pub epoch: watch::Receiver<Arc<str>>,
@@ -203,23 +204,23 @@ pub struct Parts {
     pub clock: Clock,
     pub options: Options,
     pub settings: Settings,
-    /// How long something that a connection holds is believed to be there without a renewal.
+    /// How long a hold of a connection is valid without renewal, in seconds.
     pub connection_lease_s: i64,
     pub systems: &'static [&'static System],
 }
 
 pub struct Gateway {
-    /// What operations reach.
+    /// The services that operations use.
     pub services: Arc<Services>,
     pub auth: Arc<Auth>,
     pub readiness: Arc<Readiness>,
     pub options: Options,
     operations: Operations,
     documents: http::Documents,
-    /// Topics that live in this process only end with it, and their epoch with them.
+    /// The epoch of topics that live only in this process; both end with it.
     local_epoch: Arc<str>,
     metrics: PrometheusHandle,
-    /// Of clients, that could be read.
+    /// Counts the readable frames of clients.
     frames: metrics::Counter,
     connections: ws::Connections,
     users: Users,
@@ -290,7 +291,7 @@ impl Gateway {
         self.connections.open()
     }
 
-    /// Tells every socket to reconnect elsewhere, and waits until they have gone or `limit` has passed.
+    /// Tells every socket to reconnect elsewhere, and waits until all have left or `limit` has passed.
     pub async fn drain(&self, limit: Duration) {
         self.readiness.drain();
         self.gone(limit).await;
@@ -311,7 +312,7 @@ impl Gateway {
         let _ = tokio::time::timeout(limit, gone).await;
     }
 
-    /// What this address says about its clients is believed.
+    /// Whether the address is a trusted proxy, whose forwarding headers are believed.
     fn trusts(&self, address: IpAddr) -> bool {
         self.options.trusted_proxies.iter().any(|network| network.contains(address))
     }
@@ -337,7 +338,7 @@ impl std::ops::Deref for Gateway {
     }
 }
 
-/// An address, or all that share its first bits.
+/// An address, or all addresses that share its first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,

@@ -1,4 +1,4 @@
-//! The operations of all systems, as the doors find them.
+//! Lookup of the operations of all systems, for every door.
 
 use std::collections::HashMap;
 
@@ -40,7 +40,8 @@ impl Operations {
 }
 
 impl Gateway {
-    /// How a topic's publications reach a listener. Presence is the doors' own, and tells only how it is now.
+    /// How a topic's publications reach a listener. Presence topics belong to the gateway and carry only the current
+    /// state.
     pub fn carriage(&self, topic: &str) -> Carriage {
         match self.operations.topic(topic) {
             Some(declared) => (declared.carriage)(&self.settings, topic),

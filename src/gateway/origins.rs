@@ -1,6 +1,6 @@
-//! Which pages may talk to this node: those of its own origin, and those that are configured.
+//! The origins whose pages may talk to this node: its own, and the configured ones.
 //!
-//! Origins are compared as browsers write them (RFC 6454): in small letters, without the port that their scheme has anyway.
+//! Origins are compared as browsers write them (RFC 6454): in lower case, and without the scheme's default port.
 
 use std::collections::HashSet;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderName, header};
 use parking_lot::Mutex;
 
-/// Of a page: `https://app.example.org:8443`.
+/// The origin of a page: `https://app.example.org:8443`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     scheme: String,
@@ -17,19 +17,19 @@ struct Origin {
     port: Option<u16>,
 }
 
-/// Which origins one entry of `gateway.allowed_origins` stands for.
+/// The origins that one entry of `gateway.allowed_origins` allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowed {
     /// `*`.
     All,
-    /// `null`: pages of files, and pages in a sandbox.
+    /// `null`: pages loaded from files, and sandboxed pages.
     Null,
     One(Listed),
-    /// `https://*.example.org`: every name below that one, and not the name itself.
+    /// `https://*.example.org`: every name below this one, but not the name itself.
     Below(Listed),
 }
 
-/// An origin, or the part of one that follows the `*`.
+/// A listed origin, or the part of it that follows the `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed(Origin);
 
@@ -41,10 +41,10 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-/// A host and its port, as in `Host`, in canonical form; the port that `scheme` has anyway is none.
+/// A host and its port, as in `Host`, in canonical form; the default port of `scheme` becomes `None`.
 fn authority(text: &str, scheme: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
-        // The colons within brackets are an IPv6 address's.
+        // Colons within brackets belong to an IPv6 address.
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (text, None),
     };
@@ -86,14 +86,16 @@ impl FromStr for Allowed {
             _ => {}
         }
         if !text.is_ascii() {
-            return wrong("has letters that browsers write in another way: use its xn--… form");
+            return wrong("has letters that browsers encode: use its xn--… form");
         }
         let origin = text.strip_suffix('/').unwrap_or(text);
         let Some((scheme, rest)) = origin.split_once("://") else {
-            return wrong("is no origin: it begins with a scheme, as in https://app.example.org");
+            return wrong(
+                "is not an origin: it must begin with a scheme, as in https://app.example.org",
+            );
         };
         if rest.contains('/') {
-            return wrong("is no origin: it ends after the host and its port");
+            return wrong("is not an origin: nothing may follow the host and port");
         }
         let (below, rest) = match rest.strip_prefix("*.") {
             Some(rest) => (true, rest),
@@ -101,13 +103,13 @@ impl FromStr for Allowed {
         };
         if rest.contains('*') {
             return wrong(
-                "has a * that cannot be read: it may stand for the first labels of a host, https://*.example.org",
+                "has a * in the wrong place: it may only stand for the first labels of a host, as in https://*.example.org",
             );
         }
         match Origin::parse(&format!("{scheme}://{rest}")) {
             Some(origin) if below => Ok(Self::Below(Listed(origin))),
             Some(origin) => Ok(Self::One(Listed(origin))),
-            None => wrong("is no origin, such as https://app.example.org"),
+            None => wrong("is not an origin such as https://app.example.org"),
         }
     }
 }
@@ -127,26 +129,26 @@ impl Allowed {
     }
 }
 
-/// What is configured, and who was refused.
+/// The configured origins, and the record of refused ones.
 #[derive(Default)]
 pub struct Origins {
     allowed: Vec<Allowed>,
     refused: Mutex<Refused>,
 }
 
-/// Origins whose refusal is in the log.
+/// The refused origins that the log already names.
 #[derive(Default)]
 struct Refused {
     named: HashSet<String>,
     since: Option<Instant>,
 }
 
-/// Of the refused ones, as many are named in the log within an hour, each once.
+/// Most refused origins that the log names within an hour, each once.
 const MAX_NAMED: usize = 100;
 const NAMED_FOR: Duration = Duration::from_secs(3_600);
 
 impl Refused {
-    /// Whether this is to be named now.
+    /// Whether the log should name this origin now.
     fn is_news(&mut self, origin: &str, now: Instant) -> bool {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= NAMED_FOR) {
             (self.named, self.since) = (HashSet::new(), Some(now));
@@ -155,7 +157,8 @@ impl Refused {
     }
 }
 
-/// What a proxy says that its client has asked for. Of others than trusted proxies it is removed at the door.
+/// The headers in which a proxy passes on the host that its client asked for. They are removed from requests that do
+/// not come from a trusted proxy.
 pub const FORWARDED: [HeaderName; 2] =
     [HeaderName::from_static("x-forwarded-host"), header::FORWARDED];
 
@@ -164,12 +167,12 @@ impl Origins {
         Self { allowed, refused: Mutex::default() }
     }
 
-    /// Every origin is allowed.
+    /// Whether every origin is allowed.
     pub fn all(&self) -> bool {
         self.allowed.contains(&Allowed::All)
     }
 
-    /// The origin that a request comes from, where its pages may not.
+    /// The request's origin, if its pages are not allowed.
     pub fn refused(&self, headers: &HeaderMap) -> Option<String> {
         let value = headers.get(header::ORIGIN)?;
         let text = value.to_str().ok();
@@ -188,14 +191,14 @@ impl Origins {
             tracing::warn!(
                 origin = %shown,
                 host = host.unwrap_or_default(),
-                "pages of this origin were refused: name it in gateway.allowed_origins, or have the proxy pass its host on"
+                "pages of this origin were refused: add it to gateway.allowed_origins, or have the proxy pass on its host"
             );
         }
         Some(shown)
     }
 }
 
-/// The page is one of the host that was asked.
+/// Whether the page comes from the host that the request is addressed to.
 fn is_own(origin: &Origin, headers: &HeaderMap) -> bool {
     let own = |host: &str| {
         authority(host.trim(), &origin.scheme)
@@ -208,7 +211,7 @@ fn is_own(origin: &Origin, headers: &HeaderMap) -> bool {
         || values(forwarded).flat_map(forwarded_hosts).any(own)
 }
 
-/// The `host` parameters of a `Forwarded` (RFC 7239).
+/// The `host` parameters of a `Forwarded` header (RFC 7239).
 fn forwarded_hosts(value: &str) -> impl Iterator<Item = &str> {
     value.split([',', ';']).filter_map(|parameter| {
         let (name, host) = parameter.split_once('=')?;

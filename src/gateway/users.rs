@@ -1,4 +1,4 @@
-//! What users have of this node and of the whole: connections, and frames and commands that they send over all of them.
+//! Per-user quotas: connections on this node and in the cluster, and frames over all of a user's connections.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -12,9 +12,10 @@ use crate::gateway::ws::Limits;
 use crate::kernel::error::ErrorCode;
 use crate::persistence::limits::{Held, Nodes, Policy, RateLimiter};
 
-/// Before a count that could not be told is told again.
+/// Pause before a failed report of a count is repeated.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// Users whose counts wait to be told. Of more, what others know may stay wrong until they connect here again.
+/// Most users whose counts wait to be reported. Beyond this, other nodes may have a wrong count of a user until they
+/// connect here again.
 const MAX_UNTOLD: usize = 100_000;
 
 pub struct Users {
@@ -23,7 +24,7 @@ pub struct Users {
     here: Arc<Here>,
 }
 
-/// Connections of this node by user, and who counts those of all nodes.
+/// Connections of this node by user, and the limiter that counts those of all nodes.
 struct Here {
     counts: Mutex<Counts>,
     limiter: Arc<dyn RateLimiter>,
@@ -34,7 +35,7 @@ struct Here {
 #[derive(Default)]
 struct Counts {
     by_user: HashMap<String, usize>,
-    /// Of the changes: a count that arrives late does not take the place of a newer one.
+    /// Number of changes so far: a count that arrives late does not replace a newer one.
     version: u64,
     untold: HashSet<String>,
 }
@@ -44,7 +45,8 @@ impl Here {
         self.counts.lock()
     }
 
-    /// Tells the others how many there are here. Their sum; `None`: they could not be told.
+    /// Reports this node's count of a user's connections and returns the sum over all nodes; `None`: it could not be
+    /// reported.
     async fn tell(&self, user_id: &str) -> Option<usize> {
         let here = {
             let mut counts = self.counts();
@@ -55,7 +57,7 @@ impl Here {
         self.limiter.held(format!("connections:{user_id}"), here, (self.nodes)()).await
     }
 
-    /// To be told by the task that does so.
+    /// Leaves the report to the background task.
     fn leave_to_tell(&self, user_id: String) {
         let mut counts = self.counts();
         if counts.untold.len() < MAX_UNTOLD {
@@ -65,18 +67,18 @@ impl Here {
     }
 }
 
-/// Tells what changed without anybody waiting for it, until it has been told.
+/// Reports changed counts in the background, repeating each until it succeeds.
 async fn tell_changes(here: Weak<Here>) {
     loop {
         let Some(strong) = here.upgrade() else { return };
         let next = strong.counts().untold.iter().next().cloned();
         let Some(user_id) = next else {
             let changed = strong.untold.notified();
-            // Looks up now and then whether the node is still there.
+            // Wakes up now and then to see whether the node still exists.
             let _ = tokio::time::timeout(TELL_AGAIN, changed).await;
             continue;
         };
-        // What changes from here on is another change.
+        // A change from here on is reported again.
         strong.counts().untold.remove(&user_id);
         if strong.tell(&user_id).await.is_none() {
             strong.leave_to_tell(user_id);
@@ -109,11 +111,11 @@ impl Users {
         }
     }
 
-    /// For one more connection, unless the user has as many as are allowed.
+    /// Takes a seat for one more connection, unless the user already has as many as are allowed.
     pub async fn seat(&self, user_id: &str) -> Outcome<Seat> {
         let full = || {
             let policy = format!("\"connections\";q={}", self.max_connections);
-            Problem::new(ErrorCode::RateLimited, "too many connections of this user")
+            Problem::new(ErrorCode::RateLimited, "this user has too many connections")
                 .retry_after_ms(5_000)
                 .header("ratelimit-policy", policy)
                 .header("ratelimit", "\"connections\";r=0;t=5")
@@ -130,7 +132,7 @@ impl Users {
         match self.here.tell(user_id).await {
             Some(all) if all > self.max_connections => Err(full()),
             Some(_) => Ok(seat),
-            // Each node for itself, until they can be counted together again.
+            // Each node counts alone until the nodes can count together again.
             None => {
                 self.here.leave_to_tell(user_id.into());
                 Ok(seat)
@@ -138,7 +140,7 @@ impl Users {
         }
     }
 
-    /// Counts frames of a user. False: too many.
+    /// Counts frames of a user. False: the user has sent too many.
     pub async fn may_send(&self, user_id: &str, frames: u32) -> bool {
         let key = format!("frames:{user_id}");
         self.here.limiter.hits(key, frames, self.frames).await.allowed

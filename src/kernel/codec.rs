@@ -9,7 +9,12 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// # Panics
 /// Where serialising fails: plain data does not.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, bincode::config::standard()).expect("it is plain data")
+    try_encode(value).expect("it is plain data")
+}
+
+/// Of what may refuse, as private values do.
+pub fn try_encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    bincode::serde::encode_to_vec(value, bincode::config::standard()).map_err(|e| e.to_string())
 }
 
 /// `None`: not such a value, or something behind it.

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
+use crate::kernel::private;
 use crate::kernel::view::ViewRow;
 
 pub trait Entity: Sized + Send + Sync + 'static {
@@ -24,11 +25,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// Written with every event; older ones pass through [`Entity::upcast`] first.
     const EVENT_VERSION: u16 = 1;
     /// A journal (JSON lines of `{"version":…,"event":…}`) that holds every event of every version ever written, in
-    /// an order that can happen. A test reads it with each release, and the layout hash of snapshots is computed from
-    /// the state it leads to: whatever changes the encoded form of the state drops older snapshots and replays.
+    /// an order that can happen. A test reads it with each release, and a node with each start.
     const GOLDEN: &'static str;
     /// The entity owns the durable topic `KIND:key`.
     const HAS_TOPIC: bool = false;
+    /// Events, state or rows hold [`Private`](crate::kernel::private::Private) values. Without it they refuse to be written.
+    const PRIVATE: bool = false;
 
     type State: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
     type Command: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
@@ -345,11 +347,38 @@ pub enum Effect {
         tag: String,
         input: Value,
     },
+    /// The same, and what the store keeps of it is sealed for this person. So is all that is sent to an inbox.
+    Private {
+        of: String,
+        effect: Box<Effect>,
+    },
 }
 
 impl Effect {
     pub fn send<T: Entity>(key: impl Into<String>, command: &T::Command) -> Self {
-        Self::Send { kind: T::KIND, key: key.into(), command: to_value(command) }
+        let (command, of) = private::plain(|| to_value(command));
+        let effect = Self::Send { kind: T::KIND, key: key.into(), command };
+        effect.private_to_whom(of)
+    }
+
+    /// What the store keeps of it is sealed for this person.
+    pub fn private_to(self, person: &str) -> Self {
+        Self::Private { of: person.into(), effect: Box::new(self) }
+    }
+
+    /// The effect, private or not.
+    pub fn bare(&self) -> &Self {
+        match self {
+            Self::Private { effect, .. } => effect.bare(),
+            effect => effect,
+        }
+    }
+
+    fn private_to_whom(self, of: Option<Arc<str>>) -> Self {
+        match of {
+            Some(person) => self.private_to(&person),
+            None => self,
+        }
     }
 
     pub fn schedule<T: Entity>(
@@ -357,7 +386,9 @@ impl Effect {
         at: Timestamp,
         command: &T::Command,
     ) -> Self {
-        Self::Schedule { name: name.into(), at, command: to_value(command) }
+        let (command, of) = private::plain(|| to_value(command));
+        let effect = Self::Schedule { name: name.into(), at, command };
+        effect.private_to_whom(of)
     }
 
     pub fn cancel(name: impl Into<String>) -> Self {

@@ -7,5 +7,7 @@ pub mod codec;
 pub mod entity;
 pub mod error;
 pub mod ids;
+pub mod private;
+pub mod secret;
 pub mod text;
 pub mod view;

@@ -16,6 +16,8 @@ pub trait View: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
     const NAME: &'static str;
     /// The column that is unique.
     const KEY: &'static str = "id";
+    /// Rows hold private values of the entities of this kind whose key is in this column.
+    const PRIVATE_TO: Option<(&'static str, &'static str)> = None;
     /// `None`: rows are read by their key, or by SQL of the system's.
     const LISTED: Option<Listed>;
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::kernel::codec::{decode, encode};
+use crate::kernel::codec::{decode, try_encode};
 use crate::kernel::entity::{Entity, replay_golden};
 use crate::kernel::ids::stable_hash;
 use crate::persistence::shape::shape;
@@ -29,10 +29,17 @@ impl SnapshotCodec {
         Ok(Self { header })
     }
 
-    pub fn encode<S: Serialize>(&self, state: &S) -> Vec<u8> {
+    /// How this release knows the kind: by its version, and by the events and the state that it can read.
+    pub fn known_as<E: Entity>(&self) -> String {
+        let events = E::EVENT_VERSION.to_le_bytes();
+        let known = stable_hash(&[&self.header, &events, E::GOLDEN.as_bytes()]);
+        format!("{} {known:016x}", env!("CARGO_PKG_VERSION"))
+    }
+
+    pub fn encode<S: Serialize>(&self, state: &S) -> Result<Vec<u8>, String> {
         let mut bytes = self.header.to_vec();
-        bytes.extend(encode(state));
-        bytes
+        bytes.extend(try_encode(state)?);
+        Ok(bytes)
     }
 
     /// `None` for a snapshot of another layout or version: the caller replays the journal instead.

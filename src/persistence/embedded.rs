@@ -3,9 +3,9 @@
 //!
 //! The programs are fetched once ([`install`]), the files live under the data folder ([`place`]), one thread owns the
 //! server process ([`supervisor`]). Invariants:
-//! - One process a data folder: whoever touches the server holds the [`DataLock`].
-//! - No orphan: the server stops when this process dies, however it dies; where the system cannot do that, the next
-//!   start stops it.
+//! - One process per data folder: only the holder of the [`DataLock`] touches the server.
+//! - No orphan: the server stops when this process dies, however it dies; if the system cannot ensure that, the next
+//! start stops it.
 //! - No network: the server listens on a Unix socket only, in a folder that only its owner can enter.
 //! - Every wait has a bound.
 
@@ -39,7 +39,7 @@ use supervisor::{Plan, Supervisor};
 /// Only a part of the socket's file name: nothing listens on TCP.
 const PORT: u16 = 5432;
 const DATABASE: &str = "proxie";
-/// A server that says it is ready answers at once; this is for a machine that swaps.
+/// Time limit for connecting. A ready server answers at once; the limit allows for a machine that swaps.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// How long a drop waits for the orderly end that [`Embedded::stop`] would have awaited.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
@@ -72,8 +72,8 @@ impl Options {
         }
     }
 
-    /// For tests and other throw-away stores: fast, and not safe against a crash of the machine. A commit still
-    /// survives the death of every process, which is what tests kill.
+    /// Turns off `fsync`, for tests and other throw-away stores: fast, and not safe against a crash of the machine. A
+    /// commit still survives the death of every process, and tests kill only processes.
     pub fn without_durability(mut self) -> Self {
         self.settings
             .extend(["fsync", "full_page_writes"].map(|name| (name.to_owned(), "off".to_owned())));
@@ -112,7 +112,8 @@ impl Options {
         for (name, value) in fixed.into_iter().chain(chosen) {
             arguments.extend(["-c".into(), format!("{name}={value}").into()]);
         }
-        // Last, because nothing may override where others look for it. A comma would separate two folders.
+        // Last, because nothing may override the socket's place, where other commands look for it. Quoted, because a
+        // comma would separate two folders.
         let mut sockets = OsString::from("unix_socket_directories=\"");
         sockets.push(&place.socket_dir);
         sockets.push("\"");
@@ -121,7 +122,7 @@ impl Options {
     }
 }
 
-/// Each says what to do about it.
+/// Errors of the embedded store. Each message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("another proxie already runs on {} (pid {pid}): stop it, or set another node.data_dir", data_dir.display())]
@@ -225,7 +226,7 @@ impl Embedded {
         if there { Ok(()) } else { self.create_database(DATABASE, None).await.map(drop) }
     }
 
-    /// For the database `proxie`, as its superuser.
+    /// The options to connect to the database `proxie` as its superuser.
     pub fn connect_options(&self) -> PgConnectOptions {
         self.options_for(DATABASE)
     }
@@ -234,7 +235,7 @@ impl Embedded {
         options_of(&self.socket_dir, database)
     }
 
-    /// Another database on this server, as a copy of `template`, to which nobody may be connected meanwhile.
+    /// Creates another database on this server as a copy of `template`, which must have no connections meanwhile.
     pub async fn create_database(
         &self,
         name: &str,
@@ -250,13 +251,13 @@ impl Embedded {
         Ok(self.options_for(name))
     }
 
-    /// What becomes of the server from now on.
+    /// The server's status, from now on.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Resolves with the reason when the server is gone for good: it died too often to be restarted. One death is
-    /// no end; [`Embedded::status`] shows it.
+    /// Resolves with the reason when the server is gone for good: it died too often to be restarted. A single death is
+    /// not the end; [`Embedded::status`] shows it.
     pub async fn exited(&self) -> String {
         match self.status.clone().wait_for(Status::is_final).await.as_deref() {
             Ok(Status::Failed { reason }) => reason.clone(),
@@ -265,13 +266,13 @@ impl Embedded {
         }
     }
 
-    /// Fast shutdown: open connections are cut, everything committed is on disk, the next start needs no recovery.
-    /// After 20 s it becomes an immediate one, whose next start does.
+    /// Stops the server with a fast shutdown: open connections are cut, everything committed is on disk, and the next
+    /// start needs no recovery. After 20 s it becomes an immediate shutdown, after which the next start does.
     pub async fn stop(self) -> Result<(), Error> {
         self.stop_within(FAST_STOP_LIMIT + 2 * HARD_STOP_LIMIT).await
     }
 
-    /// The same with less patience, down to a moment: what takes longer is killed.
+    /// Stops the server with less patience: after that time it is killed.
     pub async fn stop_within(mut self, patience: Duration) -> Result<(), Error> {
         self.supervisor.request_stop(patience);
         let limit = patience + HARD_STOP_LIMIT;
@@ -314,7 +315,7 @@ fn prepare(options: &Options, lock: DataLock) -> Result<Plan, Error> {
     Ok(Plan { lock, place, launcher, postgres: install.bin.join("postgres"), arguments })
 }
 
-/// How to reach the server that a live node runs on this data folder, without its lock; `None` if none runs.
+/// The options to reach the server that a live node runs on this data folder, without its lock; `None` if none runs.
 pub fn connect_running(data_dir: &Path) -> Result<Option<PgConnectOptions>, Error> {
     let Some(socket_dir) = place::published_socket(data_dir) else { return Ok(None) };
     let socket = place::socket_file(&socket_dir);
@@ -345,7 +346,7 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, Error> {
     Ok(connecting.await.map_err(|_| Error::Silent(CONNECT_LIMIT))??)
 }
 
-/// As an SQL identifier.
+/// The name as an SQL identifier.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

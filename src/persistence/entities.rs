@@ -1,4 +1,4 @@
-//! One entity as an operator sees it.
+//! Inspection of one entity, for operators.
 
 use serde::Serialize;
 use sqlx::Row;
@@ -30,7 +30,7 @@ pub struct JournalEntry {
     pub event: serde_json::Value,
 }
 
-/// `None`: nothing was ever written about it.
+/// Reads an entity's details; `None`: it has no journal.
 pub async fn show(
     pool: &PgPool,
     kind: &str,
@@ -64,7 +64,7 @@ pub async fn show(
     Ok((shown.version > 0).then_some(shown))
 }
 
-/// The first `limit` events.
+/// Reads the entity's first `limit` events.
 pub async fn journal(
     pool: &PgPool,
     kind: &str,

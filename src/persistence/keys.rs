@@ -1,4 +1,5 @@
-//! The cluster's signing keys and the list of revoked tokens. Kept in the store, so that every node takes every token.
+//! The cluster's signing keys and the list of revoked tokens. They are kept in the store, so that every node accepts
+//! every token.
 
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool};
@@ -10,11 +11,11 @@ pub struct SigningKey {
     pub secret: [u8; 32],
 }
 
-/// Nodes look at the keys about each second: a key signs only when all of them know it.
+/// Time until all nodes know a new key: they read the keys about once a second, and a key must not sign before.
 const KNOWN_AFTER_S: i64 = 5;
 
-/// The keys that verify, the one that signs first; `fresh` becomes it where there is none yet. Several nodes may ask at
-/// once: one key results. `token_s` is the life of the tokens that the caller hands out.
+/// The verifying keys, the signing one first. If there is no key yet, `fresh` becomes it; if several nodes ask at once,
+/// one key results. `token_s` is the lifetime of the caller's tokens.
 pub async fn signing_keys(
     pool: &PgPool,
     fresh: SigningKey,
@@ -34,7 +35,7 @@ pub async fn signing_keys(
     .bind(token_s)
     .execute(&mut *tx)
     .await?;
-    // A key may sign, and a token be made, until it retires: it verifies for the longest life it was used for.
+    // A key signs tokens until it retires, so it must verify for the longest lifetime of any token it signed.
     sqlx::query("update signing_keys set token_s = $1 where token_s < $1 and (retired_at is null or retired_at > now())")
         .bind(token_s)
         .execute(&mut *tx)
@@ -44,7 +45,7 @@ pub async fn signing_keys(
     Ok(keys)
 }
 
-/// The keys that verify, the one that signs first.
+/// The verifying keys, the signing one first.
 pub async fn verifying(connection: &mut PgConnection) -> Result<Vec<SigningKey>, sqlx::Error> {
     let rows = sqlx::query(
         "select kid, secret from signing_keys
@@ -65,8 +66,8 @@ pub async fn verifying(connection: &mut PgConnection) -> Result<Vec<SigningKey>,
     rows.iter().map(key).collect()
 }
 
-/// Lets `fresh` sign from a few seconds from now on, when all nodes know it. Tokens of the keys before it stay good
-/// until they end.
+/// Makes `fresh` the signing key in a few seconds, when all nodes know it. Tokens of earlier keys stay valid until they
+/// expire.
 pub async fn rotate(pool: &PgPool, fresh: SigningKey) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:signing_key'))")
@@ -89,8 +90,8 @@ pub async fn rotate(pool: &PgPool, fresh: SigningKey) -> Result<(), sqlx::Error>
     tx.commit().await
 }
 
-/// Revokes all tokens of a user issued until now, or one token. It holds until the last token that any key has signed
-/// has ended, however short-lived tokens become meanwhile.
+/// Revokes all tokens of a user issued until now, or one token. The revocation lasts until the last token that any key
+/// has signed has expired, even if the lifetime of tokens is shortened meanwhile.
 pub async fn revoke(pool: &PgPool, subject: &str) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into revocations (subject, until)
@@ -103,7 +104,7 @@ pub async fn revoke(pool: &PgPool, subject: &str) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// All revocations that may still concern a token, with their time in seconds since the epoch.
+/// All revocations that may still apply to a token, with their time in seconds since the epoch.
 pub async fn revocations(connection: &mut PgConnection) -> Result<Vec<(String, i64)>, sqlx::Error> {
     let rows = sqlx::query(
         "select subject, extract(epoch from at)::bigint from revocations where until > now()",

@@ -6,10 +6,10 @@ use sqlx::postgres::{PgConnection, PgPool};
 
 use crate::persistence::store::from_micros;
 
-/// Why the recovery scan gives up a row. Last in its `last_error`.
+/// The reason why the recovery scan gives up a row, at the end of its `last_error`.
 pub const ASLEEP: &str = "its sender could not be woken";
 
-/// Letters of one bounded step.
+/// Most letters of one step.
 pub const PAGE: i64 = 1_000;
 
 #[derive(Debug, Serialize)]
@@ -27,30 +27,30 @@ pub struct DeadLetter {
     pub cursor: Cursor,
 }
 
-/// The place of a letter in the list, which begins with the oldest.
+/// The position of a letter in the list, which is ordered oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
     dead_us: i64,
     id: String,
 }
 
-/// Which letters are meant: those to which everything that is given applies.
+/// A filter of letters: every given field must match.
 #[derive(Clone, Debug, Default)]
 pub struct Which {
     pub id: Option<String>,
-    /// Of the receiver; `run` for runs, whose key is the runner's name.
+    /// The receiver's kind; `run` for runs, whose key is the runner's name.
     pub kind: Option<String>,
     pub key: Option<String>,
-    /// What the last error contains.
+    /// A text that the last error contains.
     pub reason: Option<String>,
 }
 
-/// Of a row of the outbox, whose arguments are those of [`bound`].
+/// The filter for rows of the outbox, with the arguments of [`bound`].
 const OF_OUTBOX: &str = "dead_at is not null and ($1::text is null or id = $1)
     and ($2::text is null or target_kind = $2) and ($3::text is null or target_key = $3)
     and ($4::text is null or strpos(last_error, $4) > 0)";
 
-/// Of a timer.
+/// The filter for timers.
 const OF_TIMERS: &str = "dead_at is not null and tried_id = id and ($1::text is null or id = $1)
     and ($2::text is null or kind = $2) and ($3::text is null or key = $3)
     and ($4::text is null or strpos(last_error, $4) > 0)";
@@ -72,7 +72,7 @@ pub async fn list(
     after: &Cursor,
     limit: i64,
 ) -> Result<Vec<DeadLetter>, sqlx::Error> {
-    // A page of each, since each has its own order in an index.
+    // A page of each table, since each has its own index order.
     let sql = format!(
         "select id, from_, to_, attempts, last_error, micros(dead_at), body from (
              (select id, sender_kind || '/' || sender_key as from_, target_kind || '/' || target_key as to_, attempts,
@@ -98,7 +98,7 @@ pub async fn list(
                 attempts: row.get(3),
                 last_error: row.get(4),
                 dead_at: from_micros(row.get(5)).to_string(),
-                // What cannot be read is shown as it is.
+                // A body that is not JSON is shown as text.
                 body: serde_json::from_str(&body).unwrap_or(serde_json::Value::String(body)),
                 cursor: Cursor { dead_us: row.get(5), id: row.get(0) },
             }
@@ -106,14 +106,14 @@ pub async fn list(
         .collect())
 }
 
-/// What makes a row of the outbox as good as new. The recovery scan wakes its sender.
+/// The assignments that reset a row of the outbox. The recovery scan then wakes its sender.
 const FRESH_DELIVERY: &str =
     "dead_at = null, attempts = 0, begun = 0, found = 0, look_at = timestamptz 'epoch',
     since = now(), due_at = timestamptz 'epoch'";
 const FRESH_TIMER: &str =
     "dead_at = null, attempts = 0, tried_id = null, due_at = timestamptz 'epoch'";
 
-/// Puts letters back where they came from, at most [`PAGE`] of each sort. Returns how many.
+/// Puts letters back to be tried again, at most [`PAGE`] of each sort. Returns how many.
 pub async fn retry(pool: &PgPool, which: &Which) -> Result<u64, sqlx::Error> {
     step(
         pool,
@@ -145,7 +145,8 @@ async fn step(
     Ok(rows)
 }
 
-/// Puts back what was given up because an entity was parked: letters to it, its timers, and what it was to send.
+/// Puts back everything that was given up because an entity was parked: letters to it, its timers, and its own
+/// deliveries.
 pub async fn revive(
     connection: &mut PgConnection,
     kind: &str,
@@ -159,7 +160,7 @@ pub async fn revive(
         "update outbox set {FRESH_DELIVERY}
          where sender_kind = $1 and sender_key = $2 and dead_at is not null and last_error like '%{ASLEEP}'"
     );
-    // What is not given up yet is looked at again at once.
+    // Rows that are not given up yet are examined again at once.
     let owed = "update outbox set found = 0, look_at = timestamptz 'epoch'
          where sender_kind = $1 and sender_key = $2 and dead_at is null"
         .to_owned();

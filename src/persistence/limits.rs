@@ -1,4 +1,4 @@
-//! How often somebody may ask: one trait; counting in this process, or in Redis so that several nodes count together.
+//! Rate limits behind one trait: counted in this process, or in Redis so that several nodes count together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use redis::aio::ConnectionManager;
 
-/// So many hits in any `window_s` seconds.
+/// A limit of `quota` hits in any `window_s` seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub quota: u32,
@@ -19,21 +19,21 @@ pub struct Policy {
 pub struct Verdict {
     pub allowed: bool,
     pub remaining: u32,
-    /// When there will be more quota again.
+    /// Seconds until there is quota again.
     pub reset_s: u32,
 }
 
-/// Who counts together: nodes of one store, by incarnation.
+/// The nodes that count together: those of one store, by incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nodes {
     /// The store's epoch.
     pub store: Arc<str>,
     pub this: i64,
-    /// As far as this one knows; with or without it.
+    /// The living nodes as far as this one knows, with or without itself.
     pub living: Vec<i64>,
 }
 
-/// How many of something this node has, and which of its words that is.
+/// This node's count, and a version that orders its reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     pub count: usize,
@@ -41,33 +41,34 @@ pub struct Held {
 }
 
 pub trait RateLimiter: Send + Sync {
-    /// Counts `n` hits of `key`, unless that is over its quota: refused hits cost nothing.
+    /// Counts `n` hits of `key`, unless they would exceed its quota: refused hits cost nothing.
     fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict>;
 
     fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
         self.hits(key, 1, policy)
     }
 
-    /// Says how many this node has of what `key` names. How many all living nodes have; `None`: it was not heard, and
-    /// has to be said again.
+    /// Reports this node's count of `key`, and returns the sum over all living nodes. `None`: the report failed and has
+    /// to be repeated.
     fn held(&self, _key: String, here: Held, _nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
         Box::pin(std::future::ready(Some(here.count)))
     }
 
-    /// Several nodes count together.
+    /// Whether several nodes count together.
     fn is_shared(&self) -> bool {
         false
     }
 }
 
-/// A sliding window of two counters: the last window counts for the share of it that is still within reach.
+/// A sliding window of two counters: the previous window counts with the share of it that is still inside the sliding
+/// one.
 struct Window {
     started: Instant,
     previous: u32,
     current: u32,
 }
 
-/// Bounded: the keys that were idle longest are forgotten first.
+/// The limiter of this process. It is bounded: the keys that were idle longest are forgotten first.
 pub struct LocalLimiter {
     windows: Cache<String, Arc<Mutex<Window>>>,
 }
@@ -135,12 +136,12 @@ impl RedisLimiter {
 }
 
 impl RedisLimiter {
-    /// Whether it is an address at all; nobody is asked.
+    /// Checks the syntax of the URL, without connecting.
     pub fn check(url: &str) -> Result<(), redis::RedisError> {
         redis::Client::open(url).map(drop)
     }
 
-    /// What Redis answers, if it does in time.
+    /// The answer of Redis, if it comes in time.
     async fn in_time<T>(
         &self,
         asked: impl Future<Output = Result<T, redis::RedisError>>,
@@ -174,9 +175,9 @@ impl RateLimiter for RedisLimiter {
     }
 }
 
-/// What each node has, by incarnation: `<version>:<count>`, as it is and not as a difference, so that a word may be lost
-/// or late if only the last one arrives. Nodes are numbered as they come, so whoever is older than the youngest that is
-/// known to live, and is not known to live, is dead, and forgotten.
+/// Reports a node's count, and sums the counts of all nodes. Each node's entry is `<version>:<count>`, a total and not
+/// a difference, so reports may be lost or late as long as the last one arrives. Incarnations grow, so a node that is
+/// older than the youngest known living one, and is not itself known to live, is dead, and its entry is deleted.
 async fn shared_held(
     mut redis: ConnectionManager,
     key: &str,
@@ -216,7 +217,7 @@ async fn shared_held(
     call.invoke_async(&mut redis).await
 }
 
-/// The same two counters, by Redis's clock; they expire by themselves.
+/// Counts hits with the same two counters, by the clock of Redis; they expire by themselves.
 async fn shared_hits(
     mut redis: ConnectionManager,
     key: &str,

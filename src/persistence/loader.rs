@@ -1,5 +1,6 @@
-//! Reads what an activation starts from: snapshot, the events after it, and the outbox rows it still owes.
-//! Loads that wait are read together; a long journal is read in pages, each of which is forgotten before the next.
+//! The loader reads the data that an activation starts from: the snapshot, the events after it, and the outbox rows it
+//! still owes. Waiting loads are read together; a long journal is read in pages, each of which is dropped before the
+//! next.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::persistence::commit::{OutboxRow, SnapshotRow};
 use crate::persistence::patience::{PATIENCE, within};
 
-/// What Postgres knows of one entity.
+/// The data of one entity in PostgreSQL.
 #[derive(Debug, Default)]
 pub struct Loaded {
     pub snapshot: Option<Snapshot>,
     pub events: Vec<StoredEvent>,
-    /// The first page of what it owes, in order.
+    /// The first page of the outbox rows that it owes, in order.
     pub outbox: Vec<PendingOutbox>,
-    /// Of the last row that it owes, beyond the page as well. 0: it owes nothing.
+    /// The position of the last row that it owes, even beyond the page. 0: it owes nothing.
     pub last_position: i64,
 }
 
@@ -43,18 +44,18 @@ pub struct PendingOutbox {
     pub row: OutboxRow,
     pub attempts: i32,
     pub due_us: i64,
-    /// When it was written, or put back by an operator.
+    /// When the row was written, or put back by an operator.
     pub since_us: i64,
 }
 
-/// Events of one entity that are read together with those of others: more than there are between two snapshots.
+/// Most events of one entity that are read together with those of others: more than there are between two snapshots.
 const FIRST_PAGE: i64 = 256;
-/// Events of a longer journal that are read at once.
+/// Events in one page of a longer journal.
 const EVENT_PAGE: i64 = 1_000;
-/// Rows of one entity's outbox that are read at once.
+/// Rows in one page of an entity's outbox.
 pub const OWED_PAGE: usize = 1_000;
 const MAX_BATCH: usize = 256;
-/// A batch is many statements' worth of rows.
+/// Time limit of a batch, which reads as many rows as many statements.
 const BATCH_PATIENCE: Duration = Duration::from_secs(6);
 const MAX_WAITING: usize = 65_536;
 
@@ -68,12 +69,12 @@ struct Job {
 pub struct Loader {
     jobs: mpsc::Sender<Job>,
     pool: PgPool,
-    /// The store cannot be reached: nobody waits for it.
+    /// Whether the store is unreachable. Loads then fail at once instead of waiting.
     away: watch::Receiver<bool>,
 }
 
 impl Loader {
-    /// `readers` batches are read at the same time.
+    /// Starts the loader, which reads up to `readers` batches concurrently.
     pub fn start(pool: PgPool, readers: usize, away: watch::Receiver<bool>) -> Self {
         let (jobs, waiting) = mpsc::channel(MAX_WAITING);
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
@@ -129,7 +130,7 @@ impl Loader {
         Ok(rows.iter().map(|row| stored(row, 0)).collect())
     }
 
-    /// The next page of what an entity owes. The last page is not full.
+    /// The next page of the outbox rows that an entity owes. The last page is not full.
     pub async fn owed_after(
         &self,
         kind: &str,
@@ -153,8 +154,9 @@ impl Loader {
         Ok(rows.iter().map(|row| owed(row, 0)).collect())
     }
 
-    /// Keeps how far a long journal has been folded, so that the next start needs not begin anew. It follows from the
-    /// journal alone, so it may be written beside the lanes; `dropped` is the snapshot that could not be read.
+    /// Stores the state that a long journal has been folded to, so that the next start need not begin anew. It follows
+    /// from the journal alone, so it may be written outside the lanes; `dropped` is the snapshot that could not be
+    /// read.
     pub async fn keep_snapshot(
         &self,
         kind: &str,
@@ -298,14 +300,14 @@ async fn try_read(
         .fetch_optional(&mut *connection)
         .await?
         .unwrap_or(entity.last_position)
-        // What went meanwhile was read before.
+        // Rows that were delivered meanwhile had already been read.
         .max(entity.last_position);
     }
     Ok(loaded)
 }
 
 impl Loaded {
-    /// The page was full: there may be more events than these.
+    /// Whether the page was full, so there may be more events than these.
     pub fn may_have_more(&self) -> bool {
         self.events.len() as i64 == FIRST_PAGE
     }

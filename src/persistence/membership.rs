@@ -12,16 +12,16 @@ pub struct NodeInfo {
     pub name: String,
     pub address: String,
     pub version: String,
-    /// Where `pid` means something: boot id, host name, pid namespace.
+    /// The scope in which `pid` is meaningful: boot id, host name, pid namespace.
     pub host: String,
     pub pid: i32,
-    /// See [`process_start`]; 0 where that is not known.
+    /// See [`process_start`]; 0 if it is unknown.
     pub process_start: i64,
     pub lease_s: f64,
     pub lanes: u16,
 }
 
-/// Is told what a start waits for.
+/// A callback that learns what a start waits for.
 pub type Waits<'a> = &'a (dyn Fn(String) + Send + Sync);
 
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ pub enum RegisterError {
     Sql(#[from] sqlx::Error),
 }
 
-/// A node that is not declared dead.
+/// Another node that is not declared dead.
 pub(super) struct Other {
     pub incarnation: i64,
     pub name: String,
@@ -57,19 +57,19 @@ pub(super) struct Other {
     pub pid: i32,
     process_start: i64,
     pub peer_address: String,
-    /// By the database's clock.
+    /// Seconds left of its lease, by the database's clock.
     pub lease_left_s: f64,
     pub lease_until_us: i64,
 }
 
 impl Other {
-    /// Its process provably is not there any more. Only on the same host, in the same boot and pid namespace can
-    /// anybody tell.
+    /// Whether its process provably no longer exists. Only a process on the same host, in the same boot and pid
+    /// namespace, can tell.
     pub fn is_gone(&self, node: &NodeInfo) -> bool {
         self.host == node.host && !process_exists(self.pid, self.process_start)
     }
 
-    /// Its lease, for whoever waits for that to run out.
+    /// Reports that a start waits for its lease to run out.
     pub fn wait(&self, waits: Waits<'_>, said: &mut bool) {
         let Self { incarnation, name, pid, lease_left_s, .. } = self;
         let at = match self.peer_address.as_str() {
@@ -86,9 +86,9 @@ impl Other {
     }
 }
 
-/// Registers a new incarnation and claims every slot. An older node that is provably gone is fenced at once, else its
-/// lease is waited for; one that renews meanwhile is live and wins. `data_lock_held` says that the caller holds the
-/// lock of the data directory that the database lives in, so no other process can be using it.
+/// Registers a new incarnation and claims every slot. An older node that is provably gone is fenced at once; otherwise
+/// its lease is waited for, and a node that renews it meanwhile is live and wins. `data_lock_held` says that the caller
+/// holds the lock of the data directory that the database lives in, so no other process can be using it.
 pub async fn register(
     pool: &PgPool,
     node: &NodeInfo,
@@ -111,7 +111,7 @@ pub async fn register(
             fenced_a_silent_one |= !gone;
         }
         let Some(other) = wait else { break };
-        // A lease that ends later than it did was renewed.
+        // A lease that now ends later was renewed.
         if waited_for.is_some_and(|(incarnation, until)| {
             incarnation == other.incarnation && other.lease_until_us > until
         }) {
@@ -140,8 +140,8 @@ pub async fn register(
     if let Some(racer) = racer {
         return Err(RegisterError::AnotherIsLive { name: racer.get(0), pid: racer.get(1) });
     }
-    // The linearisation point of the takeover: after it no batch of an older incarnation can commit. It waits for the
-    // one that is being written.
+    // The linearisation point of the takeover: after it no batch of an older incarnation can commit. It waits for a
+    // batch that is being written.
     sqlx::query("update lanes set live = false where live").execute(&mut *tx).await?;
     sqlx::query("update nodes set state = 'dead', ended_at = now() where state <> 'dead'")
         .execute(&mut *tx)
@@ -158,13 +158,13 @@ pub async fn register(
     debug_assert_eq!(claimed, u64::from(SLOTS));
     tx.commit().await?;
     if fenced_a_silent_one {
-        // It may believe in its lease, and answer reads, for `read_ttl` after its last renewal.
+        // The old node may still believe in its lease, and answer reads, for `read_ttl` after its last renewal.
         tokio::time::sleep(read_ttl + Duration::from_millis(100)).await;
     }
     Ok(Registered { incarnation, epoch })
 }
 
-/// A new incarnation with its lease and its lanes.
+/// Registers a new incarnation with its lease and its lanes.
 pub async fn enrol(
     connection: &mut PgConnection,
     node: &NodeInfo,
@@ -223,25 +223,27 @@ pub(super) async fn others(pool: &PgPool) -> Result<Vec<Other>, sqlx::Error> {
         .collect())
 }
 
-/// Whether a process of this pid that was started then is there, whoever may signal it. 0: whenever it was.
+/// Whether a process with this pid and start time exists, even if we may not signal it. `started` 0 matches any start
+/// time.
 pub fn process_exists(pid: i32, started: i64) -> bool {
     use rustix::io::Errno;
     let Some(named) = rustix::process::Pid::from_raw(pid) else { return false };
     match rustix::process::test_kill_process(named) {
         Err(Errno::SRCH) => false,
-        // Another user's, perhaps: it is there. And where it cannot be looked at, it is taken for the one.
+        // It exists, perhaps as another user's. If its start cannot be read, it is taken to be the same process.
         _ => started == 0 || process_start(pid).is_none_or(|now| now == started),
     }
 }
 
-/// When a process was started, in ticks since the host was: no other process has the same pid and start.
+/// The start time of a process, in ticks since the host booted. No other process has the same pid and start time.
 pub fn process_start(pid: i32) -> Option<i64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is a name, which may hold anything; the start is the 22nd.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// This machine, boot and pid namespace. What cannot be read makes it nobody else's: pids are not compared then.
+/// An id of this machine, boot and pid namespace. If a part cannot be read, the id is unique, so that pids are not
+/// compared.
 pub fn host_id() -> String {
     let read = |path: &str| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let namespace = std::fs::read_link("/proc/self/ns/pid").ok().map(|p| p.display().to_string());
@@ -253,7 +255,7 @@ pub fn host_id() -> String {
 
 pub const CHANNEL: &str = "proxie_cluster";
 
-/// Tells all nodes that members or slots are not what they were.
+/// Notifies all nodes that members or slots have changed.
 pub async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("with c as (update cluster set version = version + 1) select pg_notify($1, '')")
         .bind(CHANNEL)
@@ -262,7 +264,7 @@ pub async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         .map(drop)
 }
 
-/// An orderly end: the next start need not wait.
+/// Ends this incarnation in order, so that the next start need not wait.
 pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("update lanes set live = false where incarnation = $1")
@@ -281,7 +283,7 @@ pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     tx.commit().await
 }
 
-/// How long a node that left in order is shown.
+/// How long a node that left in order is still shown, in seconds.
 const SHOWN_S: f64 = 600.0;
 
 #[derive(Debug, serde::Serialize)]
@@ -297,7 +299,7 @@ pub struct NodeRow {
     pub connections: i64,
 }
 
-/// The nodes that live, and those that left in order not long ago, as far as no other of their name has come.
+/// The living nodes, and those that left in order recently and have no successor of the same name.
 pub async fn nodes(pool: &PgPool) -> Result<Vec<NodeRow>, sqlx::Error> {
     let rows = sqlx::query(
         "select n.name, n.incarnation, n.address, n.version, case n.state when 'dead' then 'drained' else n.state end,

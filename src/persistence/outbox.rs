@@ -123,6 +123,8 @@ pub struct Parked {
     pub key: String,
     pub reason: String,
     pub failures: i32,
+    /// How the release knew the kind that parked it; releases before 0012 did not say. It binds no other.
+    pub known_as: Option<String>,
     pub at: String,
 }
 
@@ -132,17 +134,35 @@ pub async fn park(
     key: &str,
     reason: &str,
     failures: i32,
+    known_as: &str,
 ) -> Result<(), sqlx::Error> {
     let park = sqlx::query(
-        "insert into parked (kind, key, reason, failures) values ($1, $2, $3, $4)
-         on conflict (kind, key) do update set reason = excluded.reason, failures = excluded.failures, at = now()",
+        "insert into parked (kind, key, reason, failures, known_as) values ($1, $2, $3, $4, $5)
+         on conflict (kind, key) do update set reason = excluded.reason, failures = excluded.failures,
+             known_as = excluded.known_as, at = now()",
     )
     .bind(kind)
     .bind(key)
     .bind(reason)
-    .bind(failures);
+    .bind(failures)
+    .bind(known_as);
     within(pool, "park an entity", PATIENCE, async |connection| {
         park.execute(connection).await.map(drop)
+    })
+    .await
+}
+
+/// It has started on a node that knows its kind otherwise than the one that parked it.
+pub async fn started(
+    pool: &PgPool,
+    kind: &str,
+    key: &str,
+    known_as: &str,
+) -> Result<(), sqlx::Error> {
+    let sql = "delete from parked where kind = $1 and key = $2 and known_as is distinct from $3";
+    let started = sqlx::query(sql).bind(kind).bind(key).bind(known_as);
+    within(pool, "note that an entity has started", PATIENCE, async |connection| {
+        started.execute(connection).await.map(drop)
     })
     .await
 }
@@ -165,7 +185,7 @@ pub async fn parked(
     limit: i64,
 ) -> Result<Vec<Parked>, sqlx::Error> {
     let page = sqlx::query(
-        "select kind, key, reason, failures, micros(at) from parked
+        "select kind, key, reason, failures, micros(at), known_as from parked
          where (kind, key) > ($1, $2) order by kind, key limit $3",
     )
     .bind(after.0)
@@ -182,6 +202,7 @@ pub async fn parked(
             key: row.get(1),
             reason: row.get(2),
             failures: row.get(3),
+            known_as: row.get(5),
             at: from_micros(row.get(4)).to_string(),
         })
         .collect())

@@ -1,4 +1,4 @@
-//! Statements with a limit of this side: a server that has gone without a word, or hangs, holds up nobody for longer.
+//! Statements with a time limit on our side: a server that vanished silently or hangs delays nobody for longer.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::persistence::session;
 /// The limit of a statement that reads by key, or a bounded number of rows.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Statements that failed when they were last carried out, so that an outage is one line in the log for each.
+/// Statements that failed on their last execution, so that an outage logs one line for each.
 static FAILING: Mutex<Option<HashSet<&'static str>>> = Mutex::new(None);
 
-/// Carries out `statement` on a connection of the pool, within `limit` from now, waiting for the connection included.
-/// A connection that did not answer in time, or failed, is closed and not given back: it may be half dead.
+/// Executes `statement` on a connection of the pool, within `limit`, which includes the wait for the connection. A
+/// connection that failed or did not answer in time is closed and not returned: it may be half dead.
 ///
 /// `what` completes "the store did not …" in the log, once until it succeeds again, and is a label of
 /// `proxie_statement_failures_total`.
@@ -45,7 +45,7 @@ pub async fn within<T>(
     if matches!(done, Ok(_) | Err(sqlx::Error::RowNotFound | sqlx::Error::Database(_)))
         && let Some(mut connection) = taken.0.take()
     {
-        // It is pinged on its way back into the pool, which has no limit of its own.
+        // The pool pings it on its return, without a limit of its own, so one is set here.
         drop(tokio::spawn(tokio::time::timeout(PATIENCE, connection.return_to_pool())));
     }
     drop(taken);
@@ -58,7 +58,8 @@ pub async fn within<T>(
     done
 }
 
-/// A connection with a statement under way. Whoever stops to wait for it closes it: a pool would wait for it in turn.
+/// A connection with a statement under way. If its future is dropped, it is closed, since the pool would wait for the
+/// statement in turn.
 struct Taken(Option<PoolConnection<Postgres>>);
 
 impl Drop for Taken {
@@ -69,7 +70,7 @@ impl Drop for Taken {
     }
 }
 
-/// Whether it failed, and had not failed the last time.
+/// Whether it failed now but not the last time.
 fn is_news(what: &'static str, failed: bool) -> bool {
     let mut failing = FAILING.lock();
     let failing = failing.get_or_insert_default();

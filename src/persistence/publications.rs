@@ -11,7 +11,9 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::kernel::private::{self, Trouble};
 use crate::persistence::patience::within;
+use crate::persistence::vault::{PUBLICATION, Vault};
 use crate::persistence::views::ViewError;
 
 /// Publications of a topic that are read, and sent, before the next ones are.
@@ -62,10 +64,10 @@ struct Wanted {
 const HEAD_ONLY: i64 = i64::MAX;
 
 impl Histories {
-    /// Reads for as long as somebody holds it.
-    pub fn start(pool: PgPool) -> Self {
+    /// Reads for as long as somebody holds it. `vault` opens what is sealed, for those who may hear it.
+    pub fn start(pool: PgPool, vault: Vault) -> Self {
         let (wanted, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(read_all(pool, queue));
+        tokio::spawn(read_all(pool, vault, queue));
         Self { wanted }
     }
 
@@ -89,7 +91,38 @@ impl Histories {
     }
 }
 
-async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
+/// The event in the place of what was erased. Its offset stays.
+pub const ERASED: &str = "topic:erased";
+
+async fn open(
+    vault: &Vault,
+    (kind, key, _): &Place,
+    history: &mut History,
+) -> Result<(), ViewError> {
+    let place = private::Place::new(kind, key);
+    for at in 0..history.items.len() {
+        let item = &mut history.items[at];
+        match vault.open_text(&item.data, &place, PUBLICATION).await {
+            Ok(Some(data)) => item.data = data,
+            Ok(None) => {
+                (item.event, item.from, item.data) = (ERASED.into(), None, "{}".into());
+            }
+            Err(Trouble::Needs(_)) => {
+                return Err(ViewError::Unavailable("a person's key cannot be read".into()));
+            }
+            Err(Trouble::Broken(error)) => {
+                tracing::error!(error, offset = item.offset, "a publication cannot be opened");
+                // As if it were no longer kept.
+                history.items.clear();
+                history.complete = false;
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn read_all(pool: PgPool, vault: Vault, mut queue: mpsc::Receiver<Wanted>) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         let mut askers: HashMap<Place, Vec<_>> = HashMap::new();
@@ -103,10 +136,12 @@ async fn read_all(pool: PgPool, mut queue: mpsc::Receiver<Wanted>) {
         });
         match read.await.map_err(ViewError::from) {
             Ok(histories) => {
-                for (answers, history) in askers.into_iter().zip(histories) {
-                    let history = Arc::new(history);
+                let answered = places.iter().zip(askers).zip(histories);
+                for ((place, answers), mut history) in answered {
+                    let opened = open(&vault, place, &mut history).await;
+                    let history = opened.map(|()| Arc::new(history));
                     for answer in answers {
-                        let _ = answer.send(Ok(history.clone()));
+                        let _ = answer.send(history.clone());
                     }
                 }
             }

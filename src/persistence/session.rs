@@ -1,7 +1,8 @@
-//! The settings of a connection, which durability, correctness and bounded waits rest on.
+//! The settings of a connection, on which durability, correctness and bounded waits depend.
 //!
-//! A server, a role or a database may have other defaults, and a pooler may drop what a client sets. So every connection
-//! sets its own after it was opened and reads them back. They do not travel as startup parameters, which poolers refuse.
+//! A server, a role or a database may have other defaults, and a pooler may drop what a client sets. So every
+//! connection applies its settings after it was opened, and reads them back. They are not sent as startup parameters,
+//! which poolers refuse.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +10,18 @@ use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, Row};
 
-/// One that opens no connection in this time does not answer.
+/// Time limit to open a connection; a slower server counts as not answering.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Names and values as PostgreSQL shows them. Names that a version does not know are left out.
+/// The settings, with names and values as PostgreSQL shows them. Names that a version does not know are left out.
 const SETTINGS: &[(&str, &str)] = &[
-    // What was acknowledged is on disk. A server that says `remote_apply` keeps that: it is stronger.
+    // An acknowledged commit is on disk. A server with `remote_apply` keeps it, because that is stronger.
     ("synchronous_commit", "on"),
     // A batch that has waited for a lane's row must see what was committed meanwhile.
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
-    // Tables are in this schema, and a temporary one hides none of them.
+    // Tables are in this schema, and no temporary table hides them.
     ("search_path", "public, pg_temp"),
     ("statement_timeout", "30s"),
     // A node that is stopped in the middle of a transaction would keep the members' lock, and with it all others from
@@ -48,7 +49,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("enable_incremental_sort", "on"),
     ("max_parallel_workers_per_gather", "0"),
     ("gin_fuzzy_search_limit", "0"),
-    // How values are written as text.
+    // The text format of values.
     ("DateStyle", "ISO, MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -57,11 +58,11 @@ const SETTINGS: &[(&str, &str)] = &[
     ("standard_conforming_strings", "on"),
     ("transform_null_equals", "off"),
     ("row_security", "on"),
-    // Else it says at every start that what is there is there.
+    // Otherwise every start would log a notice that existing tables exist.
     ("client_min_messages", "warning"),
 ];
 
-/// Those of a server that gives a silent client up, and its locks with it. Over a Unix socket they mean nothing.
+/// Settings that make a server give up a silent client, and its locks with it. They have no effect over a Unix socket.
 const KEEPALIVES: &[(&str, &str)] = &[
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
@@ -69,7 +70,7 @@ const KEEPALIVES: &[(&str, &str)] = &[
     ("tcp_user_timeout", "15000"),
 ];
 
-/// What a migration needs otherwise: building an index reads a table from end to end, and takes its time.
+/// Different settings for migrations: building an index reads a whole table and takes long.
 const MIGRATING: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
@@ -80,7 +81,7 @@ const MIGRATING: &[(&str, &str)] = &[
     ("enable_mergejoin", "on"),
 ];
 
-/// Why a server, or what stands in front of it, cannot be used.
+/// The reason why a server, or a pooler in front of it, cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error(
@@ -99,24 +100,24 @@ impl From<Refusal> for sqlx::Error {
     }
 }
 
-/// How to connect, without parameters that poolers refuse.
+/// The options without parameters that poolers refuse.
 pub fn plain(options: PgConnectOptions) -> PgConnectOptions {
     options.application_name("proxie").extra_float_digits(None).statement_cache_capacity(64)
 }
 
-/// Every connection of such a pool has its settings.
+/// Options of a pool whose connections all get their settings.
 pub fn pool_options(max_connections: u32) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(CONNECT)
         .idle_timeout(Duration::from_secs(600))
-        // One that was used a moment ago is not asked: if it is broken, the statement shows it.
+        // A connection that was just used is not pinged: if it is broken, the statement will show it.
         .test_before_acquire(false)
         .after_connect(|connection, _| Box::pin(prepare(connection)))
         .before_acquire(|connection, known| Box::pin(is_alive(connection, known.idle_for)))
 }
 
-/// A connection that was idle for so long is asked whether it is still one: the server may have been restarted.
+/// A connection that was idle for longer than this is pinged before use: the server may have been restarted.
 const TRUSTED: Duration = Duration::from_secs(1);
 const PING: Duration = Duration::from_secs(1);
 
@@ -134,11 +135,12 @@ async fn is_alive(connection: &mut PgConnection, idle_for: Duration) -> Result<b
     Ok(matches!(answered, Ok(Ok(()))))
 }
 
-/// When a statement was last given up because nothing was heard of it.
+/// The time when a statement was last given up because the server was silent.
 static SILENCE: Mutex<Option<Instant>> = Mutex::new(None);
 
-/// A statement was not answered in time. Whatever made its connection silent (a server or an address that is gone) has
-/// perhaps done so to those that were idle at that moment: each would keep its next user waiting, so none is used again.
+/// Notes that a statement was not answered in time. The cause, such as a server or an address that is gone, may also
+/// have silenced the connections that were idle at that moment. Each would keep its next user waiting, so none of them
+/// is used again.
 pub fn was_silent() {
     *SILENCE.lock() = Some(Instant::now());
 }
@@ -148,7 +150,7 @@ fn is_suspect(idle_for: Duration) -> bool {
     silence.is_some_and(|at| at.elapsed() < idle_for)
 }
 
-/// A connection of its own, with its settings.
+/// Opens a connection outside the pool, with its settings.
 pub async fn open(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let opening = async {
         let mut connection = PgConnection::connect_with(options).await?;
@@ -165,14 +167,15 @@ async fn prepare(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     verify(connection, SETTINGS).await
 }
 
-/// The settings of a migration.
+/// Gives the connection the settings of a migration.
 pub async fn let_migrate(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     prepare(connection).await?;
     set(connection, MIGRATING.iter()).await?;
     verify(connection, MIGRATING).await
 }
 
-/// In the simple protocol: what a pooler does to prepared statements must not hide what it does to settings.
+/// Applies settings, in the simple protocol: a pooler's effect on prepared statements must not hide its effect on
+/// settings.
 async fn set(
     connection: &mut PgConnection,
     settings: impl Iterator<Item = &'static (&'static str, &'static str)>,
@@ -207,8 +210,8 @@ async fn verify(
     Ok(())
 }
 
-/// Refuses a pooler that hands one connection of the server to several clients. Two connections here must be two there,
-/// and the same ones from one statement to the next, also while the other one is busy.
+/// Refuses a pooler that hands one connection of the server to several clients. Two connections on our side must be two
+/// on the server's, and stay the same from statement to statement, even while the other one is busy.
 pub async fn refuse_pooled_transactions(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
     let (mut one, mut other) = (open(options).await?, open(options).await?);
     let mark = format!("{:x}", rand::random::<u64>());
@@ -218,7 +221,7 @@ pub async fn refuse_pooled_transactions(options: &PgConnectOptions) -> Result<()
     let begun = other.execute(sqlx::raw_sql("begin")).await;
     begun.map_err(|_| Refusal::PoolsTransactions)?;
     let seen_there: String = other.fetch_one(sqlx::raw_sql(marked)).await?.try_get(0)?;
-    // All connections of the pooler may be taken now: then this one waits for `other`.
+    // If all connections of the pooler are taken now, this statement waits for `other`.
     let asked = tokio::time::timeout(Duration::from_secs(2), one.fetch_one(sqlx::raw_sql(marked)));
     let seen_here: String = match asked.await {
         Ok(row) => row?.try_get(0)?,
@@ -232,8 +235,8 @@ pub async fn refuse_pooled_transactions(options: &PgConnectOptions) -> Result<()
     Ok(())
 }
 
-/// Why a pool had no connection to give, in the words of the server or of the network, where the pool's own error says
-/// only that it took too long.
+/// The reason for an error in the words of the server or the network, if the pool's own error says only that it took
+/// too long.
 pub async fn reason(pool: &PgPool, error: &sqlx::Error) -> String {
     let waited = matches!(error, sqlx::Error::PoolTimedOut)
         || matches!(error, sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut);

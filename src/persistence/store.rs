@@ -129,6 +129,7 @@ const MIGRATIONS: &[Migration] = &[
     (10, "principals", include_str!("../../migrations/0010_principals.sql")),
     (12, "releases", include_str!("../../migrations/0012_releases.sql")),
     (13, "views", include_str!("../../migrations/0013_views.sql")),
+    (14, "vault", include_str!("../../migrations/0014_vault.sql")),
 ];
 
 /// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an

@@ -1,5 +1,5 @@
-//! Deleting what nobody can ask for any more, in bounded steps. A step reads what it deletes, by an index on its age,
-//! and little else: however old the store is, its cost does not grow.
+//! Deletion of rows that nobody can need any more, in bounded steps. A step reads the rows that it deletes, by an index
+//! on their age, and little else, so its cost does not grow with the age of the store.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use sqlx::postgres::PgPool;
 use crate::persistence::patience::within;
 use crate::persistence::store::micros;
 
-/// Rows of one step.
+/// Most rows of one step.
 const STEP: i64 = 5_000;
-/// A step takes milliseconds; this is for a server that is busy with something else.
+/// Time limit of a step. A step takes milliseconds; the limit allows for a server that is busy otherwise.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// How long the outcome of a delivery is remembered after it was made. A delivery is repeated only while its outbox row
-/// exists, and as long as that is so its outcome is kept, whatever its age. What may still come later than the row's
-/// end is a command on its way, and its deadline is seconds.
+/// exists, and its outcome is kept for as long as that, whatever its age. After the row is gone, only a command on its
+/// way may still arrive, and its deadline is a matter of seconds.
 const DELIVERY_S: i64 = 3_600;
-/// Nodes that are dead for so long are forgotten.
+/// How long dead nodes are remembered.
 const DEAD_NODE_S: i64 = 86_400;
 
 /// How long rows are kept.
@@ -29,8 +29,8 @@ pub struct Kept {
     pub publications_s: i64,
 }
 
-/// Sweeps until nothing is left that is too old. `now` is for tests that move the clock by hand: without it the
-/// database's time counts, which is the same for all nodes. Returns how many rows went.
+/// Sweeps until no expired row is left. `now` is for tests that move the clock by hand: without it the database's time
+/// counts, which is the same for all nodes. Returns the number of deleted rows.
 pub async fn sweep(pool: &PgPool, now: Option<Timestamp>, kept: Kept) -> Result<u64, sqlx::Error> {
     let deliveries_s = kept.dedupe_s.min(DELIVERY_S);
     Ok(steps(pool, "dedupe", OUTCOMES, now, kept.dedupe_s).await?
@@ -41,8 +41,8 @@ pub async fn sweep(pool: &PgPool, now: Option<Timestamp>, kept: Kept) -> Result<
         + steps(pool, "nodes", NODES, now, DEAD_NODE_S).await?)
 }
 
-/// Each binds `$1` the time, `$2` the seconds that rows are kept and `$3` the rows of a step, and yields how many rows
-/// it looked at and how many of them went.
+/// Repeats a statement in steps. It binds `$1` the time, `$2` the seconds that rows are kept and `$3` the rows of a
+/// step, and returns how many rows it examined and how many it deleted.
 async fn steps(
     pool: &PgPool,
     table: &'static str,
@@ -76,7 +76,8 @@ const OUTCOMES: &str = "with gone as (
          order by d.at limit $3)) returning 1)
     select count(*), count(*) from gone";
 
-/// Those whose outbox row exists (it waits for its receiver, or is a dead letter) are looked at again a window later.
+/// Outcomes of deliveries. If the outbox row still exists (it waits for its receiver, or is a dead letter), the outcome
+/// is examined again one window later.
 const DELIVERIES: &str = "with old as materialized (
     select d.ctid, exists (select from outbox o where o.id = d.id) as owed from dedupe d
      where d.user_id = '@outbox' and d.at < coalesce(micros($1), now()) - $2 * interval '1 second'
@@ -92,20 +93,20 @@ const PUBLICATIONS: &str = "with gone as (
          order by p.at limit $3)) returning 1)
     select count(*), count(*) from gone";
 
-/// Every token that a revocation concerns has ended.
+/// Revocations whose tokens have all expired.
 const REVOCATIONS: &str = "with gone as (
     delete from revocations where ctid = any(array(
         select r.ctid from revocations r where r.until < coalesce(micros($1), now()) - $2 * interval '1 second'
          order by r.until limit $3)) returning 1)
     select count(*), count(*) from gone";
 
-/// Every token that a key has signed has ended. There are a handful of keys.
+/// Keys whose tokens have all expired. There are only a handful of keys.
 const KEYS: &str = "with gone as (
     delete from signing_keys
      where retired_at + (token_s + $2) * interval '1 second' < coalesce(micros($1), now()) and $3 > 0 returning 1)
     select 0::bigint, count(*) from gone";
 
-/// A dead incarnation never comes back. What is left of it names nothing.
+/// Dead nodes. A dead incarnation never returns, and nothing refers to its rows.
 const NODES: &str = "with old as materialized (
     select n.incarnation from nodes n
      where n.ended_at < coalesce(micros($1), now()) - $2 * interval '1 second' order by n.ended_at limit $3),

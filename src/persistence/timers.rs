@@ -79,6 +79,17 @@ pub async fn claim(
         .collect())
 }
 
+/// Deletes a timer that nobody can fire any more.
+pub async fn forget(pool: &PgPool, timer: &DueTimer) -> Result<(), sqlx::Error> {
+    let sql = "delete from timers where kind = $1 and key = $2 and name = $3 and id = $4";
+    let forget = sqlx::query(sql).bind(&timer.kind).bind(&timer.key).bind(&timer.name);
+    let forget = forget.bind(&timer.id);
+    within(pool, "forget a timer", PATIENCE, async |connection| {
+        forget.execute(connection).await.map(drop)
+    })
+    .await
+}
+
 /// A fire that came to nothing.
 #[derive(Debug)]
 pub struct Failed {

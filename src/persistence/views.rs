@@ -5,9 +5,11 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::kernel::clock::Timestamp;
+use crate::kernel::private::{self, Place, Trouble};
 use crate::kernel::view::{Listed, View};
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
+use crate::persistence::vault::Vault;
 
 /// A read that is refused or not answered in time, in the log and in metrics.
 const READ: &str = "answer a read";
@@ -16,6 +18,7 @@ const READ: &str = "answer a read";
 #[derive(Clone)]
 pub struct Views {
     pool: PgPool,
+    vault: Option<Vault>,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -69,7 +72,44 @@ pub struct Page<T> {
 
 impl Views {
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, vault: None }
+    }
+
+    /// The vault opens what rows hold of people. Without it they cannot be read.
+    pub fn opened_by(self, vault: Vault) -> Self {
+        Self { vault: Some(vault), ..self }
+    }
+
+    async fn typed<V: View>(&self, row: &PgRow) -> Result<V, ViewError> {
+        let (Some((kind, column)), Some(vault)) = (V::PRIVATE_TO, &self.vault) else {
+            return typed(row, 0);
+        };
+        let text: &str = row.try_get(0)?;
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(text).map_err(unreadable)?;
+        let key = fields.get(column).and_then(|key| key.as_str()).unwrap_or_default();
+        let (cipher, place) = (vault.cipher(), Place::new(kind, key));
+        loop {
+            match private::sealed(&cipher, &place, || serde_json::from_str(text)) {
+                Ok(row) => return Ok(row),
+                Err(Trouble::Broken(error)) => return Err(unreadable(error)),
+                Err(Trouble::Needs(need)) => {
+                    vault.fetch(need).await.map_err(ViewError::Unavailable)?;
+                }
+            }
+        }
+    }
+
+    async fn page<V: View>(&self, rows: &[PgRow], limit: usize) -> Result<Page<V>, ViewError> {
+        let mut page = Page { items: Vec::new(), omitted: 0, next: next(rows, limit) };
+        for row in rows.iter().take(limit) {
+            match self.typed(row).await {
+                Ok(item) => page.items.push(item),
+                Err(ViewError::Unreadable(_)) => page.omitted += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(page)
     }
 
     /// Whatever a statement says, within the limit of a read.
@@ -87,7 +127,10 @@ impl Views {
         let row = within(&self.pool, READ, PATIENCE, async |connection| {
             sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await
         });
-        row.await?.map(|row| typed(&row, 0)).transpose()
+        match row.await? {
+            Some(row) => self.typed(&row).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The row with this key, if it is this owner's.
@@ -101,7 +144,10 @@ impl Views {
             sqlx::query(AssertSqlSafe(sql)).bind(key).bind(owner).fetch_optional(connection).await
         });
         let own = row.await?.filter(|row| row.get::<Option<bool>, _>(1) == Some(true));
-        own.map(|row| typed(&row, 0)).transpose()
+        match own {
+            Some(row) => self.typed(&row).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// One page of an owner's rows.
@@ -130,7 +176,7 @@ impl Views {
             }
             query.fetch_all(connection).await
         });
-        Page::of(&rows.await?, list.limit)
+        self.page(&rows.await?, list.limit).await
     }
 
     /// One number or none; the query binds `$1` and `$2`.
@@ -186,11 +232,13 @@ impl<V: DeserializeOwned> Page<V> {
 /// takes their place: an answer fits the documents of the node that gives it.
 pub fn typed<V: DeserializeOwned>(row: &PgRow, at: usize) -> Result<V, ViewError> {
     let text: &str = row.try_get(at)?;
-    serde_json::from_str(text).map_err(|error| {
-        metrics::counter!("proxie_rows_unreadable_total").increment(1);
-        tracing::debug!(%error, "a row of a read model cannot be read");
-        ViewError::Unreadable(error.to_string())
-    })
+    serde_json::from_str(text).map_err(unreadable)
+}
+
+fn unreadable(error: impl std::fmt::Display) -> ViewError {
+    metrics::counter!("proxie_rows_unreadable_total").increment(1);
+    tracing::debug!(%error, "a row of a read model cannot be read");
+    ViewError::Unreadable(error.to_string())
 }
 
 fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {

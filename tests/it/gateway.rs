@@ -72,7 +72,7 @@ impl Runner for Matching {
 
 async fn node(database: PgConnectOptions, options: Options) -> Node {
     let reads = pool(database.clone()).await;
-    let (views, histories) = (Views::new(reads.clone()), Histories::start(reads));
+    let views = Views::new(reads.clone());
     let mut setup = Setup::default();
     setup.runners.insert(matching::RUNNER, Arc::new(Matching(views.clone())));
     let mut prepared = try_prepare(database, setup).await.unwrap();
@@ -91,8 +91,8 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         entities: core.entities.clone(),
         topics: core.topics.clone(),
         presence: core.presence.clone(),
-        views,
-        histories,
+        histories: Histories::start(reads, core.runtime.vault.clone()),
+        views: views.opened_by(core.runtime.vault.clone()),
         auth: auth.clone(),
         limiter: Arc::new(LocalLimiter::new(1_000, Duration::from_secs(60))),
         nodes: Box::new(|| Nodes { store: "store".into(), this: 1, living: vec![1] }),

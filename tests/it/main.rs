@@ -22,4 +22,5 @@ mod steady;
 mod stopping;
 mod support;
 mod tidy;
+mod vault;
 mod vouchers;

@@ -1,19 +1,22 @@
 //! Two releases on one database: what each must take from the other.
 
 use std::path::Path;
+use std::time::Duration;
 
+use proxie::actors::Options;
 use proxie::app::core::Core;
 use proxie::cluster::Meta;
 use proxie::kernel::entity::{DecideCx, Decision, Entity};
 use proxie::kernel::ids::slot_of;
+use proxie::persistence::outbox;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::counter::Counter;
+use crate::counter::{Command, Counter, Reply};
 use crate::process::Folder;
-use crate::support::{Setup, database, eventually, pool, try_prepare};
+use crate::support::{Setup, core, database, eventually, known_as, pool, try_prepare};
 
 #[path = "../../examples/releases/suite.rs"]
 #[allow(dead_code)]
@@ -29,6 +32,9 @@ async fn two_nodes_are_rolled_forward_and_back_under_load() {
     let older = older.as_deref().map_or(newer, Path::new);
     harness::run(&[older, newer], &folder.0, &database, 1).await.unwrap();
 }
+
+/// For what is over in a moment where nothing else goes on.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A kind that the older release does not know.
 struct Note;
@@ -82,12 +88,25 @@ async fn member(database: &PgConnectOptions, name: &'static str, newer: bool) ->
     core
 }
 
+/// Moving thousands of slots takes its time on a busy machine.
+async fn until(holds: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "the slots do not come to where they belong");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn patient() -> Meta {
+    Meta::runtime().timeout(PATIENCE)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_older_owner_does_not_know_comes_to_a_node_that_does() {
     let database = database().await;
     let older = member(&database, "older", false).await;
     let newer = member(&database, "newer", true).await;
-    eventually("each has its half", || async {
+    until(|| {
         newer.runtime.slots.count_mine() == 2_048 && older.runtime.slots.count_mine() == 2_048
     })
     .await;
@@ -100,7 +119,7 @@ async fn what_an_older_owner_does_not_know_comes_to_a_node_that_does() {
     let theirs = theirs.count();
     assert!(theirs > 5, "most of them live with the newer node");
     let asked = keys.iter().enumerate().map(|(n, key)| {
-        let (entities, key, meta) = (newer.entities.clone(), key.clone(), Meta::runtime());
+        let (entities, key, meta) = (newer.entities.clone(), key.clone(), patient());
         async move {
             if n % 2 == 0 {
                 return entities.of::<Note>(key).ask(true, meta).await.unwrap().unwrap();
@@ -117,11 +136,11 @@ async fn what_an_older_owner_does_not_know_comes_to_a_node_that_does() {
     assert_eq!(older.runtime.slots.count_mine(), 2_048 - theirs);
     newer.stop().await;
     // The older release owns them all. It says that it cannot, and loses nothing.
-    eventually("it owns all", || async { older.runtime.slots.count_mine() == 4_096 }).await;
+    until(|| older.runtime.slots.count_mine() == 4_096).await;
     let answer = older.entities.ask_json("note", &keys[0], "false", Meta::runtime()).await;
     assert!(answer.is_err(), "{answer:?}");
     let newer = member(&database, "newer again", true).await;
-    let asked = keys.iter().map(|key| newer.entities.of::<Note>(key).ask(false, Meta::runtime()));
+    let asked = keys.iter().map(|key| newer.entities.of::<Note>(key).ask(false, patient()));
     for answer in futures_util::future::join_all(asked).await {
         assert_eq!(answer.unwrap(), Ok(1));
     }
@@ -185,4 +204,47 @@ async fn a_row_touches_only_the_columns_that_it_gives() {
     let sql = "select jsonb_build_array(motto, (select count(*) from provider_services))::text from providers";
     write("providers", json!([provider])).await;
     assert_eq!(shown(sql).await, json!(["none", 1]));
+}
+
+/// An older release met events that it does not know, and parked their entities; then the newer one is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_release_has_parked_starts_here() {
+    let database = database().await;
+    let pool = pool(database.clone()).await;
+    let park = async |key: &str, known_as: Option<String>| {
+        sqlx::query("insert into parked (kind, key, reason, failures, known_as) values ('counter', $1, 'it was', 5, $2)")
+            .bind(key)
+            .bind(known_as)
+            .execute(&pool)
+            .await
+            .unwrap();
+    };
+    // Before this one no release said what it knew.
+    park("by-the-first", None).await;
+    park("by-another", Some("0.0.1 0123456789abcdef".into())).await;
+    park("by-this", Some(known_as())).await;
+    park("broken-here-too", None).await;
+    sqlx::query("insert into journal values ('counter', 'broken-here-too', 1, 2, 0, '{\"Unheard\": 1}', 'test', null, now())")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let entities = Options { park_after: 2, ..Options::default() };
+    let node = core(database, Setup { entities, ..Setup::default() }).await;
+    let get =
+        async |key: &str| node.entities.of::<Counter>(key).ask(Command::Get, Meta::runtime()).await;
+    for key in ["by-the-first", "by-another"] {
+        assert_eq!(get(key).await, Ok(Ok(Reply::Total(0))), "{key}");
+    }
+    assert!(get("by-this").await.unwrap_err().to_string().contains("parked"));
+    eventually("this release parks what it cannot start either", || async {
+        get("broken-here-too").await.is_err_and(|error| error.to_string().contains("parked"))
+    })
+    .await;
+    eventually("the store knows", || async {
+        let parked = outbox::parked(&pool, ("", ""), 10).await.unwrap();
+        let here = |parked: &outbox::Parked| parked.known_as == Some(known_as());
+        parked.len() == 2 && parked.iter().all(here)
+    })
+    .await;
+    node.stop().await;
 }

@@ -871,7 +871,7 @@ async fn publications_are_numbered_without_a_hole() {
     ask(&second, "a", Command::Publish { event: "e5".into() }, Meta::runtime()).await.unwrap();
     ask(&second, "b", Command::Publish { event: "other".into() }, Meta::runtime()).await.unwrap();
     // Many at once, as when their node has died.
-    let histories = Histories::start(pool(database.clone()).await);
+    let histories = Histories::start(pool(database.clone()).await, first.runtime.vault.clone());
     let after = |key: &'static str, after| histories.after("counter", key, after);
     let same = futures_util::future::join_all((0..300).map(|_| after("a", 2)));
     let (all, beyond, other, none, head) = tokio::join!(
@@ -922,7 +922,7 @@ async fn a_listener_that_comes_during_a_commit_is_told() {
     let database = database().await;
     let node = core(database.clone(), Setup::default()).await;
     let pool = pool(database).await;
-    let histories = Histories::start(pool.clone());
+    let histories = Histories::start(pool.clone(), node.runtime.vault.clone());
     let publish = || ask(&node, "a", Command::Publish { event: "e".into() }, Meta::runtime());
     publish().await.unwrap();
     let mut held = pool.begin().await.unwrap();

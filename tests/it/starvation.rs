@@ -22,7 +22,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use crate::counter::{Command, Counter, Rejection, Reply};
-use crate::support::{Cable, Setup, core, database, eventually, pool};
+use crate::support::{Cable, Setup, core, database, eventually, known_as, pool};
 
 async fn ask(core: &Core, key: &str, command: Command) -> Result<Reply, AskError> {
     let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime());
@@ -33,8 +33,8 @@ async fn count(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
-async fn run(pool: &PgPool, sql: &'static str) -> u64 {
-    sqlx::query(sql).execute(pool).await.unwrap().rows_affected()
+async fn run(pool: &PgPool, sql: &str) -> u64 {
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.unwrap().rows_affected()
 }
 
 /// Whatever waits for its time is looked at again at once.
@@ -70,8 +70,11 @@ async fn unhandleable(pool: &PgPool, n: i32) {
     }
     run(
         pool,
-        "insert into parked (kind, key, reason, failures)
-         select kind, key, 'it is broken', 5 from timers where key like 'parked%'",
+        &format!(
+            "insert into parked (kind, key, reason, failures, known_as)
+             select kind, key, 'it is broken', 5, '{}' from timers where key like 'parked%'",
+            known_as()
+        ),
     )
     .await;
     for (sort, sender_kind, senders, target_kind, target_key, body) in [
@@ -442,8 +445,11 @@ async fn every_parked_entity_stays_parked() {
     let pool = pool(database.clone()).await;
     run(
         &pool,
-        "insert into parked (kind, key, reason, failures, at)
-         select 'counter', 'p' || n, 'broken', 5, now() + n * interval '1 s' from generate_series(1, 10050) n",
+        &format!(
+            "insert into parked (kind, key, reason, failures, known_as, at)
+             select 'counter', 'p' || n, 'broken', 5, '{}', now() + n * interval '1 s' from generate_series(1, 10050) n",
+            known_as()
+        ),
     )
     .await;
     let node = core(database, Setup::default()).await;

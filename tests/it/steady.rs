@@ -13,12 +13,12 @@ use proxie::systems::devices::domain::content::ContentView;
 use proxie::systems::devices::domain::playback::SessionView as PlaybackView;
 use proxie::systems::marketplace::domain::profile::ProviderView;
 use proxie::systems::marketplace::domain::request::{OfferRow, RequestView};
-use proxie::systems::marketplace::domain::session::{MessageView, SessionView};
+use proxie::systems::marketplace::domain::session::{MessageRow, SessionView};
 use proxie::systems::marketplace::views::{self as market, Window};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::support::{database, pool};
+use crate::support::{database, pool, vault};
 
 /// As a node has it, but one connection: what it has read is counted when it says so.
 async fn one(database: PgConnectOptions) -> PgPool {
@@ -201,7 +201,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let views = Views::new(pool.clone());
     let (_away, away) = tokio::sync::watch::channel(false);
     let loader = Loader::start(pool.clone(), 1, away);
-    let histories = Histories::start(pool.clone());
+    let histories = Histories::start(pool.clone(), vault(watching.clone()).await);
     let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
     let begin = letters::Cursor::default();
     let window = Window {
@@ -249,8 +249,8 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.list::<OfferRow>(rows_of("req_1", false)) => page,
             market::bookings_of(&views, "alice", last(), 20) => page,
             views.list::<SessionView>(rows_of("alice", true)) => page,
-            views.list::<MessageView>(rows_of("ses_1", true)) => page,
-            views.list::<MessageView>(rows_of("ses_1", false)) => page,
+            views.list::<MessageRow>(rows_of("ses_1", true)) => page,
+            views.list::<MessageRow>(rows_of("ses_1", false)) => page,
             views.list::<PlaybackView>(rows_of("alice", true)) => page,
             market::providers(&views, None, None, None, Cursor::first(), 20) => page,
             market::providers(&views, None, Some("berlin"), None, Cursor::first(), 20) => page,

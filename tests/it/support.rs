@@ -12,9 +12,10 @@ use proxie::app::core::{self, Core, Prepared, Settings};
 use proxie::app::member::{self, Pipe};
 use proxie::cluster::{Meta, skew, transport};
 use proxie::kernel::clock::Clock;
+use proxie::persistence::codec::SnapshotCodec;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::persistence::membership::NodeInfo;
-use proxie::persistence::{session, store, writer};
+use proxie::persistence::{session, store, vault, writer};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use tokio::sync::OnceCell;
@@ -190,6 +191,11 @@ pub async fn ask_counter(core: &Core, key: &str, command: crate::counter::Comman
     asked.unwrap().expect("not rejected");
 }
 
+/// How a node of this release knows [`Counter`].
+pub fn known_as() -> String {
+    SnapshotCodec::of::<Counter>().unwrap().known_as::<Counter>()
+}
+
 /// A node without edges that knows [`Counter`].
 pub async fn core(database: PgConnectOptions, setup: Setup) -> Core {
     try_core(database, setup).await.unwrap()
@@ -205,6 +211,11 @@ pub async fn try_core(database: PgConnectOptions, setup: Setup) -> anyhow::Resul
 pub async fn try_prepare(database: PgConnectOptions, setup: Setup) -> anyhow::Result<Prepared> {
     let pool = session::pool_options(12).connect_with(session::plain(database)).await?;
     prepare_on(pool, setup).await
+}
+
+/// The vault that these nodes have.
+pub async fn vault(pool: PgPool) -> vault::Vault {
+    vault::Vault::start(pool, vault::Options::derived_from("of tests")).await.unwrap()
 }
 
 async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
@@ -242,6 +253,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
         writer: setup.writer,
         entities: setup.entities,
         runners: setup.runners,
+        vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,
         witness: None,

@@ -433,8 +433,17 @@ fn what_is_quoted_is_what_the_program_says() {
 
 #[test]
 fn kernel_and_domain_know_value_crates_only() {
-    const VALUES: &[&str] =
-        &["serde", "serde_json", "schemars", "thiserror", "jiff", "uhlc", "ulid", "bincode"];
+    const VALUES: &[&str] = &[
+        "serde",
+        "serde_json",
+        "schemars",
+        "thiserror",
+        "jiff",
+        "uhlc",
+        "ulid",
+        "bincode",
+        "zeroize",
+    ];
     let manifest = read(&root().join("Cargo.toml"));
     let dependencies =
         manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();

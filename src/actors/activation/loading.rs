@@ -14,6 +14,7 @@ const SNAPSHOT_PAGES: u32 = 10;
 impl<E: Entity> Activation<E> {
     pub async fn load(&mut self) -> Result<(), Stop> {
         let rt = &self.table.runtime;
+        self.erasures = rt.vault.erasures();
         let loaded = rt.loader.load(E::KIND, self.key.clone()).await.map_err(|e| {
             tracing::warn!(
                 kind = E::KIND,
@@ -29,7 +30,9 @@ impl<E: Entity> Activation<E> {
         let mut events = loaded.events;
         let mut dropped = None;
         if let Some(snapshot) = loaded.snapshot {
-            if let Some(state) = self.table.codec.decode(&snapshot.data) {
+            let codec = self.table.codec;
+            let decoded = self.with_keys(|| codec.decode(&snapshot.data).ok_or("another layout"));
+            if let Ok(state) = decoded.await? {
                 self.state = state;
                 self.head = snapshot.seq;
                 self.topic_head = snapshot.topic_head;
@@ -43,7 +46,7 @@ impl<E: Entity> Activation<E> {
                 (events, more, dropped) = (Vec::new(), true, Some(snapshot.seq));
             }
         }
-        self.fold(events)?;
+        self.fold(events).await?;
         let mut pages = 0;
         while more {
             if !self.table.runtime.slots.is_here(self.slot, self.epoch) {
@@ -52,13 +55,14 @@ impl<E: Entity> Activation<E> {
             let page = self.table.runtime.loader.events_after(E::KIND, &self.key, self.head);
             let events = page.await.map_err(|_| away("the store cannot be read"))?;
             more = is_full(&events);
-            self.fold(events)?;
+            self.fold(events).await?;
             pages += 1;
             if more && pages % SNAPSHOT_PAGES == 0 {
-                let snapshot = self.snapshot();
-                let loader = &self.table.runtime.loader;
                 // Without it the next start has more to read, no more.
-                let _ = loader.keep_snapshot(E::KIND, &self.key, &snapshot, dropped).await;
+                if let Some(snapshot) = self.snapshot() {
+                    let loader = &self.table.runtime.loader;
+                    let _ = loader.keep_snapshot(E::KIND, &self.key, &snapshot, dropped).await;
+                }
             }
         }
         self.owed_to = loaded.outbox.last().map_or(0, |last| last.row.position);
@@ -74,15 +78,17 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Applies what the journal says next.
-    fn fold(&mut self, events: Vec<StoredEvent>) -> Result<(), Stop> {
+    async fn fold(&mut self, events: Vec<StoredEvent>) -> Result<(), Stop> {
         for stored in events {
             if stored.seq != self.head + 1 {
                 return Err(self
                     .start_failed(format!("the journal has a hole before event {}", stored.seq)));
             }
-            let event = serde_json::from_str(&stored.event)
-                .and_then(|value| decode_event::<E>(stored.version, value));
-            let event = match event {
+            let read = || {
+                let value = serde_json::from_str(&stored.event)?;
+                decode_event::<E>(stored.version, value)
+            };
+            let event = match self.with_keys(read).await? {
                 Ok(event) => event,
                 Err(e) => {
                     return Err(

@@ -1,4 +1,4 @@
-//! The AsyncAPI 3.0 document: every event of the WebSocket protocol, both ways, as tables.
+//! The AsyncAPI 3.0 document: every event of the WebSocket protocol, in both directions, from tables.
 
 use serde_json::{Map, Value, json};
 
@@ -7,8 +7,10 @@ use crate::contract::connection::OnConnection;
 use crate::contract::operation::Sort;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
+use crate::persistence::publications::ERASED;
 
-/// Event, what it is for, `data`, the reply's `data`: fields (`name?: type`), or the name of a shape.
+/// The doors' own client events: event, summary, `data`, and the reply's `data`. Data is a list of fields (`name?:
+/// type`) or the name of a schema.
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     (
         "auth",
@@ -38,7 +40,7 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     ("topic:unsubscribe", "Ends a subscription, if there is one", "topic: string", ""),
 ];
 
-/// Event, what it means, the topics it comes on, whether it is durable, `data`.
+/// The doors' own server events: event, summary, prefix of its topics, whether it is durable, `data`.
 pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
     (
         "presence:changed",
@@ -47,10 +49,17 @@ pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
         false,
         "user_id: string, status: string, devices: PresenceDevice[], joins: string[], leaves: string[]",
     ),
+    (
+        ERASED,
+        "What was published at this place of the history is gone with the person it concerned",
+        "user:, session:",
+        true,
+        "",
+    ),
     ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
 ];
 
-/// Code, word, whether the client reconnects, and when it is sent.
+/// Close codes: code, reason word, whether the client reconnects, and when the code is sent.
 pub const CLOSE_CODES: &[(u16, &str, bool, &str)] = &[
     (3000, "draining", true, "this node stops: reconnect after retry_after_ms"),
     (3001, "evicted", true, "this node was declared dead"),
@@ -194,7 +203,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     })
 }
 
-/// With what HTTP answers, where events carry the same.
+/// The document's schemas: its own, and those of the HTTP answers that events share.
 fn components(mut own: Value, messages: &Map<String, Value>, shapes: &Map<String, Value>) -> Value {
     let mut wanted = Vec::new();
     messages.values().for_each(|message| references(message, &mut wanted));
@@ -236,7 +245,7 @@ fn by_topic(schema: Value) -> Value {
     json!({"type": "object", "additionalProperties": schema})
 }
 
-/// `a: string, b?: Offer[]` as a schema, or the shape of that name.
+/// The schema for `a: string, b?: Offer[]`, or a reference to the schema of that name.
 fn fields(text: &str) -> Value {
     if text.starts_with(char::is_uppercase) {
         return reference(text);
@@ -251,7 +260,7 @@ fn fields(text: &str) -> Value {
             required.push(plain);
             schema
         } else if let Some(kind) = schema.get("type").filter(|kind| *kind != "array") {
-            // What a client may leave out it may also send as null.
+            // A field that a client may leave out may also be null.
             json!({"type": [kind, "null"]})
         } else if kind == "any" {
             schema

@@ -1,4 +1,4 @@
-//! The declared operations with their schemas, as both documents show them.
+//! The declared operations with their schemas, for both API documents.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
@@ -10,7 +10,7 @@ use crate::contract::{Declared, System};
 pub struct Described {
     pub operations: Vec<DescribedOperation>,
     pub announcements: Vec<DescribedAnnouncement>,
-    /// By name.
+    /// The schemas by name.
     pub schemas: Map<String, Value>,
 }
 
@@ -50,7 +50,7 @@ pub fn describe(systems: &'static [&'static System]) -> Described {
     Described { operations, announcements, schemas: generator.take_definitions(true) }
 }
 
-/// What a reference points to, or the schema itself.
+/// The schema that a reference points to, or the schema itself.
 pub fn resolved<'a>(schema: &'a Value, schemas: &'a Map<String, Value>) -> &'a Value {
     let name = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next());
     name.and_then(|name| schemas.get(name)).unwrap_or(schema)

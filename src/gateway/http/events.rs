@@ -1,7 +1,7 @@
 //! `GET /v1/events`: the topics of a client that only listens, as Server-Sent Events.
 //!
-//! `data` is the frame that a WebSocket would have brought. `id` is one cursor over all topics: sent back as
-//! `Last-Event-ID` it goes on exactly there.
+//! `data` is the frame that a WebSocket would carry. `id` is one cursor over all topics: a client that sends it back as
+//! `Last-Event-ID` resumes exactly there.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -28,14 +28,14 @@ use crate::gateway::ws::Opened;
 use crate::gateway::ws::protocol::{Close, Position, split_topic};
 use crate::gateway::{Gateway, Leaving};
 
-/// The cursor names every topic, and every event carries it.
+/// Most topics of a stream: the cursor names each of them, and every event carries the cursor.
 const MAX_TOPICS: usize = 32;
-/// An offset that no topic has.
+/// An offset that no topic ever has.
 const NOWHERE: i64 = -1;
-/// Before the token ends.
+/// How long before the token expires its client is warned.
 const WARNING: Duration = Duration::from_secs(60);
 
-/// Where a client is, in all its durable topics.
+/// A client's position in each of its durable topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Cursor {
     epoch: String,
@@ -56,8 +56,8 @@ impl Cursor {
         (offsets.len() <= MAX_TOPICS).then_some(Self { epoch, offsets })
     }
 
-    /// A topic that it does not name has never been here before, or was not in the cursor's stream: that there is
-    /// nothing to be missed in it cannot be said.
+    /// The position in one topic. A topic that the cursor does not name is new to this client, or was not part of the
+    /// cursor's stream, so we cannot say that the client missed nothing in it.
     fn position(&self, topic: &str) -> Position {
         let offset = self.offsets.get(topic).copied().unwrap_or(NOWHERE);
         Position { epoch: self.epoch.clone(), offset }
@@ -82,14 +82,18 @@ pub async fn events(
     let counted = gateway.users.seat(&claims.sub).await?;
     let cursor = match headers.get("last-event-id").map(HeaderValue::to_str) {
         None | Some(Ok("")) => None,
-        // One that cannot be read is where nobody has been. Browsers send it again and again: a refusal would be the end.
+        // An unreadable cursor counts as a position that does not exist. Browsers repeat the header for ever, so a
+        // refusal would end the stream for good.
         Some(text) => Some(text.ok().and_then(Cursor::parse).unwrap_or_default()),
     };
     let own: Arc<str> = format!("user:{}", claims.sub).into();
     let mut topics = vec![own.clone()];
     for (name, topic) in query {
         if name != "topic" {
-            return Err(Problem::field("/topic", "is the only parameter; repeat it"));
+            return Err(Problem::field(
+                "/topic",
+                "is the only parameter allowed; repeat it for several topics",
+            ));
         }
         split_topic(&topic)?;
         if !topics.iter().any(|known| **known == *topic) {
@@ -99,7 +103,7 @@ pub async fn events(
     if topics.len() > MAX_TOPICS {
         return Err(Problem::rejected(
             "too_many_subscriptions",
-            format!("a stream may have {MAX_TOPICS}"),
+            format!("a stream may have {MAX_TOPICS} topics"),
         ));
     }
     let listener = Listener::start(gateway, claims, topics, cursor, counted).await?;
@@ -110,14 +114,14 @@ pub async fn events(
     });
     let mut response =
         Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(every)).into_response();
-    // Proxies that collect answers would keep events back.
+    // Proxies that buffer responses would hold events back.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
-/// One stream. Its task is the connection's: while the client does not read, nobody asks for the next event, what comes
-/// meanwhile waits within the bound of [`Feed`], and beyond it the stream ends.
+/// One event stream. It runs in the connection's task: while the client does not read, no event is taken, new ones wait
+/// within the limit of [`Feed`], and beyond that limit the stream ends.
 struct Listener {
     gateway: Arc<Gateway>,
     claims: Arc<Claims>,
@@ -198,7 +202,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// `None`: the stream has ended.
+    /// The next event; `None`: the stream has ended.
     async fn next(&mut self) -> Option<Event> {
         loop {
             for published in std::mem::take(&mut self.publications) {
@@ -282,7 +286,7 @@ impl Listener {
         }
     }
 
-    /// What was taken from the queue still goes out before.
+    /// Ends the stream with `close`, after the publications that were already taken from the queue.
     fn close(&mut self, close: Close) {
         let reason = close.reason(self.gateway.options.drain);
         let data = json!({"code": close.code(), "reason": reason}).to_string();

@@ -1,4 +1,4 @@
-//! What handlers take from a request. Each failure is a problem.
+//! Extractors for the handlers. Each failure is a problem document.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Who asks, and the id of the command: the `Idempotency-Key`, or a new one.
+/// The authenticated user, and the id of the command: the `Idempotency-Key`, or a new id.
 pub struct User {
     pub claims: Claims,
     pub(super) command_id: String,
@@ -58,7 +58,7 @@ pub fn is_command_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// An id in the path.
+/// The id in the path.
 pub struct Id(pub String);
 
 impl FromRequestParts<Arc<Gateway>> for Id {
@@ -75,7 +75,7 @@ impl FromRequestParts<Arc<Gateway>> for Id {
     }
 }
 
-/// A JSON body; none at all is `{}`.
+/// A JSON body; an empty body counts as `{}`.
 pub struct Body(pub Value);
 
 impl FromRequest<Arc<Gateway>> for Body {
@@ -94,7 +94,7 @@ impl FromRequest<Arc<Gateway>> for Body {
             return Err(too_large());
         }
         let bytes = axum::body::to_bytes(body, limit).await.map_err(|error| {
-            // The limit is the only error that is not the client's connection going away.
+            // Any other error means that the client's connection is gone, so only the limit needs an answer.
             tracing::debug!(%error, "a body could not be read");
             too_large()
         })?;

@@ -1,5 +1,5 @@
-//! What happens around every request, outermost first: an id and a span, problems for every error, CORS, a time
-//! limit; under `/v1` a token and a rate limit.
+//! The layers around every request, outermost first: an id and a span, a problem document for every error, CORS, a time
+//! limit; under `/v1` also a token and a rate limit.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -26,11 +26,12 @@ use crate::persistence::limits::{Policy, Verdict};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The id of a request, in its extensions.
+/// The id of a request, kept in its extensions.
 #[derive(Clone)]
 pub struct RequestId(Arc<str>);
 
-/// Anybody can write the headers of a proxy. From here on they are a proxy's word.
+/// Removes forwarding headers that do not come from a trusted proxy: any client can write them. Later layers can rely
+/// on them.
 pub async fn distrust(
     State(gateway): State<Arc<Gateway>>,
     mut request: Request,
@@ -42,8 +43,8 @@ pub async fn distrust(
     next.run(request).await
 }
 
-/// Gives each request an id (the client's, if it is a sane one), a span that carries it and the caller's trace, and
-/// its response the headers that all responses have.
+/// Gives each request an id (the client's, if it is well-formed) and a span with this id and the caller's trace; gives
+/// the response the headers that all responses have.
 pub async fn identify(State(clock): State<Clock>, mut request: Request, next: Next) -> Response {
     let given = request
         .headers()
@@ -92,7 +93,7 @@ pub async fn identify(State(clock): State<Clock>, mut request: Request, next: Ne
     response
 }
 
-/// Of a method that anybody may invent, what metrics may keep.
+/// The method as a metric label: clients can invent methods, and labels must stay few.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -126,7 +127,7 @@ fn trace_id(traceparent: &str) -> Option<String> {
     (valid && !zero(trace) && !zero(parent)).then(|| trace.to_owned())
 }
 
-/// Every error is a problem, also those that the framework makes; and a problem names its request.
+/// Turns every error into a problem document, including the framework's own, and adds the request's id to it.
 pub async fn as_problem(request: Request, next: Next) -> Response {
     let id = request.extensions().get::<RequestId>().cloned();
     let head = request.method() == Method::HEAD;
@@ -218,7 +219,7 @@ pub fn cors(gateway: &Arc<Gateway>) -> CorsLayer {
         ])
 }
 
-/// A valid token and quota left, else 401 or 429. The claims are then in the request's extensions.
+/// Requires a valid token and remaining quota, else answers 401 or 429. Puts the claims into the request's extensions.
 pub async fn authenticate(
     State(gateway): State<Arc<Gateway>>,
     mut request: Request,
@@ -233,7 +234,7 @@ pub async fn authenticate(
     };
     let key = match &verified {
         Ok(claims) => format!("user:{}", claims.sub),
-        // Who guesses tokens is limited too.
+        // Clients that guess tokens are limited too.
         Err(_) => address_key(&gateway, request.extensions(), request.headers()),
     };
     let policy = gateway.options.requests;
@@ -259,7 +260,7 @@ pub async fn authenticate(
     response
 }
 
-/// `RateLimit` and `RateLimit-Policy` as in the IETF draft "RateLimit header fields for HTTP".
+/// The headers `RateLimit-Policy` and `RateLimit`, as in the IETF draft "RateLimit header fields for HTTP".
 fn rate_limit(policy: Policy, verdict: Verdict) -> [(&'static str, String); 2] {
     [
         ("ratelimit-policy", format!("\"default\";q={};w={}", policy.quota, policy.window_s)),
@@ -267,7 +268,7 @@ fn rate_limit(policy: Policy, verdict: Verdict) -> [(&'static str, String); 2] {
     ]
 }
 
-/// By which somebody without a token is counted.
+/// The rate limit key of a client without a token.
 pub fn address_key(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> String {
     format!("ip:{}", network_of(client_address(gateway, extensions, headers)))
 }
@@ -278,14 +279,15 @@ fn peer(extensions: &Extensions) -> IpAddr {
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
 }
 
-/// Where the request comes from: what the first untrusted hop from us says, for only that was not written by a client.
+/// The client's address: the first untrusted hop, counted from us. A client can write anything beyond that hop.
 fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMap) -> IpAddr {
     let peer = peer(extensions);
     let trusted = |address: IpAddr| gateway.trusts(address);
     if !trusted(peer) {
         return peer;
     }
-    // From the right, since each hop adds on the right. What is left of something unreadable was not added by our own.
+    // From right to left, since each hop appends on the right. Entries to the left of an unreadable one were not added
+    // by our proxies.
     let hops = headers
         .get_all("x-forwarded-for")
         .iter()
@@ -302,18 +304,18 @@ fn client_address(gateway: &Gateway, extensions: &Extensions, headers: &HeaderMa
     client
 }
 
-/// Pages of other origins may not open connections.
+/// Refuses connections from pages of origins that are not allowed.
 pub fn check_origin(gateway: &Gateway, headers: &HeaderMap) -> Outcome<()> {
     let Some(origin) = gateway.origins.refused(headers) else { return Ok(()) };
     let mut problem = Problem::forbidden(format!(
         "pages of {origin} may not connect: see gateway.allowed_origins"
     ));
     problem.reason = Some("origin_not_allowed".into());
-    // Why is no secret, and a browser shows a page nothing else.
+    // The reason is no secret, and without this header a browser hides it from the page.
     Err(problem.header("access-control-allow-origin", "*"))
 }
 
-/// Who opens connections is limited as in `/v1`.
+/// Counts a new connection against the same rate limit as requests under `/v1`.
 pub async fn count_connection(gateway: &Gateway, key: String) -> Outcome<()> {
     let policy = gateway.options.requests;
     let verdict = gateway.limiter.hit(key, policy).await;

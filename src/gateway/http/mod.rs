@@ -1,4 +1,4 @@
-//! The HTTP edge: `/v1`, and what an operator or a client needs around it.
+//! The HTTP edge: `/v1`, and the pages that operators and clients need around it.
 
 pub mod asyncapi;
 pub mod openapi;
@@ -28,7 +28,7 @@ pub(super) use extract::bearer;
 pub(super) use middleware::{address_key, check_origin, count_connection};
 pub(super) use pages::{Documents, KeepBody, healthz, metrics_page, not_ready};
 
-/// To be served with `into_make_service_with_connect_info::<SocketAddr>()`.
+/// The public router. Each request needs a `ConnectInfo<SocketAddr>` in its extensions.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     let v1 = Router::new()
         .route("/events", get(events::events))
@@ -40,7 +40,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
     let open = Router::new()
         .merge(v1)
-        // Authenticates by itself: a browser cannot set headers here.
+        // The WebSocket authenticates by itself, since a browser cannot set headers here.
         .route("/v1/ws", get(ws::door).post(ws::ask))
         .route("/sync/ws", get(ws::sync_door))
         .route("/", get(pages::console))
@@ -62,13 +62,13 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(gateway.clone(), middleware::time_out))
-        // Its long polls take longer.
+        // Outside the time limit: long polls take longer.
         .merge(socketio::router())
         .layer(middleware::cors(&gateway));
     whole(open, gateway)
 }
 
-/// For a listener that only operators reach.
+/// The router of a listener that only operators can reach.
 pub fn operators(gateway: Arc<Gateway>) -> Router {
     let pages = Router::new()
         .route("/healthz", get(pages::healthz))
@@ -79,7 +79,7 @@ pub fn operators(gateway: Arc<Gateway>) -> Router {
     whole(pages, gateway)
 }
 
-/// What happens around every request to a node that serves, whoever listens.
+/// Adds the layers around every request to a serving node, on either listener.
 fn whole(router: Router<Arc<Gateway>>, gateway: Arc<Gateway>) -> Router {
     let clock = gateway.clock.clone();
     let router = router
@@ -89,7 +89,7 @@ fn whole(router: Router<Arc<Gateway>>, gateway: Arc<Gateway>) -> Router {
     around(router, clock)
 }
 
-/// What every answer has, also of a node that is starting.
+/// Adds the layers around every response, even while the node is starting.
 pub(super) fn around(router: Router, clock: Clock) -> Router {
     router
         .layer(from_fn(middleware::as_problem))

@@ -1,4 +1,4 @@
-//! The OpenAPI 3.1 document: the operations of all systems at their routes, and what is around them.
+//! The OpenAPI 3.1 document: the operations of all systems at their routes, and the node's own pages.
 
 use serde_json::{Map, Value, json};
 
@@ -6,16 +6,16 @@ use super::described::{Described, DescribedOperation, describe, resolved};
 use crate::contract::System;
 use crate::contract::operation::{Method, Route};
 
-/// Statuses every operation may answer, and those only some do.
+/// The error statuses that every operation may answer.
 const PROBLEMS: [(&str, &str); 8] = [
     ("400", "The request is malformed"),
     ("401", "A valid access token is needed"),
-    ("403", "This is not yours to do"),
+    ("403", "You may not do this"),
     ("429", "Too many requests"),
     ("500", "Something went wrong on our side"),
-    ("503", "Draining, overloaded, or the store is away"),
+    ("503", "Draining, overloaded, or the store is unavailable"),
     ("504", "There was no answer in time"),
-    ("404", "There is no such object, or it is not yours"),
+    ("404", "There is no such object, or you may not see it"),
 ];
 
 pub fn document(systems: &'static [&'static System]) -> Value {
@@ -38,11 +38,11 @@ pub fn document(systems: &'static [&'static System]) -> Value {
     }
     paths.insert("/v1/events".into(), json!({"get": {
         "tags": ["sessions"], "operationId": "events",
-        "summary": "Topics as Server-Sent Events: `data` is the frame of /asyncapi.json, `user:` of yourself is always there",
+        "summary": "Topics as Server-Sent Events: `data` is the frame of /asyncapi.json; your own `user:` topic is always included",
         "parameters": [
             {"name": "topic", "in": "query", "description": "A topic; repeated for more, 32 in all",
              "schema": {"type": "array", "items": {"type": "string"}}, "style": "form", "explode": true},
-            {"name": "Last-Event-ID", "in": "header", "description": "The last `id` of an earlier stream: it goes on there",
+            {"name": "Last-Event-ID", "in": "header", "description": "The last `id` of an earlier stream, to resume after it",
              "schema": {"type": "string"}},
         ],
         "responses": {
@@ -81,7 +81,7 @@ const PUBLIC: &[(&str, &str, &str, &str)] = &[
         "/readyz",
         "The node takes work",
         "application/json",
-        "The store is away, the lease not proven, or the node drains",
+        "The store is unavailable, the lease is not proven, or the node is draining",
     ),
     ("/metrics", "Prometheus metrics", "text/plain", "-"),
     ("/openapi.json", "This document", "application/json", "-"),
@@ -138,7 +138,7 @@ fn of_route(
         for (name, schema) in rest() {
             let mut schema = schema.clone();
             let text = schema.as_object_mut().and_then(|schema| schema.remove("description"));
-            // A query leaves out what it has not.
+            // In a query, an absent value is left out, never null.
             if let Some(kind) = schema["type"].as_array().and_then(|kinds| kinds.first()).cloned() {
                 schema["type"] = kind;
             }

@@ -1,4 +1,4 @@
-//! The door of operations over HTTP: `/v1`, as the systems declare it.
+//! The operations over HTTP: the routes under `/v1` that the systems declare.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use crate::kernel::error::ErrorCode;
 struct Served {
     operation: &'static Declared,
     route: Route,
-    /// The schemas of the input's fields, for what comes as text.
+    /// The schemas of the input's fields, to parse values that arrive as text.
     fields: Map<String, Value>,
 }
 
-/// What of an answer goes into the response's head.
+/// The fields of an answer that go into the response's headers.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Head {
@@ -36,7 +36,7 @@ struct Head {
     version: Option<u64>,
 }
 
-/// The routes of all operations, below nothing.
+/// The routes of all operations, with their full paths.
 pub fn routes(gateway: &Gateway) -> Router<Arc<Gateway>> {
     let mut paths: BTreeMap<&'static str, MethodRouter<Arc<Gateway>>> = BTreeMap::new();
     for operation in gateway.operations.all() {
@@ -171,16 +171,17 @@ impl Served {
     }
 }
 
-/// Versions in one `If-Match`.
+/// Most versions in one `If-Match`.
 const MAX_VERSIONS: usize = 64;
 
-/// What a header of entity tags lists. No tag of ours has a comma, and no part of another's looks like one of ours.
+/// The entity tags in a header. Splitting at commas is safe: our tags have none, and no part of a foreign tag looks
+/// like ours.
 fn tags(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let lists = headers.get_all(name).into_iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).map(str::trim)
 }
 
-/// The versions that `If-Match` allows; `None`: whatever is there.
+/// The versions that `If-Match` allows; `None`: any version.
 fn seen_versions(headers: &HeaderMap) -> Outcome<Option<Vec<u64>>> {
     if !headers.contains_key(header::IF_MATCH) {
         return Err(Problem::bad_request("If-Match is needed: the ETag of what you edit, or *")
@@ -189,7 +190,7 @@ fn seen_versions(headers: &HeaderMap) -> Outcome<Option<Vec<u64>>> {
     if tags(headers, header::IF_MATCH).any(|seen| seen == "*") {
         return Ok(None);
     }
-    // Anything that is not one of our tags can match no version, and a weak one is none of them here.
+    // A tag that is not ours matches no version, and neither does a weak one.
     let version = |seen: &str| {
         let quoted = seen.strip_prefix('"')?.strip_suffix('"')?;
         quoted.parse().ok().filter(|version: &u64| version.to_string() == quoted)

@@ -1,5 +1,5 @@
-//! What needs no token: the node's health, its metrics and keys, and pages for people. Nothing comes from elsewhere, and
-//! only the console has a script.
+//! The pages that need no token: the node's health, its metrics and keys, and pages for people. They load nothing from
+//! other sites, and only the console has a script.
 
 use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
@@ -20,12 +20,12 @@ use crate::kernel::error::ErrorCode;
 
 type App = State<Arc<Gateway>>;
 
-/// The process answers; nothing more.
+/// Liveness: the process answers, nothing more.
 pub async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// This node should get traffic.
+/// Readiness: whether this node should get traffic.
 pub async fn readyz(State(gateway): App) -> Response {
     let readiness = &gateway.readiness;
     let details = readiness.details();
@@ -60,7 +60,7 @@ pub async fn readyz(State(gateway): App) -> Response {
 
 pub fn not_ready(body: Value) -> Response {
     let mut response = (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
-    // Checkers want to read which one it is.
+    // Operators want to read which check failed.
     response.extensions_mut().insert(KeepBody);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
@@ -87,7 +87,7 @@ pub async fn jwks(State(gateway): App) -> Response {
     ([(header::CACHE_CONTROL, cache)], Json(gateway.auth.jwks())).into_response()
 }
 
-/// The documents of a node, made when somebody asks for one.
+/// The API documents of a node, each built on its first request.
 #[derive(Default)]
 pub struct Documents {
     openapi: OnceLock<String>,
@@ -141,7 +141,7 @@ fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// The console: a client like any other, that comes with the node.
+/// The console: an ordinary client that ships with the node.
 pub async fn console(headers: HeaderMap) -> Response {
     let page = include_str!("../../../clients/console/index.html");
     let mut response = asset(&headers, "text/html; charset=utf-8", page);
@@ -164,7 +164,7 @@ pub async fn console_script(headers: HeaderMap) -> Response {
     asset(&headers, "text/javascript; charset=utf-8", script)
 }
 
-/// Asked for again every time, and sent only where it has changed.
+/// A static file. Browsers revalidate it every time, and it is sent only if it has changed.
 fn asset(headers: &HeaderMap, kind: &'static str, body: &'static str) -> Response {
     let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(Sha256::digest(body));
     let tag = format!("\"{:016x}\"", u64::from_be_bytes([a, b, c, d, e, f, g, h]));
@@ -177,15 +177,15 @@ fn asset(headers: &HeaderMap, kind: &'static str, body: &'static str) -> Respons
     (common, [(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
-/// What `type` of a problem points to.
+/// The page that a problem's `type` points to.
 pub async fn error_page(Id(code): Id) -> Result<Html<String>, Problem> {
     let code = ErrorCode::ALL.into_iter().find(|known| known.as_str() == code);
     let code = code.ok_or_else(|| Problem::not_found("error code"))?;
     let again = if code.retryable() {
-        "The same command, with the same id, may succeed later; where <code>Retry-After</code> or \
-         <code>retry_after_ms</code> is given, wait so long."
+        "The same command, with the same id, may succeed later. If <code>Retry-After</code> or \
+         <code>retry_after_ms</code> is given, wait that long."
     } else {
-        "The same command will get the same answer: something about it has to change."
+        "The same command will get the same answer; change it before you try again."
     };
     let body = format!(
         "<h1><code>{}</code></h1><p>{}. HTTP status {}.</p><p>{again}</p><p><a href=\"/docs\">All operations</a></p>",

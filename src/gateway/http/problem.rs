@@ -1,4 +1,4 @@
-//! How HTTP says no.
+//! Problems as HTTP responses.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -11,7 +11,7 @@ pub fn status_of(problem: &Problem) -> StatusCode {
     StatusCode::from_u16(problem.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// The outermost layer adds the request's id to the body: only it knows.
+/// A problem as a response. The outermost layer adds the request's id to the body, since only that layer knows it.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (status_of(&self), body(&self, None)).into_response();
@@ -36,7 +36,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Left in the response for the layer that knows the request's id.
+/// The problem, kept in the response's extensions for the layer that knows the request's id.
 #[derive(Clone)]
 pub struct IsProblem(pub std::sync::Arc<Problem>);
 

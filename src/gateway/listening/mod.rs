@@ -1,5 +1,5 @@
-//! The topics that one client listens to, however it is connected: what it gets, in which order, and when history is
-//! read for it.
+//! The topics that one client listens to, over any transport: which publications it gets, in which order, and when
+//! history is read for it.
 
 mod outgoing;
 pub mod subscribe;
@@ -27,15 +27,15 @@ use outgoing::{Item, Overflowed};
 use subscribe::Started;
 use track::{Next, Track};
 
-/// Before a history that could not be read is tried again.
+/// Pause before a failed read of history is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a client cannot go on from where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// More was waiting for it than is kept.
+    /// More publications were waiting for it than are kept.
     TooSlow,
-    /// What it needs next is not kept any more.
+    /// The publication that it needs next is no longer kept.
     HistoryLost,
 }
 
@@ -48,9 +48,10 @@ impl From<Cut> for Close {
     }
 }
 
-/// One topic.
+/// One subscription of the client.
 struct Listening {
-    /// Of the subscription: a later one to the same topic has another, and what comes for the earlier one finds nothing.
+    /// The subscription's key. A later subscription to the same topic has a new key, so publications for the earlier
+    /// one are dropped.
     key: u64,
     topic: Arc<str>,
     track: Track,
@@ -67,12 +68,12 @@ pub struct Page {
 pub struct Feed {
     gateway: Arc<Gateway>,
     pub outgoing: Arc<Outgoing>,
-    /// From `outgoing`, and to be sent next.
+    /// Items taken from `outgoing`, to be sent next.
     taken: VecDeque<Item>,
-    /// By key: most clients have few, and all of them are bounded.
+    /// A list rather than a map: most clients have few subscriptions, and their number is bounded.
     topics: Vec<Listening>,
     next_key: u64,
-    /// At most one page a topic.
+    /// Reads of history under way, at most one page per topic.
     reading: FuturesUnordered<BoxFuture<'static, Page>>,
 }
 
@@ -106,7 +107,7 @@ impl Feed {
         self.reading.clear();
     }
 
-    /// Makes room for a subscription, in the place of an earlier one to the same topic. What it is known by.
+    /// Adds a subscription, replacing an earlier one to the same topic, and returns its key.
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
         self.remove(&topic);
         self.next_key += 1;
@@ -121,7 +122,8 @@ impl Feed {
         self.topics.get_mut(at)
     }
 
-    /// The client knows of its subscription: now what it missed, then what is live. `None`: there is none.
+    /// Begins to deliver, once the client has the reply to its subscription: first what it missed, then live
+    /// publications. `None`: the subscription failed.
     pub fn begin(
         &mut self,
         key: u64,
@@ -143,14 +145,14 @@ impl Feed {
         }
     }
 
-    /// How it stands with a user is not kept in a history: it is asked for.
+    /// Asks for the user's current presence, since it has no history.
     fn ask_presence(&self, topic: &str) {
         if let Some(user) = topic.strip_prefix("presence:") {
             self.gateway.presence.ask(user);
         }
     }
 
-    /// Something waits in the queue, or a page has been read.
+    /// Waits until a publication is queued (`None`) or a page has been read.
     pub async fn ready(&mut self) -> Option<Page> {
         poll_fn(|cx| match self.poll_page(cx) {
             Poll::Ready(page) => Poll::Ready(Some(page)),
@@ -164,7 +166,7 @@ impl Feed {
     }
 
     pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Page> {
-        // Asked while it is empty, it would still have to be told who asks.
+        // Polling an empty set would still register the waker, so it is skipped.
         if !self.reading.is_empty()
             && let Poll::Ready(Some(page)) = self.reading.poll_next_unpin(cx)
         {
@@ -176,7 +178,7 @@ impl Feed {
     pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
         let Page { key, after, outcome } = page;
         let Ok(history) = outcome else {
-            // The store is away. The client resumes where it is once it is back.
+            // The store is unavailable. The client resumes from the same offset once it is back.
             self.read_after(key, after, READ_AGAIN);
             return Ok(());
         };
@@ -192,7 +194,7 @@ impl Feed {
         self.go_on(key, next)
     }
 
-    /// The next publication that waits in the queue and is for the client.
+    /// The next queued publication that the client is to get.
     pub fn next(&mut self) -> Result<Option<Arc<Published>>, Cut> {
         loop {
             if self.taken.is_empty() {
@@ -211,7 +213,7 @@ impl Feed {
         }
     }
 
-    /// Publications may have been missed between the nodes. What comes meanwhile is sent all the same.
+    /// Reads history again, since publications may have been lost between nodes. Live ones are still sent meanwhile.
     fn resync(&mut self, key: u64) -> Result<(), Cut> {
         let Some(listening) = self.get(key) else { return Ok(()) };
         let topic = listening.topic.clone();
@@ -232,7 +234,8 @@ impl Feed {
         Ok(())
     }
 
-    /// Begins when it is polled, which is when the page before is in the socket: a replay goes as fast as its reader.
+    /// Queues the read of a page. It starts when polled, which is once the previous page is in the socket, so a replay
+    /// goes as fast as its reader.
     fn read_after(&mut self, key: u64, after: i64, delay: Duration) {
         let gateway = self.gateway.clone();
         let Some(topic) = self.get(key).map(|listening| listening.topic.clone()) else { return };

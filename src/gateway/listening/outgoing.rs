@@ -1,4 +1,5 @@
-//! What waits to be sent to one client. Bounded in bytes: whoever does not read fast enough is cut off and can resume.
+//! The queue of publications for one client, bounded in bytes: a client that does not read fast enough is cut off and
+//! can resume.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,17 +12,17 @@ use crate::cluster::topics::{Published, Subscriber};
 
 pub struct Outgoing {
     queue: Mutex<Queue>,
-    /// Something waits, or too much does: seen without the lock, and changed with it.
+    /// Whether an item waits or the queue has overflowed. Read without the lock, changed under it.
     ready: AtomicBool,
     limit_bytes: usize,
 }
 
-/// What a topic has for its listener.
+/// A queued item of a topic for its listener.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Of the subscription; odd: only the latest publication matters.
+    /// The subscription's key. An odd key means that only the latest publication matters.
     pub key: u64,
-    /// `None`: something may have been missed, look at the history.
+    /// `None`: publications may have been lost, so read the history.
     pub published: Option<Arc<Published>>,
 }
 
@@ -30,22 +31,22 @@ struct Queue {
     waiting: VecDeque<Item>,
     bytes: usize,
     overflowed: bool,
-    /// Of the one task that sends.
+    /// Waker of the one sending task.
     sender: Option<Waker>,
 }
 
-/// Items for which a queue keeps room while it is empty.
+/// Capacity, in items, that an empty queue keeps.
 const ROOM_KEPT: usize = 32;
-/// What is moved to the sender at once. It does not count for the limit any more.
+/// Most bytes that are moved to the sender at once. They no longer count against the limit.
 const TAKEN_BYTES: usize = 64 * 1024;
-/// What one publication costs besides its frame, which all subscribers share.
+/// Cost of a queued publication in addition to its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
 fn cost(item: &Item) -> usize {
     item.published.as_ref().map_or(0, |published| published.frame.len()) + OVERHEAD_BYTES
 }
 
-/// More came than is kept.
+/// The error of a queue that got more than its limit.
 #[derive(Debug)]
 pub struct Overflowed;
 
@@ -58,11 +59,11 @@ impl Outgoing {
         self.queue.lock()
     }
 
-    /// Moves what waits, or the first part of it where that is much, to `taken`, which is empty.
+    /// Moves the waiting items to `taken`, which is empty; if they are many, only the first part.
     pub fn take(&self, taken: &mut VecDeque<Item>) -> Result<(), Overflowed> {
         if !self.ready.load(Ordering::Acquire) {
             if taken.capacity() > ROOM_KEPT {
-                // A burst is over, and its room would be kept by every connection it went to.
+                // The burst is over; without this, every connection that it reached would keep the memory.
                 *taken = VecDeque::new();
             }
             return Ok(());
@@ -88,7 +89,7 @@ impl Outgoing {
         if queue.overflowed { Err(Overflowed) } else { Ok(()) }
     }
 
-    /// Something waits, or too much does.
+    /// Ready when an item waits or the queue has overflowed.
     pub fn poll_ready(&self, context: &Context<'_>) -> Poll<()> {
         if self.ready.load(Ordering::Acquire) {
             return Poll::Ready(());
@@ -96,7 +97,7 @@ impl Outgoing {
         self.poll(context, |queue| queue.overflowed || !queue.waiting.is_empty())
     }
 
-    /// Too much waits: also interrupts a write that does not get on.
+    /// Ready when the queue has overflowed. This also interrupts a write that makes no progress.
     pub fn poll_cut_off(&self, context: &Context<'_>) -> Poll<()> {
         self.poll(context, |queue| queue.overflowed)
     }
@@ -133,13 +134,14 @@ impl Outgoing {
             && item.published.is_some()
             && let Some(at) = queue.waiting.iter().position(same)
         {
-            // In the place of the one that waits, so that nothing of this topic goes before what was said earlier.
+            // Replaces the waiting one in place: the topic keeps its turn, and none of its publications overtakes an
+            // earlier one.
             queue.bytes = queue.bytes - cost(&queue.waiting[at]) + cost(&item);
             queue.waiting[at] = item;
             return;
         }
         if queue.bytes + cost(&item) > self.limit_bytes {
-            // The client will get all of it by its position, so nothing of this needs to be kept.
+            // The client will resume from its position and get all of this then, so nothing needs to be kept.
             (queue.waiting, queue.bytes, queue.overflowed) = (VecDeque::new(), 0, true);
             self.ready.store(true, Ordering::Release);
             return queue.wake();

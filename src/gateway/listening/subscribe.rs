@@ -1,4 +1,4 @@
-//! Who may listen to a topic, and from where.
+//! Subscriptions: whether a user may listen to a topic, and from which position.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::gateway::auth::Claims;
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::persistence::publications::History;
 
-/// A subscription that has begun. Live publications are already arriving.
+/// A subscription that has started: live publications are already arriving.
 pub struct Started {
     pub handle: Subscription,
-    /// What the client is taken to have.
+    /// The offset up to which the client is taken to have everything.
     pub after: i64,
     pub recovered: bool,
     pub position: Position,
-    /// The first page of what it missed.
+    /// The first page of the publications that it missed.
     pub page: Option<Arc<History>>,
 }
 
@@ -53,16 +53,16 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     only_their_own(&reader, key)
 }
 
-/// The one kind of topic that belongs to the doors: whether a user is connected.
+/// The one kind of topic that the gateway itself owns: a user's presence.
 const PRESENCE: &str = "presence";
 
-/// A topic that was to be subscribed to, the key of that, and what became of it.
+/// An attempt to subscribe: the topic, the subscription's key, and the outcome.
 pub type Attempt = (Arc<str>, u64, Outcome<Started>);
 
-/// How many topics of one client are read at the same time.
+/// Topics of one client whose histories are read concurrently.
 const AT_ONCE: usize = 8;
 
-/// Several topics, each with its key and where the client is.
+/// Subscribes to several topics, each with its key and the client's position.
 pub async fn start_all(
     gateway: &Gateway,
     claims: &Claims,
@@ -79,14 +79,15 @@ pub async fn start_all(
         .await
 }
 
-/// Why the client's own topic was refused. Without it a client would miss things and not know it.
+/// The refusal of the client's own topic, if it was refused. Without this topic a client would miss events and not know
+/// it.
 pub fn own_refused(attempts: &[Attempt], claims: &Claims) -> Option<Problem> {
     let own = format!("user:{}", claims.sub);
     let of_own = attempts.iter().find(|(topic, ..)| **topic == *own);
     of_own.and_then(|(.., outcome)| outcome.as_ref().err().cloned())
 }
 
-/// What the client is told of them, by topic.
+/// The outcomes as the client sees them, by topic.
 pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
     let shown = |outcome: &Outcome<Started>| match outcome {
         Ok(started) => started.shown(),
@@ -95,7 +96,7 @@ pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
     attempts.iter().map(|(topic, _, outcome)| (topic.to_string(), shown(outcome))).collect()
 }
 
-/// Registers first and looks at the history after that, so that nothing falls in between.
+/// Subscribes to a topic. Registers first and reads the history afterwards, so nothing is lost in between.
 pub async fn start(
     gateway: &Gateway,
     claims: &Claims,
@@ -107,7 +108,7 @@ pub async fn start(
     authorise(gateway, claims, topic).await?;
     let handle = gateway.topics.subscribe(topic, key, outgoing);
     if gateway.is_ephemeral(topic) {
-        // Nobody can say what was missed here, so only a newcomer has missed nothing.
+        // There is no history to compare with, so only a client without a position has certainly missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };
         return Ok(Started { handle, after: 0, recovered, position, page: None });

@@ -1,18 +1,19 @@
-//! Where one connection stands in one topic: which publications it gets, in which order, and when history is read.
+//! The replay position of one connection in one topic: which publications it gets, in which order, and when history is
+//! read.
 //!
-//! Durable publications that arrive while history is read are not kept, only their offset is: a publication leaves
-//! after its commit, so the next page of history has it. That is why a replay needs no buffer.
+//! Durable publications that arrive while history is read are dropped; only their offset is kept. A publication is sent
+//! after its commit, so the next page of history contains it. That is why a replay needs no buffer.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Registered with the topic; where to start is being found out.
+    /// Registered with the topic; the starting offset is not known yet.
     Starting,
     /// A page of history is being read.
     Reading,
     Live,
 }
 
-/// What is to be done next.
+/// The next step of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     Send,
@@ -21,7 +22,7 @@ pub enum Next {
     Read {
         after: i64,
     },
-    /// What the client needs next is no longer kept.
+    /// The publication that the client needs next is no longer kept.
     Lost,
 }
 
@@ -30,11 +31,11 @@ pub struct Track {
     phase: Phase,
     /// The offset that the client needs next.
     next: i64,
-    /// The newest one that is known to exist.
+    /// The newest offset known to exist.
     newest: i64,
-    /// The newest one when the page under way was asked for: it has at least that.
+    /// The newest offset known when the current page was requested: the page reaches at least that far.
     known: i64,
-    /// Something may have been missed that the page under way does not have.
+    /// A publication may have been lost that the current page does not contain, so read once more.
     again: bool,
 }
 
@@ -43,13 +44,13 @@ impl Track {
         Self { phase: Phase::Starting, next: 0, newest: 0, known: 0, again: false }
     }
 
-    /// The client has everything up to `after`. Lossy topics start at 0 and have no history.
+    /// Starts after `after`, up to which the client has everything. Lossy topics start at 0 and have no history.
     pub fn start(&mut self, after: i64) -> Next {
         self.next = after + 1;
         self.go_on()
     }
 
-    /// A publication has come in.
+    /// Handles a live publication.
     pub fn publication(&mut self, offset: Option<i64>) -> Next {
         let Some(offset) = offset else {
             return if self.phase == Phase::Live { Next::Send } else { Next::Skip };
@@ -65,21 +66,22 @@ impl Track {
         }
     }
 
-    /// An item of a page of history. False: the client has it already.
+    /// Handles an item of a page of history. False: the client already has it.
     pub fn replayed(&mut self, offset: i64) -> bool {
         let wanted = offset == self.next;
         self.next += i64::from(wanted);
         wanted
     }
 
-    /// A page has been sent; `after` is where it began, `head` the topic's newest offset.
+    /// Handles the end of a page: `after` is the offset it was read from, `head` the topic's newest offset.
     pub fn page_ended(&mut self, after: i64, head: i64, complete: bool) -> Next {
         self.newest = self.newest.max(head);
         let stuck = self.next == after + 1 && self.next <= self.known.max(head);
         if !complete || stuck { Next::Lost } else { self.go_on() }
     }
 
-    /// Publications may have been missed. Live ones go on meanwhile: those that history has too are skipped there.
+    /// Reads history again, since publications may have been lost. Live ones go on meanwhile, and the replay skips
+    /// those that were already sent.
     pub fn resync(&mut self) -> Next {
         if self.phase == Phase::Live {
             return self.read();

@@ -16,31 +16,31 @@ use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
 use crate::gateway::ws::{Arguments, Socket};
 
-/// Whoever asks for more other namespaces than that is closed.
+/// Requests for other namespaces that are refused before the client is closed.
 const MAX_REFUSED: usize = 16;
-/// Packets of its own that wait for the client; nothing is read from it beyond.
+/// Answers that may wait for the client; beyond this, nothing more is read from it.
 const MAX_WAITING: usize = 32;
 
-/// A packet that Socket.IO does not allow: its sender is not understood any more.
+/// The error for a packet that Socket.IO does not allow. Nothing that follows can be trusted.
 #[derive(Debug, PartialEq)]
 pub struct Wrong;
 
 pub struct Client {
     gateway: Arc<Gateway>,
     stage: Stage,
-    /// To what needed no connection.
+    /// Answers to packets that needed no connection.
     answers: VecDeque<String>,
-    /// Namespaces that it was told do not exist.
+    /// Number of requests for namespaces that do not exist.
     refused: usize,
-    /// Packets that follow, of an event that was refused.
+    /// Binary packets still to come that belong to a refused event.
     attachments: u16,
 }
 
 enum Stage {
-    /// It has to join the namespace until then.
+    /// Not in the namespace yet, and has to join it by this time.
     New(Instant),
     Joined(Joined),
-    /// It has left, or was refused. What it had sent before it knew is of no use any more.
+    /// It has left, or was refused. Packets that it sent before it knew are ignored.
     Left(Instant),
 }
 
@@ -55,7 +55,7 @@ impl Client {
         Self { gateway, stage, answers: VecDeque::new(), refused: 0, attachments: 0 }
     }
 
-    /// Until then it has to be in a namespace.
+    /// The time by which it has to be in a namespace.
     pub fn deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::New(until) | Stage::Left(until) => Some(until),
@@ -67,26 +67,26 @@ impl Client {
         matches!(self.stage, Stage::Joined(_))
     }
 
-    /// It does not fetch what it has been answered.
+    /// Whether it does not fetch its answers, so nothing more is read from it.
     pub fn is_full(&self) -> bool {
         self.answers.len() >= MAX_WAITING
     }
 
-    /// There is nothing that it has to be told.
+    /// Whether nothing is left to be sent to it.
     pub fn has_heard_all(&self) -> bool {
         self.answers.is_empty() && !self.is_joined()
     }
 
-    /// The connection has room for one more packet of the client.
+    /// Ready when the connection has room for one more packet of the client.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &self.stage {
-            // Whether it is gone shows in what comes from there.
+            // If the connection has ended, `poll_packet` shows that.
             Stage::Joined(joined) => joined.to_connection.poll_room(cx).map(|_| ()),
             Stage::New(_) | Stage::Left(_) => Poll::Ready(()),
         }
     }
 
-    /// What the client is to be sent next; `None`: its transport is to end.
+    /// The next packet for the client; `None`: its transport is to end.
     pub fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         if let Some(answer) = self.answers.pop_front() {
             return Poll::Ready(Some(answer));
@@ -102,7 +102,7 @@ impl Client {
         })
     }
 
-    /// A message of the client, where there was room for it.
+    /// Handles a message of the client. Call it only when there is room.
     pub fn hear(&mut self, text: &str) -> Result<(), Wrong> {
         if self.attachments > 0 {
             return Err(Wrong);
@@ -144,13 +144,13 @@ impl Client {
         Ok(())
     }
 
-    /// A binary message. Those that were announced are dropped: their event has been refused.
+    /// Handles a binary message. An announced one is dropped, since its event has been refused.
     pub fn hear_binary(&mut self) -> Result<(), Wrong> {
         self.attachments = self.attachments.checked_sub(1).ok_or(Wrong)?;
         Ok(())
     }
 
-    /// A message that is too large to be read: its connection says so, where there is one.
+    /// Handles a message that is too large to read: the connection, if there is one, reports it.
     pub fn hear_too_much(&self) {
         if let Stage::Joined(joined) = &self.stage {
             joined.to_connection.push(ToConnection::TooLarge, 0);
@@ -172,12 +172,13 @@ impl Client {
         self.stage = Stage::Joined(Joined { to_connection, from_connection });
         let opened = gateway.connections.opened();
         let socket = Socket::SocketIo(link);
-        // The engine has what its TCP connection counts as.
+        // `admitted` is `None`: the engine holds the TCP connection's place.
         Arguments { gateway, socket, claims: None, user: None, opened, admitted: None }.start();
     }
 }
 
-const NO_BINARY: &str = "must be JSON: binary attachments are not taken, send base64 in a string";
+const NO_BINARY: &str =
+    "must be JSON: binary attachments are not accepted, send base64 in a string";
 
 fn patience(gateway: &Gateway) -> Instant {
     Instant::now() + Duration::from_millis(gateway.options.websocket.connect_timeout_ms)

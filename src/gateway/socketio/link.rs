@@ -1,4 +1,4 @@
-//! Frames of `proxie.v1` on one side, packets of Socket.IO on the other.
+//! Translation between frames of `proxie.v1` and packets of Socket.IO.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -12,23 +12,24 @@ use super::packet;
 use super::pipe::{Reader, Writer, pipe};
 use crate::gateway::ws::Limits;
 
-/// Between the engine and the connection, in each direction.
+/// Buffer between the engine and the connection, per direction.
 const ROOM_BYTES: usize = 64 * 1024;
-/// The id of the `auth` that CONNECT stands for.
+/// The id of the `auth` frame that CONNECT is translated to.
 const CONNECT: &str = "connect";
 
-/// What a connection is given.
+/// A message to the connection.
 pub enum ToConnection {
     Frame {
         id: String,
         frame: String,
         ack: Option<u64>,
     },
-    /// The client sent more at once than may be.
+    /// The client sent a message that is larger than allowed.
     TooLarge,
 }
 
-/// What a connection sends. Its end is the end of the transport, unless it has left before.
+/// A message from the connection. When the connection ends, the transport ends, unless the client has left the
+/// namespace before.
 pub enum Sent {
     Packet(String),
     /// The client is no longer in the namespace, as this packet says.
@@ -39,22 +40,23 @@ pub struct Link {
     frames: Reader<ToConnection>,
     /// `None`: the connection has ended.
     packets: Option<Writer<Sent>>,
-    /// The acknowledgements of frames that are not answered yet, by the frames' ids.
+    /// The acknowledgement ids of unanswered frames, by frame id.
     unanswered: HashMap<String, Option<u64>>,
-    /// Frames with the id of an unanswered one: they wait for its reply, so that no two acknowledgements are mixed up.
+    /// Frames that reuse the id of an unanswered one. They wait for its reply, so that acknowledgements are not mixed
+    /// up.
     waiting: VecDeque<(String, String, Option<u64>)>,
-    /// Frames to be read next.
+    /// Frames that the connection reads next.
     next: VecDeque<String>,
-    /// The client has been told that it is connected.
+    /// Whether the client has been told that it is connected.
     connected: bool,
-    /// The connection wants to ping. The engine does that by itself, so the answer is there at once.
+    /// Whether a pong is due: the engine does its own pings, so the connection's ping is answered at once.
     pong: bool,
     reader: Option<Waker>,
     max_in_flight: usize,
 }
 
 impl Link {
-    /// With the frame that CONNECT stands for.
+    /// A link whose first frame is the `auth` that CONNECT is translated to.
     pub fn new(limits: &Limits, auth: &Value) -> (Self, Writer<ToConnection>, Reader<Sent>) {
         let mut data = json!({});
         for field in ["token", "positions"] {
@@ -84,7 +86,7 @@ impl Link {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Message, axum::Error>>> {
         if self.packets.is_none() {
-            // The engine gives up its end when the last words are on their way.
+            // The engine drops its end once the last packets are on their way.
             while ready!(self.frames.poll_next(cx)).is_some() {}
             return Poll::Ready(None);
         }
@@ -97,8 +99,8 @@ impl Link {
                 return Poll::Ready(Some(Ok(Message::text(frame))));
             }
             if self.unanswered.len() + self.waiting.len() >= self.max_in_flight {
-                // Whoever sends more than that waits, unlike on `/v1/ws`: clients send at once what they have kept while
-                // they were away, and do not repeat what is refused.
+                // Beyond the limit a client waits, unlike on `/v1/ws`: after a reconnect, Socket.IO clients send their
+                // whole backlog at once, and they do not repeat what is refused.
                 return Poll::Pending;
             }
             match ready!(self.frames.poll_next(cx)) {
@@ -176,7 +178,7 @@ impl Link {
             _ if id == CONNECT && !self.connected => self.connect(reply),
             Some(ack) => self.emit(packet::ack(ack, &reply.outcome())),
             None if reply.ok => {}
-            // Nobody asked, but somebody should know.
+            // The client asked for no acknowledgement, but it should know of the failure.
             None => self.emit(packet::event("error", &[reply.error.map_or("null", |e| e.get())])),
         }
     }
@@ -184,7 +186,7 @@ impl Link {
     fn connect(&mut self, reply: &packet::Sent<'_>) {
         if reply.ok {
             self.connected = true;
-            // The engine's own is a secret: whoever knows it can take part in the session.
+            // A fresh id: the engine's own is a secret, since anyone who knows it can take part in the session.
             self.emit(packet::connected(&format!("{:032x}", rand::random::<u128>())));
             self.emit(packet::event("auth", &[reply.data.map_or("null", |data| data.get())]));
             return;
@@ -194,7 +196,7 @@ impl Link {
             .and_then(|error| serde_json::from_str(error.get()).ok())
             .unwrap_or_default();
         if error["retryable"] == true {
-            // Clients try again when the transport ends, and never after an answer.
+            // Clients retry when the transport ends, but never after a refusal.
             self.packets = None;
             return;
         }
@@ -206,7 +208,7 @@ impl Link {
         if self.connected {
             let data = format!("{{\"code\":{code},\"reason\":{reason}}}");
             self.emit(packet::event("close", &[&data]));
-            // Clients do not come back by themselves after this; after an end of the transport they do.
+            // Clients do not reconnect by themselves after a disconnect packet; after an end of the transport they do.
             if (3500..4000).contains(&code) {
                 self.leave(packet::DISCONNECT.into());
             }

@@ -1,7 +1,8 @@
-//! Socket.IO v4 at `/socket.io/`, for clients that exist already: the same events, replies and topics as on `/v1/ws`.
+//! Socket.IO v4 at `/socket.io/`, for existing clients: the same events, replies and topics as on `/v1/ws`.
 //!
-//! An [`engine`] carries the messages. A [`client`] reads Socket.IO's packets in them, and a [`Link`] makes frames of
-//! `proxie.v1` of them, so behind it is the connection that a WebSocket has, with the same deadlines and rights (ADR 11).
+//! An [`engine`] carries the messages. A [`client`] reads Socket.IO's packets in them, and a [`Link`] turns them into
+//! frames of `proxie.v1`. Behind it is the same connection as behind a WebSocket, with the same deadlines and rights
+//! (ADR 11).
 
 mod client;
 mod engine;

@@ -10,7 +10,7 @@ use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::json;
 use crate::gateway::ws::protocol::is_id;
 
-/// What a client sent.
+/// A packet from a client.
 #[derive(Debug, PartialEq)]
 pub enum Packet {
     Connect {
@@ -27,19 +27,20 @@ pub enum Packet {
         data: Value,
         ack: Option<u64>,
     },
-    /// An event as Socket.IO has it, with data that is not taken: half a surrogate pair, `1e999`, too deep a nesting.
+    /// An event that is valid in Socket.IO, but with data that we refuse: half a surrogate pair, `1e999`, or nesting
+    /// that is too deep.
     Unreadable {
         ack: Option<u64>,
         why: String,
     },
-    /// An event with so many attachments, which are packets of their own.
+    /// An event with this many attachments, which follow as separate packets.
     Binary {
         attachments: u16,
         ack: Option<u64>,
     },
 }
 
-/// `None`: it is no packet, or its JSON is none.
+/// Parses a packet. `None`: it is not a packet, or its JSON is not valid.
 pub fn parse(text: &str) -> Option<Packet> {
     let (kind, rest) = (text.get(..1)?, text.get(1..)?);
     let (attachments, rest) = match kind {
@@ -76,7 +77,7 @@ pub fn parse(text: &str) -> Option<Packet> {
             name_of(json)?;
             Some(Packet::Binary { attachments, ack })
         }
-        // Nothing that we send asks for an acknowledgement.
+        // That includes acknowledgements: we never ask for one.
         _ => None,
     }
 }
@@ -133,7 +134,7 @@ pub fn ack(id: u64, argument: &str) -> String {
     format!("3{id}[{argument}]")
 }
 
-/// What a connection sends: a reply, or an event.
+/// A frame from the connection: a reply or an event.
 #[derive(Deserialize)]
 pub struct Sent<'a> {
     #[serde(borrow)]
@@ -154,7 +155,8 @@ pub struct Sent<'a> {
 }
 
 impl Sent<'_> {
-    /// Of an event: its data, as clients of Socket.IO expect it, and where it stands for those who resume.
+    /// An event as a packet: its data first, as clients of Socket.IO expect it, then its topic and offset, for clients
+    /// that resume.
     pub fn event_packet(&self, name: &str) -> String {
         let data = self.data.map_or("null", RawValue::get);
         let Some(topic) = self.topic else { return event(name, &[data]) };
@@ -169,7 +171,7 @@ impl Sent<'_> {
         event(name, &[data, &place])
     }
 
-    /// Of a reply: what the acknowledgement says.
+    /// A reply as the argument of an acknowledgement.
     pub fn outcome(&self) -> String {
         match (self.ok, self.data, self.error) {
             (true, data, _) => {
@@ -182,7 +184,7 @@ impl Sent<'_> {
     }
 }
 
-/// The frame that an event means, with the `id` that its data names, or `minted`.
+/// An event as a frame, with the `id` from its data, or a `minted` one.
 pub fn frame(
     name: &str,
     data: Value,

@@ -6,13 +6,13 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// What an item costs besides its text.
+/// Cost of an item in addition to its text.
 const OVERHEAD_BYTES: usize = 64;
 
 struct State<T> {
     items: VecDeque<(T, usize)>,
     bytes: usize,
-    /// Of this many bytes there may be more by one item.
+    /// The limit in bytes. One item may exceed it.
     room: usize,
     closed: bool,
     reader: Option<Waker>,
@@ -27,10 +27,10 @@ impl<T> Shared<T> {
     }
 }
 
-/// The end that items go in at. Dropped, the reader gets what is there, and then the end.
+/// The writing end. After it is dropped, the reader gets the remaining items, then the end.
 pub struct Writer<T>(Arc<Shared<T>>);
 
-/// The end that items come out at. Dropped, the writer learns of it.
+/// The reading end. The writer notices when it is dropped.
 pub struct Reader<T>(Arc<Shared<T>>);
 
 pub fn pipe<T>(room: usize) -> (Writer<T>, Reader<T>) {
@@ -41,7 +41,7 @@ pub fn pipe<T>(room: usize) -> (Writer<T>, Reader<T>) {
 }
 
 impl<T> Writer<T> {
-    /// Whether anybody reads, once there is room or nobody does.
+    /// Ready when there is room (true) or the reader is gone (false).
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.0.state();
         if state.closed {
@@ -54,7 +54,7 @@ impl<T> Writer<T> {
         Poll::Pending
     }
 
-    /// To be called where there was room: it is the caller who bounds what goes beyond.
+    /// Adds an item. Call it after `poll_room`; the caller bounds what goes beyond the limit.
     pub fn push(&self, item: T, bytes: usize) {
         let mut state = self.0.state();
         if state.closed {
@@ -70,7 +70,7 @@ impl<T> Writer<T> {
 }
 
 impl<T> Reader<T> {
-    /// `None`: the writer is gone, and there is nothing left.
+    /// The next item; `None`: the writer is gone and no item is left.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.0.state();
         let Some((item, bytes)) = state.items.pop_front() else {

@@ -1,4 +1,4 @@
-//! A WebSocket that speaks the messages of `/sync/ws`; behind it is the connection that `/v1/ws` has.
+//! A WebSocket that speaks the messages of `/sync/ws`; behind it is the same connection as behind `/v1/ws`.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker, ready};
@@ -11,12 +11,13 @@ use crate::gateway::ws::WebSocket;
 pub struct Link {
     socket: WebSocket,
     talk: Talk,
-    /// To the connection. One message leads to one frame, and one answer to one.
+    /// Frames to the connection. A message or an answer leads to at most one.
     frames: VecDeque<String>,
-    /// To the device. The connection waits until they are on their way.
+    /// Messages to the device. The connection waits until they are on their way.
     messages: VecDeque<String>,
     reader: Option<Waker>,
-    /// What was said has been answered here. The connection is shown a pong for it, so that it counts.
+    /// Whether a message was answered here. The connection then gets a pong, so that the message counts as a sign of
+    /// life.
     answered: bool,
 }
 
@@ -50,7 +51,7 @@ impl Link {
     ) -> Poll<Option<Result<Message, axum::Error>>> {
         loop {
             if self.answered {
-                // It is told before anything else is read.
+                // The device gets the answer before anything else is read.
                 if let Err(error) = ready!(self.poll_flush(cx)) {
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -72,7 +73,7 @@ impl Link {
         }
     }
 
-    /// Everything is with the socket.
+    /// Ready when the socket has taken every message.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         loop {
             ready!(self.socket.poll_ready(cx))?;

@@ -1,7 +1,7 @@
-//! The messages of `/sync/ws`, made of frames of `proxie.v1`, and the other way round.
+//! Translation between messages of `/sync/ws` and frames of `proxie.v1`.
 //!
-//! A device says `Subscribe`, and hears what it has missed or, where that is no longer kept, the whole state; then what is
-//! live. Frames that have an `event` are those of `/v1/ws` and pass as they are, `auth` among them.
+//! A device sends `Subscribe` and gets the operations that it missed or, if they are no longer kept, the whole state;
+//! then live ones. Frames with an `event` are those of `/v1/ws`, including `auth`, and pass unchanged.
 
 use std::collections::HashMap;
 
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::gateway::json;
 
-/// What comes of one message or frame.
+/// The output for one message or frame.
 #[derive(Debug, Default, PartialEq)]
 pub struct Follows {
-    /// To the device.
+    /// Messages to the device.
     pub messages: Vec<String>,
-    /// To the connection behind.
+    /// Frames to the connection behind.
     pub frames: Vec<String>,
 }
 
@@ -38,7 +38,7 @@ enum Purpose {
     Step(Step),
 }
 
-/// Of a subscription, one after the other.
+/// The steps of a subscription, in order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Step {
     Standing,
@@ -54,7 +54,7 @@ enum Step {
 struct Subscribing {
     user_id: String,
     device_id: String,
-    /// Where the device is, or where the state was read.
+    /// The device's position, or the position at which the state was read.
     position: Option<Value>,
     sequence: Value,
     pages: usize,
@@ -62,7 +62,7 @@ struct Subscribing {
 
 #[derive(Debug)]
 pub struct Talk {
-    /// Of the ids of our frames, which are unique like those of clients.
+    /// Prefix of our frames' ids, which must be unique like those of clients.
     prefix: String,
     sent: u64,
     pending: HashMap<String, Purpose>,
@@ -70,7 +70,7 @@ pub struct Talk {
     subscribing: Option<Subscribing>,
 }
 
-/// What the connection says.
+/// A frame from the connection.
 #[derive(Deserialize)]
 struct Frame<'a> {
     id: Option<Value>,
@@ -94,7 +94,7 @@ fn wrong(message: impl std::fmt::Display) -> Follows {
     )
 }
 
-/// `error` of a frame as a message.
+/// The `error` of a frame as a message.
 fn refused(what: &str, mut error: Value) -> Value {
     error["type"] = json!("Error");
     error["in_reply_to"] = json!(what);
@@ -118,7 +118,7 @@ impl Talk {
         Follows::frame(frame.to_string())
     }
 
-    /// What the device said. What is not JSON the connection refuses.
+    /// Handles a message from the device. Text that is not JSON is passed on, and the connection refuses it.
     pub fn said(&mut self, text: &str) -> Follows {
         let mut message = match json::read(text.as_bytes()) {
             Ok(message) => message,
@@ -166,7 +166,7 @@ impl Talk {
             }
             other => {
                 let shown: String = other.chars().take(64).collect();
-                wrong(format!("{shown:?} is not a message I know"))
+                wrong(format!("{shown:?} is not a known message"))
             }
         }
     }
@@ -182,7 +182,7 @@ impl Talk {
             return wrong("Subscribe: user_id and device_id are required");
         };
         if self.subscribing.is_some() {
-            return wrong("Subscribe: another one is under way");
+            return wrong("Subscribe: another subscription is under way");
         }
         self.subscribing = Some(Subscribing {
             user_id: user_id.to_owned(),
@@ -195,13 +195,13 @@ impl Talk {
         self.ask("sync:device", data, Purpose::Step(Step::Standing))
     }
 
-    /// What the connection said.
+    /// Handles a frame from the connection.
     pub fn heard(&mut self, text: &str) -> Follows {
         let Ok(frame) = serde_json::from_str::<Frame<'_>>(text) else { return Follows::default() };
         match (&frame.id, &frame.event) {
             (Some(id), _) => match id.as_str().and_then(|id| self.pending.remove(id)) {
                 Some(purpose) => self.answered(purpose, &frame),
-                // The device spoke the other protocol.
+                // The device sent this frame itself, in the protocol of `/v1/ws`.
                 None => Follows { messages: vec![text.to_owned()], frames: Vec::new() },
             },
             (None, Some(event)) => {
@@ -241,7 +241,7 @@ impl Talk {
                 "event": "start", "playback": data,
             }),
             "token:expiring" => json!({"type": "TokenExpiring", "expires_at": data["expires_at"]}),
-            // What is no business of a device.
+            // Other events do not concern a device.
             _ => return None,
         })
     }
@@ -277,7 +277,7 @@ impl Talk {
         }
     }
 
-    /// A step of a subscription was taken.
+    /// Continues a subscription after a step.
     fn next(&mut self, step: Step, data: &mut Value) -> Follows {
         let Some(mut subscribing) = self.subscribing.take() else { return Follows::default() };
         let device_id = json!(subscribing.device_id);
@@ -289,7 +289,7 @@ impl Talk {
                 if data["must_resync"] == true {
                     subscribing.position = None;
                 }
-                // It listens before others see that it is there.
+                // The device listens before others see it connected.
                 let topic = format!("device:{}", subscribing.device_id);
                 ("topic:subscribe", json!({"topic": topic}), Step::Commands)
             }
@@ -304,7 +304,7 @@ impl Talk {
                 }
                 None => ("sync:read", json!({}), Step::Read),
             },
-            // Too much has happened since: from the beginning.
+            // Too much has happened since: start over from the whole state.
             Step::Resume | Step::Listen if data["recovered"] != true => {
                 (subscribing.position, subscribing.pages) = (None, 0);
                 ("topic:unsubscribe", json!({"topic": topic}), Step::Forget)

@@ -1,4 +1,4 @@
-//! How a connection comes to speak for a user: `auth`, `auth:refresh`, and listening to the user's own topic.
+//! Authentication of a connection: `auth`, `auth:refresh`, and the subscription to the user's own topic.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ impl Connection {
         let claims = match verified {
             Ok(claims) => claims,
             Err(problem) => {
-                // Who was authenticated still is, by the token before.
+                // A connection that was authenticated stays so, by its earlier token.
                 if fresh {
                     self.end_with(Close::Unauthenticated);
                 }
@@ -62,7 +62,7 @@ impl Connection {
         self.authenticate(Some(id), fresh, positions);
     }
 
-    /// The topics that are named, if the connection has room and time for them.
+    /// The named positions, if the connection's limits of subscriptions and reads allow them.
     fn may_name(
         &mut self,
         named: Vec<(Arc<str>, Position)>,
@@ -70,12 +70,12 @@ impl Connection {
     ) -> Outcome<Vec<(Arc<str>, Position)>> {
         let limit = self.gateway.options.websocket.max_subscriptions;
         let user = claims.as_ref().or(self.claims.as_ref()).map(|claims| own_topic(claims));
-        // The user's own topic comes by itself.
+        // The user's own topic is always subscribed to.
         let own = user.filter(|own| !named.iter().any(|(topic, _)| topic == own));
         let wanted = named.iter().map(|(topic, _)| topic).chain(&own);
         let new = wanted.filter(|topic| !self.topics.has(topic)).count();
         if self.topics.len() + new > limit {
-            let detail = format!("a connection may have {limit}");
+            let detail = format!("a connection may have {limit} subscriptions");
             return Err(Problem::rejected("too_many_subscriptions", detail));
         }
         let reads = u32::try_from(named.len()).unwrap_or(u32::MAX);
@@ -86,7 +86,7 @@ impl Connection {
         Err(problem.retry_after_ms(1_000))
     }
 
-    /// Subscribes to the connection's user, if it has not, and to what the client names positions for.
+    /// Subscribes to the user's own topic, unless that is done, and to the topics that the client names positions for.
     pub(super) fn listen_to_user(
         &mut self,
         id: Option<String>,
@@ -118,7 +118,7 @@ impl Connection {
             .collect();
         self.authenticating = true;
         let (gateway, outgoing) = (self.gateway.clone(), self.topics.outgoing.clone());
-        // Who came with a header has one since the upgrade.
+        // A client with an `Authorization` header has had a seat since the upgrade.
         let seatless = id.clone().filter(|_| self.user.is_none());
         let starting = async move {
             let user = match seatless {
@@ -192,7 +192,7 @@ fn own_topic(claims: &Claims) -> Arc<str> {
     format!("user:{}", claims.sub).into()
 }
 
-/// `positions` of `auth`: by topic.
+/// The `positions` of `auth`, by topic.
 fn positions(data: &Value) -> Outcome<Vec<(Arc<str>, Position)>> {
     let given = match data.get("positions") {
         None | Some(Value::Null) => return Ok(Vec::new()),

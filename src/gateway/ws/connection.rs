@@ -1,8 +1,8 @@
 //! A socket, from its upgrade to its close. One task does its I/O and its protocol, so a frame costs no hop to another
 //! task.
 //!
-//! It waits for whatever comes first: a frame, a publication, the outcome of a command, a deadline, a revocation, the
-//! node's drain. Publications and replies that are there at once go out in one write. Nothing is read from a client
+//! It waits for the first of these: a frame, a publication, the outcome of a command, a deadline, a revocation, the
+//! node's drain. Publications and replies that are ready together go out in one write. Nothing is read from a client
 //! that does not take what it is sent.
 
 use std::future::poll_fn;
@@ -73,31 +73,32 @@ pub struct Connection {
     pub publications: Vec<Arc<Published>>,
     /// Replies that needed no waiting.
     answers: Vec<Message>,
-    /// Authentication is being completed: what the client sends meanwhile is read after it.
+    /// Whether authentication is under way. Frames that arrive meanwhile are read after it.
     pub authenticating: bool,
     /// A frame that came before its connection had subscribed to its user.
     pub held: Option<Frame>,
     pub present: Option<Present>,
-    /// What operations made it hold: at most one thing each.
+    /// The holds that operations gave it, at most one per operation.
     pub holds: Vec<Held>,
     pub deadlines: Deadlines,
-    /// Ends the connection after the replies that are on their way.
+    /// The close code to end with, once the replies on their way have been sent.
     pub last_words: Option<Close>,
     socket: Socket,
-    /// Publications had the last turn.
+    /// Whether publications had the last turn.
     published_last: bool,
-    /// In front of reading from the socket.
+    /// The gate in front of reading from the socket.
     inbound: Gate,
-    /// Of the topics that `auth` names: a read each, as if the client had subscribed to them one by one.
+    /// Rate limit of the positions that `auth` names: each costs a read, as if the client had subscribed to its topic
+    /// alone.
     pub positions: Bucket,
-    /// Frames that the user's limit does not know of yet.
+    /// Frames that are not counted against the user's limit yet.
     uncounted: u32,
     news: FuturesUnordered<BoxFuture<'static, News>>,
-    /// Wakes for the next of the deadlines, or earlier where that one has been put off.
+    /// Rings at the next deadline, or earlier if that deadline has been postponed.
     alarm: Pin<Box<Sleep>>,
-    /// When that is; `None`: it has rung.
+    /// When the alarm rings; `None`: it has rung.
     alarm_at: Option<Instant>,
-    /// In front of the news and the alarm, which are rare.
+    /// The gate in front of the news and the alarm, which are rare.
     rare: Gate,
     leaving: watch::Receiver<Leaving>,
     _opened: Opened,
@@ -114,9 +115,9 @@ enum Event {
     Alarm,
 }
 
-/// What a connection hears besides its frames and publications.
+/// Rare events of a connection, besides frames and publications.
 enum News {
-    /// Whether its user may go on, with all that he sends over all connections.
+    /// Whether the user may go on sending, given the frames over all of their connections.
     Counted(bool),
     Revoked(watch::Receiver<Revocations>),
     Leaving(watch::Receiver<Leaving>),
@@ -139,9 +140,9 @@ async fn leave(mut leaving: watch::Receiver<Leaving>) -> News {
 /// Time that a client with a header has to send positions with `auth` before it listens "from now".
 const LISTEN_AFTER: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Publications that are sent in a row before anything else gets its turn.
+/// Bytes of publications that are sent in a row before anything else gets its turn.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Frames of a connection that count for its user when there are so many of them.
+/// Frames of a connection that are counted against the user's limit together.
 const COUNTED_AT_ONCE: u32 = 64;
 /// Frames that are read in a row before anything else gets its turn.
 const FRAMES_IN_A_ROW: usize = 32;
@@ -170,7 +171,7 @@ impl Connection {
                 listen: None,
                 token_warning: None,
                 token_end: None,
-                // Spread, so that many connections that came at once do not ping at once.
+                // Spread, so that connections that were opened together do not ping together.
                 ping: now
                     + Duration::from_millis(limits.ping_ms).mul_f64(rand::random_range(0.8..1.0)),
                 pong: None,
@@ -211,12 +212,12 @@ impl Connection {
                 connection.deadlines.auth = Some(now + Duration::from_millis(timeout));
             }
         }
-        // It may have begun between the upgrade and now.
+        // The drain may have begun between the upgrade and now.
         connection.plan_to_leave();
         connection
     }
 
-    /// From here on the connection speaks for this user, until this token ends.
+    /// Makes the connection speak for this user from now on, until the token expires.
     pub fn identify(&mut self, claims: Arc<Claims>) {
         let now = Instant::now();
         let left = claims.expires_at().duration_since(self.gateway.now());
@@ -236,7 +237,7 @@ impl Connection {
     }
 
     async fn step(&mut self) -> Flow {
-        // A client that is being told goodbye is not listened to any more.
+        // Nothing more is read from a client that is being closed.
         let reads = !self.authenticating && self.last_words.is_none() && !self.is_leaving();
         let next = self.deadlines.next();
         if self.alarm_at.is_none_or(|at| next < at) {
@@ -246,7 +247,7 @@ impl Connection {
         }
         let event = loop {
             match poll_fn(|cx| self.poll_event(cx, reads)).await {
-                // Publications change nothing of what was looked at above.
+                // Publications do not change `reads` or the deadlines, so the loop can go on.
                 Event::Publications if self.last_words.is_none() => {
                     self.send_publications().await?;
                     self.flush().await?;
@@ -258,7 +259,7 @@ impl Connection {
             Event::Publications => {}
             Event::Message(message) => {
                 self.incoming(message)?;
-                // Whatever else has come is read before anything is written.
+                // Read the other frames that have arrived before writing anything.
                 for _ in 0..FRAMES_IN_A_ROW {
                     if self.authenticating || self.last_words.is_some() {
                         break;
@@ -279,7 +280,7 @@ impl Connection {
             }
         }
         self.send_answers().await?;
-        // Outcomes that are there by now go into the same write.
+        // Outcomes that are already there go into the same write.
         while !self.in_flight.is_empty()
             && let Some(Some(done)) = self.in_flight.next().now_or_never()
         {
@@ -298,7 +299,7 @@ impl Connection {
         }
     }
 
-    /// What comes next. Publications, which may come without end, have every other turn.
+    /// The next event. Publications may never end, so they get only every other turn.
     fn poll_event(&mut self, cx: &mut Context<'_>, reads: bool) -> Poll<Event> {
         let had_their_turn = std::mem::replace(&mut self.published_last, false);
         if !had_their_turn && self.topics.poll_publications(cx).is_ready() {
@@ -394,13 +395,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads nothing more, and closes when what is in flight has been answered.
+    /// Stops reading, and closes once the commands in flight have been answered.
     pub fn end_with(&mut self, close: Close) {
         self.last_words = Some(close);
         self.deadlines.end = Some(Instant::now() + LAST_REPLIES);
     }
 
-    /// Tells the user's limit, which may be counted elsewhere, of many frames at once.
+    /// Counts frames against the user's limit, many at a time, since they may be counted on another machine.
     pub fn count(&mut self, frames: u32) {
         self.uncounted = self.uncounted.saturating_add(frames);
         let Some(claims) = self.claims.as_ref().filter(|_| self.uncounted >= COUNTED_AT_ONCE)
@@ -452,7 +453,7 @@ impl Connection {
         }
     }
 
-    /// Into the socket's buffer, which is written when it is full or flushed.
+    /// Puts a message into the socket's buffer, which is written when it is full or flushed.
     pub async fn feed(&mut self, message: Message) -> Flow {
         match poll_once(|cx| self.socket.poll_ready_unpin(cx)).await {
             Poll::Ready(ready) => {
@@ -489,7 +490,7 @@ impl Connection {
         }
         if self.deadlines.ping <= now {
             self.deadlines.ping = now + Duration::from_millis(limits.ping_ms);
-            // Also where pings are sent more often than their answers are waited for, the first one's time runs.
+            // If pings are more frequent than the pong timeout is long, the first ping's timeout still counts.
             let timeout = Duration::from_millis(limits.pong_timeout_ms);
             self.deadlines.pong.get_or_insert(now + timeout);
             self.holds.iter().for_each(Held::renew);
@@ -515,7 +516,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Holds this from now on, in the place of what was held by the same operation.
+    /// Adds a hold, replacing an earlier one of the same operation.
     pub fn hold(&mut self, held: Held) {
         let hold = held.hold;
         self.holds.retain_mut(|other| {
@@ -528,7 +529,7 @@ impl Connection {
         self.deadlines.holds = self.holds.iter().filter_map(|held| held.until).min();
     }
 
-    /// The operation has ended it itself.
+    /// Forgets a hold that its operation has already ended.
     pub fn release(&mut self, hold: &'static Hold) {
         self.holds.retain_mut(|held| {
             held.is_over = std::ptr::eq(held.hold, hold);
@@ -536,7 +537,7 @@ impl Connection {
         });
     }
 
-    /// Not all at once: each connection of this node picks its moment.
+    /// Picks a random moment to leave, so that the connections of this node do not leave all at once.
     fn plan_to_leave(&mut self) {
         if *self.leaving.borrow() != Leaving::No && self.deadlines.leave.is_none() {
             let spread = self.gateway.options.drain;
@@ -552,7 +553,8 @@ impl Connection {
     async fn finish(&mut self, ending: Ending) {
         self.present = None;
         self.holds.clear();
-        // Nothing more is to be delivered; what is in flight goes on without us, its effects are durable.
+        // Nothing more will be delivered. Commands in flight go on without the connection, and their effects are
+        // durable.
         self.topics.clear();
         self.in_flight.clear();
         if let Ending::Close(close) = ending {
@@ -567,13 +569,14 @@ impl Connection {
                 return;
             }
         }
-        // Until the client has closed too: a socket that is dropped with unread data resets, and the reason is lost.
+        // Wait until the client has closed too: dropping a socket with unread data resets it, and the close reason is
+        // lost.
         let closed = async { while let Some(Ok(_)) = self.socket.next().await {} };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 }
 
-/// Looks once, and is woken by whatever was looked at when there was nothing yet.
+/// Polls once without waiting. If it is pending, the task is woken when the polled thing is ready.
 async fn poll_once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     poll_fn(|cx| Poll::Ready(poll(cx))).await
 }

@@ -1,4 +1,4 @@
-//! What a connection does with its frames and with the outcomes they lead to.
+//! Handling of a connection's frames and of their outcomes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::gateway::listening::subscribe::{self, Attempt, Started};
 use crate::gateway::users::Seat;
 use crate::kernel::error::ErrorCode;
 
-/// What comes back from the futures of a connection.
+/// The results of a connection's futures.
 pub enum Done {
     Answer {
         id: String,
@@ -40,13 +40,13 @@ pub enum Done {
     Subscribed {
         id: String,
         key: u64,
-        /// Of the operation that led to the subscription.
+        /// The answer of the operation that led to the subscription.
         answer: Value,
         outcome: Outcome<Started>,
     },
 }
 
-/// What a connection does after an operation has succeeded.
+/// A connection's follow-up to an operation that succeeded.
 pub enum Then {
     Listen { input: Value, topic: fn(&Value, &Value) -> Option<String> },
     Leave(Option<String>),
@@ -78,7 +78,8 @@ impl Future for InFlight {
 }
 
 impl Connection {
-    /// Never waits: what takes time becomes a future whose outcome comes back through [`Connection::done`].
+    /// Handles a frame without waiting: work that takes time becomes a future whose outcome comes back through
+    /// [`Connection::done`].
     pub(super) fn frame(&mut self, frame: Frame) {
         if matches!(frame.event.as_str(), "auth" | "auth:refresh") {
             return self.auth(frame);
@@ -90,7 +91,7 @@ impl Connection {
             );
         };
         if self.deadlines.listen.is_some() {
-            // Listen to the user before anything the frame does is told there.
+            // Listen to the user's topic before the frame's effects are published there.
             self.held = Some(frame);
             return self.listen_to_user(None, Vec::new());
         }
@@ -98,7 +99,7 @@ impl Connection {
         if self.in_flight.len() >= limit {
             let problem = Problem::new(
                 ErrorCode::Overloaded,
-                format!("{limit} commands of this connection are in flight"),
+                format!("{limit} commands of this connection are already in flight"),
             );
             return self.answer(&frame.id, Err(problem.retry_after_ms(200)));
         }
@@ -149,7 +150,7 @@ impl Connection {
         }
     }
 
-    /// Runs an operation after which the connection does something more.
+    /// Runs an operation that has a follow-up on the connection.
     fn run_and_then(
         &mut self,
         operation: &'static Declared,
@@ -190,7 +191,7 @@ impl Connection {
             Ok(_) if full => {
                 let problem = Problem::rejected(
                     "too_many_subscriptions",
-                    format!("a connection may have {limit}"),
+                    format!("a connection may have {limit} subscriptions"),
                 );
                 return self.answer(&id, Err(problem));
             }
@@ -264,7 +265,7 @@ impl Connection {
         self.feed(protocol::reply(&id, &Ok(answer))).await
     }
 
-    /// The reply is out: now what was missed, then what is live.
+    /// Begins to deliver after the reply: first what was missed, then live publications.
     pub(super) async fn begin(&mut self, key: u64, started: Option<Started>) -> Flow {
         self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await

@@ -1,4 +1,4 @@
-//! How a connection ends, also because its client does not take what it is sent.
+//! Endings of a connection, including clients that do not take what they are sent.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::protocol::Close;
 use super::stream;
 use crate::gateway::listening::{Cut, Outgoing};
 
-/// How a connection ends.
+/// The reason why a connection ends.
 #[derive(Debug)]
 pub enum Ending {
     /// The client has closed, or the socket is broken.
@@ -23,10 +23,10 @@ impl From<Cut> for Ending {
     }
 }
 
-/// A write that takes longer ends the connection: the client's window has been closed all the time.
+/// Time limit of a write. A longer one ends the connection: the client's receive window has been closed all the time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits for a write, but not for ever, and not while more piles up than is kept.
+/// Waits for a write, but not for ever, and not once the queue has overflowed.
 pub async fn unless_too_slow(
     outgoing: &Outgoing,
     write: impl Future<Output = Result<(), axum::Error>>,

@@ -1,4 +1,4 @@
-//! The sockets' own events: what only makes sense where there is a connection.
+//! The sockets' own events, which only make sense on a connection.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ use crate::kernel::text::{must_not_contain, wrong_in_name};
 
 pub fn unknown(event: &str) -> Problem {
     let shown: String = event.chars().take(64).collect();
-    Problem::field("/event", format!("{shown:?} is not an event I know"))
+    Problem::field("/event", format!("{shown:?} is not a known event"))
 }
 
-/// Of `presence:online`.
+/// The status in the data of `presence:online`.
 pub fn presence_status(data: &Value) -> Outcome<String> {
     let status = optional_text(data, "status")?.unwrap_or("online");
     if status.trim().is_empty() || status.chars().count() > 32 {

@@ -1,7 +1,7 @@
-//! Looking only where something has happened.
+//! A gate in front of a poll: a source is polled only after it has woken the task.
 //!
-//! A task that waits for several things is woken by one of them and then asks them all. For some that costs: a look at
-//! a socket clears its read buffer. Behind a gate, only what has called itself is asked.
+//! A task that waits for several sources is woken by one of them and then polls them all. For some that is expensive:
+//! polling a socket clears its read buffer. A source behind a gate is polled only if it was the one to wake the task.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +11,15 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub struct Gate {
     called: Arc<Called>,
-    /// Given to what is behind the gate.
+    /// The waker that is given to the source behind the gate.
     waker: Waker,
-    /// The task, as `called` knows it.
+    /// The task's waker, as registered in `called`.
     task: Waker,
 }
 
 struct Called {
     open: AtomicBool,
-    /// Stays there: a task that was known once need not be told again.
+    /// The task's waker. It stays registered, so it is only written when the task changes.
     task: Mutex<Waker>,
 }
 
@@ -41,7 +41,7 @@ impl Wake for Called {
 }
 
 impl Default for Gate {
-    /// Open: nothing has been asked yet, so nothing could call.
+    /// An open gate: the source has not been polled yet, so it could not wake anybody.
     fn default() -> Self {
         let task = Waker::noop().clone();
         let called = Arc::new(Called { open: true.into(), task: Mutex::new(task.clone()) });
@@ -50,7 +50,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// What is behind the gate was changed, so it has to be asked again.
+    /// Opens the gate, because the source was changed and has to be polled again.
     pub fn open(&self) {
         self.called.open.store(true, Ordering::Release);
     }
@@ -60,12 +60,12 @@ impl Gate {
         context: &Context<'_>,
         ask: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        // Known first, then looked at: whoever calls in between wakes the right task.
+        // The waker is registered before the gate is checked: a wake in between reaches the right task.
         if !self.task.will_wake(context.waker()) {
             self.task.clone_from(context.waker());
             self.called.task().clone_from(context.waker());
         }
-        // Most of the time it is closed, and looking is cheaper than closing it.
+        // The gate is mostly closed, and a load is cheaper than a swap.
         if !self.called.open.load(Ordering::Acquire)
             || !self.called.open.swap(false, Ordering::AcqRel)
         {
@@ -73,7 +73,7 @@ impl Gate {
         }
         let answer = ask(&mut Context::from_waker(&self.waker));
         if answer.is_ready() {
-            // There may be more.
+            // The source may have more.
             self.open();
         }
         answer

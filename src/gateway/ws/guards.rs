@@ -1,4 +1,4 @@
-//! What holds for as long as a connection does, and ends with it however it ends.
+//! Guards that last as long as their connection and end with it, however it ends.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::contract::connection::Hold;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 
-/// Its user is shown as present, for as long as this lives.
+/// Shows the connection's user as present for as long as this lives.
 pub struct Present {
     pub presence: Arc<Presence>,
     pub user_id: String,
@@ -23,12 +23,12 @@ impl Drop for Present {
     }
 }
 
-/// Something that an operation makes its connection hold, for as long as this lives.
+/// Something that the connection holds because of an operation, for as long as this lives.
 pub struct Held {
     pub gateway: Arc<Gateway>,
     pub claims: Arc<Claims>,
     pub hold: &'static Hold,
-    /// What is held: a device, a session.
+    /// The name of what is held, such as a device or a session.
     pub name: String,
     pub connection_id: Arc<str>,
     /// When it ends by itself.

@@ -63,7 +63,7 @@ impl Connections {
     }
 }
 
-/// Counts a socket for as long as it lives.
+/// Counts a socket as open for as long as this lives.
 pub(super) struct Opened(Arc<AtomicUsize>);
 
 impl Drop for Opened {
@@ -81,14 +81,15 @@ pub async fn door(
     accept(gateway, headers, extensions, upgrade, |socket, _| Socket::WebSocket(socket)).await
 }
 
-/// `POST /v1/ws`: why an upgrade would be refused. A browser does not show that to a page.
+/// `POST /v1/ws`: the reason why an upgrade would be refused. Browsers hide it from pages when the upgrade itself
+/// fails.
 pub async fn ask(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Outcome<Response> {
     check_origin(&gateway, &headers)?;
     gateway.takes_connections()?;
-    Err(Problem::bad_request("this is a WebSocket: it takes a GET with an upgrade"))
+    Err(Problem::bad_request("this is a WebSocket endpoint: use GET with an upgrade"))
 }
 
-/// `/sync/ws`: the same, with the messages of devices.
+/// `/sync/ws`: the same door, with the messages of devices.
 pub async fn sync_door(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
@@ -126,7 +127,7 @@ async fn accept(
     }))
 }
 
-/// The subprotocol to answer with. A client that offers none gets ours too.
+/// The subprotocol to answer with; `None` for a client that offers none, which speaks ours all the same.
 fn subprotocol(headers: &HeaderMap) -> Outcome<Option<HeaderValue>> {
     let mut offered = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -142,10 +143,10 @@ fn subprotocol(headers: &HeaderMap) -> Outcome<Option<HeaderValue>> {
     if offered.any(|name| name == protocol::SUBPROTOCOL) {
         return Ok(Some(HeaderValue::from_static(protocol::SUBPROTOCOL)));
     }
-    Err(Problem::bad_request("none of the offered subprotocols is known: proxie.v1"))
+    Err(Problem::bad_request("none of the offered subprotocols is supported; offer proxie.v1"))
 }
 
-/// The claims of the `Authorization` header, where there is one.
+/// The claims from the `Authorization` header, if there is one.
 async fn authenticated(
     gateway: &Gateway,
     headers: &HeaderMap,

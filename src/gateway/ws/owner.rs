@@ -1,7 +1,7 @@
-//! The actors that own the sockets: a few, of many sockets each (ADR 10).
+//! The actors that own the sockets: a few actors with many sockets each (ADR 10).
 //!
-//! A socket that fails ends alone. An owner that fails takes its sockets with it, is started anew, and the clients come
-//! back.
+//! A socket that fails ends alone. An owner that fails takes its sockets with it and is restarted; the clients
+//! reconnect.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ pub struct Owners {
 type Actors = Arc<Mutex<Vec<ActorRef<Message>>>>;
 
 impl Owners {
-    /// One for each core.
+    /// Starts one owner per core.
     pub async fn start() -> Result<Self, SpawnErr> {
         let actors = Actors::default();
         let (supervisor, _) = Actor::spawn(None, Supervisor, actors.clone()).await?;
@@ -44,7 +44,7 @@ impl Owners {
 
 enum Message {
     Own(Box<Arguments>),
-    /// One of them has ended.
+    /// One of the sockets has ended.
     Ended,
 }
 
@@ -52,7 +52,7 @@ impl ractor::Message for Message {}
 
 struct Owner;
 
-/// Tells the owner, also when the connection panics.
+/// Tells the owner that a connection has ended, even if it panicked.
 struct Ends(ActorRef<Message>);
 
 impl Drop for Ends {
@@ -63,7 +63,7 @@ impl Drop for Ends {
 
 impl Actor for Owner {
     type Msg = Message;
-    /// They end with the actor.
+    /// The tasks of the sockets; dropping the set closes them.
     type State = JoinSet<()>;
     type Arguments = ();
 

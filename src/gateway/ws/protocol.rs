@@ -1,11 +1,11 @@
 //! The protocol `proxie.v1`: frames, close codes, limits.
 //!
-//! Text frames, one JSON object each. A client frame is `{"id","event","data"?}` and gets exactly one reply,
-//! `{"id","ok":true,"data"}` or `{"id","ok":false,"error"}`. What the server sends by itself has no `id`:
+//! Frames are text, one JSON object each. A client frame is `{"id","event","data"?}` and gets exactly one reply,
+//! `{"id","ok":true,"data"}` or `{"id","ok":false,"error"}`. Frames that the server sends unasked have no `id`:
 //! `{"event","topic"?,"offset"?,"from"?,"data"}`. Receivers ignore unknown fields.
 //!
-//! A frame that cannot be answered (not JSON, not an object, no `id`) ends the connection with 3500: its sender would wait
-//! for a reply for ever. Everything that can be answered is, with `ok:false`, and the connection lives on.
+//! A frame that cannot be answered (not JSON, not an object, no `id`) ends the connection with 3500: its sender would
+//! wait for a reply for ever. Every other bad frame is answered with `ok:false`, and the connection goes on.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::gateway::json::{Strict, field_of};
 
 pub const SUBPROTOCOL: &str = "proxie.v1";
 
-/// The defaults are the contract's minima.
+/// The limits of connections. The defaults are the contract's minima.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -30,19 +30,19 @@ pub struct Limits {
     pub frame_burst: u32,
     pub max_subscriptions: usize,
     pub max_connections_per_user: usize,
-    /// Over all of a user's connections.
+    /// Frames per minute over all of a user's connections.
     pub frames_per_minute_per_user: u32,
-    /// Commands that are kept, over all of a user's connections.
+    /// Commands per minute that are journaled, over all of a user's connections.
     pub commands_per_minute_per_user: u32,
-    /// Commands of one connection that are not answered yet.
+    /// Unanswered commands of one connection.
     pub max_in_flight: usize,
-    /// What may wait for a slow client.
+    /// Bytes that may wait for a slow client.
     pub send_buffer_bytes: usize,
     pub auth_timeout_ms: u64,
     /// How long a session of Socket.IO may be in no namespace.
     pub connect_timeout_ms: u64,
     pub ping_ms: u64,
-    /// After a ping.
+    /// Time limit for any sign of life after a ping.
     pub pong_timeout_ms: u64,
 }
 
@@ -67,7 +67,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// `limits` of the reply to `auth`.
+    /// The `limits` in the reply to `auth`.
     pub fn shown(&self) -> Value {
         json!({
             "frame_bytes": self.max_frame_bytes,
@@ -83,10 +83,10 @@ impl Limits {
     }
 }
 
-/// An id that is too long to be one of ours is still answered up to here.
+/// Longest id that is still answered, even though it is too long to be valid.
 const MAX_ANSWERED_ID: usize = 256;
 
-/// What a client sent.
+/// A frame from a client.
 #[derive(Debug)]
 pub struct Frame {
     pub id: String,
@@ -98,16 +98,16 @@ pub struct Frame {
 #[derive(Debug)]
 pub enum Parsed {
     Frame(Frame),
-    /// It has an id, whatever kind of one, so it is answered.
+    /// The frame has an id of some kind, so it is answered.
     Refused {
         id: Value,
         problem: Problem,
     },
-    /// Nobody could match an answer to it.
+    /// The frame has no id that a reply could be matched by.
     Unanswerable(&'static str),
 }
 
-/// The fields of a frame as they came, each once.
+/// The fields of a frame before they are checked. A repeated field is an error.
 #[derive(Default)]
 struct Fields {
     id: Option<Value>,
@@ -149,7 +149,7 @@ impl<'de> Deserialize<'de> for Fields {
                         }
                     };
                     if field.replace(map.next_value_seed(Strict::FIELD)?).is_some() {
-                        return Err(A::Error::custom("id, event or data is there twice"));
+                        return Err(A::Error::custom("id, event or data appears twice"));
                     }
                 }
                 Ok(fields)
@@ -160,13 +160,13 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// Whether a frame may be called this.
+/// Whether this is a valid id of a frame.
 pub fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
 pub fn parse(text: &str) -> Parsed {
-    // A client finds any of these in a reply.
+    // A client can find any of these in a reply.
     let answerable = |id: &Value| match id {
         Value::String(id) => id.len() <= MAX_ANSWERED_ID,
         id => id.is_number(),
@@ -233,7 +233,7 @@ pub fn event(event: &str, data: &Value) -> Message {
     Message::text(json!({"event": event, "data": data}).to_string())
 }
 
-/// `position` of a frame's data, where there is one.
+/// The `position` in a frame's data, if there is one.
 pub fn position(value: &Value) -> Outcome<Option<Position>> {
     if value.is_null() {
         return Ok(None);
@@ -243,7 +243,7 @@ pub fn position(value: &Value) -> Outcome<Option<Position>> {
         .map_err(|error| Problem::field("/position", format!("must be {{epoch, offset}}: {error}")))
 }
 
-/// Why the server ends a connection. 3000–3499: reconnect. 3500–3999: not as it is.
+/// The reasons why the server closes a connection. Codes 3000–3499: reconnect. 3500–3999: do not reconnect unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     Draining,
@@ -252,7 +252,7 @@ pub enum Close {
     AuthTimeout,
     HeartbeatTimeout,
     SlowConsumer,
-    /// What the client has missed is no longer kept: it learns so when it resumes.
+    /// Publications that the client missed are no longer kept. It learns this when it resumes.
     HistoryLost,
     TooManyFrames,
     TooManyConnections,
@@ -303,7 +303,7 @@ impl Close {
         }
     }
 
-    /// What the client is told: `spread` is the time over which those who leave together come back.
+    /// The close reason for the client. `spread` is the time over which clients that leave together are to reconnect.
     pub fn reason(self, spread: Duration) -> Value {
         let spread = spread.as_millis() as u64;
         let retry_after_ms = match self {

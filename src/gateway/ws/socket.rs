@@ -1,4 +1,4 @@
-//! What a connection speaks through: messages of a WebSocket, or what Socket.IO or `/sync/ws` make of them.
+//! The socket behind a connection: a WebSocket, or the translation of Socket.IO or `/sync/ws`.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,7 +19,8 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Frames that came since the last call. They counted against their limit as they came.
+    /// The number of frames since the last call. They already counted against the connection's own limit as they
+    /// arrived.
     pub fn frames(&mut self) -> u32 {
         match self {
             Self::WebSocket(socket) => socket.frames(),
@@ -66,7 +67,7 @@ impl Sink<Message> for Socket {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), axum::Error>> {
         match self.get_mut() {
             Self::WebSocket(socket) => socket.poll_flush(cx),
-            // Its engine writes what it was given by itself.
+            // The engine writes by itself what it was given.
             Self::SocketIo(link) => link.poll_ready(cx),
             Self::Devices(link) => link.poll_flush(cx),
         }

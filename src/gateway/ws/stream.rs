@@ -1,7 +1,8 @@
-//! A WebSocket whose frames count while their bytes come in.
+//! A WebSocket that counts frames as their bytes arrive.
 //!
-//! The protocol's implementation shows whole messages. The pieces of a message, empty ones among them, would cost their
-//! sender nothing, so frames are counted below it: the scanner reads each frame's header and skips its payload.
+//! The WebSocket library only shows whole messages. The fragments of a message, including empty ones, would cost their
+//! sender nothing, so frames are counted below the library: the scanner reads each frame's header and skips its
+//! payload.
 
 use std::io;
 use std::pin::Pin;
@@ -23,12 +24,12 @@ use crate::contract::bucket::Bucket;
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
 const BUFFER_BYTES: usize = 4 * 1024;
 
-/// More frames came than are allowed.
+/// The error of a client that sends more frames than allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("too many frames")]
 struct TooManyFrames;
 
-/// How a connection is closed after an error of its socket; `None`: there is nobody left to be told.
+/// The close code after an error of the socket; `None`: the client is gone.
 pub fn close_of(error: axum::Error) -> Option<Close> {
     let error = error.into_inner();
     if error.is::<TooManyFrames>() {
@@ -45,7 +46,8 @@ pub fn close_of(error: axum::Error) -> Option<Close> {
 
 pub struct WebSocket {
     inner: WebSocketStream<Metered<TokioIo<Upgraded>>>,
-    /// Nothing that comes is a message any more: it is read, so that the client can read why, and forgotten.
+    /// Whether the socket has failed. Its input is then read and discarded, so that the client can still read the close
+    /// reason.
     failed: bool,
 }
 
@@ -75,7 +77,7 @@ impl WebSocket {
         }
         let error = match self.inner.poll_next_unpin(cx) {
             Poll::Ready(Some(Err(error))) => axum::Error::new(error),
-            // Messages that came before the frame that was too much are handled first.
+            // Messages before the excess frame are handled first.
             Poll::Pending if self.inner.get_ref().exceeded => axum::Error::new(TooManyFrames),
             other => return other.map_err(axum::Error::new),
         };
@@ -100,7 +102,7 @@ impl WebSocket {
     }
 }
 
-/// The bytes of a client up to the frame that is too much.
+/// A client's byte stream, cut off before the first frame that exceeds the limit.
 struct Metered<S> {
     stream: S,
     scanner: Scanner,
@@ -115,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
         Self { stream, scanner: Scanner::default(), bucket, frames: 0, exceeded: false }
     }
 
-    /// Until the client has closed.
+    /// Reads and discards input until the client has closed.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut bytes = [0; BUFFER_BYTES];
@@ -135,7 +137,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Nobody has to be woken: the socket looks at `exceeded` when nothing more comes.
+        // No waker is needed: the socket checks `exceeded` when this is pending.
         if this.exceeded {
             return Poll::Pending;
         }
@@ -152,7 +154,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         });
         this.exceeded = passed < read.len();
         buffer.set_filled(before + passed);
-        // No bytes would be the end of the stream.
+        // Ready without bytes would mean the end of the stream.
         if passed == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }
@@ -175,7 +177,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 }
 
-/// Finds where frames begin (RFC 6455, 5.2). What is wrong about them is for the protocol's implementation to say.
+/// Finds where frames begin (RFC 6455, 5.2). Invalid frames are for the WebSocket library to report.
 #[derive(Default)]
 struct Scanner {
     expects: Expects,
@@ -186,16 +188,16 @@ enum Expects {
     /// The first byte of a frame.
     #[default]
     Frame,
-    /// The second: is it masked, and how long is it?
+    /// The second byte: whether the frame is masked, and its length.
     Length,
-    /// More bytes of its length.
+    /// More bytes of the frame's length.
     Longer { left: u8, length: u64, masked: bool },
-    /// Its mask and payload.
+    /// The frame's mask and payload.
     Rest { left: u64 },
 }
 
 impl Scanner {
-    /// How many of these bytes may pass: all, or those before the first frame that may not begin.
+    /// The number of these bytes that may pass: all, or those before the first frame that is not allowed.
     fn scan(&mut self, bytes: &[u8], mut may_begin: impl FnMut() -> bool) -> usize {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -266,7 +268,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut, each frame counts once, and what passes ends where a frame does.
+        /// However the bytes are split, each frame counts once, and the cut is at the end of a frame.
         #[test]
         fn frames_are_counted_where_they_begin(
             lengths in proptest::collection::vec((0_usize..70_000, any::<bool>()), 1..6),

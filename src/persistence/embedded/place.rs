@@ -1,4 +1,4 @@
-//! Where a store's files live, and making them on first use.
+//! The place of a store's files, and their creation on first use.
 
 use std::{
     fs, io,
@@ -14,16 +14,16 @@ use super::{
     process::{self, Launcher, Owner},
 };
 
-/// Names the folder that `postgres/` is in when it cannot be in the data folder itself.
+/// The file that names the folder of `postgres/` if that cannot be in the data folder itself.
 const LOCATION: &str = "postgres.location";
-/// Names the folder of the socket of the server that runs, for other commands.
+/// The file that names the folder of the running server's socket, for other commands.
 const SOCKET: &str = "postgres.socket";
-/// Where root keeps stores whose data folder is closed to the user that PostgreSQL runs as.
+/// The folder for root's stores whose data folder is closed to the user that PostgreSQL runs as.
 const ROOT_STORES: &str = "/var/lib/proxie";
-/// What fits into a `sockaddr_un`, on every system, without its final NUL.
+/// Longest path that fits into a `sockaddr_un` on every such system, without its final NUL.
 const SOCKET_PATH_MAX_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
-/// Begins the name of a cluster that initdb has not finished.
+/// Prefix of a cluster that initdb has not finished.
 const UNFINISHED: &str = "postgres.unfinished-";
 
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Place {
     /// PostgreSQL's own folder (PGDATA).
     pub cluster: PathBuf,
     pub socket_dir: PathBuf,
-    /// The lock of a folder elsewhere: two copies of one data folder name the same one.
+    /// The lock of a folder elsewhere, since two copies of a data folder name the same one.
     pub _elsewhere: Option<DataLock>,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn choose(data_dir: &Path) -> Result<Place, Error> {
             None => data_dir.into(),
             Some(blocked) => {
                 let home = unused_home(data_dir)?;
-                // Before anything is in it: a store that nothing points to would be lost.
+                // Written before the folder is filled: a store that nothing points to would be lost.
                 write(&pointer, &home)?;
                 let (blocked, home_shown) = (blocked.display(), home.display());
                 tracing::info!(
@@ -86,8 +86,8 @@ fn unused_home(data_dir: &Path) -> Result<PathBuf, Error> {
     fs::set_permissions(stores, readable.clone())
         .map_err(|error| io_error("cannot open", stores, error))?;
     let hash = short_hash(data_dir);
-    // The data folder was deleted and made anew: that was meant to be a fresh start, so its former store is not
-    // taken up; neither is it deleted behind somebody's back.
+    // If the home exists, the data folder was deleted and created anew. That was meant as a fresh start, so the former
+    // store is not reused; nor is it deleted without anybody noticing.
     for attempt in 1..=100 {
         let home =
             stores.join(if attempt == 1 { hash.clone() } else { format!("{hash}-{attempt}") });
@@ -115,8 +115,8 @@ fn short_hash(path: &Path) -> String {
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The cluster's own folder, which only its owner can enter; where that path is too long for a socket, a private
-/// folder with a short one.
+/// The folder of the socket: the cluster's own, which only its owner can enter, or a private folder with a short path
+/// if that path is too long for a socket.
 fn socket_dir(cluster: &Path, owner: Owner) -> Result<PathBuf, Error> {
     if socket_file(cluster).as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
         return Ok(cluster.into());
@@ -127,7 +127,8 @@ fn socket_dir(cluster: &Path, owner: Owner) -> Result<PathBuf, Error> {
         .filter(|path| path.is_dir() && owner == Owner::current() && path.as_os_str().len() < 60);
     let base = base.unwrap_or_else(|| "/tmp".into());
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    // In /tmp anybody can have made a folder of this name: only one that is ours and closed to others will do.
+    // In /tmp, anybody may have created a folder of this name. Only a folder that is ours and closed to others is
+    // acceptable.
     for attempt in 1..=8 {
         let folder = base.join(format!("proxie-{}-{attempt}", short_hash(cluster)));
         match fs::DirBuilder::new().mode(0o700).create(&folder) {
@@ -155,7 +156,7 @@ fn hand_over(folder: &Path, owner: Owner) -> Result<(), Error> {
         .map_err(|error| io_error("cannot hand over", folder, error))
 }
 
-/// Makes the cluster if there is none. It appears by a rename, so what is there is whole.
+/// Creates the cluster if there is none. It is renamed into place, so an existing one is complete.
 pub(super) fn init_cluster(
     place: &Place,
     install: &Install,
@@ -201,7 +202,7 @@ fn make_cluster(
         .map_err(|error| io_error("cannot create", fresh, error))?;
     hand_over(fresh, place.owner)?;
     let mut initdb = launcher.command(&install.bin.join("initdb"), "KILL");
-    // Who may connect is decided by the permissions of the socket's folder.
+    // The permissions of the socket's folder decide who may connect.
     initdb.args([
         "--username=postgres",
         "--auth=trust",
@@ -210,7 +211,7 @@ fn make_cluster(
         "--no-sync",
     ]);
     if install.major >= 17 {
-        // Its collation does not change with the C library, which would silently break indexes.
+        // The builtin collation does not change with the C library. Such a change would silently break indexes.
         initdb.args(["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]);
     }
     let failed = |said: String| Error::Initdb { cluster: place.cluster.clone(), said };
@@ -220,7 +221,7 @@ fn make_cluster(
         return Err(failed(process::complaint(&done)));
     }
     if durable {
-        // One sync of the file system instead of a thousand of single files.
+        // One sync of the file system instead of a thousand syncs of single files.
         let synced = fs::File::open(fresh).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
         synced.map_err(|error| io_error("cannot sync", fresh, error))?;
     }
@@ -231,7 +232,7 @@ pub(super) fn socket_file(socket_dir: &Path) -> PathBuf {
     socket_dir.join(format!(".s.PGSQL.{PORT}"))
 }
 
-/// Tells other commands where the server listens; only once it does.
+/// Tells other commands where the server listens. Call it only once it does.
 pub(super) fn publish_socket(data_dir: &Path, socket_dir: &Path) -> Result<(), Error> {
     write(&data_dir.join(SOCKET), socket_dir)
 }
@@ -241,7 +242,8 @@ pub(super) fn published_socket(data_dir: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(told.trim())).filter(|path| path.is_absolute())
 }
 
-/// After an orderly stop. What is left after any other end is a name of a socket that nobody listens on.
+/// Removes the published socket after an orderly stop. After any other end it stays, and names a socket that nobody
+/// listens on.
 pub(super) fn retract_socket(data_dir: &Path, place: &Place) {
     let _ = fs::remove_file(data_dir.join(SOCKET));
     if place.socket_dir != place.cluster {
@@ -249,7 +251,7 @@ pub(super) fn retract_socket(data_dir: &Path, place: &Place) {
     }
 }
 
-/// By a rename, so that nobody reads half a path.
+/// Writes the path by a rename, so that nobody reads half of it.
 fn write(file: &Path, content: &Path) -> Result<(), Error> {
     let half = file.with_extension("new");
     let mut line = content.as_os_str().as_encoded_bytes().to_vec();

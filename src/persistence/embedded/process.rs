@@ -1,4 +1,5 @@
-//! Running PostgreSQL's programs: as whom, with which death signal, and finding the processes that use a store.
+//! Processes of PostgreSQL: starting programs as the right user with a death signal, and finding the processes that use
+//! a store.
 
 use std::{
     fs, io,
@@ -16,11 +17,12 @@ use rustix::process::{Pid, Signal};
 
 use super::{Error, io_error};
 
-/// How long a fast shutdown (disconnect everybody, checkpoint) may take before it becomes an immediate one.
+/// How long a fast shutdown (disconnect all clients, checkpoint) may take before it becomes an immediate one.
 pub(super) const FAST_STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How long an immediate shutdown, and after it a SIGKILL, may take to be seen.
+/// How long an immediate shutdown, and after it a SIGKILL, may take.
 pub(super) const HARD_STOP_LIMIT: Duration = Duration::from_secs(5);
-/// Backends see the death of their postmaster by themselves, at the latest when their statement looks for interrupts.
+/// How long backends may outlive their postmaster. They notice its death by themselves, at the latest when their
+/// statement checks for interrupts.
 const STRAGGLER_LIMIT: Duration = Duration::from_secs(2);
 
 /// The user that runs the server and owns its files.
@@ -35,7 +37,7 @@ impl Owner {
         Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 
-    /// Whom a new store belongs to: PostgreSQL refuses to run as root, so root hands it to `nobody`.
+    /// The owner of a new store: PostgreSQL refuses to run as root, so root gives the store to `nobody`.
     pub fn of_new_store() -> Self {
         let current = Self::current();
         if current.uid == 0 {
@@ -45,7 +47,7 @@ impl Owner {
         }
     }
 
-    /// Whom an existing folder belongs to.
+    /// The owner of an existing folder.
     pub fn of(metadata: &fs::Metadata) -> Self {
         Self { uid: metadata.uid(), gid: metadata.gid() }
     }
@@ -74,9 +76,8 @@ impl Owner {
     }
 }
 
-/// Starts programs as the store's owner. What it starts gets none of this process's environment (which holds
-/// secrets), and its own process group (so that Ctrl-C at a terminal reaches only this process, which then stops
-/// the server in order).
+/// Starts programs as the store's owner. They get none of this process's environment, which holds secrets, and their
+/// own process group, so that Ctrl-C at a terminal reaches only this process, which then stops the server in order.
 #[derive(Clone, Debug)]
 pub(super) struct Launcher {
     owner: Owner,
@@ -99,8 +100,8 @@ impl Launcher {
         }
     }
 
-    /// `death_signal` is what the program gets when the *thread* that spawns it ends. It has to be set after the
-    /// change of user, which clears it: hence setpriv, which does both in this order.
+    /// A command that runs `program`. `death_signal` is sent to it when the *thread* that spawns it ends. The signal
+    /// has to be set after the change of user, which clears it: hence setpriv, which does both in this order.
     pub fn command(&self, program: &Path, death_signal: &str) -> Command {
         let Owner { uid, gid } = self.owner;
         let mut command = match &self.setpriv {
@@ -125,7 +126,7 @@ impl Launcher {
         };
         command.env_clear().process_group(0).current_dir("/").stdin(Stdio::null());
         command.env("HOME", "/tmp").env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
-        // A batch needs some MiB each time: a backend that gave them back would fault them in again.
+        // Each batch needs some MiB: a backend that returned them to the system would have to fault them in again.
         command.env("MALLOC_TRIM_THRESHOLD_", "33554432").env("MALLOC_MMAP_THRESHOLD_", "16777216");
         for kept in ["PATH", "LD_LIBRARY_PATH"] {
             if let Some(value) = std::env::var_os(kept) {
@@ -140,7 +141,7 @@ fn find_setpriv() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/bin".into(), "/bin".into()]);
     let candidate = folders.map(|folder| folder.join("setpriv")).find(|file| file.is_file())?;
-    // BusyBox has a setpriv too, without what is needed here.
+    // BusyBox has a setpriv too, but without `--pdeathsig`.
     let help = output(Command::new(&candidate).arg("--help"), Duration::from_secs(5)).ok()?;
     String::from_utf8_lossy(&help.stdout).contains("--pdeathsig").then_some(candidate)
 }
@@ -169,7 +170,7 @@ pub(super) fn output(command: &mut Command, limit: Duration) -> io::Result<Outpu
     child.wait_with_output()
 }
 
-/// What a failed program said, in one line: its last lines, or how it ended.
+/// The error of a failed program in one line: its last lines of output, or how it ended.
 pub(super) fn complaint(output: &Output) -> String {
     let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
     let said = last_lines(&String::from_utf8_lossy(said), 3);
@@ -203,8 +204,8 @@ pub(super) fn servers_in(cluster: &Path) -> Vec<Pid> {
     processes.flatten().filter_map(pid_of).collect()
 }
 
-/// Makes sure that nothing works in `cluster` any more, and removes the pid files of the dead, whose pids may belong
-/// to somebody else by now (PostgreSQL would refuse to start). Only the holder of the data lock may call this.
+/// Makes sure that no process works in `cluster`, and removes stale pid files: their pids may already belong to other
+/// processes, and PostgreSQL would refuse to start. Only the holder of the data lock may call this.
 pub(super) fn clear_orphans(cluster: &Path, socket_dir: &Path) -> Result<(), Error> {
     if !cfg!(target_os = "linux") {
         return Ok(()); // without /proc nobody can tell: PostgreSQL's own check of its pid file decides
@@ -251,8 +252,8 @@ pub(super) fn clear_orphans(cluster: &Path, socket_dir: &Path) -> Result<(), Err
     Ok(())
 }
 
-/// Deletes what an initdb that was killed has left. Its children may still be writing into it for a moment. What
-/// cannot be deleted is in nobody's way; the next start tries again.
+/// Deletes the remains of a killed initdb. Its children may still write for a moment. Files that cannot be deleted do
+/// no harm; the next start tries again.
 pub(super) fn discard_cluster(unfinished: &Path) {
     let deadline = Instant::now() + STRAGGLER_LIMIT;
     while unfinished.exists() && Instant::now() < deadline {
@@ -281,7 +282,7 @@ fn wait_until_gone(cluster: &Path, limit: Duration) -> bool {
     true
 }
 
-/// The postmaster's pid as its pid file has it, dead or alive.
+/// The postmaster's pid from its pid file, dead or alive.
 pub(super) fn postmaster_pid(cluster: &Path) -> Option<Pid> {
     Pid::from_raw(
         fs::read_to_string(cluster.join("postmaster.pid"))

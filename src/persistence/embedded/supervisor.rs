@@ -1,7 +1,7 @@
 //! The thread that owns the server process: starts it, restarts it when it dies, stops it.
 //!
-//! It is a thread of its own, and not a task, because the server gets its parent-death signal when the *thread* that
-//! spawned it ends. Nobody else signals or reaps the process, so no signal ever goes to a reused pid.
+//! It is a thread and not a task because the server gets its parent-death signal when the *thread* that spawned it
+//! ends. No other code signals or reaps the process, so no signal ever goes to a reused pid.
 
 use std::{
     cell::Cell,
@@ -28,9 +28,9 @@ use super::{
     process::{self, FAST_STOP_LIMIT, HARD_STOP_LIMIT, Launcher},
 };
 
-/// A server that neither accepts connections nor says that it is recovering by then is broken.
+/// Time limit of a start. A server that has neither accepted connections nor reported a recovery by then is broken.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// Replaying the log after a crash: at most `max_wal_size`, minutes on a slow disk.
+/// Time limit of a recovery: it replays at most `max_wal_size` of the log, which takes minutes on a slow disk.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(600);
 const RECOVERY_NOTICE_EVERY: Duration = Duration::from_secs(10);
 const READY_POLL: Duration = Duration::from_millis(5);
@@ -41,11 +41,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LOG_MAX_BYTES: u64 = 10 << 20;
 const LOG_CHECK_EVERY: Duration = Duration::from_secs(60);
 
-/// What became of the server.
+/// The status of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
     Starting,
-    /// It accepts connections; the postmaster's process id.
+    /// It accepts connections; `pid` is the postmaster's process id.
     Running {
         pid: u32,
     },
@@ -53,9 +53,9 @@ pub enum Status {
     Restarting {
         reason: String,
     },
-    /// Orderly, by request.
+    /// It was stopped in order, on request.
     Stopped,
-    /// For good: nobody restarts it.
+    /// It has failed for good, and is not restarted.
     Failed {
         reason: String,
     },
@@ -78,9 +78,9 @@ pub(super) struct Plan {
 }
 
 enum Event {
-    /// Of which process, because it may arrive when the next one runs already.
+    /// A process has exited. It is named because the next one may already run when this arrives.
     Exited(Pid),
-    /// For so long it may take.
+    /// Stop, within this time.
     Stop(Duration),
 }
 
@@ -91,7 +91,8 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// The first start is under way when this returns; the channel tells its outcome.
+    /// Starts the supervisor. The first start of the server is under way when this returns; the channel reports its
+    /// outcome.
     pub fn spawn(plan: Plan) -> Result<(Self, watch::Receiver<Status>), Error> {
         let (events, inbox) = channel();
         let (status, seen) = watch::channel(Status::Starting);
@@ -113,7 +114,7 @@ impl Supervisor {
         let _ = self.events.send(Event::Stop(patience));
     }
 
-    /// Blocks; only for a moment once the status is final.
+    /// Waits for the thread. It blocks, but only for a moment once the status is final.
     pub fn join(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -128,17 +129,17 @@ impl Supervisor {
 struct Worker {
     plan: Plan,
     log: PathBuf,
-    /// For the threads that wait for a process to end.
+    /// The sender for the threads that wait for a process to end.
     events: Sender<Event>,
     inbox: Receiver<Event>,
     status: watch::Sender<Status>,
-    /// For an end that was asked for.
+    /// The patience of a requested stop.
     patience: Cell<Duration>,
 }
 
 /// Why a start or a wait ended.
 enum End {
-    /// The process is gone (or never came up) although nobody asked it to go.
+    /// The process is gone, or never came up, without a request.
     Died(String),
     StopRequested,
 }
@@ -149,7 +150,7 @@ impl Worker {
         if last == Status::Stopped {
             place::retract_socket(self.plan.lock.data_dir(), &self.plan.place);
         }
-        // Whoever sees the final status may take the lock at once.
+        // Drop the lock first: a reader of the final status may take it at once.
         let Self { plan, status, .. } = self;
         drop(plan);
         status.send_replace(last);
@@ -243,7 +244,7 @@ impl Worker {
         let child =
             command.spawn().map_err(|error| io_error("cannot run", &self.plan.postgres, error))?;
         let (pid, events) = (Pid::from_child(&child), self.events.clone());
-        // Waits without reaping: until this worker reaps it, the pid is nobody else's.
+        // Waits without reaping: until this worker reaps the process, its pid is not reused.
         let waiter = move || {
             let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             while matches!(waitid(WaitId::Pid(pid), ended), Err(Errno::INTR)) {}
@@ -305,10 +306,10 @@ impl Worker {
         }
     }
 
-    /// Ends the process, at once if it is dead already, and says how it ended if that was not orderly.
+    /// Ends the process, at once if it is already dead. Returns how it ended if that was not orderly.
     fn shut_down(&self, child: &mut Child) -> String {
         let pid = Pid::from_child(child);
-        // A server that is stopped hears nothing but the last.
+        // A server suspended by SIGSTOP reacts only to the last signal.
         let hard = (self.patience.get() / 5).min(HARD_STOP_LIMIT);
         let fast = self.patience.get().saturating_sub(hard).min(FAST_STOP_LIMIT);
         let steps = [(Signal::INT, fast), (Signal::QUIT, hard), (Signal::KILL, HARD_STOP_LIMIT)];
@@ -330,7 +331,7 @@ impl Worker {
         }
     }
 
-    /// What this start wrote to the log, as far as it explains an end.
+    /// The log lines of this start that explain its end.
     fn fatal_lines(&self, offset: u64) -> String {
         let mut text = Vec::new();
         let read = File::open(&self.log).and_then(|mut log| {
@@ -351,7 +352,7 @@ impl Worker {
     }
 }
 
-/// The server appends, so what it writes after this goes to the file's new beginning.
+/// Truncates a large log. The server appends, so its next lines go to the file's new beginning.
 fn trim_log(log: &Path) {
     if !fs::metadata(log).is_ok_and(|metadata| metadata.len() > LOG_MAX_BYTES) {
         return;

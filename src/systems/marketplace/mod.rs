@@ -70,7 +70,7 @@ pub const SYSTEM: System = System {
     ],
     views: &[
         view::<domain::session::SessionView>(),
-        view::<domain::session::MessageView>(),
+        view::<domain::session::MessageRow>(),
         view::<domain::request::RequestView>(),
         view::<domain::request::OfferRow>(),
         view::<domain::profile::ProviderView>(),

@@ -27,6 +27,7 @@ use proxie::config::Config;
 use proxie::contract::System;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
+use proxie::kernel::secret::Secret;
 use proxie::systems::app_topics::settings::Grant as TopicGrant;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgConnection};
@@ -63,6 +64,7 @@ impl TestNode {
         config.persistence.database_url = database.to_url_lossy().to_string();
         config.persistence.allow_fsync_off = true;
         config.persistence.max_connections = 10;
+        config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
         config.gateway.drain_ms = 0;
         if let Clock::Manual(_) = clock {

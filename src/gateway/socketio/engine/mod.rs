@@ -1,5 +1,5 @@
 //! Engine.IO (protocol 4) at `/socket.io/`: long polling, WebSocket, the upgrade from one to the other, and heartbeats
-//! (ADR 14). A request finds its [`session`] here; whatever a session does, it does in its own task.
+//! (ADR 14). A request finds its [`session`] here; a session does all its work in its own task.
 
 mod packet;
 mod session;
@@ -26,14 +26,14 @@ use crate::kernel::error::ErrorCode;
 use session::{Answer, Session};
 use wire::Wire;
 
-/// Requests of one session that wait to be looked at, which takes no time.
+/// Queued requests of one session. The queue is short because a session takes each at once.
 const REQUESTS: usize = 4;
 
-/// The sessions of this node, by their ids. They are secrets: who knows one takes part in it.
+/// The sessions of this node by id. The ids are secrets: a client that knows one takes part in the session.
 #[derive(Default)]
 pub struct Sessions(DashMap<Arc<str>, mpsc::Sender<session::Request>>);
 
-/// A session's place among the others, for as long as this lives.
+/// A session's entry in the table, removed when this is dropped.
 struct Seat {
     sessions: Arc<Sessions>,
     sid: Arc<str>,
@@ -51,7 +51,7 @@ impl Drop for Seat {
     }
 }
 
-/// What clients of Engine.IO are told when a request cannot be served.
+/// The answers of Engine.IO to requests that it cannot serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     UnknownTransport,
@@ -77,7 +77,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The packet that a session begins with.
+/// The first packet of a session.
 fn opened(gateway: &Gateway, sid: &str, upgrades: bool) -> String {
     let limits = &gateway.options.websocket;
     let upgrades: &[&str] = if upgrades { &["websocket"] } else { &[] };
@@ -172,7 +172,7 @@ pub async fn handle(
         (false, Method::GET) if parts.headers.contains_key(header::UPGRADE) => {
             let upgrade = Upgrade::from_request_parts(&mut parts, &()).await?;
             Ok(upgraded(&gateway, upgrade, &parts.extensions, move |wire| {
-                // Where it cannot go, it is dropped.
+                // If the session cannot take it, the socket is dropped.
                 let _ = session.try_send(session::Request::Upgrade(wire));
             }))
         }
@@ -180,9 +180,9 @@ pub async fn handle(
     }
 }
 
-const SLOW: &str = "the packets did not come in time";
+const SLOW: &str = "the packets did not arrive in time";
 
-/// Starts a session. The packet that it begins with.
+/// Starts a session and returns its first packet.
 fn begin(gateway: &Arc<Gateway>, sessions: &Arc<Sessions>, wire: Option<Wire>) -> String {
     let sid: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
     let (requests, receiver) = mpsc::channel(REQUESTS);
@@ -200,7 +200,7 @@ fn upgraded(
     then: impl FnOnce(Wire) + Send + 'static,
 ) -> Response {
     let admitted = extensions.get::<Admitted>().cloned();
-    // Its session counts the frames: who is too fast waits, and is not closed.
+    // The session counts the frames instead: a client that is too fast waits, and is not closed.
     let limits = Limits {
         frames_per_s: u32::MAX,
         frame_burst: u32::MAX,
@@ -209,7 +209,7 @@ fn upgraded(
     upgrade.begin(None, limits, async move |socket| then(Wire::new(socket, admitted)))
 }
 
-/// The body of a POST.
+/// Reads the body of a POST.
 async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Outcome<String> {
     let too_large =
         || Problem::new(ErrorCode::TooLarge, format!("a payload may have at most {limit} bytes"));
@@ -218,9 +218,9 @@ async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Outcome<String> 
     if announced.is_some_and(|n| n > limit) {
         return Err(too_large());
     }
-    // The limit is the only error that is not the client's connection going away.
+    // Any other error means that the client's connection is gone, so only the limit needs an answer.
     let bytes = axum::body::to_bytes(body, limit).await.map_err(|_| too_large())?;
-    // What is no UTF-8 is no packet, and nothing is none either.
+    // A body that is not UTF-8 is not a packet, and neither is an empty one, so both are refused alike.
     Ok(String::from_utf8(bytes.into()).unwrap_or_default())
 }
 
@@ -236,7 +236,7 @@ async fn ask(
         Ok(Answer::Payload(payload)) => text(payload),
         Ok(Answer::Taken) => text("ok".into()),
         Ok(Answer::Refused(refusal)) => refusal.into_response(),
-        // It has ended in between.
+        // The session has ended in the meantime.
         Err(_) => Refusal::UnknownSid.into_response(),
     }
 }

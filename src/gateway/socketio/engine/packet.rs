@@ -1,20 +1,21 @@
-//! Packets of Engine.IO (protocol 4) as text: `<type>[<data>]`; in the body of a request several, between `\x1e`.
+//! Packets of Engine.IO (protocol 4) as text: `<type>[<data>]`. The body of a request may hold several, separated by
+//! `\x1e`.
 
-/// What a client sent.
+/// A packet from a client.
 #[derive(Debug, PartialEq)]
 pub enum Packet {
     Close,
-    /// A client that is about to upgrade says `probe`.
+    /// A client that is about to upgrade sends the data `probe`.
     Ping(String),
     Pong,
     Message(String),
-    /// Its bytes are of no use here: Socket.IO's binary packets are refused.
+    /// A binary message without its bytes: Socket.IO's binary packets are refused.
     Binary,
     Upgrade,
     Noop,
 }
 
-/// Between the packets of a payload.
+/// Separator between the packets of a payload.
 pub const SEPARATOR: char = '\u{1e}';
 
 pub const PING: &str = "2";
@@ -22,7 +23,7 @@ pub const PROBED: &str = "3probe";
 pub const CLOSE: &str = "1";
 pub const NOOP: &str = "6";
 
-/// `None`: it is no packet, or none that clients send.
+/// Parses a packet. `None`: it is not a packet, or not one that clients send.
 pub fn parse(text: &str) -> Option<Packet> {
     let (kind, data) = (text.get(..1)?, text.get(1..)?);
     let empty = |packet| data.is_empty().then_some(packet);
@@ -37,22 +38,22 @@ pub fn parse(text: &str) -> Option<Packet> {
     }
 }
 
-/// The packets of a request's body, or what is left of them. They stay text until it is their turn.
+/// The remaining packets of a request's body. Each stays text until its turn.
 #[derive(Default)]
 pub struct Payload {
     text: String,
-    /// `None`: nothing is left.
+    /// Start of the next packet; `None`: nothing is left.
     at: Option<usize>,
 }
 
 impl Payload {
-    /// `None`: something in it is no packet.
+    /// Checks and keeps a body. `None`: a part of it is not a packet.
     pub fn read(text: String) -> Option<Self> {
         let good = text.split(SEPARATOR).all(|packet| one(packet).is_some());
         good.then_some(Self { text, at: Some(0) })
     }
 
-    /// These come after what is left.
+    /// Appends these packets to the remaining ones.
     pub fn append(&mut self, later: Self) {
         match self.at {
             None => *self = later,

@@ -1,8 +1,8 @@
-//! A session of Engine.IO, in one task: it has one transport, long polling or a WebSocket, and while it polls, a WebSocket
-//! may ask to take over. Until the client has said `5` there, long polling is what it was.
+//! A session of Engine.IO, in one task. It has one transport, long polling or a WebSocket, and while it polls, a
+//! WebSocket may ask to take over. Until the client has sent `5` there, long polling stays in use.
 //!
-//! What the client sends is taken as fast as it may send and as the connection reads; meanwhile nothing more is read from
-//! its socket, and its POST is not answered.
+//! The client's packets are taken only as fast as its rate limit allows and as the connection reads them. In between,
+//! nothing more is read from its socket, and its POST is not answered.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use crate::contract::bucket::Bucket;
 use crate::gateway::socketio::client::{Client, Wrong};
 use crate::gateway::{Gateway, Leaving};
 
-/// A request of its client.
+/// A request of the session's client.
 pub enum Request {
     Poll(oneshot::Sender<Answer>),
     Post(String, oneshot::Sender<Answer>),
@@ -39,16 +39,16 @@ pub enum Answer {
 /// Why a session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// The client has gone, or nothing was heard of it.
+    /// The client is gone, or did not answer a ping in time.
     Gone,
-    /// The client has said so.
+    /// The client has sent a close packet.
     Closed,
-    /// Two requests at once that must come one after the other.
+    /// Two requests overlapped that must follow one another.
     Overlap,
-    /// What it sent cannot be understood.
+    /// The client sent something that is not a valid packet.
     Wrong,
     TooLarge,
-    /// There is no more to say.
+    /// Nothing is left to send.
     Over,
 }
 
@@ -58,7 +58,7 @@ impl From<Wrong> for Ending {
     }
 }
 
-/// Whether something has happened, after which it is worth to look again.
+/// The outcome of one step. Ready: something has happened, so all steps are worth trying again.
 type Step = Poll<Result<(), Ending>>;
 
 enum Transport {
@@ -68,9 +68,9 @@ enum Transport {
 
 #[derive(Default)]
 struct Polling {
-    /// A GET that waits for something to say.
+    /// A GET that waits for packets to the client.
     poll: Option<oneshot::Sender<Answer>>,
-    /// A POST that waits for the packets before it.
+    /// A POST that waits until the packets before it are handled.
     post: Option<(String, oneshot::Sender<Answer>)>,
 }
 
@@ -79,16 +79,16 @@ pub struct Session {
     requests: mpsc::Receiver<Request>,
     transport: Transport,
     probe: Option<Probe>,
-    /// Of the engine's own, and what a poll did not take.
+    /// Packets of the engine itself, and those that a poll did not take.
     packets: VecDeque<String>,
-    /// What the client has posted and was not handled yet.
+    /// Posted packets that are not handled yet.
     posted: Payload,
     bucket: Bucket,
-    /// The client is not read from because it is too fast, or because its connection is busy.
+    /// Whether reading is paused because the client is too fast or its connection is busy.
     held: bool,
-    /// It has sent all that it may until then.
+    /// The time until which the client has used up its rate limit.
     resume: Option<Instant>,
-    /// The client has sent what is not read: nothing that follows can be.
+    /// Whether the client has sent a message that is too large; nothing after it can be read.
     too_large: bool,
     draining: bool,
     leaving: BoxFuture<'static, ()>,
@@ -97,7 +97,7 @@ pub struct Session {
     alarm: Pin<Box<Sleep>>,
     alarm_at: Option<Instant>,
     pace: Pace,
-    /// Its place among the sessions of this node.
+    /// The session's entry in this node's table.
     seat: Option<Seat>,
 }
 
@@ -107,9 +107,9 @@ struct Pace {
     max_payload: usize,
 }
 
-/// Of a session in a row, before other tasks get their turn.
+/// Most steps in a row before other tasks get their turn.
 const STEPS: usize = 64;
-/// Until a client has taken what it was told last.
+/// Time limit for a client to take the last packets.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Session {
@@ -177,7 +177,7 @@ impl Session {
             self.try_upgrade(cx)?,
             self.write(cx)?,
             self.read(cx)?,
-            // Last: what has happened changes when it is to ring.
+            // Last, because the steps before change when the alarm is due.
             self.clock(cx)?,
         ];
         if !self.draining && self.leaving.poll_unpin(cx).is_ready() {
@@ -231,7 +231,7 @@ impl Session {
         })
     }
 
-    /// A WebSocket that fails before `5` is forgotten.
+    /// Advances a probing WebSocket. One that fails before `5` is dropped.
     fn try_upgrade(&mut self, cx: &mut Context<'_>) -> Step {
         let Some(probe) = &mut self.probe else { return Poll::Pending };
         let probed = ready!(probe.poll(cx));
@@ -254,7 +254,7 @@ impl Session {
         Poll::Ready(Ok(()))
     }
 
-    /// `None`: the transport is to end.
+    /// The next packet for the client; `None`: the transport is to end.
     fn next_packet(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         match self.packets.pop_front() {
             Some(packet) => Poll::Ready(Some(packet)),
@@ -320,7 +320,7 @@ impl Session {
             }
         }
         if payload.is_empty() && self.probe.as_mut().is_some_and(Probe::releases_a_poll) {
-            // Its client waits for the end of this request before it goes on with the upgrade.
+            // The client waits for the end of this request before it goes on with the upgrade.
             payload = packet::NOOP.into();
         }
         if payload.is_empty() {
@@ -330,7 +330,7 @@ impl Session {
             return if over { Poll::Ready(Err(Ending::Over)) } else { Poll::Pending };
         }
         if let Err(Answer::Payload(payload)) = poll.send(Answer::Payload(payload)) {
-            // Nobody has fetched it: it is for the next one.
+            // The client did not get it: keep it for the next poll.
             for packet in payload.rsplit(packet::SEPARATOR) {
                 self.packets.push_front(packet.to_owned());
             }
@@ -374,12 +374,12 @@ impl Session {
             Packet::Binary => self.client.hear_binary().map_err(Ending::from),
             Packet::Pong | Packet::Noop | Packet::Upgrade => Ok(()),
             Packet::Close => Err(Ending::Closed),
-            // It is the server who pings.
+            // In this protocol only the server pings.
             Packet::Ping(_) => Err(Ending::Wrong),
         })
     }
 
-    /// `None`: something else has come of it.
+    /// The next packet from the client; `None`: something arrived that is not a packet to handle.
     fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Packet>, Ending>> {
         match &mut self.transport {
             Transport::Polling(polling) => {
@@ -395,7 +395,7 @@ impl Session {
             Transport::WebSocket(_) if self.too_large => Poll::Pending,
             Transport::WebSocket(wire) => {
                 let heard = wire.poll_next(cx);
-                // Also those that are no whole message yet.
+                // Including frames that are not a whole message yet.
                 self.bucket.owe(wire.frames());
                 Poll::Ready(match ready!(heard) {
                     Heard::Packet(packet) => Ok(Some(packet)),
@@ -436,7 +436,7 @@ impl Session {
             if !self.held {
                 return Poll::Ready(Err(Ending::Gone));
             }
-            // Its answer may be among what was not read yet.
+            // The pong may be among the data that is not read yet.
             self.pong = Some(now + self.pace.pong);
         }
         if let Some(at) = self.ping.take_if(|at| *at <= now) {
@@ -453,14 +453,14 @@ impl Session {
     }
 
     async fn finish(mut self, ending: Ending) {
-        // From here on nobody finds it.
+        // From here on no request finds the session.
         self.seat = None;
         match self.transport {
             Transport::Polling(Polling { poll: Some(poll), .. }) => {
                 let last = match ending {
                     Ending::Closed => Answer::Payload(packet::NOOP.into()),
                     Ending::Overlap => Answer::Payload(packet::CLOSE.into()),
-                    // Never `1`: after that some clients stay away.
+                    // Never `1`: after it, some clients do not reconnect.
                     _ => Answer::Refused(Refusal::UnknownSid),
                 };
                 let _ = poll.send(last);

@@ -1,4 +1,4 @@
-//! A WebSocket of Engine.IO: one packet a message.
+//! A WebSocket of Engine.IO: one packet per message.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
@@ -15,11 +15,11 @@ use crate::gateway::ws::WebSocket;
 pub struct Wire {
     socket: Box<WebSocket>,
     unflushed: bool,
-    /// What its TCP connection counts as.
+    /// Keeps the TCP connection counted.
     _admitted: Option<Admitted>,
 }
 
-/// What has come from the client.
+/// An event from the client's socket.
 pub enum Heard {
     Packet(Packet),
     Wrong,
@@ -32,7 +32,7 @@ impl Wire {
         Self { socket: Box::new(socket), unflushed: false, _admitted: admitted }
     }
 
-    /// Those that came since the last call.
+    /// The number of frames since the last call.
     pub fn frames(&mut self) -> u32 {
         self.socket.frames()
     }
@@ -43,7 +43,7 @@ impl Wire {
                 packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
             }
             Some(Ok(Message::Binary(_))) => Heard::Packet(Packet::Binary),
-            // They count.
+            // Control frames count against the limit, so they are reported as packets.
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
                 Heard::Packet(Packet::Noop)
             }
@@ -59,7 +59,7 @@ impl Wire {
         self.socket.poll_ready(cx)
     }
 
-    /// Where it was ready.
+    /// Sends a packet. Call it only after `poll_ready`.
     pub fn send(&mut self, packet: String) -> Result<(), axum::Error> {
         self.unflushed = true;
         self.socket.start_send(Message::text(packet))
@@ -73,7 +73,8 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Until the client has closed too: a socket that is dropped with unread data resets, and last words are lost.
+    /// Closes the socket and waits until the client has closed too: dropping a socket with unread data resets it, and
+    /// the last packets are lost.
     pub async fn close(mut self, code: u16) {
         let close = Message::Close(Some(CloseFrame { code: code.into(), reason: "".into() }));
         let ready = poll_fn(|cx| self.socket.poll_ready(cx)).await;
@@ -87,17 +88,17 @@ impl Wire {
 /// A WebSocket that asks to take over from long polling.
 pub struct Probe {
     pub wire: Wire,
-    /// It is given up then.
+    /// The probe is given up at this time.
     pub until: Instant,
-    /// It has said `2probe`.
+    /// Whether the client has sent `2probe`.
     probed: bool,
     messages: usize,
-    /// A poll that comes before is not released.
+    /// The earliest time to release the next waiting poll.
     release: Instant,
     pause: Duration,
 }
 
-/// How far the upgrade is.
+/// The progress of an upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probed {
     Goes,
@@ -106,9 +107,10 @@ pub enum Probed {
 }
 
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two polls that are released, doubled each time: its client may never learn that it could go on.
+/// Pause between two released polls, doubled each time. The client may never notice that it could go on, and would poll
+/// in a busy loop.
 const RELEASE_AGAIN: Duration = Duration::from_millis(100);
-/// Of which two are needed.
+/// Most messages during a probe, of which two are needed.
 const MAX_MESSAGES: usize = 16;
 
 impl Probe {
@@ -145,12 +147,12 @@ impl Probe {
         })
     }
 
-    /// When it has to be looked at again; `polls`: there is one to be released.
+    /// When the probe is due next; `polls`: a poll waits to be released.
     pub fn next(&self, polls: bool) -> Instant {
         if polls && self.probed { self.until.min(self.release) } else { self.until }
     }
 
-    /// Whether a poll with nothing to say ends now.
+    /// Whether a waiting poll is released now although there is no packet for it.
     pub fn releases_a_poll(&mut self) -> bool {
         let now = Instant::now();
         let releases = self.probed && self.release <= now;

@@ -1,7 +1,8 @@
-//! Hybrid logical time: wall-clock time as far as that is possible, and always later than what was seen before.
+//! Hybrid logical time: wall-clock time where possible, and always later than any time seen before.
 //!
-//! Times are those of `uhlc`: [`NTP64`], seconds since 1970 in the upper 32 bits and their fraction below, of which the
-//! last four bits count what happens at once. A device's clock is uhlc's `HLC`; here is what is decided about its times.
+//! Times are those of `uhlc`: [`NTP64`], seconds since 1970 in the upper 32 bits and their fraction below, whose last
+//! four bits count events at the same instant. A device's clock is uhlc's `HLC`; this module decides how its times
+//! count.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +15,7 @@ pub use uhlc::NTP64;
 
 use crate::kernel::clock::Timestamp;
 
-/// `dev_` and a ULID.
+/// A device's id: `dev_` and a ULID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct DeviceId(u128);
 
@@ -37,7 +38,7 @@ pub struct NoDeviceId;
 impl FromStr for DeviceId {
     type Err = NoDeviceId;
 
-    /// Only as it is shown: an id has one spelling.
+    /// Accepts only the canonical form: an id has one spelling.
     fn from_str(text: &str) -> Result<Self, NoDeviceId> {
         let ulid = text.strip_prefix("dev_").and_then(|ulid| Ulid::from_string(ulid).ok());
         let id = Self(ulid.ok_or(NoDeviceId)?.0);
@@ -79,7 +80,7 @@ impl<'de> Deserialize<'de> for DeviceId {
     }
 }
 
-/// A time as text in JSON, as JavaScript has no such numbers. RFC 3339 is read too.
+/// Times in JSON, as text because JavaScript's numbers cannot hold them. RFC 3339 is also accepted.
 pub mod ntp {
     use super::*;
 
@@ -99,13 +100,13 @@ pub mod ntp {
         let parsed = text.parse().map(NTP64).ok();
         let parsed = parsed.or_else(|| as_ntp(text.parse().ok()?));
         parsed.ok_or_else(|| {
-            let expected = "timestamp must be a number of 64 bits as text, or a time of RFC 3339 between 1970 and 2106";
+            let expected = "timestamp must be a 64-bit number as text, or an RFC 3339 time between 1970 and 2106";
             serde::de::Error::custom(expected)
         })
     }
 }
 
-/// When and where something was written. No two operations have the same.
+/// The time and the device of a write. No two operations have the same stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     #[serde(with = "ntp")]
@@ -113,19 +114,19 @@ pub struct Stamp {
     pub device: DeviceId,
 }
 
-/// `None`: before 1970, or in 2106, when 32 bits of seconds end.
+/// A timestamp as NTP64; `None`: before 1970, or after 32 bits of seconds run out in 2106.
 fn as_ntp(at: Timestamp) -> Option<NTP64> {
     let since = Duration::try_from(at.as_duration()).ok()?;
     (since.as_secs() <= u32::MAX.into()).then(|| NTP64::from(since))
 }
 
-/// The time of our own clock, within what such times can say.
+/// The time of our own clock, clamped to the range of NTP64.
 pub fn to_ntp(at: Timestamp) -> NTP64 {
     let edge = if at < Timestamp::UNIX_EPOCH { 0 } else { u64::MAX };
     as_ntp(at).unwrap_or(NTP64(edge))
 }
 
-/// Cut to whole milliseconds: for people, not for comparing.
+/// The time in whole milliseconds: for people, not for comparison.
 pub fn to_timestamp(time: NTP64) -> Timestamp {
     let ms = i64::try_from(time.to_duration().as_millis()).unwrap_or(i64::MAX);
     Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
@@ -138,9 +139,9 @@ pub fn tick(last: NTP64, now: NTP64) -> NTP64 {
     if now > last.0 & !counter { NTP64(now) } else { NTP64(last.0.saturating_add(1)) }
 }
 
-/// The time that an operation counts with. One that claims to be from the future beyond `skew`, or that is not later than
-/// what its device wrote `before`, has a clock that cannot be believed. It then counts as written when it came: after all
-/// that is there, of which `latest` is the latest.
+/// The time that an operation counts with. If it is further in the future than `skew`, or not later than the device's
+/// last operation (`before`), the device's clock is wrong. The operation then counts as written on arrival: after all
+/// existing ones, the newest of which is at `latest`.
 pub fn admit(claimed: NTP64, before: NTP64, latest: NTP64, now: NTP64, skew: Duration) -> NTP64 {
     let skew = skew.min(Duration::from_secs(u32::MAX.into()));
     let bound = now.0.saturating_add(NTP64::from(skew).0);

@@ -1,4 +1,4 @@
-//! Where a film or an episode can be watched. Operators, or whatever fills the catalogue for them, say so.
+//! The availability of a film or an episode. Operators set it, or the service that fills the catalogue for them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use crate::kernel::entity::{Caller, DecideCx, Decision, Entity, Role};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::{Listed, View, ViewRow};
 
-/// Of one content: platforms times regions.
+/// Most availabilities of one content: platforms times regions.
 pub const MAX_AVAILABILITIES: usize = 500;
 
 #[derive(Debug)]
@@ -64,12 +64,12 @@ pub enum Quality {
 }
 
 impl Availability {
-    /// Which field is wrong, and how.
+    /// Checks the fields; the error is the wrong field and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         if !is_name(&self.platform) || self.platform.len() > 64 {
             return Err(("platform", "must have 1 to 64 visible ASCII characters"));
         }
-        // Dots alone would be another path in the link.
+        // An id of only dots would change the path of the link.
         let is_id = |id: &str| is_name(id) && !id.bytes().all(|b| b == b'.');
         if !self.platform_content_id.as_deref().is_none_or(is_id) {
             let message = "must have 1 to 128 visible ASCII characters, not dots alone";
@@ -103,7 +103,7 @@ impl Availability {
             && self.expires_at.is_none_or(|until| now < until)
     }
 
-    /// Where nobody said a region, what is in any of them counts.
+    /// Whether it is available in a region. Without a wanted region, any region counts.
     pub fn is_in(&self, region: Option<&str>) -> bool {
         match (&self.region, region) {
             (Some(here), Some(wanted)) => here == wanted,
@@ -118,7 +118,7 @@ fn is_visible(text: &str) -> bool {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// Instead of what was known.
+    /// Replaces the known availability.
     SetAvailability(Vec<Availability>),
 }
 
@@ -127,7 +127,7 @@ pub enum Event {
     AvailabilitySet { availability: Vec<Availability>, at: Timestamp },
 }
 
-/// Bounded by [`MAX_AVAILABILITIES`].
+/// The content's state, bounded by [`MAX_AVAILABILITIES`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub availability: Vec<Availability>,
@@ -157,9 +157,9 @@ impl View for ContentView {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
-    #[error("this takes a token with the role operator")]
+    #[error("this needs a token with the role operator")]
     OperatorsOnly,
-    #[error("no more than {MAX_AVAILABILITIES} ways to watch it")]
+    #[error("a content may have at most {MAX_AVAILABILITIES} availabilities")]
     TooMany,
 }
 

@@ -1,5 +1,5 @@
-//! The three kinds of shared values. Each has a `merge` that is commutative, associative and idempotent, so replicas that
-//! have seen the same operations are equal, in whatever order and however often they saw them.
+//! The three kinds of shared values. Each has a `merge` that is commutative, associative and idempotent, so replicas
+//! that have seen the same operations are equal, whatever the order and the number of times they saw them.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -14,7 +14,7 @@ pub struct Written<T> {
     pub value: T,
 }
 
-/// The latest write wins (LWW). The best of those that lost is kept, to say what was won against.
+/// A last-writer-wins register (LWW). The latest losing write is kept, to explain the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register<T> {
     pub wins: Written<T>,
@@ -53,7 +53,7 @@ impl Counter {
         self.shares.values().fold(0, |sum, share| sum.saturating_add(*share))
     }
 
-    /// The device has counted so far.
+    /// Raises the device's share to at least this total.
     pub fn raise(&mut self, device: DeviceId, share: u64) {
         let known = self.shares.entry(device).or_default();
         *known = share.max(*known);
@@ -75,20 +75,20 @@ pub struct Added {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Removed {
-    /// Where the removal is in the person's log.
+    /// The position of the removal in the person's log.
     pub at: i64,
     pub stamp: Stamp,
 }
 
-/// A set in which an addition and a removal that did not know each other leave the item in (OR-Set): every addition has
-/// a tag of its own, and a removal names the tags that it has seen.
+/// An observed-remove set (OR-Set), in which an item stays if an addition and a removal are concurrent: every addition
+/// has its own tag, and a removal names the tags that its device has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedSet {
-    /// The additions of each item, by tag. None is empty.
+    /// The additions of each item, sorted by tag. No list is empty.
     live: BTreeMap<String, Vec<Added>>,
-    /// Of all items.
+    /// The number of additions of all items.
     additions: usize,
-    /// Additions that are gone, also such as were never seen: by item and tag.
+    /// Removed additions by item and tag, including additions that never arrived.
     removed: BTreeMap<String, BTreeMap<String, Removed>>,
 }
 
@@ -118,17 +118,17 @@ impl ObservedSet {
         items.map(|(item, added)| (item.as_str(), added.as_slice()))
     }
 
-    /// Empty: it is not in the set.
+    /// The additions of an item; empty: the item is not in the set.
     pub fn additions_of(&self, item: &str) -> &[Added] {
         self.live.get(item).map_or(&[], Vec::as_slice)
     }
 
-    /// It was removed, and not every device knows yet.
+    /// Whether the addition was removed, and the removal is still remembered because not every device knows of it.
     pub fn is_removed(&self, item: &str, tag: &str) -> bool {
         self.removed.get(item).is_some_and(|tags| tags.contains_key(tag))
     }
 
-    /// What is still known about removed additions of this item.
+    /// The removals of this item's additions that are still remembered.
     pub fn removals(&self, item: &str) -> impl Iterator<Item = (&str, Removed)> {
         let removed = self.removed.get(item).into_iter().flatten();
         removed.map(|(tag, removed)| (tag.as_str(), *removed))
@@ -183,7 +183,7 @@ impl ObservedSet {
         }
     }
 
-    /// Nobody can send an addition any more that was removed up to here.
+    /// Forgets the removals up to this position: no device can still send an addition that they cover.
     pub fn forget_removed(&mut self, through: i64) {
         self.removed.retain(|_, tags| {
             tags.retain(|_, removed| removed.at > through);

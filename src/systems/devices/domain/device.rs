@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::playback::{self, Playback, Presence};
+pub use super::profile::{Capabilities, DeviceType, Profile};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
@@ -20,46 +21,6 @@ const START_S: i64 = 60;
 
 #[derive(Debug)]
 pub struct Device;
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Profile {
-    pub name: String,
-    pub device_type: DeviceType,
-    pub capabilities: Capabilities,
-    /// For waking it up. Never shown.
-    pub push_token: Option<String>,
-}
-
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceType {
-    Ios,
-    Android,
-    Web,
-    Desktop,
-    AppleTv,
-    AndroidTv,
-    FireTv,
-    Roku,
-    SamsungTv,
-    LgTv,
-    Console,
-    Speaker,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Capabilities {
-    pub supports_4k: bool,
-    pub supports_hdr: bool,
-    pub supports_dolby_atmos: bool,
-    /// Where it can play from: `netflix`, `youtube`, …
-    pub supported_platforms: Vec<String>,
-    /// It does what other devices tell it.
-    pub remote_control: bool,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -318,7 +279,7 @@ impl State {
             name: name.clone(),
             device_type: *device_type,
             capabilities: capabilities.clone(),
-            has_push_token: push_token.is_some(),
+            has_push_token: push_token.as_ref().is_some_and(|token| !token.is_erased()),
             status: self.status(),
             playback_session_id: self.playing.clone(),
             last_seen: self.last_seen,
@@ -372,6 +333,11 @@ impl State {
 
     fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
         let at = cx.now;
+        let owner = self.registered.as_ref().map(|known| &*known.owner_id);
+        let profile = match owner.or(cx.caller.user_id()) {
+            Some(owner) => profile.of(owner),
+            None => profile,
+        };
         let (event, what) = match (self.owned(cx.caller), cx.caller.user_id()) {
             (Err(Rejection::NotFound), Some(owner_id)) if self.registered.is_none() => {
                 (Event::Registered { owner_id: owner_id.into(), profile, at }, "registered")
@@ -433,6 +399,7 @@ impl Entity for Device {
     const KIND: &'static str = "device";
     const GOLDEN: &'static str = include_str!("golden/device.jsonl");
     const HAS_TOPIC: bool = true;
+    const PRIVATE: bool = true;
 
     type State = State;
     type Command = Command;
@@ -539,14 +506,14 @@ impl Entity for Device {
             Event::Registered { owner_id, profile, at } => {
                 state.registered = Some(Registered {
                     owner_id: owner_id.clone(),
-                    profile: profile.clone(),
+                    profile: profile.clone().of(owner_id),
                     at: *at,
                     version: 1,
                 });
             }
             Event::Updated { profile, .. } => {
                 if let Some(registered) = &mut state.registered {
-                    registered.profile = profile.clone();
+                    registered.profile = profile.clone().of(&registered.owner_id);
                     registered.version += 1;
                 }
             }
@@ -577,6 +544,7 @@ mod tests {
     use crate::kernel::entity::replay_golden;
     use crate::kernel::entity::spec::{Given, given};
     use crate::kernel::entity::to_value;
+    use crate::kernel::private::Private;
     use crate::systems::devices::domain::content::{Access, Quality};
     use crate::systems::devices::domain::platforms::Choice;
 
@@ -589,7 +557,7 @@ mod tests {
             name: name.into(),
             device_type: DeviceType::AndroidTv,
             capabilities: Capabilities { remote_control: true, ..Capabilities::default() },
-            push_token: Some("secret".into()),
+            push_token: Some(Private::new("alice", "secret".into())),
         }
     }
 

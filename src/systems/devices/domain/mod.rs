@@ -1,10 +1,10 @@
-//! What a person's devices share, also when they were offline: a watchlist, playback positions and counters.
+//! The data that a person's devices share, even after being offline: a watchlist, playback positions and counters.
 //!
 //! Each device writes *operations*, numbered from 1 without a gap. All kinds of them are CRDTs ([`crdt`]), so the order
-//! in which they are put together makes no difference. The entity [`shared`] puts a person's together; `docs/sync.md`
-//! says what that guarantees.
+//! in which they are merged makes no difference. The entity [`shared`] merges a person's operations; `docs/sync.md`
+//! states the guarantees.
 //!
-//! What they play is a [`playback`] session: of a [`content`], on one of the [`platforms`] that have it, on a [`device`].
+//! A [`playback`] session plays a [`content`] from one of its [`platforms`] on a [`device`].
 
 pub mod clock;
 pub mod content;
@@ -13,5 +13,6 @@ pub mod device;
 pub mod operation;
 pub mod platforms;
 pub mod playback;
+pub mod profile;
 pub mod replica;
 pub mod shared;

@@ -1,15 +1,15 @@
-//! What a device writes. As JSON it is the same on the wire, in the journal and in the log.
+//! Operations that devices write. Their JSON is the same on the wire, in the journal and in the log.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::clock::{NTP64, ntp};
 
-/// Numbered by its device: 1, 2, 3, …
+/// An operation, numbered by its device: 1, 2, 3, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     pub sequence: u64,
-    /// The client's own name for it, which is acknowledged.
+    /// The client's own id for it, which the acknowledgement repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<String>,
     #[serde(rename = "timestamp", with = "ntp")]
@@ -41,7 +41,7 @@ pub enum Change {
         content_id: String,
         tag: String,
     },
-    /// The tags that the device has seen.
+    /// Removes the additions with these tags, which the device has seen.
     WatchlistRemove {
         content_id: String,
         #[serde(alias = "tag", deserialize_with = "one_or_more")]
@@ -52,7 +52,7 @@ pub enum Change {
         #[serde(flatten)]
         position: Playback,
     },
-    /// What this device has counted so far, so that telling it twice counts once.
+    /// The device's total so far rather than a difference, so sending it twice counts once.
     CounterUpdate {
         content_id: String,
         count: u64,
@@ -69,7 +69,7 @@ pub struct Playback {
 }
 
 impl Playback {
-    /// The credits, and whatever comes after them.
+    /// Whether the position is in the credits or after them: 95 % of the duration.
     pub fn is_nearly_over(&self) -> bool {
         let seen = self.position_ms.saturating_mul(100);
         self.duration_ms.is_some_and(|whole| seen >= whole.saturating_mul(95))
@@ -77,9 +77,9 @@ impl Playback {
 }
 
 const MAX_ID_BYTES: usize = 128;
-/// Of one removal.
+/// Most tags of one removal.
 const MAX_TAGS: usize = 64;
-/// Positions and counts that a number in JavaScript holds exactly.
+/// Largest position or count: JavaScript numbers hold it exactly.
 pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -100,7 +100,7 @@ pub fn is_name(name: &str) -> bool {
 }
 
 impl Operation {
-    /// Which field is wrong, and how.
+    /// Checks the fields; the error is the wrong field and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         const NAME: &str = "must have 1 to 128 visible ASCII characters";
         if self.sequence == 0 || self.sequence > MAX_NUMBER {

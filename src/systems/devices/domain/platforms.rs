@@ -1,4 +1,4 @@
-//! The platforms that play, and the links that open them on a kind of device. The table is `platforms.json`.
+//! The streaming platforms, and the links that open them on each type of device. The table is `platforms.json`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use super::content::{Access, Availability, Quality};
 use super::device::{Capabilities, DeviceType};
 use crate::kernel::clock::Timestamp;
 
-/// What a link has where the platform's own id of the content goes.
+/// The placeholder in a link for the platform's own id of the content.
 const PLACE: &str = "{id}";
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -20,22 +20,22 @@ pub struct Platforms(BTreeMap<String, Platform>);
 #[serde(deny_unknown_fields)]
 pub struct Platform {
     pub name: String,
-    /// Devices without a link of their own get that of `web`, which all platforms have.
+    /// Links by type of device. Types without a link use that of `web`, which every platform has.
     pub links: BTreeMap<DeviceType, String>,
 }
 
-/// A way to watch it on this device.
+/// A way to watch a content on a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     pub platform: String,
     pub access: Access,
-    /// As good as both of them are.
+    /// The best quality that both the platform and the device support.
     pub quality: Quality,
     pub deep_link: String,
     pub web_fallback: String,
 }
 
-/// What the person said about it.
+/// The person's preferences.
 #[derive(Clone, Debug, Default)]
 pub struct Wish<'a> {
     pub platform: Option<&'a str>,
@@ -45,7 +45,7 @@ pub struct Wish<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unplayable {
-    #[error("nobody has said where this can be watched")]
+    #[error("it is not known where this can be watched")]
     Unknown,
     #[error("it cannot be watched in this region now")]
     NotHere,
@@ -90,7 +90,7 @@ impl Platforms {
         self.0.iter()
     }
 
-    /// The link for this device, and that for a browser.
+    /// The link for this type of device, and the link for a browser.
     fn links(&self, availability: &Availability, device: DeviceType) -> Option<(String, String)> {
         let filled = self.0.get(&availability.platform).and_then(|platform| {
             let id = encoded(availability.platform_content_id.as_deref()?);
@@ -106,13 +106,13 @@ impl Platforms {
         }
     }
 
-    /// Whether any device could be sent there.
+    /// Whether there is a link to it at all.
     pub fn has_link(&self, availability: &Availability) -> bool {
         self.links(availability, DeviceType::Web).is_some()
     }
 
-    /// The ways to watch it on a device, best first: what the person prefers; what costs nothing more; what is as
-    /// good as it was wished for.
+    /// The ways to watch it on a device, best first: by the preferred platform, then without extra cost, then in the
+    /// wanted quality.
     pub fn choose(
         &self,
         availability: &[Availability],
@@ -133,7 +133,7 @@ impl Platforms {
         let wanted = wish.quality.unwrap_or(best).min(best);
         let mut choices: Vec<Choice> = here
             .into_iter()
-            // A device that says nothing about platforms can do them all.
+            // A device that lists no platforms supports them all.
             .filter(|a| supported.is_empty() || supported.contains(&a.platform))
             .filter_map(|a| {
                 let (deep_link, web_fallback) = self.links(a, device)?;
@@ -156,7 +156,7 @@ impl Platforms {
     }
 }
 
-/// Whatever is not unreserved in RFC 3986 is escaped, so that an id cannot become another part of the link.
+/// Escapes every character that RFC 3986 does not call unreserved, so an id cannot change another part of the link.
 fn encoded(id: &str) -> String {
     let mut encoded = String::with_capacity(id.len());
     for byte in id.bytes() {

@@ -1,8 +1,8 @@
-//! What a person is watching: sessions on devices, no more at a time than the plan allows.
+//! A person's playback: sessions on devices, limited in number by the person's plan.
 //!
-//! A session begins with a link that opens the platform's app. What happens in there nobody tells us but the device, which
-//! reports. So a session ends when it is said to be over, when its device starts something else or is removed, and when
-//! nothing has been heard of it: a while after its device went offline, or long after its last report.
+//! A session begins with a link that opens the platform's app. What happens in the app we only know from the device's
+//! reports. So a session ends when it is reported or asked to end, when its device starts something else or is removed,
+//! and when there is no news: a while after its device went offline, or long after its last report.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity, Se
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::{Listed, View, ViewRow};
 
-/// A device that went offline may be back in time: a film goes on while the network is away.
+/// How long a device may be offline before its sessions end: a film goes on during a short network outage.
 const AWAY_S: u32 = 120;
-/// Whatever a plan says.
+/// Most concurrent sessions, whatever the plan allows.
 const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
@@ -28,15 +28,15 @@ pub struct Playback;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// What is to be played on which of the person's devices is the gateway's word, and so are the limits.
+    /// Starts a session. The operation decides what is played on which device, and the limits.
     Start {
         session_id: String,
         start: Start,
-        /// One to be ended with the same step.
+        /// A session to end in the same step.
         replaces: Option<String>,
         max_streams: usize,
     },
-    /// From the device.
+    /// A report from the device.
     Report {
         session_id: String,
         report: Report,
@@ -44,12 +44,12 @@ pub enum Command {
     Stop {
         session_id: String,
     },
-    /// From the device's actor.
+    /// The device's presence, sent by the device's actor.
     DeviceIs {
         session_id: String,
         there: Presence,
     },
-    /// The timer.
+    /// A timer fired.
     TimedOut {
         session_id: String,
         why: EndReason,
@@ -62,7 +62,7 @@ pub struct Start {
     pub device_id: String,
     pub choice: Choice,
     pub resume_position_ms: Option<u64>,
-    /// Without a report for so long it is over.
+    /// The session ends after this time without a report.
     pub idle_s: u32,
 }
 
@@ -113,7 +113,7 @@ pub enum Event {
     Ended { session_id: String, session: Session, reason: EndReason, at: Timestamp },
 }
 
-/// Bounded by the plan, and [`MAX_STREAMS`]. Those that have ended are in the view.
+/// The live sessions, bounded by the plan and [`MAX_STREAMS`]. Ended ones are only in the view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub live: BTreeMap<String, Session>,
@@ -163,11 +163,11 @@ impl View for SessionView {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
-    #[error("this is another person's")]
+    #[error("this belongs to another person")]
     NotYours,
     #[error("this session has ended")]
     Ended,
-    #[error("no more than {max} at the same time: stop one of {}", live.join(", "))]
+    #[error("at most {max} sessions at the same time: stop one of {}", live.join(", "))]
     TooManyStreams { max: usize, live: Vec<String> },
     #[error("only the system may do this")]
     InternalOnly,
@@ -313,7 +313,7 @@ impl State {
             .effect(over_at(session_id, cx.now, session.start.idle_s, EndReason::TimedOut)))
     }
 
-    /// Ends it, if it is not over anyway.
+    /// Ends the session, if it is still live.
     fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Outcome {
         Ok(match self.live.get(session_id) {
             Some(session) => end(session_id, session, reason, cx),
@@ -324,7 +324,7 @@ impl State {
 
 type Outcome = Result<Decision<Playback>, Rejection>;
 
-/// Replies with the session as it ended.
+/// Ends the session, and replies with its final state.
 fn end(
     session_id: &str,
     session: &Session,
@@ -394,7 +394,7 @@ impl Entity for Playback {
                 }
                 let Session { start, report, updated_at, .. } = session;
                 let timer = over_at(&session_id, *updated_at, start.idle_s, EndReason::TimedOut);
-                // It may not have heard of it.
+                // The device may not have received the command to play.
                 let waits = report.status == Status::Starting;
                 let again = waits.then(|| play(&session_id, start));
                 Ok(decision.effects(again).effect(timer))
@@ -430,7 +430,7 @@ impl Entity for Playback {
         shown.map(|row| ViewRow::of(&*row)).collect()
     }
 
-    /// A device that cannot be told plays nothing.
+    /// Handles an undeliverable command: a device that cannot be told to play counts as removed.
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
             device::Command::Play { session_id, .. } => {

@@ -1,4 +1,5 @@
-//! What operations add up to. Also on devices: `clients/typescript` has the same, held to the same vectors.
+//! A replica: the merged result of operations. Devices have one too: `clients/typescript` implements the same and is
+//! tested with the same vectors.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Included, Unbounded};
@@ -14,11 +15,11 @@ pub struct Replica {
     pub watchlist: ObservedSet,
     pub positions: BTreeMap<String, Register<Playback>>,
     pub counters: BTreeMap<String, Counter>,
-    /// Of all counters: the devices that count.
+    /// The number of devices' shares in all counters.
     shares: usize,
 }
 
-/// One thing that a replica holds, as the operation that would make it.
+/// One part of a replica's content, as the operation that would create it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub by: Stamp,
@@ -26,7 +27,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes that it has as JSON, at most.
+    /// An upper bound of its size as JSON, in bytes.
     fn size(&self) -> usize {
         let names = match &self.change {
             Change::WatchlistAdd { content_id, tag } => content_id.len() + tag.len(),
@@ -34,7 +35,7 @@ impl Entry {
             | Change::CounterUpdate { content_id, .. } => content_id.len(),
             Change::WatchlistRemove { .. } | Change::Nothing {} => 0,
         };
-        // Quotes and backslashes are two.
+        // Escaped quotes and backslashes take two bytes.
         256 + 2 * names
     }
 
@@ -61,23 +62,23 @@ pub enum Section {
     Counters,
 }
 
-/// Where a page ended.
+/// The end of a page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     pub section: Section,
     pub content_id: String,
-    /// The tag or the device up to which the content's parts were in it; without: all of them.
+    /// The last tag or device of the content in the page; `None`: all parts were in it.
     #[serde(default)]
     pub part: Option<String>,
 }
 
-/// Why a value is what it is. Of what there may be many of it holds the first ones, and how many there are.
+/// The explanation of a value. Long lists are cut off, with their full length beside them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// It is there as long as one addition is.
+    /// The additions; the item is in the set as long as there is one.
     pub additions: Vec<Added>,
     pub additions_total: usize,
-    /// Known until every device has seen them.
+    /// The removals, remembered until every device has seen them.
     pub removals: Vec<(String, Removed)>,
     pub removals_total: usize,
     /// The latest write, and the best that it won against.
@@ -94,7 +95,7 @@ pub struct Counted {
 }
 
 impl Replica {
-    /// `at`: where the operation is in the person's log.
+    /// Applies an operation. `at`: its position in the person's log.
     pub fn apply(&mut self, device: DeviceId, operation: &Operation, at: i64) {
         let stamp = Stamp { time: operation.time, device };
         match &operation.change {
@@ -125,7 +126,7 @@ impl Replica {
         }
     }
 
-    /// There is no room for it.
+    /// Whether there is no room for the change.
     pub fn is_full_for(&self, device: DeviceId, change: &Change, max_entries: usize) -> bool {
         match change {
             Change::WatchlistAdd { .. } => self.watchlist.additions() >= max_entries,
@@ -164,7 +165,7 @@ impl Replica {
         limit: usize,
         bytes: usize,
     ) -> (Vec<Entry>, Option<Mark>) {
-        // The mark's own content may have more parts.
+        // The mark's content may have more parts after it.
         let from = |section: Section| match after {
             Some(mark) if mark.section == section => Included(mark.content_id.as_str()),
             _ => Unbounded,
@@ -205,7 +206,7 @@ impl Replica {
             .flat_map(|(content_id, counter)| {
                 counter.shares.iter().map(move |(device, count)| (content_id, *device, *count))
             })
-            // Devices are in the order of their text.
+            // Devices are ordered by their text.
             .filter(|(content_id, device, _)| {
                 is_new(Section::Counters, content_id, Some(&device.to_string()))
             })
@@ -225,7 +226,7 @@ impl Replica {
         (entries, mark)
     }
 
-    /// With at most `limit` of what there may be many of.
+    /// Explains a content's values, with at most `limit` items in each list.
     pub fn explain(&self, content_id: &str, limit: usize) -> Explanation {
         let additions = self.watchlist.additions_of(content_id);
         let removals = self.watchlist.removals(content_id);

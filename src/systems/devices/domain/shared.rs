@@ -1,10 +1,11 @@
-//! What a person's devices share: the one place where their operations are put into an order, which is the person's log.
+//! The shared data of a person's devices: the one place where their operations are ordered into the person's log.
 //!
-//! A device is registered here first. Its operations come in the order of their numbers; what is answered to it is the
-//! number up to which everything is durable. The log is the topic `sync:<user>`. Each device says how far it has *seen*
-//! the log, and what every device has seen is *stable*: no operation can come that did not know it, so what was kept for
-//! such ones (the tags of removed additions) is forgotten. A device that stays behind for too long is not waited for:
-//! it reads the whole state again (`must_resync`) when it comes back, and loses nothing that it wrote meanwhile.
+//! A device is registered here first. Its operations arrive in the order of their numbers; the reply is the number up
+//! to which all of them are durable. The log is the topic `sync:<user>`. Each device reports how far it has *seen* the
+//! log. The part that every device has seen is *stable*: no later operation can have been written without knowing it,
+//! so data kept for such operations (the tags of removed additions) is forgotten. A device that lags too far behind is
+//! not waited for: when it returns, it reads the whole state again (`must_resync`), and keeps everything that it wrote
+//! meanwhile.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,24 +20,24 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
-/// Entries in one page of the state, and the bytes that they may have.
+/// Most entries in one page of the state; `PAGE_BYTES` limits their size.
 const PAGE: usize = 400;
 const PAGE_BYTES: usize = 256 * 1024;
-/// Additions, removals and devices that an explanation names, each.
+/// Most additions, removals and devices, each, in an explanation.
 const EXPLAINED: usize = 200;
-/// Removed devices that are remembered here. An older one is unknown here, and `device_removed` to whoever registers it:
-/// the device's own actor remembers for ever, and is asked first.
+/// Most removed devices that are remembered here. Older ones are unknown here, but registering one is still refused
+/// with `device_removed`: the device's own actor remembers for ever and is asked first.
 const MAX_LEFT: usize = 1_000;
 
-/// What configuration says.
+/// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// How far ahead of the server's clock a device's may be.
+    /// How far a device's clock may be ahead of the server's.
     pub max_skew_ms: u64,
-    /// Additions, positions and counts, each.
+    /// Most additions, positions and counts, each.
     pub max_entries: usize,
-    /// Removed additions that are kept. Beyond it the devices that have seen least are not waited for.
+    /// Most removed additions that are kept. Beyond this, the devices that have seen the least are not waited for.
     pub max_tombstones: usize,
 }
 
@@ -51,7 +52,7 @@ pub struct Shared;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// How many a person may have is the gateway's word.
+    /// Registers a device. The operation decides how many devices a person may have.
     Join {
         device: DeviceId,
         max_devices: usize,
@@ -59,7 +60,8 @@ pub enum Command {
     Leave {
         device: DeviceId,
     },
-    /// `seen`: every operation that this device has not sent yet was, or will be, written knowing the log up to here.
+    /// Operations of a device. `seen`: every operation that the device has not sent yet was, or will be, written with
+    /// knowledge of the log up to here.
     Update {
         device: DeviceId,
         seen: i64,
@@ -88,7 +90,7 @@ pub enum Event {
     Left {
         device: DeviceId,
     },
-    /// As they count: with the times that were admitted, and `Nothing` for what was refused.
+    /// Operations as they count: with admitted times, and `Nothing` in place of refused ones.
     Merged {
         device: DeviceId,
         seen: i64,
@@ -99,7 +101,7 @@ pub enum Event {
         device: DeviceId,
         seen: i64,
     },
-    /// Not waited for any more.
+    /// The device is no longer waited for.
     LeftBehind {
         device: DeviceId,
     },
@@ -140,14 +142,14 @@ impl Announcement for Delta<'_> {
     const TOPICS: &'static [&'static str] = &["sync"];
 }
 
-/// Bounded by [`Limits`] and the devices.
+/// The person's shared state, bounded by [`Limits`] and the number of devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub devices: BTreeMap<DeviceId, Member>,
-    /// Ids that are not given again, because what they wrote counts; oldest first.
+    /// Ids of removed devices, oldest first. They are not reused, because their operations still count.
     pub left: Vec<DeviceId>,
     pub replica: Replica,
-    /// Of the newest entry of the log.
+    /// The offset of the newest entry in the log.
     pub offset: i64,
     pub stable: i64,
     /// The latest time of any operation.
@@ -157,9 +159,9 @@ pub struct State {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Everything up to this operation of the device is in.
+    /// The device's operations up to this number are merged.
     pub sequence: u64,
-    /// The time of that.
+    /// The time of that operation.
     #[serde(with = "ntp")]
     pub last: NTP64,
     pub seen: i64,
@@ -177,26 +179,26 @@ pub enum Reply {
     Explained { explanation: Explanation, stable: i64 },
 }
 
-/// How a device stands.
+/// The synchronisation status of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     pub sequence: u64,
     pub seen: i64,
     pub must_resync: bool,
-    /// Of the log.
+    /// The newest offset of the log.
     pub offset: i64,
     pub stable: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Rejection {
-    #[error("this is another person's")]
+    #[error("this belongs to another person")]
     NotYours,
     #[error("this device is not registered: register it, or take a new id if it was removed")]
     UnknownDevice,
     #[error("this device was removed: register with a new id")]
     DeviceRemoved,
-    #[error("no more than {max} devices: remove one first")]
+    #[error("at most {max} devices are allowed: remove one first")]
     TooManyDevices { max: usize },
 }
 
@@ -257,7 +259,7 @@ impl State {
         }
     }
 
-    /// Who keeps the most of what is kept for them.
+    /// The devices that hold back tombstone collection the most.
     fn left_behind(&self, max_tombstones: usize) -> impl Iterator<Item = DeviceId> {
         let too_much = self.replica.watchlist.tombstones() > max_tombstones;
         let behind = self.devices.iter().filter(move |(_, member)| {
@@ -281,7 +283,7 @@ impl State {
         if self.devices.len() >= max {
             return Err(Rejection::TooManyDevices { max });
         }
-        // It has nothing that it could hold against what is removed by now.
+        // A new device has nothing written without knowledge of past removals, so it starts at the head.
         let standing = Standing {
             sequence: 0,
             seen: self.offset,
@@ -302,7 +304,8 @@ impl State {
     ) -> Result<Decision<Shared>, Rejection> {
         let member = self.member(device)?;
         let seen = seen.clamp(member.seen, self.offset);
-        // Whatever has come before is not taken again; after a hole nothing is taken. The answer says where to go on.
+        // Operations that already arrived are skipped, and nothing after a gap is taken. The reply says where to
+        // continue.
         let first = member.sequence + 1;
         let operations = operations.into_iter().skip_while(|operation| operation.sequence < first);
         let next = (first..).zip(operations);
@@ -324,7 +327,7 @@ impl State {
                 refused.push(Refused { sequence, reason: "too_many_entries".into() });
                 operation.change = Change::Nothing {};
             }
-            // Removed before it came. Whoever reads the log from here on may not know.
+            // The addition was removed before it arrived. Readers of the log from here on may not know of the removal.
             if let Change::WatchlistAdd { content_id, tag } = &operation.change
                 && self.replica.watchlist.is_removed(content_id, tag)
             {

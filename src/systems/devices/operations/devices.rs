@@ -14,6 +14,7 @@ use crate::contract::operation::{Done, Nothing};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
+use crate::kernel::private::Private;
 use crate::kernel::text::{must_not_contain, wrong_in_name};
 use crate::systems::devices::domain::clock::DeviceId;
 use crate::systems::devices::domain::device::{
@@ -67,7 +68,7 @@ fn known(id: &str) -> Outcome<DeviceId> {
     id.parse().map_err(|_| Problem::not_found("device"))
 }
 
-fn profile(input: RegisterDevice) -> Outcome<Profile> {
+fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<Profile> {
     let mut errors = Vec::new();
     let name = input.name.unwrap_or_default();
     if name.trim().is_empty() || name.chars().count() > 64 {
@@ -87,7 +88,8 @@ fn profile(input: RegisterDevice) -> Outcome<Profile> {
     if !errors.is_empty() {
         return Err(Problem::fields(errors));
     }
-    let (device_type, push_token) = (input.device_type, input.push_token);
+    let device_type = input.device_type;
+    let push_token = input.push_token.map(|token| Private::new(owner_id, token));
     Ok(Profile { name, device_type, capabilities, push_token })
 }
 
@@ -107,7 +109,7 @@ impl Operation for Register {
             Some(id) => id,
             None => known(&derived_id("dev", &[&call.user_id, &call.id]))?,
         };
-        let profile = profile(input)?;
+        let profile = profile(&call.user_id, input)?;
         let devices = devices_of(call).await?;
         let max = call.settings::<Tiers>().of(call.plan.as_deref()).devices;
         let (count, known) = (devices.len(), devices.into_iter().find(|(known, _)| *known == id));

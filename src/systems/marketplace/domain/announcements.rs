@@ -1,4 +1,4 @@
-//! What clients of the marketplace hear.
+//! The announcements that clients of the marketplace receive.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

@@ -4,9 +4,8 @@
 //! Pending ──▶ Confirmed ──starts_at──▶ InProgress ──ends_at──▶ Completed ──▶ Reviewed
 //!                 │                        └───────────┬───────────┘
 //!                 └──▶ Cancelled                       └──▶ NoShow
-//! ```
-//! Confirmation is immediate today, so Pending lasts no longer than the commit; it is the place for a payment or an
-//! approval by hand. The provider holds the time before this entity exists and releases it when told to.
+//! ``` Confirmation is immediate today, so Pending lasts no longer than the commit; it is the place for a payment or a
+//! manual approval. The provider holds the time before this entity exists, and releases it when this entity says so.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -36,7 +35,7 @@ mod view;
 pub use rejection::Rejection;
 pub use view::{BookingRow, BookingView};
 
-/// For so long after the end a provider may say that nobody came. Later it would only serve to keep a review away.
+/// How long after the end a provider may report a no-show. A later report would only serve to prevent a review.
 const NO_SHOW_MINUTES: i64 = 24 * 60;
 /// Reminders, in hours before the start.
 const REMIND_HOURS: [u8; 2] = [24, 1];
@@ -44,7 +43,7 @@ const REMIND_HOURS: [u8; 2] = [24, 1];
 #[derive(Debug)]
 pub struct Booking;
 
-/// What both sides agreed on.
+/// The terms that both sides agreed on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreed {
     pub request_id: String,
@@ -64,7 +63,7 @@ pub struct Agreed {
 pub enum Command {
     /// Internal: the provider holds the time.
     Confirm(Box<Agreed>),
-    /// By either party, before the start. Internal: an acceptance that was given up.
+    /// Cancellation by either party, before the start. Internal: also by an abandoned acceptance.
     Cancel {
         reason: Option<String>,
     },
@@ -72,14 +71,14 @@ pub enum Command {
     CancelForConsumer {
         reason: Option<String>,
     },
-    /// By the consumer, once completed.
+    /// The consumer's review, once the booking is completed.
     Review {
         rating: u8,
         comment: Option<String>,
     },
-    /// By the provider's owner, from the start to a day after the end.
+    /// A no-show, reported by the provider's owner, from the start until a day after the end.
     MarkNoShow,
-    /// Query, for the parties.
+    /// Query by the parties.
     Get,
     /// Internal: timers.
     Remind {
@@ -139,7 +138,7 @@ pub struct Cancellation {
     pub reason: Option<String>,
 }
 
-/// Bounded by its fields: one agreement, one end.
+/// The booking's state, bounded by its fields: one agreement and one end.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub agreed: Option<Agreed>,
@@ -327,7 +326,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// To both parties and to the booking's own topic, as it is after `events`.
+    /// Announces the booking, as it is after `events`, to both parties and on the booking's own topic.
     fn announce<A: Announcement>(
         &self,
         events: &[Event],
@@ -365,7 +364,8 @@ impl Step<'_> {
         shown(self.cx.key, self.state)
     }
 
-    /// The provider was asked twice. What has been cancelled meanwhile stays so, and its time is free again.
+    /// Handles a second confirmation, after the provider was asked twice. A booking cancelled in the meantime stays
+    /// cancelled, and its time is released.
     fn confirm_again(&self) -> Decision<Booking> {
         let effect = match self.state.status {
             Status::Cancelled => self.release(),
@@ -374,7 +374,7 @@ impl Step<'_> {
         Decision::reply(Reply::Done).effect(effect)
     }
 
-    /// The request has lost its booking, and its session hears of it.
+    /// Tells the request that its booking was cancelled; the request tells its session.
     fn tell_request(&self, by: Party) -> Effect {
         let command = request::Command::BookingCancelled { booking_id: self.cx.key.into(), by };
         Effect::send::<Request>(self.agreed.request_id.clone(), &command)
@@ -422,7 +422,7 @@ impl Step<'_> {
         if by != Party::Consumer {
             return Err(Rejection::ConsumerOnly);
         }
-        // Older releases let people book themselves.
+        // Older releases allowed users to book themselves.
         if self.agreed.consumer_id == self.agreed.provider_owner_id {
             return Err(Rejection::OwnBooking);
         }
@@ -489,7 +489,7 @@ impl Step<'_> {
         }
     }
 
-    /// Also where the start was missed (a node that was away).
+    /// Completes the booking, even if its start was missed because a node was down.
     fn complete(&self) -> Decision<Booking> {
         match self.state.status {
             Status::Confirmed | Status::InProgress => {

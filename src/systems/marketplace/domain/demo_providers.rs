@@ -1,7 +1,7 @@
-//! Invented providers in real cities, with which a fresh node can be tried out.
+//! Invented providers in real cities, to try out a fresh node.
 //!
-//! Around Alexanderplatz in Berlin there are haircuts on every day of the week, so that the example sentence
-//! "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros" always gets offers.
+//! Around Alexanderplatz in Berlin, haircuts are offered on every day of the week, so the example sentence "I need a
+//! haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros" always gets offers.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::systems::marketplace::domain::service::Service;
 
 const TABLE: &str = include_str!("demo_providers.tsv");
 
-/// Key and enrolment of each provider. Keys are the same in every process: enrolling again changes nothing.
+/// The key and the enrolment of each provider. Keys are the same in every process: enrolling again changes nothing.
 pub fn demo_providers() -> Vec<(String, Command)> {
     TABLE
         .lines()
@@ -105,7 +105,7 @@ fn offering(text: &str, currency: &str) -> Option<Offering> {
     Some(Offering { service, price, per, duration_minutes })
 }
 
-/// "Mon-Fri 09:00-18:00; Sat 10:00-16:00". A range may go over the end of the week.
+/// "Mon-Fri 09:00-18:00; Sat 10:00-16:00". A range may cross the end of the week.
 fn weekly(text: &str) -> Option<Weekly> {
     let mut weekly = Weekly::new();
     for part in text.split("; ") {

@@ -197,7 +197,7 @@ pub fn notified(effects: &[Effect]) -> Vec<String> {
 
 /// The durable publications on the entity's own topic.
 pub fn published(effects: &[Effect]) -> Vec<(&str, &Value)> {
-    let publications = effects.iter().filter_map(|effect| match effect {
+    let publications = effects.iter().filter_map(|effect| match effect.bare() {
         Effect::Publish { publication, durable: true } => {
             Some((publication.event.as_str(), &publication.data))
         }

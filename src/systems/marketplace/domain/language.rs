@@ -1,8 +1,8 @@
-//! What a sentence asks for: a service, when, where, and for how much at most.
+//! The understanding of a sentence: a service, a time, a place, and a maximum price.
 //!
-//! A pure function of the words, the time and the user's zone: no model, no network, and the same answer each time,
-//! so that an entity may call it. Words that are read as one thing (a place, a sum) are not read as another. Words that say
-//! something and are not understood are [`Unread`]: they are asked about, and nothing takes their place.
+//! A pure function of the words, the time and the user's zone: no model, no network, and the same answer each time, so
+//! that an entity may call it. Words that are read as one thing (a place, a sum) are not read as another. Meaningful
+//! words that are not understood are [`Unread`]: the agent asks about them, and never guesses a value instead.
 
 use jiff::Timestamp;
 use jiff::civil::Time;
@@ -37,7 +37,7 @@ pub struct When {
     pub exact: bool,
 }
 
-/// What a message is for. A draft of the journal has `Request`, the other names may change.
+/// The purpose of a message. Drafts in the journal contain `Request`; the other names may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intent {
     #[default]
@@ -48,14 +48,14 @@ pub enum Intent {
     Status,
     Yes,
     No,
-    /// "ok", "sure": heard, and nothing more.
+    /// "ok", "sure": an acknowledgement and nothing more.
     Nod,
-    /// "never mind": what was not asked for yet is not wanted.
+    /// "never mind": drops a draft that was not submitted yet.
     Drop,
-    /// The closed form: these two bind.
+    /// An act in its closed form. This one and `Cancel` bind.
     Accept(Which, Option<Service>),
     Cancel(Thing, Option<Service>),
-    /// Speaks of offers, and does not accept one. `hesitates`: nothing is meant to happen.
+    /// Speaks of offers without accepting one. `hesitates`: the user does not want anything to happen yet.
     AcceptTalk {
         which: Option<Which>,
         hesitates: bool,
@@ -67,45 +67,45 @@ pub enum Intent {
     },
     /// "don't book me a haircut".
     Refusal,
-    /// A provider at the door.
+    /// A provider who offers a service instead of asking for one.
     Offering,
 }
 
-/// Which of the offers is meant.
+/// The offer that is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Which {
     Cheapest,
     Best,
-    /// In the order in which they were shown, from 1.
+    /// The n-th offer in the order in which they were shown, from 1.
     Nth(u8),
-    /// The only one.
+    /// The only offer.
     It,
 }
 
-/// What is to be cancelled.
+/// The thing to be cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Thing {
     Any,
     Request,
-    /// A request whose search goes on: never what is booked.
+    /// A request that is still searching, never a booked one.
     Search,
     Booking,
 }
 
-/// What a piece of a message would have said, had it been understood.
+/// The topic of a piece of a message that was not understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum About {
     When,
     Place,
     Budget,
-    /// A service that nobody here does.
+    /// A service that nobody here offers.
     OtherService,
     /// A second service.
     SecondService,
     /// More than one appointment.
     Several,
-    /// What no request holds, or that nothing is asked for: a "yes" passes over it.
+    /// A wish that no request can hold, or a sign that nothing is asked for. A "yes" skips it.
     Aside,
 }
 
@@ -123,16 +123,16 @@ pub struct Understanding {
     pub budget: Option<Money>,
     pub details: String,
     pub intent: Intent,
-    /// An hour that was said, without a day that could be read.
+    /// An hour that was given without a readable day.
     #[serde(default)]
     pub hour: Option<Time>,
-    /// What was said and is not understood: it has to be asked about.
+    /// The pieces that were not understood and have to be asked about.
     #[serde(default)]
     pub unread: Vec<Unread>,
-    /// Whether the last message says nothing beside what was read of it.
+    /// Whether the last message says nothing besides the parts that were read.
     #[serde(skip)]
     pub bare: bool,
-    /// The words of the last message that belong to no act or are not understood, where it is near to one.
+    /// If the last message is near to an act: its words that belong to no act or are not understood.
     #[serde(skip)]
     pub aside: Option<String>,
 }
@@ -142,7 +142,7 @@ impl Understanding {
         self.unread.iter().any(|unread| unread.about == about)
     }
 
-    /// Whether it says anything of a request.
+    /// Whether it contains any part of a request.
     pub fn says_something(&self) -> bool {
         self.service.is_some()
             || self.when.is_some()
@@ -153,15 +153,16 @@ impl Understanding {
     }
 }
 
-/// Who speaks: where they are at home, and how they say numbers.
+/// The speaker's context: their time zone, currency and locale, and the offers that they were shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Home<'a> {
     pub tz: &'a TimeZone,
-    /// What amounts without a currency mean; `None`: the currency of the place.
+    /// The currency of amounts without one; `None`: the currency of the place.
     pub currency: Option<&'a str>,
-    /// BCP 47: which of day and month comes first in 3/12. A language alone leaves that to the place.
+    /// A BCP 47 tag, which decides whether the day or the month comes first in 3/12. A language alone leaves that to
+    /// the place.
     pub locale: &'a str,
-    /// Who made the offers that were shown, in that order.
+    /// The providers' names of the shown offers, in that order.
     pub offers: &'a [String],
 }
 
@@ -170,7 +171,7 @@ impl<'a> Home<'a> {
         Self { tz, currency: None, locale: "en", offers: &[] }
     }
 
-    /// What amounts without a currency mean, at a place.
+    /// The possible currencies of an amount without one, at a place.
     fn currencies(&self, place: Option<&Place>) -> Vec<&'static str> {
         let own = self.currency.and_then(places::known_currency);
         let there = place.map(|place| place.country.as_str());
@@ -193,19 +194,19 @@ impl<'a> Home<'a> {
     }
 }
 
-/// The most of a message that becomes `details`, which is bounded over all answers too.
+/// The most characters of a message that become `details`, and the bound of `details` over all answers.
 const DETAILS_CHARS: usize = 2_000;
 
-/// Times are those of the place, where one is named, else of the user's zone.
+/// Understands a message on its own. Times are in the zone of the place, if one is named, else in the user's zone.
 pub fn understand(text: &str, now: Timestamp, home: &Home<'_>) -> Understanding {
     read(text, now, home, &Understanding::default())
 }
 
-/// What is known after the next message, whose words win.
+/// The draft after the next message. In a conflict, the new words win.
 ///
-/// It is read in the light of what was known: "at 5" is on the day, at the place and in the zone that were named before,
-/// "Friday instead" at the same hour. A place in another zone keeps the hour that was said, not the moment, and an
-/// amount without a currency is in that place's.
+/// The message is read in the context of the draft: "at 5" means the day, place and zone that were named before, and
+/// "Friday instead" keeps the hour. If a new place is in another zone, the local hour stays the same, not the moment,
+/// and an amount without a currency becomes one in that place's currency.
 pub fn answer(
     mut draft: Understanding,
     text: &str,
@@ -216,7 +217,7 @@ pub fn answer(
     let tz = home.tz;
     if let (Some(place), Some(when), None) = (&new.place, draft.when, new.when) {
         let moved = when.moved(&zone(draft.place.as_ref(), tz), &zone(Some(place), tz));
-        // Today at 5 pm may be past there.
+        // Today at 5 pm may already be past there.
         draft.when = moved.filter(|when| when.latest > now);
     }
     if let (None, Some(place), Some(budget), None) =
@@ -232,7 +233,7 @@ pub fn answer(
     merge(draft, new)
 }
 
-/// A message on its own, read in the light of what was asked for.
+/// The understanding of a message alone, read in the context of an earlier request.
 pub fn in_the_light_of(
     asked: &Understanding,
     text: &str,
@@ -261,7 +262,7 @@ impl When {
 fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> Understanding {
     let mut tokens = token::tokens(text);
     let cut = corrected_at(&tokens);
-    // It excludes nothing.
+    // This "no" corrects something; it does not exclude anything.
     if let Some(at) = cut.filter(|at| takes_back(&tokens, *at)) {
         tokens[at].taken = true;
     }
@@ -332,7 +333,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let other = services.other.map(|words| (About::OtherService, words));
     let second = services.second.map(|(_, words)| (About::SecondService, words));
     unread.extend(other.or(second).map(|(about, words)| Unread { about, words }));
-    // What is beyond the limit may change everything.
+    // Text beyond the limit may change the meaning of everything.
     unread.extend(text.char_indices().nth(token::MAX_CHARS).map(|(at, _)| Unread {
         about: About::Aside,
         words: text[at..].trim().chars().take(80).collect(),
@@ -358,7 +359,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     let act = act.filter(|_| near::selection(&tokens, &offers).is_none());
     let first_unread = || unread.first().map(|unread| unread.words.clone());
     let aside = act.and_then(|act| near::aside(&tokens, act, &offers).or_else(first_unread));
-    // What is past cannot be asked for: the question is when, again.
+    // A time in the past cannot be requested, so the agent asks for the time again.
     let when = time.when.filter(|when| when.latest > now && !unclear(About::When));
     let hour = if when.is_none() { time.hour } else { None };
     let budget = budget.filter(|_| !unclear(About::Budget));
@@ -383,7 +384,7 @@ fn mark(tokens: &mut [Token], role: Role) {
     }
 }
 
-/// The tokens as they were said, cut to what fits a sentence.
+/// The tokens as they were written, shortened to fit into a sentence.
 fn quote(tokens: &[Token], from: usize, to: usize) -> String {
     let mut words = String::new();
     for token in &tokens[from.min(tokens.len())..to.min(tokens.len())] {
@@ -395,17 +396,17 @@ fn quote(tokens: &[Token], from: usize, to: usize) -> String {
     words.chars().take(80).collect()
 }
 
-/// Whether a message is longer than what is read of one.
+/// Whether a message is longer than the part that is read.
 pub fn is_too_long(text: &str) -> bool {
     text.chars().nth(token::MAX_CHARS).is_some()
 }
 
-/// Whether a word with a capital is something else than a name.
+/// Whether a capitalised word is something other than a name.
 pub(super) fn is_said_otherwise(token: &Token) -> bool {
     leftover::is_known(token)
 }
 
-/// Whether a message is a question about how things are, and asks for nothing to be found.
+/// Whether a message only asks about the state of things, and not for a new search.
 pub fn only_asks(text: &str) -> bool {
     acts::only_asks(&token::tokens(text))
 }
@@ -415,12 +416,12 @@ pub fn says_yes(text: &str) -> bool {
     acts::says_yes(&token::tokens(text))
 }
 
-/// Whether a message takes back something that was said before.
+/// Whether a message corrects something that was said before.
 pub fn corrects(text: &str) -> bool {
     corrected_at(&token::tokens(text)).is_some()
 }
 
-/// Whether a message asks for one thing more.
+/// Whether a message asks for one more thing.
 pub fn adds(text: &str) -> bool {
     let tokens = token::tokens(text);
     tokens
@@ -433,7 +434,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
         let both = format!("{}\n{}", draft.details, new.details);
         draft.details = both.trim().chars().take(DETAILS_CHARS).collect();
     }
-    // A "yes" is one to the question that was asked: these come last, one by one.
+    // A "yes" answers only the question that was asked; these questions come last, one at a time.
     let asked = missing(&draft).first().copied();
     let agreed = |name: &str| new.intent == Intent::Yes && asked == Some(name);
     let answered = |about: About| match about {
@@ -445,7 +446,7 @@ fn merge(mut draft: Understanding, new: Understanding) -> Understanding {
         About::Aside => agreed("confirmation"),
     };
     draft.unread.retain(|unread| !answered(unread.about));
-    // What is unclear now is not known from before.
+    // A value that is unclear now no longer counts as known.
     for unread in &new.unread {
         match unread.about {
             About::When => draft.when = None,
@@ -476,7 +477,7 @@ fn waives(text: &str) -> bool {
     ))
 }
 
-/// What a request needs and is not known yet, or not understood. A budget is optional.
+/// The fields that a request needs and that are unknown or not understood. A budget is optional.
 pub fn missing(u: &Understanding) -> Vec<&'static str> {
     let needed = [
         ("service", u.service.is_none()),

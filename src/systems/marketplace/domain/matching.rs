@@ -1,8 +1,8 @@
-//! How well a provider fits a request: six parts of 0 to 1 and fixed weights.
+//! The score of a provider for a request: six parts from 0 to 1, with fixed weights.
 //!
 //! The weights are the product's (`skill .30, location .25, availability .20, price .10, rating .10, response .05`).
-//! The score orders leads and is shown to the consumer with its parts; it decides nothing else. What a provider can
-//! really do is its agent's answer (`policy`).
+//! The score orders leads and is shown to the consumer with its parts; it decides nothing else. Whether a provider can
+//! really do the job is up to its agent (`policy`).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,12 +19,13 @@ use crate::systems::marketplace::domain::service::Service;
 
 /// The name of the runner that reads the candidates and calls [`rank`].
 pub const RUNNER: &str = "match_providers";
-/// How many candidates an outcome carries at most.
+/// Most candidates in an outcome.
 pub const MAX_RANKED: usize = 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Criteria {
-    /// Who asks: nobody is matched with themselves. Runs that an older release asked for do not say.
+    /// The consumer who asks, so that nobody is matched with themselves. Runs started by an older release do not have
+    /// it.
     #[serde(default)]
     pub consumer_id: Option<String>,
     pub service: Service,
@@ -33,7 +34,7 @@ pub struct Criteria {
     pub budget: Option<Money>,
 }
 
-/// A provider as the read models know it.
+/// A provider as in the read models.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub provider_id: String,
@@ -42,12 +43,12 @@ pub struct Candidate {
     pub rating: f64,
     pub reviews: u32,
     pub response_rate: f64,
-    /// The `calendar` rows around the asked window.
+    /// The `calendar` rows around the requested window.
     pub busy: Vec<Span>,
 }
 
 impl Candidate {
-    /// From a row of the view `providers` (see `ProviderView`). `None`: the row is not of this shape.
+    /// Reads a row of the view `providers` (see `ProviderView`). `None`: the row has another shape.
     pub fn from_row(row: &Value, busy: Vec<Span>) -> Option<Self> {
         Some(Self {
             provider_id: row.get("id")?.as_str()?.into(),
@@ -110,14 +111,14 @@ pub struct Scored {
     pub score: Score,
 }
 
-/// What the runner returns.
+/// The result of the runner.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Matches {
     pub candidates: Vec<Scored>,
 }
 
-/// The best candidates first, at most [`MAX_RANKED`]; equal totals in the order of their ids. Who does not offer the
-/// service, does not come that far, or asks themselves is left out.
+/// The best candidates first, at most [`MAX_RANKED`]; equal totals in the order of their ids. Providers that do not
+/// offer the service, do not travel that far, or belong to the consumer are left out.
 pub fn rank(request: &Criteria, candidates: Vec<Candidate>, now: Timestamp) -> Vec<Scored> {
     let mut scored: Vec<Scored> =
         candidates.iter().filter_map(|candidate| score(request, candidate, now)).collect();
@@ -218,7 +219,7 @@ fn rating(mean: f64, reviews: u32) -> f64 {
     ((smoothed - 1.0) / 4.0).clamp(0.0, 1.0)
 }
 
-/// Standing as the score sees it, for callers that hold a provider's state and not its row.
+/// A candidate for callers that hold a provider's state instead of its row.
 pub fn candidate(
     (provider_id, owner_id): (&str, &str),
     profile: &Profile,

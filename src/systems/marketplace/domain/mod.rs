@@ -7,8 +7,7 @@
 //!  AcceptOffer ─────▶ Request ──HoldSlot──────▶ Provider      (the only owner of its calendar: no double booking)
 //!                                               Provider ──Confirm──▶ Booking
 //!                     Request ◀──────────BookingConfirmed──────────── Booking
-//! ```
-//! Each arrow is a durable `send`. The client hears of it on its `user:`, `session:` and `booking:` topics.
+//! ``` Each arrow is a durable `send`. Clients follow the progress on their `user:`, `session:` and `booking:` topics.
 //!
 //! **Architecture invariants:** states are bounded (each file says by what). Commands that only other entities may
 //! send are taken from those alone, by kind and key, and refuse users with `internal_only`. What is not yours is `not_found`. What clients, events and read
@@ -21,7 +20,7 @@ pub mod places;
 pub mod service;
 pub mod zones;
 
-// What a provider offers, when it is free, what it asks for, and how well that fits.
+// Providers: their services, free times, prices, and fit to a request.
 pub mod matching;
 pub mod offer;
 pub mod policy;
@@ -29,7 +28,7 @@ pub mod pricing;
 pub mod profile;
 pub mod schedule;
 
-// What clients hear.
+// Announcements to clients.
 pub mod announcements;
 
 // Entities.
@@ -44,5 +43,7 @@ pub mod rejection;
 
 #[cfg(test)]
 pub mod fixtures;
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod story_tests;

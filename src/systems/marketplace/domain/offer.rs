@@ -1,4 +1,4 @@
-//! Leads and offers: what a request and a provider's agent tell each other.
+//! Leads and offers: the messages between a request and a provider's agent.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -11,7 +11,7 @@ use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
 use crate::systems::marketplace::domain::service::Service;
 
-/// A request as a provider's agent sees it: nothing about who asks.
+/// A request as a provider's agent sees it, without the consumer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lead {
     pub request_id: String,
@@ -23,7 +23,7 @@ pub struct Lead {
     pub score: Score,
 }
 
-/// Why an agent makes no offer.
+/// The reason why an agent makes no offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeclineReason {
@@ -39,7 +39,7 @@ pub enum DeclineReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decline {
     pub reason: DeclineReason,
-    /// The lowest price the agent could have done, where the budget was the problem.
+    /// The lowest price that the agent could have offered, if the budget was too low.
     pub lowest_price: Option<Money>,
 }
 

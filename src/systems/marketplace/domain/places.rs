@@ -34,13 +34,13 @@ pub fn distance_km(a: (f64, f64), b: (f64, f64)) -> f64 {
     2.0 * 6_371.0 * h.sqrt().min(1.0).asin()
 }
 
-/// ISO 4217, of a country's English name or its ISO 3166 code.
+/// The currency (ISO 4217) of a country, given its English name or ISO 3166 code.
 pub fn currency_of(country: &str) -> Option<&'static str> {
     let code = INDEX.countries.get(fold(country).as_str())?;
     INDEX.currencies.get(code).copied()
 }
 
-/// A code of ISO 4217 that some country uses.
+/// The code, if it is an ISO 4217 currency that some country uses.
 pub(super) fn known_currency(code: &str) -> Option<&'static str> {
     INDEX.currencies.values().find(|known| **known == code).copied()
 }
@@ -55,14 +55,14 @@ pub fn find(text: &str, home: &str) -> Option<Place> {
     find_in(&tokens(text), home, None).place
 }
 
-/// Where the known places are, and their zones.
+/// The coordinates and zones of all known places.
 pub(super) fn spots() -> impl Iterator<Item = ((f64, f64), &'static str)> {
     INDEX.spots.iter().map(|spot| (spot.at, spot.zone))
 }
 
 struct Spot {
     name: &'static str,
-    /// Of a neighbourhood; a city's own name otherwise.
+    /// The city of a neighbourhood, or a city's own name.
     city: &'static str,
     code: &'static str,
     at: (f64, f64),
@@ -74,9 +74,9 @@ struct Spot {
 #[derive(Default)]
 struct Index {
     spots: Vec<Spot>,
-    /// By folded name, words with one space between them.
+    /// Indexes of spots by folded name, words separated by one space.
     by_name: HashMap<String, Vec<usize>>,
-    /// How many words the longest name with this first word has.
+    /// The number of words in the longest name that starts with this word.
     first_words: HashMap<String, usize>,
     /// Codes by folded name and by folded code.
     countries: HashMap<String, &'static str>,
@@ -169,7 +169,7 @@ const COUNTRY_ALIASES: &[(&str, &str)] = &[
     ("virginia", "US"),
 ];
 
-/// Names that are words too: only after in, near, at, to or around, and with a capital.
+/// Names that are also common words. They count only with a capital, after in, near, at, to or around.
 const WORDS: &[&str] = &[
     "nice",
     "reading",
@@ -296,7 +296,7 @@ const WORDS: &[&str] = &[
     "perm",
 ];
 
-/// How much the word before a name speaks for it: 0 speaks against.
+/// How strongly the word before a name suggests a place; 0 suggests that it is none.
 fn weight(before: Option<&Token>) -> u32 {
     match before.map_or("", |token| token.text.as_str()) {
         "in" | "near" | "at" | "nearby" | "around" | "within" | "inside" => 4,
@@ -308,17 +308,17 @@ fn weight(before: Option<&Token>) -> u32 {
 
 const BETWEEN: &[&str] = &["the", "central", "downtown", "north", "south", "east", "west", "inner"];
 
-/// What a sentence says of places.
+/// The places in a sentence.
 #[derive(Default)]
 pub(super) struct Found {
     pub place: Option<Place>,
-    /// The tokens that name it, and those that name places that are not meant.
+    /// The tokens that name the place, or places that are not meant.
     pub named: Vec<Range<usize>>,
-    /// What does not come to one place that is known.
+    /// Tokens that do not amount to one known place.
     pub unread: Vec<Range<usize>>,
 }
 
-/// The place that the sentence names. `cut`: where the last correction is.
+/// The place that the sentence names. `cut`: the start of the last correction.
 pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found {
     let words: Vec<usize> =
         (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
@@ -374,7 +374,7 @@ pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found
         }
     }
     let Some((_, spot, name)) = best else { return found };
-    // "in Berlin, but not in Mitte": one place holds no exclusion.
+    // "in Berlin, but not in Mitte": a place cannot hold an exclusion.
     let inside = |name: &&Named| name.spots.iter().any(|n| INDEX.spots[*n].city == spot.city);
     let excluded = excluded.iter().filter(|_| spot.is_city).filter(inside);
     found.unread.extend(excluded.map(|name| name.range.clone()));
@@ -407,7 +407,7 @@ pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found
     found
 }
 
-/// How it is said, how early, whether at home, whether a city, how many people.
+/// The rank of a candidate: weight of its wording, earliness, whether in the home country, whether a city, population.
 type Rank = (u32, u32, bool, bool, u32);
 
 struct Named {
@@ -471,7 +471,7 @@ fn accept(
         let said = before.is_some_and(|token| token.any(&["in", "near", "at", "to", "around"]));
         return (capital && (said || continues || in_its_city)).then_some(weight);
     }
-    // In lower letters many a small town is a word or a name.
+    // In lower case, many names of small towns are ordinary words or people's names.
     let spots = longest(tokens, &words[at..])?.0;
     let known = spots.iter().any(|n| {
         let spot = &INDEX.spots[*n];

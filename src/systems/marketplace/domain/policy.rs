@@ -1,4 +1,4 @@
-//! The provider's agent: what it answers to a lead, around the clock, within the limits its provider set.
+//! The policy of a provider's agent: its answers to leads, around the clock, within the limits that the provider set.
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ use crate::systems::marketplace::domain::profile::Profile;
 use crate::systems::marketplace::domain::schedule::{Span, later};
 use crate::systems::marketplace::domain::service::Service;
 
-/// How long an offer stands, unless it would start sooner.
+/// How long an offer is valid, unless its slot starts sooner.
 pub const OFFER_TTL_MINUTES: i64 = 30;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Terms {
     pub message: String,
 }
 
-/// What an offer says, as far as the provider's profile has a word in it.
+/// The part of an offer that depends on the provider's profile.
 #[derive(Debug)]
 pub struct Promise<'a> {
     pub service: Service,
@@ -34,13 +34,14 @@ pub struct Promise<'a> {
 
 impl Promise<'_> {
     /// Whether the agent could still make this offer: the provider may have changed hours, days off, services, prices,
-    /// notice or area since. What is booked is not asked here.
+    /// notice or area since. Bookings are not checked here.
     pub fn stands(&self, profile: &Profile) -> bool {
         let Some(offering) = profile.offering(self.service) else { return false };
         let floor = offering.floor_price(profile.max_discount_percent);
         let asked = self.price;
         let base = (profile.base.latitude, profile.base.longitude);
-        // Of an offer that ends with its start the notice was short, and half an hour is allowed.
+        // An offer that expires at its start was made at short notice, so its own lifetime of half an hour is allowed
+        // for.
         let notice = i64::from(profile.minimum_notice_minutes);
         self.slot == Span::new(self.slot.starts_at, offering.duration_minutes.into())
             && asked.currency == floor.currency
@@ -52,7 +53,8 @@ impl Promise<'_> {
     }
 }
 
-/// The first free slot in the asked window at the best price the budget needs, or the first reason why not.
+/// The agent's answer: the first free slot in the requested window, with only the discount that the budget needs, or
+/// the first reason to decline.
 pub fn consider(
     profile: &Profile,
     busy: &[Span],

@@ -1,4 +1,4 @@
-//! What a service costs, and how far the agent may go down. Integers only; the floor is never crossed.
+//! Prices of services, and the discount that the agent may give. Integers only; a quote is never below the floor.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ pub struct Offering {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoQuote {
-    /// The lowest price the agent could do.
+    /// Too expensive for the budget, with the lowest price that the agent could offer.
     OverBudget(Money),
     /// The budget is in a currency that this provider does not take.
     OtherCurrency,
@@ -47,14 +47,14 @@ impl Offering {
         Money { amount_minor: amount, currency: self.price.currency.clone() }
     }
 
-    /// The list price with the largest discount, rounded up: in the provider's favour.
+    /// The list price with the largest discount, rounded up in the provider's favour.
     pub fn floor_price(&self, max_discount_percent: u8) -> Money {
         let list = self.list_price();
         let keep = 100 - i64::from(max_discount_percent.min(100));
         Money { amount_minor: ceil_div(list.amount_minor.saturating_mul(keep), 100), ..list }
     }
 
-    /// The list price where the budget allows it, else just the budget, else nothing.
+    /// The list price if the budget allows it, else the budget itself if it is not below the floor, else no quote.
     pub fn quote(
         &self,
         budget: Option<&Money>,

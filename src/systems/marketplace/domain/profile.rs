@@ -1,4 +1,4 @@
-//! What a provider says about itself, checked, and how it is shown.
+//! A provider's profile: its fields, its checks and its views.
 
 use std::collections::BTreeSet;
 
@@ -103,7 +103,7 @@ impl Profile {
         }
     }
 
-    /// Every rule a profile keeps; pointers are relative to the profile.
+    /// Checks every rule of a profile; pointers are relative to the profile.
     pub fn check(&self, check: &mut Check) {
         check.name(&self.name, 1, 80, "/name");
         check.text(&self.bio, 2_000, "/bio");
@@ -128,7 +128,7 @@ impl Profile {
         check.that(self.max_discount_percent <= 80, "/max_discount_percent", "at most 80");
     }
 
-    /// The rule of a base that is new: what once was taken stays.
+    /// Checks a new base's time zone. A base that was once accepted stays valid.
     pub fn check_zone(&self, now: Timestamp, check: &mut Check) {
         let Base { latitude, longitude, time_zone, .. } = &self.base;
         check.that(
@@ -172,7 +172,7 @@ impl Profile {
     }
 }
 
-/// What others think of a provider.
+/// The reputation of a provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     /// The mean of all reviews, 1 to 5; 0 without any.
@@ -189,7 +189,8 @@ impl Standing {
         Self { rating: sum / f64::from(reviews), reviews, ..self }
     }
 
-    /// Answered leads of received ones, with ten imagined ones of which nine were answered: a newcomer starts at 0.9.
+    /// The share of received leads that were answered, as if nine of ten earlier leads had been: a newcomer starts at
+    /// 0.9.
     pub fn response_rate(&self) -> f64 {
         (f64::from(self.leads_answered) + 9.0) / (f64::from(self.leads_received) + 10.0)
     }
@@ -276,7 +277,7 @@ impl ProviderView {
         }
     }
 
-    /// As this user may see it: whose account is behind it is the owner's business.
+    /// The view for this user: only the owner sees the account behind the provider.
     pub fn for_user(mut self, user_id: &str) -> Self {
         self.owner_id = self.owner_id.filter(|owner| owner == user_id);
         self

@@ -1,8 +1,8 @@
 //! A provider and its agent: profile, calendar, and the answers to leads around the clock.
 //!
-//! The calendar has one owner, this entity, which decides one command at a time. That is what makes a double booking
-//! impossible: an offer promises nothing, [`Command::HoldSlot`] decides, on the profile as it is then. Offers that a changed
-//! profile does not allow are withdrawn with the change.
+//! The calendar has one owner, this entity, which decides one command at a time. That makes a double booking
+//! impossible: an offer promises nothing; [`Command::HoldSlot`] decides, on the profile as it is at that time. When the
+//! profile changes, offers that it no longer allows are withdrawn.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -30,13 +30,14 @@ mod tests;
 
 use steps::{consider_lead, enroll, hold_slot, release_slot, update};
 
-/// Offers beyond these are forgotten (the one that expires first goes): holding their time works all the same.
+/// Most open offers that are remembered. Beyond this, the one that expires first is forgotten; its slot can still be
+/// held.
 pub const MAX_OPEN_OFFERS: usize = 200;
-/// With more bookings ahead the calendar takes no new one.
+/// Most bookings ahead; the calendar accepts no more.
 pub const MAX_HOLDS: usize = 1_000;
-/// An acceptance that was on its way when the offer expired is still honoured this long.
+/// Grace for an acceptance that was on its way when its offer expired.
 pub const ACCEPTANCE_GRACE_MINUTES: i64 = 4;
-/// The `providers` row follows the response rate only every so many leads.
+/// Number of leads after which the `providers` row is updated with the response rate.
 const PROJECT_EVERY_LEADS: u32 = 16;
 
 #[derive(Debug)]
@@ -44,27 +45,27 @@ pub struct Provider;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// By the owner. `standing` is only for profiles that the node itself seeds.
+    /// Enrolment by the owner. `standing` is only for profiles that the node itself seeds.
     Enroll {
         owner_id: String,
         profile: Profile,
         standing: Option<Standing>,
     },
-    /// By the owner; `expected_version` is the one that the editor saw, or one of several.
+    /// An update by the owner. The version must be `expected_version`, which the editor saw, or one of `or_versions`.
     Update {
         patch: ProfilePatch,
         expected_version: Option<u64>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         or_versions: Vec<u64>,
     },
-    /// Query; a profile is public.
+    /// Query. Profiles are public.
     Get,
     /// Internal: a request asks the agent.
     ConsiderLead {
         lead: Lead,
     },
     HoldSlot(Hold),
-    /// Internal: a request that gave up, or a booking that was cancelled.
+    /// Internal: a request gave up, or a booking was cancelled.
     ReleaseSlot {
         booking_id: String,
     },
@@ -115,12 +116,12 @@ pub struct OpenOffer {
     pub price: Money,
     pub slot: Span,
     pub expires_at: Timestamp,
-    /// Older releases did not write it down.
+    /// The job; `None` in commands of older releases.
     #[serde(default)]
     pub job: Option<Job>,
 }
 
-/// What an offer is for, and where.
+/// The service of an offer, and its location.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     pub service: Service,
@@ -129,7 +130,7 @@ pub struct Job {
 }
 
 impl OpenOffer {
-    /// An offer of which too little is known does not stand.
+    /// Whether the offer still stands. An offer without a known job does not.
     fn stands(&self, profile: &Profile) -> bool {
         self.job.is_some_and(|Job { service, latitude, longitude }| {
             let (price, slot, expires_at) = (&self.price, self.slot, self.expires_at);
@@ -144,7 +145,7 @@ pub struct Held {
     pub slot: Span,
 }
 
-/// Bounded: [`MAX_OPEN_OFFERS`], and the bookings that have not ended ([`MAX_HOLDS`]).
+/// The provider's state, bounded by [`MAX_OPEN_OFFERS`] and by [`MAX_HOLDS`] bookings that have not ended.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub owner_id: String,
@@ -181,11 +182,11 @@ pub enum Rejection {
     NotYours,
     #[error("only the system may do this")]
     InternalOnly,
-    #[error("this provider is enrolled already")]
+    #[error("this provider is already enrolled")]
     AlreadyEnrolled,
     #[error("the profile has changed: it is at version {current}")]
     VersionMismatch { current: u64 },
-    /// The database's word: what is in the calendar says otherwise than this entity.
+    /// Reported by the database: its calendar contradicts this entity.
     #[error("the provider's time has been taken")]
     SlotTaken,
     #[error("{}", summary(errors))]
@@ -299,7 +300,7 @@ impl Entity for Provider {
                 state.offers.retain(|offer| offer.id != *offer_id);
             }
             Event::SlotHeld { booking_id, slot, at, .. } => {
-                // Every offer that this booking makes impossible goes, the accepted one with them.
+                // Drop every offer that this booking makes impossible, including the accepted one.
                 let taken = slot.with_travel();
                 state.offers.retain(|offer| !offer.slot.overlaps(&taken));
                 state.holds.retain(|held| held.slot.ends_at > *at);
@@ -357,7 +358,7 @@ impl Entity for Provider {
         rows
     }
 
-    /// Two bookings of one provider at the same time.
+    /// The exclusion constraint against two bookings of one provider at the same time.
     fn constraint_violated(constraint: &str) -> Option<Rejection> {
         (constraint == "calendar_provider_id_during_excl").then_some(Rejection::SlotTaken)
     }
@@ -394,7 +395,7 @@ fn forget_the_first_to_expire(offers: &mut Vec<OpenOffer>) {
     }
 }
 
-/// `None`: nobody has enrolled it.
+/// The provider's view; `None`: it is not enrolled.
 fn view(key: &str, state: &State) -> Option<ProviderView> {
     let State { owner_id, profile, standing, version, updated_at, .. } = state;
     let profile = profile.as_ref()?;
@@ -402,7 +403,7 @@ fn view(key: &str, state: &State) -> Option<ProviderView> {
 }
 
 fn shown(key: &str, state: &State) -> Decision<Provider> {
-    let provider = view(key, state).expect("who enrols has a profile, and the time of it");
+    let provider = view(key, state).expect("enrolment sets a profile and its time");
     Decision::reply(Reply::Provider(provider.into()))
 }
 

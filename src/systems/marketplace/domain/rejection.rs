@@ -1,4 +1,4 @@
-//! What the marketplace's rejections share: which field of the input is wrong, and why.
+//! Field errors, shared by the marketplace's rejections: the wrong field, and why.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// Collects every wrong field, so that a client learns of all of them at once.
+/// Collects every wrong field, so that a client gets all of them at once.
 #[derive(Debug, Default)]
 pub struct Check {
     pub errors: Vec<FieldError>,
@@ -36,7 +36,7 @@ impl Check {
         self.that(!text.contains('\0'), pointer, "must not contain NUL");
     }
 
-    /// What people see of each other on one line. Spaces around it do not count.
+    /// Checks a name: one line that other people see. Surrounding spaces do not count towards the minimum.
     pub fn name(&mut self, name: &str, min: usize, max: usize, pointer: &str) {
         let (n, all) = (name.trim().chars().count(), name.chars().count());
         self.that(n >= min && all <= max, pointer, format!("must have {min} to {max} characters"));
@@ -45,7 +45,7 @@ impl Check {
         }
     }
 
-    /// What people read from each other, of several lines.
+    /// Checks a text of several lines that other people read.
     pub fn text(&mut self, text: &str, max: usize, pointer: &str) {
         self.that(
             text.chars().count() <= max,

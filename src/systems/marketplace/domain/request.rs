@@ -1,12 +1,12 @@
-//! What a consumer asks for, from the first word to the booking or the end of the search.
+//! A consumer's request, from its creation to the booking or the end of the search.
 //!
 //! ```text
 //! Matching ──first offer──▶ Open ──AcceptOffer──▶ Accepting ──BookingConfirmed──▶ Booked
 //!    │                       │ ▲                      │
 //!    └──nobody──▶ Unmatched ◀┘ └─────HoldRefused──────┘        Cancelled, Expired: from Matching and Open
-//! ```
-//! A request is accepted at most once: while one acceptance is under way every other one is a conflict. An acceptance
-//! ends with the provider's answer, or is asked again, given up and undone after [`ACCEPTANCE_TIMEOUT_S`].
+//! ``` A request is accepted at most once: while one acceptance is under way every other one is a conflict. An
+//! acceptance ends with the provider's answer. After [`ACCEPTANCE_TIMEOUT_S`] without one it is repeated, and in the
+//! end given up and undone.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ use steps::{
     refuse_acceptance, retry_match, take_matches,
 };
 
-/// How many of the best candidates are asked. Bounds leads and offers of the state too.
+/// Number of the best candidates that are asked. It also bounds the leads and offers in the state.
 pub const MAX_LEADS: usize = 8;
 pub const LIFETIME_H: i64 = 24;
 pub const MAX_DAYS_AHEAD: i64 = 180;
@@ -60,11 +60,11 @@ const MATCH_RETRY_S: i64 = 5;
 #[derive(Debug)]
 pub struct Request;
 
-/// What is asked for.
+/// The content of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
     pub consumer_id: String,
-    /// Where the agent talks about it.
+    /// The session in which the agent talks about it.
     pub session_id: Option<String>,
     pub service: Service,
     pub details: String,
@@ -77,7 +77,7 @@ pub struct Asked {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     Create(Asked),
-    /// The consumer's.
+    /// Acceptance by the consumer.
     AcceptOffer {
         offer_id: String,
     },
@@ -89,7 +89,7 @@ pub enum Command {
     },
     /// Query.
     Get,
-    /// Query: waits until the acceptance of this offer is decided.
+    /// Query that waits until the acceptance of this offer is decided.
     AwaitAcceptance {
         offer_id: String,
     },
@@ -132,7 +132,7 @@ pub enum Command {
         booking_id: String,
         by: booking::Party,
     },
-    /// Internal: timers, and letters that came back.
+    /// Internal: timers, and commands that could not be delivered.
     ExpireOffer {
         offer_id: String,
     },
@@ -153,7 +153,7 @@ pub enum Pick {
     /// The highest score.
     Best,
     Cheapest,
-    /// The n-th that arrived, from 1.
+    /// The n-th offer in order of arrival, from 1.
     Nth(u8),
 }
 
@@ -188,8 +188,8 @@ pub enum Event {
         offer_id: String,
         at: Timestamp,
     },
-    /// The provider's time has gone to somebody else before this offer was accepted, or the provider does not offer it
-    /// any more: `reason` is `slot_taken`, which older releases did not write down, or `offer_withdrawn`.
+    /// The provider's time was given to somebody else before this offer was accepted (`reason` is `slot_taken`, or
+    /// absent in events of older releases), or the provider no longer makes the offer (`offer_withdrawn`).
     OfferWithdrawn {
         offer_id: String,
         #[serde(default)]
@@ -220,7 +220,7 @@ pub enum Event {
         reason: Option<String>,
         at: Timestamp,
     },
-    /// After it was booked.
+    /// The booking was cancelled after the request was booked.
     BookingCancelled {
         booking_id: String,
         by: booking::Party,
@@ -240,7 +240,7 @@ pub enum Event {
 pub enum Reply {
     Done,
     Request(Box<RequestView>),
-    /// The provider has been asked to hold the time: `AwaitAcceptance` tells the end of it.
+    /// The provider has been asked to hold the time; `AwaitAcceptance` returns the outcome.
     Accepting {
         booking_id: String,
     },
@@ -406,7 +406,7 @@ impl Entity for Request {
         })
     }
 
-    /// A provider that cannot take a lead has declined it; one that cannot be asked to hold time is given up.
+    /// Handles an undeliverable command: a lead counts as declined, and a hold is given up.
     fn send_failed(failure: SendFailure) -> Option<Command> {
         if failure.kind != Provider::KIND {
             return None;

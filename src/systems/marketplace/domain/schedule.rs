@@ -1,4 +1,4 @@
-//! When a provider is free: weekly hours in the provider's own time zone, days off, bookings, travel, notice.
+//! A provider's free times: weekly hours in the provider's own time zone, days off, bookings, travel, notice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::systems::marketplace::domain::language::When;
 
-/// Starts are offered on this grid.
+/// The grid of offered starts.
 pub const GRID_MINUTES: i64 = 15;
-/// Between two bookings, to get from one to the other.
+/// Travel time between two bookings.
 pub const TRAVEL_MINUTES: i64 = 15;
-/// How far into a long window a free start is looked for.
+/// Days of a long window that are searched for a free start.
 const SEARCH_DAYS: usize = 32;
 
-/// The database that is compiled in: every node of a cluster computes the same local times.
+/// The time zone database compiled into the binary, so that every node of a cluster computes the same local times.
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
 pub fn zone(name: &str) -> Option<TimeZone> {
-    // Only real names: "posix strings" and the empty one mean something else to some parsers.
+    // Only real names: POSIX strings and the empty string mean something else to some parsers.
     if name.is_empty() || name.len() > 64 { None } else { ZONES.get(name).ok() }
 }
 
@@ -30,7 +30,7 @@ pub fn minutes(n: i64) -> SignedDuration {
     SignedDuration::from_mins(n)
 }
 
-/// Half-open: `[starts_at, ends_at)`.
+/// A half-open span of time: `[starts_at, ends_at)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Span {
     pub starts_at: Timestamp,
@@ -46,7 +46,7 @@ impl Span {
         self.starts_at < other.ends_at && other.starts_at < self.ends_at
     }
 
-    /// With the travel time that must be free before and after it.
+    /// The span, extended by the travel time that must be free before and after it.
     pub fn with_travel(&self) -> Self {
         Self {
             starts_at: later(self.starts_at, -TRAVEL_MINUTES),
@@ -55,7 +55,7 @@ impl Span {
     }
 }
 
-/// Saturates at the ends of time, so that arithmetic on outsiders' values cannot panic.
+/// The time this many minutes later. It saturates at the ends of time, so arithmetic on untrusted values cannot panic.
 pub fn later(at: Timestamp, by_minutes: i64) -> Timestamp {
     let edge = if by_minutes < 0 { Timestamp::MIN } else { Timestamp::MAX };
     at.checked_add(minutes(by_minutes)).unwrap_or(edge)
@@ -108,7 +108,7 @@ pub struct Hours {
     pub to_minute: u16,
 }
 
-/// A day that is missing is closed.
+/// Open hours by weekday; a missing day is closed.
 pub type Weekly = BTreeMap<Weekday, Vec<Hours>>;
 
 /// Everything that decides when a provider can start. Borrowed from a profile and a calendar.
@@ -156,15 +156,15 @@ impl Calendar<'_> {
         None
     }
 
-    /// No booking is in the way, travel included. Open hours are not asked.
+    /// Whether no booking is in the way, including travel. Open hours are not checked.
     pub fn is_free(&self, span: &Span) -> bool {
         !self.busy.iter().any(|busy| busy.with_travel().overlaps(span))
     }
 
-    /// Within open hours from start to end. Bookings are not asked.
+    /// Whether the span is within open hours from start to end. Bookings are not checked.
     pub fn is_open(&self, span: &Span) -> bool {
         let Some(tz) = zone(self.time_zone) else { return false };
-        // The longest work is half a day, so it ends on the next one at the latest.
+        // The longest job takes half a day, so it ends on the next day at the latest.
         self.opens(&tz, span.starts_at, 2).iter().any(|open| contains(open, span))
     }
 
@@ -176,7 +176,8 @@ impl Calendar<'_> {
             && self.weekly.get(&Weekday::of(date)).is_some_and(|hours| !hours.is_empty())
     }
 
-    /// Open spans of so many days from the local one of `from` on, in order. What closes at midnight and opens at midnight stays open.
+    /// The open spans of `days` days, starting with the local day of `from`, in order. Spans that meet at midnight are
+    /// joined.
     fn opens(&self, tz: &TimeZone, from: Timestamp, days: usize) -> Vec<Span> {
         let first = from.to_zoned(tz.clone()).date();
         let dates = std::iter::successors(Some(first), |date| date.tomorrow().ok());
@@ -200,8 +201,8 @@ fn contains(open: &Span, span: &Span) -> bool {
     open.starts_at <= span.starts_at && span.ends_at <= open.ends_at
 }
 
-/// A wall-clock minute of a day. In a gap (spring) it is the time after the gap, in a fold (autumn) the first of the
-/// two: what jiff calls "compatible".
+/// The timestamp of a wall-clock minute of a day. In a gap (spring) it is the time after the gap, in a fold (autumn)
+/// the first of the two, which jiff calls "compatible".
 fn local(tz: &TimeZone, date: Date, minute: u16) -> Option<Timestamp> {
     let days = i64::from(minute / 1440);
     let minute = minute % 1440;
@@ -210,7 +211,7 @@ fn local(tz: &TimeZone, date: Date, minute: u16) -> Option<Timestamp> {
     Some(tz.to_ambiguous_zoned(at).compatible().ok()?.timestamp())
 }
 
-/// Rounds up to the grid. All of today's UTC offsets are multiples of 15 minutes, so this is a local grid as well.
+/// Rounds up to the grid. All current UTC offsets are multiples of 15 minutes, so this is a local grid as well.
 fn on_grid(at: Timestamp) -> Option<Timestamp> {
     let step = GRID_MINUTES * 60;
     let rounded_up = at.as_second() + i64::from(at.subsec_nanosecond() > 0);

@@ -1,4 +1,4 @@
-//! What can be asked for.
+//! The services that can be requested.
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -14,6 +14,7 @@ use crate::kernel::entity::{
     Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
+use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
 use crate::systems::marketplace::domain::booking::{self, Booking};
@@ -32,7 +33,7 @@ mod view;
 mod words;
 
 pub use memory::{AskedOf, Current, OfferSummary, Pending, Progress};
-pub use view::{MessageView, SessionView};
+pub use view::{MessageRow, MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
 pub const MAX_MEDIA: usize = 8;
@@ -94,8 +95,8 @@ pub enum Event {
     },
     MessageReceived {
         message_id: String,
-        content: String,
-        media: Vec<String>,
+        content: Private<String, Content>,
+        media: Vec<Private<String, Media>>,
         at: Timestamp,
     },
     /// What is known so far and not enough; `None`: forgotten.
@@ -131,8 +132,8 @@ pub enum Event {
     },
     Responded {
         message_id: String,
-        content: String,
-        data: Value,
+        content: Private<String, Content>,
+        data: Private<Value, Data>,
         at: Timestamp,
     },
     /// Without the data, which is in the topic's history. Older releases wrote it here too.
@@ -152,10 +153,34 @@ pub enum Author {
     Agent,
 }
 
+/// The field of what a message says.
+#[derive(Debug)]
+pub enum Content {}
+
+/// The field of what comes with a message.
+#[derive(Debug)]
+pub enum Media {}
+
+/// The field of what the agent's words are about.
+#[derive(Debug)]
+pub enum Data {}
+
+impl Field for Content {
+    const NAME: &'static str = "content";
+}
+
+impl Field for Media {
+    const NAME: &'static str = "media";
+}
+
+impl Field for Data {
+    const NAME: &'static str = "data";
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub author: Author,
-    pub content: String,
+    pub content: Private<String, Content>,
 }
 
 /// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
@@ -177,13 +202,14 @@ pub struct State {
 }
 
 impl State {
-    fn remember(&mut self, author: Author, content: &str, at: Timestamp) {
+    fn remember(&mut self, author: Author, content: &Private<String, Content>, at: Timestamp) {
         self.messages += 1;
         self.last_active_at = Some(at);
         if self.recent.len() >= MAX_RECENT {
             self.recent.remove(0);
         }
-        let content = content.chars().take(RECENT_CHARS).collect();
+        let content = content.clone().belonging_to(&self.user_id);
+        let content = content.map(|text| text.chars().take(RECENT_CHARS).collect());
         self.recent.push(Line { author, content });
     }
 
@@ -257,6 +283,7 @@ impl Entity for Session {
     const KIND: &'static str = "session";
     const GOLDEN: &'static str = include_str!("golden/session.jsonl");
     const HAS_TOPIC: bool = true;
+    const PRIVATE: bool = true;
 
     type State = State;
     type Command = Command;
@@ -284,7 +311,7 @@ impl Entity for Session {
             }
             Command::Close { end } => Ok(close(state, end, cx)),
             Command::Publish { event, data } => {
-                let publish = Effect::publish(&event, data);
+                let publish = Effect::publish(&event, data).private_to(&state.user_id);
                 let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }

@@ -120,6 +120,7 @@ impl World {
                 let kind = if kind == "user" { "user" } else { "session" };
                 self.letters.push_back(Letter { from: me.clone(), kind, key, command });
             }
+            Effect::Private { effect, .. } => self.perform::<E>(me, key, *effect),
             Effect::Run { runner, tag, input } => {
                 assert_eq!(runner, matching::RUNNER);
                 let result = Ok(to_value(&self.run_match(&input)));

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication};
 use crate::kernel::error::ErrorCode;
+use crate::kernel::private::INBOX;
 
 #[derive(Debug)]
 pub struct User;
@@ -49,7 +50,7 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl Entity for User {
-    const KIND: &'static str = "user";
+    const KIND: &'static str = INBOX;
     const GOLDEN: &'static str = include_str!("golden/user.jsonl");
     const HAS_TOPIC: bool = true;
 
@@ -65,7 +66,7 @@ impl Entity for User {
             return Err(Rejection::InternalOnly);
         }
         let Command::Publish { event, data } = command;
-        let publish = Effect::publish(&event, data);
+        let publish = Effect::publish(&event, data).private_to(cx.key);
         Ok(Decision::reply(Reply::Done).event(Event::Notified { event }).effect(publish))
     }
 
@@ -95,7 +96,8 @@ mod tests {
     fn a_notification_is_published_on_the_users_topic() {
         let decision =
             given::<User>([]).when(publish()).then([Event::Notified { event: "offer:new".into() }]);
-        assert_eq!(decision.effects, [Effect::publish("offer:new", json!({"n": 1}))]);
+        let publish = Effect::publish("offer:new", json!({"n": 1}));
+        assert_eq!(decision.effects, [publish.private_to("key")]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Whether a time zone fits a place.
+//! The check that a time zone fits a place.
 //!
-//! Zones have no borders here, only the places that the gazetteer knows. So a zone fits where a known place nearby has it,
-//! or has the same time all year. Where no known place is near, it fits if noon is not too far from the sun's.
+//! We know no borders of zones, only the places of the gazetteer. So a zone fits if a known place nearby is in it, or
+//! in a zone that has the same time all year. If no known place is near, it fits if its noon is not too far from solar
+//! noon.
 
 use std::collections::BTreeSet;
 
@@ -12,16 +13,16 @@ use super::places::{self, distance_km};
 use super::schedule::zone;
 use crate::kernel::clock::saturating_add;
 
-/// How much farther than the nearest known place another one may be to have a say.
+/// How much farther away than the nearest known place another place may be and still count.
 const NEARBY_KM: f64 = 200.0;
-/// Without a known place so near, the sun decides.
+/// If the nearest known place is farther away than this, the sun decides.
 const SPARSE_KM: f64 = 200.0;
-/// How far clocks and sun are apart, in hours: nearly three at the western end of China.
+/// Largest difference between clocks and the sun, in hours: nearly three at the western end of China.
 const SUN_H: f64 = 3.0;
-/// Clocks that people use beside those of their zone: Beijing's in Xinjiang.
+/// Clocks that people use alongside those of their zone: Beijing's in Xinjiang.
 const BESIDE: &[(&str, &str)] = &[("Asia/Urumqi", "Asia/Shanghai")];
 
-/// Names no zone, or coordinates out of range: that is said elsewhere, and nothing is said here.
+/// Whether the zone fits. An unknown zone or coordinates out of range pass here, since other checks report them.
 pub fn fits(name: &str, at: (f64, f64), now: Timestamp) -> bool {
     let Some(given) = zone(name) else { return true };
     let known: Vec<(f64, &str)> =
@@ -39,7 +40,7 @@ pub fn fits(name: &str, at: (f64, f64), now: Timestamp) -> bool {
     })
 }
 
-/// The same offset from UTC in every week of the coming year.
+/// Whether both zones have the same offset from UTC in every week of the coming year.
 fn same_time(one: &TimeZone, other: &TimeZone, now: Timestamp) -> bool {
     (0..53).all(|week| {
         let at = in_weeks(now, week);
@@ -52,11 +53,11 @@ fn in_weeks(now: Timestamp, weeks: i64) -> Timestamp {
 }
 
 fn follows_the_sun(given: &TimeZone, (latitude, longitude): (f64, f64), now: Timestamp) -> bool {
-    // Near the poles people take the time of wherever their supplies come from.
+    // Near the poles, people use the time of the place that supplies them.
     if !(-60.0..=80.0).contains(&latitude) {
         return true;
     }
-    // Half a year later the clocks may have changed.
+    // Check half a year later too: the clocks may have changed.
     [0, 26].into_iter().any(|weeks| {
         let clock = given.to_offset(in_weeks(now, weeks)).seconds();
         let apart = (f64::from(clock) / 3_600.0 - longitude / 15.0).rem_euclid(24.0);

@@ -14,7 +14,9 @@ use crate::contract::operation::Done;
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
-use crate::systems::marketplace::domain::session::{self, MessageView, Session, SessionView};
+use crate::systems::marketplace::domain::session::{
+    self, MessageRow, MessageView, Session, SessionView,
+};
 
 /// How long somebody's typing waits to be told.
 const TYPING_WAITS: Duration = Duration::from_secs(3);
@@ -225,7 +227,9 @@ impl Operation for Messages {
         let ListMessages { session_id, order, limit, cursor } = input;
         shown(call, &session_id).await?;
         let newest_first = order.unwrap_or_default() == Order::Desc;
-        call.rows_of::<Self, _>(&session_id, newest_first, Paging { limit, cursor }).await
+        let paging = Paging { limit, cursor };
+        let rows = call.rows_of::<Self, MessageRow>(&session_id, newest_first, paging).await?;
+        Ok(rows.map(MessageView::from))
     }
 }
 

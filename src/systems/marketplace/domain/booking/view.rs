@@ -1,4 +1,4 @@
-//! How a booking is shown.
+//! The booking as clients and read models see it.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -34,7 +34,7 @@ pub struct BookingView {
 }
 
 impl BookingView {
-    /// `None`: nothing has been agreed on.
+    /// The view of a booking; `None`: nothing has been agreed yet.
     pub fn of(id: &str, state: &State) -> Option<Self> {
         let agreed = state.agreed.clone()?;
         Some(Self {

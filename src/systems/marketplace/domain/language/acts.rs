@@ -1,7 +1,7 @@
-//! What a message does to offers, requests and bookings that are there.
+//! The acts of a message on existing offers, requests and bookings.
 //!
-//! What binds (an offer is accepted, a request or a booking cancelled) is a closed form: the whole message, without
-//! its politeness, is one of a few sentences. Whatever else speaks of it is [`Intent::AcceptTalk`] or
+//! A binding act (accepting an offer, cancelling a request or a booking) has a closed form: the whole message, without
+//! its politeness, is one of a few sentences. Any other message about it is [`Intent::AcceptTalk`] or
 //! [`Intent::CancelTalk`], which never binds by itself.
 
 use std::ops::Range;
@@ -11,10 +11,10 @@ use super::token::{Kind, Table, Token, Words, tokens, words_of};
 use super::{Intent, Thing, Which};
 use crate::systems::marketplace::domain::service::Service;
 
-/// A message as its words, contractions in parts: "I'll" is "i", "ll".
+/// A message as words, with contractions split: "I'll" is "i", "ll".
 pub(super) struct Utterance<'a> {
     pub words: Vec<&'a str>,
-    /// Whether there is nothing between the words but commas, full stops and exclamation marks.
+    /// Whether only commas, full stops and exclamation marks separate the words.
     pub plain: bool,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Utterance<'a> {
     }
 }
 
-/// Words that change nothing of what is said.
+/// Words that do not change the meaning.
 pub(super) static POLITE: Table = Table::new(|| {
     words_of(
         "please, pls, plz, kindly, thanks, thx, ty, cheers, ok, okay, alright, great, perfect,
@@ -62,7 +62,7 @@ const ORDINALS: [&str; 8] =
     ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 const ONES: Words = Words("one, offer, option");
 
-/// What is left of a sentence of the closed form.
+/// The unread rest of a sentence in closed form.
 struct Rest<'a> {
     words: &'a [&'a str],
 }
@@ -113,7 +113,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// The act that the whole message is, if it is one. `offers`: who made the offers that were shown, in that order.
+/// The act that the whole message expresses, if any. `offers`: the providers' names of the shown offers, in that order.
 fn act(said: &Utterance<'_>, offers: &[Vec<String>]) -> Option<Intent> {
     if !said.plain {
         return None;
@@ -207,7 +207,7 @@ fn acceptance(mut rest: Rest<'_>, offers: &[Vec<String>]) -> Option<Intent> {
         rest.eat(Words("rated"));
         Which::Best
     } else if let Some(n) = rest.ordinal() {
-        // "first" alone says too little.
+        // "first" alone is too vague.
         if !the && !verb && rest.done() {
             return None;
         }
@@ -230,7 +230,7 @@ fn acceptance(mut rest: Rest<'_>, offers: &[Vec<String>]) -> Option<Intent> {
     rest.done().then_some(Intent::Accept(which, service))
 }
 
-/// "Anna's offer", "the offer of Anna": the number of the one offer that it can be.
+/// "Anna's offer", "the offer of Anna": the number of the only offer that it can mean.
 fn by_name(words: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     let words = words.strip_prefix(&["the"]).unwrap_or(words);
     if let [before @ .., last] = words
@@ -251,7 +251,7 @@ pub(super) fn name_words(name: &str) -> Vec<String> {
     words.map(|token| token.text).collect()
 }
 
-/// The only offer whose provider's name has these words in a row.
+/// The only offer whose provider's name contains these words in sequence.
 fn owner(name: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     if !name.iter().any(|word| word.chars().count() >= 3) {
         return None;
@@ -263,7 +263,7 @@ fn owner(name: &[&str], offers: &[Vec<String>]) -> Option<u8> {
     found.next().is_none().then_some(n)
 }
 
-/// The offer whose provider is named anywhere, and the words that name them.
+/// The offer whose provider is named anywhere in the message, and the range of words that name them.
 pub(super) fn name_at(words: &[&str], offers: &[Vec<String>]) -> Option<(u8, Range<usize>)> {
     (1..=4).rev().find_map(|count| {
         let mut names = words.windows(count).enumerate();
@@ -317,7 +317,7 @@ fn cancellation(mut rest: Rest<'_>) -> Option<Intent> {
         .then_some(Intent::Cancel(thing, service))
 }
 
-/// Words with which nothing is meant to happen now.
+/// Words of hesitation: nothing is to happen now.
 static HESITATION: Table = Table::new(|| {
     words_of(
         "not, no, never, nothing, nobody, none, neither, nor, without, don, dont, can, cant,
@@ -333,14 +333,14 @@ static HESITATION: Table = Table::new(|| {
     )
 });
 
-/// Words of somebody who asks for a service.
+/// Phrases that ask for a service.
 const NEEDS: Words = Words(
     "need, needs, needed, looking for, look for, find me, find, get me, get a, want a, want an,
      want my, would like, d like, d love, book me, book a, book an, send, want to book a,
      another, also, searching for, search for, require",
 );
 
-/// What the message is for.
+/// The intent of a message.
 pub(super) fn intent(
     tokens: &[Token],
     service: Option<Service>,
@@ -404,7 +404,7 @@ pub(super) fn intent(
     small_talk(&said)
 }
 
-/// "Could you cancel my booking?", "I can't make it": near to an act, in spite of their words.
+/// "Could you cancel my booking?", "I can't make it": near to an act, despite their words.
 fn cancelling_politely(tokens: &[Token], said: &Utterance<'_>) -> Option<Intent> {
     let signs = tokens.iter().filter(|token| token.kind == Kind::Sign);
     if !signs.clone().all(|sign| sign.any(&[".", ",", "!", "?", "'", "’"])) {
@@ -435,7 +435,7 @@ fn cancelling_politely(tokens: &[Token], said: &Utterance<'_>) -> Option<Intent>
     }
 }
 
-/// Questions about what one has booked or asked for.
+/// Questions about the user's own bookings and requests.
 const OWN: Words = Words(
     "when is my, what time is my, where is my, when s my, where s my, what time s my, where is it, when is it,
      what time is it at, who is my, how much is my, do i have a booking, my bookings, what did i book,
@@ -470,7 +470,7 @@ fn refuses(words: &[&str]) -> bool {
     })
 }
 
-/// Somebody who offers a service, and does not ask for one.
+/// Whether the speaker offers a service instead of asking for one.
 fn at_the_door(said: &Utterance<'_>) -> bool {
     let says = said.has(AT_THE_DOOR);
     let words = &said.words;
@@ -506,7 +506,7 @@ fn small_talk(said: &Utterance<'_>) -> Intent {
     if greets && words.len() <= 8 { Intent::Greeting } else { Intent::Request }
 }
 
-/// Words after which something else holds.
+/// Phrases that begin a correction.
 pub(super) const CORRECTIONS: Words = Words(
     "no wait, wait no, sorry, i mean, i meant, meant, actually, make it, make that, rather,
      instead, correction, scratch that, change it, change that, move it, on second thought, hang
@@ -528,7 +528,7 @@ const OFFERED: Words = Words(
      one, the first, the second, the third, the last one, reviews, rating, do it",
 );
 
-/// Words of somebody who offers a service.
+/// Phrases that offer a service.
 const AT_THE_DOOR: Words = Words(
     "offer my service, offer my services, offering my services, offer services, offer a service,
      offer my work, my services, become a provider, as a provider, be a provider, provide
@@ -538,7 +538,7 @@ const AT_THE_DOOR: Words = Words(
      for work, for hire, register my, i have a salon, i run a, i own a",
 );
 
-/// Questions about what there is.
+/// Questions about what the agent can do.
 const HELP: Words = Words(
     "what can you do, how does this work, how does it work, what do you do, who are you, what is
      this, what can i ask, what services, how do i, how to use, can you help, need help, help me,

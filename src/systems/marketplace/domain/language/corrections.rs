@@ -1,10 +1,10 @@
-//! Where a message takes back what it has said.
+//! Corrections within a message.
 
 use super::token::{Kind, Token};
 use super::{acts, numbers, time};
 use crate::systems::marketplace::domain::places;
 
-/// Where the last correction is: "no wait", "sorry, I meant", "actually".
+/// The token at which the last correction starts: "no wait", "sorry, I meant", "actually".
 pub(super) fn corrected_at(tokens: &[Token]) -> Option<usize> {
     let words: Vec<usize> = (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word).collect();
     let said = |n: usize, phrase: &str| {
@@ -25,7 +25,8 @@ pub(super) fn corrected_at(tokens: &[Token]) -> Option<usize> {
     (0..words.len()).rev().find(cue).map(|n| words[n])
 }
 
-/// "on Monday, no Tuesday", "at 5pm, no 6pm", "in Berlin, no Hamburg": a "no" between two of a kind.
+/// "on Monday, no Tuesday", "at 5pm, no 6pm", "in Berlin, no Hamburg": whether a "no" stands between two things of the
+/// same kind.
 pub(super) fn takes_back(tokens: &[Token], at: usize) -> bool {
     const LINKS: &[&str] = &[
         "in", "on", "at", "near", "under", "up", "to", "max", "rather", "the", "around", "€", "$",

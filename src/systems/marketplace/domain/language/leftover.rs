@@ -1,7 +1,7 @@
-//! What is left of a sentence when all readers are through, and must not be passed over.
+//! The meaningful leftovers of a sentence after all readers are done.
 //!
-//! Every word is either a part of what was read, or known to say nothing of a time, a sum or a place ([`FILLER`]), or it
-//! is looked at here: what looks like a day, an hour, money or an exclusion becomes a question.
+//! Every word was either read, or is known to say nothing about a time, a sum or a place ([`FILLER`]), or is examined
+//! here: anything that looks like a day, an hour, money or an exclusion becomes a question.
 
 use super::time::{self, Read};
 use super::token::{Kind, Table, Token, Words, words_of};
@@ -12,7 +12,7 @@ static FILLER: Table = Table::new(|| {
     lines.flat_map(str::split_whitespace).collect()
 });
 
-/// Words for days and parts of the year that are not read, also of other languages.
+/// Words for days and parts of the year that are not read, including words of other languages.
 static DAYS: Table = Table::new(|| {
     words_of(
         "yesterday, christmas, xmas, easter, eve, silvester, halloween, thanksgiving, hanukkah,
@@ -48,7 +48,7 @@ static ZONES: Table = Table::new(|| {
     )
 });
 
-/// What keeps a time, a place or a thing out.
+/// Words that exclude a time, a place or a thing.
 const EXCLUSIONS: Words = Words("except, excluding, besides, excepting, avoid, avoiding");
 
 static MONEY: Table = Table::new(|| {
@@ -58,7 +58,7 @@ static MONEY: Table = Table::new(|| {
     )
 });
 
-/// What a number counts, when it counts no money and no hours.
+/// Things that a number may count, other than money and times of day.
 static COUNTED: Table = Table::new(|| {
     words_of(
         "room, rooms, bedroom, bedrooms, bathroom, bathrooms, bath, baths, sqm, sq, m2, square,
@@ -83,7 +83,7 @@ const STREETS: Words = Words(
      markt, gardens, hill, gate",
 );
 
-/// Whether a word with a capital is no name: a day, a month, a service, a common word.
+/// Whether a capitalised word is not a name but a day, a month, a service or a common word.
 pub(super) fn is_known(token: &Token) -> bool {
     let text = token.text.as_str();
     FILLER.contains(text)
@@ -102,7 +102,7 @@ pub(super) fn is_known(token: &Token) -> bool {
 pub(super) struct Leftover<'a> {
     pub tokens: &'a [Token],
     pub time: &'a Read,
-    /// Whether the message says a sum.
+    /// Whether the message contains a sum.
     pub sum: bool,
     /// Whether a day is known from before.
     pub day_known: bool,
@@ -127,7 +127,7 @@ impl Leftover<'_> {
         self.tokens.get(at).is_some_and(|token| !token.taken)
     }
 
-    /// Whether the word before, "the", "in" and the like left out, is one of these.
+    /// Whether the word before, skipping "the", "in" and the like, is one of these.
     fn led_by(&self, at: usize, words: &[&str]) -> bool {
         let link = |at: &usize| {
             ["the", "on", "in", "at", "this", "last", "next", "my", "our", "a"]
@@ -162,7 +162,7 @@ impl Leftover<'_> {
         unread
     }
 
-    /// What is left at `at`, if it says something: about what, and the tokens to quote.
+    /// The leftover at `at`, if it is meaningful: its topic, and the tokens to quote.
     fn look(&self, at: usize) -> Option<(About, usize, usize)> {
         let token = &self.tokens[at];
         let text = token.text.as_str();
@@ -227,7 +227,7 @@ impl Leftover<'_> {
         }
     }
 
-    /// "Neukölln Moon Base", "10 km from Berlin", and "noonish" of the hours.
+    /// "Neukölln Moon Base", "10 km from Berlin"; also "noonish", which is an hour.
     fn of_a_place(&self, at: usize) -> Option<(About, usize, usize)> {
         let token = &self.tokens[at];
         if token.text.len() > 4 && token.text.ends_with("ish") && self.before(at, 1) == "at" {
@@ -268,7 +268,7 @@ impl Leftover<'_> {
         (at + 1..self.tokens.len()).take(3).take_while(part).last().map_or(at + 1, |n| n + 1)
     }
 
-    /// A number that is no part of a time or a sum, and counts nothing that is known.
+    /// A number that is not part of a time or a sum, and counts nothing known.
     fn number(&self, at: usize) -> Option<(About, usize, usize)> {
         let next = self.text(at + 1);
         let next = if next == "-" || next == "x" { self.text(at + 2) } else { next };
@@ -329,7 +329,7 @@ impl Leftover<'_> {
         Some((about, from, to))
     }
 
-    /// "except", "before", "after", "or" of a time, where nobody has read them.
+    /// "except", "before", "after" or "or" with a time, if no reader has read them.
     fn limits(&self, at: usize) -> Option<(About, usize, usize)> {
         let text = self.text(at);
         let end = |n: usize| n.min(self.tokens.len());
@@ -429,7 +429,7 @@ impl Leftover<'_> {
         None
     }
 
-    /// Whether the first hour behind `at` is what "before my flight at 6" means.
+    /// Whether the first hour after `at` belongs to it, as in "before my flight at 6".
     fn leads_to_an_hour(&self, at: usize, time: Option<usize>) -> bool {
         let Some(n) = time else { return false };
         let of_day = |token: &Token| {
@@ -441,7 +441,7 @@ impl Leftover<'_> {
         !stops && !of_day(&self.tokens[n])
     }
 
-    /// A word that is not known, right beside a day: "next Fri arvo".
+    /// An unknown word right beside a day: "next Fri arvo".
     fn beside_a_time(&self, at: usize) -> Option<(About, usize, usize)> {
         let token = &self.tokens[at];
         let text = token.text.as_str();
@@ -460,7 +460,7 @@ impl Leftover<'_> {
         (unknown && beside).then_some((About::When, at, at + 1))
     }
 
-    /// An hour without a day is the next one, unless there is a word that may be the day.
+    /// An unknown word that may be the day of an hour. Without such a word, an hour alone means the next such hour.
     fn unknown_beside_an_hour(&self) -> Option<usize> {
         if self.time.day || !self.time.hours || self.time.when.is_none() {
             return None;
@@ -480,7 +480,7 @@ impl Leftover<'_> {
 
 const COUNTED_FLOORS: Words = Words("floor, storey, story, time, birthday, level, anniversary");
 
-/// What has a number of its own: "flat 5".
+/// Things that carry a number: "flat 5".
 const NUMBERED: Words = Words(
     "flat, apartment, apt, no, number, nr, house, room, unit, suite, floor, level, building,
      block, aged, age, top, size, gate, line, bus, postcode, zip",

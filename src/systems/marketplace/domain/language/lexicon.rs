@@ -1,10 +1,10 @@
-//! Which services the words mean.
+//! The words for services.
 
 use super::numbers::one_edit;
 use super::token::{Kind, Table, Token, Words, words_of};
 use crate::systems::marketplace::domain::service::Service;
 
-/// Words and phrases, the more telling first. A phrase is matched as its words one after the other.
+/// Words and phrases for each service, the more specific first. A phrase matches its words in sequence.
 const SERVICES: &[(Service, &[&str])] = &[
     (
         Service::Haircut,
@@ -165,7 +165,7 @@ const SERVICES: &[(Service, &[&str])] = &[
     ),
 ];
 
-/// A word for a job says more than one for a thing: "clean my sink", "photos of my hair".
+/// Words for jobs, which count more than words for things: "clean my sink", "photos of my hair".
 static JOBS: Table = Table::new(|| {
     words_of(
         "haircut, haircuts, hairdresser, barber, plumber, plumbing, photographer, photography,
@@ -175,7 +175,7 @@ static JOBS: Table = Table::new(|| {
     )
 });
 
-/// Those of [`JOBS`] that are what is wanted, and not what it is about.
+/// The [`JOBS`] that name the wanted service itself, not its object.
 pub(super) static PROFESSIONS: Table = Table::new(|| {
     words_of(
         "haircut, haircuts, hairdresser, hairdressers, hairstylist, barber, barbers, plumber,
@@ -184,7 +184,7 @@ pub(super) static PROFESSIONS: Table = Table::new(|| {
     )
 });
 
-/// Trades that nobody here does.
+/// Trades that nobody here offers.
 pub(super) static OTHER_TRADES: Table = Table::new(|| {
     words_of(
         "locksmith, electrician, electricians, dentist, doctor, gardener, gardening, landscaper,
@@ -197,7 +197,7 @@ pub(super) static OTHER_TRADES: Table = Table::new(|| {
     )
 });
 
-/// What is cut or cleaned by other trades.
+/// Things that other trades cut or clean.
 static OTHER_THINGS: Table = Table::new(|| {
     words_of(
         "hedge, hedges, lawn, grass, garden, tree, trees, bush, bushes, teeth, tooth, dog, dogs,
@@ -211,11 +211,11 @@ static OTHER_THINGS: Table = Table::new(|| {
 #[derive(Default)]
 pub(super) struct Services {
     pub first: Option<Service>,
-    /// Said as clearly as the first one, by these words.
+    /// A second service, named as clearly as the first, and the words that name it.
     pub second: Option<(Service, String)>,
-    /// Nobody here does it.
+    /// A service that nobody here offers.
     pub other: Option<String>,
-    /// The tokens that name one.
+    /// The tokens that name a service.
     pub named: Vec<usize>,
 }
 
@@ -265,9 +265,9 @@ pub(super) fn services(tokens: &[Token]) -> Services {
     found
 }
 
-/// What is asked for and nobody here does: another trade, or a known verb with another object.
+/// A requested service that nobody here offers: another trade, or a known verb with another object.
 ///
-/// `wanted`: one of ours is asked for, and no second one.
+/// `wanted`: exactly one of our services is asked for.
 fn other_trade(words: &[&str], wanted: bool) -> Option<String> {
     let about = |n: usize| n >= 2 && matches!(words[n - 2], "m" | "am" | "are" | "is" | "our");
     let other = |n: &usize| !wanted && OTHER_TRADES.contains(words[*n]) && !about(*n);
@@ -347,7 +347,7 @@ pub(super) fn names_service(word: &str) -> bool {
     NAMES.contains(word)
 }
 
-/// The service that these words begin with, as it is spelled.
+/// The service whose exact name these words begin with, and the number of its words.
 pub(super) fn named_service(words: &[&str]) -> Option<(Service, usize)> {
     let names =
         SERVICES.iter().flat_map(|(service, names)| names.iter().map(|name| (*service, *name)));
@@ -366,7 +366,7 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
     for (n, part) in name.split(' ').enumerate() {
         let Some(word) = words.get(at + n) else { return 0 };
         if *word != part {
-            // Words that are right as they are.
+            // Correct English words are not typos of a service.
             let typo =
                 part.len() >= 6 && word.len() >= 5 && near(word, part) && !RIGHT.contains(*word);
             if !typo {
@@ -380,7 +380,7 @@ fn score(words: &[&str], at: usize, name: &str) -> u32 {
     if job { 4 + u32::from(exact) } else { 2 + u32::from(exact) }
 }
 
-/// One edit apart, as it is written or as it sounds: "photografer".
+/// Whether two words are one edit apart, in spelling or in sound: "photografer".
 fn near(word: &str, part: &str) -> bool {
     if word.len().abs_diff(part.len()) > 2 {
         return false;
@@ -389,7 +389,7 @@ fn near(word: &str, part: &str) -> bool {
         || (part.contains("ph") && one_edit(&word.replace("ph", "f"), &part.replace("ph", "f")))
 }
 
-/// One letter away from a word for a service, and another word.
+/// Correct words that are one letter away from a word for a service.
 static RIGHT: Table = Table::new(|| {
     words_of(
         "cleaver, clearing, cleaned, gleaning, leaning, learner, clearer, leaner, caner, drawing,

@@ -1,4 +1,4 @@
-//! How much something may cost.
+//! The budget in a sentence.
 
 use super::numbers::in_words;
 use super::token::{Kind, Token};
@@ -13,10 +13,10 @@ struct Amount {
     cued: bool,
 }
 
-/// The most that may be paid, and what is said of money and is no such limit.
+/// The maximum price, and the phrases about money that are not such a limit.
 ///
-/// `locals`: what an amount without a currency means, the first that fits. `cut`: where the last correction is.
-/// `asked`: the question was how much, so that a number is an amount.
+/// `locals`: candidates for the currency of an amount without one; the first that fits counts. `cut`: the start of the
+/// last correction. `asked`: the agent asked for the price, so a bare number is an amount.
 pub(super) fn read(
     tokens: &mut [Token],
     locals: &[&'static str],
@@ -35,7 +35,7 @@ pub(super) fn read(
         if from < at || to > end {
             unread.push(super::quote(tokens, from, to));
         }
-        // "40-60 euros": the other end.
+        // "40-60 euros": take the other end too.
         let lower = at >= 2
             && tokens[at - 1].any(&["-", "–", "to", "and"])
             && tokens[at - 2].number().is_some();
@@ -65,7 +65,7 @@ pub(super) fn read(
     (money, unread)
 }
 
-/// Where "at least", "over" and "more than" start that stand before an amount; `at`, where none does.
+/// The start of an "at least", "over" or "more than" before the amount; `at` if there is none.
 fn least_from(tokens: &[Token], at: usize) -> usize {
     let word = |back: usize| {
         at.checked_sub(back).and_then(|n| tokens.get(n)).map_or("", |token| token.text.as_str())
@@ -95,7 +95,7 @@ fn least_from(tokens: &[Token], at: usize) -> usize {
     }
 }
 
-/// Where "an hour", "per person", "each" end that stand after an amount; `end`, where none does.
+/// The end of an "an hour", "per person" or "each" after the amount; `end` if there is none.
 fn rate_until(tokens: &[Token], end: usize) -> usize {
     const UNITS: &[&str] = &[
         "hour", "hr", "h", "hours", "person", "people", "head", "day", "room", "piece", "visit",
@@ -117,7 +117,7 @@ fn rate_until(tokens: &[Token], end: usize) -> usize {
     }
 }
 
-/// An amount that starts here, and where it ends.
+/// An amount that starts here, and its end.
 fn amount_at(
     tokens: &[Token],
     at: usize,
@@ -148,14 +148,14 @@ fn amount_at(
     }
     let after = free(end).and_then(|token| currency(tokens, end, token, local));
     if before.is_none() {
-        // A part of a longer number or word.
+        // Part of a longer number or word.
         let inside = at > 0
             && tokens[at].glued
             && (tokens[at - 1].any(&[":", "/", "."]) || tokens[at - 1].kind == Kind::Word);
         if inside {
             return None;
         }
-        // "40-60 euros": the other end says the currency.
+        // "40-60 euros": the other end has the currency.
         let ranged = free(end).is_some_and(|token| token.any(&["-", "–", "to", "and"]))
             && number(tokens, end + 1).is_some_and(|(_, more)| {
                 free(end + 1 + more)
@@ -164,7 +164,7 @@ fn amount_at(
         let most = free(end).is_some_and(|token| token.any(&["max", "maximum", "tops"]))
             || (free(end).is_some_and(|token| token.is("at"))
                 && free(end + 1).is_some_and(|token| token.is("most")));
-        // "2k" is money by itself.
+        // "2k" means money without any other hint.
         let thousands = tokens[end - 1].is("k");
         let named = (most || thousands) && !cued;
         if after.is_none() && (ranged || !(cued || named) || !ends(tokens, end)) {
@@ -187,7 +187,7 @@ fn amount_at(
     (0 < minor && minor <= MOST_MINOR).then_some((Amount { minor, currency, cued }, end))
 }
 
-/// Whether what is before the amount says that it is a budget.
+/// Whether the words before the amount mark it as a budget.
 fn cue(tokens: &[Token], at: usize) -> bool {
     let word = |back: usize| at.checked_sub(back).map_or("", |n| tokens[n].text.as_str());
     let filler = |word: &str| {
@@ -237,7 +237,7 @@ fn cue(tokens: &[Token], at: usize) -> bool {
     false
 }
 
-/// What follows a sum without a currency is not the thing that it counts.
+/// Whether a sum without a currency ends here: the next word is not a thing that it counts.
 fn ends(tokens: &[Token], at: usize) -> bool {
     const STOPS: &[&str] = &[
         ",",
@@ -296,7 +296,7 @@ fn ends(tokens: &[Token], at: usize) -> bool {
     (token.any(STOPS) && !(token.is(":"))) || sentence || (token.taken && !token.glued)
 }
 
-/// An amount in minor units, and how many tokens it takes.
+/// An amount in minor units, and the number of its tokens.
 fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
     let token = tokens.get(at).filter(|token| !token.taken)?;
     if token.kind == Kind::Word {
@@ -336,7 +336,7 @@ fn number(tokens: &[Token], at: usize) -> Option<(i64, usize)> {
     if thousands { Some((minor * 1_000, used + 1)) } else { Some((minor, used)) }
 }
 
-/// The currency that is named here, and how many tokens name it.
+/// The currency named here, and the number of its tokens.
 fn currency(
     tokens: &[Token],
     at: usize,

@@ -1,8 +1,8 @@
-//! What is near to an act: near enough to be read back, or not.
+//! Messages near to an act: near enough to be read back for confirmation, or not.
 //!
-//! A message is near to an act where every word of it belongs to the act, chooses one thing, or was read as a time, a sum,
-//! a place or a service, which the session compares with what would be bound. Any other word is an [`aside`]: it may be
-//! what the sentence is about, so that it is asked about.
+//! A message is near to an act if each of its words belongs to the act, chooses one thing, or was read as a time, a
+//! sum, a place or a service; the session compares those with the offer or booking in question. Any other word is an
+//! [`aside`]: it may be the point of the sentence, so the agent asks about it.
 
 use super::acts::{Utterance, name_at, without_politeness};
 use super::numbers::{one_edit, small_number};
@@ -34,7 +34,7 @@ static CANCELLING: Table = Table::new(|| {
     )
 });
 
-/// Phrases that give the word to somebody and say nothing else.
+/// Phrases that only hand something over and say nothing else.
 const GIVING: Words = Words("give me, get me, book me, for me, thank you, go ahead, all right");
 
 /// The offers that the words choose.
@@ -65,7 +65,7 @@ fn count(word: &str) -> Option<u8> {
     u8::try_from(n).ok().filter(|n| (1..=99).contains(n))
 }
 
-/// A message that is nothing but the choice of an offer: "2", "no. 1", "first", "the last one".
+/// The offer chosen by a message that contains nothing else: "2", "no. 1", "first", "the last one".
 pub(super) fn selection(tokens: &[Token], offers: &[Vec<String>]) -> Option<Which> {
     let signs = tokens.iter().filter(|token| token.kind == Kind::Sign);
     if offers.is_empty() || !signs.clone().all(|sign| sign.any(&[".", "!", "#"])) {
@@ -99,14 +99,14 @@ fn all_choose(words: &[&str]) -> bool {
     }
 }
 
-/// Which act a message is near to.
+/// The act that a message is near to.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Act {
     Accept,
     Cancel,
 }
 
-/// The words that belong to no act, as they were said.
+/// The words that do not belong to the act, as they were written.
 pub(super) fn aside(tokens: &[Token], act: Act, offers: &[Vec<String>]) -> Option<String> {
     let at: Vec<usize> = (0..tokens.len()).filter(|n| tokens[*n].kind != Kind::Sign).collect();
     let words: Vec<&str> = at.iter().map(|n| tokens[*n].text.as_str()).collect();
@@ -138,13 +138,13 @@ pub(super) fn aside(tokens: &[Token], act: Act, offers: &[Vec<String>]) -> Optio
         n += given.max(1);
     }
     let first = first?;
-    // "for two people" and not "two people".
+    // Quote "for two people", not "two people".
     let led = first > 0 && Words("for, with, by, to, in, at, on, not, from").has(words[first - 1]);
     let from = first - usize::from(led);
     Some(quote(tokens, at[from], at[last] + 1))
 }
 
-/// Whether the word is a part of the choice of one offer.
+/// Whether the word is part of choosing one offer.
 fn chooses(words: &[&str], at: usize) -> bool {
     let before = at.checked_sub(1).map_or("", |n| words[n]);
     let next = words.get(at + 1).copied().unwrap_or_default();

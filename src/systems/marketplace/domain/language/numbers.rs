@@ -33,7 +33,7 @@ fn below_hundred(word: &str) -> Option<u32> {
     ones.or(tens).and_then(|n| u32::try_from(n).ok())
 }
 
-/// One token that is a number, in digits or in a word.
+/// The value of a token that is a number, in digits or as a word.
 pub(super) fn small_number(token: &Token) -> Option<u32> {
     match token.kind {
         Kind::Number => token.number(),
@@ -42,7 +42,7 @@ pub(super) fn small_number(token: &Token) -> Option<u32> {
     }
 }
 
-/// "two hundred and fifty" and how many tokens it takes.
+/// A number in words ("two hundred and fifty"), and the number of its tokens.
 pub(super) fn in_words(tokens: &[Token]) -> Option<(u32, usize)> {
     let (mut total, mut part, mut used, mut at) = (0_u32, 0_u32, 0, 0);
     while let Some(token) = tokens.get(at).filter(|token| !token.taken) {
@@ -73,9 +73,9 @@ pub(super) fn in_words(tokens: &[Token]) -> Option<(u32, usize)> {
     (used > 0).then_some((total + part, used))
 }
 
-/// Whether one letter more, less, other or swapped makes one word of the other.
+/// Whether one insertion, deletion, substitution or swap turns one word into the other.
 pub(super) fn one_edit(a: &str, b: &str) -> bool {
-    // Bytes of letters that are not ASCII count one by one: such a word is no typo of an English one.
+    // Non-ASCII letters count as several bytes, which is fine: such a word is not a typo of an English one.
     let (a, b) = (a.as_bytes(), b.as_bytes());
     if a.len().abs_diff(b.len()) > 1 {
         return false;

@@ -1,4 +1,4 @@
-//! When something is to happen: days and times of day, in the zone of the place.
+//! The time in a sentence: days and times of day, in the zone of the place.
 
 use jiff::civil::{Date, DateTime, Time, Weekday, time};
 use jiff::tz::TimeZone;
@@ -12,7 +12,7 @@ mod days;
 mod hours;
 mod spans;
 
-/// Days, inclusive.
+/// A range of days, inclusive.
 #[derive(Clone, Copy, Debug)]
 struct Days {
     first: Date,
@@ -63,7 +63,7 @@ const WEEKDAYS: [(&str, Weekday); 7] = [
     ("sunday", Weekday::Sunday),
 ];
 
-/// What was said in an earlier message.
+/// The time given in an earlier message.
 #[derive(Clone, Copy)]
 pub(super) struct Before {
     pub first: DateTime,
@@ -71,20 +71,20 @@ pub(super) struct Before {
     pub exact: bool,
 }
 
-/// How times are said here.
+/// The context in which times are read.
 pub(super) struct Setting<'a> {
     pub now: Timestamp,
     pub tz: &'a TimeZone,
     /// Whether the month comes first in 3/12.
     pub months_first: bool,
     pub before: Option<Before>,
-    /// An hour that was said before, without a day that could be read.
+    /// An hour that was given before without a readable day.
     pub hour: Option<Time>,
-    /// Whether a day that could not be read was said before: an hour alone is on no day.
+    /// Whether an unreadable day was given before. An hour alone then has no day.
     pub day_unread: bool,
-    /// Whether the message answers a question, so that "5" is an hour.
+    /// Whether the message answers a question, in which "5" is an hour.
     pub answers: bool,
-    /// Where the last correction is: what comes after it takes the place of what came before.
+    /// The start of the last correction. Values after it replace those before it.
     pub cut: Option<usize>,
 }
 
@@ -92,15 +92,15 @@ pub(super) struct Setting<'a> {
 pub(super) struct Read {
     pub when: Option<When>,
     pub hour: Option<Time>,
-    /// Whether the message itself says a day or a moment.
+    /// Whether the message itself gives a day or a moment.
     pub day: bool,
-    /// Whether it says an hour or a part of the day.
+    /// Whether it gives an hour or a part of the day.
     pub hours: bool,
-    /// What it says and what does not come to one time, or to one range.
+    /// Phrases that do not amount to one time or one range.
     pub unread: Vec<String>,
 }
 
-/// Takes the tokens that say it.
+/// Reads the time, and marks its tokens as taken.
 pub(super) fn read(tokens: &mut [Token], setting: &Setting<'_>) -> Read {
     let local = setting.now.to_zoned(setting.tz.clone()).datetime();
     let mut reader = Reader {
@@ -129,13 +129,13 @@ pub(super) fn read(tokens: &mut [Token], setting: &Setting<'_>) -> Read {
     reader.result(setting, local.time())
 }
 
-/// A day, or some, and the tokens that say it.
+/// One or several days, and the tokens that name them.
 #[derive(Clone, Copy, Debug)]
 struct SaidDays {
     from: usize,
     to: usize,
     days: Days,
-    /// A date of the calendar.
+    /// A calendar date.
     date: bool,
 }
 
@@ -146,19 +146,19 @@ struct Reader<'a> {
     said: Vec<SaidDays>,
     /// The token that is being read.
     at: usize,
-    /// What [`Reader::said`] comes to.
+    /// The days that [`Reader::said`] amounts to.
     days: Option<Days>,
-    /// Said without a day: "next week" is so many weeks on.
+    /// A week without a day: "next week" as a number of weeks from now.
     week: Option<i64>,
     hours: Option<Hours>,
     hours_at: usize,
-    /// Whether the hour was said with "pm".
+    /// Whether the hour was given with "pm".
     is_pm: bool,
     part: Option<(Time, Time)>,
     part_at: usize,
-    /// From now on; exact or not.
+    /// A duration from now, and whether it is exact.
     moment: Option<(SignedDuration, bool)>,
-    /// How long from the moment on.
+    /// The length of the window after the moment.
     within: Option<SignedDuration>,
     before: Option<Before>,
     answers: bool,
@@ -227,7 +227,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Each pass reads one kind of thing, the more telling first.
+    /// Reads in passes, one kind of phrase each, the more specific first.
     fn read_all(&mut self) {
         for pass in [Self::date_at, Self::day_at, Self::hours_at, Self::bare_hour_at] {
             let mut at = 0;
@@ -257,7 +257,7 @@ impl Reader<'_> {
         self.said.push(SaidDays { from: self.at, to: self.at + 1, days, date: false });
     }
 
-    /// A date of the calendar, also as one end of a range or with the day before it.
+    /// Adds a calendar date, including as one end of a range or with the first day before it.
     fn dated(&mut self, date: Date) {
         let at = self.at;
         let mut days = Days { first: date, last: date };
@@ -305,7 +305,7 @@ impl Reader<'_> {
         self.plus_days(weeks * 7 - i64::from(self.today.weekday().to_monday_zero_offset()))
     }
 
-    /// The date with this day and month that is not past.
+    /// The next date with this day and month that is not past.
     fn coming(&self, month: i8, day: i8, year: Option<i16>) -> Option<Date> {
         if let Some(year) = year {
             return Date::new(year, month, day).ok();
@@ -321,7 +321,7 @@ impl Reader<'_> {
         i16::try_from(year).ok().filter(|year| (1900..=2200).contains(year))
     }
 
-    /// A date of the calendar.
+    /// A calendar date.
     fn date_at(&mut self, at: usize) -> usize {
         let number = |n: usize| self.tokens.get(n).and_then(Token::number);
         let short = |n: usize| {

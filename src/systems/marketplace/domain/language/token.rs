@@ -1,10 +1,10 @@
-//! A sentence as words, numbers and signs.
+//! Tokens of a sentence: words, numbers and signs.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// A longer message is not read at all: what is left out may be what matters.
+/// Longest message that is read. A longer one is not read at all: the part left out may be the important one.
 pub const MAX_CHARS: usize = 2_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +17,12 @@ pub enum Kind {
 /// A large table of words.
 pub type Table = LazyLock<HashSet<&'static str>>;
 
-/// The words of a list with commas between them.
+/// The words of a comma-separated list, as a set.
 pub fn words_of(list: &'static str) -> HashSet<&'static str> {
     Words(list).iter().collect()
 }
 
-/// A short list of words and phrases, with commas between them.
+/// A short comma-separated list of words and phrases.
 #[derive(Clone, Copy)]
 pub struct Words(pub &'static str);
 
@@ -40,7 +40,7 @@ impl Words {
         self.iter().any(|phrase| phrase.split(' ').eq(words.iter().copied()))
     }
 
-    /// How many words the longest phrase has that these begin with.
+    /// The number of words in the longest phrase that these words begin with.
     pub fn begin(self, words: &[&str]) -> usize {
         let counts = self.iter().map(|phrase| (phrase, phrase.split(' ').count()));
         let begins = counts.filter(|(phrase, count)| {
@@ -53,18 +53,18 @@ impl Words {
 #[derive(Clone, Debug)]
 pub struct Token {
     pub kind: Kind,
-    /// Lower case without accents.
+    /// The text in lower case, without accents.
     pub text: String,
-    /// As it was said.
+    /// The text as it was written.
     pub raw: String,
     pub capital: bool,
-    /// Whether only spaces, hyphens, dots or apostrophes are between it and the word before: one name.
+    /// Whether only spaces, hyphens, dots or apostrophes separate it from the word before, so both may be one name.
     pub joined: bool,
-    /// Whether nothing at all is between it and the token before.
+    /// Whether it follows the token before without any gap.
     pub glued: bool,
-    /// Read as a part of something already.
+    /// Whether it was already read as part of something.
     pub taken: bool,
-    /// Of what.
+    /// The kind of phrase that it was read as part of.
     pub role: Role,
 }
 
@@ -95,7 +95,7 @@ impl Token {
     }
 }
 
-/// Lower case, and Latin letters without their accents.
+/// The word in lower case, with the accents removed from Latin letters.
 pub fn fold(word: &str) -> String {
     let mut folded = String::with_capacity(word.len());
     for c in word.chars().flat_map(char::to_lowercase) {
@@ -178,7 +178,7 @@ pub fn tokens(text: &str) -> Vec<Token> {
     found
 }
 
-/// "St. Petersburg" is one name, "in Berlin. Thanks" is not.
+/// Whether the last token is an abbreviation: "St. Petersburg" is one name, "in Berlin. Thanks" is not.
 fn short(last: &[Token]) -> bool {
     last.first().is_some_and(|token| token.kind == Kind::Word && token.text.len() <= 2)
 }

@@ -1,6 +1,7 @@
-//! What a sentence about a service says that no request holds, or that asks for nothing.
+//! Wishes in a sentence that no request can hold, and signs that nothing is asked for.
 //!
-//! It is asked about before anything is looked for: who is to come, what is to be accepted, and whether there is a wish.
+//! The agent asks about them before it searches: who is to come, what is to be accepted, and whether anything is wanted
+//! at all.
 
 use super::lexicon::names_service;
 use super::token::{Kind, Role, Token, Words};
@@ -11,12 +12,12 @@ const WHO: Words = Words(
     "man, woman, men, women, male, female, lady, guy, girl, boy, gentleman, him, her, anybody, anyone",
 );
 
-/// Who has hair of their own, more than one together.
+/// Groups of people, each with hair of their own.
 const GROUPS: Words = Words(
     "family, twins, triplets, kids, children, boys, girls, sons, daughters, parents, couple, friends, team, colleagues",
 );
 
-/// Sentences in which nobody asks for anything now.
+/// Phrases in which nobody asks for anything now.
 const NO_WISH: Words = Words(
     "nobody needs, nobody wants, noone needs, no one needs, no one wants, nobody here needs, if i had, if i were,
      if i was, if i could, if only, if we had, i wish, she said, he said, they said, she says, he says, they say,
@@ -78,7 +79,7 @@ fn who(tokens: &[Token], at: &[usize], denied: bool) -> Option<usize> {
     (name || person).then_some(2 + article)
 }
 
-/// "book the cheapest", "accept every offer": an offer is chosen when it is there.
+/// "book the cheapest", "accept every offer": offers can only be chosen once they exist.
 fn accepts(words: &[&str]) -> Option<usize> {
     let verb = matches!(words, ["accept" | "take" | "book" | "confirm" | "pick" | "choose", ..]);
     let rest = words.get(1..).filter(|_| verb)?;
@@ -107,7 +108,7 @@ fn several(words: &[&str]) -> Option<usize> {
     rest.get(whole).filter(|word| GROUPS.has(word)).map(|_| skipped + whole + 1)
 }
 
-/// More than one person or appointment, which one request does not hold.
+/// The phrase that asks for more than one person or appointment, which one request cannot hold.
 pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Option<String> {
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
     let several = |at: usize| {
@@ -169,16 +170,16 @@ pub(super) fn more_than_one(tokens: &[Token], service: Option<Service>) -> Optio
     None
 }
 
-/// Of which one request holds one.
+/// Things of which one request can hold only one.
 const HANDS: Words =
     Words("cleaners, plumbers, photographers, haircuts, barbers, hairdressers, appointments, cuts");
 
-/// Who has hair of their own.
+/// People, each with hair of their own.
 const PEOPLE: Words = Words(
     "people, persons, kids, children, boys, girls, adults, sons, daughters, men, women, friends",
 );
 
-/// Who comes along.
+/// People who may come along.
 const RELATIVES: Words = Words(
     "husband, wife, son, daughter, partner, friend, kid, child, mother, father, mum, mom, dad,
      brother, sister, boyfriend, girlfriend, kids, children",

@@ -1,4 +1,4 @@
-//! Which of several places of one name is meant, and which is not.
+//! Qualifiers that tell places of one name apart, and denials.
 
 use std::ops::Range;
 
@@ -27,14 +27,14 @@ pub(super) fn listed(tokens: &[Token], other: &Named, name: &Named) -> bool {
         && between.iter().all(|token| token.any(&["or", "and", "/", "in", "near", ",", "also"]))
 }
 
-/// Whether another place is meant as well: as clearly said, and not a part of this one.
+/// Whether another place is meant as well: named as clearly, and not nested with this one.
 pub(super) fn apart(other: &Named, name: &Named, spot: &Spot) -> bool {
     let mut there = other.spots.iter().map(|n| &INDEX.spots[*n]);
     let nested = there.any(|there| there.city == spot.city);
     !nested && other.weight >= 3 && name.weight >= 3
 }
 
-/// What follows a town to say which of its name: "(Oder)", ", New Hampshire", ", TX".
+/// The qualifier after a town's name: "(Oder)", ", New Hampshire", ", TX".
 pub(super) fn qualifier(tokens: &[Token], at: usize) -> Option<Range<usize>> {
     let sign = tokens.get(at)?;
     let name = |n: usize| {
@@ -91,21 +91,21 @@ pub(super) fn qualifier(tokens: &[Token], at: usize) -> Option<Range<usize>> {
     while end < at + 4 && name(end) && tokens[end].joined {
         end += 1;
     }
-    // "Berlin, Anna is there": no place in a list of its own.
+    // "Berlin, Anna is there": the name after the comma is not a place.
     let closed = tokens.get(end).is_none_or(|next| {
         next.kind == Kind::Sign || next.kind == Kind::Number || AFTER_PLACES.has(&next.text)
     });
     closed.then_some(at..end)
 }
 
-/// What stands after a place, in a sentence that goes on.
+/// Words that may follow a place when the sentence goes on.
 const AFTER_PLACES: Words = Words(
     "on, at, for, in, up, max, tomorrow, today, tonight, next, this, around, between, before, after,
      from, please, and, under, with, about, by, day, morning, evening, afternoon, asap, now, monday,
      tuesday, wednesday, thursday, friday, saturday, sunday",
 );
 
-/// A state of the United States, by its name or its code: how far south, north, west and east it goes.
+/// The bounds (south, north, west, east) of a state of the United States, given its name or code.
 fn state_of(said: &str) -> Option<[f64; 4]> {
     let mut states = include_str!("../states.tsv").lines().filter(|line| !line.starts_with('#'));
     states.find_map(|line| {
@@ -121,7 +121,7 @@ fn inside([south, north, west, east]: [f64; 4], (latitude, longitude): (f64, f64
     (south..=north).contains(&latitude) && (west..=east).contains(&longitude)
 }
 
-/// Whether the town that was found is the one that the qualifier `more` says.
+/// Whether the found town is the one that the qualifier `more` means.
 pub(super) fn is_that(
     said: &[Token],
     name: &Range<usize>,

@@ -1,4 +1,4 @@
-//! What each command of a provider does.
+//! The steps of a provider's commands.
 
 use super::*;
 
@@ -130,7 +130,7 @@ pub(super) fn hold_slot(
 ) -> Decision<Provider> {
     let slot = Span { starts_at: hold.starts_at, ends_at: hold.ends_at };
     let refusal = if state.held(&hold.booking_id).is_some() {
-        // Asked again: the booking is told again, and answers the request again.
+        // A repeated hold: confirm to the booking again, which answers the request again.
         return Decision::reply(Reply::Done).effect(confirmation(state, profile, hold, cx));
     } else {
         refusal(state, profile, &hold, &slot, cx.now)
@@ -163,7 +163,7 @@ pub(super) fn hold_slot(
         .effects(impossible)
 }
 
-/// Why these terms cannot be kept.
+/// The reason why these terms cannot be kept.
 fn refusal(
     state: &State,
     profile: &Profile,

@@ -1,11 +1,11 @@
-//! A decision of a request in the making, and what its announcements show.
+//! A request's decision under construction, and its announcements.
 
 use super::*;
 use crate::kernel::clock::saturating_add;
 use crate::kernel::entity::{Announcement, to_value};
 use crate::systems::marketplace::domain::announcements::{OfferChanged, OfferMade};
 
-/// A decision in the making, together with the state as it will be after it: announcements show the new state.
+/// A decision under construction, together with the state after it: announcements show the new state.
 pub(super) struct Draft<'a> {
     pub(super) cx: &'a DecideCx<'a>,
     pub(super) next: State,
@@ -75,7 +75,7 @@ impl<'a> Draft<'a> {
         self.effect(Effect::announce_to(User::KIND, consumer, announcement));
     }
 
-    /// The session's agent says it in its own words.
+    /// Tells the session's agent, which puts it into its own words.
     pub(super) fn tell(&mut self, progress: Progress) {
         let Some(session) = self.asked().session_id.clone() else { return };
         let request_id = self.cx.key.to_owned();
@@ -98,7 +98,7 @@ impl<'a> Draft<'a> {
         self.effect(Effect::run(matching::RUNNER, "match", input));
     }
 
-    /// The request ends by `event`: its open offers are withdrawn, and it needs no timers any more.
+    /// Ends the request with `event`: withdraws its open offers and cancels its timers.
     pub(super) fn close(&mut self, event: Event) {
         let open: Vec<(String, String)> = self
             .next
@@ -117,7 +117,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Ends a search in which nobody is left to wait for and nothing to accept.
+    /// Ends a search with no pending lead and no open offer.
     pub(super) fn settle(&mut self) {
         let next = &self.next;
         let waiting = next.pending_leads() > 0 || next.open_offers().next().is_some();
@@ -156,7 +156,7 @@ impl<'a> Draft<'a> {
                 lowest_price = Some(price.clone());
             }
         }
-        // Who had time when they offered, and has none now.
+        // Offers whose providers withdrew them later.
         let withdrawn = |offer: &&Offer| {
             offer.status == OfferStatus::Unavailable
                 && self.next.unavailable(&offer.id) == Rejection::OfferWithdrawn

@@ -1,4 +1,4 @@
-//! Why a request says no.
+//! Rejections of a request.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,11 +18,11 @@ pub enum Rejection {
     InternalOnly,
     #[error("{}", summary(errors))]
     Invalid { errors: Vec<FieldError> },
-    #[error("this request exists already")]
+    #[error("this request already exists")]
     AlreadyExists,
     #[error("another acceptance is under way")]
     AlreadyAccepting,
-    #[error("this request is booked already")]
+    #[error("this request is already booked")]
     AlreadyBooked,
     #[error("this request is {}", status.as_str())]
     Closed { status: Status },
@@ -32,9 +32,9 @@ pub enum Rejection {
     OfferDeclined,
     #[error("the provider's time has been taken")]
     SlotTaken,
-    #[error("the provider does not stand by this offer any more")]
+    #[error("the provider no longer makes this offer")]
     OfferWithdrawn,
-    #[error("this provider is yours: nobody books themselves")]
+    #[error("this provider is yours: you cannot book yourself")]
     OwnProvider,
     #[error("there is no such open offer")]
     NoOffers,

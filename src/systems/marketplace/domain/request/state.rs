@@ -1,4 +1,4 @@
-//! What a request knows.
+//! The state of a request.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ impl Status {
         }
     }
 
-    /// Offers may still come.
+    /// Whether offers may still arrive.
     pub fn is_searching(self) -> bool {
         matches!(self, Self::Matching | Self::Open)
     }
@@ -63,16 +63,16 @@ pub struct Acceptance {
     pub tries: u8,
 }
 
-/// Bounded by [`super::MAX_LEADS`]: each lead brings at most one offer.
+/// The request's state, bounded by [`super::MAX_LEADS`]: each lead leads to at most one offer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub asked: Option<Asked>,
     pub status: Status,
     pub leads: Vec<AskedProvider>,
     pub offers: Vec<Offer>,
-    /// Why an offer is unavailable, by its id: the provider's word, or what became of asking for it.
+    /// The reasons why offers are unavailable, by offer id: the provider's reason, or the failure to ask the provider.
     pub refused: BTreeMap<String, String>,
-    /// While accepting, and of the booked offer.
+    /// The acceptance under way, or that of the booked offer.
     pub acceptance: Option<Acceptance>,
     /// Why it ended.
     pub reason: Option<String>,
@@ -102,7 +102,7 @@ impl State {
         self.acceptance.as_ref().filter(|a| a.offer_id == offer_id).map(|a| a.booking_id.as_str())
     }
 
-    /// What to say to whoever wants an offer that is unavailable.
+    /// The rejection for a consumer who wants an unavailable offer.
     pub(super) fn unavailable(&self, offer_id: &str) -> Rejection {
         match self.refused.get(offer_id).map(String::as_str) {
             None | Some("slot_taken" | "calendar_full") => Rejection::SlotTaken,

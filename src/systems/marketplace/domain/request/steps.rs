@@ -1,4 +1,4 @@
-//! What each command of a request does.
+//! The steps of a request's commands.
 
 use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
@@ -85,7 +85,7 @@ pub(super) fn match_failed(mut draft: Draft<'_>, error: String) -> Decision<Requ
     if draft.next.status != Status::Matching || !draft.next.leads.is_empty() {
         return draft.decision;
     }
-    // What went wrong is for operators, and bounded.
+    // The error is for operators, and its length is bounded.
     let error = error.chars().take(500).collect();
     draft.event(Event::MatchingFailed { error, at: draft.cx.now });
     if draft.next.match_failures < MATCH_TRIES {
@@ -168,7 +168,7 @@ fn tell_when_all_answered(draft: &mut Draft<'_>) {
     }
 }
 
-/// An open offer ends by itself; while it is being accepted the acceptance decides.
+/// Ends an open offer. If it is being accepted, the acceptance decides instead.
 pub(super) fn end_offer(
     mut draft: Draft<'_>,
     offer_id: String,
@@ -247,7 +247,7 @@ pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Re
     Ok(draft.reply(Reply::Accepting { booking_id }))
 }
 
-/// Sends (again) what the acceptance under way waits for. The provider answers the same booking id once.
+/// Sends, or repeats, the hold that the acceptance under way waits for. The provider holds a booking id only once.
 fn ask_to_hold(draft: &mut Draft<'_>) {
     let Some(Acceptance { offer_id, booking_id, .. }) = draft.next.acceptance.clone() else {
         return;
@@ -329,8 +329,8 @@ pub(super) fn overdue(mut draft: Draft<'_>, booking_id: String) -> Decision<Requ
     }
 }
 
-/// Gives an acceptance up. Whether the time was held is unknown, so it is released too: what the provider then finds
-/// held it undoes with the booking.
+/// Gives up an acceptance. It is unknown whether the time was held, so it is released too: if the provider had held it,
+/// the provider also cancels the booking.
 pub(super) fn abandon(mut draft: Draft<'_>, booking_id: &str, reason: String) -> Decision<Request> {
     let Some(acceptance) = under_way(&draft.next, booking_id) else { return draft.decision };
     let offer = draft.next.offer(&acceptance.offer_id);
@@ -349,7 +349,7 @@ pub(super) fn confirm(
     if under_way(&draft.next, &booking_id).is_none() {
         let ours = draft.next.status == Status::Booked && draft.next.accepts(&booking_id);
         if !ours {
-            // The acceptance was given up before: the booking must not stand.
+            // The acceptance was already given up, so the booking must not stand.
             let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
             draft.effect(Effect::send::<Booking>(booking_id, &command));
         }
@@ -393,7 +393,7 @@ pub(super) fn expire(mut draft: Draft<'_>) -> Decision<Request> {
             draft.close(Event::Expired { at: draft.cx.now });
             draft.tell(Progress::Expired);
         }
-        // The acceptance ends in a moment, by itself.
+        // The acceptance will end by itself soon.
         Status::Accepting => {
             let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
             draft.schedule("expiry", at, &Command::Expire);
@@ -403,10 +403,10 @@ pub(super) fn expire(mut draft: Draft<'_>) -> Decision<Request> {
     draft.decision
 }
 
-/// Among the open offers.
+/// The picked offer among the open ones.
 pub(super) fn picked(state: &State, pick: Pick) -> Option<String> {
     let offer = match pick {
-        // Of equals the one that came first.
+        // Among equals, the first to arrive.
         Pick::Best => state
             .open_offers()
             .reduce(|best, offer| if offer.score.total > best.score.total { offer } else { best }),

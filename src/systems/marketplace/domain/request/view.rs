@@ -1,4 +1,4 @@
-//! How a request is shown: to clients, and as rows of read models.
+//! Views of a request: for clients, and as rows of read models.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -37,7 +37,7 @@ pub struct RequestView {
 }
 
 impl RequestView {
-    /// `None`: nothing has been asked for.
+    /// The view of a request; `None`: it was never created.
     pub fn of(id: &str, state: &State) -> Option<Self> {
         let asked = state.asked.clone()?;
         Some(Self {
@@ -81,7 +81,7 @@ impl View for OfferRow {
     const LISTED: Option<Listed> = Listed::by("request_id", "created_at");
 }
 
-/// The request, and the offers that `events` changed.
+/// The rows of the request and of the offers that `events` changed.
 pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     let Some(request) = RequestView::of(key, state).filter(|_| !events.is_empty()) else {
         return Vec::new();
@@ -99,7 +99,7 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     std::iter::once(ViewRow::of(&request)).chain(offers).collect()
 }
 
-/// Whether the row of this offer is another one after this event.
+/// Whether this event changes the row of this offer.
 fn touches(event: &Event, id: &str) -> bool {
     match event {
         Event::OfferReceived { offer, .. } => offer.id == id,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{AskedOf, Author, Current, Event, Pending, Progress, Reply, Session, State, words};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
+use crate::kernel::private::Private;
 use crate::systems::marketplace::domain::announcements::{ChatMessage, ChatResponse, ChatToken};
 use crate::systems::marketplace::domain::language::{
     self, About, Home, Intent, Thing, Understanding,
@@ -40,15 +41,16 @@ pub(super) fn answer(
         media: media.clone(),
         created_at: cx.now,
     };
+    let private = |url| Private::new(&state.user_id, url);
     let received = Event::MessageReceived {
         message_id: message_id.clone(),
-        content: content.clone(),
-        media,
+        content: Private::new(&state.user_id, content.clone()),
+        media: media.into_iter().map(private).collect(),
         at: cx.now,
     };
     let decision = Decision::reply(Reply::Sent { message_id })
         .event(received)
-        .effect(Effect::announce(&message));
+        .effect(Effect::announce(&message).private_to(&state.user_id));
     Turn { state, cx, decision }.respond(&content)
 }
 
@@ -258,7 +260,7 @@ impl Turn<'_> {
 
     fn has_just_said(&self, question: &str) -> bool {
         let last = self.state.recent.iter().rfind(|line| line.author == super::Author::Agent);
-        last.is_some_and(|line| line.content.contains(question))
+        last.and_then(|line| line.content.reveal()).is_some_and(|said| said.contains(question))
     }
 
     /// The message says nothing that is known.
@@ -284,7 +286,7 @@ impl Turn<'_> {
     }
 
     pub fn say(self, content: String, data: Value) -> Decision<Session> {
-        say(self.decision, content, data, self.cx)
+        say(self.decision, content, data, &self.state.user_id, self.cx)
     }
 }
 
@@ -343,7 +345,7 @@ pub(super) fn tell(
         Event::RequestFollowed { request_id, status, offers, shown, complete, booking_id: booked };
     let decision = Decision::reply(Reply::Done).event(followed);
     let service = known.map(|request| request.service).filter(|_| state.requests.len() > 1);
-    say(decision, words::progress(&progress, service), data, cx)
+    say(decision, words::progress(&progress, service), data, &state.user_id, cx)
 }
 
 pub(super) fn refused(
@@ -367,7 +369,7 @@ pub(super) fn refused(
             booking_id: None,
         });
     }
-    say(decision, words::refused(asked, reason), data, cx)
+    say(decision, words::refused(asked, reason), data, &state.user_id, cx)
 }
 
 /// Streams `content` in tokens that add up to it, then publishes it whole under the same message id.
@@ -375,6 +377,7 @@ fn say(
     decision: Decision<Session>,
     content: String,
     data: Value,
+    user_id: &str,
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
     let message_id = cx.ids.mint("msg");
@@ -390,6 +393,11 @@ fn say(
     };
     decision
         .effects(tokens.collect::<Vec<_>>())
-        .effect(Effect::announce(&response))
-        .event(Event::Responded { message_id, content, data, at: cx.now })
+        .effect(Effect::announce(&response).private_to(user_id))
+        .event(Event::Responded {
+            message_id,
+            content: Private::new(user_id, content),
+            data: Private::new(user_id, data),
+            at: cx.now,
+        })
 }

@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Author, Event, State};
+use super::{Author, Content, Data, Event, Media, State};
+use crate::kernel::private::Private;
 use crate::kernel::view::{Listed, View, ViewRow};
 
 /// What the API and the read model show of a session.
@@ -45,7 +46,7 @@ pub struct MessageView {
     pub role: Author,
     pub content: String,
     pub media: Vec<String>,
-    /// What the agent's words are about.
+    /// What the agent's words are about; `{"erased": true}` where what was said is gone with its person.
     #[schemars(with = "Option<serde_json::Map<String, Value>>")]
     pub data: Value,
     pub created_at: Timestamp,
@@ -56,8 +57,36 @@ impl View for SessionView {
     const LISTED: Option<Listed> = Listed::by("user_id", "created_at");
 }
 
-impl View for MessageView {
+/// A message as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MessageRow {
+    pub id: String,
+    pub session_id: String,
+    pub role: Author,
+    pub content: Private<String, Content>,
+    pub media: Vec<Private<String, Media>>,
+    pub data: Private<Value, Data>,
+    pub created_at: Timestamp,
+}
+
+impl From<MessageRow> for MessageView {
+    fn from(row: MessageRow) -> Self {
+        let erased = || json!({"erased": true});
+        Self {
+            id: row.id,
+            session_id: row.session_id,
+            role: row.role,
+            content: row.content.reveal().cloned().unwrap_or_default(),
+            media: row.media.iter().filter_map(Private::reveal).cloned().collect(),
+            data: row.data.reveal().cloned().unwrap_or_else(erased),
+            created_at: row.created_at,
+        }
+    }
+}
+
+impl View for MessageRow {
     const NAME: &'static str = "messages";
+    const PRIVATE_TO: Option<(&'static str, &'static str)> = Some(("session", "session_id"));
     const LISTED: Option<Listed> = Listed::by("session_id", "created_at");
 }
 
@@ -68,7 +97,8 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     for event in events {
         let (id, role, content, media, data, at) = match event {
             Event::MessageReceived { message_id, content, media, at } => {
-                (message_id, Author::User, content, media.clone(), json!({}), *at)
+                let nothing = Private::new(&state.user_id, json!({}));
+                (message_id, Author::User, content, media.clone(), nothing, *at)
             }
             Event::Responded { message_id, content, data, at } => {
                 (message_id, Author::Agent, content, Vec::new(), data.clone(), *at)
@@ -84,7 +114,7 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
             | Event::Published { .. } => continue,
         };
         changed = true;
-        let message = MessageView {
+        let message = MessageRow {
             id: id.clone(),
             session_id: key.into(),
             role,

@@ -1,4 +1,4 @@
-//! Days relative to today, and what all of it comes to.
+//! Days relative to today, and the window that all phrases amount to.
 
 use jiff::SignedDuration;
 use jiff::civil::Weekday;
@@ -136,12 +136,12 @@ impl Reader<'_> {
         unit + 1 - at
     }
 
-    /// The next one, today included.
+    /// The next such weekday, including today.
     fn coming_weekday(&self, day: Weekday) -> jiff::civil::Date {
         self.plus_days(i64::from(self.today.weekday().until(day)))
     }
 
-    /// "the day before 30 November", "the day after" of a day that was said.
+    /// "the day before 30 November", and "the day after" relative to a day that was named.
     fn beside_at(&mut self, at: usize) -> usize {
         let shift = if self.word(at + 1) == "before" { -1 } else { 1 };
         let next = (at + 2..at + 5).find(|n| {
@@ -158,7 +158,7 @@ impl Reader<'_> {
             self.on(day.saturating_add(jiff::Span::new().days(shift)));
             return n + 1 - at;
         }
-        // Of the day that was said last.
+        // Relative to the day that was named last.
         match self.said.pop() {
             Some(said) if said.days.first == said.days.last => {
                 self.on(said.days.first.saturating_add(jiff::Span::new().days(shift)));
@@ -168,7 +168,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the words between are but a comma, a full stop or "the".
+    /// Whether only a comma, a full stop, "the" or "on" is in between.
     fn adjacent(&self, from: usize, to: usize) -> bool {
         from <= to
             && to - from <= 2
@@ -178,7 +178,7 @@ impl Reader<'_> {
     fn weekday_at(&mut self, at: usize) -> usize {
         let Some(day) = weekday(&self.tokens[at]) else { return 0 };
         let before = self.before(at, 1).to_owned();
-        // Feasts, and days that are past.
+        // Holidays, and days that are past.
         const OTHERS: [&str; 12] = [
             "good", "black", "ash", "easter", "whit", "palm", "shrove", "maundy", "cyber", "rose",
             "last", "past",
@@ -186,7 +186,7 @@ impl Reader<'_> {
         if OTHERS.contains(&before.as_str()) {
             return 0;
         }
-        // Short ones are words too: "sun", "sat", "wed".
+        // Short names are words too: "sun", "sat", "wed".
         let short = self.word(at).len() <= 3;
         if short && !self.tokens[at].capital && !matches!(before.as_str(), "on" | "next" | "this") {
             return 0;
@@ -262,7 +262,7 @@ impl Reader<'_> {
         });
         let said_days = self.days.or(week);
         let said_hours = self.hours.or(self.part.map(|(from, to)| Hours::Between(from, to)));
-        // An hour alone is on the day that was said before, a day alone at the hour.
+        // An hour alone uses the day that was given before, and a day alone uses the hour.
         let before = self.before.filter(|before| before.last.date() >= self.today);
         let days = said_days.or_else(|| {
             let before = before.filter(|_| said_hours.is_some())?;
@@ -299,7 +299,7 @@ impl Reader<'_> {
         let exact = matches!(hours, Some(Hours::At(_) | Hours::Midnight)) && first == last;
         let (mut earliest, mut latest) = (at(first, from)?, at(last, to)?);
         if !exact && earliest < now {
-            // What is left of today.
+            // The rest of today.
             earliest = earliest.max(now.min(latest));
             if latest <= now && first == self.today && hours.is_none() {
                 earliest = now;

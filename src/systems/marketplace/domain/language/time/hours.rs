@@ -8,18 +8,18 @@ use super::{Hours, Kind, Reader, part_of_day};
 enum Half {
     Am,
     Pm,
-    /// "17:00", "05:00": as it is said.
+    /// "17:00", "05:00": a 24-hour time, taken literally.
     Clock,
     Unsaid,
 }
 
-/// A time before it is known which half of the day it is in.
+/// A time whose half of the day is not decided yet.
 #[derive(Clone, Copy)]
 struct Said {
     hour: u32,
     minute: u32,
     half: Half,
-    /// Whether it can be nothing but a time.
+    /// Whether it can only be a time.
     sure: bool,
     count: usize,
 }
@@ -257,13 +257,13 @@ impl Reader<'_> {
         Time::new(hour, minute, 0, 0).ok()
     }
 
-    /// Whether a correction says the hour again.
+    /// Whether the hour is already given, and not corrected at this point.
     fn hour_is_said(&self, at: usize) -> bool {
         let again = self.cut.is_some_and(|cut| self.hours_at < cut && cut < at);
         self.hours.is_some() && !again
     }
 
-    /// Ranges, "around", "after", "before", and what can be nothing but a time.
+    /// Ranges, "around", "after", "before", and phrases that can only be a time.
     pub(super) fn hours_at(&mut self, at: usize) -> usize {
         self.parts();
         if self.hour_is_said(at) {
@@ -358,13 +358,13 @@ impl Reader<'_> {
         next - at
     }
 
-    /// "at 9 pm, no wait, 10": a correction of an evening is one.
+    /// The half of the day: in "at 9 pm, no wait, 10", the correction of an evening hour is an evening hour too.
     fn half_of(&self, said: Said) -> Half {
         let evening = self.is_pm && self.hours.is_some() && (1..12).contains(&said.hour);
         if said.half == Half::Unsaid && evening { Half::Pm } else { said.half }
     }
 
-    /// "11 to 2 pm" starts in the morning, "3 to 5 pm" does not.
+    /// The start of a range: "11 to 2 pm" starts in the morning, "3 to 5 pm" does not.
     fn start(&self, first: Said, second: Said, to: Time) -> Option<Time> {
         if first.half == Half::Unsaid && second.half != Half::Unsaid && first.hour <= 12 {
             let same = self.settled(first, second.half)?;
@@ -384,7 +384,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Next to a day, or as the whole answer, an hour needs no word before it: "tomorrow 5", "5".
+    /// A bare hour: next to a day or as the whole answer, it needs no word before it ("tomorrow 5", "5").
     pub(super) fn bare_hour_at(&mut self, at: usize) -> usize {
         if self.hour_is_said(at) {
             return 0;

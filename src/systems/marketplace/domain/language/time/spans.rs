@@ -1,4 +1,4 @@
-//! What several days in one sentence come to: a range, a correction, an exclusion, or nothing that can be read.
+//! The meaning of several days in one sentence: a range, a correction, an exclusion, or nothing readable.
 
 use jiff::civil::Date;
 use jiff::{Span, ToSpan};
@@ -6,7 +6,7 @@ use jiff::{Span, ToSpan};
 use super::super::quote;
 use super::{Days, Hours, Reader, SaidDays, part_of_day};
 
-/// What the words before a day make of it.
+/// The role that the words before a day give it.
 #[derive(Clone, Copy, PartialEq)]
 enum As {
     That,
@@ -20,7 +20,7 @@ const LINKS: &[&str] =
     &["the", "on", "in", "at", "this", "next", "coming", "following", "of", "around"];
 
 impl Reader<'_> {
-    /// The word before, links left out, and where it is.
+    /// The word before, skipping link words, and its position.
     fn led_by(&self, from: usize) -> Option<(usize, &str)> {
         let mut at = from.checked_sub(1)?;
         for _ in 0..3 {
@@ -53,7 +53,7 @@ impl Reader<'_> {
         (meant, at)
     }
 
-    /// Two days with "to" between them are a range.
+    /// Joins two days with "to" between them into a range.
     fn ranges(&mut self) {
         let mut n = 0;
         while n + 1 < self.said.len() {
@@ -162,7 +162,7 @@ impl Reader<'_> {
         self.fits();
     }
 
-    /// One window holds hours of one day, and no hours of several days.
+    /// Checks that everything fits one window: hours of one day, not of several days.
     fn fits(&mut self) {
         let hours = self.hours.is_some() || self.part.is_some();
         if !hours || (self.moment.is_some() && self.days.is_none()) {

@@ -1,8 +1,8 @@
-//! What ends a request after it was booked.
+//! The end of a request after it was booked.
 
 use super::*;
 
-/// What was booked is not any more: the consumer may ask anew.
+/// Handles the cancellation of the booking: the consumer may make a new request.
 pub(in crate::systems::marketplace::domain::request) fn booking_cancelled(
     mut draft: Draft<'_>,
     booking_id: String,

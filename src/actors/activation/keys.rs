@@ -1,0 +1,68 @@
+//! Keys of the vault that an activation has to wait for, and those that are gone.
+
+use std::fmt::Display;
+
+use ractor::ActorRef;
+
+use super::{Activation, Stop, away};
+use crate::actors::ask::{Ask, Message};
+use crate::kernel::entity::Entity;
+use crate::kernel::error::AskError;
+use crate::kernel::private::{Need, Trouble};
+
+/// Keys that one piece of data may need: those of as many people.
+const MAX_NEEDS: usize = 64;
+
+impl<E: Entity> Activation<E> {
+    /// A command cannot be written before this key is in memory: it, and those after it, are decided when it is.
+    pub(super) fn wait_for(&mut self, need: Need, ask: Box<Ask<E>>) {
+        self.needs = Some(Box::new(need));
+        self.redo.get_or_insert_default().push(ask);
+    }
+
+    pub fn needs_keys(&self) -> bool {
+        self.needs.is_some()
+    }
+
+    /// Fetches what was found to be missing, and decides what has waited for it.
+    pub async fn fetch_keys(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+        while let Some(need) = self.needs.take() {
+            let fetched = self.table.runtime.vault.fetch(*need).await;
+            for ask in self.redo.take().unwrap_or_default() {
+                match &fetched {
+                    Ok(()) => self.ask(myself, ask)?,
+                    Err(reason) => ask.answer(Err(AskError::unavailable(reason.clone()))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what needs keys again, when they have been fetched. The inner error is about the data.
+    pub(super) async fn with_keys<R, F: Display>(
+        &self,
+        work: impl Fn() -> Result<R, F>,
+    ) -> Result<Result<R, String>, Stop> {
+        for _ in 0..MAX_NEEDS {
+            match self.in_the_vault(&work) {
+                Ok(done) => return Ok(Ok(done)),
+                Err(Trouble::Broken(why)) => return Ok(Err(why)),
+                Err(Trouble::Needs(need)) => {
+                    self.table.runtime.vault.fetch(need).await.map_err(away)?
+                }
+            }
+        }
+        Err(away("the keys of its people do not stay in memory"))
+    }
+
+    /// Somebody was erased since the state was read, and it may hold what was theirs.
+    pub fn is_outdated(&self) -> bool {
+        E::PRIVATE && self.loaded && self.erasures != self.table.runtime.vault.erasures()
+    }
+
+    /// Nothing new is decided on an outdated state. True: it can be read again now.
+    pub fn holds_back(&mut self) -> bool {
+        self.redo.get_or_insert_default();
+        self.pending.is_empty()
+    }
+}

@@ -1,0 +1,53 @@
+//! `proxie person erase` and `proxie vault rotate`.
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use sqlx::postgres::PgPool;
+
+use crate::app::settings;
+use crate::config::Config;
+use crate::kernel::ids::is_valid_id;
+use crate::persistence::vault::{self, Erased};
+
+#[derive(Subcommand)]
+pub enum Person {
+    /// Delete a person's key: what was sealed for them cannot be read again, by anybody
+    Erase {
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Vault {
+    /// Wrap all keys with the master key of this configuration, instead of the one in vault.previous_key_file
+    Rotate,
+}
+
+pub async fn person(pool: &PgPool, command: Person) -> anyhow::Result<()> {
+    let Person::Erase { id } = command;
+    if !is_valid_id(&id) {
+        bail!("a user id is 1 to 64 letters, digits, - or _");
+    }
+    match vault::erase(pool, &id).await? {
+        Erased::Key => println!(
+            "{id} is erased: their messages, what their sessions have answered, their notifications and the push tokens of \
+             their devices cannot be read any more. Nodes forget the key within 2 s. Names, places, requests and bookings \
+             are not sealed and stay; a backup from before still has the key"
+        ),
+        Erased::Nothing => println!("nothing is sealed for {id}"),
+    }
+    Ok(())
+}
+
+pub async fn vault(config: &Config, pool: &PgPool, command: Vault) -> anyhow::Result<()> {
+    let Vault::Rotate = command;
+    let masters = settings::masters(config, false).map_err(anyhow::Error::msg).context("vault")?;
+    let count = vault::rotate(pool, &masters).await.map_err(anyhow::Error::msg)?;
+    println!(
+        "{count} keys were wrapped anew, with the master key {}. Once no node has another vault.key, \
+         vault.previous_key_file can go",
+        masters.current.id()
+    );
+    Ok(())
+}

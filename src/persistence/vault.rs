@@ -1,0 +1,264 @@
+//! The vault: seals and opens what concerns a person, under a key of that person's own.
+//!
+//! AES-256-GCM. The ciphertext is bound to the person, the number of the key, the entity and the field, so that it can
+//! neither be changed nor moved. Nonces are random: a key may seal 2^32 values before two of them meet with a chance of
+//! one in 2^33, which at 100 a second takes a person more than a year without a pause.
+//!
+//! Keys that are used are in memory, so that sealing needs no I/O. Where one is not, the caller fetches it and tries again.
+
+mod master;
+mod store;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use moka::sync::Cache;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use sqlx::postgres::PgPool;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::master::{Master, Masters};
+pub use self::store::{Erased, erase, master_of, rotate};
+use crate::kernel::private::{Cipher, Need, Place, SEALED, Trouble, person_of, sealed_text};
+
+/// Keys in memory; those that nobody has used for longest are forgotten first. About a kilobyte each.
+const MAX_KEYS: u64 = 20_000;
+/// A key is read again after so long, whatever else has happened.
+const KEEP: Duration = Duration::from_secs(600);
+/// Keys that are read together.
+const BATCH: usize = 256;
+/// Reads that may wait; more are refused.
+const QUEUE: usize = 32_768;
+/// How often a node looks for erasures: within two seconds all have forgotten.
+const LOOK: Duration = Duration::from_millis(700);
+
+/// Fields of whole texts.
+pub const PUBLICATION: &str = "@publication";
+pub const TIMER: &str = "@timer";
+
+/// A row of the outbox, which is its receiver's alone.
+pub fn outbox_field(kind: &str, key: &str) -> String {
+    ["@outbox ", kind, "/", key].concat()
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    #[error(
+        "the vault's master key is another one than that of this database ({found} and not {expected}): give this node \
+         the key that others have, as vault.key_file or vault.key"
+    )]
+    OtherMaster { found: String, expected: String },
+    #[error("{0}")]
+    NoMaster(String),
+    #[error("{0}")]
+    Sql(#[from] sqlx::Error),
+}
+
+/// What is known of a person's keys.
+#[derive(Clone)]
+struct Known {
+    key: Option<Arc<Key>>,
+    /// All keys up to this number are gone, but `key`.
+    up_to: i64,
+}
+
+struct Key {
+    number: i64,
+    key: LessSafeKey,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Vault(Arc<Inner>);
+
+struct Inner {
+    known: Cache<Arc<str>, Known>,
+    wanted: mpsc::Sender<Wanted>,
+    seals: bool,
+    /// How many erasures this node has learned of.
+    erasures: AtomicU64,
+}
+
+struct Wanted {
+    need: Need,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+pub struct Options {
+    /// Finds the master key. True: the database has one already, so none is to be made.
+    pub masters: Box<dyn FnOnce(bool) -> Result<Masters, String> + Send>,
+    /// What is written is sealed. False while a release that could not read it may still be there.
+    pub seals: bool,
+}
+
+impl Options {
+    /// With a master key that follows from a secret.
+    pub fn derived_from(secret: &str) -> Self {
+        let masters = Masters::only(Master::derived_from(secret));
+        Self { masters: Box::new(|_| Ok(masters)), seals: true }
+    }
+}
+
+impl Vault {
+    /// Begins to read keys, and to look for erasures. Refuses a master key that is not this database's; where the
+    /// database has none yet, it becomes that.
+    pub async fn start(pool: PgPool, options: Options) -> Result<Self, VaultError> {
+        let Options { masters, seals } = options;
+        let has_one = master_of(&pool).await?.is_some();
+        let masters = masters(has_one).map_err(VaultError::NoMaster)?;
+        store::adopt_master(&pool, &masters).await?;
+        let erased_before = store::last_erasure(&pool).await?;
+        let (wanted, queue) = mpsc::channel(QUEUE);
+        let known = Cache::builder().max_capacity(MAX_KEYS).time_to_live(KEEP).build();
+        let inner = Inner { known, wanted, seals, erasures: AtomicU64::new(0) };
+        let vault = Self(Arc::new(inner));
+        let weak = Arc::downgrade(&vault.0);
+        tokio::spawn(store::read_all(pool.clone(), Arc::new(masters), weak.clone(), queue));
+        tokio::spawn(store::watch(pool, weak, erased_before));
+        Ok(vault)
+    }
+
+    /// For what serialises and deserialises.
+    pub fn cipher(&self) -> Arc<dyn Cipher> {
+        self.0.clone()
+    }
+
+    /// Brings a key into memory, and makes it first where something is to be sealed.
+    pub async fn fetch(&self, need: Need) -> Result<(), String> {
+        let (done, fetched) = oneshot::channel();
+        self.0
+            .wanted
+            .try_send(Wanted { need, done })
+            .map_err(|_| "too many keys are waited for".to_owned())?;
+        fetched.await.unwrap_or_else(|_| Err("the vault has ended".into()))
+    }
+
+    /// Grows with each erasure that this node learns of: whoever holds private values then reads them again.
+    pub fn erasures(&self) -> u64 {
+        self.0.erasures.load(Ordering::Acquire)
+    }
+
+    /// A whole text of the store's, sealed or not. `None`: it was erased.
+    pub async fn open_text(
+        &self,
+        text: &str,
+        place: &Place,
+        field: &str,
+    ) -> Result<Option<String>, Trouble> {
+        let Some(sealed) = sealed_text(text) else { return Ok(Some(text.to_owned())) };
+        let opened = self.open(sealed, place, field).await?;
+        let text = opened.map(String::from_utf8).transpose();
+        text.map_err(|_| Trouble::Broken("a sealed text is not UTF-8".into()))
+    }
+
+    /// Opens, and fetches the key where it is not in memory.
+    pub async fn open(
+        &self,
+        sealed: &str,
+        place: &Place,
+        field: &str,
+    ) -> Result<Option<Vec<u8>>, Trouble> {
+        match self.0.open(sealed, place, field) {
+            Err(Trouble::Needs(need)) => {
+                self.fetch(need.clone()).await.map_err(|_| Trouble::Needs(need))?;
+                self.0.open(sealed, place, field)
+            }
+            done => done,
+        }
+    }
+}
+
+impl Inner {
+    fn forget(&self, person: &str) {
+        self.known.invalidate(person);
+    }
+}
+
+impl Cipher for Inner {
+    fn seal(
+        &self,
+        person: &Arc<str>,
+        place: &Place,
+        field: &str,
+        plain: &[u8],
+    ) -> Result<String, Trouble> {
+        let key = self.known.get(person).and_then(|known| known.key);
+        let key = key.ok_or_else(|| Trouble::Needs(Need { person: person.clone(), key: None }))?;
+        let aad = bound_to(person, key.number, place, field);
+        let sealed = BASE64.encode(encrypt(&key.key, &aad, plain));
+        Ok(format!("{SEALED}{}:{sealed}:{person}", key.number))
+    }
+
+    fn open(&self, sealed: &str, place: &Place, field: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        let broken =
+            |what: &str| Trouble::Broken(format!("{field} of {} {} {what}", place.kind, place.key));
+        let person = person_of(sealed).ok_or_else(|| broken("is not sealed as it should be"))?;
+        let (number, ciphertext) =
+            parts(sealed).ok_or_else(|| broken("is not sealed as it should be"))?;
+        let known = self.known.get(person);
+        let key = match known {
+            Some(Known { key: Some(key), .. }) if key.number == number => key,
+            Some(known) if number <= known.up_to => return Ok(None),
+            _ => return Err(Trouble::Needs(Need { person: person.into(), key: Some(number) })),
+        };
+        let aad = bound_to(person, number, place, field);
+        let plain = decrypt(&key.key, &aad, ciphertext)
+            .ok_or_else(|| broken("was changed, or belongs elsewhere"))?;
+        Ok(Some(plain))
+    }
+
+    fn seals(&self) -> bool {
+        self.seals
+    }
+}
+
+fn parts(sealed: &str) -> Option<(i64, Vec<u8>)> {
+    let mut parts = sealed.strip_prefix(SEALED)?.splitn(3, ':');
+    Some((parts.next()?.parse().ok()?, BASE64.decode(parts.next()?).ok()?))
+}
+
+/// What ciphertext belongs to. Each part comes with its length, so that no two lists of parts are the same bytes.
+fn bound_to(person: &str, key: i64, place: &Place, field: &str) -> Vec<u8> {
+    let mut bytes = b"proxie 1".to_vec();
+    bytes.extend(key.to_be_bytes());
+    for part in [person, &place.kind, &place.key, field] {
+        bytes.extend((part.len() as u64).to_be_bytes());
+        bytes.extend(part.as_bytes());
+    }
+    bytes
+}
+
+fn key_of(bytes: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("an AES-256 key has 32 bytes"))
+}
+
+/// The nonce, then the ciphertext with its tag.
+fn encrypt(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Vec<u8> {
+    let nonce: [u8; NONCE_LEN] = rand::random();
+    let mut bytes = Vec::with_capacity(NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
+    bytes.extend(nonce);
+    bytes.extend(plain);
+    let tag = key
+        .seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(aad),
+            &mut bytes[NONCE_LEN..],
+        )
+        .expect("what fits into memory can be sealed");
+    bytes.extend(tag.as_ref());
+    bytes
+}
+
+fn decrypt(key: &LessSafeKey, aad: &[u8], mut sealed: Vec<u8>) -> Option<Vec<u8>> {
+    let nonce: [u8; NONCE_LEN] = sealed.get(..NONCE_LEN)?.try_into().ok()?;
+    let nonce = Nonce::assume_unique_for_key(nonce);
+    let plain = key.open_within(nonce, Aad::from(aad), &mut sealed, NONCE_LEN..).ok()?.len();
+    sealed.truncate(plain);
+    Some(sealed)
+}
+
+#[cfg(test)]
+mod tests;
