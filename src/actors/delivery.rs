@@ -10,7 +10,7 @@ use rand::Rng;
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
-use crate::actors::runs::{Ran, RunError};
+use crate::actors::runs::{Asker, Ran};
 use crate::actors::runtime::Runtime;
 use crate::cluster::{Meta, WeakEntities};
 use crate::kernel::clock::doubled;
@@ -271,23 +271,27 @@ impl Queue {
         let row = &mut self.rows[at];
         let id = row.row.id.clone();
         let done = Some(OutboxChange::Done { id: id.clone() });
-        let given_up = SignedDuration::try_from(give_up_after).unwrap_or(SignedDuration::MAX);
+        let given_up = signed(give_up_after);
         let (change, notice) = match outcome {
             // The receiver has it; what it said did not fit between the nodes.
             Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
-            Outcome::Ran(Ran::Ended(Ok(value))) => (done, Some(ran(row, Ok(value)))),
-            Outcome::Ran(Ran::Ended(Err(RunError::Final(error)))) => {
-                (done, Some(ran(row, Err(error))))
-            }
+            Outcome::Ran(Ran::Ended(result)) => (done, Some(ran(row, result))),
             Outcome::Ran(Ran::Gone) => (None, None),
             Outcome::Ran(Ran::GivenUp) => {
                 let error = "it was begun too often, and what came of it was never taken";
                 give_up(row, error);
                 (None, Some(ran(row, Err(error.into()))))
             }
-            Outcome::Ran(Ran::Ended(Err(RunError::Retry(error)))) => {
-                row.fail(error, given_up, FIRST_RETRY, now)
+            Outcome::Ran(Ran::Again { error, tries, give_up_after }) => {
+                let age = given_up.min(signed(give_up_after));
+                let age =
+                    if row.attempts.saturating_add(1) >= i32::try_from(tries).unwrap_or(i32::MAX) {
+                        SignedDuration::ZERO
+                    } else {
+                        age
+                    };
+                row.fail(error, age, FIRST_RETRY, now)
             }
             Outcome::Sent(Err(error @ AskError::BadCommand(_))) => {
                 row.fail(error.to_string(), given_up.min(UNREADABLE), FIRST_UNREADABLE, now)
@@ -344,6 +348,10 @@ fn give_up(row: &Row, error: &str) {
     metrics::counter!("proxie_dead_letters_total", "of" => row.sort()).increment(1);
 }
 
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
 /// `first` doubled each time, at most 5 minutes, give or take a quarter.
 fn retry_delay(attempts: i32, first: Duration) -> SignedDuration {
     let times = u32::try_from(attempts - 1).unwrap_or(0);
@@ -391,28 +399,29 @@ fn deliver(
         let OutboxRow { id, target_kind, target_key, body, .. } = &row;
         let place = Place { kind: kind.into(), key: key.clone() };
         let body = rt.vault.open_text(body, &place, &outbox_field(target_kind, target_key)).await;
-        let outcome = match body {
-            Ok(Some(body)) if is_run => {
-                let input = run_body(&body).1;
-                Outcome::Ran(rt.runners.run(target_key, id, input, || rt.clock.now()).await)
+        let outcome = match (body, principal(&row)) {
+            // Of a newer release. Without it the receiver would take the sender for somebody else.
+            (_, Err(error)) => {
+                Outcome::Sent(Err(AskError::BadCommand(format!("for whom it is: {error}"))))
             }
-            Ok(Some(body)) => {
-                Outcome::Sent(match principal(&row) {
-                    Ok(for_user) => {
-                        let (kind, key) = (kind.to_owned(), key.to_string());
-                        let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
-                        entities.ask_json(target_kind, target_key, &body, meta).await
-                    }
-                    // Of a newer release. Without it the receiver would take the sender for somebody else.
-                    Err(error) => Err(AskError::BadCommand(format!("for whom it is: {error}"))),
-                })
+            (Ok(Some(body)), Ok(principal)) if is_run => {
+                let input = run_body(&body).1;
+                let asker = Asker { kind, key, principal, topics: rt.topics.clone() };
+                let now = || rt.clock.now();
+                Outcome::Ran(rt.runners.run(target_key, id, asker, input, now).await)
+            }
+            (Ok(Some(body)), Ok(for_user)) => {
+                let (kind, key) = (kind.to_owned(), key.to_string());
+                let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
+                let sent = entities.ask_json(target_kind, target_key, &body, meta);
+                Outcome::Sent(sent.await)
             }
             // There is nothing left of it to deliver.
-            Ok(None) => Outcome::Erased,
-            Err(Trouble::Needs(_)) => {
+            (Ok(None), _) => Outcome::Erased,
+            (Err(Trouble::Needs(_)), _) => {
                 Outcome::Sent(Err(AskError::unavailable("its key cannot be read")))
             }
-            Err(Trouble::Broken(why)) => Outcome::Sent(Err(AskError::BadCommand(why))),
+            (Err(Trouble::Broken(why)), _) => Outcome::Sent(Err(AskError::BadCommand(why))),
         };
         report(Some(Delivered { id: row.id, receiver, outcome }));
     });

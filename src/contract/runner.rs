@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-pub use crate::actors::{RunError, RunLimits, Runner};
+pub use crate::actors::{RunCx, RunError, RunLimits, Runner};
 use crate::kernel::clock::Clock;
 use crate::persistence::views::Views;
 

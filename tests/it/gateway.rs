@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use proxie::actors::{RunError, Runner};
+use proxie::actors::{RunCx, RunError, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::Meta;
 use proxie::gateway::auth::Auth;
@@ -46,7 +46,7 @@ struct Node {
 struct Matching(Views);
 
 impl Runner for Matching {
-    fn run(&self, _: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let views = self.0.clone();
         async move {
             let criteria: Criteria =

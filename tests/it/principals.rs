@@ -1,9 +1,16 @@
 //! Who acts, for whom: an agent that turns words into sends reaches what its own person has, and nothing else.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use proxie::actors::{RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::Meta;
+use proxie::cluster::topics::{Published, Subscriber};
 use proxie::kernel::entity::*;
 use proxie::kernel::error::{AskError, ErrorCode};
 use serde::{Deserialize, Serialize};
@@ -19,6 +26,7 @@ struct Agent;
 struct State {
     person: Option<Principal>,
     refused: Vec<(String, String, String)>,
+    ran: Vec<String>,
 }
 
 /// Kind, key and command of a send.
@@ -30,6 +38,9 @@ enum Command {
     Try(Vec<Attempt>),
     Refused(SendFailure),
     Refusals,
+    /// Has it run, with this input.
+    Run(String),
+    Ran(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,13 +48,14 @@ enum Event {
     Hired(Option<Principal>),
     Tried,
     Refused(String, String, String),
+    Ran(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Reply {
     Done,
-    /// Kind, command and reason of each.
-    Refusals(Vec<(String, String, String)>),
+    /// Kind, command and reason of each, and what came of runs.
+    Refusals(Vec<(String, String, String)>, Vec<String>),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
@@ -66,6 +78,7 @@ impl Entity for Agent {
 {"version":1,"event":{"Hired":{"user_id":"alice","scopes":["playback"]}}}
 {"version":1,"event":"Tried"}
 {"version":1,"event":{"Refused":["device","Get","not_found"]}}
+{"version":1,"event":{"Ran":"said"}}
 "#;
 
     type State = State;
@@ -89,7 +102,13 @@ impl Entity for Agent {
             Command::Refused(SendFailure { kind, command, reason, .. }) => {
                 done.event(Event::Refused(kind, name_of(&command), reason))
             }
-            Command::Refusals => Decision::reply(Reply::Refusals(state.refused.clone())),
+            Command::Refusals => {
+                Decision::reply(Reply::Refusals(state.refused.clone(), state.ran.clone()))
+            }
+            Command::Run(input) => {
+                done.event(Event::Tried).effect(Effect::run("words", "tag", json!(input)))
+            }
+            Command::Ran(outcome) => done.event(Event::Ran(outcome)),
         })
     }
 
@@ -97,6 +116,7 @@ impl Entity for Agent {
         match event {
             Event::Hired(person) => state.person = person.clone(),
             Event::Tried => {}
+            Event::Ran(outcome) => state.ran.push(outcome.clone()),
             Event::Refused(kind, command, reason) => {
                 state.refused.push((kind.clone(), command.clone(), reason.clone()));
             }
@@ -109,6 +129,13 @@ impl Entity for Agent {
 
     fn acts_for(_: &str, state: &State) -> Option<Principal> {
         state.person.clone()
+    }
+
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        Some(Command::Ran(match outcome.result {
+            Ok(said) => said.to_string(),
+            Err(error) => error,
+        }))
     }
 
     fn send_failed(failure: SendFailure) -> Option<Command> {
@@ -360,9 +387,13 @@ async fn ask(core: &Core, kind: &str, key: &str, command: Value, caller: Caller)
 }
 
 async fn node() -> (Core, PgPool) {
+    node_with(Setup::default()).await
+}
+
+async fn node_with(setup: Setup) -> (Core, PgPool) {
     let database = database().await;
     let reads = pool(database.clone()).await;
-    let mut prepared = try_prepare(database, Setup::default()).await.unwrap();
+    let mut prepared = try_prepare(database, setup).await.unwrap();
     for kind in proxie::systems::ALL.iter().flat_map(|system| system.entities) {
         (kind.register)(&mut prepared.registry).await.unwrap();
     }
@@ -391,7 +422,7 @@ async fn refused(
     })
     .await;
     let refusals = agent.ask(Command::Refusals, Meta::runtime()).await.unwrap().unwrap();
-    let Reply::Refusals(refusals) = refusals else { panic!("{refusals:?}") };
+    let Reply::Refusals(refusals, _) = refusals else { panic!("{refusals:?}") };
     refusals.into_iter().map(|(kind, command, _)| format!("{kind} {command}")).collect()
 }
 
@@ -592,4 +623,88 @@ async fn what_is_owed_says_for_whom_and_that_of_the_release_before_is_delivered(
     })
     .await;
     core.stop().await;
+}
+
+/// Says what it knows of who asks, or hangs.
+#[derive(Clone, Default)]
+struct Words {
+    asked: Arc<Mutex<Vec<(&'static str, String, Option<Principal>)>>>,
+    over: Arc<AtomicUsize>,
+}
+
+#[derive(Serialize, schemars::JsonSchema)]
+struct Word {
+    word: &'static str,
+}
+
+impl Announcement for Word {
+    const EVENT: &'static str = "agent:word";
+    const SUMMARY: &'static str = "A word of an answer";
+    const TOPICS: &'static [&'static str] = &["agent"];
+    const DURABLE: bool = false;
+}
+
+impl Runner for Words {
+    fn run(&self, cx: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+        assert!(cx.id.starts_with("eff_") && cx.deadline > Instant::now());
+        self.asked.lock().unwrap().push((cx.kind, cx.key.to_string(), cx.principal.clone()));
+        let (ended, over) = (cx.over(), self.over.clone());
+        tokio::spawn(async move {
+            ended.await;
+            over.fetch_add(1, Ordering::SeqCst);
+        });
+        async move {
+            cx.stream(&Word { word: "yes" });
+            if input == "hang" { std::future::pending().await } else { Ok(json!("said")) }
+        }
+        .boxed()
+    }
+
+    fn limits(&self) -> RunLimits {
+        RunLimits { timeout: Duration::from_millis(200), tries: 2, ..RunLimits::default() }
+    }
+}
+
+/// Keeps the frames that it hears.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Subscriber for Heard {
+    fn deliver(&self, _: u64, published: &Arc<Published>) {
+        self.0.lock().unwrap().push(published.text().to_owned());
+    }
+
+    fn resync(&self, _: u64) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_knows_for_whom_it_is_and_when_it_is_over() {
+    let words = Words::default();
+    let mut setup = Setup::default();
+    setup.runners.insert("words", Arc::new(words.clone()));
+    let (core, _reads) = node_with(setup).await;
+    let heard = Arc::new(Heard::default());
+    let _listens = core.topics.subscribe("agent:a", 0, heard.clone());
+    let agent = core.entities.of::<Agent>("a");
+    let alice = Principal { user_id: "alice".into(), scopes: Scopes::parse("chat") };
+    let ran = async || {
+        let reply = agent.ask(Command::Refusals, Meta::runtime()).await.unwrap().unwrap();
+        let Reply::Refusals(_, ran) = reply else { panic!("{reply:?}") };
+        ran
+    };
+    for command in [Command::Hire(Some(alice.clone())), Command::Run("yes".into())] {
+        agent.ask(command, Meta::runtime()).await.unwrap().unwrap();
+    }
+    eventually("it has run", || async { ran().await == [r#""said""#] }).await;
+    assert_eq!(*words.asked.lock().unwrap(), [("agent", "a".to_owned(), Some(alice))]);
+    eventually("it is over", || async { words.over.load(Ordering::SeqCst) == 1 }).await;
+    let word = r#"{"event":"agent:word","topic":"agent:a","data":{"word":"yes"}}"#;
+    assert_eq!(*heard.0.lock().unwrap(), [word]);
+
+    // What hangs is dropped, what it started hears of that, and after two tries the agent does.
+    agent.ask(Command::Run("hang".into()), Meta::runtime()).await.unwrap().unwrap();
+    eventually("it was given up", || async { ran().await.len() == 2 }).await;
+    assert!(ran().await[1].contains("no outcome within"), "{:?}", ran().await);
+    assert_eq!(words.asked.lock().unwrap().len(), 3);
+    eventually("both are over", || async { words.over.load(Ordering::SeqCst) == 3 }).await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
-use proxie::actors::{Options, RunError, Runner};
+use proxie::actors::{Options, RunCx, RunError, Runner};
 use proxie::app::core::{Core, Fate};
 use proxie::cluster::slots::Owned;
 use proxie::cluster::topics::{Published, Subscriber};
@@ -544,7 +544,7 @@ async fn timers_fire_once_late_rather_than_never() {
 struct Flaky(AtomicUsize);
 
 impl Runner for Flaky {
-    fn run(&self, _id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let n = self.0.fetch_add(1, Ordering::SeqCst);
         async move {
             match (input.as_str(), n) {
@@ -588,7 +588,7 @@ async fn runs_are_retried_and_their_outcome_comes_back() {
 struct Held(Arc<tokio::sync::Semaphore>);
 
 impl Runner for Held {
-    fn run(&self, _: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let held = self.0.clone();
         async move {
             held.acquire().await.unwrap().forget();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use proxie::actors::{Options, RunError, RunLimits, Runner};
+use proxie::actors::{Options, RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::Meta;
 use proxie::kernel::clock::Timestamp;
@@ -279,7 +279,7 @@ impl Drop for Under {
 }
 
 impl Runner for Outside {
-    fn run(&self, _: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -301,7 +301,12 @@ impl Runner for Outside {
     }
 
     fn limits(&self) -> RunLimits {
-        RunLimits { timeout: Duration::from_millis(500), concurrent: 2, max_outcome_bytes: 100 }
+        RunLimits {
+            timeout: Duration::from_millis(500),
+            concurrent: 2,
+            max_outcome_bytes: 100,
+            ..RunLimits::default()
+        }
     }
 }
 
@@ -375,8 +380,8 @@ async fn runs_keep_to_their_limits() {
 async fn a_run_ends_with_its_activation() {
     struct Long(Outside);
     impl Runner for Long {
-        fn run(&self, id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-            self.0.run(id, input)
+        fn run(&self, cx: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+            self.0.run(cx, input)
         }
     }
     let outside = Outside::default();

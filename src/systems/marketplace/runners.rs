@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::contract::runner::{RunError, Runner};
+use crate::contract::runner::{RunCx, RunError, Runner};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;
@@ -17,7 +17,7 @@ pub struct MatchProviders {
 }
 
 impl Runner for MatchProviders {
-    fn run(&self, _id: &str, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
         let (views, now) = (self.views.clone(), self.clock.now());
         async move {
             let criteria: Criteria =
