@@ -1,11 +1,11 @@
-//! `proxie call`: any operation from the command line, its flags and help from its schema.
+//! `proxie call`: runs any operation from the command line, with flags and help from its schema.
 
 use serde_json::{Map, Value};
 
 use crate::contract::input::from_text;
 use crate::contract::{Declared, System};
 
-/// What there is to call.
+/// The list of all operations.
 pub fn list(systems: &[&System]) -> String {
     let mut lines =
         vec!["The operations; `proxie call NAME --help` shows their fields.".to_owned()];
@@ -23,7 +23,7 @@ pub fn find(systems: &'static [&'static System], name: &str) -> Result<&'static 
     found.ok_or_else(|| format!("there is no operation {name}: `proxie call` lists them"))
 }
 
-/// The fields of an operation.
+/// The help of an operation: its fields.
 pub fn help(operation: &Declared) -> String {
     let schema = operation.input_schema();
     let mut lines = vec![format!("{}: {}\n", operation.meta.name, operation.meta.summary)];
@@ -42,7 +42,7 @@ pub fn help(operation: &Declared) -> String {
     lines.join("\n")
 }
 
-/// The input that flags make: `--field value`, `--field=value`, `--json '{…}'`.
+/// The input that the flags describe: `--field value`, `--field=value`, `--json '{…}'`.
 pub fn input(operation: &Declared, flags: &[String]) -> Result<Value, String> {
     let schema = operation.input_schema();
     let fields = schema["properties"].as_object().cloned().unwrap_or_default();
@@ -69,7 +69,7 @@ pub fn input(operation: &Declared, flags: &[String]) -> Result<Value, String> {
                 help(operation)
             ));
         };
-        // What is neither a text nor a number by its schema is JSON, or else a word.
+        // A value whose schema has no type is read as JSON, or else as a plain string.
         let value = match field["type"] {
             Value::Null => serde_json::from_str(value).unwrap_or_else(|_| value.into()),
             _ => from_text(field, value),

@@ -1,5 +1,6 @@
-//! Certificates for the links between nodes, from an authority made on the spot: for development, and for clusters that
-//! have no authority of their own. Who has its key can be any node, so it is best kept away from all of them.
+//! Certificates for the links between nodes, from an authority created on the spot: for development, and for clusters
+//! without an authority of their own. The holder of its key can pose as any node, so it is best kept away from all of
+//! them.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -17,18 +18,18 @@ use crate::cluster::transport::tls::{self, Tls};
 use crate::kernel::clock::Clock;
 use crate::kernel::ids::is_valid_id;
 
-/// An authority of this command is always called this: its key and this name are all that signing takes.
+/// The name of every authority that this command creates: the key and this name are all that signing needs.
 const AUTHORITY: &str = "proxie cluster CA";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_LIVES: Duration = Duration::from_secs(DAY.as_secs() * 365 * 10);
 const NODE_LIVES: Duration = Duration::from_secs(DAY.as_secs() * 365);
-/// Clocks of nodes differ.
+/// How far certificates are backdated, because clocks of nodes differ.
 const BACKDATED: Duration = Duration::from_secs(60 * 60);
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
 
 /// Makes `NAME.pem` and `NAME-key.pem` for each node in the folder, and first `ca.pem` and `ca-key.pem`, unless they
-/// are there. What exists stays as it is, and is said to.
+/// are there. Existing files stay unchanged, and are reported.
 ///
 /// # Errors
 /// Names that no node with TLS can have, half of a pair, and an authority that is not one of this command's.
@@ -50,7 +51,7 @@ pub fn create(folder: &Path, names: &[String]) -> anyhow::Result<()> {
         let node = Pair::of(folder, name);
         if node.exists()? {
             let path = node.cert.display();
-            println!("{path} is kept: remove it and its key to have another");
+            println!("{path} is kept: remove it and its key to make a new one");
             continue;
         }
         let key = KeyPair::generate()?;
@@ -58,7 +59,7 @@ pub fn create(folder: &Path, names: &[String]) -> anyhow::Result<()> {
         if let Err(error) = Tls::load(&node.cert, &node.key, &authority.cert) {
             node.remove();
             bail!(
-                "{} and its key are no pair, have run out or were not made by this command: {error}",
+                "{} and its key are not a pair, have expired or were not made by this command: {error}",
                 authority.cert.display()
             );
         }
@@ -91,7 +92,7 @@ fn params(name: &str, lives: Duration) -> CertificateParams {
 
 fn authority_params() -> CertificateParams {
     let mut params = params(AUTHORITY, AUTHORITY_LIVES);
-    // It signs nodes, and no other authorities.
+    // It may sign nodes, but no other authorities.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -101,7 +102,7 @@ fn node_params(name: &str) -> anyhow::Result<CertificateParams> {
     let mut params = params(name, NODE_LIVES);
     params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    // Of two nodes either may dial the other.
+    // Either of two nodes may dial the other.
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
@@ -144,7 +145,7 @@ impl Pair {
     }
 }
 
-/// A file that was not there. It never has another mode, not even for a moment.
+/// Writes a new file. It never has another mode, not even for a moment.
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let mut options = OpenOptions::new();
     let opened = options.write(true).create_new(true).mode(mode).open(path);

@@ -30,7 +30,7 @@ mod vault;
 #[derive(Parser)]
 #[command(name = "proxie", version, about = "An agent-native realtime backend")]
 struct Cli {
-    /// The configuration file (default: config.toml, where there is one)
+    /// The configuration file (default: config.toml, if it exists)
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -92,10 +92,10 @@ enum Command {
 
 #[derive(clap::Args)]
 struct CallArgs {
-    /// The node (default: the one of this configuration)
+    /// The node (default: the one in this configuration)
     #[arg(long, value_name = "URL")]
     at: Option<String>,
-    /// Whom a development token is minted for; PROXIE_TOKEN is used instead where it is set
+    /// The user to mint a development token for; PROXIE_TOKEN is used instead if it is set
     #[arg(long, default_value = "clara")]
     user: String,
     #[arg(long, default_value = "consumer")]
@@ -126,14 +126,14 @@ struct TokenArgs {
 
 #[derive(Subcommand)]
 enum TokenCommand {
-    /// Refuse a user's tokens issued until now, or one token, everywhere within 2 s
+    /// Refuse a user's tokens issued until now, or a single token, everywhere within 2 s
     Revoke {
         #[arg(long, required_unless_present = "jti")]
         user: Option<String>,
         #[arg(long, conflicts_with = "user")]
         jti: Option<String>,
     },
-    /// Sign with a new key. Tokens of the one before stay good until they end
+    /// Sign with a new key. Tokens of the previous one stay valid until they expire
     RotateKey,
 }
 
@@ -161,9 +161,9 @@ enum ClusterCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Let a node give its entities to the others, send its clients there, and end
+    /// Let a node hand its entities over, send its clients to the others, and end
     Drain { node: String },
-    /// Declare a node dead. One that lives comes back by itself, as a new incarnation
+    /// Declare a node dead. A live one comes back by itself, as a new incarnation
     Evict { node: String },
     /// Make certificates for the links between nodes, and an authority that signs them
     Certificates {
@@ -181,7 +181,7 @@ enum EntityCommand {
     Show {
         kind: String,
         key: String,
-        /// The journal too
+        /// Show the journal too
         #[arg(long)]
         events: bool,
     },
@@ -196,7 +196,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // `--help` and `--version` are no errors.
+            // `--help` and `--version` are not errors.
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
@@ -214,15 +214,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // One core has nothing to share: without the work-stealing a publication to many costs less, and the last of its
-    // listeners waits a tenth.
+    // With one core, work stealing is useless: without it a publication to many listeners costs less, and the last of
+    // them waits a tenth as long.
     let mut runtime = match std::thread::available_parallelism() {
         Ok(cores) if cores.get() == 1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build().expect("the runtime starts");
     let done = runtime.block_on(run(command, config));
-    // What still runs holds nothing that matters: `run` has stopped and flushed.
+    // Tasks that still run hold nothing important: `run` has stopped and flushed everything.
     runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -234,7 +234,7 @@ pub fn main() -> ExitCode {
 }
 
 fn one_line(error: &anyhow::Error) -> String {
-    // Many errors repeat their cause in their own words.
+    // Many errors already contain the text of their cause.
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -297,7 +297,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// The store as commands besides `serve` see it: a running node's server, or one started for the moment.
+/// The store for commands other than `serve`: a running node's server, or one started temporarily.
 struct Opened {
     pool: PgPool,
     server: Option<embedded::Embedded>,
@@ -462,7 +462,7 @@ async fn drain(pool: &PgPool, node: &str) -> anyhow::Result<()> {
 async fn evict(pool: &PgPool, node: &str) -> anyhow::Result<()> {
     let incarnation = living(pool, node).await?;
     if !members::evict(pool, None, incarnation, Evidence::Operator).await? {
-        bail!("{node} was declared dead by somebody else at this moment");
+        bail!("{node} has just been declared dead by another node or operator");
     }
     println!(
         "{node} (incarnation {incarnation}) is dead; if its process lives, it comes back as a new one"
@@ -562,15 +562,13 @@ async fn entity_in(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> 
             if !outbox::unpark(pool, &kind, &key).await? {
                 bail!("{kind} {key} is not parked");
             }
-            println!(
-                "{kind} {key} may start again, and what was given up meanwhile is tried again"
-            );
+            println!("{kind} {key} may start again, and what was given up for it is tried again");
         }
     }
     Ok(())
 }
 
-/// What the journal has and nobody needs to see.
+/// Hides the secrets in a journal's data.
 fn hide_secrets(value: &mut Value) {
     match value {
         Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! A client of a node, over the real edges.
+//! A client of a node, over its public edges.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-/// How long an answer is waited for.
+/// Time limit for an answer.
 pub const STEP: Duration = Duration::from_secs(20);
 
 type Socket =
@@ -31,7 +31,7 @@ impl Client {
         Ok(Self { socket, events: Default::default() })
     }
 
-    /// Sends a frame and waits for its reply; events that come first are kept.
+    /// Sends a frame and waits for its reply; events that arrive before it are kept.
     pub async fn ask(&mut self, event: &str, data: Value) -> anyhow::Result<Value> {
         let id = ulid::Ulid::generate().to_string();
         let frame = json!({ "id": id, "event": event, "data": data }).to_string();
@@ -74,7 +74,7 @@ impl Client {
         }
     }
 
-    /// Nothing arrives for a while.
+    /// Whether no event arrives for this long.
     pub async fn is_quiet(&mut self, wait: Duration) -> anyhow::Result<bool> {
         if let Some(event) = self.next_event(wait).await? {
             self.events.push_front(event);
@@ -95,7 +95,7 @@ impl Client {
         bail!("no {name} within {} s", STEP.as_secs())
     }
 
-    /// A plain GET, to show that the REST side agrees.
+    /// A plain GET, to show that the HTTP API agrees.
     pub async fn get(&self, url: &str, token: &str, path: &str) -> anyhow::Result<Value> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let host = url.trim_start_matches("http://");

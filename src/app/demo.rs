@@ -14,7 +14,7 @@ use crate::config::Config;
 const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
 
-/// On a temporary store, with a node that dies in the middle.
+/// Runs the demonstration on a temporary store, with a node that is killed in the middle.
 pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     let started = Instant::now();
     let folder = Folder::new()?;
@@ -50,7 +50,7 @@ pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Against nodes that run: connects to the first, and comes back to the last.
+/// Runs the demonstration against running nodes: connects to the first, and reconnects to the last.
 pub async fn run_at(nodes: &[String], token: String) -> anyhow::Result<()> {
     let (Some(first), Some(last)) = (nodes.first(), nodes.last()) else { bail!("name a node") };
     let started = Instant::now();
@@ -70,7 +70,7 @@ pub async fn run_at(nodes: &[String], token: String) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What Clara has in the end.
+/// The booking that Clara ends up with, and the figures of the run.
 struct Booked {
     booking_id: String,
     confirmed: Value,
@@ -82,7 +82,7 @@ struct Booked {
 
 const USER_TOPIC: &str = "user:clara";
 
-/// From the sentence to the confirmation.
+/// Plays the part from the sentence to the confirmation.
 async fn book(term: &Terminal, url: &str, token: &str) -> anyhow::Result<(Client, Booked)> {
     term.step("Clara connects over a WebSocket and says what she needs.");
     let mut clara = Client::connect(url, token).await?;
@@ -157,7 +157,7 @@ async fn book(term: &Terminal, url: &str, token: &str) -> anyhow::Result<(Client
 }
 
 impl Booked {
-    /// Over a new connection, from the position before the confirmation.
+    /// Finds the booking over a new connection, from the position before the confirmation.
     async fn find_again(&self, term: &Terminal, url: &str, token: &str) -> anyhow::Result<()> {
         let Self { booking_id, confirmed, seen, epoch, .. } = self;
         let mut clara = Client::connect(url, token).await?;
@@ -232,7 +232,7 @@ fn describe(offer: &Value) -> String {
     )
 }
 
-/// The demonstration's own data folder; it goes when the demonstration ends.
+/// The demonstration's own data folder, deleted when the demonstration ends.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -243,7 +243,8 @@ impl Folder {
         Ok(Self(path))
     }
 
-    /// This binary again, with the demonstration's store. It inherits none of the caller's database or port.
+    /// A command that runs this binary on the demonstration's store. It inherits neither the caller's database nor its
+    /// port.
     fn command(&self) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -330,12 +331,12 @@ impl NodeProcess {
 
 impl Drop for NodeProcess {
     fn drop(&mut self) {
-        // On the way out of a failed demonstration too. Its PostgreSQL ends with it.
+        // Also after a failed demonstration. Its PostgreSQL ends with it.
         self.kill();
     }
 }
 
-/// Plain words on any terminal, colour where it is one.
+/// Output in plain text, with colour on a terminal.
 struct Terminal {
     colour: bool,
     started: Instant,

@@ -1,4 +1,4 @@
-//! The heartbeats between nodes: one small message to every other, from a task that waits for nothing else.
+//! The heartbeats between nodes: one small message to every other node, from a task that waits for nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,10 +14,10 @@ use crate::cluster::router::control;
 use crate::persistence::members::Beat;
 
 const INTERVAL: Duration = Duration::from_millis(300);
-/// A heartbeat of this node's own that is so late says that it was stopped, or starved.
+/// If this node's own heartbeat is this late, the node was stopped or starved.
 const ASLEEP_MS: i64 = 900;
 
-/// What is heard of each linked peer. Times are milliseconds on the clock of the lease.
+/// The heartbeats of linked peers. Times are milliseconds on the clock of the lease.
 #[derive(Default)]
 pub struct Pulses {
     peers: DashMap<i64, Pulse>,
@@ -40,18 +40,18 @@ impl Pulses {
         }
     }
 
-    /// `Some`: for how long a peer that should have been heard was not.
+    /// How long an overdue peer has been silent; `None`: it is not overdue.
     pub fn silent_ms(&self, peer: i64, now_ms: i64) -> Option<i64> {
         let pulse = self.peers.get(&peer)?;
         pulse.is_silent(now_ms).then(|| pulse.silent_ms(now_ms))
     }
 
-    /// This node's own heart beats. If not, nobody else can be blamed for what was not heard.
+    /// Whether this node's own heartbeat is on time. If not, the silence of others proves nothing.
     pub fn is_awake(&self, now_ms: i64) -> bool {
         now_ms - self.sent_ms.load(Ordering::Acquire) < ASLEEP_MS
     }
 
-    /// This node sends its own.
+    /// Records that this node sends its own heartbeat.
     pub fn tick(&self, now_ms: i64) {
         if !self.is_awake(now_ms) {
             self.peers.iter_mut().for_each(|mut pulse| pulse.forgive(now_ms));
@@ -69,7 +69,7 @@ pub async fn ping(router: Router, pulses: Arc<Pulses>, beats: watch::Receiver<Be
         let peers: Vec<i64> =
             beats.borrow().members.iter().map(|member| member.incarnation).collect();
         for peer in peers {
-            // To oneself, or to whom there is no link: nothing is sent.
+            // Nothing is sent to this node itself, or to a peer without a link.
             let _ = router.announce(peer, vec![control::PING]);
         }
     }

@@ -1,4 +1,4 @@
-//! The thread that renews this node's lease, and what it finds out on the way: whether the store is there, whether it is
+//! The thread that renews this node's lease. On the way it finds out whether the store is available, whether it is
 //! still the same one, and how far this node's clock is from the database's.
 
 use std::sync::Arc;
@@ -19,10 +19,11 @@ use crate::persistence::store::Identity;
 
 /// A third of the default `read_ttl`, so that one lost renewal does not silence the node.
 const INTERVAL: Duration = Duration::from_millis(300);
-/// A store that says nothing for so long is away.
+/// A store that is silent for this long counts as unavailable.
 const SILENCE: Duration = Duration::from_millis(1_500);
 
-/// On a thread and a connection of its own: a node whose workers or pool are busy is no dead node.
+/// The renewal of the lease, on a thread and a connection of its own: a node whose workers or pool are busy is not
+/// dead.
 pub struct Renewal {
     pub options: PgConnectOptions,
     pub runtime: Arc<Runtime>,
@@ -32,13 +33,13 @@ pub struct Renewal {
     pub connections: Arc<AtomicUsize>,
     pub fate: watch::Sender<Fate>,
     pub beats: watch::Sender<Beat>,
-    /// Members have changed: somebody wants to know at once.
+    /// Requests a renewal at once, because members have changed.
     pub now: Arc<Notify>,
 }
 
 /// Why a lease was not renewed.
 enum Failure {
-    /// And never will be.
+    /// It never will be renewed.
     Fate(Fate),
     Sql(sqlx::Error),
 }
@@ -50,7 +51,7 @@ impl From<sqlx::Error> for Failure {
 }
 
 impl Renewal {
-    /// Ends when the returned sender is dropped.
+    /// Starts the thread. It ends when the returned sender is dropped.
     pub fn start(self) -> anyhow::Result<oneshot::Sender<()>> {
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -105,7 +106,7 @@ impl Renewal {
                         tracing::warn!(%error, "the lease could not be renewed");
                     }
                     (was_down, connection) = (true, None);
-                    // What is slow is not away.
+                    // A slow store is not an unavailable one.
                     if is_away(&error) && self.runtime.lanes.written() == written {
                         self.runtime.lanes.set_away(true);
                     }
@@ -114,7 +115,8 @@ impl Renewal {
         }
     }
 
-    /// One connection that breaks is no store that is away: another one is tried at once.
+    /// Renews the lease. A broken connection does not mean that the store is unavailable, so a new one is tried at
+    /// once.
     async fn renew(&self, connection: &mut Option<PgConnection>) -> Result<Beat, Failure> {
         if let Some(connection) = connection {
             match self.beat(connection).await {
@@ -124,7 +126,7 @@ impl Renewal {
         }
         *connection = None;
         let mut fresh = session::open(&self.options).await?;
-        // Before anything is written to it: a replica that was promoted has not heard of everything.
+        // Checked before anything is written: a promoted replica may lack recent commits.
         if let Some(what) = self.identity.differs(&mut fresh).await? {
             return Err(Failure::Fate(Fate::StoreReplaced(what)));
         }
@@ -161,7 +163,7 @@ impl Renewal {
         Ok(beat)
     }
 
-    /// A lane was fenced: by a successor, or because the database is another one, which lacks what the lane has written.
+    /// The reason why a lane was fenced: a successor, or a different database that lacks what the lane has written.
     async fn why_fenced(&self) -> Fate {
         for _ in 0..5 {
             let asking = async {
@@ -177,7 +179,8 @@ impl Renewal {
     }
 }
 
-/// One that answers that it has no room (class 53) is there, and connections that are open may go on.
+/// Whether an error means that the store is unavailable. A server that answers that it lacks resources (class 53) is
+/// there, and open connections may go on.
 fn is_away(error: &sqlx::Error) -> bool {
     !error
         .as_database_error()

@@ -1,4 +1,4 @@
-//! The process of a node: from its start to its end, in order or not.
+//! The process of a node, from its start to its end, orderly or not.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::app::node::{self, Doom};
 use crate::config::Config;
 use crate::telemetry;
 
-/// Runs a node until it is told to stop, or cannot go on.
+/// Runs a node until it is asked to stop, or cannot go on.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log);
     telemetry::metrics();
@@ -40,17 +40,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         () = node.stop() => {}
         () = signals.recv() => {
             tracing::warn!("a second signal: ending at once");
-            // Nobody waits for what a drop would: a server that was started dies with this process.
+            // No waiting, as a drop would: a server that this process started dies with it.
             std::process::exit(1);
         }
     }
     end
 }
 
-/// Whatever hangs: a supervisor that waits for this process waits no longer than that.
+/// Ends the process after this limit, whatever hangs: its supervisor waits no longer.
 fn end_at_the_latest(limit: Duration) {
     let spawned = std::thread::Builder::new().name("stop".into()).spawn(move || {
-        // Those that end in time do it a little earlier.
+        // Parts that end in time do so a little earlier.
         std::thread::sleep(limit + Duration::from_millis(500));
         eprintln!("proxie: not everything stopped within node.stop_s ({} s)", limit.as_secs());
         std::process::exit(1);
@@ -60,27 +60,27 @@ fn end_at_the_latest(limit: Duration) {
     }
 }
 
-/// Set in a process that has replaced itself: it was ready once, and says so only once.
+/// Set in a process that has replaced itself. It was ready before, and prints that only once.
 const REJOINING: &str = "PROXIE_REJOINING";
 
-/// A node that was declared dead begins anew under another incarnation. The process replaces itself, so that nothing
-/// of its former life, which may be behind by any amount of time, can be left. Returns only if that fails.
+/// Restarts a node that was declared dead, under a new incarnation. The process replaces itself, so that no state of
+/// its former life, which may be arbitrarily stale, is left. Returns only if that fails.
 fn rejoin(address: std::net::SocketAddr) -> anyhow::Error {
     use std::os::unix::process::CommandExt;
     tracing::warn!("this node was declared dead by others; it comes back under a new incarnation");
     let mut arguments = std::env::args_os();
-    // The file may have been replaced meanwhile, by an upgrade: this is the one that runs.
+    // An upgrade may have replaced the file meanwhile; this path is the binary that is running.
     let mut command = std::process::Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // The port was perhaps any free one; clients know this one.
+    // The configured port may have been 0 (any free one); clients know the actual one.
     command.env("PROXIE__GATEWAY__LISTEN", address.to_string());
     anyhow::Error::new(command.args(arguments).env(REJOINING, "1").exec())
         .context("this node was declared dead and cannot start again")
 }
 
-/// SIGINT and SIGTERM.
+/// The signals SIGINT and SIGTERM.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,

@@ -1,4 +1,4 @@
-//! What the configuration means for the parts of a node, and whether they would take it.
+//! Translation of the configuration into the options of a node's parts, and its checks.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::persistence::store;
 use crate::persistence::vault::{self, Master, Masters};
 use crate::telemetry;
 
-/// Everything that `serve` would refuse and that can be found out without starting anything: what both `serve` and
-/// `check-config` ask first.
+/// Checks everything that `serve` would refuse and that can be found out without starting anything. Both `serve` and
+/// `check-config` call this first.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     telemetry::filter(&config.log).context("log.level")?;
     if !config.embedded() {
@@ -145,13 +145,13 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
     })
 }
 
-/// How long something that a connection holds is believed to be there: as long as three of its pings may take.
+/// How long a connection's hold is valid without renewal: as long as three of its pings may take.
 pub fn connection_lease_s(config: &Config) -> i64 {
     let (ping, pong) = (config.websocket.ping_ms, config.websocket.pong_timeout_ms);
     i64::try_from((3 * ping + pong).div_ceil(1_000)).unwrap_or(90)
 }
 
-/// `None`: links are plain TCP.
+/// The TLS settings of links; `None`: links are plain TCP.
 fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
     let cluster = &config.cluster;
     let readable =

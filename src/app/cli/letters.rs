@@ -1,4 +1,4 @@
-//! `proxie dead-letter`: what was given up, and what becomes of it.
+//! `proxie dead-letter`: lists what was given up, retries it or deletes it.
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -9,26 +9,26 @@ use crate::persistence::letters::{self, Cursor, PAGE, Which};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// All of them, the oldest first, one a line
+    /// List the letters, the oldest first, one per line
     List {
         #[command(flatten)]
         which: Letters,
     },
-    /// Try them again
+    /// Try letters again
     Retry(Chosen),
-    /// Delete them for good
+    /// Delete letters for good
     Discard(Chosen),
 }
 
 #[derive(clap::Args)]
 pub struct Letters {
-    /// To entities of this kind; `run` for runs
+    /// Only letters to entities of this kind; `run` for runs
     #[arg(long)]
     kind: Option<String>,
-    /// To the entity of this key; for runs the runner's name
+    /// Only letters to the entity with this key; for runs, the runner's name
     #[arg(long, requires = "kind")]
     key: Option<String>,
-    /// Whose last error contains this
+    /// Only letters whose last error contains this text
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -36,10 +36,10 @@ pub struct Letters {
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("letters").required(true).multiple(true).args(["id", "all", "kind", "reason"]))]
 pub struct Chosen {
-    /// One of them
+    /// The id of one letter
     #[arg(conflicts_with_all = ["all", "kind", "reason"])]
     id: Option<String>,
-    /// Every one
+    /// All letters
     #[arg(long, conflicts_with_all = ["kind", "reason"])]
     all: bool,
     #[command(flatten)]
@@ -90,7 +90,7 @@ async fn list(pool: &PgPool, which: &Which) -> anyhow::Result<()> {
     }
 }
 
-/// Until none is left, in bounded steps.
+/// Repeats a bounded step until no letter is left.
 async fn in_steps(
     which: &Which,
     step: impl AsyncFn(&Which) -> Result<u64, sqlx::Error>,
