@@ -176,7 +176,6 @@ impl<E: Entity> KindTable<E> {
         if failure.count >= self.runtime.options.park_after && !failure.parked {
             failure.parked = true;
             metrics::counter!("proxie_entities_parked_total", "kind" => E::KIND).increment(1);
-            failure.parked_elsewhere = false;
             let failed = Some((reason.into(), failure.count));
             let _ = self.parked.send(ParkNotice { kind: E::KIND, key: key.clone(), failed });
         }
