@@ -5,7 +5,7 @@
 //! server process ([`supervisor`]). Invariants:
 //! - One process per data folder: only the holder of the [`DataLock`] touches the server.
 //! - No orphan: the server stops when this process dies, however it dies; if the system cannot ensure that, the next
-//! start stops it.
+//!   start stops it.
 //! - No network: the server listens on a Unix socket only, in a folder that only its owner can enter.
 //! - Every wait has a bound.
 

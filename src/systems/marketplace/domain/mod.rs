@@ -7,7 +7,8 @@
 //!  AcceptOffer ─────▶ Request ──HoldSlot──────▶ Provider      (the only owner of its calendar: no double booking)
 //!                                               Provider ──Confirm──▶ Booking
 //!                     Request ◀──────────BookingConfirmed──────────── Booking
-//! ``` Each arrow is a durable `send`. Clients follow the progress on their `user:`, `session:` and `booking:` topics.
+//! ```
+//! Each arrow is a durable `send`. Clients follow the progress on their `user:`, `session:` and `booking:` topics.
 //!
 //! **Architecture invariants:** states are bounded (each file says by what). Commands that only other entities may send
 //! refuse users with `internal_only`. An object of another user is `not_found`. Clients, events and read models share
