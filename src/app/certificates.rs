@@ -272,7 +272,7 @@ mod tests {
         other.create(&[]).unwrap();
         fs::copy(other.0.join("ca-key.pem"), folder.0.join("ca-key.pem")).unwrap();
         let error = folder.create(&["a"]).unwrap_err().to_string();
-        assert!(error.contains("ca.pem and its key are no pair"), "{error}");
+        assert!(error.contains("ca.pem and its key are not a pair"), "{error}");
         assert!(!folder.0.join("a.pem").exists() && !folder.0.join("a-key.pem").exists());
     }
 

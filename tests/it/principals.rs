@@ -625,10 +625,13 @@ async fn what_is_owed_says_for_whom_and_that_of_the_release_before_is_delivered(
     core.stop().await;
 }
 
+/// A run: of which runner, by which entity, and for whom.
+type AskedFor = (&'static str, String, Option<Principal>);
+
 /// Says what it knows of who asks, or hangs.
 #[derive(Clone, Default)]
 struct Words {
-    asked: Arc<Mutex<Vec<(&'static str, String, Option<Principal>)>>>,
+    asked: Arc<Mutex<Vec<AskedFor>>>,
     over: Arc<AtomicUsize>,
 }
 

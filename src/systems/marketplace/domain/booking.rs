@@ -4,7 +4,8 @@
 //! Pending ──▶ Confirmed ──starts_at──▶ InProgress ──ends_at──▶ Completed ──▶ Reviewed
 //!                 │                        └───────────┬───────────┘
 //!                 └──▶ Cancelled                       └──▶ NoShow
-//! ``` Confirmation is immediate today, so Pending lasts no longer than the commit; it is the place for a payment or a
+//! ```
+//! Confirmation is immediate today, so Pending lasts no longer than the commit; it is the place for a payment or a
 //! manual approval. The provider holds the time before this entity exists, and releases it when this entity says so.
 
 use jiff::Timestamp;

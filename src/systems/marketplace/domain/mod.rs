@@ -7,7 +7,8 @@
 //!  AcceptOffer ─────▶ Request ──HoldSlot──────▶ Provider      (the only owner of its calendar: no double booking)
 //!                                               Provider ──Confirm──▶ Booking
 //!                     Request ◀──────────BookingConfirmed──────────── Booking
-//! ``` Each arrow is a durable `send`. Clients follow the progress on their `user:`, `session:` and `booking:` topics.
+//! ```
+//! Each arrow is a durable `send`. Clients follow the progress on their `user:`, `session:` and `booking:` topics.
 //!
 //! **Architecture invariants:** states are bounded (each file says by what). Commands that only other entities may
 //! send are taken from those alone, by kind and key, and refuse users with `internal_only`. What is not yours is `not_found`. What clients, events and read

@@ -4,9 +4,10 @@
 //! Matching ──first offer──▶ Open ──AcceptOffer──▶ Accepting ──BookingConfirmed──▶ Booked
 //!    │                       │ ▲                      │
 //!    └──nobody──▶ Unmatched ◀┘ └─────HoldRefused──────┘        Cancelled, Expired: from Matching and Open
-//! ``` A request is accepted at most once: while one acceptance is under way every other one is a conflict. An
-//! acceptance ends with the provider's answer. After [`ACCEPTANCE_TIMEOUT_S`] without one it is repeated, and in the
-//! end given up and undone.
+//! ```
+//! A request is accepted at most once: while one acceptance is under way every other one is a conflict. An acceptance
+//! ends with the provider's answer. After [`ACCEPTANCE_TIMEOUT_S`] without one it is repeated, and in the end given up
+//! and undone.
 
 use std::collections::BTreeMap;
 
