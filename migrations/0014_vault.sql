@@ -1,10 +1,12 @@
 -- The vault: a key a person, under which what concerns them is sealed. Without their row it cannot be read again, by
--- anybody. Keys are wrapped with a master key that is never in the database.
+-- anybody. Keys are wrapped with a master key.
 
 -- Which master key that is: every node must have the same.
 create table vault (
     one         boolean primary key default true check (one),
-    master      text not null              -- a fingerprint of the master key
+    master      text not null,             -- a fingerprint of the master key
+    -- The master key itself, where none is configured: a backup then has both. Null: it is somewhere else.
+    kept        text
 );
 
 create table vault_keys (

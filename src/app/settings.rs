@@ -60,8 +60,9 @@ pub fn store(config: &Config) -> store::Options {
     }
 }
 
-/// Where the vault's master key comes from. Nothing is made here: `create` says whether a file may be.
-pub fn masters(config: &Config, create: bool) -> Result<Masters, String> {
+/// Where the vault's master key comes from; `create` says whether a file may be made. `None`: nobody has said, and the
+/// database is not this node's own.
+pub fn masters(config: &Config, create: bool) -> Result<Option<Masters>, String> {
     let vault = &config.vault;
     let previous = match vault.previous_key_file.as_os_str().is_empty() {
         true => None,
@@ -69,8 +70,8 @@ pub fn masters(config: &Config, create: bool) -> Result<Masters, String> {
     };
     let current = if !vault.key.reveal().is_empty() {
         Master::parse(vault.key.reveal())?
-    } else if vault.key_file.as_os_str().is_empty() && config.cluster.enabled {
-        Master::derived_from(&config.cluster.cookie)
+    } else if vault.key_file.as_os_str().is_empty() && !config.embedded() {
+        return Ok(None);
     } else {
         let path = vault_key_file(config);
         if create {
@@ -83,7 +84,7 @@ pub fn masters(config: &Config, create: bool) -> Result<Masters, String> {
             )
         })?
     };
-    Ok(Masters { current, previous })
+    Ok(Some(Masters { current, previous }))
 }
 
 pub fn vault_key_file(config: &Config) -> PathBuf {

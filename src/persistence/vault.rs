@@ -88,8 +88,9 @@ struct Wanted {
 }
 
 pub struct Options {
-    /// Finds the master key. True: the database has one already, so none is to be made.
-    pub masters: Box<dyn FnOnce(bool) -> Result<Masters, String> + Send>,
+    /// Finds the master key. True: the database has one already, so none is to be made. `None`: nothing is configured,
+    /// and the database keeps it.
+    pub masters: Box<dyn FnOnce(bool) -> Result<Option<Masters>, String> + Send>,
     /// What is written is sealed. False while a release that could not read it may still be there.
     pub seals: bool,
 }
@@ -98,7 +99,7 @@ impl Options {
     /// With a master key that follows from a secret.
     pub fn derived_from(secret: &str) -> Self {
         let masters = Masters::only(Master::derived_from(secret));
-        Self { masters: Box::new(|_| Ok(masters)), seals: true }
+        Self { masters: Box::new(|_| Ok(Some(masters))), seals: true }
     }
 }
 
@@ -108,8 +109,19 @@ impl Vault {
     pub async fn start(pool: PgPool, options: Options) -> Result<Self, VaultError> {
         let Options { masters, seals } = options;
         let has_one = master_of(&pool).await?.is_some();
-        let masters = masters(has_one).map_err(VaultError::NoMaster)?;
-        store::adopt_master(&pool, &masters).await?;
+        let masters = match masters(has_one).map_err(VaultError::NoMaster)? {
+            Some(masters) => {
+                let masters = masters.or_before(store::kept_master(&pool).await?);
+                store::adopt_master(&pool, &masters).await?;
+                masters
+            }
+            None => {
+                tracing::warn!(
+                    "no vault.key is configured, so the database keeps the master key of the vault: a backup of it can be read"
+                );
+                Masters::only(store::keep_master(&pool).await?)
+            }
+        };
         let erased_before = store::last_erasure(&pool).await?;
         let (wanted, queue) = mpsc::channel(QUEUE);
         let known = Cache::builder().max_capacity(MAX_KEYS).time_to_live(KEEP).build();

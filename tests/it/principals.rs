@@ -412,6 +412,7 @@ async fn refused(
     attempts: Vec<Attempt>,
 ) -> BTreeSet<String> {
     let agent = core.entities.of::<Agent>(key);
+    let all = attempts.clone();
     for command in [Command::Hire(person), Command::Try(attempts)] {
         agent.ask(command, Meta::runtime()).await.unwrap().unwrap();
     }
@@ -423,7 +424,15 @@ async fn refused(
     .await;
     let refusals = agent.ask(Command::Refusals, Meta::runtime()).await.unwrap().unwrap();
     let Reply::Refusals(refusals, _) = refusals else { panic!("{refusals:?}") };
-    refusals.into_iter().map(|(kind, command, _)| format!("{kind} {command}")).collect()
+    let mut refused: BTreeSet<String> =
+        refusals.iter().map(|(kind, command, _)| format!("{kind} {command}")).collect();
+    // What is sent to a person is sealed on its way, so that its name is not told; but all of it is one kind's.
+    let sealed = |kind: &str| refusals.iter().filter(|(of, ..)| of == kind).count();
+    let to_inboxes: Vec<Attempt> = all.into_iter().filter(|(kind, ..)| *kind == "user").collect();
+    if sealed("user") == to_inboxes.len() {
+        refused.extend(names(&to_inboxes));
+    }
+    refused
 }
 
 fn names(attempts: &[Attempt]) -> BTreeSet<String> {

@@ -225,6 +225,36 @@ async fn a_node_with_another_master_key_does_not_start_and_the_key_can_be_change
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_keeps_the_master_key_until_one_is_configured() {
+    let node = TestNode::with(|config| config.vault.key = Secret::new(String::new())).await;
+    let first = register(&node.user("alice"), ALICES, "alices-push-token").await;
+    let mut config = node.config.clone();
+    node.node.stop().await;
+    let writing = pool(config.persistence.database_url.parse().unwrap()).await;
+    let kept = "select count(kept) from vault";
+    let is_kept = async || sqlx::query_scalar::<_, i64>(kept).fetch_one(&writing).await.unwrap();
+    assert_eq!(is_kept().await, 1);
+    // Another machine needs nothing but the database; one with a key reads both, until all is wrapped with that.
+    let now = "6f".repeat(32);
+    for key in ["", &now] {
+        config.vault.key = Secret::new(key.into());
+        let node = TestNode::of(config.clone(), Clock::System).await;
+        let again = register(&node.user("alice"), ALICES, "alices-push-token").await;
+        assert_eq!(again["version"], first["version"], "it is the same token");
+        node.node.stop().await;
+    }
+    let masters = Masters::only(Master::parse(&now).unwrap());
+    assert_eq!((rotate(&writing, &masters).await, is_kept().await), (Ok(1), 0));
+    let node = TestNode::of(config.clone(), Clock::System).await;
+    let again = register(&node.user("alice"), ALICES, "alices-push-token").await;
+    assert_eq!(again["version"], first["version"]);
+    node.node.stop().await;
+    config.vault.key = Secret::new(String::new());
+    let refused = Node::start(&config).await.err().expect("it does not start").to_string();
+    assert!(refused.contains("set vault.key"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_node_reads_it_and_all_forget_who_was_erased() {
     let nodes = Nodes::with("vault", 2, false, &[]).await;
     nodes.settled(2).await;

@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::Subcommand;
 use sqlx::postgres::PgPool;
 
-use super::hide_secrets;
+use super::entity::hide_secrets;
 use crate::persistence::letters::{self, Cursor, PAGE, Which};
 
 #[derive(Subcommand)]

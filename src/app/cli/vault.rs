@@ -20,7 +20,7 @@ pub enum Person {
 
 #[derive(Subcommand)]
 pub enum Vault {
-    /// Wrap all keys with the master key of this configuration, instead of the one in vault.previous_key_file
+    /// Wrap all keys with the master key of this configuration, instead of the one in vault.previous_key_file or in the database
     Rotate,
 }
 
@@ -43,6 +43,7 @@ pub async fn person(pool: &PgPool, command: Person) -> anyhow::Result<()> {
 pub async fn vault(config: &Config, pool: &PgPool, command: Vault) -> anyhow::Result<()> {
     let Vault::Rotate = command;
     let masters = settings::masters(config, false).map_err(anyhow::Error::msg).context("vault")?;
+    let masters = masters.context("set vault.key or vault.key_file to the new master key first")?;
     let count = vault::rotate(pool, &masters).await.map_err(anyhow::Error::msg)?;
     println!(
         "{count} keys were wrapped anew, with the master key {}. Once no node has another vault.key, \

@@ -47,6 +47,13 @@ impl Master {
         Ok(Self::new(key))
     }
 
+    /// A new one, and how it is written.
+    pub(super) fn random() -> (Self, Secret<String>) {
+        let key: [u8; 32] = rand::random();
+        let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        (Self::new(key), Secret::new(text))
+    }
+
     /// As good as the secret is.
     pub fn derived_from(secret: &str) -> Self {
         Self::new(derived(secret.as_bytes(), b"proxie: the master key of the vault"))
@@ -59,8 +66,7 @@ impl Master {
 
     /// Makes a file with a new key, which nobody else can read. One that is there stays as it is.
     pub fn create(path: &Path) -> io::Result<()> {
-        let key: [u8; 32] = rand::random();
-        let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (_, text) = Self::random();
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -69,7 +75,7 @@ impl Master {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             opened => opened?,
         };
-        writeln!(file, "{text}")?;
+        writeln!(file, "{}", text.reveal())?;
         file.sync_all()
     }
 
@@ -103,6 +109,12 @@ fn derived(secret: &[u8], what: &[u8]) -> [u8; 32] {
 impl Masters {
     pub fn only(current: Master) -> Self {
         Self { current, previous: None }
+    }
+
+    /// With this previous one, unless another one is named.
+    pub(super) fn or_before(mut self, previous: Option<Master>) -> Self {
+        self.previous = self.previous.or(previous);
+        self
     }
 
     pub(super) fn of(&self, id: &str) -> Option<&Master> {

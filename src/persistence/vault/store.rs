@@ -25,11 +25,36 @@ pub async fn master_of(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
     .await
 }
 
+/// The master key that the database keeps, since none was configured.
+pub(super) async fn kept_master(pool: &PgPool) -> Result<Option<Master>, VaultError> {
+    let kept: Option<Option<String>> =
+        sqlx::query_scalar("select kept from vault").fetch_optional(pool).await?;
+    kept.flatten().map(|key| Master::parse(&key).map_err(VaultError::NoMaster)).transpose()
+}
+
+/// The same, which is made where there is none.
+pub(super) async fn keep_master(pool: &PgPool) -> Result<Master, VaultError> {
+    let (made, text) = Master::random();
+    sqlx::query(
+        "insert into vault (master, kept) values ($1, $2)
+         on conflict (one) do update set master = excluded.master, kept = excluded.kept
+         where vault.kept is null and not exists (select from vault_keys)",
+    )
+    .bind(made.id())
+    .bind(text.reveal())
+    .execute(pool)
+    .await?;
+    kept_master(pool).await?.ok_or_else(|| {
+        let why = "this database's keys are wrapped with a master key that was configured: set vault.key or vault.key_file";
+        VaultError::NoMaster(why.into())
+    })
+}
+
 /// As long as nothing was wrapped, the master key of whoever starts is the one.
 pub(super) async fn adopt_master(pool: &PgPool, masters: &Masters) -> Result<(), VaultError> {
     sqlx::query(
-        "insert into vault (master) values ($1) on conflict (one) do update set master = excluded.master
-         where not exists (select from vault_keys)",
+        "insert into vault (master) values ($1) on conflict (one) do update set master = excluded.master, kept = null
+         where vault.master <> excluded.master and not exists (select from vault_keys)",
     )
     .bind(masters.current.id())
     .execute(pool)
@@ -222,6 +247,8 @@ pub async fn erase(pool: &PgPool, person: &str) -> Result<Erased, sqlx::Error> {
 /// Returns how many were wrapped anew.
 pub async fn rotate(pool: &PgPool, masters: &Masters) -> Result<u64, String> {
     let failed = |e: sqlx::Error| e.to_string();
+    let kept = kept_master(pool).await.map_err(|e| e.to_string())?;
+    let masters = &masters.clone().or_before(kept);
     let known = master_of(pool).await.map_err(failed)?;
     if let Some(unknown) = known.filter(|id| masters.of(id).is_none()) {
         return Err(format!(
@@ -247,6 +274,8 @@ pub async fn rotate(pool: &PgPool, masters: &Masters) -> Result<u64, String> {
         .await
         .map_err(failed)?;
         if rows.is_empty() {
+            sqlx::query("update vault set kept = null").execute(&mut *tx).await.map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
             return Ok(count);
         }
         for row in &rows {

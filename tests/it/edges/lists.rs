@@ -173,6 +173,12 @@ async fn an_item_of_a_newer_release_is_left_out_and_counted() {
     let known = text(&ok(&alice, "/v1/requests", &haircut).await["id"]);
     let newer = text(&ok(&alice, "/v1/requests", &haircut).await["id"]);
     let mut store = node.store().await;
+    // Nobody is there to match them: from then on nothing writes them any more.
+    eventually("both have ended", async || {
+        let page = alice.get("/v1/requests").await.json();
+        page["items"].as_array().unwrap().iter().all(|item| item["status"] == "unmatched")
+    })
+    .await;
     sqlx::query("update requests set status = 'postponed' where id = $1")
         .bind(&newer)
         .execute(&mut store)
