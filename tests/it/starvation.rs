@@ -228,6 +228,9 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     // Whoever may start again gets what was given up meanwhile.
     assert!(outbox::unpark(&pool, "counter", "parked2").await.unwrap());
     eventually("its timer fires", || async {
+        // Tried before the node had learned of it, within the second that it has here, it would be given up again.
+        let its = Which { key: Some("parked2".into()), ..of("counter", "") };
+        letters::retry(&pool, &its).await.unwrap();
         matches!(ask(&node, "parked2", Command::Get).await, Ok(Reply::Total(1)))
     })
     .await;
