@@ -60,11 +60,7 @@ impl Call {
 
     /// The caller's rows, newest first: the answer of `O`.
     pub async fn own_rows<O: Operation, V: View>(&self, paging: Paging) -> Outcome<Page<V>> {
-        let list = ListOf::new(&[O::META.name]);
-        let (owner, filters, newest_first) = (&*self.user_id, &[][..], true);
-        let (from, limit) = (list.down(paging.cursor)?, paging.limit.unwrap_or_default().0);
-        let wanted = List { owner, filters, newest_first, from, limit };
-        Ok(list.page(self.views()?.list::<V>(wanted).await?))
+        self.rows(ListOf::new(&[O::META.name]), &self.user_id, true, paging).await
     }
 
     /// The rows of an object whose owner has been checked: the answer of `O`.
@@ -76,6 +72,16 @@ impl Call {
     ) -> Outcome<Page<V>> {
         let order = if newest_first { "desc" } else { "asc" };
         let list = ListOf::new(&[O::META.name, owner, order]);
+        self.rows(list, owner, newest_first, paging).await
+    }
+
+    async fn rows<V: View>(
+        &self,
+        list: ListOf,
+        owner: &str,
+        newest_first: bool,
+        paging: Paging,
+    ) -> Outcome<Page<V>> {
         let from = match newest_first {
             true => list.down(paging.cursor)?,
             false => list.up(paging.cursor)?,

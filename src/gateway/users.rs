@@ -147,8 +147,6 @@ impl Users {
     }
 }
 
-impl Users {}
-
 impl Drop for Seat {
     fn drop(&mut self) {
         {
