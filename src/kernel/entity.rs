@@ -39,11 +39,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
     type Rejection: Rejection;
 
     /// What the command does to this state. Pure: the same inputs give the same decision.
-    fn decide(
-        state: &Self::State,
-        command: Self::Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Self::Rejection>;
+    fn decide(state: &Self::State, command: Self::Command, cx: &DecideCx<'_>) -> Decided<Self>;
 
     /// Total: an event that was once written always applies.
     fn evolve(state: &mut Self::State, event: &Self::Event);
@@ -274,6 +270,9 @@ impl Caller {
         matches!(self, Self::Entity { for_user: None, .. } | Self::Runtime)
     }
 }
+
+/// An entity's answer to a command.
+pub type Decided<E> = Result<Decision<E>, <E as Entity>::Rejection>;
 
 /// What follows from a command: facts, an answer, and things to do once both are durable.
 #[derive(Debug)]
@@ -587,7 +586,7 @@ pub mod spec {
     }
 
     pub struct Outcome<E: Entity> {
-        pub result: Result<Decision<E>, E::Rejection>,
+        pub result: Decided<E>,
     }
 
     impl<E: Entity> Outcome<E> {

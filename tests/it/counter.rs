@@ -113,11 +113,7 @@ impl Entity for Counter {
         matches!(command, Command::Get | Command::Echo(_) | Command::WaitFor { .. })
     }
 
-    fn decide(
-        state: &State,
-        command: Command,
-        _: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Decided<Self> {
         Ok(match command {
             Command::Add(n) => {
                 Decision::reply(Reply::Total(state.total + n)).event(Event::Added(n))

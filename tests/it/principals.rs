@@ -87,7 +87,7 @@ impl Entity for Agent {
     type Reply = Reply;
     type Rejection = Never;
 
-    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Decided<Self> {
         let done = Decision::reply(Reply::Done);
         Ok(match command {
             Command::Hire(person) => done.event(Event::Hired(person)),

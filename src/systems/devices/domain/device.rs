@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::playback::{self, Playback, Presence};
 pub use super::profile::{Capabilities, DeviceType, Profile};
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
 /// A device whose connection has ended may come back through another one.
@@ -331,7 +331,7 @@ impl State {
         Some(Effect::send::<Playback>(registered.owner_id.clone(), &command))
     }
 
-    fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
+    fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Decided<Device> {
         let at = cx.now;
         let owner = self.registered.as_ref().map(|known| &*known.owner_id);
         let profile = match owner.or(cx.caller.user_id()) {
@@ -361,7 +361,7 @@ impl State {
         session_id: Option<&str>,
         ttl_ms: u32,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<Device>, Rejection> {
+    ) -> Decided<Device> {
         let registered = self.owned(cx.caller)?;
         if session_id.is_some() && session_id != self.playing.as_deref() {
             return Err(Rejection::NotPlaying);
@@ -411,11 +411,7 @@ impl Entity for Device {
         matches!(command, Command::Get)
     }
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         match command {
             Command::Register(profile) => state.register(profile, cx),
             Command::Get => {

@@ -14,7 +14,9 @@ use super::content::{Access, Quality};
 use super::device::{self, Device};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity, SendFailure};
+use crate::kernel::entity::{
+    Announcement, DecideCx, Decided, Decision, Effect, Entity, SendFailure,
+};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::{Listed, View, ViewRow};
 
@@ -267,7 +269,7 @@ impl State {
         replaces: Option<&str>,
         max_streams: usize,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<Playback>, Rejection> {
+    ) -> Decided<Playback> {
         if let Some(session) = self.live.get(&session_id) {
             return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
         }
@@ -297,7 +299,7 @@ impl State {
             .effect(timer))
     }
 
-    fn report(&self, session_id: &str, report: Report, cx: &DecideCx<'_>) -> Outcome {
+    fn report(&self, session_id: &str, report: Report, cx: &DecideCx<'_>) -> Decided<Playback> {
         let session = self.live.get(session_id).ok_or(Rejection::Ended)?;
         let mut after = session.clone();
         after.reported(&report, cx.now);
@@ -314,15 +316,13 @@ impl State {
     }
 
     /// Ends the session, if it is still live.
-    fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Outcome {
+    fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Decided<Playback> {
         Ok(match self.live.get(session_id) {
             Some(session) => end(session_id, session, reason, cx),
             None => Decision::reply(Reply::Done),
         })
     }
 }
-
-type Outcome = Result<Decision<Playback>, Rejection>;
 
 /// Ends the session, and replies with its final state.
 fn end(
@@ -352,7 +352,7 @@ impl Entity for Playback {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Outcome {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Playback> {
         let is_theirs = cx.caller.may_act_for(cx.key, "playback");
         match &command {
             Command::DeviceIs { session_id, .. } => {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::announcements::{
     AppointmentAgreed, BookingChange, BookingChanged,
@@ -167,11 +167,7 @@ impl Entity for Booking {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(agreed) = &state.agreed else {
             return match command {
                 Command::Confirm(agreed)
@@ -387,7 +383,7 @@ impl Step<'_> {
         Effect::send::<Provider>(self.agreed.provider.id.clone(), &command)
     }
 
-    fn cancel(&self, by: Party, reason: Option<String>) -> Result<Decision<Booking>, Rejection> {
+    fn cancel(&self, by: Party, reason: Option<String>) -> Decided<Booking> {
         match self.state.status {
             Status::Pending | Status::Confirmed => {}
             Status::Cancelled => return Ok(self.unchanged()),
@@ -414,12 +410,7 @@ impl Step<'_> {
             .effects(timers.map(Effect::cancel)))
     }
 
-    fn review(
-        &self,
-        by: Party,
-        rating: u8,
-        comment: Option<String>,
-    ) -> Result<Decision<Booking>, Rejection> {
+    fn review(&self, by: Party, rating: u8, comment: Option<String>) -> Decided<Booking> {
         if by != Party::Consumer {
             return Err(Rejection::ConsumerOnly);
         }
@@ -447,7 +438,7 @@ impl Step<'_> {
         Ok(self.updated(BookingChange::Reviewed, event).effect(record))
     }
 
-    fn no_show(&self, by: Party) -> Result<Decision<Booking>, Rejection> {
+    fn no_show(&self, by: Party) -> Decided<Booking> {
         if by == Party::Consumer {
             return Err(Rejection::ProviderOnly);
         }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::booking::{self, Booking};
@@ -228,11 +228,7 @@ impl Entity for Provider {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if !may(state, &command, cx.caller) {
             return Err(Rejection::InternalOnly);
         }

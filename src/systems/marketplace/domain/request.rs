@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure};
+use crate::kernel::entity::{
+    Caller, DecideCx, Decided, Decision, Effect, Entity, RunOutcome, SendFailure,
+};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::When;
@@ -260,11 +262,7 @@ impl Entity for Request {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(asked) = &state.asked else {
             return match command {
                 Command::Create(asked) => create(state, asked, cx),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
 use crate::kernel::private::{Field, Private};
@@ -291,11 +291,7 @@ impl Entity for Session {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if state.created_at.is_none() {
             return match command {
                 Command::Open { time_zone, locale, currency } => {
@@ -447,7 +443,7 @@ fn open(
     locale: String,
     currency: Option<String>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Session>, Rejection> {
+) -> Decided<Session> {
     let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
     let mut check = Check::default();
     check.zone(&time_zone, "/time_zone");

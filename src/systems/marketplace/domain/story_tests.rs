@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, Rejection, Role, RunOutcome, SendFailure, to_value,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Rejection, Role, RunOutcome, SendFailure,
+    to_value,
 };
 use crate::kernel::ids::IdSource;
 use crate::systems::marketplace::domain::booking::{self, Booking};
@@ -76,7 +77,7 @@ impl World {
         caller: Caller,
         key: &str,
         command: E::Command,
-    ) -> Result<Decision<E>, E::Rejection> {
+    ) -> Decided<E> {
         // Far apart, so that ids of one decision do not meet those of the next.
         self.decided += 1 << 20;
         let ids = IdSource::new(self.now, self.decided);

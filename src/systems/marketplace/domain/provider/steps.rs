@@ -8,7 +8,7 @@ pub(super) fn enroll(
     profile: Profile,
     standing: Option<Standing>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
+) -> Decided<Provider> {
     // Whoever acts for somebody has no role of theirs, and this takes one.
     if !(cx.caller.is_itself() || cx.caller.user_id() == Some(&*owner_id)) {
         return Err(Rejection::NotYours);
@@ -27,7 +27,7 @@ pub(super) fn update(
     patch: ProfilePatch,
     seen: Option<(u64, Vec<u64>)>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
+) -> Decided<Provider> {
     if !cx.caller.may_act_for(&state.owner_id, "provider") {
         return Err(Rejection::NotYours);
     }

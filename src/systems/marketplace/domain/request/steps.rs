@@ -9,11 +9,7 @@ mod ending;
 
 pub(super) use ending::booking_cancelled;
 
-pub(super) fn create(
-    state: &State,
-    mut asked: Asked,
-    cx: &DecideCx<'_>,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn create(state: &State, mut asked: Asked, cx: &DecideCx<'_>) -> Decided<Request> {
     if !is_consumers(&asked, cx.caller, "request") {
         return Err(Rejection::NotYours);
     }
@@ -104,10 +100,7 @@ pub(super) fn retry_match(mut draft: Draft<'_>) -> Decision<Request> {
     draft.decision
 }
 
-pub(super) fn receive_offer(
-    mut draft: Draft<'_>,
-    offer: Offer,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn receive_offer(mut draft: Draft<'_>, offer: Offer) -> Decided<Request> {
     let provider_id = offer.provider.id.clone();
     let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
     let pending = lead.ok_or(Rejection::NotAsked)?.answer == Answer::Pending;
@@ -142,7 +135,7 @@ pub(super) fn receive_decline(
     mut draft: Draft<'_>,
     provider_id: String,
     decline: Decline,
-) -> Result<Decision<Request>, Rejection> {
+) -> Decided<Request> {
     let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
     if lead.ok_or(Rejection::NotAsked)?.answer != Answer::Pending {
         return Ok(draft.decision);
@@ -185,10 +178,7 @@ pub(super) fn end_offer(
     draft.decision
 }
 
-pub(super) fn decline_offer(
-    mut draft: Draft<'_>,
-    offer_id: &str,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn decline_offer(mut draft: Draft<'_>, offer_id: &str) -> Decided<Request> {
     let offer = draft.next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     let provider_id = offer.provider.id.clone();
     match offer.status {
@@ -212,7 +202,7 @@ pub(super) fn decline_offer(
     Ok(draft.reply_request())
 }
 
-pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Request>, Rejection> {
+pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Decided<Request> {
     let next = &draft.next;
     let offer = next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     let booking_id = next.booking_of(offer_id).map(str::to_owned);
@@ -272,10 +262,7 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
     draft.schedule("acceptance", at, &Command::AcceptanceOverdue { booking_id });
 }
 
-pub(super) fn await_acceptance(
-    state: &State,
-    offer_id: &str,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn await_acceptance(state: &State, offer_id: &str) -> Decided<Request> {
     let offer = state.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     match (state.status, state.booking_of(offer_id)) {
         (Status::Accepting, Some(_)) => Ok(Decision::wait()),
@@ -368,10 +355,7 @@ pub(super) fn confirm(
     draft.decision
 }
 
-pub(super) fn cancel(
-    mut draft: Draft<'_>,
-    reason: Option<String>,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn cancel(mut draft: Draft<'_>, reason: Option<String>) -> Decided<Request> {
     match draft.next.status {
         Status::Matching | Status::Open => {}
         Status::Cancelled => return Ok(draft.reply_request()),
