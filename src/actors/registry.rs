@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use serde_json::Value;
@@ -18,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
-use crate::cluster::ask::Answer;
+use crate::cluster::ask::{Answer, Answering};
 use crate::cluster::slots::Place;
 use crate::cluster::{LocalEntities, Meta};
 use crate::kernel::clock::doubled;
@@ -258,19 +257,9 @@ pub trait AnyKind: Send + Sync {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
-    fn ask_json(
-        &self,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
-    fn ask_outcome(
-        &self,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<String, AskError>>;
+    ) -> Answering<Box<dyn Any + Send>>;
+    fn ask_json(&self, key: &str, command: &str, meta: Meta) -> Answering<Result<Value, String>>;
+    fn ask_outcome(&self, key: &str, command: &str, meta: Meta) -> Answering<String>;
     fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
     /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
     fn retire(&self, leaving: &HashSet<u16>) -> usize;
@@ -303,7 +292,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+    ) -> Answering<Box<dyn Any + Send>> {
         let Ok(command) = command.downcast::<E::Command>() else {
             return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
                 .boxed();
@@ -312,12 +301,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         async move { ask.await.map(|answer| Box::new(answer) as Box<dyn Any + Send>) }.boxed()
     }
 
-    fn ask_json(
-        &self,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    fn ask_json(&self, key: &str, command: &str, meta: Meta) -> Answering<Result<Value, String>> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -326,12 +310,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         async move { Ok(as_json::<E>(ask.await?)) }.boxed()
     }
 
-    fn ask_outcome(
-        &self,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<String, AskError>> {
+    fn ask_outcome(&self, key: &str, command: &str, meta: Meta) -> Answering<String> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -505,7 +484,7 @@ impl LocalEntities for Registry {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+    ) -> Answering<Box<dyn Any + Send>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_any(key, command, meta),
             None => unknown_kind(kind),
@@ -518,20 +497,14 @@ impl LocalEntities for Registry {
         key: &str,
         command: &str,
         meta: Meta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    ) -> Answering<Result<Value, String>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_json(key, command, meta),
             None => unknown_kind(kind),
         }
     }
 
-    fn ask_outcome(
-        &self,
-        kind: &str,
-        key: &str,
-        command: &str,
-        meta: Meta,
-    ) -> BoxFuture<'static, Result<String, AskError>> {
+    fn ask_outcome(&self, kind: &str, key: &str, command: &str, meta: Meta) -> Answering<String> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_outcome(key, command, meta),
             None => unknown_kind(kind),
@@ -543,7 +516,7 @@ impl LocalEntities for Registry {
     }
 }
 
-fn unknown_kind<T: Send + 'static>(kind: &str) -> BoxFuture<'static, Result<T, AskError>> {
+fn unknown_kind<T: Send + 'static>(kind: &str) -> Answering<T> {
     std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
 }
 
