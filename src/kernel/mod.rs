@@ -2,6 +2,7 @@
 //!
 //! **Architecture invariant:** nothing here is async, reads a clock by itself, or does I/O.
 
+pub mod chat;
 pub mod clock;
 pub mod codec;
 pub mod entity;

@@ -11,6 +11,7 @@ mod embedded;
 mod failover;
 mod gateway;
 mod members;
+mod models;
 mod principals;
 mod process;
 mod releases;

@@ -13,6 +13,7 @@ const RANKS: &[(&str, u8)] = &[
     ("domain", 1),
     ("persistence", 2),
     ("cluster", 2),
+    ("ai", 2),
     ("actors", 3),
     ("contract", 4),
     ("systems", 5),
