@@ -30,17 +30,41 @@ pub enum FailureKind {
     Policy,
     /// It does not take this question, and will not.
     Invalid,
+    /// There is not so much money left. Nobody was asked.
+    Budget,
+    /// We cannot answer right now, since our own store is away. Nobody was asked.
+    Unavailable,
 }
 
 impl FailureKind {
     /// Whether another model, or the same one later, may be asked without paying twice.
     pub fn is_safe_to_repeat(self) -> bool {
-        !matches!(self, Self::Uncertain | Self::Invalid)
+        !matches!(self, Self::Uncertain | Self::Invalid | Self::Budget | Self::Unavailable)
     }
 
     /// Whether it says something about the model's health.
     pub fn counts(self) -> bool {
-        !matches!(self, Self::TooLong | Self::Policy | Self::Invalid)
+        !matches!(
+            self,
+            Self::TooLong | Self::Policy | Self::Invalid | Self::Budget | Self::Unavailable
+        )
+    }
+
+    /// The word for programs in a problem.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Busy => "model_busy",
+            Self::Unreachable => "model_unreachable",
+            Self::Broken => "model_broken",
+            Self::Uncertain => "model_uncertain",
+            Self::Unauthorized => "model_unauthorized",
+            Self::NoSuchModel => "no_such_model",
+            Self::TooLong => "prompt_too_long",
+            Self::Policy => "content_policy",
+            Self::Invalid => "prompt_invalid",
+            Self::Budget => "budget_exceeded",
+            Self::Unavailable => "store_unavailable",
+        }
     }
 
     pub fn as_str(self) -> &'static str {
@@ -54,6 +78,8 @@ impl FailureKind {
             Self::TooLong => "too_long",
             Self::Policy => "policy",
             Self::Invalid => "invalid",
+            Self::Budget => "budget",
+            Self::Unavailable => "unavailable",
         }
     }
 }

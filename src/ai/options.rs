@@ -23,6 +23,8 @@ pub struct Options {
     pub between_ms: u64,
     /// HTTP calls for one question, whatever they were made for.
     pub max_calls: u32,
+    /// What a person may spend a day, in US dollars, where an operator has not said otherwise. Empty: as much as they like.
+    pub daily_limit: String,
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
@@ -37,9 +39,22 @@ impl Default for Options {
             first_content_ms: 20_000,
             between_ms: 10_000,
             max_calls: 4,
+            daily_limit: "1".into(),
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
+        }
+    }
+}
+
+impl Options {
+    pub fn daily_limit(&self) -> Result<Option<Cost>, String> {
+        match self.daily_limit.as_str() {
+            "" => Ok(None),
+            text => {
+                let wrong = || format!("{text:?} is no amount; \"1.50\" would be one");
+                Cost::parse(text).map(Some).ok_or_else(wrong)
+            }
         }
     }
 }

@@ -66,7 +66,7 @@ impl<'a> Ask<'a> {
 /// Who pays for the calls: asked before each one, and told what it came to.
 pub trait Purse: Send + Sync {
     /// Sets aside the most that the call can cost. `Err`: there is not so much left.
-    fn reserve(&self, call: u32, most: Cost) -> BoxFuture<'_, Result<(), Failure>>;
+    fn reserve(&self, call: u32, model: &str, most: Cost) -> BoxFuture<'_, Result<(), Failure>>;
     fn settle(&self, call: u32, bill: Bill) -> BoxFuture<'_, ()>;
 }
 
@@ -181,6 +181,18 @@ impl Router {
             routes,
             models,
         })
+    }
+
+    pub fn default_route(&self) -> &str {
+        &self.default
+    }
+
+    pub fn models(&self) -> Vec<String> {
+        self.models.keys().cloned().collect()
+    }
+
+    pub fn routes(&self) -> Vec<String> {
+        self.routes.keys().cloned().collect()
     }
 
     /// Whether there is any model to ask.
@@ -298,7 +310,7 @@ impl Router {
         };
         let most = model.price.most(ask.prompt);
         let call = spent.calls;
-        purse.reserve(call, most).await.map_err(|failure| (failure, false))?;
+        purse.reserve(call, &model.name, most).await.map_err(|failure| (failure, false))?;
         spent.calls += 1;
         let mut bill = Unsettled {
             purse: purse.clone(),

@@ -169,6 +169,11 @@ impl Call {
         if self.counted { self.services.may_command(&self.user_id).await } else { Ok(()) }
     }
 
+    /// An id that nothing else has, also not the call's retry.
+    pub fn unique_id(&self, prefix: &str) -> String {
+        format!("{prefix}_{}", ulid::Ulid::generate())
+    }
+
     /// The id of what this call creates. The input is part of it: another input under a used command id reaches
     /// another entity, whose commit then finds the id taken.
     pub fn new_id(&self, prefix: &str) -> String {

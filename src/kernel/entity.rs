@@ -449,9 +449,12 @@ pub trait Announcement: Serialize + JsonSchema {
     const DURABLE: bool = true;
 }
 
-/// Commands and events are plain data: their serialisation cannot fail.
+/// The value as JSON, its fields sorted by name: fingerprints and rows are the same whatever order they were said in.
+/// Commands and events are plain data, so it cannot fail.
 pub fn to_value<T: Serialize>(value: &T) -> Value {
-    serde_json::to_value(value).expect("plain data serialises")
+    let mut value = serde_json::to_value(value).expect("plain data serialises");
+    value.sort_all_objects();
+    value
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

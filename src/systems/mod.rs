@@ -1,5 +1,6 @@
 //! The systems: one folder each, with its entities in `domain/`.
 
+pub mod agents;
 pub mod app_topics;
 pub mod devices;
 pub mod marketplace;
@@ -7,7 +8,8 @@ pub mod marketplace;
 use crate::contract::System;
 
 /// The one list.
-pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM];
+pub const ALL: &[&System] =
+    &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &agents::SYSTEM];
 
 #[cfg(test)]
 mod tests {

@@ -59,7 +59,7 @@ struct Ledger {
 }
 
 impl Purse for Ledger {
-    fn reserve(&self, _: u32, most: Cost) -> BoxFuture<'_, Result<(), Failure>> {
+    fn reserve(&self, _: u32, _: &str, most: Cost) -> BoxFuture<'_, Result<(), Failure>> {
         self.reserved.lock().push(most);
         async { Ok(()) }.boxed()
     }
@@ -356,7 +356,7 @@ async fn a_longer_conversation_than_one_model_reads_goes_to_one_that_reads_more(
 async fn without_money_nothing_is_asked() {
     struct Empty;
     impl Purse for Empty {
-        fn reserve(&self, _: u32, _: Cost) -> BoxFuture<'_, Result<(), Failure>> {
+        fn reserve(&self, _: u32, _: &str, _: Cost) -> BoxFuture<'_, Result<(), Failure>> {
             async { Err(Failure::new(FailureKind::Invalid, "the budget is used up")) }.boxed()
         }
         fn settle(&self, _: u32, _: Bill) -> BoxFuture<'_, ()> {

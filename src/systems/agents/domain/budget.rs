@@ -4,7 +4,7 @@
 //! that nobody settles in time counts as spent, since the call may have been made; should its bill come later, it is put
 //! right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -58,22 +58,57 @@ pub enum Period {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Sets aside the most that one call can cost. Where nobody has set an allowance, this one holds.
-    Reserve { call: String, model: String, most: Cost, until: Timestamp, otherwise: Option<Allowance> },
+    Reserve {
+        call: String,
+        model: String,
+        most: Cost,
+        until: Timestamp,
+        otherwise: Option<Allowance>,
+    },
     /// What a call came to. Told again, it is taken once.
-    Settle { call: String, model: String, usage: Usage, cost: Cost, has_failed: bool },
+    Settle {
+        call: String,
+        model: String,
+        usage: Usage,
+        cost: Cost,
+        has_failed: bool,
+    },
     Allow(Allowance),
-    Show { otherwise: Option<Allowance> },
+    Show {
+        otherwise: Option<Allowance>,
+    },
     /// The timer's.
     Expire,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Allowed { allowance: Allowance, at: Timestamp },
-    Reserved { call: String, model: String, most: Cost, until: Timestamp, at: Timestamp },
-    Settled { call: String, model: String, usage: Usage, cost: Cost, has_failed: bool, at: Timestamp },
-    Expired { calls: Vec<String>, at: Timestamp },
-    Warned { at: Timestamp },
+    Allowed {
+        allowance: Allowance,
+        at: Timestamp,
+    },
+    Reserved {
+        call: String,
+        model: String,
+        most: Cost,
+        until: Timestamp,
+        at: Timestamp,
+    },
+    Settled {
+        call: String,
+        model: String,
+        usage: Usage,
+        cost: Cost,
+        has_failed: bool,
+        at: Timestamp,
+    },
+    Expired {
+        calls: Vec<String>,
+        at: Timestamp,
+    },
+    Warned {
+        at: Timestamp,
+    },
 }
 
 /// A reserve, open or expired.
@@ -108,7 +143,7 @@ pub struct State {
     pub open: BTreeMap<String, Reserve>,
     pub expired: BTreeMap<String, Reserve>,
     /// Of the last two days.
-    pub tallies: BTreeMap<(Date, String), Tally>,
+    pub tallies: BTreeMap<Date, BTreeMap<String, Tally>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -170,7 +205,7 @@ pub struct BudgetView {
 
 /// What one model has cost on one day.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "Usage")]
+#[schemars(rename = "ModelUsage")]
 pub struct UsageView {
     pub id: String,
     pub owner_id: String,
@@ -252,9 +287,8 @@ impl State {
         let (allowance, today) = (self.allowance.or(otherwise), day_of(now));
         let period = allowance.map_or(Period::Forever, |allowance| allowance.period);
         let (spent, reserved) = (self.spent_in(period, today), self.reserved());
-        let left = allowance.map(|allowance| {
-            allowance.limit.saturating_sub(spent.saturating_add(reserved))
-        });
+        let left = allowance
+            .map(|allowance| allowance.limit.saturating_sub(spent.saturating_add(reserved)));
         let renewed_at = period.ends(today);
         BudgetView { id: key.into(), allowance, spent, reserved, left, renewed_at }
     }
@@ -269,7 +303,7 @@ impl State {
         }
         (self.today, self.spent_today, self.is_warned) = (today, Cost(0), false);
         let yesterday = today.yesterday().unwrap_or(today);
-        self.tallies.retain(|(day, _), _| *day >= yesterday);
+        self.tallies.retain(|day, _| *day >= yesterday);
     }
 
     fn spend(&mut self, cost: Cost) {
@@ -285,7 +319,7 @@ impl State {
     }
 
     fn tally(&mut self, model: &str) -> &mut Tally {
-        self.tallies.entry((self.today, model.to_owned())).or_default()
+        self.tallies.entry(self.today).or_default().entry(model.to_owned()).or_default()
     }
 
     /// The timer for the first of the reserves to expire.
@@ -435,16 +469,15 @@ impl Entity for Budget {
         let models = events.iter().flat_map(|event| match event {
             Event::Settled { model, .. } => vec![model.as_str()],
             Event::Expired { calls, .. } => {
-                let models = calls.iter().filter_map(|call| state.expired.get(call));
-                models.map(|reserve| reserve.model.as_str()).collect()
+                let reserves = calls.iter().filter_map(|call| state.expired.get(call));
+                reserves.map(|reserve| reserve.model.as_str()).collect()
             }
             _ => Vec::new(),
         });
-        let mut rows: Vec<_> = models.map(|model| (state.today, model.to_owned())).collect();
-        rows.sort();
-        rows.dedup();
-        let rows = rows.iter().filter_map(|at| Some(usage(key, at, state.tallies.get(at)?)));
-        rows.map(|row| ViewRow::of(&row)).collect()
+        let models: BTreeSet<_> = models.collect();
+        let Some(today) = state.tallies.get(&state.today) else { return Vec::new() };
+        let rows = models.iter().filter_map(|model| Some((model, today.get(*model)?)));
+        rows.map(|(model, tally)| ViewRow::of(&usage(key, state.today, model, tally))).collect()
     }
 }
 
@@ -463,13 +496,13 @@ impl State {
     }
 }
 
-fn usage(key: &str, (day, model): &(Date, String), tally: &Tally) -> UsageView {
+fn usage(key: &str, day: Date, model: &str, tally: &Tally) -> UsageView {
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     UsageView {
         id: format!("{key}.{day}.{model}"),
         owner_id: owner(key).unwrap_or(key).into(),
-        day: midnight(*day),
-        model: model.clone(),
+        day: midnight(day),
+        model: model.into(),
         calls: number(tally.calls),
         failed: number(tally.failed),
         unsettled: number(tally.unsettled),

@@ -202,7 +202,7 @@ mod tests {
         let body = json!({"service": "flying", "earliest": "soon", "details": "x", "unknown": 1});
         let problem = read::<CreateRequest>(&body).unwrap_err();
         let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
-        assert_eq!(pointers, ["/earliest", "/service"]);
+        assert_eq!(pointers, ["/service", "/earliest"]);
     }
 
     #[test]
