@@ -14,6 +14,7 @@ mod members;
 mod principals;
 mod process;
 mod releases;
+mod runs;
 mod runtime;
 mod schema;
 mod simulation;
