@@ -86,3 +86,75 @@ fn fold<E: Entity>(journal: &mut [JournalEntry]) -> anyhow::Result<Value> {
     }
     Ok(serde_json::to_value(state)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::kernel::entity::{DecideCx, Decision, Rejection};
+
+    /// A light, whose golden journal is one of those below.
+    struct Light<const JOURNAL: usize>;
+
+    const JOURNALS: [&str; 5] = [
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}\n{\"version\":1,\"event\":\"On\"}",
+        "{\"version\":1,\"event\":\"On\"}",
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}",
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Blue\"}",
+        "",
+    ];
+
+    #[derive(Debug, Serialize, Deserialize)]
+    enum Event {
+        On,
+        Off,
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    struct Never;
+
+    impl std::fmt::Display for Never {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("never")
+        }
+    }
+
+    impl Rejection for Never {
+        fn reason(&self) -> &'static str {
+            "never"
+        }
+    }
+
+    impl<const JOURNAL: usize> Entity for Light<JOURNAL> {
+        const KIND: &'static str = "light";
+        const GOLDEN: &'static str = JOURNALS[JOURNAL];
+        type State = bool;
+        type Command = ();
+        type Event = Event;
+        type Reply = ();
+        type Rejection = Never;
+
+        fn decide(_: &bool, (): (), _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+            Ok(Decision::reply(()))
+        }
+
+        fn evolve(state: &mut bool, event: &Event) {
+            *state = matches!(event, Event::On);
+        }
+    }
+
+    #[test]
+    fn a_golden_journal_has_every_event_and_leads_somewhere() {
+        check_golden::<Light<0>>().unwrap();
+        let wrong = [
+            (check_golden::<Light<1>>(), "has the events"),
+            (check_golden::<Light<2>>(), "leads nowhere"),
+            (check_golden::<Light<3>>(), "light line 2"),
+            (check_golden::<Light<4>>(), "has the events"),
+        ];
+        for (checked, why) in wrong {
+            assert!(checked.unwrap_err().contains(why), "{why}");
+        }
+    }
+}
