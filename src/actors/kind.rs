@@ -97,18 +97,27 @@ mod tests {
     /// A light, whose golden journal is one of those below.
     struct Light<const JOURNAL: usize>;
 
-    const JOURNALS: [&str; 5] = [
+    const JOURNALS: [&str; 6] = [
         "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}\n{\"version\":1,\"event\":\"On\"}",
         "{\"version\":1,\"event\":\"On\"}",
         "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}",
         "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Blue\"}",
         "",
+        "{\"version\":1,\"event\":\"Off\"}\n{\"version\":1,\"event\":\"On\"}",
     ];
 
     #[derive(Debug, Serialize, Deserialize)]
     enum Event {
         On,
         Off,
+    }
+
+    /// How bright it is. What is brighter than 1 is not read as it was written.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Brightness(#[serde(deserialize_with = "dimmed")] u8);
+
+    fn dimmed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+        Ok(u8::deserialize(from)?.min(1))
     }
 
     #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,18 +138,19 @@ mod tests {
     impl<const JOURNAL: usize> Entity for Light<JOURNAL> {
         const KIND: &'static str = "light";
         const GOLDEN: &'static str = JOURNALS[JOURNAL];
-        type State = bool;
+        type State = Brightness;
         type Command = ();
         type Event = Event;
         type Reply = ();
         type Rejection = Never;
 
-        fn decide(_: &bool, (): (), _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+        fn decide(_: &Brightness, (): (), _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
             Ok(Decision::reply(()))
         }
 
-        fn evolve(state: &mut bool, event: &Event) {
-            *state = matches!(event, Event::On);
+        fn evolve(state: &mut Brightness, event: &Event) {
+            let on = if JOURNAL == 5 { 2 } else { 1 };
+            state.0 = if matches!(event, Event::On) { on } else { 0 };
         }
     }
 
@@ -152,6 +162,7 @@ mod tests {
             (check_golden::<Light<2>>(), "leads nowhere"),
             (check_golden::<Light<3>>(), "light line 2"),
             (check_golden::<Light<4>>(), "has the events"),
+            (check_golden::<Light<5>>(), "read as another state"),
         ];
         for (checked, why) in wrong {
             assert!(checked.unwrap_err().contains(why), "{why}");
