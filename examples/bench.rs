@@ -6,7 +6,6 @@
 #[allow(dead_code)]
 mod counter;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -114,7 +113,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
         clock_limits: Default::default(),
         writer: writer::Options { lanes, ..Default::default() },
         entities,
-        runners: HashMap::new(),
+        runners: Vec::new(),
         vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,

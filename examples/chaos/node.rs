@@ -142,7 +142,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         clock_limits: Default::default(),
         writer: writer::Options { lanes: 2, ..Default::default() },
         entities: Options { snapshot_every: start.snapshot_every, ..Options::default() },
-        runners: HashMap::new(),
+        runners: Vec::new(),
         vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,

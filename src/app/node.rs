@@ -336,7 +336,7 @@ async fn start_core(
 ) -> anyhow::Result<Core> {
     let views = Views::new(pool.clone());
     let runners = systems.iter().flat_map(|system| system.runners);
-    let runners = runners.map(|runner| (runner.name, (runner.make)(&views, &clock))).collect();
+    let runners = runners.map(|runner| (runner.make)(&views, &clock)).collect();
     let cluster = match config.cluster.enabled {
         true => Some(settings::cluster(config).await?),
         false => None,

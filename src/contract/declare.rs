@@ -1,6 +1,7 @@
 //! What stands in the lists of a [`System`](super::System), made from the types that declare it.
 
 pub use super::operation::operation;
+pub use super::runner::runner;
 pub use super::section::section;
 pub use super::topic::{announcement, topic};
 pub use super::view::view;

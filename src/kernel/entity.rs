@@ -16,6 +16,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::kernel::private;
 use crate::kernel::view::ViewRow;
+use crate::kernel::work::Work;
 
 pub trait Entity: Sized + Send + Sync + 'static {
     /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
@@ -70,7 +71,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
-    /// The command that takes the outcome of a `run` effect this entity asked for.
+    /// The command that takes the outcome of a `run` effect this entity asked for: see [`RunOutcome::of`].
     fn run_finished(_outcome: RunOutcome) -> Option<Self::Command> {
         None
     }
@@ -339,8 +340,8 @@ pub enum Effect {
         key: String,
         publication: Publication,
     },
-    /// Work outside of any entity (a query over read models, an LLM or HTTP call), by the runner of that name.
-    /// At least once; the outcome comes back through [`Entity::run_finished`].
+    /// [`Work`] outside of any entity, by the runner that does it. At least once; the outcome comes back through
+    /// [`Entity::run_finished`].
     Run {
         runner: &'static str,
         tag: String,
@@ -433,8 +434,11 @@ impl Effect {
         Self::notify(kind, key, A::EVENT, to_value(announcement))
     }
 
-    pub fn run(runner: &'static str, tag: impl Into<String>, input: Value) -> Self {
-        Self::Run { runner, tag: tag.into(), input }
+    /// Work outside of any entity. The `tag` comes back with its outcome.
+    pub fn run<W: Work>(tag: impl Into<String>, input: &W::Input) -> Self {
+        let (input, of) = private::plain(|| to_value(input));
+        let effect = Self::Run { runner: W::NAME, tag: tag.into(), input };
+        effect.private_to_whom(of)
     }
 }
 
@@ -480,6 +484,18 @@ pub struct RunOutcome {
     pub result: Result<Value, String>,
 }
 
+impl RunOutcome {
+    /// The outcome of this work, or why there is none. What cannot be read is an error too.
+    pub fn of<W: Work>(self) -> Result<W::Outcome, String> {
+        let Self { runner, result, .. } = self;
+        if runner != W::NAME {
+            return Err(format!("this is an outcome of {runner}, not of {}", W::NAME));
+        }
+        serde_json::from_value(result?)
+            .map_err(|error| format!("its outcome cannot be read: {error}"))
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SendFailure {
     pub kind: String,
@@ -518,6 +534,28 @@ pub fn decode_event<E: Entity>(version: u16, event: Value) -> Result<E::Event, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Counting;
+
+    impl Work for Counting {
+        const NAME: &'static str = "counting";
+        type Input = u32;
+        type Outcome = Vec<u32>;
+    }
+
+    #[test]
+    fn an_outcome_is_of_its_work_or_an_error() {
+        let input = Value::from(3);
+        let run = Effect::Run { runner: "counting", tag: "t".into(), input };
+        assert_eq!(Effect::run::<Counting>("t", &3), run);
+        let of = |runner: &str, result| {
+            RunOutcome { runner: runner.into(), tag: "t".into(), result }.of::<Counting>()
+        };
+        assert_eq!(of("counting", Ok(vec![1, 2].into())), Ok(vec![1, 2]));
+        assert_eq!(of("counting", Err("no".into())), Err("no".into()));
+        assert!(of("counting", Ok(Value::Null)).unwrap_err().contains("cannot be read"));
+        assert!(of("another", Ok(vec![1].into())).unwrap_err().contains("of another"));
+    }
 
     #[test]
     fn what_follows_reaches_no_further_than_who_sent_it() {

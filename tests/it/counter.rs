@@ -3,6 +3,7 @@
 use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::*;
 use proxie::kernel::error::ErrorCode;
+use proxie::kernel::work::Work;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -89,6 +90,24 @@ impl proxie::kernel::entity::Rejection for Rejection {
     }
 }
 
+/// Work of the runners in tests. What they do is the input.
+pub struct Test;
+
+impl Work for Test {
+    const NAME: &'static str = "test";
+    type Input = String;
+    type Outcome = String;
+}
+
+/// Work that no node has a runner for.
+struct Missing;
+
+impl Work for Missing {
+    const NAME: &'static str = "missing";
+    type Input = ();
+    type Outcome = ();
+}
+
 impl Entity for Counter {
     const KIND: &'static str = "counter";
     const EVENT_VERSION: u16 = 2;
@@ -139,11 +158,11 @@ impl Entity for Counter {
             }
             Command::Fired(n) => Decision::reply(Reply::Done).event(Event::Fired(n)),
             Command::Run { runner } => {
-                Decision::reply(Reply::Done).event(Event::Planned).effect(Effect::run(
-                    if runner == "missing" { "missing" } else { "test" },
-                    "tag",
-                    json!(runner),
-                ))
+                let run = match runner.as_str() {
+                    "missing" => Effect::run::<Missing>("tag", &()),
+                    _ => Effect::run::<Test>("tag", &runner),
+                };
+                Decision::reply(Reply::Done).event(Event::Planned).effect(run)
             }
             Command::Ran { outcome } if outcome.contains("poison") => panic!("told to"),
             Command::Ran { outcome } => Decision::reply(Reply::Done).event(Event::Ran(outcome)),

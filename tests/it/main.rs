@@ -15,6 +15,7 @@ mod models;
 mod principals;
 mod process;
 mod releases;
+mod runs;
 mod runtime;
 mod schema;
 mod simulation;

@@ -50,7 +50,6 @@ const CRATES: &[(&str, &[&str])] = &[
             "cluster/",
             "contract/",
             "actors/",
-            "systems/app_topics/settings.rs",
             "gateway/",
             "app",
             "telemetry.rs",
@@ -464,5 +463,38 @@ fn kernel_and_domain_know_value_crates_only() {
                 assert!(!names_crate(line, name), "{} names {name}: {line}", source.name);
             }
         }
+    }
+}
+
+/// The types for which a trait is implemented in the systems.
+fn implementors(of: &str) -> BTreeSet<String> {
+    let before = format!("impl {of} for ");
+    let sources = sources().into_iter().filter(|source| source.name.starts_with("systems/"));
+    let lines = sources.flat_map(|source| source.lines);
+    let types = lines.filter_map(|line| Some(line.trim().strip_prefix(&before)?.to_owned()));
+    types.map(|rest| rest.split([' ', '<']).next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn all_work_has_a_runner_that_its_system_lists() {
+    let (work, runners) = (implementors("Work"), implementors("Runner"));
+    let systems: String = sources()
+        .into_iter()
+        .filter(|source| source.name.starts_with("systems/") && !is_test_file(&source.name))
+        .flat_map(|source| source.lines)
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(!work.is_empty(), "the systems were read");
+    for one in &work {
+        assert!(systems.contains(&format!("type Work = {one};")), "nobody does the work {one}");
+    }
+    for one in &runners {
+        let listed = systems.lines().any(|line| {
+            line.split("runner::<").skip(1).any(|rest| {
+                let path = rest.split('>').next().unwrap();
+                path.rsplit("::").next() == Some(one)
+            })
+        });
+        assert!(listed, "no system lists the runner {one}");
     }
 }

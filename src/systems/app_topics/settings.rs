@@ -1,14 +1,14 @@
 //! What configuration grants of application topics.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::Instant;
 
-use crate::contract::bucket::Bucket;
 use crate::contract::section::Section;
 use crate::contract::topic::split_topic;
+use crate::kernel::bucket::Bucket;
 use crate::kernel::entity::Role;
 
 /// What clients may do with one application topic (`app:…`); those that are not named do not exist.

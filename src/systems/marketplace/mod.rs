@@ -7,11 +7,8 @@ pub mod seed;
 pub mod topics;
 pub mod views;
 
-use std::sync::Arc;
-
 use crate::contract::System;
-use crate::contract::declare::{announcement, entity, operation, topic, view};
-use crate::contract::runner::RunnerMade;
+use crate::contract::declare::{announcement, entity, operation, runner, topic, view};
 use domain::announcements;
 use operations::{bookings, offers, providers, requests, sessions};
 
@@ -77,13 +74,7 @@ pub const SYSTEM: System = System {
         view::<domain::booking::BookingRow>(),
     ],
     migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
-    runners: &[RunnerMade {
-        name: domain::matching::RUNNER,
-        make: |views, clock| {
-            let (views, clock) = (views.clone(), clock.clone());
-            Arc::new(runners::MatchProviders { views, clock })
-        },
-    }],
+    runners: &[runner::<runners::Matcher>()],
     seed: Some(seed::seed),
     have_dealings: Some(topics::have_dealings),
     ..System::new("marketplace")

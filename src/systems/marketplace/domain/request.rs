@@ -20,7 +20,7 @@ use crate::kernel::entity::{
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::When;
-use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, Scored};
+use crate::systems::marketplace::domain::matching::{Criteria, MatchProviders, Matches, Scored};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
     Decline, DeclineReason, Lead, Offer, OfferStatus, OfferView,
@@ -398,9 +398,8 @@ impl Entity for Request {
     }
 
     fn run_finished(outcome: RunOutcome) -> Option<Command> {
-        Some(match outcome.result.map(serde_json::from_value::<Matches>) {
-            Ok(Ok(Matches { candidates })) => Command::TakeMatches { candidates },
-            Ok(Err(error)) => Command::MatchFailed { error: error.to_string() },
+        Some(match outcome.of::<MatchProviders>() {
+            Ok(Matches { candidates }) => Command::TakeMatches { candidates },
             Err(error) => Command::MatchFailed { error },
         })
     }

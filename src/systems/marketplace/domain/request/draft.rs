@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernel::clock::saturating_add;
-use crate::kernel::entity::{Announcement, to_value};
+use crate::kernel::entity::Announcement;
 use crate::systems::marketplace::domain::announcements::{OfferChanged, OfferMade};
 
 /// A decision under construction, together with the state after it: announcements show the new state.
@@ -94,8 +94,7 @@ impl<'a> Draft<'a> {
     pub(super) fn run_match(&mut self) {
         let Asked { consumer_id, service, place, when, budget, .. } = self.asked().clone();
         let criteria = Criteria { consumer_id: Some(consumer_id), service, place, when, budget };
-        let input = to_value(&criteria);
-        self.effect(Effect::run(matching::RUNNER, "match", input));
+        self.effect(Effect::run::<MatchProviders>("match", &criteria));
     }
 
     /// Ends the request with `event`: withdraws its open offers and cancels its timers.
