@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use dashmap::DashMap;
 use proxie::cluster::transport::{
-    Credit, Envelope, Inbox, Limits, Options, Peer, RemoteAnswer, RemoteAsk, Started, Transport,
-    bind, clustered, framed,
+    Credit, Envelope, Inbox, Options, Peer, RemoteAnswer, RemoteAsk, Started, Transport,
+    TransportLimits, bind, clustered, framed,
 };
 use proxie::kernel::entity::Caller;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -319,7 +319,7 @@ async fn open(pipe: &str, incarnation: i64, inbox: Arc<dyn Inbox>) -> std::io::R
         listener: bind("127.0.0.1:0").await?,
         cookie: COOKIE.into(),
         tls: None,
-        limits: Limits::default(),
+        limits: TransportLimits::default(),
     };
     match pipe {
         "clustered" => clustered::start(options, inbox).await,

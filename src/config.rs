@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::contract::section::{SectionKind, Sections};
 use crate::gateway::Allowed;
-pub use crate::gateway::ws::Limits as WebSocket;
+pub use crate::gateway::ws::ConnectionLimits as WebSocket;
 use crate::kernel::secret::Secret;
 use crate::systems;
 

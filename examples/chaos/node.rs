@@ -155,7 +155,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             cookie: "chaos".into(),
             weight: 1,
             pipe: Pipe::Framed,
-            limits: transport::Limits::default(),
+            limits: transport::TransportLimits::default(),
         }),
     };
     let mut prepared = core::prepare(pool, settings).await?;

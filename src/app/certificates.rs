@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::transport::{
-        Credit, Envelope, Inbox, Limits, Options, Peer, Started, bind, framed,
+        Credit, Envelope, Inbox, Options, Peer, Started, TransportLimits, bind, framed,
     };
 
     /// Removed with its handle.
@@ -211,7 +211,7 @@ mod tests {
             listener: bind("127.0.0.1:0").await.unwrap(),
             cookie: "c".into(),
             tls: Some(folder.tls(name)),
-            limits: Limits::default(),
+            limits: TransportLimits::default(),
         };
         framed::start(options, Arc::new(Nothing)).await.unwrap()
     }

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::actors::registry::Registry;
 use crate::actors::runs::Runners;
 use crate::actors::{Options, ParkNotice, Runner, Runtime, Witness, services};
-use crate::app::member::{self, Membership, Standing};
+use crate::app::member::{self, ClusterStatus, Membership};
 use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::skew::{self, Skew};
@@ -38,7 +38,7 @@ pub struct Settings {
     pub data_lock_held: bool,
     pub read_ttl: Duration,
     pub clock: Clock,
-    pub clock_limits: skew::Limits,
+    pub clock_limits: skew::SkewLimits,
     pub writer: writer::Options,
     pub entities: Options,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
@@ -93,7 +93,7 @@ pub struct Core {
     /// Open client connections: the gateway sets it, the lease renewal reports it.
     pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<ClusterStatus>,
     leaving: Arc<watch::Sender<bool>>,
     renewing: Option<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
@@ -198,8 +198,8 @@ impl Prepared {
         let presence = Presence::new(router.clone(), slots, runtime.topics.clone());
         let leaving = Arc::new(watch::Sender::new(false));
         let (standing, stands) = watch::channel(match rest.cluster {
-            Some(_) => Standing::joining(),
-            None => Standing::alone(runtime.lease.incarnation()),
+            Some(_) => ClusterStatus::joining(),
+            None => ClusterStatus::alone(runtime.lease.incarnation()),
         });
         let mut tasks = vec![
             tokio::spawn(presence.clone().run()),
@@ -255,7 +255,7 @@ impl Core {
     }
 
     /// What part this node takes in its cluster.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
+    pub fn standing(&self) -> watch::Receiver<ClusterStatus> {
         self.standing.clone()
     }
 

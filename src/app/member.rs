@@ -52,12 +52,12 @@ pub struct Options {
     pub tls: Option<Tls>,
     pub weight: u32,
     pub pipe: Pipe,
-    pub limits: transport::Limits,
+    pub limits: transport::TransportLimits,
 }
 
 /// What others on this node want to know of its part in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ClusterStatus {
     pub active: bool,
     /// An operator wants it to leave.
     pub draining: bool,
@@ -71,7 +71,7 @@ pub struct Standing {
     pub waits_for: Option<String>,
 }
 
-impl Standing {
+impl ClusterStatus {
     /// Of a node without a cluster.
     pub fn alone(incarnation: i64) -> Self {
         Self {
@@ -108,7 +108,7 @@ pub struct Membership {
     /// Asks for a beat now.
     pub beat_now: Arc<Notify>,
     pub leaving: watch::Receiver<bool>,
-    pub standing: watch::Sender<Standing>,
+    pub standing: watch::Sender<ClusterStatus>,
 }
 
 /// What the loop remembers between two rounds.
@@ -447,7 +447,7 @@ impl Membership {
         metrics::gauge!("proxie_slots").set(mine as f64);
         metrics::gauge!("proxie_nodes").set(sight.members().len() as f64);
         self.standing.send_if_modified(|standing| {
-            let now = Standing {
+            let now = ClusterStatus {
                 active: state == Some(State::Active),
                 draining: state == Some(State::Draining),
                 settled,

@@ -357,7 +357,7 @@ async fn start_core(
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),
         clock,
-        clock_limits: skew::Limits {
+        clock_limits: skew::SkewLimits {
             warn_ms: config.node.clock_warn_ms,
             limit_ms: config.node.clock_limit_ms,
         },

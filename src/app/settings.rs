@@ -136,7 +136,7 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
         request_timeout: Duration::from_millis(http.request_timeout_ms),
         requests: Policy { quota: http.requests_per_minute, window_s: 60 },
         drain: Duration::from_millis(http.drain_ms),
-        accept: accept::Limits {
+        accept: accept::AcceptLimits {
             max_connections: http.max_connections,
             max_connections_per_address: http.max_connections_per_address,
             accepts_per_s: http.accepts_per_s,
@@ -183,10 +183,10 @@ pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
             Transport::Framed => member::Pipe::Framed,
             Transport::RactorCluster => member::Pipe::RactorCluster,
         },
-        limits: transport::Limits {
+        limits: transport::TransportLimits {
             window_bytes: cluster.window_mb << 20,
             max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
-            ..transport::Limits::default()
+            ..transport::TransportLimits::default()
         },
     })
 }

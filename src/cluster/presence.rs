@@ -51,7 +51,7 @@ enum Message {
 
 /// One user's presence, as its owner keeps it.
 #[derive(Debug, Default)]
-struct Shown {
+struct UserPresence {
     devices: Vec<Known>,
     /// Counts announcements: the latest one determines the user's status.
     turn: u64,
@@ -82,7 +82,7 @@ impl Change {
     }
 }
 
-impl Shown {
+impl UserPresence {
     /// Takes over a node's report, which lists all of the user's devices there.
     fn hear(&mut self, node: i64, devices: &[Device], now_ms: i64) -> Change {
         let mut change = Change::default();
@@ -222,7 +222,7 @@ impl Told {
 
 #[derive(Default)]
 struct Kept {
-    users: HashMap<Arc<str>, Shown>,
+    users: HashMap<Arc<str>, UserPresence>,
     /// Users with devices that may still come back.
     waiting: HashSet<Arc<str>>,
     /// Users whose listeners asked for the current state.
@@ -362,7 +362,7 @@ impl Presence {
         matches!(self.slots.locate(topic_slot(&topic_of(user))), Place::Here { .. })
     }
 
-    fn publish(&self, user: &str, shown: &Shown, change: &Change) {
+    fn publish(&self, user: &str, shown: &UserPresence, change: &Change) {
         if !change.is_none() && self.topics.has_subscribers(&topic_of(user)) {
             self.topics.publish(&shown.publication(user, change));
         }
@@ -460,7 +460,7 @@ impl Presence {
             }
             waits
         });
-        let nobody = Shown::default();
+        let nobody = UserPresence::default();
         asked.retain(|user| {
             let slot = topic_slot(&topic_of(user));
             match self.slots.locate(slot) {
@@ -495,7 +495,7 @@ mod tests {
 
     #[test]
     fn who_comes_back_in_time_was_never_away() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         assert_eq!(shown.hear(1, &devices(&[("a", "online")]), 0), joined(&["a"]));
         assert!(shown.hear(1, &[], 1_000).is_none());
         assert!(shown.tick(5_999).is_none());
@@ -511,7 +511,7 @@ mod tests {
 
     #[test]
     fn the_latest_announcement_speaks_for_the_user() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         let both = [("a", "online"), ("b", "away")];
         assert_eq!(shown.hear(1, &devices(&both), 0), joined(&["a", "b"]));
         assert_eq!(shown.status(), "away");
@@ -524,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_dead_node_takes_its_devices_along_and_no_others() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         shown.hear(1, &devices(&[("a", "online")]), 0);
         shown.hear(2, &devices(&[("b", "online")]), 0);
         assert!(shown.lost(1, 100) && !shown.lost(3, 100));
@@ -537,7 +537,7 @@ mod tests {
         /// ones that nodes have.
         #[test]
         fn joins_and_leaves_add_up(steps in prop::collection::vec((0..3i64, 0..5usize, 0..3_000i64, any::<bool>()), 1..60)) {
-            let mut shown = Shown::default();
+            let mut shown = UserPresence::default();
             let mut nodes: HashMap<i64, Vec<Device>> = HashMap::new();
             let (mut known, mut now, mut next) = (HashSet::new(), 0, 0);
             let apply = |change: Change, known: &mut HashSet<Arc<str>>| {

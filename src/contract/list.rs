@@ -102,7 +102,7 @@ impl ListOf {
         decode(&self.0, &text).ok_or_else(wrong)
     }
 
-    pub fn page<T>(&self, page: views::Page<T>) -> Page<T> {
+    pub fn page<T>(&self, page: views::RowPage<T>) -> Page<T> {
         let next_cursor = page.next.as_ref().map(|next| encode(&self.0, next));
         Page { items: page.items, omitted: page.omitted, next_cursor }
     }

@@ -24,12 +24,12 @@ pub struct DeadLetter {
     pub dead_at: String,
     pub body: serde_json::Value,
     #[serde(skip)]
-    pub cursor: Cursor,
+    pub cursor: LetterCursor,
 }
 
 /// The position of a letter in the list, which is ordered oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Cursor {
+pub struct LetterCursor {
     dead_us: i64,
     id: String,
 }
@@ -69,7 +69,7 @@ fn bound(sql: String, which: &Which) -> Query<'static> {
 pub async fn list(
     pool: &PgPool,
     which: &Which,
-    after: &Cursor,
+    after: &LetterCursor,
     limit: i64,
 ) -> Result<Vec<DeadLetter>, sqlx::Error> {
     // A page of each table, since each has its own index order.
@@ -100,7 +100,7 @@ pub async fn list(
                 dead_at: from_micros(row.get(5)).to_string(),
                 // A body that is not JSON is shown as text.
                 body: serde_json::from_str(&body).unwrap_or(serde_json::Value::String(body)),
-                cursor: Cursor { dead_us: row.get(5), id: row.get(0) },
+                cursor: LetterCursor { dead_us: row.get(5), id: row.get(0) },
             }
         })
         .collect())

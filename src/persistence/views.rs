@@ -63,7 +63,7 @@ pub struct Cursor {
 }
 
 #[derive(Debug)]
-pub struct Page<T> {
+pub struct RowPage<T> {
     pub items: Vec<T>,
     /// Rows of this page that are none of its items, since only a newer release can read them.
     pub omitted: usize,
@@ -100,8 +100,8 @@ impl Views {
         }
     }
 
-    async fn page<V: View>(&self, rows: &[PgRow], limit: usize) -> Result<Page<V>, ViewError> {
-        let mut page = Page { items: Vec::new(), omitted: 0, next: next(rows, limit) };
+    async fn page<V: View>(&self, rows: &[PgRow], limit: usize) -> Result<RowPage<V>, ViewError> {
+        let mut page = RowPage { items: Vec::new(), omitted: 0, next: next(rows, limit) };
         for row in rows.iter().take(limit) {
             match self.typed(row).await {
                 Ok(item) => page.items.push(item),
@@ -151,7 +151,7 @@ impl Views {
     }
 
     /// One page of an owner's rows.
-    pub async fn list<V: View>(&self, list: List<'_>) -> Result<Page<V>, ViewError> {
+    pub async fn list<V: View>(&self, list: List<'_>) -> Result<RowPage<V>, ViewError> {
         let (name, key) = (V::NAME, V::KEY);
         let Listed { by: owner, order } = const { Listed::of::<V>() };
         let (beyond, direction) = if list.newest_first { ("<", "desc") } else { (">", "asc") };
@@ -199,7 +199,7 @@ impl Views {
         owner: &str,
         cursor: Cursor,
         limit: usize,
-    ) -> Result<Page<V>, ViewError> {
+    ) -> Result<RowPage<V>, ViewError> {
         let rows = within(&self.pool, READ, PATIENCE, async |connection| {
             sqlx::query(sql)
                 .bind(owner)
@@ -209,11 +209,11 @@ impl Views {
                 .fetch_all(connection)
                 .await
         });
-        Page::of(&rows.await?, limit)
+        RowPage::of(&rows.await?, limit)
     }
 }
 
-impl<V: DeserializeOwned> Page<V> {
+impl<V: DeserializeOwned> RowPage<V> {
     /// Of rows that [`Views::rows`] describes, one more than asked for where there is a next page.
     pub fn of(rows: &[PgRow], limit: usize) -> Result<Self, ViewError> {
         let mut page = Self { items: Vec::new(), omitted: 0, next: next(rows, limit) };

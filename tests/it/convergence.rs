@@ -2,7 +2,7 @@
 //! lost, come twice and in any order, devices and nodes crash. In the end all of them show the same, which is what the
 //! operations say by themselves.
 //!
-//! What decides is the real entity, `Shared`. Around it are models: a node with a journal and a bounded log, the network,
+//! What decides is the real entity, `SyncLog`. Around it are models: a node with a journal and a bounded log, the network,
 //! and a device that does what `clients/typescript` does.
 //!
 //! - `PROXIE_SYNC_SEED=n` runs one schedule, and says what happened in it.
@@ -17,10 +17,10 @@ use proxie::kernel::codec;
 use proxie::kernel::entity::{Caller, DecideCx, Effect, Entity, Role};
 use proxie::kernel::ids::IdSource;
 use proxie::systems::devices::domain::clock::{DeviceId, NTP64, tick, to_ntp};
-use proxie::systems::devices::domain::operation::{Change, Operation, Playback};
+use proxie::systems::devices::domain::operation::{Change, Operation, WatchPosition};
 use proxie::systems::devices::domain::replica::{Entry, Mark, Replica};
 use proxie::systems::devices::domain::shared::{
-    Command, Event, Limits, Reply, Shared, Standing, State,
+    Command, Event, Reply, State, SyncLimits, SyncLog, SyncStatus,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -45,7 +45,7 @@ enum Ask {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Tell {
-    Updated { standing: Standing, restamped: Vec<(u64, NTP64)> },
+    Updated { standing: SyncStatus, restamped: Vec<(u64, NTP64)> },
     Page { reading: u64, entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
     Log { after: i64, deltas: Vec<(i64, Delta)>, head: i64, complete: bool },
     Live { offset: i64, delta: Delta },
@@ -136,7 +136,7 @@ struct World {
     waiting: Vec<Option<Step>>,
     node: Node,
     devices: Vec<Device>,
-    limits: Limits,
+    limits: SyncLimits,
     /// Devices hear of each other's unsent additions on another way, and remove them.
     gossips: bool,
     met: Met,
@@ -181,7 +181,7 @@ impl World {
     fn new(seed: u64, logs: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let gossips = rng.random_ratio(1, 4);
-        let limits = Limits {
+        let limits = SyncLimits {
             max_tombstones: if !gossips && rng.random_ratio(1, 2) { 4 } else { 1_000 },
             max_entries: 1_000,
             max_skew_ms: 5_000,
@@ -304,7 +304,7 @@ impl World {
         let caller = Caller::user("alice", Role::Consumer);
         let cx = DecideCx { key: "alice", now, caller: &caller, ids: &ids };
         let state = self.node.state.as_mut()?;
-        let decision = Shared::decide(state, command, &cx).expect("it is registered");
+        let decision = SyncLog::decide(state, command, &cx).expect("it is registered");
         let crash = self.now > 0 && self.now < TROUBLE_MS && self.rng.random_ratio(1, 200);
         if crash && self.rng.random_ratio(1, 2) {
             self.crash_node();
@@ -313,7 +313,7 @@ impl World {
         let mut said = Vec::new();
         let before = state.offset;
         for event in &decision.events {
-            Shared::evolve(state, event);
+            SyncLog::evolve(state, event);
             self.met.left_behind += u64::from(matches!(event, Event::LeftBehind { .. }));
             self.node.journal.push(serde_json::to_string(event).unwrap());
         }
@@ -355,7 +355,7 @@ impl World {
             None => (0, State::default()),
         };
         for event in &self.node.journal[from..] {
-            Shared::evolve(&mut state, &serde_json::from_str(event).unwrap());
+            SyncLog::evolve(&mut state, &serde_json::from_str(event).unwrap());
         }
         self.node.state = Some(state);
     }
@@ -524,7 +524,10 @@ impl World {
             }
             6..9 => Change::PlaybackUpdate {
                 content_id,
-                position: Playback { position_ms: self.rng.random_range(0..9), duration_ms: None },
+                position: WatchPosition {
+                    position_ms: self.rng.random_range(0..9),
+                    duration_ms: None,
+                },
             },
             _ => {
                 let count = self.devices[n].counts.entry(content_id.clone()).or_default();
@@ -608,7 +611,7 @@ impl World {
             }
         }
         let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
-        let mut positions: BTreeMap<&str, (NTP64, DeviceId, &Playback)> = BTreeMap::new();
+        let mut positions: BTreeMap<&str, (NTP64, DeviceId, &WatchPosition)> = BTreeMap::new();
         let mut counters: BTreeMap<&str, BTreeMap<DeviceId, u64>> = BTreeMap::new();
         for device in &self.devices {
             for operation in &device.written {
@@ -644,7 +647,7 @@ impl World {
                 .collect();
             let shown: Vec<_> = shown.iter().map(|(i, t)| (i.as_str(), t.as_str())).collect();
             assert_eq!(shown, live, "the watchlist of {who}");
-            let shown: BTreeMap<&str, (NTP64, DeviceId, &Playback)> = replica
+            let shown: BTreeMap<&str, (NTP64, DeviceId, &WatchPosition)> = replica
                 .positions
                 .iter()
                 .map(|(id, r)| {

@@ -15,7 +15,7 @@ use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::{self, Cursor, Which};
+use proxie::persistence::letters::{self, LetterCursor, Which};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
 use serde_json::Value;
@@ -473,7 +473,7 @@ async fn an_entity_that_owes_much_delivers_it_once_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_far_off_starts_nothing_and_lets_nothing_expire() {
     let database = database().await;
-    let limits = skew::Limits { warn_ms: 30_000, limit_ms: 60_000 };
+    let limits = skew::SkewLimits { warn_ms: 30_000, limit_ms: 60_000 };
     let clock = Clock::manual(Clock::System.now());
     let setup = || Setup { clock: clock.clone(), clock_limits: limits, ..Default::default() };
     clock.advance_ms(120_000);
@@ -711,8 +711,9 @@ async fn dead_letters_are_listed_and_can_be_retried() {
     ask(&node, "from", Command::Spread { to: vec!["broken".into()], n: 3 }, Meta::runtime())
         .await
         .unwrap();
-    let dead =
-        || async { letters::list(&pool, &Which::default(), &Cursor::default(), 10).await.unwrap() };
+    let dead = || async {
+        letters::list(&pool, &Which::default(), &LetterCursor::default(), 10).await.unwrap()
+    };
     eventually("it is a dead letter", || async { dead().await.len() == 1 }).await;
     sqlx::query("update journal set event = '{\"Added\": 4}' where key = 'broken'")
         .execute(&pool)

@@ -14,7 +14,7 @@ use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::{self, Cursor, DeadLetter, Which};
+use proxie::persistence::letters::{self, DeadLetter, LetterCursor, Which};
 use proxie::persistence::outbox;
 use proxie::persistence::patience::within;
 use serde_json::Value;
@@ -44,7 +44,7 @@ async fn hurry(pool: &PgPool) {
 }
 
 async fn dead(pool: &PgPool, which: &Which) -> Vec<DeadLetter> {
-    letters::list(pool, which, &Cursor::default(), 1_000).await.unwrap()
+    letters::list(pool, which, &LetterCursor::default(), 1_000).await.unwrap()
 }
 
 /// Rows that nobody can handle, older than everything else: `n` of each sort.
@@ -201,7 +201,7 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     assert_eq!(dead(&pool, &of("counter", "parked")).await.len(), 3);
     assert_eq!(dead(&pool, &of("counter", letters::ASLEEP)).await.len(), 6);
     // By pages, each once.
-    let (mut ids, mut after) = (Vec::new(), Cursor::default());
+    let (mut ids, mut after) = (Vec::new(), LetterCursor::default());
     loop {
         let page = letters::list(&pool, &Which::default(), &after, 4).await.unwrap();
         let Some(last) = page.last() else { break };

@@ -205,7 +205,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let loader = Loader::start(pool.clone(), 1, away);
     let histories = Histories::start(pool.clone(), vault(watching.clone()).await);
     let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
-    let begin = letters::Cursor::default();
+    let begin = letters::LetterCursor::default();
     let window = Window {
         service: "haircut".into(),
         south: 50.0,
@@ -240,7 +240,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             let from = if newest_first { Cursor::last() } else { Cursor::first() };
             List { owner, filters: &[], newest_first, from, limit: 20 }
         }
-        fn page<T>(page: &proxie::persistence::views::Page<T>) -> usize {
+        fn page<T>(page: &proxie::persistence::views::RowPage<T>) -> usize {
             page.items.len() + 1
         }
         fn some<T>(found: &Option<T>) -> usize {

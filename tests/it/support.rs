@@ -123,7 +123,7 @@ pub struct Setup {
     pub writer: writer::Options,
     pub runners: HashMap<&'static str, Arc<dyn Runner>>,
     pub data_lock_held: bool,
-    pub clock_limits: skew::Limits,
+    pub clock_limits: skew::SkewLimits,
     pub name: &'static str,
     /// With others on its database.
     pub clustered: bool,
@@ -140,7 +140,7 @@ impl Default for Setup {
             name: "test",
             clustered: false,
             // Tests move clocks by hand.
-            clock_limits: skew::Limits { limit_ms: i64::MAX, ..Default::default() },
+            clock_limits: skew::SkewLimits { limit_ms: i64::MAX, ..Default::default() },
         }
     }
 }
@@ -230,7 +230,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
                 tls: None,
                 weight: 1,
                 pipe: Pipe::Framed,
-                limits: transport::Limits::default(),
+                limits: transport::TransportLimits::default(),
             })
         }
     };

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use sqlx::postgres::PgPool;
 
 use super::entity::hide_secrets;
-use crate::persistence::letters::{self, Cursor, PAGE, Which};
+use crate::persistence::letters::{self, LetterCursor, PAGE, Which};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -77,7 +77,7 @@ pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
 }
 
 async fn list(pool: &PgPool, which: &Which) -> anyhow::Result<()> {
-    let mut after = Cursor::default();
+    let mut after = LetterCursor::default();
     loop {
         let page = letters::list(pool, which, &after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };

@@ -264,7 +264,7 @@ mod tests {
     use ractor::ActorStatus;
 
     use super::*;
-    use crate::cluster::transport::{Limits, bind};
+    use crate::cluster::transport::{TransportLimits, bind};
 
     #[tokio::test]
     async fn its_actors_end_with_it() {
@@ -274,7 +274,7 @@ mod tests {
             listener: bind("127.0.0.1:0").await.unwrap(),
             cookie: "c".into(),
             tls: None,
-            limits: Limits::default(),
+            limits: TransportLimits::default(),
         };
         let carrier = Clustered::start(&options).await.unwrap();
         let (server, mailbox) = (carrier.server.get_cell(), carrier.mailbox.get_cell());

@@ -107,8 +107,8 @@ impl Inbox for Recorder {
     }
 }
 
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> TransportLimits {
+    TransportLimits {
         window_bytes: 256 << 10,
         max_envelope_bytes: 16 << 10,
         max_frame_bytes: 8 << 10,

@@ -22,7 +22,7 @@ use crate::gateway::Gateway;
 use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 
-pub use outgoing::Outgoing;
+pub use outgoing::SendQueue;
 use outgoing::{Item, Overflowed};
 use subscribe::Started;
 use track::{Next, Track};
@@ -59,7 +59,7 @@ struct Listening {
 }
 
 /// A page of history that has been read.
-pub struct Page {
+pub struct HistoryPage {
     key: u64,
     after: i64,
     outcome: Outcome<Arc<History>>,
@@ -67,14 +67,14 @@ pub struct Page {
 
 pub struct Feed {
     gateway: Arc<Gateway>,
-    pub outgoing: Arc<Outgoing>,
+    pub outgoing: Arc<SendQueue>,
     /// Items taken from `outgoing`, to be sent next.
     taken: VecDeque<Item>,
     /// A list rather than a map: most clients have few subscriptions, and their number is bounded.
     topics: Vec<Listening>,
     next_key: u64,
     /// Reads of history under way, at most one page per topic.
-    reading: FuturesUnordered<BoxFuture<'static, Page>>,
+    reading: FuturesUnordered<BoxFuture<'static, HistoryPage>>,
 }
 
 impl Feed {
@@ -82,7 +82,7 @@ impl Feed {
         let limit = gateway.options.websocket.send_buffer_bytes;
         Self {
             gateway,
-            outgoing: Arc::new(Outgoing::new(limit)),
+            outgoing: Arc::new(SendQueue::new(limit)),
             taken: VecDeque::new(),
             topics: Vec::new(),
             next_key: 0,
@@ -140,7 +140,7 @@ impl Feed {
         let topic = listening.topic.clone();
         self.ask_presence(&topic);
         match page {
-            Some(history) => self.page(Page { key, after, outcome: Ok(history) }, out),
+            Some(history) => self.page(HistoryPage { key, after, outcome: Ok(history) }, out),
             None => self.go_on(key, next),
         }
     }
@@ -153,7 +153,7 @@ impl Feed {
     }
 
     /// Waits until a publication is queued (`None`) or a page has been read.
-    pub async fn ready(&mut self) -> Option<Page> {
+    pub async fn ready(&mut self) -> Option<HistoryPage> {
         poll_fn(|cx| match self.poll_page(cx) {
             Poll::Ready(page) => Poll::Ready(Some(page)),
             Poll::Pending => self.poll_publications(cx).map(|()| None),
@@ -165,7 +165,7 @@ impl Feed {
         if self.taken.is_empty() { self.outgoing.poll_ready(cx) } else { Poll::Ready(()) }
     }
 
-    pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Page> {
+    pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<HistoryPage> {
         // Polling an empty set would still register the waker, so it is skipped.
         if !self.reading.is_empty()
             && let Poll::Ready(Some(page)) = self.reading.poll_next_unpin(cx)
@@ -175,8 +175,8 @@ impl Feed {
         Poll::Pending
     }
 
-    pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
-        let Page { key, after, outcome } = page;
+    pub fn page(&mut self, page: HistoryPage, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
+        let HistoryPage { key, after, outcome } = page;
         let Ok(history) = outcome else {
             // The store is unavailable. The client resumes from the same offset once it is back.
             self.read_after(key, after, READ_AGAIN);
@@ -248,7 +248,7 @@ impl Feed {
                 Ok(gateway.histories()?.after(kind, key, after).await?)
             }
             .await;
-            Page { key, after, outcome }
+            HistoryPage { key, after, outcome }
         };
         self.reading.push(reading.boxed());
     }

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::topics::{Published, Subscriber};
 
-pub struct Outgoing {
+pub struct SendQueue {
     queue: Mutex<Queue>,
     /// Whether an item waits or the queue has overflowed. Read without the lock, changed under it.
     ready: AtomicBool,
@@ -50,7 +50,7 @@ fn cost(item: &Item) -> usize {
 #[derive(Debug)]
 pub struct Overflowed;
 
-impl Outgoing {
+impl SendQueue {
     pub fn new(limit_bytes: usize) -> Self {
         Self { queue: Mutex::default(), ready: AtomicBool::new(false), limit_bytes }
     }
@@ -123,7 +123,7 @@ impl Queue {
     }
 }
 
-impl Outgoing {
+impl SendQueue {
     fn push(&self, item: Item) {
         let mut queue = self.queue();
         if queue.overflowed {
@@ -155,7 +155,7 @@ impl Outgoing {
     }
 }
 
-impl Subscriber for Outgoing {
+impl Subscriber for SendQueue {
     fn deliver(&self, key: u64, published: &Arc<Published>) {
         self.push(Item { key, published: Some(published.clone()) });
     }
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn of_some_topics_only_the_latest_waits() {
-        let outgoing = Outgoing::new(1_000);
+        let outgoing = SendQueue::new(1_000);
         let price = |n: u32| Published::new("app:price", None, "app:set", &n.to_string());
         outgoing.deliver(3, &price(0));
         outgoing.deliver(2, &price(1));
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn much_is_taken_in_parts_and_all_of_it_in_order() {
-        let outgoing = Outgoing::new(1_048_576);
+        let outgoing = SendQueue::new(1_048_576);
         let data = format!("\"{}\"", "x".repeat(1_000));
         let published = Published::new("app:big", None, "app:set", &data);
         (0..200).for_each(|key| outgoing.deliver(2 * key, &published));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn whoever_is_too_slow_is_cut_off() {
-        let outgoing = Outgoing::new(1_000);
+        let outgoing = SendQueue::new(1_000);
         let published = Published::new("user:a", Some(1), "e", &format!("\"{}\"", "x".repeat(300)));
         let mut taken = VecDeque::new();
         outgoing.deliver(8, &published);

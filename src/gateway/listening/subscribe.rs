@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
 
-use super::Outgoing;
+use super::SendQueue;
 use crate::cluster::topics::Subscription;
 use crate::contract::problem::{Outcome, Problem};
 use crate::contract::topic::only_their_own;
@@ -66,7 +66,7 @@ const AT_ONCE: usize = 8;
 pub async fn start_all(
     gateway: &Gateway,
     claims: &Claims,
-    outgoing: &Arc<Outgoing>,
+    outgoing: &Arc<SendQueue>,
     wanted: Vec<(Arc<str>, u64, Option<Position>)>,
 ) -> Vec<Attempt> {
     stream::iter(wanted)
@@ -100,7 +100,7 @@ pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
 pub async fn start(
     gateway: &Gateway,
     claims: &Claims,
-    outgoing: Arc<Outgoing>,
+    outgoing: Arc<SendQueue>,
     key: u64,
     topic: &str,
     position: Option<Position>,

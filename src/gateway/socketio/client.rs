@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::link::{Link, Sent, ToConnection};
+use super::link::{Sent, SocketIoLink, ToConnection};
 use super::packet::{self, Packet};
 use super::pipe::{Reader, Writer};
 use crate::contract::problem::Problem;
@@ -168,7 +168,8 @@ impl Client {
     /// Hands the connection to a gateway actor, which reads the token first.
     fn join(&mut self, auth: &Value) {
         let gateway = self.gateway.clone();
-        let (link, to_connection, from_connection) = Link::new(&gateway.options.websocket, auth);
+        let (link, to_connection, from_connection) =
+            SocketIoLink::new(&gateway.options.websocket, auth);
         self.stage = Stage::Joined(Joined { to_connection, from_connection });
         let opened = gateway.connections.opened();
         let socket = Socket::SocketIo(link);

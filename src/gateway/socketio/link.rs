@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::packet;
 use super::pipe::{Reader, Writer, pipe};
-use crate::gateway::ws::Limits;
+use crate::gateway::ws::ConnectionLimits;
 
 /// Buffer between the engine and the connection, per direction.
 const ROOM_BYTES: usize = 64 * 1024;
@@ -36,7 +36,7 @@ pub enum Sent {
     Left(String),
 }
 
-pub struct Link {
+pub struct SocketIoLink {
     frames: Reader<ToConnection>,
     /// `None`: the connection has ended.
     packets: Option<Writer<Sent>>,
@@ -55,9 +55,12 @@ pub struct Link {
     max_in_flight: usize,
 }
 
-impl Link {
+impl SocketIoLink {
     /// A link whose first frame is the `auth` that CONNECT is translated to.
-    pub fn new(limits: &Limits, auth: &Value) -> (Self, Writer<ToConnection>, Reader<Sent>) {
+    pub fn new(
+        limits: &ConnectionLimits,
+        auth: &Value,
+    ) -> (Self, Writer<ToConnection>, Reader<Sent>) {
         let mut data = json!({});
         for field in ["token", "positions"] {
             if let Some(value) = auth.get(field) {

@@ -14,7 +14,7 @@ use super::protocol::{self, Close, Frame, Position, split_topic};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::listening::subscribe::{self, Attempt};
-use crate::gateway::users::Seat;
+use crate::gateway::users::ConnectionSlot;
 use crate::kernel::error::ErrorCode;
 
 impl Connection {
@@ -138,7 +138,7 @@ impl Connection {
         &mut self,
         id: Option<String>,
         fresh: bool,
-        user: Option<Seat>,
+        user: Option<ConnectionSlot>,
         topics: Vec<Attempt>,
     ) -> Flow {
         self.authenticating = false;

@@ -32,8 +32,8 @@ use crate::contract::connection::Hold;
 use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
-use crate::gateway::listening::{Feed, Page};
-use crate::gateway::users::Seat;
+use crate::gateway::listening::{Feed, HistoryPage};
+use crate::gateway::users::ConnectionSlot;
 use crate::gateway::{Gateway, Leaving};
 
 pub struct Arguments {
@@ -41,7 +41,7 @@ pub struct Arguments {
     pub socket: Socket,
     /// From the `Authorization` header.
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<Seat>,
+    pub user: Option<ConnectionSlot>,
     pub opened: Opened,
     pub admitted: Option<Admitted>,
 }
@@ -65,7 +65,7 @@ pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub id: Arc<str>,
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<Seat>,
+    pub user: Option<ConnectionSlot>,
     pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<InFlight>,
@@ -110,7 +110,7 @@ enum Event {
     Publications,
     Message(Option<Result<Message, axum::Error>>),
     Done(Done),
-    Page(Page),
+    Page(HistoryPage),
     News(News),
     Alarm,
 }

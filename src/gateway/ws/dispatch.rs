@@ -22,7 +22,7 @@ use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
 use crate::gateway::listening::subscribe::{self, Attempt, Started};
-use crate::gateway::users::Seat;
+use crate::gateway::users::ConnectionSlot;
 use crate::kernel::error::ErrorCode;
 
 /// The results of a connection's futures.
@@ -34,7 +34,12 @@ pub enum Done {
         then: Option<Then>,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
-    Authenticated { id: Option<String>, fresh: bool, user: Option<Seat>, topics: Vec<Attempt> },
+    Authenticated {
+        id: Option<String>,
+        fresh: bool,
+        user: Option<ConnectionSlot>,
+        topics: Vec<Attempt>,
+    },
     /// The user has too many connections.
     Crowded { id: String, problem: Problem },
     Subscribed {

@@ -34,7 +34,7 @@ use crate::gateway::sync;
 
 pub(super) use connection::Arguments;
 use owner::Owners;
-pub use protocol::Limits;
+pub use protocol::ConnectionLimits;
 pub(super) use socket::Socket;
 pub(super) use stream::WebSocket;
 pub(super) use upgrade::Upgrade;
@@ -97,7 +97,7 @@ pub async fn sync_door(
     upgrade: Outcome<Upgrade>,
 ) -> Outcome<Response> {
     let speak = |socket, gateway: &Gateway| {
-        Socket::Devices(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
+        Socket::Devices(Box::new(sync::SyncLink::new(socket, gateway.mint("syn"))))
     };
     accept(gateway, headers, extensions, upgrade, speak).await
 }

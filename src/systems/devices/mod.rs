@@ -12,9 +12,9 @@ use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
     entities: &[
-        entity::<domain::shared::Shared>(),
+        entity::<domain::shared::SyncLog>(),
         entity::<domain::device::Device>(),
-        entity::<domain::playback::Playback>(),
+        entity::<domain::playback::PlaybackSessions>(),
         entity::<domain::content::Content>(),
     ],
     operations: &[
@@ -49,8 +49,8 @@ pub const SYSTEM: System = System {
     ],
     views: &[view::<domain::content::ContentView>(), view::<domain::playback::SessionView>()],
     sections: &[
-        section::<domain::shared::Limits>(),
-        section::<settings::Playback>(),
+        section::<domain::shared::SyncLimits>(),
+        section::<settings::PlaybackSettings>(),
         section::<settings::Tiers>(),
     ],
     migrations: &[(3, "playback", include_str!("migrations/0003_playback.sql"))],

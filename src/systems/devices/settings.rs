@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::domain::platforms::Platforms;
-use super::domain::shared::Limits;
+use super::domain::shared::SyncLimits;
 use crate::contract::section::Section;
 
-impl Section for Limits {
+impl Section for SyncLimits {
     const NAME: &'static str = "sync";
     type Ready = Self;
 
@@ -20,27 +20,27 @@ impl Section for Limits {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Playback {
+pub struct PlaybackSettings {
     /// Without a report for so long a session is over.
     pub idle_s: u32,
     /// A table of platforms in the place of ours.
     pub platforms: PathBuf,
 }
 
-impl Default for Playback {
+impl Default for PlaybackSettings {
     fn default() -> Self {
         Self { idle_s: 14_400, platforms: PathBuf::new() }
     }
 }
 
-/// How sessions are played: [`Playback`], with the table that it names.
+/// How sessions are played: [`PlaybackSettings`], with the table that it names.
 #[derive(Debug)]
 pub struct Playing {
     pub idle_s: u32,
     pub platforms: Platforms,
 }
 
-impl Section for Playback {
+impl Section for PlaybackSettings {
     const NAME: &'static str = "playback";
     type Ready = Playing;
 
@@ -112,7 +112,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
         let options = |table: &str| {
             std::fs::write(&path, table).unwrap();
-            Playback { platforms: path.clone(), ..Playback::default() }.prepare()
+            PlaybackSettings { platforms: path.clone(), ..PlaybackSettings::default() }.prepare()
         };
         let table =
             r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
@@ -124,6 +124,8 @@ mod tests {
         let wrong = format!("{:#}", options("{}}").unwrap_err());
         assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
         std::fs::remove_file(&path).unwrap();
-        assert!(Playback { platforms: path, ..Playback::default() }.prepare().is_err());
+        assert!(
+            PlaybackSettings { platforms: path, ..PlaybackSettings::default() }.prepare().is_err()
+        );
     }
 }

@@ -9,7 +9,7 @@ use super::domain::profile::ProviderView;
 use super::domain::schedule::Span;
 use crate::kernel::clock::Timestamp;
 use crate::persistence::store::{from_micros, micros};
-use crate::persistence::views::{Cursor, Page, ViewError, Views, typed};
+use crate::persistence::views::{Cursor, RowPage, ViewError, Views, typed};
 
 /// What matching asks the providers for.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub async fn bookings_of(
     user_id: &str,
     from: Cursor,
     limit: usize,
-) -> Result<Page<BookingView>, ViewError> {
+) -> Result<RowPage<BookingView>, ViewError> {
     // A page of each, since each has its own order in an index.
     let sql = "select detail::text, micros(created_at), id from (
             (select detail, created_at, id from bookings
@@ -82,7 +82,7 @@ pub async fn providers(
     owner_id: Option<&str>,
     from: Cursor,
     limit: usize,
-) -> Result<Page<ProviderView>, ViewError> {
+) -> Result<RowPage<ProviderView>, ViewError> {
     let sql = match (owner_id, service, city) {
         // Somebody owns few providers.
         (Some(_), ..) => {
@@ -125,7 +125,7 @@ pub async fn providers(
             .fetch_all(connection)
             .await
     });
-    Page::of(&rows.await?, limit)
+    RowPage::of(&rows.await?, limit)
 }
 
 /// Providers of a service inside a box, nearest to its middle first, each with the busy times that touch the

@@ -20,7 +20,7 @@ use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
-use crate::gateway::ws::{Limits, Upgrade};
+use crate::gateway::ws::{ConnectionLimits, Upgrade};
 use crate::kernel::error::ErrorCode;
 
 use session::{Answer, Session};
@@ -34,18 +34,18 @@ const REQUESTS: usize = 4;
 pub struct Sessions(DashMap<Arc<str>, mpsc::Sender<session::Request>>);
 
 /// A session's entry in the table, removed when this is dropped.
-struct Seat {
+struct SessionEntry {
     sessions: Arc<Sessions>,
     sid: Arc<str>,
 }
 
-impl Seat {
+impl SessionEntry {
     fn sid(&self) -> &str {
         &self.sid
     }
 }
 
-impl Drop for Seat {
+impl Drop for SessionEntry {
     fn drop(&mut self) {
         self.sessions.0.remove(&self.sid);
     }
@@ -188,7 +188,7 @@ fn begin(gateway: &Arc<Gateway>, sessions: &Arc<Sessions>, wire: Option<Wire>) -
     let (requests, receiver) = mpsc::channel(REQUESTS);
     sessions.0.insert(sid.clone(), requests);
     let opened = opened(gateway, &sid, wire.is_none());
-    let seat = Seat { sessions: sessions.clone(), sid };
+    let seat = SessionEntry { sessions: sessions.clone(), sid };
     tokio::spawn(Session::new(gateway, seat, receiver, wire).run());
     opened
 }
@@ -201,7 +201,7 @@ fn upgraded(
 ) -> Response {
     let admitted = extensions.get::<Admitted>().cloned();
     // The session counts the frames instead: a client that is too fast waits, and is not closed.
-    let limits = Limits {
+    let limits = ConnectionLimits {
         frames_per_s: u32::MAX,
         frame_burst: u32::MAX,
         ..gateway.options.websocket.clone()

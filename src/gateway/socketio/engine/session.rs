@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::packet::{self, Packet, Payload};
 use super::wire::{Heard, Probe, Probed, Wire};
-use super::{Refusal, Seat};
+use super::{Refusal, SessionEntry};
 use crate::contract::bucket::Bucket;
 use crate::gateway::socketio::client::{Client, Wrong};
 use crate::gateway::{Gateway, Leaving};
@@ -98,7 +98,7 @@ pub struct Session {
     alarm_at: Option<Instant>,
     pace: Pace,
     /// The session's entry in this node's table.
-    seat: Option<Seat>,
+    seat: Option<SessionEntry>,
 }
 
 struct Pace {
@@ -115,7 +115,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 impl Session {
     pub fn new(
         gateway: &Arc<Gateway>,
-        seat: Seat,
+        seat: SessionEntry,
         requests: mpsc::Receiver<Request>,
         wire: Option<Wire>,
     ) -> Self {

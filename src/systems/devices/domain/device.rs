@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::playback::{self, Playback, Presence};
+use super::playback::{self, DeviceState, PlaybackSessions};
 pub use super::profile::{Capabilities, DeviceType, Profile};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
@@ -292,7 +292,9 @@ impl State {
     fn owned(&self, caller: &Caller) -> Result<&Registered, Rejection> {
         let registered = self.registered.as_ref().ok_or(Rejection::NotFound)?;
         let owner_id = &registered.owner_id;
-        if !(caller.may_act_for(owner_id, "device") || caller.is_the(Playback::KIND, owner_id)) {
+        if !(caller.may_act_for(owner_id, "device")
+            || caller.is_the(PlaybackSessions::KIND, owner_id))
+        {
             return Err(Rejection::NotFound);
         }
         if self.removed { Err(Rejection::Removed) } else { Ok(registered) }
@@ -301,7 +303,7 @@ impl State {
     /// The playback of the person whose device this is, even where that was removed.
     fn is_played_by(&self, caller: &Caller) -> bool {
         let owner_id = self.registered.as_ref().map(|registered| &registered.owner_id);
-        owner_id.is_some_and(|owner_id| caller.is_the(Playback::KIND, owner_id))
+        owner_id.is_some_and(|owner_id| caller.is_the(PlaybackSessions::KIND, owner_id))
     }
 
     /// What follows for the person's other devices. It is decided on the state after the events.
@@ -325,10 +327,10 @@ impl State {
     }
 
     /// What it plays depends on whether it is there.
-    fn tell_playback(&self, there: Presence) -> Option<Effect> {
+    fn tell_playback(&self, there: DeviceState) -> Option<Effect> {
         let (registered, session_id) = (self.registered.as_ref()?, self.playing.clone()?);
         let command = playback::Command::DeviceIs { session_id, there };
-        Some(Effect::send::<Playback>(registered.owner_id.clone(), &command))
+        Some(Effect::send::<PlaybackSessions>(registered.owner_id.clone(), &command))
     }
 
     fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
@@ -426,7 +428,7 @@ impl Entity for Device {
                 Ok(_) => {
                     let event = Event::Removed { at: cx.now };
                     let decision = state.change(Reply::Done, event, cx.key, "removed");
-                    let told = state.tell_playback(Presence::Removed);
+                    let told = state.tell_playback(DeviceState::Removed);
                     Ok(decision.effect(Effect::cancel(LEASE)).effects(told))
                 }
                 Err(Rejection::Removed) => Ok(Decision::reply(Reply::Done)),
@@ -446,7 +448,7 @@ impl Entity for Device {
                 } else {
                     let event = Event::Connected { connection, at: cx.now };
                     let (event, effect) = state.told(event, cx.key, "online");
-                    let playback = state.tell_playback(Presence::Online);
+                    let playback = state.tell_playback(DeviceState::Online);
                     let effects = effect.into_iter().chain(playback).filter(|_| came);
                     Decision::reply(reply).event(event).effects(effects)
                 };
@@ -466,12 +468,14 @@ impl Entity for Device {
             Command::LeaseEnded => {
                 let event = Event::WentOffline { at: cx.now };
                 let decision = state.change(Reply::Done, event, cx.key, "offline");
-                Ok(decision.effects(state.tell_playback(Presence::Offline)))
+                Ok(decision.effects(state.tell_playback(DeviceState::Offline)))
             }
             Command::Control { action, from, session_id, ttl_ms } => {
                 state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_a(Playback::KIND) => {
+            Command::Play { .. } | Command::Stopped { .. }
+                if !cx.caller.is_a(PlaybackSessions::KIND) =>
+            {
                 Err(Rejection::InternalOnly)
             }
             Command::Play { session_id, start } => {

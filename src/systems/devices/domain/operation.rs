@@ -50,7 +50,7 @@ pub enum Change {
     PlaybackUpdate {
         content_id: String,
         #[serde(flatten)]
-        position: Playback,
+        position: WatchPosition,
     },
     /// The device's total so far rather than a difference, so sending it twice counts once.
     CounterUpdate {
@@ -62,13 +62,13 @@ pub enum Change {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Playback {
+pub struct WatchPosition {
     pub position_ms: u64,
     #[serde(default)]
     pub duration_ms: Option<u64>,
 }
 
-impl Playback {
+impl WatchPosition {
     /// Whether the position is in the credits or after them: 95 % of the duration.
     pub fn is_nearly_over(&self) -> bool {
         let seen = self.position_ms.saturating_mul(100);

@@ -24,7 +24,7 @@ const AWAY_S: u32 = 120;
 const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
-pub struct Playback;
+pub struct PlaybackSessions;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -47,7 +47,7 @@ pub enum Command {
     /// The device's presence, sent by the device's actor.
     DeviceIs {
         session_id: String,
-        there: Presence,
+        there: DeviceState,
     },
     /// A timer fired.
     TimedOut {
@@ -85,7 +85,7 @@ pub enum Status {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
+pub enum DeviceState {
     Online,
     Offline,
     Removed,
@@ -204,7 +204,7 @@ fn play(session_id: &str, start: &Start) -> Effect {
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
     let at = saturating_add(now, SignedDuration::from_secs(after_s.into()));
     let command = Command::TimedOut { session_id: session_id.into(), why };
-    Effect::schedule::<Playback>(timer(session_id), at, &command)
+    Effect::schedule::<PlaybackSessions>(timer(session_id), at, &command)
 }
 
 impl Session {
@@ -267,7 +267,7 @@ impl State {
         replaces: Option<&str>,
         max_streams: usize,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<Playback>, Rejection> {
+    ) -> Result<Decision<PlaybackSessions>, Rejection> {
         if let Some(session) = self.live.get(&session_id) {
             return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
         }
@@ -322,7 +322,7 @@ impl State {
     }
 }
 
-type Outcome = Result<Decision<Playback>, Rejection>;
+type Outcome = Result<Decision<PlaybackSessions>, Rejection>;
 
 /// Ends the session, and replies with its final state.
 fn end(
@@ -330,7 +330,7 @@ fn end(
     session: &Session,
     reason: EndReason,
     cx: &DecideCx<'_>,
-) -> Decision<Playback> {
+) -> Decision<PlaybackSessions> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
     let stopped = device::Command::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
@@ -342,7 +342,7 @@ fn end(
         .effect(cancel)
 }
 
-impl Entity for Playback {
+impl Entity for PlaybackSessions {
     const KIND: &'static str = "playback";
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
@@ -382,13 +382,13 @@ impl Entity for Playback {
             Command::Report { session_id, report } => state.report(&session_id, report, cx),
             Command::Stop { session_id } => state.stop(&session_id, EndReason::Stopped, cx),
             Command::TimedOut { session_id, why } => state.stop(&session_id, why, cx),
-            Command::DeviceIs { session_id, there: Presence::Removed } => {
+            Command::DeviceIs { session_id, there: DeviceState::Removed } => {
                 state.stop(&session_id, EndReason::DeviceRemoved, cx)
             }
             Command::DeviceIs { session_id, there } => {
                 let decision = Decision::reply(Reply::Done);
                 let Some(session) = state.live.get(&session_id) else { return Ok(decision) };
-                if there == Presence::Offline {
+                if there == DeviceState::Offline {
                     let why = EndReason::DeviceOffline;
                     return Ok(decision.effect(over_at(&session_id, cx.now, AWAY_S, why)));
                 }
@@ -434,7 +434,7 @@ impl Entity for Playback {
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
             device::Command::Play { session_id, .. } => {
-                Some(Command::DeviceIs { session_id, there: Presence::Removed })
+                Some(Command::DeviceIs { session_id, there: DeviceState::Removed })
             }
             _ => None,
         }
@@ -485,13 +485,13 @@ mod tests {
         Command::Report { session_id: session.into(), report }
     }
 
-    fn alice() -> Given<Playback> {
+    fn alice() -> Given<PlaybackSessions> {
         let started = Event::Started { session_id: "plb_1".into(), start: on("dev_1"), at: now() };
-        given::<Playback>([started]).at(now()).by_user("alice").key("alice")
+        given::<PlaybackSessions>([started]).at(now()).by_user("alice").key("alice")
     }
 
     /// What follows, in short: `play dev_1`, `stopped dev_1`, `told ended`, `in 900 s`, `no timer`.
-    fn follows(decision: &Decision<Playback>) -> Vec<String> {
+    fn follows(decision: &Decision<PlaybackSessions>) -> Vec<String> {
         let short = |effect: &Effect| match effect {
             Effect::Send { key, command, .. } => {
                 let name = command.as_object().unwrap().keys().next().unwrap();
@@ -509,16 +509,16 @@ mod tests {
         decision.effects.iter().map(short).collect()
     }
 
-    fn live(given: &Given<Playback>) -> Vec<&str> {
+    fn live(given: &Given<PlaybackSessions>) -> Vec<&str> {
         given.state.live.keys().map(String::as_str).collect()
     }
 
     #[test]
     fn a_session_starts_is_reported_and_ends() {
-        let mut alice = given::<Playback>([]).at(now()).by_user("alice").key("alice");
+        let mut alice = given::<PlaybackSessions>([]).at(now()).by_user("alice").key("alice");
         let decision = alice.when(start("plb_1", "dev_1", None)).decision();
         assert_eq!(follows(&decision), ["play dev_1", "told starting", "in 900 s"]);
-        let rows = Playback::project("alice", &alice.state, &decision.events);
+        let rows = PlaybackSessions::project("alice", &alice.state, &decision.events);
         assert_eq!(
             (&rows[0].row["status"], &rows[0].row["position_ms"]),
             (&json!("starting"), &json!(7))
@@ -532,7 +532,7 @@ mod tests {
         assert_eq!(follows(&decision), ["in 900 s"]);
         let decision = alice.when(report("plb_1", Status::Ended, None)).decision();
         assert_eq!(follows(&decision), ["stopped dev_1", "told ended", "no timer"]);
-        let rows = Playback::project("alice", &alice.state, &decision.events);
+        let rows = PlaybackSessions::project("alice", &alice.state, &decision.events);
         let row = &rows[0].row;
         assert_eq!(
             (&row["status"], &row["end_reason"], &row["position_ms"], &row["user_id"]),
@@ -565,27 +565,30 @@ mod tests {
         let mut alice = alice();
         let is = |there| Command::DeviceIs { session_id: "plb_1".into(), there };
         let timed_out = |why| Command::TimedOut { session_id: "plb_1".into(), why };
-        alice.when(is(Presence::Removed)).then_rejected("internal_only");
+        alice.when(is(DeviceState::Removed)).then_rejected("internal_only");
         alice.when(timed_out(EndReason::TimedOut)).then_rejected("internal_only");
         alice.caller = Caller::Runtime;
-        assert_eq!(follows(&alice.when(is(Presence::Offline)).then([])), ["in 120 s"]);
+        assert_eq!(follows(&alice.when(is(DeviceState::Offline)).then([])), ["in 120 s"]);
         // It has not said anything yet: it is told again. Being there does not make the session longer.
         alice.now = now().checked_add(SignedDuration::from_secs(60)).unwrap();
-        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["play dev_1", "in 900 s"]);
+        assert_eq!(
+            follows(&alice.when(is(DeviceState::Online)).then([])),
+            ["play dev_1", "in 900 s"]
+        );
         alice.when(report("plb_1", Status::Playing, None)).decision();
-        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["in 960 s"]);
+        assert_eq!(follows(&alice.when(is(DeviceState::Online)).then([])), ["in 960 s"]);
         let decision = alice.when(timed_out(EndReason::DeviceOffline)).decision();
         let [Event::Ended { reason: EndReason::DeviceOffline, .. }] = &decision.events[..] else {
             panic!("{:?}", decision.events)
         };
-        assert!(follows(&alice.when(is(Presence::Offline)).then([])).is_empty());
+        assert!(follows(&alice.when(is(DeviceState::Offline)).then([])).is_empty());
         alice.when(timed_out(EndReason::TimedOut)).then([]);
     }
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
         let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
-        let failed = Playback::send_failed(SendFailure {
+        let failed = PlaybackSessions::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),
             command: crate::kernel::entity::to_value(&play),

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{DeviceId, Stamp};
 use super::crdt::{Added, Counter, ObservedSet, Register, Removed, Written};
-use super::operation::{Change, Operation, Playback};
+use super::operation::{Change, Operation, WatchPosition};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     pub watchlist: ObservedSet,
-    pub positions: BTreeMap<String, Register<Playback>>,
+    pub positions: BTreeMap<String, Register<WatchPosition>>,
     pub counters: BTreeMap<String, Counter>,
     /// The number of devices' shares in all counters.
     shares: usize,
@@ -82,7 +82,7 @@ pub struct Explanation {
     pub removals: Vec<(String, Removed)>,
     pub removals_total: usize,
     /// The latest write, and the best that it won against.
-    pub position: Option<Register<Playback>>,
+    pub position: Option<Register<WatchPosition>>,
     pub counter: Option<Counted>,
 }
 

@@ -32,7 +32,7 @@ const MAX_LEFT: usize = 1_000;
 /// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
+pub struct SyncLimits {
     /// How far a device's clock may be ahead of the server's.
     pub max_skew_ms: u64,
     /// Most additions, positions and counts, each.
@@ -41,14 +41,14 @@ pub struct Limits {
     pub max_tombstones: usize,
 }
 
-impl Default for Limits {
+impl Default for SyncLimits {
     fn default() -> Self {
         Self { max_skew_ms: 5_000, max_entries: 20_000, max_tombstones: 20_000 }
     }
 }
 
 #[derive(Debug)]
-pub struct Shared;
+pub struct SyncLog;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -66,7 +66,7 @@ pub enum Command {
         device: DeviceId,
         seen: i64,
         operations: Vec<Operation>,
-        limits: Limits,
+        limits: SyncLimits,
     },
     /// Queries.
     Read {
@@ -142,7 +142,7 @@ impl Announcement for Delta<'_> {
     const TOPICS: &'static [&'static str] = &["sync"];
 }
 
-/// The person's shared state, bounded by [`Limits`] and the number of devices.
+/// The person's shared state, bounded by [`SyncLimits`] and the number of devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub devices: BTreeMap<DeviceId, Member>,
@@ -171,17 +171,17 @@ pub struct Member {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Joined(Standing),
-    Devices(Vec<(DeviceId, Standing)>),
+    Joined(SyncStatus),
+    Devices(Vec<(DeviceId, SyncStatus)>),
     Left,
-    Updated { standing: Standing, restamped: Vec<Restamped>, refused: Vec<Refused> },
+    Updated { standing: SyncStatus, restamped: Vec<Restamped>, refused: Vec<Refused> },
     Page { entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
     Explained { explanation: Explanation, stable: i64 },
 }
 
 /// The synchronisation status of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct SyncStatus {
     pub sequence: u64,
     pub seen: i64,
     pub must_resync: bool,
@@ -231,9 +231,9 @@ impl State {
         }
     }
 
-    fn standing(&self, device: DeviceId) -> Result<Standing, Rejection> {
+    fn standing(&self, device: DeviceId) -> Result<SyncStatus, Rejection> {
         let member = self.member(device)?;
-        Ok(Standing {
+        Ok(SyncStatus {
             sequence: member.sequence,
             seen: member.seen,
             must_resync: member.must_resync,
@@ -273,7 +273,7 @@ impl State {
         device: DeviceId,
         max: usize,
         now: Timestamp,
-    ) -> Result<Decision<Shared>, Rejection> {
+    ) -> Result<Decision<SyncLog>, Rejection> {
         if let Ok(standing) = self.standing(device) {
             return Ok(Decision::reply(Reply::Joined(standing)));
         }
@@ -284,7 +284,7 @@ impl State {
             return Err(Rejection::TooManyDevices { max });
         }
         // A new device has nothing written without knowledge of past removals, so it starts at the head.
-        let standing = Standing {
+        let standing = SyncStatus {
             sequence: 0,
             seen: self.offset,
             must_resync: false,
@@ -299,9 +299,9 @@ impl State {
         device: DeviceId,
         seen: i64,
         operations: Vec<Operation>,
-        limits: Limits,
+        limits: SyncLimits,
         now: Timestamp,
-    ) -> Result<Decision<Shared>, Rejection> {
+    ) -> Result<Decision<SyncLog>, Rejection> {
         let member = self.member(device)?;
         let seen = seen.clamp(member.seen, self.offset);
         // Operations that already arrived are skipped, and nothing after a gap is taken. The reply says where to
@@ -366,7 +366,7 @@ impl State {
     }
 }
 
-impl Entity for Shared {
+impl Entity for SyncLog {
     const KIND: &'static str = "sync";
     const GOLDEN: &'static str = include_str!("golden/sync.jsonl");
     const HAS_TOPIC: bool = true;

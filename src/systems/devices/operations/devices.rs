@@ -20,7 +20,7 @@ use crate::systems::devices::domain::clock::DeviceId;
 use crate::systems::devices::domain::device::{
     self, Action, Capabilities, Device, DeviceType, DeviceView, Profile, RemoteAction,
 };
-use crate::systems::devices::domain::shared::{self, Shared};
+use crate::systems::devices::domain::shared::{self, SyncLog};
 use crate::systems::devices::settings::Tiers;
 
 /// What a remote command is worth, unless it says so itself.
@@ -53,7 +53,7 @@ pub struct WithStanding {
 fn with_standing(
     call: &Call,
     device: Box<DeviceView>,
-    standing: &shared::Standing,
+    standing: &shared::SyncStatus,
 ) -> WithStanding {
     WithStanding { device, sync: shown_standing(call, standing) }
 }
@@ -134,16 +134,16 @@ impl Operation for Register {
             return Ok(with_standing(call, device, &standing));
         }
         let join = shared::Command::Join { device: id, max_devices: max };
-        match call.ask::<Shared>(&call.user_id, join, call.undeduplicated()).await? {
+        match call.ask::<SyncLog>(&call.user_id, join, call.undeduplicated()).await? {
             shared::Reply::Joined(standing) => Ok(with_standing(call, device, &standing)),
             _ => Err(AskError::Internal.into()),
         }
     }
 }
 
-async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::Standing)>> {
+async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::SyncStatus)>> {
     let asked = shared::Command::Devices;
-    match call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await? {
+    match call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await? {
         shared::Reply::Devices(devices) => Ok(devices),
         _ => Err(AskError::Internal.into()),
     }
@@ -158,7 +158,7 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<WithStanding> {
         Some("unknown_device" | "device_removed") => Problem::not_found("device"),
         _ => problem,
     };
-    let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+    let standing = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await;
     let shared::Reply::Joined(standing) = standing.map_err(missing)? else {
         return Err(AskError::Internal.into());
     };
@@ -229,7 +229,7 @@ impl Operation for Remove {
             outcome => outcome,
         };
         let asked = shared::Command::Device { device };
-        let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+        let standing = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await;
         removed(standing.map(drop)).map_err(|problem| match problem.reason.as_deref() {
             Some("unknown_device") => Problem::not_found("device"),
             _ => problem,
@@ -238,7 +238,7 @@ impl Operation for Remove {
         let remove = call.ask::<Device>(&device_id, remove, call.undeduplicated()).await;
         removed(remove.map(drop))?;
         let leave = shared::Command::Leave { device };
-        call.ask::<Shared>(&call.user_id, leave, call.undeduplicated()).await?;
+        call.ask::<SyncLog>(&call.user_id, leave, call.undeduplicated()).await?;
         Ok(Done {})
     }
 }

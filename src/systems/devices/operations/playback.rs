@@ -20,9 +20,9 @@ use crate::systems::devices::domain::device::{self, Action, DeviceType, RemoteAc
 use crate::systems::devices::domain::operation::{MAX_NUMBER, is_name};
 use crate::systems::devices::domain::platforms::{Choice, Wish};
 use crate::systems::devices::domain::playback::{
-    self, Playback, Report as Said, SessionView, Start, Status,
+    self, PlaybackSessions, Report as Said, SessionView, Start, Status,
 };
-use crate::systems::devices::domain::shared::{self, Shared};
+use crate::systems::devices::domain::shared::{self, SyncLog};
 use crate::systems::devices::settings::{Playing, Tiers};
 use crate::systems::devices::views;
 
@@ -130,7 +130,7 @@ async fn start(
 }
 
 async fn ask(call: &Call, command: playback::Command) -> Outcome<Option<Box<SessionView>>> {
-    Ok(match call.ask::<Playback>(&call.user_id, command, call.meta()).await? {
+    Ok(match call.ask::<PlaybackSessions>(&call.user_id, command, call.meta()).await? {
         playback::Reply::Session(session) => Some(session),
         playback::Reply::Done => None,
     })
@@ -155,7 +155,7 @@ async fn choose(
 /// Where the person was, on any device. Who has seen nearly all of it begins anew.
 async fn resume_position(call: &Call, content_id: &str) -> Outcome<Option<u64>> {
     let asked = shared::Command::Explain { content_id: content_id.into() };
-    let reply = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await?;
+    let reply = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await?;
     let shared::Reply::Explained { explanation, .. } = reply else {
         return Err(AskError::Internal.into());
     };

@@ -14,9 +14,9 @@ use crate::kernel::entity::to_value;
 use crate::kernel::error::AskError;
 use crate::systems::devices::domain::clock::{DeviceId, NTP64, Stamp, ntp, to_timestamp};
 use crate::systems::devices::domain::crdt::Written;
-use crate::systems::devices::domain::operation::{self, Change, Playback, SyncOperation};
+use crate::systems::devices::domain::operation::{self, Change, SyncOperation, WatchPosition};
 use crate::systems::devices::domain::replica::{Entry, Mark};
-use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, Shared};
+use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, SyncLog};
 
 /// In one message. A frame of 64 KiB holds fewer.
 const MAX_OPERATIONS: usize = 1_000;
@@ -67,7 +67,7 @@ pub struct StandingView {
     must_resync: bool,
 }
 
-pub fn shown_standing(call: &Call, standing: &shared::Standing) -> StandingView {
+pub fn shown_standing(call: &Call, standing: &shared::SyncStatus) -> StandingView {
     StandingView {
         sequence: standing.sequence,
         position: position_at(call, standing.offset),
@@ -90,10 +90,10 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
         device: asked.device_id,
         seen: asked.offset(call).unwrap_or(0),
         operations: asked.operations()?,
-        limits: *call.settings::<shared::Limits>(),
+        limits: *call.settings::<shared::SyncLimits>(),
     };
     // The numbers of the operations say which are new, so nothing else has to be remembered.
-    match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+    match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
         Reply::Updated { standing, restamped, refused } => {
             Ok(SyncUpdated { standing: shown_standing(call, &standing), restamped, refused })
         }
@@ -133,7 +133,7 @@ impl Operation for Standing {
 
     async fn run(call: &Call, OfDevice { device_id }: OfDevice) -> Outcome<StandingView> {
         let command = Command::Device { device: device_id };
-        match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+        match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
             Reply::Joined(standing) => Ok(shown_standing(call, &standing)),
             _ => Err(AskError::Internal.into()),
         }
@@ -149,7 +149,7 @@ struct Part {
 
 async fn part(call: &Call, after: Option<Mark>) -> Outcome<Part> {
     let command = Command::Read { after };
-    match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+    match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
         Reply::Page { entries, next, offset, stable } => Ok(Part { entries, next, offset, stable }),
         _ => Err(AskError::Internal.into()),
     }
@@ -260,7 +260,7 @@ impl State {
                 }
             }
             Change::PlaybackUpdate { content_id, position } => {
-                let Playback { position_ms, duration_ms } = position;
+                let WatchPosition { position_ms, duration_ms } = position;
                 let shown =
                     Shown { position_ms, duration_ms, device_id, timestamp, updated_at: at };
                 self.playback_positions.insert(content_id, shown);
@@ -349,7 +349,7 @@ impl Operation for Explain {
 
     async fn run(call: &Call, OfContent { content_id }: OfContent) -> Outcome<SyncExplanation> {
         let command = Command::Explain { content_id: content_id.clone() };
-        let reply = call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await?;
+        let reply = call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await?;
         let Reply::Explained { explanation, stable } = reply else {
             return Err(AskError::Internal.into());
         };

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::systems::devices::domain::clock::NTP64;
-use crate::systems::devices::domain::operation::{Change, Operation, Playback};
+use crate::systems::devices::domain::operation::{Change, Operation, WatchPosition};
 use crate::systems::devices::domain::replica::Replica;
 
 fn device(n: u8) -> DeviceId {
@@ -30,7 +30,7 @@ fn change() -> impl Strategy<Value = Change> {
         }),
         (0..4_u8, 0..5_u64).prop_map(|(c, ms)| Change::PlaybackUpdate {
             content_id: content(c),
-            position: Playback { position_ms: ms, duration_ms: None },
+            position: WatchPosition { position_ms: ms, duration_ms: None },
         }),
         (0..4_u8, 0..5_u64)
             .prop_map(|(c, count)| Change::CounterUpdate { content_id: content(c), count }),
@@ -236,7 +236,7 @@ fn the_shared_vectors_hold() {
                 }
                 2 => {
                     let duration_ms = (next(2) == 0).then_some(9);
-                    let position = Playback { position_ms: next(4), duration_ms };
+                    let position = WatchPosition { position_ms: next(4), duration_ms };
                     Change::PlaybackUpdate { content_id, position }
                 }
                 _ => Change::CounterUpdate { content_id, count: next(6) },

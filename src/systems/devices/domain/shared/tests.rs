@@ -3,7 +3,7 @@ use serde_json::Value;
 use super::*;
 use crate::kernel::entity::replay_golden;
 use crate::kernel::entity::spec::{Given, given};
-use crate::systems::devices::domain::operation::Playback;
+use crate::systems::devices::domain::operation::WatchPosition;
 
 const NOW: &str = "2026-01-12T08:00:00Z";
 
@@ -21,9 +21,9 @@ fn after(ms: i64) -> NTP64 {
 }
 
 /// Alice, with so many devices.
-fn alice(devices: u128) -> Given<Shared> {
+fn alice(devices: u128) -> Given<SyncLog> {
     let joined = (1..=devices).map(|n| Event::Joined { device: device(n), at: now() });
-    given::<Shared>(joined).at(now()).by_user("alice").key("alice")
+    given::<SyncLog>(joined).at(now()).by_user("alice").key("alice")
 }
 
 fn operation(sequence: u64, time: NTP64, change: Change) -> Operation {
@@ -41,22 +41,22 @@ fn remove(sequence: u64, content_id: &str, tag: &str) -> Operation {
 }
 
 fn play(sequence: u64, time: NTP64, position_ms: u64) -> Operation {
-    let position = Playback { position_ms, duration_ms: None };
+    let position = WatchPosition { position_ms, duration_ms: None };
     operation(sequence, time, Change::PlaybackUpdate { content_id: "c".into(), position })
 }
 
 fn update(n: u128, seen: i64, operations: Vec<Operation>) -> Command {
-    Command::Update { device: device(n), seen, operations, limits: Limits::default() }
+    Command::Update { device: device(n), seen, operations, limits: SyncLimits::default() }
 }
 
-fn updated(decision: Decision<Shared>) -> (Standing, Vec<Restamped>, Vec<Refused>) {
+fn updated(decision: Decision<SyncLog>) -> (SyncStatus, Vec<Restamped>, Vec<Refused>) {
     match decision.reply {
         Some(Reply::Updated { standing, restamped, refused }) => (standing, restamped, refused),
         other => panic!("{other:?}"),
     }
 }
 
-fn delta(decision: &Decision<Shared>) -> Option<Value> {
+fn delta(decision: &Decision<SyncLog>) -> Option<Value> {
     match &decision.effects[..] {
         [] => None,
         [Effect::Publish { publication, durable: true }] => Some(publication.data.clone()),
@@ -146,7 +146,7 @@ fn an_addition_that_was_removed_before_it_came_stays_out() {
 
 #[test]
 fn who_stays_behind_is_not_waited_for_and_loses_nothing() {
-    let limits = Limits { max_tombstones: 3, ..Limits::default() };
+    let limits = SyncLimits { max_tombstones: 3, ..SyncLimits::default() };
     let update =
         |n, seen, operations| Command::Update { device: device(n), seen, operations, limits };
     let mut alice = alice(2);
@@ -167,7 +167,7 @@ fn who_stays_behind_is_not_waited_for_and_loses_nothing() {
 
 #[test]
 fn there_is_room_for_so_much() {
-    let limits = Limits { max_entries: 1, ..Limits::default() };
+    let limits = SyncLimits { max_entries: 1, ..SyncLimits::default() };
     let mut alice = alice(1);
     let update = |operations| Command::Update { device: device(1), seen: 0, operations, limits };
     alice.when(update(vec![add(1, "a", "x")])).decision();
@@ -209,7 +209,7 @@ fn devices_come_and_go() {
 }
 
 /// Everything, and the bytes of each page as JSON.
-fn read(alice: &mut Given<Shared>) -> (Vec<Entry>, Vec<usize>) {
+fn read(alice: &mut Given<SyncLog>) -> (Vec<Entry>, Vec<usize>) {
     let (mut after, mut read, mut pages) = (None, Vec::new(), Vec::new());
     loop {
         let reply = alice.when(Command::Read { after }).then([]).reply;
@@ -288,7 +288,7 @@ fn the_state_is_read_in_pages() {
 
 #[test]
 fn old_releases_are_read() {
-    let state = replay_golden::<Shared>().unwrap();
+    let state = replay_golden::<SyncLog>().unwrap();
     assert_eq!((state.offset, state.devices.len(), state.left.len()), (2, 2, 1));
     assert_eq!(state.replica.watchlist.len(), 1);
     assert_eq!(state.replica.positions["tt0133093"].wins.value.position_ms, 90_000);
