@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use dashmap::DashMap;
 use proxie::cluster::transport::{
-    Credit, Envelope, Inbox, Options, Peer, RemoteAnswer, RemoteAsk, Started, Transport,
+    Credit, Envelope, Inbox, Options, Peer, RemoteAnswer, RemoteAsk, StartedTransport, Transport,
     TransportLimits, bind, clustered, framed,
 };
 use proxie::kernel::entity::Caller;
@@ -312,7 +312,11 @@ async fn answer(pipe: &str, address: &str) -> anyhow::Result<()> {
     std::future::pending().await
 }
 
-async fn open(pipe: &str, incarnation: i64, inbox: Arc<dyn Inbox>) -> std::io::Result<Started> {
+async fn open(
+    pipe: &str,
+    incarnation: i64,
+    inbox: Arc<dyn Inbox>,
+) -> std::io::Result<StartedTransport> {
     let options = Options {
         incarnation,
         name: format!("node-{incarnation}"),

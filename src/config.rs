@@ -145,7 +145,7 @@ section!(Cluster {
     tls_cert: PathBuf = PathBuf::new(),
     tls_key: PathBuf = PathBuf::new(),
     tls_ca: PathBuf = PathBuf::new(),
-    transport: Transport = Transport::Framed,
+    transport: TransportKind = TransportKind::Framed,
     weight: u32 = 1,
     window_mb: usize = 16,
     hand_over_s: u64 = 8,
@@ -156,7 +156,7 @@ section!(Cluster {
 /// What carries messages between nodes: the same on all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Transport {
+pub enum TransportKind {
     Framed,
     RactorCluster,
 }

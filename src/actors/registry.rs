@@ -18,9 +18,9 @@ use tokio::sync::oneshot;
 use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
-use crate::cluster::ask::Answer;
-use crate::cluster::slots::Place;
-use crate::cluster::{LocalEntities, Meta};
+use crate::cluster::ask::EntityAnswer;
+use crate::cluster::slots::SlotLocation;
+use crate::cluster::{CommandMeta, LocalEntities};
 use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Entity, Publication, Rejection};
 use crate::kernel::error::AskError;
@@ -84,7 +84,7 @@ impl<E: Entity> KindTable<E> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
-        let Place::Here { epoch } = self.runtime.slots.locate(slot) else {
+        let SlotLocation::Here { epoch } = self.runtime.slots.locate(slot) else {
             return Err(AskError::NotHere);
         };
         let max = self.runtime.options.max_in_flight;
@@ -198,7 +198,7 @@ impl<E: Entity> KindTable<E> {
         self: &Arc<Self>,
         key: &str,
         command: E::Command,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> impl Future<Output = Result<Result<E::Reply, E::Rejection>, AskError>> + Send + use<E>
     {
         let deadline = meta.deadline;
@@ -219,8 +219,8 @@ impl<E: Entity> KindTable<E> {
         self: &Arc<Self>,
         key: &str,
         command: E::Command,
-        meta: Meta,
-    ) -> Result<oneshot::Receiver<Answer<E>>, AskError> {
+        meta: CommandMeta,
+    ) -> Result<oneshot::Receiver<EntityAnswer<E>>, AskError> {
         let now = Instant::now();
         if meta.deadline <= now {
             return Err(AskError::DeadlineExceeded);
@@ -257,19 +257,19 @@ pub trait AnyKind: Send + Sync {
         &self,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
     fn ask_json(
         &self,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
     fn ask_outcome(
         &self,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<String, AskError>>;
     fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
     /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
@@ -302,7 +302,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         &self,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
         let Ok(command) = command.downcast::<E::Command>() else {
             return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
@@ -316,7 +316,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         &self,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
@@ -330,7 +330,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         &self,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<String, AskError>> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
@@ -504,7 +504,7 @@ impl LocalEntities for Registry {
         kind: &'static str,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_any(key, command, meta),
@@ -517,7 +517,7 @@ impl LocalEntities for Registry {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_json(key, command, meta),
@@ -530,7 +530,7 @@ impl LocalEntities for Registry {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<String, AskError>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_outcome(key, command, meta),

@@ -30,7 +30,7 @@ use crate::persistence::sweep::{self, Kept};
 use crate::persistence::vault::{self, Vault};
 use crate::persistence::writer::{self, Lanes};
 
-pub struct Settings {
+pub struct CoreSettings {
     pub node: NodeInfo,
     /// Whose tables the store has.
     pub systems: &'static [&'static System],
@@ -107,7 +107,7 @@ pub async fn migrate(pool: &PgPool, systems: &[&System]) -> Result<(), StoreErro
 }
 
 /// Migrates, identifies the store, registers a new incarnation and starts its writers.
-pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepared> {
+pub async fn prepare(pool: PgPool, settings: CoreSettings) -> anyhow::Result<Prepared> {
     migrate(&pool, settings.systems).await?;
     let vault = Vault::start(pool.clone(), settings.vault).await?;
     let skew = Skew::new(settings.clock_limits);

@@ -27,7 +27,7 @@ use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
 use crate::cluster::{Presence, Router};
 use crate::kernel::ids::SLOTS;
-use crate::persistence::members::{self, Beat, State};
+use crate::persistence::members::{self, Beat, MemberState};
 
 /// Beyond the time for which a dead node may still answer reads: the drift of clocks.
 const MARGIN_MS: i64 = 100;
@@ -448,11 +448,11 @@ impl Membership {
         metrics::gauge!("proxie_nodes").set(sight.members().len() as f64);
         self.standing.send_if_modified(|standing| {
             let now = ClusterStatus {
-                active: state == Some(State::Active),
-                draining: state == Some(State::Draining),
+                active: state == Some(MemberState::Active),
+                draining: state == Some(MemberState::Draining),
                 settled,
-                owes_slots: state == Some(State::Active)
-                    || (state == Some(State::Draining) && mine > 0 && sight.has_takers()),
+                owes_slots: state == Some(MemberState::Active)
+                    || (state == Some(MemberState::Draining) && mine > 0 && sight.has_takers()),
                 living: sight.members().iter().map(|member| member.incarnation).collect(),
                 waits_for: sight
                     .waits_for()

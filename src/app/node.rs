@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::actors::Options;
-use crate::app::core::{self, Core, Fate, Settings};
+use crate::app::core::{self, Core, CoreSettings, Fate};
 use crate::app::settings;
 use crate::cluster::skew;
 use crate::config::Config;
@@ -342,7 +342,7 @@ async fn start_core(
         false => None,
     };
     let told = door.clone();
-    let settings = Settings {
+    let settings = CoreSettings {
         systems,
         node: NodeInfo {
             name: config.node.name.clone(),

@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::app::member;
 use crate::cluster::transport::{self, tls::Tls};
-use crate::config::{Config, Transport};
+use crate::config::{Config, TransportKind};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
@@ -180,8 +180,8 @@ pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
         cookie: cluster.cookie.clone(),
         weight: cluster.weight,
         pipe: match cluster.transport {
-            Transport::Framed => member::Pipe::Framed,
-            Transport::RactorCluster => member::Pipe::RactorCluster,
+            TransportKind::Framed => member::Pipe::Framed,
+            TransportKind::RactorCluster => member::Pipe::RactorCluster,
         },
         limits: transport::TransportLimits {
             window_bytes: cluster.window_mb << 20,

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::cluster::placement::{Candidate, solve};
+use crate::cluster::placement::{PlacementCandidate, solve};
 use crate::cluster::slots::Owned;
 use crate::cluster::transport::{DownCause, LinkEvent};
-use crate::persistence::members::{Beat, Evidence, Member, State};
+use crate::persistence::members::{Beat, Evidence, Member, MemberState};
 
 /// Who has missed heartbeats of its own (the store was away) gives the others this time to be heard there again.
 pub const STEADY_MS: i64 = 2_000;
@@ -82,7 +82,7 @@ impl Sight {
     }
 
     /// This node's own.
-    pub fn state(&self) -> Option<State> {
+    pub fn state(&self) -> Option<MemberState> {
         self.beat.members.iter().find(|member| member.incarnation == self.me).map(|me| me.state)
     }
 
@@ -124,26 +124,26 @@ impl Sight {
     }
 
     /// The state that this node should go to. Whoever becomes active can reach all who are, and be reached by them.
-    pub fn next_state(&self, leaving: bool) -> Option<State> {
+    pub fn next_state(&self, leaving: bool) -> Option<MemberState> {
         let linked = || {
             self.others()
-                .filter(|member| member.state == State::Active)
+                .filter(|member| member.state == MemberState::Active)
                 .all(|member| self.up.contains(&member.incarnation))
         };
         match self.state()? {
-            State::Joining if linked() => Some(State::Active),
-            State::Active if leaving => Some(State::Draining),
+            MemberState::Joining if linked() => Some(MemberState::Active),
+            MemberState::Active if leaving => Some(MemberState::Draining),
             _ => None,
         }
     }
 
     /// What keeps this node from becoming active, for people.
     pub fn waits_for(&self) -> Option<String> {
-        if self.state()? != State::Joining {
+        if self.state()? != MemberState::Joining {
             return None;
         }
         let unlinked = self.others().filter(|member| {
-            member.state == State::Active && !self.up.contains(&member.incarnation)
+            member.state == MemberState::Active && !self.up.contains(&member.incarnation)
         });
         let words = unlinked.map(|member| {
             let Member { name, peer_address, lease_left_ms, .. } = member;
@@ -167,16 +167,16 @@ impl Sight {
         awake: bool,
         now_ms: i64,
     ) -> Vec<Verdict> {
-        let active = self.beat.members.iter().filter(|m| m.state == State::Active).count();
+        let active = self.beat.members.iter().filter(|m| m.state == MemberState::Active).count();
         let needed = if active >= 3 { 2 } else { 1 };
         let steady = now_ms - self.steady_since_ms > STEADY_MS;
-        let may_accuse = self.state() == Some(State::Active) && awake;
+        let may_accuse = self.state() == Some(MemberState::Active) && awake;
         let verdict = |member: &Member| {
             let peer = member.incarnation;
             if member.lease_left_ms < 0 && steady {
                 return Some(Verdict { peer, evidence: Evidence::Lease, suspect: false });
             }
-            if !may_accuse || member.state == State::Joining {
+            if !may_accuse || member.state == MemberState::Joining {
                 return None;
             }
             if self.reset.contains(&peer) && self.refused.contains(&peer) {
@@ -195,12 +195,12 @@ impl Sight {
     /// `wanted`: slots of this node, and who has asked there for what this one does not know. They go to those nodes if
     /// their releases are the newest and this one is not; until then, and otherwise, their commands wait.
     pub fn share(&self, owned: &[Owned], wanted: &BTreeMap<u16, i64>) -> Share {
-        let active = || self.beat.members.iter().filter(|m| m.state == State::Active);
+        let active = || self.beat.members.iter().filter(|m| m.state == MemberState::Active);
         // There is always one that may gain, also where each of two nodes knows what the other does not.
         let release = |m: &Member| (release(&m.version), m.kinds.len());
         let newest = active().map(release).max();
-        let candidates: Vec<Candidate> = active()
-            .map(|m| Candidate {
+        let candidates: Vec<PlacementCandidate> = active()
+            .map(|m| PlacementCandidate {
                 incarnation: m.incarnation,
                 weight: m.weight,
                 may_gain: Some(release(m)) == newest,
@@ -240,7 +240,7 @@ impl Sight {
                 }
             }
         }
-        if self.state() != Some(State::Active) {
+        if self.state() != Some(MemberState::Active) {
             share.claims.clear();
         }
         share
@@ -252,7 +252,7 @@ impl Sight {
 
     /// Somebody could take this node's slots.
     pub fn has_takers(&self) -> bool {
-        self.others().any(|member| member.state == State::Active && member.weight > 0)
+        self.others().any(|member| member.state == MemberState::Active && member.weight > 0)
     }
 }
 
@@ -268,7 +268,7 @@ mod tests {
 
     const NONE: BTreeMap<u16, i64> = BTreeMap::new();
 
-    fn member(incarnation: i64, state: State) -> Member {
+    fn member(incarnation: i64, state: MemberState) -> Member {
         Member {
             incarnation,
             name: format!("n{incarnation}"),
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_silent_node_is_judged_by_two_and_one_of_a_pair_that_is_cut_off_goes() {
-        use State::Active;
+        use MemberState::Active;
         let three = sight(2, [1, 2, 3].map(|n| member(n, Active)).to_vec());
         assert_eq!(evidence(&three, None), []);
         let by = |by| Evidence::Suspected { by };
@@ -304,20 +304,20 @@ mod tests {
         let two = sight(2, vec![member(1, Active), member(2, Active)]);
         assert_eq!(evidence(&two, Some(2_000)), [(1, by(1))]);
         // Who joins, drains, or was stopped itself accuses nobody, and nobody accuses who joins.
-        for state in [State::Joining, State::Draining] {
+        for state in [MemberState::Joining, MemberState::Draining] {
             assert_eq!(
                 evidence(&sight(2, vec![member(1, Active), member(2, state)]), Some(9_000)),
                 []
             );
         }
         assert_eq!(two.verdicts(|_| Some(9_000), false, 10), []);
-        let joins = sight(2, vec![member(1, State::Joining), member(2, Active)]);
+        let joins = sight(2, vec![member(1, MemberState::Joining), member(2, Active)]);
         assert_eq!(evidence(&joins, Some(9_000)), []);
     }
 
     #[test]
     fn a_reset_and_a_refusal_are_enough_and_each_alone_is_not() {
-        let mut sight = sight(2, [1, 2, 3].map(|n| member(n, State::Active)).to_vec());
+        let mut sight = sight(2, [1, 2, 3].map(|n| member(n, MemberState::Active)).to_vec());
         sight.link(&LinkEvent::Up { peer: 3 });
         sight.link(&LinkEvent::Refused { peer: 3 });
         assert_eq!(evidence(&sight, None), []);
@@ -330,8 +330,8 @@ mod tests {
 
     #[test]
     fn a_lease_counts_for_who_has_reached_the_store_all_the_time() {
-        let silent = Member { lease_left_ms: -1, ..member(1, State::Active) };
-        let members = vec![silent, member(2, State::Joining)];
+        let silent = Member { lease_left_ms: -1, ..member(1, MemberState::Active) };
+        let members = vec![silent, member(2, MemberState::Joining)];
         let mut sight = Sight::new(2, 0);
         let mut at = |now| {
             sight.hear(Beat { version: 1, members: members.clone() }, now);
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn nodes_claim_what_is_nobodys_and_hand_over_what_is_anothers() {
-        use State::Active;
+        use MemberState::Active;
         let mut one = sight(1, vec![member(1, Active)]);
         let nobody = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
         let share = one.share(&nobody, &NONE);
@@ -362,13 +362,13 @@ mod tests {
         let old = Member { version: "1.1.9".into(), ..member(2, Active) };
         one.hear(Beat { version: 3, members: vec![member(1, Active), old] }, 0);
         assert_eq!(one.share(&mine, &NONE), Share::default());
-        one.hear(Beat { version: 4, members: vec![member(1, State::Draining)] }, 0);
+        one.hear(Beat { version: 4, members: vec![member(1, MemberState::Draining)] }, 0);
         assert_eq!(one.share(&nobody, &NONE), Share::default(), "who drains takes nothing");
     }
 
     #[test]
     fn slots_go_to_those_who_know_more_kinds_and_not_back() {
-        use State::Active;
+        use MemberState::Active;
         let knows = |n: i64, kinds: &[&str]| Member {
             kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
             ..member(n, Active)
@@ -400,12 +400,13 @@ mod tests {
 
     #[test]
     fn a_node_is_active_once_it_is_linked_to_all_who_are() {
-        let mut sight = sight(3, vec![member(1, State::Active), member(3, State::Joining)]);
+        let mut sight =
+            sight(3, vec![member(1, MemberState::Active), member(3, MemberState::Joining)]);
         assert_eq!(sight.next_state(false), None);
         sight.link(&LinkEvent::Up { peer: 1 });
-        assert_eq!(sight.next_state(false), Some(State::Active));
-        sight.hear(Beat { version: 2, members: vec![member(3, State::Active)] }, 0);
-        assert_eq!(sight.next_state(true), Some(State::Draining));
+        assert_eq!(sight.next_state(false), Some(MemberState::Active));
+        sight.hear(Beat { version: 2, members: vec![member(3, MemberState::Active)] }, 0);
+        assert_eq!(sight.next_state(true), Some(MemberState::Draining));
     }
 
     #[test]

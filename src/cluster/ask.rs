@@ -11,7 +11,7 @@ use crate::kernel::error::AskError;
 
 /// What travels with a command.
 #[derive(Clone, Debug)]
-pub struct Meta {
+pub struct CommandMeta {
     pub caller: Caller,
     /// With an id the command is effective once: a retry gets the first reply.
     pub command_id: Option<String>,
@@ -19,7 +19,7 @@ pub struct Meta {
     pub deadline: Instant,
 }
 
-impl Meta {
+impl CommandMeta {
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
     pub fn new(caller: Caller) -> Self {
@@ -46,7 +46,7 @@ impl Meta {
 }
 
 /// A reply or a rejection, or no answer.
-pub type Answer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
+pub type EntityAnswer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
 
 /// The activations of this node; `actors` implements it. A command is in its entity's mailbox when a call returns, so
 /// calls are carried out in their order; the futures only wait for the answers.
@@ -57,7 +57,7 @@ pub trait LocalEntities: Send + Sync {
         kind: &'static str,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
 
     /// The same for a command that travels as JSON. The answer is `Ok(reply)` or the rejection's reason.
@@ -66,7 +66,7 @@ pub trait LocalEntities: Send + Sync {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
 
     /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
@@ -75,7 +75,7 @@ pub trait LocalEntities: Send + Sync {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> BoxFuture<'static, Result<String, AskError>>;
 
     /// What [`LocalEntities::ask_json`] makes of the answer of another node.
@@ -91,7 +91,7 @@ pub trait Attempts: Send + Sync {
     fn here(
         &self,
         local: &dyn LocalEntities,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> impl Future<Output = Result<Self::Answer, AskError>> + Send;
     fn command(&self) -> String;
     fn decode(&self, outcome: &str) -> Option<Self::Answer>;

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
-use crate::cluster::ask::{LocalEntities, Meta};
+use crate::cluster::ask::{CommandMeta, LocalEntities};
 use crate::cluster::router::Control;
 use crate::cluster::transport::{Envelope, Peer, RemoteAnswer, SendError, Transport};
 use crate::kernel::error::AskError;
@@ -66,7 +66,7 @@ impl LocalEntities for Nobody {
         _: &'static str,
         _: &str,
         _: Box<dyn Any + Send>,
-        _: Meta,
+        _: CommandMeta,
     ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
         ready(Err(AskError::NotHere)).boxed()
     }
@@ -76,7 +76,7 @@ impl LocalEntities for Nobody {
         _: &str,
         _: &str,
         _: &str,
-        _: Meta,
+        _: CommandMeta,
     ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
         ready(Err(AskError::NotHere)).boxed()
     }
@@ -86,7 +86,7 @@ impl LocalEntities for Nobody {
         _: &str,
         key: &str,
         _: &str,
-        _: Meta,
+        _: CommandMeta,
     ) -> BoxFuture<'static, Result<String, AskError>> {
         ready(Ok(key.to_owned())).boxed()
     }

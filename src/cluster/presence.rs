@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::cluster::fanout::topic_slot;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::router::{Router, control};
-use crate::cluster::slots::{Place, Slots};
+use crate::cluster::slots::{SlotLocation, Slots};
 use crate::cluster::topics::{Published, Topics};
 use crate::kernel::codec;
 use crate::kernel::ids::SLOTS;
@@ -35,9 +35,9 @@ const TICK: Duration = Duration::from_millis(100);
 const RETRY_MS: i64 = 500;
 
 /// A connection, and the status that its user has set there.
-pub type Device = (Arc<str>, Arc<str>);
+pub type PresenceDevice = (Arc<str>, Arc<str>);
 /// A report about a user: the user, its version, and the user's devices.
-type News = (Arc<str>, u64, Vec<Device>);
+type News = (Arc<str>, u64, Vec<PresenceDevice>);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -84,7 +84,7 @@ impl Change {
 
 impl UserPresence {
     /// Takes over a node's report, which lists all of the user's devices there.
-    fn hear(&mut self, node: i64, devices: &[Device], now_ms: i64) -> Change {
+    fn hear(&mut self, node: i64, devices: &[PresenceDevice], now_ms: i64) -> Change {
         let mut change = Change::default();
         for known in self.devices.iter_mut().filter(|known| known.node == node) {
             if !devices.iter().any(|(connection, _)| *connection == known.connection) {
@@ -164,7 +164,7 @@ impl UserPresence {
 /// A user who has devices on this node, or had some a moment ago.
 #[derive(Default)]
 struct Mine {
-    devices: Vec<Device>,
+    devices: Vec<PresenceDevice>,
     version: u64,
     /// The last report: the owner that got this version, the slot's epoch, and the time.
     told: Option<(i64, i64, i64)>,
@@ -180,7 +180,7 @@ struct Told {
 }
 
 impl Told {
-    fn change(&mut self, user: &str, change: impl FnOnce(&mut Vec<Device>)) {
+    fn change(&mut self, user: &str, change: impl FnOnce(&mut Vec<PresenceDevice>)) {
         self.version += 1;
         let user: Arc<str> = user.into();
         let entry = self.users.entry(user.clone()).or_default();
@@ -280,8 +280,10 @@ impl Presence {
     pub fn ask(&self, user: &str) {
         match self.slots.locate(topic_slot(&topic_of(user))) {
             // If it cannot be sent, there will be a new link or a new owner, and the listener asks again.
-            Place::There { incarnation, .. } => self.send(incarnation, &Message::Ask(user.into())),
-            Place::Here { .. } | Place::Nowhere => self.asked(user.into()),
+            SlotLocation::There { incarnation, .. } => {
+                self.send(incarnation, &Message::Ask(user.into()))
+            }
+            SlotLocation::Here { .. } | SlotLocation::Nowhere => self.asked(user.into()),
         }
     }
 
@@ -340,7 +342,7 @@ impl Presence {
     }
 
     /// Takes over a node's report about one user. False: this node does not own the user's presence.
-    fn hear(&self, node: i64, user: &Arc<str>, devices: &[Device]) -> bool {
+    fn hear(&self, node: i64, user: &Arc<str>, devices: &[PresenceDevice]) -> bool {
         if !self.is_kept_here(user) {
             return false;
         }
@@ -359,7 +361,7 @@ impl Presence {
     }
 
     fn is_kept_here(&self, user: &str) -> bool {
-        matches!(self.slots.locate(topic_slot(&topic_of(user))), Place::Here { .. })
+        matches!(self.slots.locate(topic_slot(&topic_of(user))), SlotLocation::Here { .. })
     }
 
     fn publish(&self, user: &str, shown: &UserPresence, change: &Change) {
@@ -398,7 +400,7 @@ impl Presence {
             }
         }
         let elsewhere = |user: &Arc<str>| {
-            matches!(self.slots.locate(topic_slot(&topic_of(user))), Place::There { .. })
+            matches!(self.slots.locate(topic_slot(&topic_of(user))), SlotLocation::There { .. })
         };
         kept.users.retain(|user, _| !elsewhere(user));
         kept.waiting.retain(|user| !elsewhere(user));
@@ -416,9 +418,9 @@ impl Presence {
             for user in open.iter() {
                 let Some(entry) = users.get_mut(user) else { continue };
                 let (owner, epoch) = match self.slots.locate(topic_slot(&topic_of(user))) {
-                    Place::Here { epoch } => (self.slots.me(), epoch),
-                    Place::There { incarnation, epoch } => (incarnation, epoch),
-                    Place::Nowhere => continue,
+                    SlotLocation::Here { epoch } => (self.slots.me(), epoch),
+                    SlotLocation::There { incarnation, epoch } => (incarnation, epoch),
+                    SlotLocation::Nowhere => continue,
                 };
                 let told = |(by, at, ms): (i64, i64, i64)| {
                     (by, at) == (owner, epoch) && ms + RETRY_MS > now
@@ -464,9 +466,9 @@ impl Presence {
         asked.retain(|user| {
             let slot = topic_slot(&topic_of(user));
             match self.slots.locate(slot) {
-                Place::Here { .. } => {}
-                Place::There { .. } => return false,
-                Place::Nowhere => return true,
+                SlotLocation::Here { .. } => {}
+                SlotLocation::There { .. } => return false,
+                SlotLocation::Nowhere => return true,
             }
             let shown = users.get(user);
             if shown.is_none() && since[usize::from(slot)].1 + GRACE_MS > now {
@@ -485,7 +487,7 @@ mod tests {
 
     use super::*;
 
-    fn devices(of: &[(&str, &str)]) -> Vec<Device> {
+    fn devices(of: &[(&str, &str)]) -> Vec<PresenceDevice> {
         of.iter().map(|(connection, status)| ((*connection).into(), (*status).into())).collect()
     }
 
@@ -538,7 +540,7 @@ mod tests {
         #[test]
         fn joins_and_leaves_add_up(steps in prop::collection::vec((0..3i64, 0..5usize, 0..3_000i64, any::<bool>()), 1..60)) {
             let mut shown = UserPresence::default();
-            let mut nodes: HashMap<i64, Vec<Device>> = HashMap::new();
+            let mut nodes: HashMap<i64, Vec<PresenceDevice>> = HashMap::new();
             let (mut known, mut now, mut next) = (HashSet::new(), 0, 0);
             let apply = |change: Change, known: &mut HashSet<Arc<str>>| {
                 for id in change.joins { assert!(known.insert(id)); }

@@ -223,7 +223,7 @@ pub trait Transport: Send + Sync + 'static {
 }
 
 /// A started transport and the news of its links. The channel is bounded; the newest news of each peer is never lost.
-pub struct Started {
+pub struct StartedTransport {
     pub transport: Arc<dyn Transport>,
     pub events: Receiver<LinkEvent>,
     /// Where it listens, after port 0 was resolved.

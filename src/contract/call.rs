@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::problem::{Outcome, Problem};
-use crate::cluster::{Entities, Meta, Presence, Topics};
+use crate::cluster::{CommandMeta, Entities, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::{Caller, Entity, Role, Scopes};
 use crate::kernel::error::ErrorCode;
@@ -111,25 +111,25 @@ impl Call {
         Caller::User { id, role: self.role, scopes }
     }
 
-    pub fn meta(&self) -> Meta {
-        Meta::new(self.caller()).id(&self.id)
+    pub fn meta(&self) -> CommandMeta {
+        CommandMeta::new(self.caller()).id(&self.id)
     }
 
     /// For queries and for what always runs.
-    pub fn undeduplicated(&self) -> Meta {
-        Meta::new(self.caller())
+    pub fn undeduplicated(&self) -> CommandMeta {
+        CommandMeta::new(self.caller())
     }
 
     /// The same for what gives up earlier than usual.
-    pub fn within(&self, timeout: Duration) -> Meta {
-        Meta::within(timeout, self.caller())
+    pub fn within(&self, timeout: Duration) -> CommandMeta {
+        CommandMeta::within(timeout, self.caller())
     }
 
     pub async fn ask<E: Entity>(
         &self,
         key: &str,
         command: E::Command,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Outcome<E::Reply> {
         match self.services.entities.of::<E>(key).ask(command, meta).await? {
             Ok(reply) => Ok(reply),

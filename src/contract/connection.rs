@@ -17,12 +17,12 @@ pub enum OnConnection {
     /// It leaves the topic of that name.
     Leaves(fn(input: &Value) -> Option<String>),
     /// It holds something for as long as it lasts.
-    Holds(&'static Hold),
+    Holds(&'static ConnectionHold),
 }
 
 /// Something that a connection holds, in the place of what it held by the same operation before.
 #[derive(Debug)]
-pub struct Hold {
+pub struct ConnectionHold {
     /// The input's field that names it.
     pub field: &'static str,
     /// Whether this input holds it. Otherwise the operation itself has ended it.
@@ -30,10 +30,10 @@ pub struct Hold {
     /// When it ends by itself, unless the operation is asked again.
     pub lasts: Option<Duration>,
     /// Said with each ping of the connection.
-    pub renew: Option<Action>,
+    pub renew: Option<HoldAction>,
     /// Said when the connection lets go of it, however it ends.
-    pub end: Action,
+    pub end: HoldAction,
 }
 
 /// Something to be said about what is held, by its name. The call knows the connection.
-pub type Action = fn(Call, String) -> BoxFuture<'static, Outcome<()>>;
+pub type HoldAction = fn(Call, String) -> BoxFuture<'static, Outcome<()>>;

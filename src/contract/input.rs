@@ -4,7 +4,8 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::problem::{FieldError, Outcome, Problem};
+use super::problem::{Outcome, Problem};
+use crate::kernel::error::FieldError;
 
 /// Wrong fields that are named in one answer.
 pub const MAX_ERRORS: usize = 16;

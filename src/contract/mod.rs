@@ -19,5 +19,7 @@ pub mod view;
 
 pub use call::{Call, Services};
 pub use operation::{Declared, Meta, Operation};
-pub use problem::{FieldError, Outcome, Problem};
+pub use problem::{Outcome, Problem};
 pub use system::System;
+
+pub use crate::kernel::error::FieldError;

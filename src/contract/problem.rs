@@ -5,21 +5,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::kernel::entity::Rejection;
-use crate::kernel::error::{AskError, ErrorCode};
+use crate::kernel::error::{AskError, ErrorCode, FieldError};
 use crate::persistence::views::ViewError;
-
-/// One wrong field; `pointer` is a JSON pointer into the body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct FieldError {
-    pub pointer: String,
-    pub message: String,
-}
-
-impl FieldError {
-    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), message: message.into() }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Problem {

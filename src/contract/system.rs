@@ -11,7 +11,7 @@ use super::topic::{Announced, TopicKind};
 use crate::actors::EntityKind;
 use crate::cluster::Entities;
 use crate::persistence::store::Migration;
-use crate::persistence::views::{Table, Views};
+use crate::persistence::views::{ViewTable, Views};
 
 pub struct System {
     /// The folder's name.
@@ -22,7 +22,7 @@ pub struct System {
     /// What clients hear on topics.
     pub announcements: &'static [Announced],
     /// The tables of its read models, made where they are missing.
-    pub views: &'static [fn() -> Table],
+    pub views: &'static [fn() -> ViewTable],
     /// What its tables need beyond that. The numbers are unique among all systems.
     pub migrations: &'static [Migration],
     /// What is configured of it.

@@ -8,15 +8,15 @@ use super::list::{ListOf, Page, Paging};
 use super::operation::Operation;
 use super::problem::{Outcome, Problem};
 use crate::kernel::view::View;
-use crate::persistence::views::{List, Table};
+use crate::persistence::views::{List, ViewTable};
 
 /// A view in the list of its system.
-pub const fn view<V: View>() -> fn() -> Table {
+pub const fn view<V: View>() -> fn() -> ViewTable {
     table::<V>
 }
 
 /// The table that a view's type describes.
-fn table<V: View>() -> Table {
+fn table<V: View>() -> ViewTable {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = settings.into_generator().into_root_schema_for::<V>().to_value();
@@ -26,7 +26,7 @@ fn table<V: View>() -> Table {
         let known = columns.iter().any(|(column, _)| column == named);
         assert!(known, "{} has no field {named}", V::NAME);
     }
-    Table { name: V::NAME, key: V::KEY, listed: V::LISTED, columns }
+    ViewTable { name: V::NAME, key: V::KEY, listed: V::LISTED, columns }
 }
 
 /// The type of a field's column. What is neither a text, a number, a time nor a truth value is kept as JSON.

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::ws::ConnectionLimits;
 use crate::kernel::error::ErrorCode;
-use crate::persistence::limits::{Held, Nodes, Policy, RateLimiter};
+use crate::persistence::limits::{ConnectionCount, Nodes, Policy, RateLimiter};
 
 /// Pause before a failed report of a count is repeated.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ impl Here {
             let mut counts = self.counts();
             counts.version += 1;
             let count = counts.by_user.get(user_id).copied().unwrap_or_default();
-            Held { count, version: counts.version }
+            ConnectionCount { count, version: counts.version }
         };
         self.limiter.held(format!("connections:{user_id}"), here, (self.nodes)()).await
     }

@@ -1,4 +1,4 @@
-//! The error codes of the outer contract, and how asking an entity can fail.
+//! The error codes of the outer contract, wrong fields, and how asking an entity can fail.
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,19 @@ impl ErrorCode {
                 | Self::DeadlineExceeded
                 | Self::Internal
         )
+    }
+}
+
+/// One wrong field; `pointer` is a JSON pointer into the body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct FieldError {
+    pub pointer: String,
+    pub message: String,
+}
+
+impl FieldError {
+    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), message: message.into() }
     }
 }
 

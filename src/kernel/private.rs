@@ -90,12 +90,12 @@ impl<T, F> Debug for Private<T, F> {
 
 /// What ciphertext is bound to besides the person and the field: the entity that it was written by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct EncryptionContext {
     pub kind: Arc<str>,
     pub key: Arc<str>,
 }
 
-impl Place {
+impl EncryptionContext {
     pub fn new(kind: &str, key: &str) -> Self {
         Self { kind: kind.into(), key: key.into() }
     }
@@ -125,13 +125,18 @@ pub trait Cipher: Send + Sync {
     fn seal(
         &self,
         person: &Arc<str>,
-        place: &Place,
+        place: &EncryptionContext,
         field: &str,
         plain: &[u8],
     ) -> Result<String, Trouble>;
 
     /// `None`: the person's key is gone.
-    fn open(&self, sealed: &str, place: &Place, field: &str) -> Result<Option<Vec<u8>>, Trouble>;
+    fn open(
+        &self,
+        sealed: &str,
+        place: &EncryptionContext,
+        field: &str,
+    ) -> Result<Option<Vec<u8>>, Trouble>;
 
     /// False: what is written is not sealed yet, since a release that could not read it may still be there.
     fn seals(&self) -> bool;
@@ -154,7 +159,7 @@ enum Scope {
     },
     Sealed {
         cipher: Arc<dyn Cipher>,
-        place: Place,
+        place: EncryptionContext,
         trouble: Option<Trouble>,
     },
     /// What is sealed stays so, and reads as erased.
@@ -202,7 +207,7 @@ pub fn plain<R>(serialise: impl FnOnce() -> R) -> (R, Option<Arc<str>>) {
 /// so that nobody who cannot fail has to, and its result is dropped.
 pub fn sealed<R, E: fmt::Display>(
     cipher: &Arc<dyn Cipher>,
-    place: &Place,
+    place: &EncryptionContext,
     work: impl FnOnce() -> Result<R, E>,
 ) -> Result<R, Trouble> {
     let scope = Scope::Sealed { cipher: cipher.clone(), place: place.clone(), trouble: None };
@@ -227,7 +232,7 @@ pub fn shut<R>(work: impl FnOnce() -> R) -> R {
 pub fn seal_text(
     cipher: &dyn Cipher,
     person: &Arc<str>,
-    place: &Place,
+    place: &EncryptionContext,
     field: &str,
     text: &str,
 ) -> Result<String, Trouble> {
@@ -251,7 +256,7 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
         enum Way {
             Plain,
             Shut,
-            Seal(Arc<dyn Cipher>, Place, Arc<str>),
+            Seal(Arc<dyn Cipher>, EncryptionContext, Arc<str>),
         }
         let way = SCOPE.with_borrow_mut(|scope| match (scope, &self.of) {
             (None, _) => Err(OUTSIDE),
@@ -419,7 +424,7 @@ mod tests {
         fn seal(
             &self,
             person: &Arc<str>,
-            _: &Place,
+            _: &EncryptionContext,
             _: &str,
             plain: &[u8],
         ) -> Result<String, Trouble> {
@@ -432,7 +437,12 @@ mod tests {
             }
         }
 
-        fn open(&self, sealed: &str, _: &Place, _: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        fn open(
+            &self,
+            sealed: &str,
+            _: &EncryptionContext,
+            _: &str,
+        ) -> Result<Option<Vec<u8>>, Trouble> {
             let plain = sealed.split(':').nth(3).unwrap();
             Ok((person_of(sealed) != Some("erased")).then(|| plain.as_bytes().to_vec()))
         }
@@ -444,7 +454,7 @@ mod tests {
 
     fn here<R>(work: impl FnOnce() -> Result<R, serde_json::Error>) -> Result<R, Trouble> {
         let cipher: Arc<dyn Cipher> = Arc::new(Readable);
-        sealed(&cipher, &Place::new("note", "n1"), work)
+        sealed(&cipher, &EncryptionContext::new("note", "n1"), work)
     }
 
     #[test]
@@ -521,7 +531,7 @@ mod tests {
 
     #[test]
     fn a_whole_text_is_json_that_nobody_can_send() {
-        let place = Place::new("user", "clara");
+        let place = EncryptionContext::new("user", "clara");
         let text = seal_text(&Readable, &"clara".into(), &place, "x", "{}").unwrap();
         assert!(sealed_text(&text).is_some_and(|sealed| person_of(sealed) == Some("clara")));
         let sent: Value = serde_json::from_str(&text).unwrap();

@@ -5,7 +5,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::kernel::clock::Timestamp;
-use crate::kernel::private::{self, Place, Trouble};
+use crate::kernel::private::{self, EncryptionContext, Trouble};
 use crate::kernel::view::{Listed, View};
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
@@ -88,7 +88,7 @@ impl Views {
         let fields: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(text).map_err(unreadable)?;
         let key = fields.get(column).and_then(|key| key.as_str()).unwrap_or_default();
-        let (cipher, place) = (vault.cipher(), Place::new(kind, key));
+        let (cipher, place) = (vault.cipher(), EncryptionContext::new(kind, key));
         loop {
             match private::sealed(&cipher, &place, || serde_json::from_str(text)) {
                 Ok(row) => return Ok(row),
@@ -259,7 +259,7 @@ pub struct List<'a> {
 
 /// A view's table, as its type describes it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Table {
+pub struct ViewTable {
     pub name: &'static str,
     pub key: &'static str,
     pub listed: Option<Listed>,
@@ -270,7 +270,7 @@ pub struct Table {
 /// Makes what is missing of the tables: columns are added and never taken away, so that older releases go on.
 pub async fn make_tables(
     connection: &mut PgConnection,
-    tables: &[Table],
+    tables: &[ViewTable],
 ) -> Result<(), sqlx::Error> {
     // Several nodes may start at once.
     let lock = "select pg_advisory_lock(hashtext('proxie.views'))";
@@ -286,7 +286,7 @@ pub async fn make_tables(
     Ok(())
 }
 
-impl Table {
+impl ViewTable {
     /// The statements that make what is not there yet.
     async fn missing(&self, connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
         let Self { name, key, listed, columns } = self;

@@ -17,7 +17,7 @@ use proxie::kernel::codec;
 use proxie::kernel::entity::{Caller, DecideCx, Effect, Entity, Role};
 use proxie::kernel::ids::IdSource;
 use proxie::systems::devices::domain::clock::{DeviceId, NTP64, tick, to_ntp};
-use proxie::systems::devices::domain::operation::{Change, Operation, WatchPosition};
+use proxie::systems::devices::domain::operation::{Change, DeviceOperation, WatchPosition};
 use proxie::systems::devices::domain::replica::{Entry, Mark, Replica};
 use proxie::systems::devices::domain::shared::{
     Command, Event, Reply, State, SyncLimits, SyncLog, SyncStatus,
@@ -38,7 +38,7 @@ const KINDS: u64 = 6;
 /// What a device asks. On the way it is text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Ask {
-    Update { seen: i64, operations: Vec<Operation> },
+    Update { seen: i64, operations: Vec<DeviceOperation> },
     Read { reading: u64, after: Option<Mark> },
     Fetch { after: i64 },
 }
@@ -54,7 +54,7 @@ enum Tell {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Delta {
     device_id: DeviceId,
-    operations: Vec<Operation>,
+    operations: Vec<DeviceOperation>,
     stable: i64,
 }
 
@@ -83,7 +83,7 @@ struct Node {
 }
 
 struct Queued {
-    operation: Operation,
+    operation: DeviceOperation,
     /// How far the device had seen the log when it wrote this.
     seen: i64,
     /// It is in the log, up to here.
@@ -103,7 +103,7 @@ struct Device {
     saved: (Replica, i64),
     counts: BTreeMap<String, u64>,
     /// All it ever wrote, for the judge.
-    written: Vec<Operation>,
+    written: Vec<DeviceOperation>,
     // What a crash takes.
     told_seen: i64,
     asked_at: Option<i64>,
@@ -446,7 +446,7 @@ impl World {
                 let begun = *reading.offset.get_or_insert(offset);
                 for Entry { by, change } in entries {
                     let operation =
-                        Operation { sequence: 1, operation_id: None, time: by.time, change };
+                        DeviceOperation { sequence: 1, operation_id: None, time: by.time, change };
                     reading.replica.apply(by.device, &operation, begun);
                     device.clock = device.clock.max(by.time);
                 }
@@ -539,8 +539,12 @@ impl World {
         let wall = jiff::Timestamp::from_millisecond(START_MS + self.now + device.skew_ms).unwrap();
         device.clock = tick(device.clock, to_ntp(wall));
         device.sequence += 1;
-        let operation =
-            Operation { sequence: device.sequence, operation_id: None, time: device.clock, change };
+        let operation = DeviceOperation {
+            sequence: device.sequence,
+            operation_id: None,
+            time: device.clock,
+            change,
+        };
         device.written.push(operation.clone());
         device.queue.push(Queued { operation, seen: device.cursor, acknowledged: None });
         self.met.written += 1;
@@ -601,7 +605,7 @@ impl World {
     /// What the operations say by themselves, whatever order they came in.
     fn judge(&self) {
         let state = self.node.state.as_ref().expect("the node is up");
-        let mut counted: BTreeMap<(DeviceId, u64), Operation> = BTreeMap::new();
+        let mut counted: BTreeMap<(DeviceId, u64), DeviceOperation> = BTreeMap::new();
         for event in &self.node.journal {
             if let Event::Merged { device, operations, .. } = serde_json::from_str(event).unwrap() {
                 for operation in operations {

@@ -1,7 +1,7 @@
 //! Members and slots in the store: what two nodes may do to each other, and what neither may.
 
 use proxie::persistence::commit::{self, Resolution};
-use proxie::persistence::members::{self, Evidence, Member, SlotRow, State};
+use proxie::persistence::members::{self, Evidence, Member, MemberState, SlotRow};
 use proxie::persistence::membership::{self, NodeInfo, process_exists, process_start};
 use proxie::persistence::sweep::{self, Kept};
 use sqlx::postgres::PgPool;
@@ -24,7 +24,7 @@ fn node(name: &str, lease_s: f64) -> NodeInfo {
 async fn active(pool: &PgPool, name: &str, lease_s: f64) -> i64 {
     let incarnation =
         members::join(pool, &node(name, lease_s), "127.0.0.1:1", 1, &|_| {}).await.unwrap();
-    assert!(members::set_state(pool, incarnation, State::Active).await.unwrap());
+    assert!(members::set_state(pool, incarnation, MemberState::Active).await.unwrap());
     incarnation
 }
 
@@ -95,7 +95,7 @@ async fn a_dead_member_stays_dead_and_loses_its_slots() {
     assert!(!members::evict(&pool, Some(b), a, Evidence::Refused).await.unwrap(), "only once");
     // It learns of it with its next renewal, and gets nothing any more.
     assert_eq!(member(&pool, a, a).await, None);
-    assert!(!members::set_state(&pool, a, State::Active).await.unwrap());
+    assert!(!members::set_state(&pool, a, MemberState::Active).await.unwrap());
     assert!(members::claim(&pool, a, &[(8, 0)]).await.unwrap().is_empty());
     let live: bool = sqlx::query_scalar("select bool_or(live) from lanes where incarnation = $1")
         .bind(a)

@@ -9,12 +9,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use proxie::actors::{Options, RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
-use proxie::cluster::Meta;
+use proxie::cluster::CommandMeta;
 use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::{self, DeadLetter, LetterCursor, Which};
+use proxie::persistence::letters::{self, DeadLetter, LetterCursor, LetterFilter};
 use proxie::persistence::outbox;
 use proxie::persistence::patience::within;
 use serde_json::Value;
@@ -25,7 +25,7 @@ use crate::counter::{Command, Counter, Rejection, Reply};
 use crate::support::{Cable, Setup, core, database, eventually, known_as, pool};
 
 async fn ask(core: &Core, key: &str, command: Command) -> Result<Reply, AskError> {
-    let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime());
+    let asked = core.entities.of::<Counter>(key).ask(command, CommandMeta::runtime());
     Ok(asked.await?.expect("not rejected"))
 }
 
@@ -43,7 +43,7 @@ async fn hurry(pool: &PgPool) {
     run(pool, "update outbox set due_at = 'epoch', look_at = 'epoch' where dead_at is null").await;
 }
 
-async fn dead(pool: &PgPool, which: &Which) -> Vec<DeadLetter> {
+async fn dead(pool: &PgPool, which: &LetterFilter) -> Vec<DeadLetter> {
     letters::list(pool, which, &LetterCursor::default(), 1_000).await.unwrap()
 }
 
@@ -187,10 +187,10 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     let node = core(database, Setup { entities, ..Default::default() }).await;
     eventually("all are dead letters", || async {
         hurry(&pool).await;
-        dead(&pool, &Which::default()).await.len() == 3 * 7
+        dead(&pool, &LetterFilter::default()).await.len() == 3 * 7
     })
     .await;
-    let of = |kind: &str, reason: &str| Which {
+    let of = |kind: &str, reason: &str| LetterFilter {
         kind: Some(kind.into()),
         reason: Some(reason.into()),
         ..Default::default()
@@ -203,7 +203,7 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     // By pages, each once.
     let (mut ids, mut after) = (Vec::new(), LetterCursor::default());
     loop {
-        let page = letters::list(&pool, &Which::default(), &after, 4).await.unwrap();
+        let page = letters::list(&pool, &LetterFilter::default(), &after, 4).await.unwrap();
         let Some(last) = page.last() else { break };
         after = last.cursor.clone();
         ids.extend(page.into_iter().map(|letter| letter.id));
@@ -229,7 +229,7 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     assert!(outbox::unpark(&pool, "counter", "parked2").await.unwrap());
     eventually("its timer fires", || async {
         // Tried before the node had learned of it, within the second that it has here, it would be given up again.
-        let its = Which { key: Some("parked2".into()), ..of("counter", "") };
+        let its = LetterFilter { key: Some("parked2".into()), ..of("counter", "") };
         letters::retry(&pool, &its).await.unwrap();
         matches!(ask(&node, "parked2", Command::Get).await, Ok(Reply::Total(1)))
     })
@@ -328,11 +328,11 @@ async fn a_run_whose_outcome_cannot_be_taken_is_not_made_for_ever() {
     ask(&node, "a", Command::Run { runner: "poison".into() }).await.unwrap();
     eventually("it is set aside", || async {
         hurry(&pool).await;
-        dead(&pool, &Which::default()).await.len() == 1
+        dead(&pool, &LetterFilter::default()).await.len() == 1
     })
     .await;
     assert_eq!(outside.calls.load(Ordering::SeqCst), 5);
-    let letter = dead(&pool, &Which::default()).await.pop().unwrap();
+    let letter = dead(&pool, &LetterFilter::default()).await.pop().unwrap();
     assert_eq!((letter.from.as_str(), letter.to.as_str()), ("counter/a", "run/test"));
     assert!(letter.last_error.unwrap().contains("never taken"));
     // The entity goes on.
@@ -475,7 +475,8 @@ async fn a_query_that_waits_sees_what_others_wrote() {
     let node = core(database, Setup::default()).await;
     ask(&node, "a", Command::Add(1)).await.unwrap();
     let counter = node.entities.of::<Counter>("a");
-    let waits = tokio::spawn(counter.ask(Command::WaitFor { at_least: 50 }, Meta::runtime()));
+    let waits =
+        tokio::spawn(counter.ask(Command::WaitFor { at_least: 50 }, CommandMeta::runtime()));
     ask(&node, "a", Command::Get).await.unwrap();
     run(
         &pool,
@@ -483,7 +484,7 @@ async fn a_query_that_waits_sees_what_others_wrote() {
     )
     .await;
     // Refused as stale, decided again on what is true, and then no event follows from it.
-    let user = Meta::new(Caller::user("u", Role::Consumer)).id("once");
+    let user = CommandMeta::new(Caller::user("u", Role::Consumer)).id("once");
     let refused = counter.ask(Command::AddUpTo { n: 1, limit: 0 }, user).await.unwrap();
     assert_eq!(refused, Err(Rejection::Limit { limit: 0 }));
     assert_eq!(waits.await.unwrap(), Ok(Ok(Reply::Total(101))));

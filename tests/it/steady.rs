@@ -1,7 +1,7 @@
 //! A store that is older than its retention windows and larger than on its first day: what is read for what is used.
 
 use proxie::kernel::clock::Timestamp;
-use proxie::persistence::letters::{self, Which};
+use proxie::persistence::letters::{self, LetterFilter};
 use proxie::persistence::loader::{Loader, OWED_PAGE};
 use proxie::persistence::outbox::owing;
 use proxie::persistence::publications::Histories;
@@ -10,7 +10,7 @@ use proxie::persistence::sweep::{Kept, sweep};
 use proxie::persistence::timers::claim;
 use proxie::persistence::views::{Cursor, List, Views};
 use proxie::systems::devices::domain::content::ContentView;
-use proxie::systems::devices::domain::playback::SessionView as PlaybackView;
+use proxie::systems::devices::domain::playback::PlaybackSessionView;
 use proxie::systems::marketplace::domain::profile::ProviderView;
 use proxie::systems::marketplace::domain::request::{OfferRow, RequestView};
 use proxie::systems::marketplace::domain::session::{MessageRow, SessionView};
@@ -204,7 +204,8 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let (_away, away) = tokio::sync::watch::channel(false);
     let loader = Loader::start(pool.clone(), 1, away);
     let histories = Histories::start(pool.clone(), vault(watching.clone()).await);
-    let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
+    let (letters_of, now) =
+        (LetterFilter::default(), Timestamp::from_second(1_800_000_000).unwrap());
     let begin = letters::LetterCursor::default();
     let window = Window {
         service: "haircut".into(),
@@ -253,7 +254,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.list::<SessionView>(rows_of("alice", true)) => page,
             views.list::<MessageRow>(rows_of("ses_1", true)) => page,
             views.list::<MessageRow>(rows_of("ses_1", false)) => page,
-            views.list::<PlaybackView>(rows_of("alice", true)) => page,
+            views.list::<PlaybackSessionView>(rows_of("alice", true)) => page,
             market::providers(&views, None, None, None, Cursor::first(), 20) => page,
             market::providers(&views, None, Some("berlin"), None, Cursor::first(), 20) => page,
             market::providers(&views, Some("haircut"), None, None, Cursor::first(), 20) => page,
@@ -266,7 +267,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.get::<ProviderView>("prv_1") => some,
             views.get_of::<SessionView>("alice", "ses_1") => some,
             views.get::<ContentView>("con_1") => some,
-            views.get_of::<PlaybackView>("alice", "pbs_1") => some,
+            views.get_of::<PlaybackSessionView>("alice", "pbs_1") => some,
             market::booking_of(&views, "alice", "bkg_1") => some,
             market::have_dealings(&views, "alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,

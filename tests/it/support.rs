@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use proxie::actors::{Options, Runner};
 use proxie::app::core::migrate;
-use proxie::app::core::{self, Core, Prepared, Settings};
+use proxie::app::core::{self, Core, CoreSettings, Prepared};
 use proxie::app::member::{self, Pipe};
-use proxie::cluster::{Meta, skew, transport};
+use proxie::cluster::{CommandMeta, skew, transport};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::codec::SnapshotCodec;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
@@ -187,7 +187,7 @@ pub async fn core_through(database: &PgConnectOptions, setup: Setup) -> Core {
 }
 
 pub async fn ask_counter(core: &Core, key: &str, command: crate::counter::Command) {
-    let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime()).await;
+    let asked = core.entities.of::<Counter>(key).ask(command, CommandMeta::runtime()).await;
     asked.unwrap().expect("not rejected");
 }
 
@@ -234,7 +234,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
             })
         }
     };
-    let settings = Settings {
+    let settings = CoreSettings {
         systems: proxie::systems::ALL,
         node: NodeInfo {
             name: setup.name.into(),

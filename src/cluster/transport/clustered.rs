@@ -28,7 +28,7 @@ use crate::cluster::transport::handshake::Token;
 use crate::cluster::transport::link::Link;
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::node::{self, Carrier, Connection};
-use crate::cluster::transport::{DownCause, Inbox, Options, Started};
+use crate::cluster::transport::{DownCause, Inbox, Options, StartedTransport};
 
 const TOKEN: usize = size_of::<Token>();
 /// What ractor_cluster puts around a cast.
@@ -36,7 +36,7 @@ const CAST_OVERHEAD: u64 = 256;
 
 /// # Errors
 /// Limits that cannot be kept, and a certificate that is not this node's.
-pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Started> {
+pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<StartedTransport> {
     let carrier = Clustered::start(&options).await.map_err(io::Error::other)?;
     node::start(options, inbox, carrier).await
 }

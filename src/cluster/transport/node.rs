@@ -23,7 +23,7 @@ use crate::cluster::transport::news::News;
 use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::wire::Versions;
 use crate::cluster::transport::{
-    Envelope, Inbox, Options, Peer, SendError, Started, Transport, TransportLimits,
+    Envelope, Inbox, Options, Peer, SendError, StartedTransport, Transport, TransportLimits,
 };
 
 /// How long a peer that is not linked may wait to be.
@@ -119,7 +119,7 @@ pub(super) async fn start<C: Carrier>(
     options: Options,
     inbox: Arc<dyn Inbox>,
     carrier: C,
-) -> io::Result<Started> {
+) -> io::Result<StartedTransport> {
     let limits = options.limits;
     check(&limits)?;
     if let Some(tls) = &options.tls {
@@ -153,7 +153,7 @@ pub(super) async fn start<C: Carrier>(
         runtime,
         keepers: Mutex::default(),
     };
-    Ok(Started { transport: Arc::new(transport), events, address })
+    Ok(StartedTransport { transport: Arc::new(transport), events, address })
 }
 
 fn check(limits: &TransportLimits) -> io::Result<()> {

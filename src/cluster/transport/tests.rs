@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::kernel::entity::Caller;
 
-pub type Starting = Pin<Box<dyn Future<Output = io::Result<Started>> + Send>>;
+pub type Starting = Pin<Box<dyn Future<Output = io::Result<StartedTransport>> + Send>>;
 pub type Start = fn(Options, Arc<dyn Inbox>) -> Starting;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -140,7 +140,7 @@ impl Running {
         let (sender, inbox) = unbounded_channel();
         let incarnation = options.incarnation;
         let started = start(options, Arc::new(Recorder(sender))).await.expect("it starts");
-        let Started { transport, events, address } = started;
+        let StartedTransport { transport, events, address } = started;
         Self { incarnation, transport, events, address, inbox }
     }
 

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::extract::User;
+use super::extract::AuthenticatedUser;
 use crate::cluster::topics::Published;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::{Claims, Revocations};
@@ -75,7 +75,7 @@ pub async fn events(
     State(gateway): State<Arc<Gateway>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
-    user: User,
+    user: AuthenticatedUser,
 ) -> Outcome<Response> {
     let claims = Arc::new(user.claims);
     gateway.takes_connections()?;

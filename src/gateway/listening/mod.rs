@@ -23,9 +23,9 @@ use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 
 pub use outgoing::SendQueue;
-use outgoing::{Item, Overflowed};
-use subscribe::Started;
-use track::{Next, Track};
+use outgoing::{Overflowed, QueuedItem};
+use subscribe::StartedSubscription;
+use track::{ReplayStep, Track};
 
 /// Pause before a failed read of history is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
@@ -69,7 +69,7 @@ pub struct Feed {
     gateway: Arc<Gateway>,
     pub outgoing: Arc<SendQueue>,
     /// Items taken from `outgoing`, to be sent next.
-    taken: VecDeque<Item>,
+    taken: VecDeque<QueuedItem>,
     /// A list rather than a map: most clients have few subscriptions, and their number is bounded.
     topics: Vec<Listening>,
     next_key: u64,
@@ -127,11 +127,11 @@ impl Feed {
     pub fn begin(
         &mut self,
         key: u64,
-        started: Option<Started>,
+        started: Option<StartedSubscription>,
         out: &mut Vec<Arc<Published>>,
     ) -> Result<(), Cut> {
         let Some(listening) = self.get(key) else { return Ok(()) };
-        let Some(Started { handle, after, page, .. }) = started else {
+        let Some(StartedSubscription { handle, after, page, .. }) = started else {
             self.topics.retain(|listening| listening.key != key);
             return Ok(());
         };
@@ -200,14 +200,16 @@ impl Feed {
             if self.taken.is_empty() {
                 self.outgoing.take(&mut self.taken).map_err(|Overflowed| Cut::TooSlow)?;
             }
-            let Some(Item { key, published }) = self.taken.pop_front() else { return Ok(None) };
+            let Some(QueuedItem { key, published }) = self.taken.pop_front() else {
+                return Ok(None);
+            };
             let Some(listening) = self.get(key) else { continue };
             let Some(published) = published else {
                 self.resync(key)?;
                 continue;
             };
             match listening.track.publication(published.offset) {
-                Next::Send => return Ok(Some(published)),
+                ReplayStep::Send => return Ok(Some(published)),
                 next => self.go_on(key, next)?,
             }
         }
@@ -221,15 +223,15 @@ impl Feed {
             self.ask_presence(&topic);
             return Ok(());
         }
-        let next = self.get(key).map_or(Next::Skip, |listening| listening.track.resync());
+        let next = self.get(key).map_or(ReplayStep::Skip, |listening| listening.track.resync());
         self.go_on(key, next)
     }
 
-    fn go_on(&mut self, key: u64, next: Next) -> Result<(), Cut> {
+    fn go_on(&mut self, key: u64, next: ReplayStep) -> Result<(), Cut> {
         match next {
-            Next::Send | Next::Skip => {}
-            Next::Read { after } => self.read_after(key, after, Duration::ZERO),
-            Next::Lost => return Err(Cut::HistoryLost),
+            ReplayStep::Send | ReplayStep::Skip => {}
+            ReplayStep::Read { after } => self.read_after(key, after, Duration::ZERO),
+            ReplayStep::Lost => return Err(Cut::HistoryLost),
         }
         Ok(())
     }

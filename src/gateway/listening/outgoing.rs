@@ -19,7 +19,7 @@ pub struct SendQueue {
 
 /// A queued item of a topic for its listener.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct QueuedItem {
     /// The subscription's key. An odd key means that only the latest publication matters.
     pub key: u64,
     /// `None`: publications may have been lost, so read the history.
@@ -28,7 +28,7 @@ pub struct Item {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Item>,
+    waiting: VecDeque<QueuedItem>,
     bytes: usize,
     overflowed: bool,
     /// Waker of the one sending task.
@@ -42,7 +42,7 @@ const TAKEN_BYTES: usize = 64 * 1024;
 /// Cost of a queued publication in addition to its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
-fn cost(item: &Item) -> usize {
+fn cost(item: &QueuedItem) -> usize {
     item.published.as_ref().map_or(0, |published| published.frame.len()) + OVERHEAD_BYTES
 }
 
@@ -60,7 +60,7 @@ impl SendQueue {
     }
 
     /// Moves the waiting items to `taken`, which is empty; if they are many, only the first part.
-    pub fn take(&self, taken: &mut VecDeque<Item>) -> Result<(), Overflowed> {
+    pub fn take(&self, taken: &mut VecDeque<QueuedItem>) -> Result<(), Overflowed> {
         if !self.ready.load(Ordering::Acquire) {
             if taken.capacity() > ROOM_KEPT {
                 // The burst is over; without this, every connection that it reached would keep the memory.
@@ -124,12 +124,12 @@ impl Queue {
 }
 
 impl SendQueue {
-    fn push(&self, item: Item) {
+    fn push(&self, item: QueuedItem) {
         let mut queue = self.queue();
         if queue.overflowed {
             return;
         }
-        let same = |other: &Item| other.key == item.key && other.published.is_some();
+        let same = |other: &QueuedItem| other.key == item.key && other.published.is_some();
         if item.key & 1 == 1
             && item.published.is_some()
             && let Some(at) = queue.waiting.iter().position(same)
@@ -157,11 +157,11 @@ impl SendQueue {
 
 impl Subscriber for SendQueue {
     fn deliver(&self, key: u64, published: &Arc<Published>) {
-        self.push(Item { key, published: Some(published.clone()) });
+        self.push(QueuedItem { key, published: Some(published.clone()) });
     }
 
     fn resync(&self, key: u64) {
-        self.push(Item { key, published: None });
+        self.push(QueuedItem { key, published: None });
     }
 }
 

@@ -21,7 +21,7 @@ use crate::gateway::Gateway;
 pub use link::SocketIoLink;
 
 pub fn router() -> Router<Arc<Gateway>> {
-    let sessions = Arc::<engine::Sessions>::default();
+    let sessions = Arc::<engine::EngineSessions>::default();
     let handle = move |State(gateway): State<Arc<Gateway>>, request: Request| {
         engine::handle(gateway, sessions, request)
     };

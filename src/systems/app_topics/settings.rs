@@ -36,9 +36,9 @@ pub struct Grants(pub Vec<Grant>);
 
 impl Section for Grants {
     const NAME: &'static str = "topics.grants";
-    type Ready = Settings;
+    type Ready = TopicGrants;
 
-    fn prepare(&self) -> Result<Settings, String> {
+    fn prepare(&self) -> Result<TopicGrants, String> {
         let Self(grants) = self;
         if let Some(why) = grants.iter().find_map(wrong_grant) {
             return Err(why.into());
@@ -46,7 +46,7 @@ impl Section for Grants {
         let twice = |n: &usize| grants[..*n].iter().any(|grant| grant.topic == grants[*n].topic);
         match (1..grants.len()).find(twice) {
             Some(_) => Err("topics.grants: a topic has two grants: make them one".into()),
-            None => Ok(Settings::new(grants.clone())),
+            None => Ok(TopicGrants::new(grants.clone())),
         }
     }
 }
@@ -62,13 +62,13 @@ fn wrong_grant(grant: &Grant) -> Option<&'static str> {
 }
 
 #[derive(Default)]
-pub struct Settings {
+pub struct TopicGrants {
     grants: Vec<Grant>,
     /// Of the grants that have one, by topic.
     rates: HashMap<String, Mutex<Bucket>>,
 }
 
-impl Settings {
+impl TopicGrants {
     pub fn new(grants: Vec<Grant>) -> Self {
         let now = Instant::now();
         let limited = grants.iter().filter(|grant| grant.max_per_s > 0);

@@ -13,14 +13,14 @@ impl Topic for Application {
     const SUMMARY: &'static str = "An application topic, as `[[app_topics]]` grants it";
 
     async fn may_listen(call: &Call, key: &str) -> Outcome<()> {
-        let grant = call.settings::<settings::Settings>().grant(&format!("app:{key}"));
+        let grant = call.settings::<settings::TopicGrants>().grant(&format!("app:{key}"));
         let granted = grant.is_some_and(|grant| grant.subscribe.contains(&call.role));
         let refused = || Problem::forbidden("this application topic is not granted to you");
         granted.then_some(()).ok_or_else(refused)
     }
 
     fn carriage(settings: &Settings, topic: &str) -> Carriage {
-        match settings.get::<settings::Settings>().and_then(|all| all.grant(topic)) {
+        match settings.get::<settings::TopicGrants>().and_then(|all| all.grant(topic)) {
             Some(grant) if grant.durable => Carriage::Durable,
             grant => Carriage::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) },
         }

@@ -44,10 +44,13 @@ pub const SYSTEM: System = System {
         announcement::<domain::device::DeviceChanged>(),
         announcement::<domain::device::RemoteCommand>(),
         announcement::<domain::device::StartPlayback>(),
-        announcement::<domain::playback::SessionView>(),
+        announcement::<domain::playback::PlaybackSessionView>(),
         announcement::<domain::shared::Delta<'static>>(),
     ],
-    views: &[view::<domain::content::ContentView>(), view::<domain::playback::SessionView>()],
+    views: &[
+        view::<domain::content::ContentView>(),
+        view::<domain::playback::PlaybackSessionView>(),
+    ],
     sections: &[
         section::<domain::shared::SyncLimits>(),
         section::<settings::PlaybackSettings>(),

@@ -3,7 +3,7 @@
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 
-use crate::cluster::{Entities, Meta};
+use crate::cluster::{CommandMeta, Entities};
 use crate::persistence::views::Views;
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
 use crate::systems::marketplace::domain::profile::ProviderView;
@@ -28,7 +28,7 @@ async fn enrol_all(entities: &Entities, views: &Views) -> Result<(), String> {
         "filling a fresh store with demonstration providers"
     );
     let enrolments = providers.into_iter().map(|(key, command)| {
-        let meta = Meta::runtime().id(format!("seed-{key}"));
+        let meta = CommandMeta::runtime().id(format!("seed-{key}"));
         entities.of::<Provider>(key).ask(command, meta)
     });
     let failed = stream::iter(enrolments)

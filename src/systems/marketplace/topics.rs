@@ -9,9 +9,9 @@ use crate::contract::topic::{Topic, only_their_own};
 use crate::contract::{Call, Outcome};
 
 /// A person's inbox, to which every connection of theirs listens by itself.
-pub struct Inbox;
+pub struct UserInbox;
 
-impl Topic for Inbox {
+impl Topic for UserInbox {
     const KIND: &'static str = "user";
     const SUMMARY: &'static str = "Everything that concerns a person";
 

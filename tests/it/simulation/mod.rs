@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use proxie::persistence::members::{Evidence, State};
+use proxie::persistence::members::{Evidence, MemberState};
 
 use entity::Ask;
 use exec::{WORLD, between, now, one_in, pick, sleep, spawn, timeout};
@@ -170,7 +170,7 @@ async fn trouble(world: Rc<World>, nodes: usize) {
                 w.faults.borrow_mut().store.remove(&name);
             }),
             _ => spawn(WORLD, async move {
-                let draining = w.set_state(OPERATOR, life.me, State::Draining);
+                let draining = w.set_state(OPERATOR, life.me, MemberState::Draining);
                 timeout(5_000, draining).await;
             }),
         }
@@ -241,7 +241,7 @@ async fn watch(world: Rc<World>, good: Rc<Cell<bool>>, nodes: usize) {
         sleep(100).await;
         let lives = world.running();
         let all = lives.len() == nodes
-            && lives.iter().all(|life| life.state.get() == Some(State::Active))
+            && lives.iter().all(|life| life.state.get() == Some(MemberState::Active))
             && (0..SLOTS).all(|slot| {
                 let row = world.store.borrow().slots[usize::from(slot)];
                 lives.iter().all(|life| life.slots.owned(slot).owner == row.owner)

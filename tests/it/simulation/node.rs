@@ -10,7 +10,7 @@ use proxie::app::sight::{Sight, Verdict};
 use proxie::cluster::slots::Owned;
 use proxie::cluster::transport::LinkEvent;
 use proxie::cluster::{Lease, Slots};
-use proxie::persistence::members::{Beat, State};
+use proxie::persistence::members::{Beat, MemberState};
 
 use super::entity::{Activation, Item};
 use super::exec::{
@@ -39,7 +39,7 @@ pub struct Life {
     pub beat_now: Bell,
     beat: RefCell<(Beat, bool)>,
     pub leaving: Cell<bool>,
-    pub state: Cell<Option<State>>,
+    pub state: Cell<Option<MemberState>>,
     owes_slots: Cell<bool>,
     pub activations: RefCell<BTreeMap<u16, Rc<Activation>>>,
     pub lane: Queue<Item>,
@@ -189,13 +189,13 @@ impl Life {
         let more = self.place(world, known).await?;
         let state = known.sight.state();
         self.state.set(state);
-        if state == Some(State::Draining) && !self.leaving.get() {
+        if state == Some(MemberState::Draining) && !self.leaving.get() {
             // An operator wants it to.
             self.clone().drain(world, between(100, 3_000));
         }
-        let drains = state == Some(State::Draining) && known.sight.has_takers();
+        let drains = state == Some(MemberState::Draining) && known.sight.has_takers();
         self.owes_slots
-            .set(state == Some(State::Active) || (drains && self.slots.count_mine() > 0));
+            .set(state == Some(MemberState::Active) || (drains && self.slots.count_mine() > 0));
         Ok(more)
     }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::packet::{self, Packet};
+use super::packet::{self, EnginePacket};
 use crate::gateway::accept::Admitted;
 use crate::gateway::ws::WebSocket;
 
@@ -21,7 +21,7 @@ pub struct Wire {
 
 /// An event from the client's socket.
 pub enum Heard {
-    Packet(Packet),
+    Packet(EnginePacket),
     Wrong,
     TooLarge,
     End,
@@ -42,10 +42,10 @@ impl Wire {
             Some(Ok(Message::Text(text))) => {
                 packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
             }
-            Some(Ok(Message::Binary(_))) => Heard::Packet(Packet::Binary),
+            Some(Ok(Message::Binary(_))) => Heard::Packet(EnginePacket::Binary),
             // Control frames count against the limit, so they are reported as packets.
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                Heard::Packet(Packet::Noop)
+                Heard::Packet(EnginePacket::Noop)
             }
             Some(Ok(Message::Close(_))) | None => Heard::End,
             Some(Err(error)) => match error.into_inner().downcast_ref::<tungstenite::Error>() {
@@ -133,7 +133,7 @@ impl Probe {
         let heard = ready!(self.wire.poll_next(cx));
         self.messages += 1;
         Poll::Ready(match heard {
-            Heard::Packet(Packet::Ping(data)) if data == "probe" && !self.probed => {
+            Heard::Packet(EnginePacket::Ping(data)) if data == "probe" && !self.probed => {
                 self.probed = true;
                 self.release = Instant::now();
                 match self.wire.send(packet::PROBED.into()) {
@@ -141,8 +141,8 @@ impl Probe {
                     Err(_) => Probed::Fails,
                 }
             }
-            Heard::Packet(Packet::Upgrade) if self.probed => Probed::Upgrades,
-            Heard::Packet(Packet::Noop) if self.messages < MAX_MESSAGES => Probed::Goes,
+            Heard::Packet(EnginePacket::Upgrade) if self.probed => Probed::Upgrades,
+            Heard::Packet(EnginePacket::Noop) if self.messages < MAX_MESSAGES => Probed::Goes,
             _ => Probed::Fails,
         })
     }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::playback::{self, DeviceState, PlaybackSessions};
-pub use super::profile::{Capabilities, DeviceType, Profile};
+pub use super::profile::{Capabilities, DeviceProfile, DeviceType};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
@@ -25,7 +25,7 @@ pub struct Device;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Anew, or with changes.
-    Register(Profile),
+    Register(DeviceProfile),
     Remove,
     /// This connection speaks for it from now on.
     Connect {
@@ -54,7 +54,7 @@ pub enum Command {
     /// From the person's playback: it plays this from now on.
     Play {
         session_id: String,
-        start: playback::Start,
+        start: playback::SessionStart,
     },
     Stopped {
         session_id: String,
@@ -114,8 +114,8 @@ pub enum Action {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Registered { owner_id: String, profile: Profile, at: Timestamp },
-    Updated { profile: Profile, at: Timestamp },
+    Registered { owner_id: String, profile: DeviceProfile, at: Timestamp },
+    Updated { profile: DeviceProfile, at: Timestamp },
     Connected { connection: String, at: Timestamp },
     WentOffline { at: Timestamp },
     Controlled { command_id: String, action: Action, from: Option<String>, expires_at: Timestamp },
@@ -137,7 +137,7 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Registered {
     pub owner_id: String,
-    pub profile: Profile,
+    pub profile: DeviceProfile,
     pub at: Timestamp,
     pub version: u64,
 }
@@ -273,7 +273,7 @@ impl State {
     }
 
     fn shown(&self, key: &str, registered: &Registered) -> Box<DeviceView> {
-        let Profile { name, device_type, capabilities, push_token } = &registered.profile;
+        let DeviceProfile { name, device_type, capabilities, push_token } = &registered.profile;
         Box::new(DeviceView {
             id: key.into(),
             name: name.clone(),
@@ -333,7 +333,11 @@ impl State {
         Some(Effect::send::<PlaybackSessions>(registered.owner_id.clone(), &command))
     }
 
-    fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Result<Decision<Device>, Rejection> {
+    fn register(
+        &self,
+        profile: DeviceProfile,
+        cx: &DecideCx<'_>,
+    ) -> Result<Decision<Device>, Rejection> {
         let at = cx.now;
         let owner = self.registered.as_ref().map(|known| &*known.owner_id);
         let profile = match owner.or(cx.caller.user_id()) {
@@ -556,8 +560,8 @@ mod tests {
         "2026-01-12T08:00:00Z".parse().unwrap()
     }
 
-    fn profile(name: &str) -> Profile {
-        Profile {
+    fn profile(name: &str) -> DeviceProfile {
+        DeviceProfile {
             name: name.into(),
             device_type: DeviceType::AndroidTv,
             capabilities: Capabilities { remote_control: true, ..Capabilities::default() },
@@ -682,7 +686,7 @@ mod tests {
             deep_link: "nflx://1".into(),
             web_fallback: "https://1".into(),
         };
-        let start = playback::Start {
+        let start = playback::SessionStart {
             content_id: "tt1".into(),
             device_id: "dev_1".into(),
             choice,

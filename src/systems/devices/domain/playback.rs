@@ -31,7 +31,7 @@ pub enum Command {
     /// Starts a session. The operation decides what is played on which device, and the limits.
     Start {
         session_id: String,
-        start: Start,
+        start: SessionStart,
         /// A session to end in the same step.
         replaces: Option<String>,
         max_streams: usize,
@@ -39,7 +39,7 @@ pub enum Command {
     /// A report from the device.
     Report {
         session_id: String,
-        report: Report,
+        report: PlaybackReport,
     },
     Stop {
         session_id: String,
@@ -57,7 +57,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct SessionStart {
     pub content_id: String,
     pub device_id: String,
     pub choice: Choice,
@@ -67,7 +67,7 @@ pub struct Start {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct PlaybackReport {
     pub status: Status,
     pub position_ms: Option<u64>,
     pub duration_ms: Option<u64>,
@@ -108,35 +108,35 @@ pub enum EndReason {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Started { session_id: String, start: Start, at: Timestamp },
-    Reported { session_id: String, report: Report, at: Timestamp },
-    Ended { session_id: String, session: Session, reason: EndReason, at: Timestamp },
+    Started { session_id: String, start: SessionStart, at: Timestamp },
+    Reported { session_id: String, report: PlaybackReport, at: Timestamp },
+    Ended { session_id: String, session: PlaybackSession, reason: EndReason, at: Timestamp },
 }
 
 /// The live sessions, bounded by the plan and [`MAX_STREAMS`]. Ended ones are only in the view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    pub live: BTreeMap<String, Session>,
+    pub live: BTreeMap<String, PlaybackSession>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Session {
-    pub start: Start,
-    pub report: Report,
+pub struct PlaybackSession {
+    pub start: SessionStart,
+    pub report: PlaybackReport,
     pub started_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Session(Box<SessionView>),
+    Session(Box<PlaybackSessionView>),
     Done,
 }
 
 /// A session as everybody sees it: the reply, the publication and the row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "PlaybackSession")]
-pub struct SessionView {
+pub struct PlaybackSessionView {
     pub id: String,
     pub user_id: String,
     pub content_id: String,
@@ -156,7 +156,7 @@ pub struct SessionView {
     pub end_reason: Option<EndReason>,
 }
 
-impl View for SessionView {
+impl View for PlaybackSessionView {
     const NAME: &'static str = "playback_sessions";
     const LISTED: Option<Listed> = Listed::by("user_id", "started_at");
 }
@@ -196,7 +196,7 @@ fn timer(session_id: &str) -> String {
     format!("over:{session_id}")
 }
 
-fn play(session_id: &str, start: &Start) -> Effect {
+fn play(session_id: &str, start: &SessionStart) -> Effect {
     let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
     Effect::send::<Device>(start.device_id.clone(), &command)
 }
@@ -207,15 +207,15 @@ fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Ef
     Effect::schedule::<PlaybackSessions>(timer(session_id), at, &command)
 }
 
-impl Session {
-    fn new(start: &Start, at: Timestamp) -> Self {
+impl PlaybackSession {
+    fn new(start: &SessionStart, at: Timestamp) -> Self {
         let position_ms = start.resume_position_ms;
-        let report = Report { status: Status::Starting, position_ms, duration_ms: None };
+        let report = PlaybackReport { status: Status::Starting, position_ms, duration_ms: None };
         Self { start: start.clone(), report, started_at: at, updated_at: at }
     }
 
-    fn reported(&mut self, report: &Report, at: Timestamp) {
-        self.report = Report {
+    fn reported(&mut self, report: &PlaybackReport, at: Timestamp) {
+        self.report = PlaybackReport {
             status: report.status,
             position_ms: report.position_ms.or(self.report.position_ms),
             duration_ms: report.duration_ms.or(self.report.duration_ms),
@@ -228,10 +228,11 @@ impl Session {
         id: &str,
         owner: &str,
         ended: Option<(EndReason, Timestamp)>,
-    ) -> Box<SessionView> {
-        let Start { content_id, device_id, choice, resume_position_ms, .. } = self.start.clone();
+    ) -> Box<PlaybackSessionView> {
+        let SessionStart { content_id, device_id, choice, resume_position_ms, .. } =
+            self.start.clone();
         let Choice { platform, access, quality, deep_link, web_fallback } = choice;
-        Box::new(SessionView {
+        Box::new(PlaybackSessionView {
             id: id.into(),
             user_id: owner.into(),
             content_id,
@@ -253,7 +254,7 @@ impl Session {
     }
 }
 
-impl Announcement for SessionView {
+impl Announcement for PlaybackSessionView {
     const EVENT: &'static str = "playback:changed";
     const SUMMARY: &'static str = "A playback session has started, plays, was paused or has ended";
     const TOPICS: &'static [&'static str] = &["user"];
@@ -263,7 +264,7 @@ impl State {
     fn start(
         &self,
         session_id: String,
-        start: Start,
+        start: SessionStart,
         replaces: Option<&str>,
         max_streams: usize,
         cx: &DecideCx<'_>,
@@ -271,7 +272,7 @@ impl State {
         if let Some(session) = self.live.get(&session_id) {
             return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
         }
-        let ends = |(id, session): &(&String, &Session)| {
+        let ends = |(id, session): &(&String, &PlaybackSession)| {
             session.start.device_id == start.device_id || Some(id.as_str()) == replaces
         };
         let (ended, goes_on): (Vec<_>, Vec<_>) = self.live.iter().partition(ends);
@@ -280,7 +281,7 @@ impl State {
             let live = goes_on.into_iter().map(|(id, _)| id.clone()).collect();
             return Err(Rejection::TooManyStreams { max, live });
         }
-        let session = Session::new(&start, cx.now);
+        let session = PlaybackSession::new(&start, cx.now);
         let shown = session.shown(&session_id, cx.key, None);
         let mut decision = Decision::reply(Reply::Session(shown.clone()));
         for (id, session) in ended {
@@ -297,7 +298,7 @@ impl State {
             .effect(timer))
     }
 
-    fn report(&self, session_id: &str, report: Report, cx: &DecideCx<'_>) -> Outcome {
+    fn report(&self, session_id: &str, report: PlaybackReport, cx: &DecideCx<'_>) -> Outcome {
         let session = self.live.get(session_id).ok_or(Rejection::Ended)?;
         let mut after = session.clone();
         after.reported(&report, cx.now);
@@ -327,7 +328,7 @@ type Outcome = Result<Decision<PlaybackSessions>, Rejection>;
 /// Ends the session, and replies with its final state.
 fn end(
     session_id: &str,
-    session: &Session,
+    session: &PlaybackSession,
     reason: EndReason,
     cx: &DecideCx<'_>,
 ) -> Decision<PlaybackSessions> {
@@ -392,7 +393,7 @@ impl Entity for PlaybackSessions {
                     let why = EndReason::DeviceOffline;
                     return Ok(decision.effect(over_at(&session_id, cx.now, AWAY_S, why)));
                 }
-                let Session { start, report, updated_at, .. } = session;
+                let PlaybackSession { start, report, updated_at, .. } = session;
                 let timer = over_at(&session_id, *updated_at, start.idle_s, EndReason::TimedOut);
                 // The device may not have received the command to play.
                 let waits = report.status == Status::Starting;
@@ -405,7 +406,7 @@ impl Entity for PlaybackSessions {
     fn evolve(state: &mut State, event: &Event) {
         match event {
             Event::Started { session_id, start, at } => {
-                state.live.insert(session_id.clone(), Session::new(start, *at));
+                state.live.insert(session_id.clone(), PlaybackSession::new(start, *at));
             }
             Event::Reported { session_id, report, at } => {
                 if let Some(session) = state.live.get_mut(session_id) {
@@ -454,7 +455,7 @@ mod tests {
         "2026-01-12T08:00:00Z".parse().unwrap()
     }
 
-    fn on(device: &str) -> Start {
+    fn on(device: &str) -> SessionStart {
         let choice = Choice {
             platform: "netflix".into(),
             access: Access::Subscription,
@@ -462,7 +463,7 @@ mod tests {
             deep_link: "nflx://1".into(),
             web_fallback: "https://1".into(),
         };
-        Start {
+        SessionStart {
             content_id: "tt1".into(),
             device_id: device.into(),
             choice,
@@ -481,7 +482,7 @@ mod tests {
     }
 
     fn report(session: &str, status: Status, position_ms: Option<u64>) -> Command {
-        let report = Report { status, position_ms, duration_ms: None };
+        let report = PlaybackReport { status, position_ms, duration_ms: None };
         Command::Report { session_id: session.into(), report }
     }
 

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::clock::{DeviceId, NTP64, admit, ntp, to_ntp};
-use super::operation::{Change, Operation, SyncOperation};
+use super::operation::{Change, DeviceOperation, SyncOperation};
 use super::replica::{Entry, Explanation, Mark, Replica};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
@@ -65,7 +65,7 @@ pub enum Command {
     Update {
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
+        operations: Vec<DeviceOperation>,
         limits: SyncLimits,
     },
     /// Queries.
@@ -94,7 +94,7 @@ pub enum Event {
     Merged {
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
+        operations: Vec<DeviceOperation>,
         restamped: Vec<Restamped>,
     },
     Saw {
@@ -132,7 +132,7 @@ pub struct Refused {
 pub struct Delta<'a> {
     device_id: DeviceId,
     #[schemars(with = "Vec<SyncOperation>")]
-    operations: &'a [Operation],
+    operations: &'a [DeviceOperation],
     stable: i64,
 }
 
@@ -145,7 +145,7 @@ impl Announcement for Delta<'_> {
 /// The person's shared state, bounded by [`SyncLimits`] and the number of devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    pub devices: BTreeMap<DeviceId, Member>,
+    pub devices: BTreeMap<DeviceId, SyncMember>,
     /// Ids of removed devices, oldest first. They are not reused, because their operations still count.
     pub left: Vec<DeviceId>,
     pub replica: Replica,
@@ -158,7 +158,7 @@ pub struct State {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub struct SyncMember {
     /// The device's operations up to this number are merged.
     pub sequence: u64,
     /// The time of that operation.
@@ -223,7 +223,7 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl State {
-    fn member(&self, device: DeviceId) -> Result<&Member, Rejection> {
+    fn member(&self, device: DeviceId) -> Result<&SyncMember, Rejection> {
         match self.devices.get(&device) {
             Some(member) => Ok(member),
             None if self.left.contains(&device) => Err(Rejection::DeviceRemoved),
@@ -298,7 +298,7 @@ impl State {
         &self,
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
+        operations: Vec<DeviceOperation>,
         limits: SyncLimits,
         now: Timestamp,
     ) -> Result<Decision<SyncLog>, Rejection> {
@@ -309,7 +309,7 @@ impl State {
         let first = member.sequence + 1;
         let operations = operations.into_iter().skip_while(|operation| operation.sequence < first);
         let next = (first..).zip(operations);
-        let mut operations: Vec<Operation> = next
+        let mut operations: Vec<DeviceOperation> = next
             .take_while(|(next, operation)| operation.sequence == *next)
             .map(|(_, operation)| operation)
             .collect();
@@ -428,7 +428,7 @@ impl Entity for SyncLog {
     fn evolve(state: &mut State, event: &Event) {
         match event {
             Event::Joined { device, at } => {
-                let member = Member {
+                let member = SyncMember {
                     sequence: 0,
                     last: NTP64(0),
                     seen: state.offset,

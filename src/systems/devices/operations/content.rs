@@ -14,7 +14,7 @@ use crate::systems::devices::settings::Playing;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ContentId")]
-pub struct ById {
+pub struct ContentById {
     content_id: String,
 }
 
@@ -24,10 +24,10 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("content.get", "Where it can be watched")
         .get("/v1/content/{content_id}/availability");
-    type Input = ById;
+    type Input = ContentById;
     type Answer = ContentView;
 
-    async fn run(call: &Call, ById { content_id }: ById) -> Outcome<ContentView> {
+    async fn run(call: &Call, ContentById { content_id }: ContentById) -> Outcome<ContentView> {
         if !is_name(&content_id) {
             return Err(Problem::not_found("content"));
         }

@@ -6,9 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sync::{StandingView, shown_standing};
-use crate::cluster::Meta as Asking;
+use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
-use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::Page;
 use crate::contract::operation::{Done, Nothing};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
@@ -18,7 +18,7 @@ use crate::kernel::private::Private;
 use crate::kernel::text::{must_not_contain, wrong_in_name};
 use crate::systems::devices::domain::clock::DeviceId;
 use crate::systems::devices::domain::device::{
-    self, Action, Capabilities, Device, DeviceType, DeviceView, Profile, RemoteAction,
+    self, Action, Capabilities, Device, DeviceProfile, DeviceType, DeviceView, RemoteAction,
 };
 use crate::systems::devices::domain::shared::{self, SyncLog};
 use crate::systems::devices::settings::Tiers;
@@ -60,7 +60,7 @@ fn with_standing(
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "DeviceId")]
-pub struct ById {
+pub struct DeviceById {
     device_id: String,
 }
 
@@ -68,7 +68,7 @@ fn known(id: &str) -> Outcome<DeviceId> {
     id.parse().map_err(|_| Problem::not_found("device"))
 }
 
-fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<Profile> {
+fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<DeviceProfile> {
     let mut errors = Vec::new();
     let name = input.name.unwrap_or_default();
     if name.trim().is_empty() || name.chars().count() > 64 {
@@ -90,7 +90,7 @@ fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<Profile> {
     }
     let device_type = input.device_type;
     let push_token = input.push_token.map(|token| Private::new(owner_id, token));
-    Ok(Profile { name, device_type, capabilities, push_token })
+    Ok(DeviceProfile { name, device_type, capabilities, push_token })
 }
 
 /// Registers a device, or changes what is known about it.
@@ -174,10 +174,10 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("device.get", "A device").get("/v1/devices/{device_id}");
-    type Input = ById;
+    type Input = DeviceById;
     type Answer = WithStanding;
 
-    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<WithStanding> {
+    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<WithStanding> {
         shown(call, &device_id).await
     }
 }
@@ -218,10 +218,10 @@ pub struct Remove;
 impl Operation for Remove {
     const META: Meta = Meta::command("device.remove", "Remove a device; its id is not given again")
         .delete("/v1/devices/{device_id}");
-    type Input = ById;
+    type Input = DeviceById;
     type Answer = Done;
 
-    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<Done> {
+    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<Done> {
         let device = known(&device_id)?;
         // Each step may have been taken by an earlier attempt.
         let removed = |outcome: Outcome<()>| match outcome {
@@ -310,7 +310,7 @@ pub async fn tell(
     id: &str,
     Remote { action, from, ttl_ms }: Remote,
     session_id: Option<String>,
-    meta: Asking,
+    meta: CommandMeta,
 ) -> Outcome<DeviceCommanded> {
     let command = device::Command::Control { action, from, session_id, ttl_ms };
     match call.ask::<Device>(id, command, meta).await? {
@@ -334,7 +334,7 @@ impl Operation for Connect {
         "device.connect",
         "This connection speaks for the device, and for no other, until it ends",
     )
-    .on_connection(OnConnection::Holds(&Hold {
+    .on_connection(OnConnection::Holds(&ConnectionHold {
         field: "device_id",
         is_held: |_| true,
         lasts: None,

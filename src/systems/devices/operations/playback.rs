@@ -20,7 +20,7 @@ use crate::systems::devices::domain::device::{self, Action, DeviceType, RemoteAc
 use crate::systems::devices::domain::operation::{MAX_NUMBER, is_name};
 use crate::systems::devices::domain::platforms::{Choice, Wish};
 use crate::systems::devices::domain::playback::{
-    self, PlaybackSessions, Report as Said, SessionView, Start, Status,
+    self, PlaybackReport, PlaybackSessionView, PlaybackSessions, SessionStart, Status,
 };
 use crate::systems::devices::domain::shared::{self, SyncLog};
 use crate::systems::devices::settings::{Playing, Tiers};
@@ -54,7 +54,7 @@ pub struct InitiatedPlayback {
     /// An offline device is not told.
     device_status: device::Status,
     #[serde(flatten)]
-    session: Box<SessionView>,
+    session: Box<PlaybackSessionView>,
 }
 
 /// Plays something on the best platform that has it for the device. The same session under the same command id.
@@ -78,7 +78,7 @@ impl Operation for Initiate {
         let device = devices::shown(call, &input.device_id.to_string()).await?;
         let id = call.new_id("plb");
         // What is best depends on the moment. Where the session exists already this is a retry.
-        let session = match call.views()?.get::<SessionView>(&id).await? {
+        let session = match call.views()?.get::<PlaybackSessionView>(&id).await? {
             Some(session) => Box::new(session),
             None => start(call, &id, &input, &device).await?,
         };
@@ -92,7 +92,7 @@ async fn start(
     id: &str,
     asked: &InitiatePlayback,
     device: &WithStanding,
-) -> Outcome<Box<SessionView>> {
+) -> Outcome<Box<PlaybackSessionView>> {
     let wish = Wish {
         platform: asked.preferred_platform.as_deref(),
         quality: asked.quality_preference,
@@ -101,7 +101,7 @@ async fn start(
     let content_id = &asked.content_id;
     let choice = choose(call, content_id, &wish, device).await?;
     let platform = choice.platform.clone();
-    let start = Start {
+    let start = SessionStart {
         content_id: content_id.into(),
         device_id: device.device.id.clone(),
         choice,
@@ -120,7 +120,7 @@ async fn start(
     let started = match ask(call, command).await {
         // The same at once: the other one was first, and may have chosen otherwise.
         Err(problem) if problem.code == ErrorCode::IdReused => {
-            let there = call.views()?.get::<SessionView>(id).await?;
+            let there = call.views()?.get::<PlaybackSessionView>(id).await?;
             return there.map(Box::new).ok_or(problem);
         }
         started => started?.ok_or(AskError::Internal)?,
@@ -129,7 +129,7 @@ async fn start(
     Ok(started)
 }
 
-async fn ask(call: &Call, command: playback::Command) -> Outcome<Option<Box<SessionView>>> {
+async fn ask(call: &Call, command: playback::Command) -> Outcome<Option<Box<PlaybackSessionView>>> {
     Ok(match call.ask::<PlaybackSessions>(&call.user_id, command, call.meta()).await? {
         playback::Reply::Session(session) => Some(session),
         playback::Reply::Done => None,
@@ -170,13 +170,13 @@ async fn resume_position(call: &Call, content_id: &str) -> Outcome<Option<u64>> 
 }
 
 /// A session of the caller, else not found.
-async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
+async fn shown(call: &Call, id: &str) -> Outcome<PlaybackSessionView> {
     call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "PlaybackSessionId")]
-pub struct ById {
+pub struct PlaybackSessionById {
     session_id: String,
 }
 
@@ -185,10 +185,13 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta =
         Meta::query("playback.get", "A playback session").get("/v1/playback/session/{session_id}");
-    type Input = ById;
-    type Answer = SessionView;
+    type Input = PlaybackSessionById;
+    type Answer = PlaybackSessionView;
 
-    async fn run(call: &Call, ById { session_id }: ById) -> Outcome<SessionView> {
+    async fn run(
+        call: &Call,
+        PlaybackSessionById { session_id }: PlaybackSessionById,
+    ) -> Outcome<PlaybackSessionView> {
         shown(call, &session_id).await
     }
 }
@@ -201,9 +204,9 @@ impl Operation for List {
         Meta::query("playback.list", "What you watch and have watched, newest first")
             .get("/v1/playback/session");
     type Input = Paging;
-    type Answer = Page<SessionView>;
+    type Answer = Page<PlaybackSessionView>;
 
-    async fn run(call: &Call, paging: Paging) -> Outcome<Page<SessionView>> {
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<PlaybackSessionView>> {
         call.own_rows::<Self, _>(paging).await
     }
 }
@@ -275,7 +278,10 @@ impl Operation for Control {
     }
 }
 
-fn controlled(session: &SessionView, told: Option<devices::DeviceCommanded>) -> ControlledPlayback {
+fn controlled(
+    session: &PlaybackSessionView,
+    told: Option<devices::DeviceCommanded>,
+) -> ControlledPlayback {
     ControlledPlayback {
         session_id: session.id.clone(),
         status: session.status,
@@ -301,9 +307,9 @@ impl Operation for Report {
     const META: Meta = Meta::command("playback.report", "What a device says about its session")
         .post("/v1/playback/report");
     type Input = ReportPlayback;
-    type Answer = SessionView;
+    type Answer = PlaybackSessionView;
 
-    async fn run(call: &Call, input: ReportPlayback) -> Outcome<SessionView> {
+    async fn run(call: &Call, input: ReportPlayback) -> Outcome<PlaybackSessionView> {
         let ReportPlayback { session_id, status, position_ms, duration_ms } = input;
         let mut errors = Vec::new();
         for (given, at) in [(position_ms, "/position_ms"), (duration_ms, "/duration_ms")] {
@@ -318,7 +324,7 @@ impl Operation for Report {
             return Err(Problem::fields(errors));
         }
         known_id(&session_id, "session")?;
-        let report = Said { status, position_ms, duration_ms };
+        let report = PlaybackReport { status, position_ms, duration_ms };
         let command = playback::Command::Report { session_id: session_id.clone(), report };
         match ask(call, command).await {
             Ok(session) => Ok(*session.ok_or(AskError::Internal)?),
@@ -330,7 +336,8 @@ impl Operation for Report {
 
 /// A platform that links are known for.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Platform {
+#[schemars(rename = "Platform")]
+pub struct PlatformView {
     id: String,
     name: String,
     /// Those with a link of their own; others get that of `web`.
@@ -344,11 +351,11 @@ impl Operation for Platforms {
     const META: Meta = Meta::query("playback.platforms", "The platforms that links are known for")
         .get("/v1/playback/platforms");
     type Input = Nothing;
-    type Answer = Page<Platform>;
+    type Answer = Page<PlatformView>;
 
-    async fn run(call: &Call, _: Nothing) -> Outcome<Page<Platform>> {
+    async fn run(call: &Call, _: Nothing) -> Outcome<Page<PlatformView>> {
         let platforms = call.settings::<Playing>().platforms.iter();
-        let shown = platforms.map(|(id, platform)| Platform {
+        let shown = platforms.map(|(id, platform)| PlatformView {
             id: id.into(),
             name: platform.name.clone(),
             device_types: platform.links.keys().copied().collect(),

@@ -13,7 +13,7 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::to_value;
 use crate::kernel::error::AskError;
 use crate::systems::devices::domain::clock::{DeviceId, NTP64, Stamp, ntp, to_timestamp};
-use crate::systems::devices::domain::crdt::Written;
+use crate::systems::devices::domain::crdt::Stamped;
 use crate::systems::devices::domain::operation::{self, Change, SyncOperation, WatchPosition};
 use crate::systems::devices::domain::replica::{Entry, Mark};
 use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, SyncLog};
@@ -31,9 +31,9 @@ pub struct SyncUpdate {
 }
 
 impl SyncUpdate {
-    fn operations(&self) -> Outcome<Vec<operation::Operation>> {
+    fn operations(&self) -> Outcome<Vec<operation::DeviceOperation>> {
         let Some(given) = &self.operations else { return Ok(Vec::new()) };
-        let check = operation::Operation::check;
+        let check = operation::DeviceOperation::check;
         let operations = input::items(given, "operations", MAX_OPERATIONS, check)?;
         if operations.windows(2).all(|pair| pair[0].sequence < pair[1].sequence) {
             Ok(operations)
@@ -199,20 +199,18 @@ fn shown_entry(entry: &Entry) -> Map<String, Value> {
 
 /// As the API shows it. Typed, because a long one would be several times as slow as a `Value`.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncState")]
-pub struct State {
+pub struct SyncState {
     user_id: String,
     position: Position,
     stable: i64,
-    watchlist: Vec<Item>,
-    playback_positions: BTreeMap<String, Shown>,
-    counters: BTreeMap<String, Counted>,
+    watchlist: Vec<SyncItem>,
+    playback_positions: BTreeMap<String, SyncPosition>,
+    counters: BTreeMap<String, SyncCounter>,
     last_sync: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncItem")]
-pub struct Item {
+pub struct SyncItem {
     content_id: String,
     additions: Vec<Addition>,
 }
@@ -229,8 +227,7 @@ pub struct Addition {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncPosition")]
-pub struct Shown {
+pub struct SyncPosition {
     position_ms: u64,
     duration_ms: Option<u64>,
     device_id: DeviceId,
@@ -241,13 +238,12 @@ pub struct Shown {
 }
 
 #[derive(Debug, Default, Serialize, JsonSchema)]
-#[schemars(rename = "SyncCounter")]
-pub struct Counted {
+pub struct SyncCounter {
     value: u64,
     devices: BTreeMap<DeviceId, u64>,
 }
 
-impl State {
+impl SyncState {
     fn take(&mut self, Entry { by, change }: Entry) {
         let (device_id, timestamp, at) = (by.device, by.time, to_timestamp(by.time));
         match change {
@@ -256,13 +252,13 @@ impl State {
                 // The additions of one item follow each other.
                 match self.watchlist.last_mut() {
                     Some(item) if item.content_id == content_id => item.additions.push(addition),
-                    _ => self.watchlist.push(Item { content_id, additions: vec![addition] }),
+                    _ => self.watchlist.push(SyncItem { content_id, additions: vec![addition] }),
                 }
             }
             Change::PlaybackUpdate { content_id, position } => {
                 let WatchPosition { position_ms, duration_ms } = position;
                 let shown =
-                    Shown { position_ms, duration_ms, device_id, timestamp, updated_at: at };
+                    SyncPosition { position_ms, duration_ms, device_id, timestamp, updated_at: at };
                 self.playback_positions.insert(content_id, shown);
             }
             Change::CounterUpdate { content_id, count } => {
@@ -291,11 +287,11 @@ impl Operation for GetState {
         Meta::query("sync.state", "What your devices share; the user's id is `me`, or yours")
             .get("/v1/sync/state/{user_id}");
     type Input = Of;
-    type Answer = State;
+    type Answer = SyncState;
 
-    async fn run(call: &Call, _: Of) -> Outcome<State> {
+    async fn run(call: &Call, _: Of) -> Outcome<SyncState> {
         let mut read = part(call, None).await?;
-        let mut state = State {
+        let mut state = SyncState {
             user_id: call.user_id.to_string(),
             position: position_at(call, read.offset),
             stable: read.stable,
@@ -377,7 +373,7 @@ impl Operation for Explain {
             (true, true) => "it was never added, or removed so long ago that every device knows",
         };
         let position = explanation.position.map(|register| {
-            let written = |written: &Written<_>| {
+            let written = |written: &Stamped<_>| {
                 let mut shown = to_value(&written.value);
                 shown["by"] = by(&written.stamp);
                 shown

@@ -44,7 +44,7 @@ async fn ask(call: &Call, id: &str, command: booking::Command) -> Outcome<Bookin
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "BookingId")]
-pub struct Named {
+pub struct BookingById {
     booking_id: String,
 }
 
@@ -53,10 +53,10 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("booking.get", "A booking").get("/v1/bookings/{booking_id}");
-    type Input = Named;
+    type Input = BookingById;
     type Answer = BookingView;
 
-    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+    async fn run(call: &Call, BookingById { booking_id }: BookingById) -> Outcome<BookingView> {
         shown(call, &booking_id).await
     }
 }
@@ -116,10 +116,10 @@ impl Operation for MarkNoShow {
     const META: Meta =
         Meta::command("booking.no_show", "Say that the consumer did not come, as the provider")
             .post("/v1/bookings/{booking_id}/no-show");
-    type Input = Named;
+    type Input = BookingById;
     type Answer = BookingView;
 
-    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+    async fn run(call: &Call, BookingById { booking_id }: BookingById) -> Outcome<BookingView> {
         ask(call, &booking_id, booking::Command::MarkNoShow).await
     }
 }

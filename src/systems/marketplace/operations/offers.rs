@@ -13,8 +13,7 @@ use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
 use crate::systems::marketplace::domain::request::{self, OfferRow, Request};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListOffers")]
-pub struct Listed {
+pub struct ListOffers {
     request_id: String,
     limit: Option<Limit>,
     cursor: Option<After>,
@@ -27,11 +26,11 @@ impl Operation for List {
     const META: Meta =
         Meta::query("offer.list", "The offers to a request, in the order they arrived")
             .get("/v1/requests/{request_id}/offers");
-    type Input = Listed;
+    type Input = ListOffers;
     type Answer = Page<OfferView>;
 
-    async fn run(call: &Call, input: Listed) -> Outcome<Page<OfferView>> {
-        let Listed { request_id, limit, cursor } = input;
+    async fn run(call: &Call, input: ListOffers) -> Outcome<Page<OfferView>> {
+        let ListOffers { request_id, limit, cursor } = input;
         requests::shown(call, &request_id).await?;
         let rows = call.rows_of::<Self, OfferRow>(&request_id, false, Paging { limit, cursor });
         Ok(rows.await?.map(|row| row.offer))
@@ -47,7 +46,7 @@ async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "OfferId")]
-pub struct Named {
+pub struct OfferById {
     offer_id: String,
 }
 
@@ -56,17 +55,18 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("offer.get", "An offer").get("/v1/offers/{offer_id}");
-    type Input = Named;
+    type Input = OfferById;
     type Answer = OfferView;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<OfferView> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<OfferView> {
         shown(call, &offer_id).await
     }
 }
 
 /// What an acceptance led to.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Accepted {
+#[schemars(rename = "Accepted")]
+pub struct OfferAccepted {
     booking_id: String,
 }
 
@@ -76,10 +76,10 @@ pub struct Accept;
 impl Operation for Accept {
     const META: Meta = Meta::command("offer.accept", "Accept an offer and wait for the booking")
         .post("/v1/offers/{offer_id}/accept");
-    type Input = Named;
-    type Answer = Accepted;
+    type Input = OfferById;
+    type Answer = OfferAccepted;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Accepted> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<OfferAccepted> {
         let request_id = shown(call, &offer_id).await?.request_id;
         let meta = call.meta();
         let deadline = meta.deadline;
@@ -87,13 +87,13 @@ impl Operation for Accept {
         if let request::Reply::Accepted { booking_id } =
             call.ask::<Request>(&request_id, accept, meta).await?
         {
-            return Ok(Accepted { booking_id });
+            return Ok(OfferAccepted { booking_id });
         }
         // The acceptance is durable and goes on without us. The query waits for its end.
-        let wait = cluster::Meta { deadline, ..call.undeduplicated() };
+        let wait = cluster::CommandMeta { deadline, ..call.undeduplicated() };
         let outcome = request::Command::AwaitAcceptance { offer_id };
         match call.ask::<Request>(&request_id, outcome, wait).await? {
-            request::Reply::Accepted { booking_id } => Ok(Accepted { booking_id }),
+            request::Reply::Accepted { booking_id } => Ok(OfferAccepted { booking_id }),
             _ => Err(AskError::Internal.into()),
         }
     }
@@ -113,10 +113,10 @@ pub struct Decline;
 impl Operation for Decline {
     const META: Meta =
         Meta::command("offer.decline", "Decline an offer").post("/v1/offers/{offer_id}/decline");
-    type Input = Named;
+    type Input = OfferById;
     type Answer = Declined;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Declined> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<Declined> {
         let request_id = shown(call, &offer_id).await?.request_id;
         let decline = request::Command::DeclineOffer { offer_id: offer_id.clone() };
         call.ask::<Request>(&request_id, decline, call.meta()).await?;

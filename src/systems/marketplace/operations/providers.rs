@@ -20,20 +20,18 @@ use crate::systems::marketplace::views;
 /// Whose providers are listed.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[schemars(rename = "ProviderOwner")]
-pub enum Owner {
+pub enum ProviderOwner {
     Me,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListProviders")]
-pub struct Listed {
+pub struct ListProviders {
     /// Who offers this
     service: Option<Service>,
     /// Who is there
     city: Option<String>,
     /// `me`: only one's own
-    owner: Option<Owner>,
+    owner: Option<ProviderOwner>,
     limit: Option<Limit>,
     cursor: Option<After>,
 }
@@ -44,13 +42,13 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("provider.list", "The directory of providers").get("/v1/providers");
-    type Input = Listed;
+    type Input = ListProviders;
     type Answer = Page<ProviderView>;
 
-    async fn run(call: &Call, input: Listed) -> Outcome<Page<ProviderView>> {
+    async fn run(call: &Call, input: ListProviders) -> Outcome<Page<ProviderView>> {
         let service = input.service.map(|service| to_value(&service));
         let service = service.as_ref().and_then(|service| service.as_str());
-        let owner = input.owner.map(|Owner::Me| &*call.user_id);
+        let owner = input.owner.map(|ProviderOwner::Me| &*call.user_id);
         let list = ListOf::new(&[Self::META.name]);
         let (city, from) = (input.city.as_deref(), list.up(input.cursor)?);
         let limit = input.limit.unwrap_or_default().0;
@@ -74,7 +72,7 @@ async fn ask(call: &Call, id: &str, command: provider::Command) -> Outcome<Provi
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ProviderId")]
-pub struct Named {
+pub struct ProviderById {
     provider_id: String,
 }
 
@@ -84,10 +82,10 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta =
         Meta::query("provider.get", "A provider").get("/v1/providers/{provider_id}").versioned();
-    type Input = Named;
+    type Input = ProviderById;
     type Answer = ProviderView;
 
-    async fn run(call: &Call, Named { provider_id }: Named) -> Outcome<ProviderView> {
+    async fn run(call: &Call, ProviderById { provider_id }: ProviderById) -> Outcome<ProviderView> {
         shown(call, &provider_id).await
     }
 }

@@ -146,7 +146,7 @@ impl Operation for List {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "RequestId")]
-pub struct Named {
+pub struct RequestById {
     request_id: String,
 }
 
@@ -155,10 +155,10 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("request.get", "A request").get("/v1/requests/{request_id}");
-    type Input = Named;
+    type Input = RequestById;
     type Answer = RequestView;
 
-    async fn run(call: &Call, Named { request_id }: Named) -> Outcome<RequestView> {
+    async fn run(call: &Call, RequestById { request_id }: RequestById) -> Outcome<RequestView> {
         shown(call, &request_id).await
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::contract::call::{derived_id, known_id};
-use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::operation::Done;
 use crate::contract::topic::Position;
@@ -177,7 +177,7 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "SessionId")]
-pub struct Named {
+pub struct SessionById {
     session_id: String,
 }
 
@@ -186,10 +186,10 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("session.get", "A session").get("/v1/sessions/{session_id}");
-    type Input = Named;
+    type Input = SessionById;
     type Answer = SessionView;
 
-    async fn run(call: &Call, Named { session_id }: Named) -> Outcome<SessionView> {
+    async fn run(call: &Call, SessionById { session_id }: SessionById) -> Outcome<SessionView> {
         shown(call, &session_id).await
     }
 }
@@ -246,7 +246,8 @@ pub struct NewMessage {
 
 /// The user's own message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Sent {
+#[schemars(rename = "Sent")]
+pub struct MessageSent {
     message_id: String,
 }
 
@@ -259,14 +260,14 @@ impl Operation for SendMessage {
             .post("/v1/sessions/{session_id}/messages")
             .creates("");
     type Input = NewMessage;
-    type Answer = Sent;
+    type Answer = MessageSent;
 
-    async fn run(call: &Call, input: NewMessage) -> Outcome<Sent> {
+    async fn run(call: &Call, input: NewMessage) -> Outcome<MessageSent> {
         let NewMessage { session_id, content, media } = input;
         let session_id = known_id(&session_id, "session")?;
         let send = session::Command::SendMessage { content, media: media.unwrap_or_default() };
         match call.ask::<Session>(session_id, send, call.meta()).await? {
-            session::Reply::Sent { message_id } => Ok(Sent { message_id }),
+            session::Reply::Sent { message_id } => Ok(MessageSent { message_id }),
             _ => Err(AskError::Internal.into()),
         }
     }
@@ -280,7 +281,7 @@ pub struct Types {
 }
 
 /// Typing that is not said again ends by itself.
-const TYPING: Hold = Hold {
+const TYPING: ConnectionHold = ConnectionHold {
     field: "session_id",
     is_held: |input| input["is_typing"].as_bool() == Some(true),
     lasts: Some(Duration::from_secs(6)),

@@ -26,26 +26,26 @@ fn alice(devices: u128) -> Given<SyncLog> {
     given::<SyncLog>(joined).at(now()).by_user("alice").key("alice")
 }
 
-fn operation(sequence: u64, time: NTP64, change: Change) -> Operation {
-    Operation { sequence, operation_id: None, time, change }
+fn operation(sequence: u64, time: NTP64, change: Change) -> DeviceOperation {
+    DeviceOperation { sequence, operation_id: None, time, change }
 }
 
-fn add(sequence: u64, content_id: &str, tag: &str) -> Operation {
+fn add(sequence: u64, content_id: &str, tag: &str) -> DeviceOperation {
     let change = Change::WatchlistAdd { content_id: content_id.into(), tag: tag.into() };
     operation(sequence, after(sequence as i64), change)
 }
 
-fn remove(sequence: u64, content_id: &str, tag: &str) -> Operation {
+fn remove(sequence: u64, content_id: &str, tag: &str) -> DeviceOperation {
     let change = Change::WatchlistRemove { content_id: content_id.into(), tags: vec![tag.into()] };
     operation(sequence, after(sequence as i64), change)
 }
 
-fn play(sequence: u64, time: NTP64, position_ms: u64) -> Operation {
+fn play(sequence: u64, time: NTP64, position_ms: u64) -> DeviceOperation {
     let position = WatchPosition { position_ms, duration_ms: None };
     operation(sequence, time, Change::PlaybackUpdate { content_id: "c".into(), position })
 }
 
-fn update(n: u128, seen: i64, operations: Vec<Operation>) -> Command {
+fn update(n: u128, seen: i64, operations: Vec<DeviceOperation>) -> Command {
     Command::Update { device: device(n), seen, operations, limits: SyncLimits::default() }
 }
 
@@ -236,7 +236,8 @@ fn put_together(entries: Vec<Entry>) -> Replica {
 fn one_content_may_have_more_parts_than_a_page() {
     let mut alice = alice(1);
     let long = |n: u64| format!("{n:0>128}").replace('0', "\\");
-    let mut operations: Vec<Operation> = (1..=1_000).map(|n| add(n, &long(7), &long(n))).collect();
+    let mut operations: Vec<DeviceOperation> =
+        (1..=1_000).map(|n| add(n, &long(7), &long(n))).collect();
     operations.push(add(1_001, "zzz", "t"));
     alice.when(update(1, 0, operations)).decision();
     // Devices that were there once.
@@ -275,7 +276,7 @@ fn a_mark_of_an_older_release_is_after_its_whole_content() {
 #[test]
 fn the_state_is_read_in_pages() {
     let mut alice = alice(1);
-    let mut operations: Vec<Operation> =
+    let mut operations: Vec<DeviceOperation> =
         (1..=500).map(|n| add(n, &format!("c{n:03}"), "t")).collect();
     operations.push(play(501, after(501), 7));
     let count = Change::CounterUpdate { content_id: "c".into(), count: 3 };
