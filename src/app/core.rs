@@ -26,7 +26,7 @@ use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
 use crate::persistence::outbox::Begins;
 use crate::persistence::store::{self, Identity, StoreError};
-use crate::persistence::sweep::{self, Kept};
+use crate::persistence::sweep::{self, RowRetention};
 use crate::persistence::vault::{self, Vault};
 use crate::persistence::writer::{self, Lanes};
 
@@ -66,7 +66,7 @@ struct Rest {
     name: String,
     lease_s: f64,
     read_ttl: Duration,
-    kept: Kept,
+    kept: RowRetention,
     cluster: Option<member::Options>,
 }
 
@@ -160,7 +160,7 @@ pub async fn prepare(pool: PgPool, settings: CoreSettings) -> anyhow::Result<Pre
             name: settings.node.name,
             lease_s,
             read_ttl: settings.read_ttl,
-            kept: Kept { dedupe_s: settings.dedupe_s, publications_s: settings.history_s },
+            kept: RowRetention { dedupe_s: settings.dedupe_s, publications_s: settings.history_s },
             cluster: settings.cluster,
         },
     })
@@ -348,7 +348,7 @@ async fn check_clock(pool: &PgPool, clock: &Clock, skew: &Skew) -> anyhow::Resul
 
 /// Deletes what is too old, each minute, on the node that owns the first slot: one of all. By the database's time: it
 /// dated what is swept, and so did nodes with other clocks.
-async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: Kept) {
+async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: RowRetention) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -360,7 +360,7 @@ impl Reach for Fanout {
 mod tests {
     use super::*;
     use crate::cluster::fixtures::{Narrow, Nobody};
-    use crate::cluster::slots::Owned;
+    use crate::cluster::slots::SlotOwnership;
     use crate::cluster::topics::Subscriber;
     use crate::cluster::transport::Envelope;
 
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn an_owner_that_could_not_be_told_is_told_later() {
         let slots = Slots::unknown(1);
-        slots.learn(topic_slot("app:lobby"), Owned { owner: Some(2), epoch: 5 }, 0);
+        slots.learn(topic_slot("app:lobby"), SlotOwnership { owner: Some(2), epoch: 5 }, 0);
         let router = Router::new(Arc::new(Nobody), slots.clone());
         let topics = Topics::default();
         let link = Arc::new(Narrow::default());

@@ -52,13 +52,13 @@ enum Message {
 /// One user's presence, as its owner keeps it.
 #[derive(Debug, Default)]
 struct UserPresence {
-    devices: Vec<Known>,
+    devices: Vec<KnownDevice>,
     /// Counts announcements: the latest one determines the user's status.
     turn: u64,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownDevice {
     /// The id that clients know the device by. A reconnect keeps it.
     id: Arc<str>,
     node: i64,
@@ -101,7 +101,7 @@ impl UserPresence {
             });
             let Some(known) = at.map(|at| &mut self.devices[at]) else {
                 if self.devices.len() < MAX_DEVICES {
-                    self.devices.push(Known {
+                    self.devices.push(KnownDevice {
                         id: connection.clone(),
                         node,
                         connection: connection.clone(),
@@ -135,7 +135,8 @@ impl UserPresence {
 
     /// Removes the devices that have not come back in time.
     fn tick(&mut self, now_ms: i64) -> Change {
-        let gone = |known: &mut Known| known.gone_at_ms.is_some_and(|at| at + GRACE_MS <= now_ms);
+        let gone =
+            |known: &mut KnownDevice| known.gone_at_ms.is_some_and(|at| at + GRACE_MS <= now_ms);
         let leaves = self.devices.extract_if(.., gone).map(|known| known.id).collect();
         Change { leaves, ..Change::default() }
     }
@@ -172,14 +173,14 @@ struct Mine {
 
 /// The users of this node, and the reports about them.
 #[derive(Default)]
-struct Told {
+struct LocalReports {
     users: HashMap<Arc<str>, Mine>,
     /// Users whose owner may not have the newest version.
     open: HashSet<Arc<str>>,
     version: u64,
 }
 
-impl Told {
+impl LocalReports {
     fn change(&mut self, user: &str, change: impl FnOnce(&mut Vec<PresenceDevice>)) {
         self.version += 1;
         let user: Arc<str> = user.into();
@@ -236,7 +237,7 @@ pub struct Presence {
     router: Router,
     slots: Slots,
     topics: Topics,
-    mine: Mutex<Told>,
+    mine: Mutex<LocalReports>,
     kept: Mutex<Kept>,
     wake: Notify,
 }
@@ -414,7 +415,7 @@ impl Presence {
         let now = boottime_ms();
         let mut by_owner: HashMap<i64, Vec<News>> = HashMap::new();
         {
-            let Told { users, open, .. } = &mut *self.mine.lock();
+            let LocalReports { users, open, .. } = &mut *self.mine.lock();
             for user in open.iter() {
                 let Some(entry) = users.get_mut(user) else { continue };
                 let (owner, epoch) = match self.slots.locate(topic_slot(&topic_of(user))) {

@@ -29,14 +29,14 @@ pub trait Topic: 'static {
         key: &'a str,
     ) -> impl Future<Output = Outcome<()>> + Send + 'a;
 
-    fn carriage(_settings: &Settings, _topic: &str) -> Carriage {
-        Carriage::Durable
+    fn carriage(_settings: &Settings, _topic: &str) -> TopicDelivery {
+        TopicDelivery::Durable
     }
 }
 
 /// How the publications of a topic reach a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carriage {
+pub enum TopicDelivery {
     /// The commits of its entity assign offsets, and what a listener missed is replayed.
     Durable,
     /// Nothing is kept. With `latest_only` a slow listener gets only the last of what waits for it.
@@ -51,7 +51,7 @@ pub struct TopicKind {
     pub kind: &'static str,
     pub summary: &'static str,
     pub may_listen: MayListen,
-    pub carriage: fn(&Settings, &str) -> Carriage,
+    pub carriage: fn(&Settings, &str) -> TopicDelivery,
 }
 
 /// A topic in the list of its system.

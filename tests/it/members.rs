@@ -3,7 +3,7 @@
 use proxie::persistence::commit::{self, Resolution};
 use proxie::persistence::members::{self, Evidence, Member, MemberState, SlotRow};
 use proxie::persistence::membership::{self, NodeInfo, process_exists, process_start};
-use proxie::persistence::sweep::{self, Kept};
+use proxie::persistence::sweep::{self, RowRetention};
 use sqlx::postgres::PgPool;
 
 use crate::support::{database, pool};
@@ -247,7 +247,7 @@ async fn nodes_that_left_are_shown_for_a_while_and_all_that_are_dead_are_forgott
     };
     let active_c = (c, "active".to_owned());
     assert_eq!(shown().await, [(a, "drained".to_owned()), active_c.clone()]);
-    let kept = Kept { dedupe_s: 86_400, publications_s: 86_400 };
+    let kept = RowRetention { dedupe_s: 86_400, publications_s: 86_400 };
     let long_ago = async |interval: &str| {
         let sql = format!("update nodes set ended_at = ended_at - interval '{interval}'");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
 use proxie::actors::{Options, RunCx, RunError, Runner};
 use proxie::app::core::{Core, Fate};
-use proxie::cluster::slots::Owned;
+use proxie::cluster::slots::SlotOwnership;
 use proxie::cluster::topics::{Published, Subscriber};
 use proxie::cluster::{CommandMeta, skew};
 use proxie::kernel::clock::{Clock, Timestamp};
@@ -132,7 +132,7 @@ async fn a_batch_that_comes_after_its_slot_was_released_writes_nothing() {
     assert_eq!(*node.fate().borrow(), Fate::Living, "the rest of the node goes on");
     // As soon as the node knows, its activation answers no read either.
     let epoch = node.runtime.slots.owned(slot).epoch + 1;
-    node.runtime.slots.learn(slot, Owned { owner: Some(i64::MAX), epoch }, 0);
+    node.runtime.slots.learn(slot, SlotOwnership { owner: Some(i64::MAX), epoch }, 0);
     let read = ask(&node, "a", Command::Get, CommandMeta::runtime()).await;
     assert!(read.is_err(), "{read:?}");
     node.stop().await;

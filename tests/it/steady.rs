@@ -6,7 +6,7 @@ use proxie::persistence::loader::{Loader, OWED_PAGE};
 use proxie::persistence::outbox::owing;
 use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
-use proxie::persistence::sweep::{Kept, sweep};
+use proxie::persistence::sweep::{RowRetention, sweep};
 use proxie::persistence::timers::claim;
 use proxie::persistence::views::{Cursor, List, Views};
 use proxie::systems::devices::domain::content::ContentView;
@@ -62,7 +62,7 @@ async fn a_sweep_reads_what_it_deletes_also_after_three_windows() {
     let database = database().await;
     let (pool, watching) = (one(database.clone()).await, one(database).await);
     without_vacuum(&watching).await;
-    let kept = Kept { dedupe_s: WINDOW_H * 3_600, publications_s: WINDOW_H * 3_600 };
+    let kept = RowRetention { dedupe_s: WINDOW_H * 3_600, publications_s: WINDOW_H * 3_600 };
     let start = 1_800_000_000;
     let mut steady = (0, 0, 0);
     for hour in 0..WINDOW_H * 4 {
@@ -123,7 +123,7 @@ async fn what_is_over_is_forgotten() {
     ] {
         watching.execute(sql).await.unwrap();
     }
-    sweep(&pool, None, Kept { dedupe_s: 1, publications_s: 1 }).await.unwrap();
+    sweep(&pool, None, RowRetention { dedupe_s: 1, publications_s: 1 }).await.unwrap();
     let left = "select (select string_agg(incarnation::text, ' ' order by incarnation) from nodes),
         (select string_agg(incarnation::text, ' ' order by incarnation) from leases),
         (select count(*) from lanes), (select count(*) from suspicions),

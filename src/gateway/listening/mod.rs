@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::cluster::topics::{Published, Subscription};
 use crate::contract::problem::Outcome;
-use crate::contract::topic::Carriage;
+use crate::contract::topic::TopicDelivery;
 use crate::gateway::Gateway;
 use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
@@ -111,7 +111,8 @@ impl Feed {
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
         self.remove(&topic);
         self.next_key += 1;
-        let latest_only = self.gateway.carriage(&topic) == Carriage::Lossy { latest_only: true };
+        let latest_only =
+            self.gateway.carriage(&topic) == TopicDelivery::Lossy { latest_only: true };
         let key = self.next_key << 1 | u64::from(latest_only);
         self.topics.push(Listening { key, topic, track: Track::starting(), _handle: None });
         key

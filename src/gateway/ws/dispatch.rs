@@ -31,7 +31,7 @@ pub enum TaskOutcome {
         id: String,
         outcome: Outcome<Box<RawValue>>,
         /// What the connection does more, where the operation has succeeded.
-        then: Option<Then>,
+        then: Option<FollowUp>,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
     Authenticated {
@@ -52,7 +52,7 @@ pub enum TaskOutcome {
 }
 
 /// A connection's follow-up to an operation that succeeded.
-pub enum Then {
+pub enum FollowUp {
     Listen { input: Value, topic: fn(&Value, &Value) -> Option<String> },
     Leave(Option<String>),
     Hold(HoldGuard),
@@ -64,7 +64,7 @@ pub enum InFlight {
     Operation {
         id: String,
         running: BoxFuture<'static, Outcome<Box<RawValue>>>,
-        then: Option<Then>,
+        then: Option<FollowUp>,
     },
     Other(BoxFuture<'static, TaskOutcome>),
 }
@@ -167,11 +167,11 @@ impl Connection {
         let mut call = self.gateway.call(&claims, id.clone());
         call.counted = true;
         let then = match what {
-            OnConnection::Listens(topic) => Then::Listen { input: input.clone(), topic },
-            OnConnection::Leaves(topic) => Then::Leave(topic(&input)),
+            OnConnection::Listens(topic) => FollowUp::Listen { input: input.clone(), topic },
+            OnConnection::Leaves(topic) => FollowUp::Leave(topic(&input)),
             OnConnection::Holds(hold) if (hold.is_held)(&input) => {
                 call.connection = Some(self.id.clone());
-                Then::Hold(HoldGuard {
+                FollowUp::Hold(HoldGuard {
                     gateway: self.gateway.clone(),
                     claims,
                     hold,
@@ -181,7 +181,7 @@ impl Connection {
                     is_over: false,
                 })
             }
-            OnConnection::Holds(hold) => Then::Release(hold),
+            OnConnection::Holds(hold) => FollowUp::Release(hold),
         };
         let running = operation.run(call, input);
         self.in_flight.push(InFlight::Operation { id, running, then: Some(then) });
@@ -223,7 +223,7 @@ impl Connection {
                 self.then(id, answer, then).await
             }
             TaskOutcome::Answer { id, outcome: Err(problem), then } => {
-                if let Some(Then::Hold(mut held)) = then {
+                if let Some(FollowUp::Hold(mut held)) = then {
                     // An earlier guard of this connection may hold the same.
                     held.is_over = true;
                 }
@@ -251,21 +251,21 @@ impl Connection {
         }
     }
 
-    async fn then(&mut self, id: String, answer: Box<RawValue>, then: Then) -> Flow {
+    async fn then(&mut self, id: String, answer: Box<RawValue>, then: FollowUp) -> Flow {
         match then {
-            Then::Listen { input, topic } => {
+            FollowUp::Listen { input, topic } => {
                 let answer = serde_json::from_str(answer.get()).unwrap_or_default();
                 let topic = topic(&input, &answer).unwrap_or_default();
                 self.subscribe(id, &topic, &input["position"], answer);
                 return Ok(());
             }
-            Then::Leave(topic) => {
+            FollowUp::Leave(topic) => {
                 if let Some(topic) = topic {
                     self.topics.remove(&topic);
                 }
             }
-            Then::Hold(held) => self.hold(held),
-            Then::Release(hold) => self.release(hold),
+            FollowUp::Hold(held) => self.hold(held),
+            FollowUp::Release(hold) => self.release(hold),
         }
         self.feed(protocol::reply(&id, &Ok(answer))).await
     }

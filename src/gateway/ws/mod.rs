@@ -33,7 +33,7 @@ use crate::gateway::http::{address_key, bearer, check_origin, count_connection};
 use crate::gateway::sync;
 
 pub(super) use connection::Arguments;
-use owner::Owners;
+use owner::SocketOwners;
 pub use protocol::ConnectionLimits;
 pub(super) use socket::Socket;
 pub(super) use stream::WebSocket;
@@ -41,13 +41,13 @@ pub(super) use upgrade::Upgrade;
 
 /// The sockets of this node.
 pub struct Connections {
-    owners: Owners,
+    owners: SocketOwners,
     open: Arc<AtomicUsize>,
 }
 
 impl Connections {
     pub async fn start() -> anyhow::Result<Self> {
-        let owners = Owners::start()
+        let owners = SocketOwners::start()
             .await
             .map_err(|error| anyhow::anyhow!("the gateway actors did not start: {error}"))?;
         Ok(Self { owners, open: Arc::default() })

@@ -1,7 +1,7 @@
 //! The topics that configuration names.
 
 use crate::contract::call::Settings;
-use crate::contract::topic::{Carriage, Topic};
+use crate::contract::topic::{Topic, TopicDelivery};
 use crate::contract::{Call, Outcome, Problem};
 use crate::systems::app_topics::settings;
 
@@ -19,10 +19,12 @@ impl Topic for Application {
         granted.then_some(()).ok_or_else(refused)
     }
 
-    fn carriage(settings: &Settings, topic: &str) -> Carriage {
+    fn carriage(settings: &Settings, topic: &str) -> TopicDelivery {
         match settings.get::<settings::TopicGrants>().and_then(|all| all.grant(topic)) {
-            Some(grant) if grant.durable => Carriage::Durable,
-            grant => Carriage::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) },
+            Some(grant) if grant.durable => TopicDelivery::Durable,
+            grant => {
+                TopicDelivery::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) }
+            }
         }
     }
 }

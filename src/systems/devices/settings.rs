@@ -35,16 +35,16 @@ impl Default for PlaybackSettings {
 
 /// How sessions are played: [`PlaybackSettings`], with the table that it names.
 #[derive(Debug)]
-pub struct Playing {
+pub struct ResolvedPlayback {
     pub idle_s: u32,
     pub platforms: Platforms,
 }
 
 impl Section for PlaybackSettings {
     const NAME: &'static str = "playback";
-    type Ready = Playing;
+    type Ready = ResolvedPlayback;
 
-    fn prepare(&self) -> Result<Playing, String> {
+    fn prepare(&self) -> Result<ResolvedPlayback, String> {
         let Self { idle_s, platforms } = self;
         if *idle_s < 60 {
             return Err("playback.idle_s must be at least 60".into());
@@ -56,7 +56,7 @@ impl Section for PlaybackSettings {
                 .map_err(|error| wrong(error.to_string()))
                 .and_then(|table| Platforms::parse(&table).map_err(wrong))?,
         };
-        Ok(Playing { idle_s: *idle_s, platforms })
+        Ok(ResolvedPlayback { idle_s: *idle_s, platforms })
     }
 }
 

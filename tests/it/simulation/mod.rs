@@ -1,7 +1,7 @@
 //! Thousands of schedules of a cluster in virtual time: who takes part, who owns which slot, who may write and answer,
 //! and how slots change hands, while processes stop and die and the network and the store fail.
 //!
-//! What decides is the real code: `Sight`, `Slots`, `Pulses`, `Lease`, `placement`. Around it are models: the shell of a
+//! What decides is the real code: `ClusterView`, `Slots`, `Pulses`, `Lease`, `placement`. Around it are models: the shell of a
 //! node (`node`, `entity`), the store (`store`), the network (`world`), and time (`exec`). See docs/adr/0009.
 //!
 //! - `PROXIE_SEED=n` runs one schedule, and says what happened in it.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use super::packet::{self, EnginePacket, Payload};
-use super::wire::{Heard, Probe, Probed, Wire};
+use super::wire::{Probe, Probed, Wire, WireEvent};
 use super::{Refusal, SessionEntry};
 use crate::contract::bucket::Bucket;
 use crate::gateway::socketio::client::{SocketIoClient, Wrong};
@@ -401,14 +401,14 @@ impl EngineSession {
                 // Including frames that are not a whole message yet.
                 self.bucket.owe(wire.frames());
                 Poll::Ready(match ready!(heard) {
-                    Heard::Packet(packet) => Ok(Some(packet)),
-                    Heard::Wrong => Err(Ending::Wrong),
-                    Heard::TooLarge => {
+                    WireEvent::Packet(packet) => Ok(Some(packet)),
+                    WireEvent::Wrong => Err(Ending::Wrong),
+                    WireEvent::TooLarge => {
                         self.too_large = true;
                         self.client.hear_too_much();
                         Ok(None)
                     }
-                    Heard::End => Err(Ending::Gone),
+                    WireEvent::End => Err(Ending::Gone),
                 })
             }
         }

@@ -10,7 +10,7 @@ use crate::systems::devices::domain::content::{
     self, Availability, Content, ContentView, MAX_AVAILABILITIES,
 };
 use crate::systems::devices::domain::operation::is_name;
-use crate::systems::devices::settings::Playing;
+use crate::systems::devices::settings::ResolvedPlayback;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ContentId")]
@@ -66,7 +66,7 @@ impl Operation for SetAvailability {
         if !is_name(&content_id) {
             return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));
         }
-        let platforms = &call.settings::<Playing>().platforms;
+        let platforms = &call.settings::<ResolvedPlayback>().platforms;
         let check = |way: &Availability| {
             way.check()?;
             if platforms.has_link(way) {

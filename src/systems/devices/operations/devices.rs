@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sync::{StandingView, shown_standing};
+use super::sync::{SyncStatusView, shown_standing};
 use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
 use crate::contract::connection::{ConnectionHold, OnConnection};
@@ -44,18 +44,18 @@ pub struct RegisterDevice {
 /// A device, and how it stands in the person's log.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Device")]
-pub struct WithStanding {
+pub struct DeviceWithStatus {
     #[serde(flatten)]
     pub device: Box<DeviceView>,
-    pub sync: StandingView,
+    pub sync: SyncStatusView,
 }
 
 fn with_standing(
     call: &Call,
     device: Box<DeviceView>,
     standing: &shared::SyncStatus,
-) -> WithStanding {
-    WithStanding { device, sync: shown_standing(call, standing) }
+) -> DeviceWithStatus {
+    DeviceWithStatus { device, sync: shown_standing(call, standing) }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -102,9 +102,9 @@ impl Operation for Register {
             .post("/v1/devices/register")
             .creates("/v1/devices/");
     type Input = RegisterDevice;
-    type Answer = WithStanding;
+    type Answer = DeviceWithStatus;
 
-    async fn run(call: &Call, input: RegisterDevice) -> Outcome<WithStanding> {
+    async fn run(call: &Call, input: RegisterDevice) -> Outcome<DeviceWithStatus> {
         let id = match input.device_id {
             Some(id) => id,
             None => known(&derived_id("dev", &[&call.user_id, &call.id]))?,
@@ -150,7 +150,7 @@ async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::SyncStatus)>>
 }
 
 /// A device of the caller, else not found.
-pub async fn shown(call: &Call, id: &str) -> Outcome<WithStanding> {
+pub async fn shown(call: &Call, id: &str) -> Outcome<DeviceWithStatus> {
     let id = known(id)?;
     // Asked of the person first, so that ids that never were do not wake an entity each.
     let asked = shared::Command::Device { device: id };
@@ -175,9 +175,9 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("device.get", "A device").get("/v1/devices/{device_id}");
     type Input = DeviceById;
-    type Answer = WithStanding;
+    type Answer = DeviceWithStatus;
 
-    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<WithStanding> {
+    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<DeviceWithStatus> {
         shown(call, &device_id).await
     }
 }
@@ -191,9 +191,9 @@ impl Operation for List {
         .get("/v1/sync/devices")
         .get("/v1/sync/devices/{user_id}");
     type Input = Nothing;
-    type Answer = Page<WithStanding>;
+    type Answer = Page<DeviceWithStatus>;
 
-    async fn run(call: &Call, _: Nothing) -> Outcome<Page<WithStanding>> {
+    async fn run(call: &Call, _: Nothing) -> Outcome<Page<DeviceWithStatus>> {
         let asking = devices_of(call).await?.into_iter().map(async |(id, standing)| {
             let get = device::Command::Get;
             match call.ask::<Device>(&id.to_string(), get, call.undeduplicated()).await? {
@@ -201,7 +201,7 @@ impl Operation for List {
                 _ => Err(Problem::from(AskError::Internal)),
             }
         });
-        let shown: Vec<Outcome<WithStanding>> = join_all(asking).await;
+        let shown: Vec<Outcome<DeviceWithStatus>> = join_all(asking).await;
         // One that is being registered, or removed, is not there.
         let there = shown.into_iter().filter(|shown| match shown {
             Err(problem) if problem.code == ErrorCode::NotFound => false,

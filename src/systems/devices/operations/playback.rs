@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{self, Remote, WithStanding};
+use super::devices::{self, DeviceWithStatus, Remote};
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
@@ -23,7 +23,7 @@ use crate::systems::devices::domain::playback::{
     self, PlaybackReport, PlaybackSessionView, PlaybackSessions, SessionStart, Status,
 };
 use crate::systems::devices::domain::shared::{self, SyncLog};
-use crate::systems::devices::settings::{Playing, Tiers};
+use crate::systems::devices::settings::{ResolvedPlayback, Tiers};
 use crate::systems::devices::views;
 
 /// How long the end of a session waits for the device to be told.
@@ -91,7 +91,7 @@ async fn start(
     call: &Call,
     id: &str,
     asked: &InitiatePlayback,
-    device: &WithStanding,
+    device: &DeviceWithStatus,
 ) -> Outcome<Box<PlaybackSessionView>> {
     let wish = Wish {
         platform: asked.preferred_platform.as_deref(),
@@ -109,7 +109,7 @@ async fn start(
             Some(false) => None,
             _ => resume_position(call, content_id).await?,
         },
-        idle_s: call.settings::<Playing>().idle_s,
+        idle_s: call.settings::<ResolvedPlayback>().idle_s,
     };
     let command = playback::Command::Start {
         session_id: id.into(),
@@ -140,12 +140,12 @@ async fn choose(
     call: &Call,
     content_id: &str,
     wish: &Wish<'_>,
-    device: &WithStanding,
+    device: &DeviceWithStatus,
 ) -> Outcome<Choice> {
     let known = call.views()?.get::<ContentView>(content_id).await?;
     let availability = known.map(|content| content.availability).unwrap_or_default();
     let on = (device.device.device_type, &device.device.capabilities);
-    let platforms = &call.settings::<Playing>().platforms;
+    let platforms = &call.settings::<ResolvedPlayback>().platforms;
     platforms
         .choose(&availability, wish, on, call.now())
         .map(|mut choices| choices.swap_remove(0))
@@ -354,7 +354,7 @@ impl Operation for Platforms {
     type Answer = Page<PlatformView>;
 
     async fn run(call: &Call, _: Nothing) -> Outcome<Page<PlatformView>> {
-        let platforms = call.settings::<Playing>().platforms.iter();
+        let platforms = call.settings::<ResolvedPlayback>().platforms.iter();
         let shown = platforms.map(|(id, platform)| PlatformView {
             id: id.into(),
             name: platform.name.clone(),

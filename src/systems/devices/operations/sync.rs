@@ -57,7 +57,7 @@ fn position_at(call: &Call, offset: i64) -> Position {
 /// How a device stands in the person's log.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SyncStanding")]
-pub struct StandingView {
+pub struct SyncStatusView {
     /// Everything of this device up to here is durable.
     sequence: u64,
     position: Position,
@@ -67,8 +67,8 @@ pub struct StandingView {
     must_resync: bool,
 }
 
-pub fn shown_standing(call: &Call, standing: &shared::SyncStatus) -> StandingView {
-    StandingView {
+pub fn shown_standing(call: &Call, standing: &shared::SyncStatus) -> SyncStatusView {
+    SyncStatusView {
         sequence: standing.sequence,
         position: position_at(call, standing.offset),
         seen: standing.seen,
@@ -80,7 +80,7 @@ pub fn shown_standing(call: &Call, standing: &shared::SyncStatus) -> StandingVie
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SyncUpdated {
     #[serde(flatten)]
-    standing: StandingView,
+    standing: SyncStatusView,
     restamped: Vec<Restamped>,
     refused: Vec<Refused>,
 }
@@ -118,8 +118,7 @@ impl Operation for Update {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "SyncDevice")]
-pub struct OfDevice {
+pub struct SyncDevice {
     device_id: DeviceId,
 }
 
@@ -128,10 +127,10 @@ pub struct Standing;
 
 impl Operation for Standing {
     const META: Meta = Meta::query("sync.device", "How a device stands");
-    type Input = OfDevice;
-    type Answer = StandingView;
+    type Input = SyncDevice;
+    type Answer = SyncStatusView;
 
-    async fn run(call: &Call, OfDevice { device_id }: OfDevice) -> Outcome<StandingView> {
+    async fn run(call: &Call, SyncDevice { device_id }: SyncDevice) -> Outcome<SyncStatusView> {
         let command = Command::Device { device: device_id };
         match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
             Reply::Joined(standing) => Ok(shown_standing(call, &standing)),
@@ -272,8 +271,7 @@ impl SyncState {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "SyncStateOf")]
-pub struct Of {
+pub struct SyncStateOf {
     /// Whose: the door has checked it.
     #[serde(rename = "user_id")]
     _user_id: Option<String>,
@@ -286,10 +284,10 @@ impl Operation for GetState {
     const META: Meta =
         Meta::query("sync.state", "What your devices share; the user's id is `me`, or yours")
             .get("/v1/sync/state/{user_id}");
-    type Input = Of;
+    type Input = SyncStateOf;
     type Answer = SyncState;
 
-    async fn run(call: &Call, _: Of) -> Outcome<SyncState> {
+    async fn run(call: &Call, _: SyncStateOf) -> Outcome<SyncState> {
         let mut read = part(call, None).await?;
         let mut state = SyncState {
             user_id: call.user_id.to_string(),
@@ -317,8 +315,7 @@ impl Operation for GetState {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ExplainSync")]
-pub struct OfContent {
+pub struct ExplainSync {
     content_id: String,
 }
 
@@ -340,10 +337,10 @@ impl Operation for Explain {
     const META: Meta =
         Meta::query("sync.explain", "Why the values of this content are what they are")
             .get("/v1/sync/explain/{content_id}");
-    type Input = OfContent;
+    type Input = ExplainSync;
     type Answer = SyncExplanation;
 
-    async fn run(call: &Call, OfContent { content_id }: OfContent) -> Outcome<SyncExplanation> {
+    async fn run(call: &Call, ExplainSync { content_id }: ExplainSync) -> Outcome<SyncExplanation> {
         let command = Command::Explain { content_id: content_id.clone() };
         let reply = call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await?;
         let Reply::Explained { explanation, stable } = reply else {

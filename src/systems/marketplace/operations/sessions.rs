@@ -275,7 +275,7 @@ impl Operation for SendMessage {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Typing")]
-pub struct Types {
+pub struct TypingInput {
     session_id: String,
     is_typing: bool,
 }
@@ -305,10 +305,10 @@ pub struct Typing;
 impl Operation for Typing {
     const META: Meta = Meta::signal("chat.typing", "Tells the user's other devices")
         .on_connection(OnConnection::Holds(&TYPING));
-    type Input = Types;
+    type Input = TypingInput;
     type Answer = Done;
 
-    async fn run(call: &Call, Types { session_id, is_typing }: Types) -> Outcome<Done> {
+    async fn run(call: &Call, TypingInput { session_id, is_typing }: TypingInput) -> Outcome<Done> {
         typing(call, &session_id, is_typing).await
     }
 }
