@@ -1,10 +1,10 @@
-//! A rate: of one connection, or of one application topic.
+//! A token bucket: the rate limit of one connection or of one application topic.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many a second on average, and a burst at once.
+/// A token bucket: so many a second on average, and a burst at once.
 pub struct Bucket {
     per_s: f64,
     burst: f64,
@@ -23,12 +23,12 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Counts what has been taken without asking. What is owed is a burst at most.
+    /// Charges for items that were taken without asking. The debt is capped at one burst.
     pub fn owe(&mut self, n: u32) {
         self.left = (self.left - f64::from(n)).max(-self.burst);
     }
 
-    /// Until one may be taken; zero: now.
+    /// The time until one may be taken; zero: now.
     pub fn wait(&mut self, now: Instant) -> Duration {
         self.earn(now);
         let missing = (1.0 - self.left).max(0.0);
@@ -39,7 +39,7 @@ impl Bucket {
         self.take_many(now, 1)
     }
 
-    /// All of them, or none.
+    /// Takes all `n` of them, or none.
     pub fn take_many(&mut self, now: Instant, n: u32) -> bool {
         self.earn(now);
         let allowed = self.left >= f64::from(n);

@@ -1,4 +1,4 @@
-//! Runners: work outside of any entity, which entities ask for by name.
+//! Runners, which do work outside of any entity. Entities ask for them by name.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ pub use crate::actors::{RunCx, RunError, RunLimits, Runner};
 use crate::kernel::clock::Clock;
 use crate::persistence::views::Views;
 
-/// A runner of a system, and how a node makes it.
+/// A runner of a system, and the function with which a node makes it.
 #[derive(Clone, Copy)]
 pub struct RunnerMade {
     pub name: &'static str,

@@ -1,8 +1,8 @@
-//! Private values: what concerns a person, and is written only under a key of that person's own.
+//! Private values: data about a person, which is only ever written encrypted under that person's own key.
 //!
 //! `decide` and `evolve` see a [`Private`] in the plain. What it becomes when it is serialised depends on where: the
 //! store's side enters [`sealed`], where it becomes ciphertext, and whatever leaves this process's memory by another
-//! way of ours enters [`plain`]. Anywhere else it refuses, so what nobody has thought of is an error and not a leak.
+//! way of ours enters [`plain`]. Anywhere else it refuses, so a forgotten path is an error and not a leak.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -16,10 +16,10 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-/// The kind of entity whose keys are people: what is sent to it, and what it says, is that person's.
+/// The kind of entity whose keys are people: all that is sent to it, or published by it, is private to that person.
 pub const INBOX: &str = "user";
 
-/// Names a private field. The name is part of what its ciphertext is bound to: it is never changed.
+/// The name of a private field. Its ciphertext is bound to the name, so the name never changes.
 pub trait Field {
     const NAME: &'static str;
 }
@@ -49,7 +49,7 @@ impl<T, F> Private<T, F> {
         self.value.as_ref()
     }
 
-    /// Of the same person.
+    /// The converted value, of the same person.
     pub fn map(self, to: impl FnOnce(T) -> T) -> Self {
         Self { of: self.of, value: self.value.map(to), field: PhantomData }
     }
@@ -81,14 +81,14 @@ impl<T: PartialEq, F> PartialEq for Private<T, F> {
 
 impl<T: Eq, F> Eq for Private<T, F> {}
 
-/// Never the value: what is debugged ends up in logs.
+/// Omits the value, since debug output ends up in logs.
 impl<T, F> Debug for Private<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.value.is_some() { "(private)" } else { "(erased)" })
     }
 }
 
-/// What ciphertext is bound to besides the person and the field: the entity that it was written by.
+/// The entity that wrote a ciphertext, to which the ciphertext is bound besides the person and the field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptionContext {
     pub kind: Arc<str>,
@@ -142,7 +142,7 @@ pub trait Cipher: Send + Sync {
     fn seals(&self) -> bool;
 }
 
-/// What it is called in the shape of a snapshot.
+/// The name of the type in the shape of a snapshot.
 const NAME: &str = "Private";
 const MARK: &str = "sealed:";
 /// Begins a sealed text: `sealed:1:KEY:CIPHERTEXT:PERSON`.
@@ -153,7 +153,7 @@ const ERASED: &str = "sealed:2:";
 const PLAIN: &str = "sealed:3:";
 
 enum Scope {
-    /// Takes note of whose values were serialised.
+    /// Serialises in the plain, and records whose values there were.
     Plain {
         of: Option<Arc<str>>,
     },
@@ -162,7 +162,7 @@ enum Scope {
         place: EncryptionContext,
         trouble: Option<Trouble>,
     },
-    /// What is sealed stays so, and reads as erased.
+    /// Leaves sealed values sealed, and reads them as erased.
     Shut,
 }
 
@@ -170,7 +170,7 @@ thread_local! {
     static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
 }
 
-/// Leaves the scope, also by a panic.
+/// A guard that leaves the scope when dropped, also by a panic.
 struct Entered(Option<Scope>);
 
 fn enter(scope: Scope) -> Entered {
@@ -219,7 +219,7 @@ pub fn sealed<R, E: fmt::Display>(
     }
 }
 
-/// Reads what is sealed as if it were erased, and shows nothing: for those who have no keys, or must not use them.
+/// Reads sealed values as if they were erased, and shows nothing: for code that has no keys, or must not use them.
 pub fn shut<R>(work: impl FnOnce() -> R) -> R {
     let entered = enter(Scope::Shut);
     let result = work();
@@ -358,7 +358,7 @@ impl<'de, T: DeserializeOwned, F: Field> Visitor<'de> for Text<T, F> {
     }
 }
 
-/// In a table and in a document it is what it holds.
+/// In a table and in a document its schema is that of the value it holds.
 impl<T: JsonSchema, F> JsonSchema for Private<T, F> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -401,7 +401,7 @@ impl<T: DeserializeOwned, F: Field> Private<T, F> {
     }
 }
 
-/// Whose a sealed text is.
+/// The person for whom a text was sealed.
 pub fn person_of(sealed: &str) -> Option<&str> {
     sealed.strip_prefix(SEALED)?.splitn(3, ':').nth(2)
 }

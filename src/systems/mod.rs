@@ -6,7 +6,7 @@ pub mod marketplace;
 
 use crate::contract::System;
 
-/// The one list.
+/// All systems: the one list of them.
 pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM];
 
 #[cfg(test)]

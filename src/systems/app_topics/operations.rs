@@ -1,4 +1,4 @@
-//! What can be asked of application topics.
+//! The operation on application topics: publishing.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,18 +23,18 @@ pub struct PublicationInput {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct PublicationAccepted {
-    /// Where it is in the topic, once it is committed. Only of durable topics.
+    /// The offset of the publication, which is committed. Only for durable topics.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<i64>,
 }
 
-/// A publication to an application topic, where configuration grants it.
+/// Publishes to an application topic, where the configuration grants it.
 pub struct Publish;
 
 impl Operation for Publish {
     const META: Meta = Meta::command(
         "topic.publish",
-        "Publishes to an application topic: accepted, or committed with an offset where it is durable",
+        "Publish to an application topic; on a durable topic the answer has the committed offset",
     )
     .heard_again();
     type Input = PublicationInput;

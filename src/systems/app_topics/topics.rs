@@ -1,4 +1,4 @@
-//! The topics that configuration names.
+//! Application topics, as the configuration grants them.
 
 use crate::contract::call::Settings;
 use crate::contract::topic::{Topic, TopicDelivery};

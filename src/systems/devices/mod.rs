@@ -1,4 +1,4 @@
-//! A person's devices: registration and remote control, what they share, and what is watched on them.
+//! A person's devices: registration, remote control, shared data, and playback.
 
 pub mod domain;
 pub mod operations;

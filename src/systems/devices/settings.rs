@@ -1,4 +1,4 @@
-//! What configuration says of devices.
+//! The configuration of devices: synchronisation, playback and plans.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,9 +21,9 @@ impl Section for SyncLimits {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PlaybackSettings {
-    /// Without a report for so long a session is over.
+    /// The time without a report after which a session ends.
     pub idle_s: u32,
-    /// A table of platforms in the place of ours.
+    /// The file with a table of platforms that replaces the built-in one.
     pub platforms: PathBuf,
 }
 
@@ -33,7 +33,7 @@ impl Default for PlaybackSettings {
     }
 }
 
-/// How sessions are played: [`PlaybackSettings`], with the table that it names.
+/// The prepared [`PlaybackSettings`], with the table of platforms read.
 #[derive(Debug)]
 pub struct ResolvedPlayback {
     pub idle_s: u32,
@@ -60,12 +60,12 @@ impl Section for PlaybackSettings {
     }
 }
 
-/// What one plan allows one person.
+/// The limits that one plan sets for one person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tier {
     pub devices: usize,
-    /// Playback sessions at the same time.
+    /// The most playback sessions at the same time.
     pub streams: usize,
 }
 
@@ -75,7 +75,7 @@ impl Default for Tier {
     }
 }
 
-/// The plans by name; `free` is that of tokens that name none.
+/// The plans by name; `free` applies to tokens that name none.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Tiers(pub BTreeMap<String, Tier>);
@@ -88,7 +88,7 @@ impl Default for Tiers {
 }
 
 impl Tiers {
-    /// Of a plan that nobody knows: the least.
+    /// The limits of a plan. An unknown plan gets the smallest ones.
     pub fn of(&self, plan: Option<&str>) -> Tier {
         self.0.get(plan.unwrap_or("free")).copied().unwrap_or_default()
     }

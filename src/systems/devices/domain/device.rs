@@ -184,7 +184,7 @@ pub struct DeviceChanged {
 
 impl Announcement for DeviceChanged {
     const EVENT: &'static str = "device:changed";
-    const SUMMARY: &'static str = "A device was registered, updated, removed, came online or went offline, watches or has stopped";
+    const SUMMARY: &'static str = "A device was registered, updated or removed, came online or went offline, or started or stopped playing";
     const TOPICS: &'static [&'static str] = &["user"];
 }
 
@@ -220,7 +220,7 @@ pub struct StartPlayback {
 
 impl Announcement for StartPlayback {
     const EVENT: &'static str = "playback:start";
-    const SUMMARY: &'static str = "The device is to open this link, not after expires_at; again when it comes back before it has reported";
+    const SUMMARY: &'static str = "Tells a device to open a link before expires_at; repeated when the device reconnects before it has reported";
     const TOPICS: &'static [&'static str] = &["device"];
 }
 

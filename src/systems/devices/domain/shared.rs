@@ -138,7 +138,7 @@ pub struct Delta<'a> {
 
 impl Announcement for Delta<'_> {
     const EVENT: &'static str = "sync:delta";
-    const SUMMARY: &'static str = "Operations of one device, as they count";
+    const SUMMARY: &'static str = "Operations of one device, as they were merged";
     const TOPICS: &'static [&'static str] = &["sync"];
 }
 

@@ -1,4 +1,4 @@
-//! Where a film or an episode can be watched.
+//! Operations on content: on which platforms a film or an episode can be watched.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -18,12 +18,13 @@ pub struct ContentById {
     content_id: String,
 }
 
-/// Where it can be watched.
+/// Returns the platforms on which a content can be watched.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("content.get", "Where it can be watched")
-        .get("/v1/content/{content_id}/availability");
+    const META: Meta =
+        Meta::query("content.get", "Get the platforms on which a content can be watched")
+            .get("/v1/content/{content_id}/availability");
     type Input = ContentById;
     type Answer = ContentView;
 
@@ -44,13 +45,15 @@ pub struct NewAvailability {
     availability: Vec<Value>,
 }
 
-/// Where it can be watched, from now on.
+/// Replaces the list of platforms on which a content can be watched.
 pub struct SetAvailability;
 
 impl Operation for SetAvailability {
-    const META: Meta =
-        Meta::command("content.set_availability", "Say where it can be watched, as an operator")
-            .put("/v1/content/{content_id}/availability");
+    const META: Meta = Meta::command(
+        "content.set_availability",
+        "Set the platforms on which a content can be watched; operators only",
+    )
+    .put("/v1/content/{content_id}/availability");
     type Input = NewAvailability;
     type Answer = ContentView;
 

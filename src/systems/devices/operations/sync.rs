@@ -1,4 +1,4 @@
-//! What a person's devices share: a watchlist, playback positions and counters.
+//! Operations on the data that a person's devices share: a watchlist, playback positions and counters.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +18,13 @@ use crate::systems::devices::domain::operation::{self, Change, SyncOperation, Wa
 use crate::systems::devices::domain::replica::{Entry, Mark};
 use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, SyncLog};
 
-/// In one message. A frame of 64 KiB holds fewer.
+/// The most operations in one message. A frame of 64 KiB holds fewer.
 const MAX_OPERATIONS: usize = 1_000;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SyncUpdate {
     device_id: DeviceId,
-    /// How far the device has seen the log.
+    /// The position up to which the device has seen the log.
     position: Option<Position>,
     #[schemars(with = "Option<Vec<SyncOperation>>")]
     operations: Option<Vec<Value>>,
@@ -42,7 +42,7 @@ impl SyncUpdate {
         }
     }
 
-    /// What a device has seen of another log says nothing about this one.
+    /// The offset up to which the device has seen this log. A position in another log means nothing here.
     fn offset(&self, call: &Call) -> Option<i64> {
         let epoch = call.services.epoch();
         let here = self.position.as_ref();
@@ -54,16 +54,16 @@ fn position_at(call: &Call, offset: i64) -> Position {
     Position { epoch: call.services.epoch().to_string(), offset }
 }
 
-/// How a device stands in the person's log.
+/// A device's state of synchronisation with the person's log.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SyncStanding")]
 pub struct SyncStatusView {
-    /// Everything of this device up to here is durable.
+    /// The sequence number up to which this device's operations are durable.
     sequence: u64,
     position: Position,
     seen: i64,
     stable: i64,
-    /// The device has been away for too long: read the state.
+    /// Whether the device has been offline for too long, and has to read the whole state.
     must_resync: bool,
 }
 
@@ -92,7 +92,7 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
         operations: asked.operations()?,
         limits: *call.settings::<shared::SyncLimits>(),
     };
-    // The numbers of the operations say which are new, so nothing else has to be remembered.
+    // The sequence numbers tell which operations are new, so no command id has to be remembered.
     match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
         Reply::Updated { standing, restamped, refused } => {
             Ok(SyncUpdated { standing: shown_standing(call, &standing), restamped, refused })
@@ -101,13 +101,13 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
     }
 }
 
-/// Operations of a device, in their order. Everything up to the answer's `sequence` is durable.
+/// Appends operations of a device, in their order. They are durable up to the answer's `sequence`.
 pub struct Update;
 
 impl Operation for Update {
     const META: Meta = Meta::command(
         "sync.update",
-        "Operations of a device, in their order; everything up to the answer's sequence is durable",
+        "Append operations of a device, in their order; they are durable up to the answer's sequence",
     );
     type Input = SyncUpdate;
     type Answer = SyncUpdated;
@@ -122,11 +122,11 @@ pub struct SyncDevice {
     device_id: DeviceId,
 }
 
-/// How a device stands, before it says anything.
+/// Returns a device's state of synchronisation, which the device needs before its first operation.
 pub struct Standing;
 
 impl Operation for Standing {
-    const META: Meta = Meta::query("sync.device", "How a device stands");
+    const META: Meta = Meta::query("sync.device", "Get a device's state of synchronisation");
     type Input = SyncDevice;
     type Answer = SyncStatusView;
 
@@ -156,7 +156,7 @@ async fn part(call: &Call, after: Option<Mark>) -> Outcome<Part> {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SyncRead {
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     #[schemars(with = "Option<Map<String, Value>>")]
     after: Option<Value>,
 }
@@ -170,12 +170,12 @@ pub struct SyncPage {
     stable: i64,
 }
 
-/// The state in pages, as the operations that would make it. The position is that of this page: a client goes on from
-/// the first page's, as hearing an operation twice changes nothing.
+/// Returns the shared state in pages, as the operations that produce it. The position is that of this page: a client
+/// continues from the position of the first page, since applying an operation twice changes nothing.
 pub struct Read;
 
 impl Operation for Read {
-    const META: Meta = Meta::query("sync.read", "The state in pages, as operations");
+    const META: Meta = Meta::query("sync.read", "Read the shared state in pages, as operations");
     type Input = SyncRead;
     type Answer = SyncPage;
 
@@ -196,7 +196,7 @@ fn shown_entry(entry: &Entry) -> Map<String, Value> {
     operation
 }
 
-/// As the API shows it. Typed, because a long one would be several times as slow as a `Value`.
+/// The shared state. It is typed, since a `Value` would be several times as slow where the state is large.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SyncState {
     user_id: String,
@@ -248,7 +248,7 @@ impl SyncState {
         match change {
             Change::WatchlistAdd { content_id, tag } => {
                 let addition = Addition { tag, device_id, timestamp, added_at: at };
-                // The additions of one item follow each other.
+                // The additions of one item are adjacent.
                 match self.watchlist.last_mut() {
                     Some(item) if item.content_id == content_id => item.additions.push(addition),
                     _ => self.watchlist.push(SyncItem { content_id, additions: vec![addition] }),
@@ -272,18 +272,20 @@ impl SyncState {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SyncStateOf {
-    /// Whose: the door has checked it.
+    /// The user, whom the door has checked.
     #[serde(rename = "user_id")]
     _user_id: Option<String>,
 }
 
-/// The whole state, put together from its pages.
+/// Returns the whole shared state, joined from its pages.
 pub struct GetState;
 
 impl Operation for GetState {
-    const META: Meta =
-        Meta::query("sync.state", "What your devices share; the user's id is `me`, or yours")
-            .get("/v1/sync/state/{user_id}");
+    const META: Meta = Meta::query(
+        "sync.state",
+        "Get the state that your devices share; the user's id is `me`, or your own",
+    )
+    .get("/v1/sync/state/{user_id}");
     type Input = SyncStateOf;
     type Answer = SyncState;
 
@@ -330,13 +332,15 @@ pub struct SyncExplanation {
     counter: Option<Value>,
 }
 
-/// Why the values of a content are what they are.
+/// Explains the values of a content: which operations produced them.
 pub struct Explain;
 
 impl Operation for Explain {
-    const META: Meta =
-        Meta::query("sync.explain", "Why the values of this content are what they are")
-            .get("/v1/sync/explain/{content_id}");
+    const META: Meta = Meta::query(
+        "sync.explain",
+        "Explain the values of a content: which operations produced them",
+    )
+    .get("/v1/sync/explain/{content_id}");
     type Input = ExplainSync;
     type Answer = SyncExplanation;
 
@@ -420,22 +424,22 @@ impl Operation for Explain {
 pub struct SyncMerged {
     #[serde(flatten)]
     updated: SyncUpdated,
-    /// What came after the position that was given.
+    /// The changes after the given position.
     #[schemars(with = "Vec<shared::Delta<'static>>")]
     deltas: Vec<Box<RawValue>>,
-    /// There are more, after the position of this answer.
+    /// Whether there are more changes after the position of this answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
 }
 
-/// For a device without a socket: its operations, and what it has not seen; or `must_resync` where the log does not
-/// reach back so far.
+/// Appends the operations of a device without a socket, and returns the changes it has not seen; or `must_resync` where
+/// the log does not reach back so far.
 pub struct Merge;
 
 impl Operation for Merge {
     const META: Meta = Meta::command(
         "sync.merge",
-        "For a device without a socket: its operations, and what it has not seen",
+        "Append the operations of a device without a socket, and get the changes it has not seen",
     )
     .post("/v1/sync/merge");
     type Input = SyncUpdate;
@@ -456,7 +460,7 @@ impl Operation for Merge {
         if let (Some(history), Some(from)) = (history, from) {
             let last = history.items.last().map_or(from, |item| item.offset);
             updated.standing.position = position_at(call, last);
-            // A page of it; the client asks again from there.
+            // This is one page; the client asks again from its end.
             more = Some(last < history.head);
             for item in &history.items {
                 let delta = RawValue::from_string(item.data.to_string());

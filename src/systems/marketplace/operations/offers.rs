@@ -1,4 +1,4 @@
-//! Offers: what providers' agents answer to a request.
+//! Offers, with which providers' agents answer a request.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,12 +19,12 @@ pub struct ListOffers {
     cursor: Option<After>,
 }
 
-/// The offers to a request of the caller.
+/// Lists the offers to a request of the caller.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("offer.list", "The offers to a request, in the order they arrived")
+        Meta::query("offer.list", "List the offers to a request, in order of arrival")
             .get("/v1/requests/{request_id}/offers");
     type Input = ListOffers;
     type Answer = Page<OfferView>;
@@ -37,7 +37,7 @@ impl Operation for List {
     }
 }
 
-/// An offer to the caller, else not found.
+/// An offer to the caller, else `not_found`.
 async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
     let offer = call.views()?.get::<OfferRow>(known_id(id, "offer")?).await?;
     let own = offer.filter(|offer| *offer.consumer_id == *call.user_id);
@@ -50,11 +50,11 @@ pub struct OfferById {
     offer_id: String,
 }
 
-/// An offer to the caller.
+/// Returns an offer to the caller.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("offer.get", "An offer").get("/v1/offers/{offer_id}");
+    const META: Meta = Meta::query("offer.get", "Get an offer").get("/v1/offers/{offer_id}");
     type Input = OfferById;
     type Answer = OfferView;
 
@@ -63,14 +63,14 @@ impl Operation for Get {
     }
 }
 
-/// What an acceptance led to.
+/// The booking that an acceptance led to.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Accepted")]
 pub struct OfferAccepted {
     booking_id: String,
 }
 
-/// Waits for the provider's word: the booking, or why not.
+/// Accepts an offer and waits for the provider's confirmation: the answer is the booking, or the reason why not.
 pub struct Accept;
 
 impl Operation for Accept {
@@ -89,7 +89,7 @@ impl Operation for Accept {
         {
             return Ok(OfferAccepted { booking_id });
         }
-        // The acceptance is durable and goes on without us. The query waits for its end.
+        // The acceptance is durable and continues without this call. The query waits for its end.
         let wait = cluster::CommandMeta { deadline, ..call.undeduplicated() };
         let outcome = request::Command::AwaitAcceptance { offer_id };
         match call.ask::<Request>(&request_id, outcome, wait).await? {
@@ -107,7 +107,7 @@ pub struct Declined {
     status: OfferStatus,
 }
 
-/// Says no to an offer.
+/// Declines an offer.
 pub struct Decline;
 
 impl Operation for Decline {
