@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use counter::{Command, Counter};
 use proxie::actors::{Options, services::resident_bytes};
-use proxie::app::core::{self, Core, Settings};
-use proxie::cluster::Meta;
+use proxie::app::core::{self, Core, CoreSettings};
+use proxie::cluster::CommandMeta;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::{Caller, Entity, Role};
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
@@ -95,7 +95,7 @@ async fn serve(folder: &PathBuf) -> anyhow::Result<Embedded> {
 async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> anyhow::Result<Core> {
     let options = store::Options { max_connections: 24, allow_fsync_off: false };
     let pool = store::connect(database, &options).await?;
-    let settings = Settings {
+    let settings = CoreSettings {
         systems: proxie::systems::ALL,
         node: NodeInfo {
             name: "bench".into(),
@@ -137,8 +137,8 @@ fn spread(values: &[f64]) -> String {
     format!("{low:.0}–{high:.0}")
 }
 
-fn user_meta(n: u64) -> Meta {
-    Meta::new(Caller::user("bench", Role::Consumer))
+fn user_meta(n: u64) -> CommandMeta {
+    CommandMeta::new(Caller::user("bench", Role::Consumer))
         .id(format!("c{n:016}"))
         .timeout(Duration::from_secs(60))
 }
@@ -362,7 +362,7 @@ impl PgBench {
 /// What an operation of a device costs as JSON, and what it would in a binary form.
 fn forms() {
     use proxie::kernel::codec;
-    use proxie::systems::devices::domain::operation::Operation;
+    use proxie::systems::devices::domain::operation::DeviceOperation;
 
     const OPERATIONS: u64 = 250;
     const ROUNDS: u32 = 200;
@@ -370,7 +370,7 @@ fn forms() {
         "\n# an operation of a device, as JSON and in binary: reading a message and writing it for one listener"
     );
     let (mut json_us, mut binary_us, mut bytes) = (Vec::new(), Vec::new(), (0, 0));
-    let operations: Vec<Operation> = (1..=OPERATIONS)
+    let operations: Vec<DeviceOperation> = (1..=OPERATIONS)
         .map(|n| {
             let operation = serde_json::json!({
                 "sequence": n, "timestamp": (7_594_451_700_000_000_000 + n).to_string(),
@@ -391,7 +391,8 @@ fn forms() {
         for _ in 0..ROUNDS {
             // As an edge does: the frame first, then what is in it.
             let frame: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
-            let read: Vec<Operation> = serde_json::from_value(frame).expect("they are operations");
+            let read: Vec<DeviceOperation> =
+                serde_json::from_value(frame).expect("they are operations");
             bytes.0 =
                 std::hint::black_box(serde_json::to_string(&read)).map_or(0, |text| text.len());
         }
@@ -471,7 +472,7 @@ async fn activation(server: &Embedded) -> anyhow::Result<()> {
         let asks = (1..=N).map(|n| {
             core.entities
                 .of::<Counter>(format!("a{n}"))
-                .ask(Command::Get, Meta::runtime().timeout(Duration::from_secs(60)))
+                .ask(Command::Get, CommandMeta::runtime().timeout(Duration::from_secs(60)))
         });
         let totals = futures_util::future::join_all(asks).await;
         rates.push(N as f64 / started.elapsed().as_secs_f64());
@@ -534,7 +535,7 @@ async fn memory(server: &Embedded) -> anyhow::Result<()> {
         let asks = (at..=end).map(|n| {
             core.entities
                 .of::<Booking>(format!("bkg_{n:026}"))
-                .ask(booking::Command::Get, Meta::runtime().timeout(Duration::from_secs(60)))
+                .ask(booking::Command::Get, CommandMeta::runtime().timeout(Duration::from_secs(60)))
         });
         for answer in futures_util::future::join_all(asks).await {
             anyhow::ensure!(matches!(answer, Ok(Ok(booking::Reply::Booking(_)))), "{answer:?}");

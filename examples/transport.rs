@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use dashmap::DashMap;
 use proxie::cluster::transport::{
-    Credit, Envelope, Inbox, Limits, Options, Peer, RemoteAnswer, RemoteAsk, Started, Transport,
-    bind, clustered, framed,
+    Credit, Envelope, Inbox, Options, Peer, RemoteAnswer, RemoteAsk, StartedTransport, Transport,
+    TransportLimits, bind, clustered, framed,
 };
 use proxie::kernel::entity::Caller;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -312,14 +312,18 @@ async fn answer(pipe: &str, address: &str) -> anyhow::Result<()> {
     std::future::pending().await
 }
 
-async fn open(pipe: &str, incarnation: i64, inbox: Arc<dyn Inbox>) -> std::io::Result<Started> {
+async fn open(
+    pipe: &str,
+    incarnation: i64,
+    inbox: Arc<dyn Inbox>,
+) -> std::io::Result<StartedTransport> {
     let options = Options {
         incarnation,
         name: format!("node-{incarnation}"),
         listener: bind("127.0.0.1:0").await?,
         cookie: COOKIE.into(),
         tls: None,
-        limits: Limits::default(),
+        limits: TransportLimits::default(),
     };
     match pipe {
         "clustered" => clustered::start(options, inbox).await,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::contract::section::{SectionKind, Sections};
 use crate::gateway::Allowed;
-pub use crate::gateway::ws::Limits as WebSocket;
+pub use crate::gateway::ws::ConnectionLimits as WebSocket;
 use crate::kernel::secret::Secret;
 use crate::systems;
 
@@ -145,7 +145,7 @@ section!(Cluster {
     tls_cert: PathBuf = PathBuf::new(),
     tls_key: PathBuf = PathBuf::new(),
     tls_ca: PathBuf = PathBuf::new(),
-    transport: Transport = Transport::Framed,
+    transport: TransportKind = TransportKind::Framed,
     weight: u32 = 1,
     window_mb: usize = 16,
     hand_over_s: u64 = 8,
@@ -156,7 +156,7 @@ section!(Cluster {
 /// What carries messages between nodes: the same on all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Transport {
+pub enum TransportKind {
     Framed,
     RactorCluster,
 }

@@ -26,17 +26,17 @@ pub fn init_logs(log: &Log) {
     };
 }
 
-use Kind::{Counter, Gauge, Histogram};
+use MetricKind::{Counter, Gauge, Histogram};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
 /// Every metric of the process, and its help. docs/metrics.md is this table; a test holds both against the code.
-pub const METRICS: &[(&str, Kind, &str)] = &[
+pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ("proxie_activations_total", Counter, "Entities that came into memory, by kind"),
     ("proxie_answers_too_large_total", Counter, "Answers that did not fit between nodes"),
     (

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::counter::{Command, Counter, Reply};
 use anyhow::Context;
 use proxie::actors::{Options, Witness, Witnessed};
-use proxie::app::core::{self, Core, Fate, Settings};
+use proxie::app::core::{self, Core, CoreSettings, Fate};
 use proxie::app::member::{self, Pipe};
-use proxie::cluster::slots::Place;
-use proxie::cluster::{Meta, transport};
+use proxie::cluster::slots::SlotLocation;
+use proxie::cluster::{CommandMeta, transport};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
@@ -124,7 +124,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     });
     let options = store::Options { max_connections: 16, allow_fsync_off: true };
     let pool = store::connect(start.database.parse()?, &options).await?;
-    let settings = Settings {
+    let settings = CoreSettings {
         systems: proxie::systems::ALL,
         node: NodeInfo {
             name: start.name.clone(),
@@ -155,7 +155,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             cookie: "chaos".into(),
             weight: 1,
             pipe: Pipe::Framed,
-            limits: transport::Limits::default(),
+            limits: transport::TransportLimits::default(),
         }),
     };
     let mut prepared = core::prepare(pool, settings).await?;
@@ -223,7 +223,7 @@ async fn serve(core: Arc<Core>, socket: TcpStream) {
 }
 
 async fn ask(core: &Core, request: Request) -> Outcome {
-    let mut meta = Meta::runtime().timeout(Duration::from_millis(request.timeout_ms));
+    let mut meta = CommandMeta::runtime().timeout(Duration::from_millis(request.timeout_ms));
     if let Some(id) = request.id {
         meta = meta.id(id);
     }
@@ -250,7 +250,7 @@ async fn ask(core: &Core, request: Request) -> Outcome {
 async fn drive(core: &Core, in_flight: usize, window: Duration) -> Outcome {
     let slots = &core.runtime.slots;
     let is_elsewhere =
-        |key: &String| matches!(slots.locate(slot_of("counter", key)), Place::There { .. });
+        |key: &String| matches!(slots.locate(slot_of("counter", key)), SlotLocation::There { .. });
     let keys: Arc<Vec<String>> = Arc::new(
         (0..4_000).map(|n| format!("echo-{n}")).filter(is_elsewhere).take(1_000).collect(),
     );
@@ -269,7 +269,8 @@ async fn drive(core: &Core, in_flight: usize, window: Duration) -> Outcome {
                     let key = &keys[n % keys.len()];
                     let asked = Instant::now();
                     let echo = Command::Echo("x".repeat(100));
-                    let answer = entities.of::<Counter>(key).ask(echo, Meta::runtime()).await;
+                    let answer =
+                        entities.of::<Counter>(key).ask(echo, CommandMeta::runtime()).await;
                     if !matches!(answer, Ok(Ok(Reply::Echo(_)))) {
                         break;
                     }

@@ -33,12 +33,12 @@ use std::time::Instant;
 use ractor::ActorRef;
 
 use self::memory::{Claim, Memory};
-use self::writing::Written;
+use self::writing::DecisionRows;
 use crate::actors::ask::{Ask, Message, Origin};
 use crate::actors::delivery::Outgoing;
 use crate::actors::registry::KindTable;
 use crate::actors::runtime::Witnessed;
-use crate::cluster::ask::Answer;
+use crate::cluster::ask::EntityAnswer;
 use crate::cluster::topics::Published;
 use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
 use crate::kernel::error::AskError;
@@ -55,7 +55,7 @@ const MAX_WAITING: usize = 256;
 struct Pending<E: Entity> {
     ticket: u64,
     ask: Box<Ask<E>>,
-    answer: Answer<E>,
+    answer: EntityAnswer<E>,
     publish: Vec<Arc<Published>>,
     /// A durable publication was not rendered, as nobody listened. Somebody may by the time it is committed, and may
     /// have looked at the history before that.
@@ -293,7 +293,7 @@ impl<E: Entity> Activation<E> {
         &mut self,
         myself: &ActorRef<Message<E>>,
         ask: Box<Ask<E>>,
-        answer: Answer<E>,
+        answer: EntityAnswer<E>,
         decision: Decision<E>,
         mut dedupe: Option<DedupeRow>,
         id_hash: Option<u64>,
@@ -323,7 +323,7 @@ impl<E: Entity> Activation<E> {
                 return Err(Stop::Failed(reason));
             }
         };
-        let Written { events, mut outbox, mut timers, publications, publish, unheard, .. } =
+        let DecisionRows { events, mut outbox, mut timers, publications, publish, unheard, .. } =
             written;
         if !publications.is_empty() && (events.is_empty() || !E::HAS_TOPIC) {
             return Err(Stop::Failed(

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::actors::delivery::Delivered;
 use crate::actors::firing::Firing;
-use crate::cluster::ask::Answer;
+use crate::cluster::ask::EntityAnswer;
 use crate::kernel::entity::{Caller, Entity};
 use crate::kernel::ids::stable_hash;
 use crate::kernel::private;
@@ -28,7 +28,7 @@ pub struct Ask<E: Entity> {
 pub enum Origin<E: Entity> {
     /// The slip is given back when the command is answered, or parked as a waiting query.
     Caller {
-        reply: oneshot::Sender<Answer<E>>,
+        reply: oneshot::Sender<EntityAnswer<E>>,
         slip: Option<Slip<E>>,
     },
     Timer {
@@ -87,7 +87,7 @@ impl<E: Entity> Ask<E> {
         Box::new(Self { command, caller, command_id: None, deadline: None, origin })
     }
 
-    pub fn answer(self, answer: Answer<E>) {
+    pub fn answer(self, answer: EntityAnswer<E>) {
         match self.origin {
             Origin::Caller { reply, slip } => {
                 // Who has heard the answer finds its place free.

@@ -12,11 +12,11 @@ use tokio::task::AbortHandle;
 
 use crate::actors::runs::{Asker, Ran};
 use crate::actors::runtime::Runtime;
-use crate::cluster::{Meta, WeakEntities};
+use crate::cluster::{CommandMeta, WeakEntities};
 use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Caller, Principal, RunOutcome, SendFailure};
 use crate::kernel::error::AskError;
-use crate::kernel::private::{Place, Trouble};
+use crate::kernel::private::{EncryptionContext, Trouble};
 use crate::persistence::commit::{OutboxChange, OutboxRow};
 use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
 use crate::persistence::store::from_micros;
@@ -112,7 +112,7 @@ pub enum Notice {
 }
 
 /// `None`: time to look again.
-pub type Report = Arc<dyn Fn(Option<Delivered>) + Send + Sync>;
+pub type OnDelivered = Arc<dyn Fn(Option<Delivered>) + Send + Sync>;
 
 impl Outgoing {
     /// What was still owed when the entity was last live: the first page.
@@ -198,7 +198,13 @@ impl Outgoing {
     }
 
     /// Sends what is due: the first row of each receiver, a bounded number at a time.
-    pub fn pump(&mut self, rt: &Arc<Runtime>, kind: &'static str, key: &Arc<str>, report: Report) {
+    pub fn pump(
+        &mut self,
+        rt: &Arc<Runtime>,
+        kind: &'static str,
+        key: &Arc<str>,
+        report: OnDelivered,
+    ) {
         let now = rt.clock.now();
         while let Some(first) = self.waiting.first_entry() {
             if self.in_flight >= rt.options.max_deliveries {
@@ -224,7 +230,7 @@ impl Outgoing {
         }
     }
 
-    fn wake(&mut self, at: Timestamp, now: Timestamp, report: Report) {
+    fn wake(&mut self, at: Timestamp, now: Timestamp, report: OnDelivered) {
         if self.wake_at.is_some_and(|wake| wake > now && wake <= at) {
             return;
         }
@@ -414,7 +420,7 @@ fn deliver(
     key: &Arc<str>,
     receiver: &Receiver,
     row: &OutboxRow,
-    report: &Report,
+    report: &OnDelivered,
 ) -> Option<Way> {
     let entities = rt.entities.get().and_then(WeakEntities::upgrade)?;
     let (rt, key, receiver, row, report) =
@@ -422,7 +428,7 @@ fn deliver(
     let (id, is_run) = (row.id.clone(), row.target_kind == "run");
     let task = tokio::spawn(async move {
         let OutboxRow { id, target_kind, target_key, body, .. } = &row;
-        let place = Place { kind: kind.into(), key: key.clone() };
+        let place = EncryptionContext { kind: kind.into(), key: key.clone() };
         let body = rt.vault.open_text(body, &place, &outbox_field(target_kind, target_key)).await;
         let outcome = match (body, principal(&row)) {
             // Of a newer release. Without it the receiver would take the sender for somebody else.
@@ -437,7 +443,7 @@ fn deliver(
             }
             (Ok(Some(body)), Ok(for_user)) => {
                 let (kind, key) = (kind.to_owned(), key.to_string());
-                let meta = Meta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
+                let meta = CommandMeta::new(Caller::Entity { kind, key, for_user }).id(id.clone());
                 let sent = entities.ask_json(target_kind, target_key, &body, meta);
                 Outcome::Sent(sent.await)
             }

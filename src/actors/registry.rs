@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
-use crate::cluster::ask::{Answer, Answering};
-use crate::cluster::slots::Place;
-use crate::cluster::{LocalEntities, Meta};
+use crate::cluster::ask::{Answering, EntityAnswer};
+use crate::cluster::slots::SlotLocation;
+use crate::cluster::{CommandMeta, LocalEntities};
 use crate::kernel::clock::doubled;
 use crate::kernel::entity::{Entity, Publication, Rejection};
 use crate::kernel::error::AskError;
@@ -83,7 +83,7 @@ impl<E: Entity> KindTable<E> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
-        let Place::Here { epoch } = self.runtime.slots.locate(slot) else {
+        let SlotLocation::Here { epoch } = self.runtime.slots.locate(slot) else {
             return Err(AskError::NotHere);
         };
         let max = self.runtime.options.max_in_flight;
@@ -197,7 +197,7 @@ impl<E: Entity> KindTable<E> {
         self: &Arc<Self>,
         key: &str,
         command: E::Command,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> impl Future<Output = Result<Result<E::Reply, E::Rejection>, AskError>> + Send + use<E>
     {
         let deadline = meta.deadline;
@@ -218,8 +218,8 @@ impl<E: Entity> KindTable<E> {
         self: &Arc<Self>,
         key: &str,
         command: E::Command,
-        meta: Meta,
-    ) -> Result<oneshot::Receiver<Answer<E>>, AskError> {
+        meta: CommandMeta,
+    ) -> Result<oneshot::Receiver<EntityAnswer<E>>, AskError> {
         let now = Instant::now();
         if meta.deadline <= now {
             return Err(AskError::DeadlineExceeded);
@@ -256,10 +256,15 @@ pub trait AnyKind: Send + Sync {
         &self,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>>;
-    fn ask_json(&self, key: &str, command: &str, meta: Meta) -> Answering<Result<Value, String>>;
-    fn ask_outcome(&self, key: &str, command: &str, meta: Meta) -> Answering<String>;
+    fn ask_json(
+        &self,
+        key: &str,
+        command: &str,
+        meta: CommandMeta,
+    ) -> Answering<Result<Value, String>>;
+    fn ask_outcome(&self, key: &str, command: &str, meta: CommandMeta) -> Answering<String>;
     fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
     /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
     fn retire(&self, leaving: &HashSet<u16>) -> usize;
@@ -291,7 +296,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         &self,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>> {
         let Ok(command) = command.downcast::<E::Command>() else {
             return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
@@ -301,7 +306,12 @@ impl<E: Entity> AnyKind for Kind<E> {
         async move { ask.await.map(|answer| Box::new(answer) as Box<dyn Any + Send>) }.boxed()
     }
 
-    fn ask_json(&self, key: &str, command: &str, meta: Meta) -> Answering<Result<Value, String>> {
+    fn ask_json(
+        &self,
+        key: &str,
+        command: &str,
+        meta: CommandMeta,
+    ) -> Answering<Result<Value, String>> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -310,7 +320,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         async move { Ok(as_json::<E>(ask.await?)) }.boxed()
     }
 
-    fn ask_outcome(&self, key: &str, command: &str, meta: Meta) -> Answering<String> {
+    fn ask_outcome(&self, key: &str, command: &str, meta: CommandMeta) -> Answering<String> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -483,7 +493,7 @@ impl LocalEntities for Registry {
         kind: &'static str,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_any(key, command, meta),
@@ -496,7 +506,7 @@ impl LocalEntities for Registry {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Result<Value, String>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_json(key, command, meta),
@@ -504,7 +514,13 @@ impl LocalEntities for Registry {
         }
     }
 
-    fn ask_outcome(&self, kind: &str, key: &str, command: &str, meta: Meta) -> Answering<String> {
+    fn ask_outcome(
+        &self,
+        kind: &str,
+        key: &str,
+        command: &str,
+        meta: CommandMeta,
+    ) -> Answering<String> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_outcome(key, command, meta),
             None => unknown_kind(kind),

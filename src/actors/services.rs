@@ -12,7 +12,7 @@ use crate::actors::firing::Fires;
 use crate::actors::registry::Registry;
 use crate::actors::runtime::{ParkNotice, Runtime};
 use crate::kernel::error::AskError;
-use crate::kernel::private::{Place, Trouble};
+use crate::kernel::private::{EncryptionContext, Trouble};
 use crate::persistence::outbox::Parked;
 use crate::persistence::timers::DueTimer;
 use crate::persistence::vault::TIMER;
@@ -67,7 +67,7 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
 async fn opened(mut due: Vec<DueTimer>, rt: &Runtime, pool: &PgPool) -> Vec<DueTimer> {
     let mut opened = Vec::with_capacity(due.len());
     for mut timer in due.drain(..) {
-        let place = Place::new(&timer.kind, &timer.key);
+        let place = EncryptionContext::new(&timer.kind, &timer.key);
         match rt.vault.open_text(&timer.command, &place, TIMER).await {
             Ok(Some(command)) => timer.command = command,
             // Claimed again.

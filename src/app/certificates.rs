@@ -162,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::transport::{
-        Credit, Envelope, Inbox, Limits, Options, Peer, Started, bind, framed,
+        Credit, Envelope, Inbox, Options, Peer, StartedTransport, TransportLimits, bind, framed,
     };
 
     /// Removed with its handle.
@@ -204,14 +204,14 @@ mod tests {
         fn receive(&self, _: i64, _: Envelope, _: Credit) {}
     }
 
-    async fn start(folder: &Folder, name: &str, incarnation: i64) -> Started {
+    async fn start(folder: &Folder, name: &str, incarnation: i64) -> StartedTransport {
         let options = Options {
             incarnation,
             name: name.into(),
             listener: bind("127.0.0.1:0").await.unwrap(),
             cookie: "c".into(),
             tls: Some(folder.tls(name)),
-            limits: Limits::default(),
+            limits: TransportLimits::default(),
         };
         framed::start(options, Arc::new(Nothing)).await.unwrap()
     }
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(first.map(|file| folder.read(file)), before, "what is there is kept");
 
         let (a, b) = (start(&folder, "node-1", 1).await, start(&folder, "Node_2", 2).await);
-        let peer = |incarnation, name: &str, started: &Started| {
+        let peer = |incarnation, name: &str, started: &StartedTransport| {
             let address = started.address.clone();
             Peer { incarnation, name: name.into(), address }
         };

@@ -17,7 +17,7 @@ use crate::gateway::operations::scopes;
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::Role;
 use crate::kernel::ids::is_valid_id;
-use crate::persistence::members::{self, Evidence, State};
+use crate::persistence::members::{self, Evidence, MemberState};
 use crate::persistence::{embedded, keys, membership, store};
 use crate::systems;
 use crate::systems::devices::settings::Tiers;
@@ -70,7 +70,7 @@ enum Command {
     /// Look at entities
     Entity {
         #[command(subcommand)]
-        command: entity::Command,
+        command: entity::EntityCommand,
     },
     /// What is kept of a person
     Person {
@@ -80,12 +80,12 @@ enum Command {
     /// The keys of people
     Vault {
         #[command(subcommand)]
-        command: vault::Vault,
+        command: vault::VaultCommand,
     },
     /// Deliveries, runs and timers that were given up
     DeadLetter {
         #[command(subcommand)]
-        command: letters::Command,
+        command: letters::LetterCommand,
     },
 }
 
@@ -426,7 +426,7 @@ async fn living(pool: &PgPool, node: &str) -> anyhow::Result<i64> {
 
 async fn drain(pool: &PgPool, node: &str) -> anyhow::Result<()> {
     let incarnation = living(pool, node).await?;
-    if !members::set_state(pool, incarnation, State::Draining).await? {
+    if !members::set_state(pool, incarnation, MemberState::Draining).await? {
         bail!("{node} is still joining: try again when it is active");
     }
     loop {
@@ -496,7 +496,7 @@ async fn status(pool: &PgPool, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn entity(config: &Config, command: entity::Command) -> anyhow::Result<()> {
+async fn entity(config: &Config, command: entity::EntityCommand) -> anyhow::Result<()> {
     let store = open(config, false).await?;
     let done = entity::run(&store.pool, command).await;
     store.close().await;

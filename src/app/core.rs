@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::actors::registry::Registry;
 use crate::actors::runs::Runners;
 use crate::actors::{AnyRunner, Options, ParkNotice, Runtime, Witness, services};
-use crate::app::member::{self, Membership, Standing};
+use crate::app::member::{self, ClusterStatus, Membership};
 use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::skew::{self, Skew};
@@ -25,11 +25,11 @@ use crate::persistence::members::{self, Beat};
 use crate::persistence::membership::{self, NodeInfo};
 use crate::persistence::outbox::Begins;
 use crate::persistence::store::{self, Identity, StoreError};
-use crate::persistence::sweep::{self, Kept};
+use crate::persistence::sweep::{self, RowRetention};
 use crate::persistence::vault::{self, Vault};
 use crate::persistence::writer::{self, Lanes};
 
-pub struct Settings {
+pub struct CoreSettings {
     pub node: NodeInfo,
     /// Whose tables the store has.
     pub systems: &'static [&'static System],
@@ -37,7 +37,7 @@ pub struct Settings {
     pub data_lock_held: bool,
     pub read_ttl: Duration,
     pub clock: Clock,
-    pub clock_limits: skew::Limits,
+    pub clock_limits: skew::SkewLimits,
     pub writer: writer::Options,
     pub entities: Options,
     pub runners: Vec<AnyRunner>,
@@ -65,7 +65,7 @@ struct Rest {
     name: String,
     lease_s: f64,
     read_ttl: Duration,
-    kept: Kept,
+    kept: RowRetention,
     cluster: Option<member::Options>,
 }
 
@@ -92,7 +92,7 @@ pub struct Core {
     /// Open client connections: the gateway sets it, the lease renewal reports it.
     pub connections: Arc<AtomicUsize>,
     fate: watch::Receiver<Fate>,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<ClusterStatus>,
     leaving: Arc<watch::Sender<bool>>,
     renewing: Option<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
@@ -106,7 +106,7 @@ pub async fn migrate(pool: &PgPool, systems: &[&System]) -> Result<(), StoreErro
 }
 
 /// Migrates, identifies the store, registers a new incarnation and starts its writers.
-pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepared> {
+pub async fn prepare(pool: PgPool, settings: CoreSettings) -> anyhow::Result<Prepared> {
     migrate(&pool, settings.systems).await?;
     let vault = Vault::start(pool.clone(), settings.vault).await?;
     let skew = Skew::new(settings.clock_limits);
@@ -160,7 +160,7 @@ pub async fn prepare(pool: PgPool, settings: Settings) -> anyhow::Result<Prepare
             name: settings.node.name,
             lease_s,
             read_ttl: settings.read_ttl,
-            kept: Kept { dedupe_s: settings.dedupe_s, publications_s: settings.history_s },
+            kept: RowRetention { dedupe_s: settings.dedupe_s, publications_s: settings.history_s },
             cluster: settings.cluster,
         },
     })
@@ -198,8 +198,8 @@ impl Prepared {
         let presence = Presence::new(router.clone(), slots, runtime.topics.clone());
         let leaving = Arc::new(watch::Sender::new(false));
         let (standing, stands) = watch::channel(match rest.cluster {
-            Some(_) => Standing::joining(),
-            None => Standing::alone(runtime.lease.incarnation()),
+            Some(_) => ClusterStatus::joining(),
+            None => ClusterStatus::alone(runtime.lease.incarnation()),
         });
         let mut tasks = vec![
             tokio::spawn(presence.clone().run()),
@@ -255,7 +255,7 @@ impl Core {
     }
 
     /// What part this node takes in its cluster.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
+    pub fn standing(&self) -> watch::Receiver<ClusterStatus> {
         self.standing.clone()
     }
 
@@ -348,7 +348,7 @@ async fn check_clock(pool: &PgPool, clock: &Clock, skew: &Skew) -> anyhow::Resul
 
 /// Deletes what is too old, each minute, on the node that owns the first slot: one of all. By the database's time: it
 /// dated what is swept, and so did nodes with other clocks.
-async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: Kept) {
+async fn sweep(pool: PgPool, runtime: Arc<Runtime>, kept: RowRetention) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

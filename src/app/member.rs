@@ -17,17 +17,17 @@ use tokio::task::JoinHandle;
 
 use crate::actors::Runtime;
 use crate::actors::registry::Registry;
+use crate::app::cluster_view::{ClusterView, Verdict};
 use crate::app::pulses::{self, Pulses};
-use crate::app::sight::{Sight, Verdict};
 use crate::cluster::fanout::Fanout;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::router::{Control, control};
-use crate::cluster::slots::Owned;
+use crate::cluster::slots::SlotOwnership;
 use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
 use crate::cluster::{Presence, Router};
 use crate::kernel::ids::SLOTS;
-use crate::persistence::members::{self, Beat, State};
+use crate::persistence::members::{self, Beat, MemberState};
 
 /// Beyond the time for which a dead node may still answer reads: the drift of clocks.
 const MARGIN_MS: i64 = 100;
@@ -52,12 +52,12 @@ pub struct Options {
     pub tls: Option<Tls>,
     pub weight: u32,
     pub pipe: Pipe,
-    pub limits: transport::Limits,
+    pub limits: transport::TransportLimits,
 }
 
 /// What others on this node want to know of its part in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ClusterStatus {
     pub active: bool,
     /// An operator wants it to leave.
     pub draining: bool,
@@ -71,7 +71,7 @@ pub struct Standing {
     pub waits_for: Option<String>,
 }
 
-impl Standing {
+impl ClusterStatus {
     /// Of a node without a cluster.
     pub fn alone(incarnation: i64) -> Self {
         Self {
@@ -108,12 +108,12 @@ pub struct Membership {
     /// Asks for a beat now.
     pub beat_now: Arc<Notify>,
     pub leaving: watch::Receiver<bool>,
-    pub standing: watch::Sender<Standing>,
+    pub standing: watch::Sender<ClusterStatus>,
 }
 
 /// What the loop remembers between two rounds.
-struct Known {
-    sight: Sight,
+struct RoundMemory {
+    view: ClusterView,
     transport: Arc<dyn Transport>,
     pulses: Arc<Pulses>,
     fanout: Arc<Fanout>,
@@ -145,9 +145,9 @@ impl Control for Controls {
     }
 }
 
-impl Drop for Known {
+impl Drop for RoundMemory {
     fn drop(&mut self) {
-        for member in self.sight.members() {
+        for member in self.view.members() {
             self.transport.forget(member.incarnation);
         }
     }
@@ -190,8 +190,8 @@ impl Membership {
         self.router.connect(started.transport.clone(), Arc::new(controls));
         // Nobody is told of the table's state before this node has seen it.
         self.beats.mark_changed();
-        let known = Known {
-            sight: Sight::new(self.me(), boottime_ms()),
+        let known = RoundMemory {
+            view: ClusterView::new(self.me(), boottime_ms()),
             transport: started.transport,
             pulses: pulses.clone(),
             fanout: fanout.clone(),
@@ -210,7 +210,7 @@ impl Membership {
         ])
     }
 
-    async fn run(mut self, mut known: Known, mut events: Receiver<LinkEvent>) {
+    async fn run(mut self, mut known: RoundMemory, mut events: Receiver<LinkEvent>) {
         let mut more = false;
         loop {
             let pace = if *self.leaving.borrow() { Duration::ZERO } else { PACE };
@@ -246,8 +246,8 @@ impl Membership {
         }
     }
 
-    fn link(&self, known: &mut Known, event: LinkEvent) {
-        known.sight.link(&event);
+    fn link(&self, known: &mut RoundMemory, event: LinkEvent) {
+        known.view.link(&event);
         match event {
             LinkEvent::Up { peer } => {
                 known.pulses.up(peer, boottime_ms());
@@ -260,19 +260,19 @@ impl Membership {
     }
 
     /// True: there is more to do at once.
-    async fn round(&mut self, known: &mut Known) -> Result<bool, sqlx::Error> {
+    async fn round(&mut self, known: &mut RoundMemory) -> Result<bool, sqlx::Error> {
         self.hear(known);
-        if known.sight.members().is_empty() {
+        if known.view.members().is_empty() {
             return Ok(false);
         }
         if !known.unsure.is_empty() {
             self.resolve(known).await?;
         }
-        if known.sight.version() != known.slots_version {
+        if known.view.version() != known.slots_version {
             self.learn(known).await?;
         }
         let leaving = *self.leaving.borrow();
-        if let Some(state) = known.sight.next_state(leaving) {
+        if let Some(state) = known.view.next_state(leaving) {
             members::set_state(&self.pool, self.me(), state).await?;
             self.beat_now.notify_one();
         }
@@ -283,7 +283,7 @@ impl Membership {
     }
 
     /// Takes over the newest beat.
-    fn hear(&mut self, known: &mut Known) {
+    fn hear(&mut self, known: &mut RoundMemory) {
         if !self.beats.has_changed().unwrap_or(false) {
             return;
         }
@@ -291,7 +291,7 @@ impl Membership {
         if beat.members.is_empty() {
             return;
         }
-        for dead in known.sight.hear(beat, boottime_ms()) {
+        for dead in known.view.hear(beat, boottime_ms()) {
             known.death_ms = boottime_ms();
             known.transport.forget(dead);
             known.pulses.forget(dead);
@@ -299,7 +299,7 @@ impl Membership {
             self.presence.forget(dead);
             self.router.link_down(dead);
         }
-        for member in known.sight.others() {
+        for member in known.view.others() {
             known.transport.link(Peer {
                 incarnation: member.incarnation,
                 name: member.name.clone(),
@@ -309,12 +309,12 @@ impl Membership {
     }
 
     /// Takes over what the store says of the slots.
-    async fn learn(&self, known: &mut Known) -> Result<(), sqlx::Error> {
+    async fn learn(&self, known: &mut RoundMemory) -> Result<(), sqlx::Error> {
         let (version, rows) = members::slots(&self.pool).await?;
         for (slot, row) in rows.iter().enumerate() {
             // Claimed by this node, which has not heard of it: the connection broke at that moment.
             let wait_ms = if row.claimed { self.wait_ms() } else { 0 };
-            let owned = Owned { owner: row.owner, epoch: row.epoch };
+            let owned = SlotOwnership { owner: row.owner, epoch: row.epoch };
             self.runtime.slots.learn(slot as u16, owned, wait_ms);
         }
         known.slots_version = version;
@@ -328,10 +328,10 @@ impl Membership {
     }
 
     /// Declares dead who is.
-    async fn bury(&self, known: &Known) -> Result<(), sqlx::Error> {
+    async fn bury(&self, known: &RoundMemory) -> Result<(), sqlx::Error> {
         let now = boottime_ms();
         let silent_ms = |peer| known.pulses.silent_ms(peer, now);
-        for verdict in known.sight.verdicts(silent_ms, known.pulses.is_awake(now), now) {
+        for verdict in known.view.verdicts(silent_ms, known.pulses.is_awake(now), now) {
             let Verdict { peer, evidence, suspect } = verdict;
             if suspect {
                 metrics::counter!("proxie_suspicions_total").increment(1);
@@ -347,15 +347,15 @@ impl Membership {
     }
 
     /// Carries out this node's share of the plan. True: there is more of it.
-    async fn place(&self, known: &mut Known) -> Result<bool, sqlx::Error> {
-        let versions = (known.slots_version, known.sight.version());
+    async fn place(&self, known: &mut RoundMemory) -> Result<bool, sqlx::Error> {
+        let versions = (known.slots_version, known.view.version());
         let slots = &self.runtime.slots;
         let wanted = slots.take_wanted();
         if known.planned == versions && wanted.is_empty() {
             return Ok(false);
         }
-        let owned: Vec<Owned> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
-        let share = known.sight.share(&owned, &wanted);
+        let owned: Vec<SlotOwnership> = (0..SLOTS).map(|slot| slots.owned(slot)).collect();
+        let share = known.view.share(&owned, &wanted);
         let mut done = true;
         if !share.claims.is_empty() {
             let taken = members::claim(&self.pool, self.me(), &share.claims).await?;
@@ -364,7 +364,11 @@ impl Membership {
             for (slot, epoch) in &taken {
                 // Whoever had it before may be dead, and believe for a while that it is not. Nobody had the first epoch.
                 let wait_ms = if *epoch == 1 { 0 } else { self.wait_ms() };
-                slots.learn(*slot, Owned { owner: Some(self.me()), epoch: *epoch }, wait_ms);
+                slots.learn(
+                    *slot,
+                    SlotOwnership { owner: Some(self.me()), epoch: *epoch },
+                    wait_ms,
+                );
             }
             slots.announce();
             if taken.iter().any(|(_, epoch)| *epoch > 1) {
@@ -384,7 +388,7 @@ impl Membership {
                 continue;
             }
             self.hand_over(known, to, sealed).await?;
-            known.sight.gave(to);
+            known.view.gave(to);
         }
         if done && !more {
             known.planned = versions;
@@ -395,7 +399,7 @@ impl Membership {
     /// Finish, flush, release what is sealed: the next owner starts the entities with their first commands.
     async fn hand_over(
         &self,
-        known: &mut Known,
+        known: &mut RoundMemory,
         to: i64,
         sealed: Vec<(u16, i64)>,
     ) -> Result<(), sqlx::Error> {
@@ -416,7 +420,7 @@ impl Membership {
         self.runtime.lanes.flush().await;
         let moved = members::hand_over(&self.pool, self.me(), to, &known.unsure).await?;
         for (slot, epoch) in &moved {
-            slots.learn(*slot, Owned { owner: Some(to), epoch: *epoch }, 0);
+            slots.learn(*slot, SlotOwnership { owner: Some(to), epoch: *epoch }, 0);
         }
         // Those that could not be released stay here.
         set.iter().for_each(|slot| slots.unseal(*slot));
@@ -428,7 +432,7 @@ impl Membership {
     }
 
     /// Finds out what became of a hand-over whose answer was lost.
-    async fn resolve(&self, known: &mut Known) -> Result<(), sqlx::Error> {
+    async fn resolve(&self, known: &mut RoundMemory) -> Result<(), sqlx::Error> {
         let mine = members::still_owned(&self.pool, self.me(), &known.unsure).await?;
         // What is another's by now is learned next; until then it stays sealed.
         known.slots_version = -1;
@@ -438,23 +442,23 @@ impl Membership {
         Ok(())
     }
 
-    fn tell(&self, known: &Known) {
-        let (sight, slots) = (&known.sight, &self.runtime.slots);
+    fn tell(&self, known: &RoundMemory) {
+        let (view, slots) = (&known.view, &self.runtime.slots);
         let settled =
-            (0..SLOTS).all(|slot| slots.owned(slot).owner.is_some_and(|o| sight.is_living(o)));
+            (0..SLOTS).all(|slot| slots.owned(slot).owner.is_some_and(|o| view.is_living(o)));
         let mine = slots.count_mine();
-        let state = sight.state();
+        let state = view.state();
         metrics::gauge!("proxie_slots").set(mine as f64);
-        metrics::gauge!("proxie_nodes").set(sight.members().len() as f64);
+        metrics::gauge!("proxie_nodes").set(view.members().len() as f64);
         self.standing.send_if_modified(|standing| {
-            let now = Standing {
-                active: state == Some(State::Active),
-                draining: state == Some(State::Draining),
+            let now = ClusterStatus {
+                active: state == Some(MemberState::Active),
+                draining: state == Some(MemberState::Draining),
                 settled,
-                owes_slots: state == Some(State::Active)
-                    || (state == Some(State::Draining) && mine > 0 && sight.has_takers()),
-                living: sight.members().iter().map(|member| member.incarnation).collect(),
-                waits_for: sight
+                owes_slots: state == Some(MemberState::Active)
+                    || (state == Some(MemberState::Draining) && mine > 0 && view.has_takers()),
+                living: view.members().iter().map(|member| member.incarnation).collect(),
+                waits_for: view
                     .waits_for()
                     .or_else(|| (!settled).then(|| "every slot to have an owner".to_owned())),
             };

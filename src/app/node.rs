@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::actors::Options;
-use crate::app::core::{self, Core, Fate, Settings};
+use crate::app::core::{self, Core, CoreSettings, Fate};
 use crate::app::settings;
 use crate::cluster::skew;
 use crate::config::Config;
@@ -20,7 +20,7 @@ use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::door::Door;
 use crate::gateway::{self, Details, Gateway, Parts, Readiness, accept};
 use crate::kernel::clock::Clock;
-use crate::persistence::commit::Keep;
+use crate::persistence::commit::PublicationRetention;
 use crate::persistence::embedded::{self, DataLock, Embedded};
 use crate::persistence::limits::Nodes;
 use crate::persistence::membership::{NodeInfo, host_id, process_start};
@@ -81,7 +81,7 @@ const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// Why a node ends by itself.
 #[derive(Debug)]
-pub enum Doom {
+pub enum ExitReason {
     /// Other nodes have declared it dead. It may come back as a new incarnation.
     Evicted,
     Other(String),
@@ -234,7 +234,7 @@ impl Node {
     }
 
     /// Resolves with the reason when the node cannot go on.
-    pub async fn doomed(&self) -> Doom {
+    pub async fn doomed(&self) -> ExitReason {
         let store_gone = async {
             match &self.embedded {
                 Some(server) => server.exited().await,
@@ -244,10 +244,10 @@ impl Node {
         let mut fate = self.core.fate();
         let evicted = fate.wait_for(|fate| *fate != Fate::Living);
         tokio::select! {
-            reason = store_gone => Doom::Other(format!("the embedded PostgreSQL is gone: {reason}")),
+            reason = store_gone => ExitReason::Other(format!("the embedded PostgreSQL is gone: {reason}")),
             fate = evicted => match fate.as_deref() {
-                Ok(Fate::StoreReplaced(what)) => Doom::Other(format!("the database is not the one it was: {what}. Start this node again: topics get a new epoch")),
-                _ => Doom::Evicted,
+                Ok(Fate::StoreReplaced(what)) => ExitReason::Other(format!("the database is not the one it was: {what}. Start this node again: topics get a new epoch")),
+                _ => ExitReason::Evicted,
             },
         }
     }
@@ -342,7 +342,7 @@ async fn start_core(
         false => None,
     };
     let told = door.clone();
-    let settings = Settings {
+    let settings = CoreSettings {
         systems,
         node: NodeInfo {
             name: config.node.name.clone(),
@@ -357,7 +357,7 @@ async fn start_core(
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),
         clock,
-        clock_limits: skew::Limits {
+        clock_limits: skew::SkewLimits {
             warn_ms: config.node.clock_warn_ms,
             limit_ms: config.node.clock_limit_ms,
         },
@@ -366,7 +366,7 @@ async fn start_core(
             lanes: config.persistence.lanes,
             max_batch_items: config.persistence.max_batch_items,
             max_queued: config.persistence.max_queued,
-            keep: Keep {
+            keep: PublicationRetention {
                 publications: config.topics.history_limit,
                 bytes: config.topics.history_bytes,
             },

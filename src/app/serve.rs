@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use crate::app::node::{self, Doom};
+use crate::app::node::{self, ExitReason};
 use crate::config::Config;
 use crate::telemetry;
 
@@ -24,12 +24,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     let end = tokio::select! {
         doom = node.doomed() => Err(match doom {
-            Doom::Evicted if config.cluster.enabled => {
+            ExitReason::Evicted if config.cluster.enabled => {
                 node.abandon().await;
                 return Err(rejoin(node.address));
             }
-            Doom::Evicted => anyhow::anyhow!("another node has taken over this node's slots"),
-            Doom::Other(reason) => anyhow::anyhow!(reason),
+            ExitReason::Evicted => anyhow::anyhow!("another node has taken over this node's slots"),
+            ExitReason::Other(reason) => anyhow::anyhow!(reason),
         }),
         () = node.asked_to_leave() => Ok(()),
         () = signals.recv() => Ok(()),

@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::app::member;
 use crate::cluster::transport::{self, tls::Tls};
-use crate::config::{Config, Transport};
+use crate::config::{Config, TransportKind};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
 use crate::persistence::store;
@@ -136,7 +136,7 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
         request_timeout: Duration::from_millis(http.request_timeout_ms),
         requests: Policy { quota: http.requests_per_minute, window_s: 60 },
         drain: Duration::from_millis(http.drain_ms),
-        accept: accept::Limits {
+        accept: accept::AcceptLimits {
             max_connections: http.max_connections,
             max_connections_per_address: http.max_connections_per_address,
             accepts_per_s: http.accepts_per_s,
@@ -180,13 +180,13 @@ pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
         cookie: cluster.cookie.clone(),
         weight: cluster.weight,
         pipe: match cluster.transport {
-            Transport::Framed => member::Pipe::Framed,
-            Transport::RactorCluster => member::Pipe::RactorCluster,
+            TransportKind::Framed => member::Pipe::Framed,
+            TransportKind::RactorCluster => member::Pipe::RactorCluster,
         },
-        limits: transport::Limits {
+        limits: transport::TransportLimits {
             window_bytes: cluster.window_mb << 20,
             max_envelope_bytes: (cluster.window_mb << 17).min(1 << 20),
-            ..transport::Limits::default()
+            ..transport::TransportLimits::default()
         },
     })
 }

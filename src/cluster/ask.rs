@@ -11,7 +11,7 @@ use crate::kernel::error::AskError;
 
 /// What travels with a command.
 #[derive(Clone, Debug)]
-pub struct Meta {
+pub struct CommandMeta {
     pub caller: Caller,
     /// With an id the command is effective once: a retry gets the first reply.
     pub command_id: Option<String>,
@@ -19,7 +19,7 @@ pub struct Meta {
     pub deadline: Instant,
 }
 
-impl Meta {
+impl CommandMeta {
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
     pub fn new(caller: Caller) -> Self {
@@ -46,7 +46,7 @@ impl Meta {
 }
 
 /// A reply or a rejection, or no answer.
-pub type Answer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
+pub type EntityAnswer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
 
 /// An answer that is on its way.
 pub type Answering<T> = BoxFuture<'static, Result<T, AskError>>;
@@ -60,7 +60,7 @@ pub trait LocalEntities: Send + Sync {
         kind: &'static str,
         key: &str,
         command: Box<dyn Any + Send>,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>>;
 
     /// The same for a command that travels as JSON. The answer is `Ok(reply)` or the rejection's reason.
@@ -69,11 +69,17 @@ pub trait LocalEntities: Send + Sync {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Result<Value, String>>;
 
     /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
-    fn ask_outcome(&self, kind: &str, key: &str, command: &str, meta: Meta) -> Answering<String>;
+    fn ask_outcome(
+        &self,
+        kind: &str,
+        key: &str,
+        command: &str,
+        meta: CommandMeta,
+    ) -> Answering<String>;
 
     /// What [`LocalEntities::ask_json`] makes of the answer of another node.
     fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>>;
@@ -88,7 +94,7 @@ pub trait Attempts: Send + Sync {
     fn here(
         &self,
         local: &dyn LocalEntities,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> impl Future<Output = Result<Self::Answer, AskError>> + Send;
     fn command(&self) -> String;
     fn decode(&self, outcome: &str) -> Option<Self::Answer>;

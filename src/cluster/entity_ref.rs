@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::Either;
 use serde_json::Value;
 
-use crate::cluster::ask::{Answer, Answering, Attempts, LocalEntities, Meta};
+use crate::cluster::ask::{Answering, Attempts, CommandMeta, EntityAnswer, LocalEntities};
 use crate::cluster::router::{Router, WeakRouter};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
@@ -46,7 +46,7 @@ impl Entities {
         kind: &str,
         key: &str,
         command: &str,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Answering<Result<Value, String>> {
         let ask = AskJson {
             kind: kind.into(),
@@ -74,8 +74,8 @@ impl<E: Entity> EntityRef<E> {
     pub fn ask(
         &self,
         command: E::Command,
-        meta: Meta,
-    ) -> impl Future<Output = Answer<E>> + Send + use<E> {
+        meta: CommandMeta,
+    ) -> impl Future<Output = EntityAnswer<E>> + Send + use<E> {
         let way = if self.router.is_clustered() {
             let ask = AskTyped::<E> { key: self.key.clone(), command };
             let router = self.router.clone();
@@ -123,7 +123,11 @@ impl<E: Entity> Attempts for AskTyped<E> {
         E::is_query(&self.command)
     }
 
-    async fn here(&self, local: &dyn LocalEntities, meta: Meta) -> Result<Self::Answer, AskError> {
+    async fn here(
+        &self,
+        local: &dyn LocalEntities,
+        meta: CommandMeta,
+    ) -> Result<Self::Answer, AskError> {
         let answer = local.ask(E::KIND, &self.key, Box::new(self.command.clone()), meta).await?;
         Ok(*answer.downcast().expect("a kind answers with its own types"))
     }
@@ -161,7 +165,11 @@ impl Attempts for AskJson {
         false
     }
 
-    async fn here(&self, local: &dyn LocalEntities, meta: Meta) -> Result<Self::Answer, AskError> {
+    async fn here(
+        &self,
+        local: &dyn LocalEntities,
+        meta: CommandMeta,
+    ) -> Result<Self::Answer, AskError> {
         local.ask_json(&self.kind, &self.key, &self.command, meta).await
     }
 

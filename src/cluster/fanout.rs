@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::cluster::router::{Router, control};
-use crate::cluster::slots::{Place, Slots};
+use crate::cluster::slots::{SlotLocation, Slots};
 use crate::cluster::topics::{Published, Reach, Topics};
 use crate::cluster::transport::SendError;
 use crate::kernel::codec;
@@ -153,7 +153,7 @@ impl Fanout {
         match message {
             Message::Listen(topics) => {
                 let owned = |topic: &Arc<str>| {
-                    matches!(self.slots.locate(topic_slot(topic)), Place::Here { .. })
+                    matches!(self.slots.locate(topic_slot(topic)), SlotLocation::Here { .. })
                 };
                 let owned: Vec<Arc<str>> = topics.into_iter().filter(owned).collect();
                 for topic in &owned {
@@ -194,7 +194,10 @@ impl Fanout {
                 let frame = frame.into();
                 let published = Arc::new(Published { topic, offset: None, event, frame });
                 // If the slot has moved on, the post is dropped: nothing of it is stored.
-                if matches!(self.slots.locate(topic_slot(&published.topic)), Place::Here { .. }) {
+                if matches!(
+                    self.slots.locate(topic_slot(&published.topic)),
+                    SlotLocation::Here { .. }
+                ) {
                     self.topics.publish(&published);
                 }
             }
@@ -226,7 +229,7 @@ impl Fanout {
             let mut names = std::mem::take(&mut *self.changed.lock());
             if all {
                 self.listeners.retain(|topic, _| {
-                    !matches!(self.slots.locate(topic_slot(topic)), Place::There { .. })
+                    !matches!(self.slots.locate(topic_slot(topic)), SlotLocation::There { .. })
                 });
                 names.extend(self.topics.names());
                 names.extend(self.registered.lock().keys().cloned());
@@ -250,7 +253,7 @@ impl Fanout {
                 continue;
             }
             match self.slots.locate(topic_slot(&topic)) {
-                Place::There { incarnation: owner, epoch } => {
+                SlotLocation::There { incarnation: owner, epoch } => {
                     let known = registered.get(&topic);
                     if known.is_none_or(|known| known.epoch != epoch || !known.listens) {
                         let registration = Registration { owner, epoch, listens: false };
@@ -258,7 +261,7 @@ impl Fanout {
                         listen.entry(owner).or_default().push(topic);
                     }
                 }
-                Place::Here { epoch } => {
+                SlotLocation::Here { epoch } => {
                     let registration = Registration { owner: me, epoch, listens: true };
                     let old = registered.insert(topic.clone(), registration);
                     if old.is_some_and(|old| old.owner != me) {
@@ -266,7 +269,7 @@ impl Fanout {
                     }
                 }
                 // The slot will have an owner soon, and then all topics are examined again.
-                Place::Nowhere => {}
+                SlotLocation::Nowhere => {}
             }
         }
         drop(registered);
@@ -291,7 +294,7 @@ impl Fanout {
     /// sending.
     fn leave_later(&self, owner: i64, topics: &[(Arc<str>, i64)]) {
         for (topic, epoch) in topics {
-            let there = Place::There { incarnation: owner, epoch: *epoch };
+            let there = SlotLocation::There { incarnation: owner, epoch: *epoch };
             if self.slots.locate(topic_slot(topic)) == there {
                 let registration = Registration { owner, epoch: *epoch, listens: true };
                 self.registered.lock().entry(topic.clone()).or_insert(registration);
@@ -336,11 +339,11 @@ impl Reach for Fanout {
 
     fn post(&self, published: &Arc<Published>) -> bool {
         match self.slots.locate(topic_slot(&published.topic)) {
-            Place::Here { .. } => {
+            SlotLocation::Here { .. } => {
                 self.topics.publish(published);
                 true
             }
-            Place::There { incarnation, .. } => {
+            SlotLocation::There { incarnation, .. } => {
                 let message = Message::Post {
                     topic: published.topic.clone(),
                     event: published.event.clone(),
@@ -348,7 +351,7 @@ impl Reach for Fanout {
                 };
                 self.send(incarnation, &message).is_ok()
             }
-            Place::Nowhere => false,
+            SlotLocation::Nowhere => false,
         }
     }
 }
@@ -357,7 +360,7 @@ impl Reach for Fanout {
 mod tests {
     use super::*;
     use crate::cluster::fixtures::{Narrow, Nobody};
-    use crate::cluster::slots::Owned;
+    use crate::cluster::slots::SlotOwnership;
     use crate::cluster::topics::Subscriber;
     use crate::cluster::transport::Envelope;
 
@@ -382,7 +385,7 @@ mod tests {
     #[test]
     fn an_owner_that_could_not_be_told_is_told_later() {
         let slots = Slots::unknown(1);
-        slots.learn(topic_slot("app:lobby"), Owned { owner: Some(2), epoch: 5 }, 0);
+        slots.learn(topic_slot("app:lobby"), SlotOwnership { owner: Some(2), epoch: 5 }, 0);
         let router = Router::new(Arc::new(Nobody), slots.clone());
         let topics = Topics::default();
         let link = Arc::new(Narrow::default());

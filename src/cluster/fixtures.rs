@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::ready;
 use serde_json::Value;
 
-use crate::cluster::ask::{Answering, LocalEntities, Meta};
+use crate::cluster::ask::{Answering, CommandMeta, LocalEntities};
 use crate::cluster::router::Control;
 use crate::cluster::transport::{Envelope, Peer, RemoteAnswer, SendError, Transport};
 use crate::kernel::error::AskError;
@@ -66,16 +66,22 @@ impl LocalEntities for Nobody {
         _: &'static str,
         _: &str,
         _: Box<dyn Any + Send>,
-        _: Meta,
+        _: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>> {
         ready(Err(AskError::NotHere)).boxed()
     }
 
-    fn ask_json(&self, _: &str, _: &str, _: &str, _: Meta) -> Answering<Result<Value, String>> {
+    fn ask_json(
+        &self,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: CommandMeta,
+    ) -> Answering<Result<Value, String>> {
         ready(Err(AskError::NotHere)).boxed()
     }
 
-    fn ask_outcome(&self, _: &str, key: &str, _: &str, _: Meta) -> Answering<String> {
+    fn ask_outcome(&self, _: &str, key: &str, _: &str, _: CommandMeta) -> Answering<String> {
         ready(Ok(key.to_owned())).boxed()
     }
 

@@ -17,7 +17,7 @@ pub mod slots;
 pub mod topics;
 pub mod transport;
 
-pub use ask::{LocalEntities, Meta};
+pub use ask::{CommandMeta, LocalEntities};
 pub use entity_ref::{Entities, EntityRef, WeakEntities};
 pub use lease::Lease;
 pub use presence::Presence;

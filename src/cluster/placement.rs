@@ -7,7 +7,7 @@ use crate::kernel::ids::stable_hash;
 
 /// A node that may own slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct PlacementCandidate {
     pub incarnation: i64,
     /// Its share relative to the others; 0 owns nothing.
     pub weight: u32,
@@ -19,8 +19,9 @@ pub struct Candidate {
 /// Who should own each slot, given who does (`None`: nobody who lives). Shares follow the weights as closely as whole
 /// slots allow, and no slot moves that does not have to: only what is above its owner's share, or has no owner.
 /// `None` in the answer where no candidate may take the slot.
-pub fn solve(candidates: &[Candidate], owners: &[Option<i64>]) -> Vec<Option<i64>> {
-    let nodes: BTreeMap<i64, Candidate> = candidates.iter().map(|c| (c.incarnation, *c)).collect();
+pub fn solve(candidates: &[PlacementCandidate], owners: &[Option<i64>]) -> Vec<Option<i64>> {
+    let nodes: BTreeMap<i64, PlacementCandidate> =
+        candidates.iter().map(|c| (c.incarnation, *c)).collect();
     let mut owned: BTreeMap<i64, Vec<u16>> = nodes.keys().map(|n| (*n, Vec::new())).collect();
     let mut homeless = Vec::new();
     for (slot, owner) in owners.iter().enumerate() {
@@ -63,7 +64,7 @@ fn affinity(incarnation: i64, slot: u16) -> u64 {
 
 /// How many slots each should have. They add up to all of them where somebody may gain.
 fn shares(
-    nodes: &BTreeMap<i64, Candidate>,
+    nodes: &BTreeMap<i64, PlacementCandidate>,
     owned: &BTreeMap<i64, Vec<u16>>,
     slots: usize,
 ) -> BTreeMap<i64, usize> {
@@ -72,10 +73,10 @@ fn shares(
     // is below what is fair ever after, and so the plan, carried out, leads to itself.
     let mut shares = BTreeMap::new();
     let mut left = slots;
-    let mut open: Vec<&Candidate> = nodes.values().collect();
+    let mut open: Vec<&PlacementCandidate> = nodes.values().collect();
     loop {
         let weights: u64 = open.iter().map(|c| u64::from(c.weight)).sum();
-        let fair = |c: &Candidate| {
+        let fair = |c: &PlacementCandidate| {
             (left as u64 * u64::from(c.weight)).checked_div(weights).unwrap_or(0) as usize
         };
         let below = open.iter().position(|c| !c.may_gain && owned[&c.incarnation].len() <= fair(c));
@@ -114,12 +115,12 @@ mod tests {
     use super::*;
     use crate::kernel::ids::SLOTS;
 
-    fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    fn candidates() -> impl Strategy<Value = Vec<PlacementCandidate>> {
         prop::collection::btree_map(1_i64..40, (0_u32..5, prop::bool::weighted(0.8)), 0..9)
             .prop_map(|nodes| {
                 nodes
                     .into_iter()
-                    .map(|(incarnation, (weight, may_gain))| Candidate {
+                    .map(|(incarnation, (weight, may_gain))| PlacementCandidate {
                         incarnation,
                         weight,
                         may_gain,
@@ -161,7 +162,7 @@ mod tests {
             for pair in gainers.windows(2) {
                 let [a, b] = pair else { continue };
                 let (a_has, b_has) = (count(&plan, a.incarnation), count(&plan, b.incarnation));
-                let per_weight = |has: usize, c: &Candidate| has as f64 / f64::from(c.weight);
+                let per_weight = |has: usize, c: &PlacementCandidate| has as f64 / f64::from(c.weight);
                 prop_assert!((per_weight(a_has, a) - per_weight(b_has, b)).abs() <= 2.0, "{a_has} {b_has}");
             }
             for node in &nodes {
@@ -183,9 +184,12 @@ mod tests {
         }
     }
 
-    fn plain(incarnations: &[i64]) -> Vec<Candidate> {
-        let node =
-            |incarnation: &i64| Candidate { incarnation: *incarnation, weight: 1, may_gain: true };
+    fn plain(incarnations: &[i64]) -> Vec<PlacementCandidate> {
+        let node = |incarnation: &i64| PlacementCandidate {
+            incarnation: *incarnation,
+            weight: 1,
+            may_gain: true,
+        };
         incarnations.iter().map(node).collect()
     }
 
@@ -206,7 +210,7 @@ mod tests {
     #[test]
     fn an_older_release_keeps_and_gains_nothing() {
         let all = solve(&plain(&[1]), &vec![None; usize::from(SLOTS)]);
-        let old = |incarnation| Candidate { incarnation, weight: 1, may_gain: false };
+        let old = |incarnation| PlacementCandidate { incarnation, weight: 1, may_gain: false };
         let mixed = [old(1), old(2), plain(&[3])[0]];
         let plan = solve(&mixed, &all);
         assert_eq!([1, 2, 3].map(|n| count(&plan, n)), [2048, 0, 2048]);
@@ -219,7 +223,7 @@ mod tests {
     fn what_an_older_release_gives_up_moves_once() {
         // Its fair share is no whole number of slots, nor is anybody else's.
         let weights = [(1, 2, true), (2, 4, true), (15, 1, false), (16, 2, true), (25, 3, true)];
-        let nodes = weights.map(|(incarnation, weight, may_gain)| Candidate {
+        let nodes = weights.map(|(incarnation, weight, may_gain)| PlacementCandidate {
             incarnation,
             weight,
             may_gain,

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::cluster::fanout::topic_slot;
 use crate::cluster::lease::boottime_ms;
 use crate::cluster::router::{Router, control};
-use crate::cluster::slots::{Place, Slots};
+use crate::cluster::slots::{SlotLocation, Slots};
 use crate::cluster::topics::{Published, Topics};
 use crate::kernel::codec;
 use crate::kernel::ids::SLOTS;
@@ -35,9 +35,9 @@ const TICK: Duration = Duration::from_millis(100);
 const RETRY_MS: i64 = 500;
 
 /// A connection, and the status that its user has set there.
-pub type Device = (Arc<str>, Arc<str>);
+pub type PresenceDevice = (Arc<str>, Arc<str>);
 /// A report about a user: the user, its version, and the user's devices.
-type News = (Arc<str>, u64, Vec<Device>);
+type News = (Arc<str>, u64, Vec<PresenceDevice>);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -51,14 +51,14 @@ enum Message {
 
 /// One user's presence, as its owner keeps it.
 #[derive(Debug, Default)]
-struct Shown {
-    devices: Vec<Known>,
+struct UserPresence {
+    devices: Vec<KnownDevice>,
     /// Counts announcements: the latest one determines the user's status.
     turn: u64,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownDevice {
     /// The id that clients know the device by. A reconnect keeps it.
     id: Arc<str>,
     node: i64,
@@ -82,9 +82,9 @@ impl Change {
     }
 }
 
-impl Shown {
+impl UserPresence {
     /// Takes over a node's report, which lists all of the user's devices there.
-    fn hear(&mut self, node: i64, devices: &[Device], now_ms: i64) -> Change {
+    fn hear(&mut self, node: i64, devices: &[PresenceDevice], now_ms: i64) -> Change {
         let mut change = Change::default();
         for known in self.devices.iter_mut().filter(|known| known.node == node) {
             if !devices.iter().any(|(connection, _)| *connection == known.connection) {
@@ -101,7 +101,7 @@ impl Shown {
             });
             let Some(known) = at.map(|at| &mut self.devices[at]) else {
                 if self.devices.len() < MAX_DEVICES {
-                    self.devices.push(Known {
+                    self.devices.push(KnownDevice {
                         id: connection.clone(),
                         node,
                         connection: connection.clone(),
@@ -135,7 +135,8 @@ impl Shown {
 
     /// Removes the devices that have not come back in time.
     fn tick(&mut self, now_ms: i64) -> Change {
-        let gone = |known: &mut Known| known.gone_at_ms.is_some_and(|at| at + GRACE_MS <= now_ms);
+        let gone =
+            |known: &mut KnownDevice| known.gone_at_ms.is_some_and(|at| at + GRACE_MS <= now_ms);
         let leaves = self.devices.extract_if(.., gone).map(|known| known.id).collect();
         Change { leaves, ..Change::default() }
     }
@@ -164,7 +165,7 @@ impl Shown {
 /// A user who has devices on this node, or had some a moment ago.
 #[derive(Default)]
 struct Mine {
-    devices: Vec<Device>,
+    devices: Vec<PresenceDevice>,
     version: u64,
     /// The last report: the owner that got this version, the slot's epoch, and the time.
     told: Option<(i64, i64, i64)>,
@@ -172,15 +173,15 @@ struct Mine {
 
 /// The users of this node, and the reports about them.
 #[derive(Default)]
-struct Told {
+struct LocalReports {
     users: HashMap<Arc<str>, Mine>,
     /// Users whose owner may not have the newest version.
     open: HashSet<Arc<str>>,
     version: u64,
 }
 
-impl Told {
-    fn change(&mut self, user: &str, change: impl FnOnce(&mut Vec<Device>)) {
+impl LocalReports {
+    fn change(&mut self, user: &str, change: impl FnOnce(&mut Vec<PresenceDevice>)) {
         self.version += 1;
         let user: Arc<str> = user.into();
         let entry = self.users.entry(user.clone()).or_default();
@@ -222,7 +223,7 @@ impl Told {
 
 #[derive(Default)]
 struct Kept {
-    users: HashMap<Arc<str>, Shown>,
+    users: HashMap<Arc<str>, UserPresence>,
     /// Users with devices that may still come back.
     waiting: HashSet<Arc<str>>,
     /// Users whose listeners asked for the current state.
@@ -236,7 +237,7 @@ pub struct Presence {
     router: Router,
     slots: Slots,
     topics: Topics,
-    mine: Mutex<Told>,
+    mine: Mutex<LocalReports>,
     kept: Mutex<Kept>,
     wake: Notify,
 }
@@ -280,8 +281,10 @@ impl Presence {
     pub fn ask(&self, user: &str) {
         match self.slots.locate(topic_slot(&topic_of(user))) {
             // If it cannot be sent, there will be a new link or a new owner, and the listener asks again.
-            Place::There { incarnation, .. } => self.send(incarnation, &Message::Ask(user.into())),
-            Place::Here { .. } | Place::Nowhere => self.asked(user.into()),
+            SlotLocation::There { incarnation, .. } => {
+                self.send(incarnation, &Message::Ask(user.into()))
+            }
+            SlotLocation::Here { .. } | SlotLocation::Nowhere => self.asked(user.into()),
         }
     }
 
@@ -340,7 +343,7 @@ impl Presence {
     }
 
     /// Takes over a node's report about one user. False: this node does not own the user's presence.
-    fn hear(&self, node: i64, user: &Arc<str>, devices: &[Device]) -> bool {
+    fn hear(&self, node: i64, user: &Arc<str>, devices: &[PresenceDevice]) -> bool {
         if !self.is_kept_here(user) {
             return false;
         }
@@ -359,10 +362,10 @@ impl Presence {
     }
 
     fn is_kept_here(&self, user: &str) -> bool {
-        matches!(self.slots.locate(topic_slot(&topic_of(user))), Place::Here { .. })
+        matches!(self.slots.locate(topic_slot(&topic_of(user))), SlotLocation::Here { .. })
     }
 
-    fn publish(&self, user: &str, shown: &Shown, change: &Change) {
+    fn publish(&self, user: &str, shown: &UserPresence, change: &Change) {
         if !change.is_none() && self.topics.has_subscribers(&topic_of(user)) {
             self.topics.publish(&shown.publication(user, change));
         }
@@ -398,7 +401,7 @@ impl Presence {
             }
         }
         let elsewhere = |user: &Arc<str>| {
-            matches!(self.slots.locate(topic_slot(&topic_of(user))), Place::There { .. })
+            matches!(self.slots.locate(topic_slot(&topic_of(user))), SlotLocation::There { .. })
         };
         kept.users.retain(|user, _| !elsewhere(user));
         kept.waiting.retain(|user| !elsewhere(user));
@@ -412,13 +415,13 @@ impl Presence {
         let now = boottime_ms();
         let mut by_owner: HashMap<i64, Vec<News>> = HashMap::new();
         {
-            let Told { users, open, .. } = &mut *self.mine.lock();
+            let LocalReports { users, open, .. } = &mut *self.mine.lock();
             for user in open.iter() {
                 let Some(entry) = users.get_mut(user) else { continue };
                 let (owner, epoch) = match self.slots.locate(topic_slot(&topic_of(user))) {
-                    Place::Here { epoch } => (self.slots.me(), epoch),
-                    Place::There { incarnation, epoch } => (incarnation, epoch),
-                    Place::Nowhere => continue,
+                    SlotLocation::Here { epoch } => (self.slots.me(), epoch),
+                    SlotLocation::There { incarnation, epoch } => (incarnation, epoch),
+                    SlotLocation::Nowhere => continue,
                 };
                 let told = |(by, at, ms): (i64, i64, i64)| {
                     (by, at) == (owner, epoch) && ms + RETRY_MS > now
@@ -460,13 +463,13 @@ impl Presence {
             }
             waits
         });
-        let nobody = Shown::default();
+        let nobody = UserPresence::default();
         asked.retain(|user| {
             let slot = topic_slot(&topic_of(user));
             match self.slots.locate(slot) {
-                Place::Here { .. } => {}
-                Place::There { .. } => return false,
-                Place::Nowhere => return true,
+                SlotLocation::Here { .. } => {}
+                SlotLocation::There { .. } => return false,
+                SlotLocation::Nowhere => return true,
             }
             let shown = users.get(user);
             if shown.is_none() && since[usize::from(slot)].1 + GRACE_MS > now {
@@ -485,7 +488,7 @@ mod tests {
 
     use super::*;
 
-    fn devices(of: &[(&str, &str)]) -> Vec<Device> {
+    fn devices(of: &[(&str, &str)]) -> Vec<PresenceDevice> {
         of.iter().map(|(connection, status)| ((*connection).into(), (*status).into())).collect()
     }
 
@@ -495,7 +498,7 @@ mod tests {
 
     #[test]
     fn who_comes_back_in_time_was_never_away() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         assert_eq!(shown.hear(1, &devices(&[("a", "online")]), 0), joined(&["a"]));
         assert!(shown.hear(1, &[], 1_000).is_none());
         assert!(shown.tick(5_999).is_none());
@@ -511,7 +514,7 @@ mod tests {
 
     #[test]
     fn the_latest_announcement_speaks_for_the_user() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         let both = [("a", "online"), ("b", "away")];
         assert_eq!(shown.hear(1, &devices(&both), 0), joined(&["a", "b"]));
         assert_eq!(shown.status(), "away");
@@ -524,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_dead_node_takes_its_devices_along_and_no_others() {
-        let mut shown = Shown::default();
+        let mut shown = UserPresence::default();
         shown.hear(1, &devices(&[("a", "online")]), 0);
         shown.hear(2, &devices(&[("b", "online")]), 0);
         assert!(shown.lost(1, 100) && !shown.lost(3, 100));
@@ -537,8 +540,8 @@ mod tests {
         /// ones that nodes have.
         #[test]
         fn joins_and_leaves_add_up(steps in prop::collection::vec((0..3i64, 0..5usize, 0..3_000i64, any::<bool>()), 1..60)) {
-            let mut shown = Shown::default();
-            let mut nodes: HashMap<i64, Vec<Device>> = HashMap::new();
+            let mut shown = UserPresence::default();
+            let mut nodes: HashMap<i64, Vec<PresenceDevice>> = HashMap::new();
             let (mut known, mut now, mut next) = (HashSet::new(), 0, 0);
             let apply = |change: Change, known: &mut HashSet<Arc<str>>| {
                 for id in change.joins { assert!(known.insert(id)); }

@@ -12,8 +12,8 @@ use dashmap::DashMap;
 use metrics::Counter;
 use tokio::sync::{oneshot, watch};
 
-use crate::cluster::ask::{Attempts, LocalEntities, Meta};
-use crate::cluster::slots::{Place, Slots};
+use crate::cluster::ask::{Attempts, CommandMeta, LocalEntities};
+use crate::cluster::slots::{SlotLocation, Slots};
 use crate::cluster::transport::{
     Credit, Envelope, Inbox, RemoteAnswer, RemoteAsk, SendError, Transport,
 };
@@ -118,7 +118,7 @@ impl Router {
     pub(super) async fn route<A: Attempts>(
         &self,
         attempts: A,
-        mut meta: Meta,
+        mut meta: CommandMeta,
     ) -> Result<A::Answer, AskError> {
         let slot = slot_of(attempts.kind(), attempts.key());
         let mut changes: Option<watch::Receiver<u64>> = None;
@@ -129,15 +129,15 @@ impl Router {
                 changes.mark_unchanged();
             }
             let failed = match self.0.slots.locate(slot) {
-                Place::Here { .. } => {
+                SlotLocation::Here { .. } => {
                     self.0.counters.local.increment(1);
                     match attempts.here(&*self.0.local, meta.clone()).await {
                         Err(AskError::NotHere) => AskError::NotHere,
                         answer => return answer,
                     }
                 }
-                Place::Nowhere => AskError::NotHere,
-                Place::There { incarnation, epoch } => {
+                SlotLocation::Nowhere => AskError::NotHere,
+                SlotLocation::There { incarnation, epoch } => {
                     let Some(remote) = self.0.remote.get() else { return Err(AskError::NotHere) };
                     if !attempts.is_query() && meta.command_id.is_none() {
                         meta.command_id = Some(format!("cmd_{}", ulid::Ulid::generate()));
@@ -190,7 +190,7 @@ impl Remote {
     async fn ask<A: Attempts>(
         &self,
         attempts: &A,
-        meta: &Meta,
+        meta: &CommandMeta,
         incarnation: i64,
         epoch: i64,
     ) -> Result<RemoteAnswer, AskError> {
@@ -278,9 +278,9 @@ impl Inbox for Router {
             Envelope::Ask { correlation, ask } => {
                 let slot = slot_of(&ask.kind, &ask.key);
                 let answering = match self.0.slots.locate(slot) {
-                    Place::Here { .. } => {
+                    SlotLocation::Here { .. } => {
                         let left = Duration::from_millis(ask.remaining_ms.into());
-                        let meta = Meta {
+                        let meta = CommandMeta {
                             caller: ask.caller,
                             command_id: ask.command_id,
                             deadline: Instant::now() + left,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crate::kernel::clock::Timestamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct SkewLimits {
     /// The difference from which the node warns.
     pub warn_ms: i64,
     /// The difference beyond which this node's clock decides nothing that another clock has dated: the node does not
@@ -14,7 +14,7 @@ pub struct Limits {
     pub limit_ms: i64,
 }
 
-impl Default for Limits {
+impl Default for SkewLimits {
     fn default() -> Self {
         Self { warn_ms: 500, limit_ms: 5_000 }
     }
@@ -24,11 +24,11 @@ impl Default for Limits {
 #[derive(Clone, Debug, Default)]
 pub struct Skew {
     ms: Arc<AtomicI64>,
-    limits: Limits,
+    limits: SkewLimits,
 }
 
 impl Skew {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: SkewLimits) -> Self {
         Self { ms: Arc::default(), limits }
     }
 
@@ -52,7 +52,7 @@ impl Skew {
         self.ms().saturating_abs() >= self.limits.limit_ms
     }
 
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> SkewLimits {
         self.limits
     }
 }

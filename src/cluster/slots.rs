@@ -25,7 +25,7 @@ struct Slot {
 
 /// Where the entities of a slot are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum SlotLocation {
     Here {
         epoch: i64,
     },
@@ -39,7 +39,7 @@ pub enum Place {
 
 /// A slot's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owned {
+pub struct SlotOwnership {
     pub owner: Option<i64>,
     pub epoch: i64,
 }
@@ -86,7 +86,7 @@ impl Slots {
         self.me
     }
 
-    pub fn locate(&self, slot: u16) -> Place {
+    pub fn locate(&self, slot: u16) -> SlotLocation {
         let slot = &self.slots[usize::from(slot)];
         let epoch = slot.epoch.load(Ordering::Acquire);
         let opens = slot.opens_at_ms.load(Ordering::Acquire);
@@ -94,25 +94,25 @@ impl Slots {
         // It is sealed while it changes, and every change has an epoch of its own: what was read in between, under one
         // epoch, belongs together.
         if owner == NOBODY || opens == SEALED || slot.epoch.load(Ordering::Acquire) != epoch {
-            return Place::Nowhere;
+            return SlotLocation::Nowhere;
         }
         match owner == self.me {
-            true if opens != 0 && (self.now_ms)() < opens => Place::Nowhere,
-            true => Place::Here { epoch },
-            false => Place::There { incarnation: owner, epoch },
+            true if opens != 0 && (self.now_ms)() < opens => SlotLocation::Nowhere,
+            true => SlotLocation::Here { epoch },
+            false => SlotLocation::There { incarnation: owner, epoch },
         }
     }
 
     /// Whether an activation that began under `epoch` is still the one.
     pub fn is_here(&self, slot: u16, epoch: i64) -> bool {
-        self.locate(slot) == Place::Here { epoch }
+        self.locate(slot) == SlotLocation::Here { epoch }
     }
 
     /// The owner and epoch, whether or not it serves.
-    pub fn owned(&self, slot: u16) -> Owned {
+    pub fn owned(&self, slot: u16) -> SlotOwnership {
         let slot = &self.slots[usize::from(slot)];
         let owner = slot.owner.load(Ordering::Acquire);
-        Owned {
+        SlotOwnership {
             owner: (owner != NOBODY).then_some(owner),
             epoch: slot.epoch.load(Ordering::Acquire),
         }
@@ -124,7 +124,7 @@ impl Slots {
 
     /// Takes over what the store says, unless something newer is known already. A slot that came to this node opens
     /// `wait_ms` from now.
-    pub fn learn(&self, slot: u16, row: Owned, wait_ms: i64) {
+    pub fn learn(&self, slot: u16, row: SlotOwnership, wait_ms: i64) {
         let entry = &self.slots[usize::from(slot)];
         if row.epoch < entry.epoch.load(Ordering::Acquire) {
             return;
@@ -188,27 +188,27 @@ mod tests {
     #[test]
     fn a_slot_is_served_by_its_owner_unless_it_is_sealed_or_waits() {
         let slots = Slots::unknown(7);
-        assert_eq!(slots.locate(0), Place::Nowhere);
-        slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
-        assert_eq!(slots.locate(0), Place::There { incarnation: 8, epoch: 1 });
-        slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
-        assert_eq!(slots.locate(0), Place::Here { epoch: 2 });
+        assert_eq!(slots.locate(0), SlotLocation::Nowhere);
+        slots.learn(0, SlotOwnership { owner: Some(8), epoch: 1 }, 0);
+        assert_eq!(slots.locate(0), SlotLocation::There { incarnation: 8, epoch: 1 });
+        slots.learn(0, SlotOwnership { owner: Some(7), epoch: 2 }, 0);
+        assert_eq!(slots.locate(0), SlotLocation::Here { epoch: 2 });
         assert!(slots.is_here(0, 2) && !slots.is_here(0, 1));
         // Old news changes nothing; the same news does not open what is sealed.
-        slots.learn(0, Owned { owner: Some(8), epoch: 1 }, 0);
+        slots.learn(0, SlotOwnership { owner: Some(8), epoch: 1 }, 0);
         assert!(slots.seal(0) && slots.seal(0));
-        slots.learn(0, Owned { owner: Some(7), epoch: 2 }, 0);
-        assert_eq!(slots.locate(0), Place::Nowhere);
+        slots.learn(0, SlotOwnership { owner: Some(7), epoch: 2 }, 0);
+        assert_eq!(slots.locate(0), SlotLocation::Nowhere);
         slots.unseal(0);
-        assert_eq!(slots.locate(0), Place::Here { epoch: 2 });
+        assert_eq!(slots.locate(0), SlotLocation::Here { epoch: 2 });
         // From a dead owner: only after the wait.
-        slots.learn(1, Owned { owner: Some(7), epoch: 5 }, 60_000);
-        assert_eq!(slots.locate(1), Place::Nowhere);
+        slots.learn(1, SlotOwnership { owner: Some(7), epoch: 5 }, 60_000);
+        assert_eq!(slots.locate(1), SlotLocation::Nowhere);
         slots.unseal(1);
-        assert_eq!(slots.locate(1), Place::Nowhere, "waiting is not sealing");
+        assert_eq!(slots.locate(1), SlotLocation::Nowhere, "waiting is not sealing");
         assert!(!slots.seal(1), "nobody else may serve it before, either");
         slots.unseal(1);
-        assert_eq!(slots.locate(1), Place::Nowhere, "and it waits on");
+        assert_eq!(slots.locate(1), SlotLocation::Nowhere, "and it waits on");
         assert_eq!(slots.count_mine(), 2);
     }
 
@@ -220,14 +220,14 @@ mod tests {
         let changes = std::thread::spawn(move || {
             for epoch in 1..2_000_000 {
                 let owner = Some(if epoch % 2 == 1 { 7 } else { 8 });
-                changing.learn(0, Owned { owner, epoch }, 0);
+                changing.learn(0, SlotOwnership { owner, epoch }, 0);
             }
         });
         while !changes.is_finished() {
             match slots.locate(0) {
-                Place::Here { epoch } => assert_eq!(epoch % 2, 1),
-                Place::There { epoch, .. } => assert_eq!(epoch % 2, 0),
-                Place::Nowhere => {}
+                SlotLocation::Here { epoch } => assert_eq!(epoch % 2, 1),
+                SlotLocation::There { epoch, .. } => assert_eq!(epoch % 2, 0),
+                SlotLocation::Nowhere => {}
             }
         }
         changes.join().unwrap();

@@ -6,8 +6,8 @@
 //! promised about what was on its way when a link ended: a timeout or a lost link means "unknown outcome", and the
 //! command's id makes the retry safe.
 //!
-//! Everything is bounded: a peer that does not read has a window of [`Limits::window_bytes`] outstanding, then
-//! [`SendError::Overloaded`]; an envelope above [`Limits::max_envelope_bytes`] is refused before it is sent. Asks leave
+//! Everything is bounded: a peer that does not read has a window of [`TransportLimits::window_bytes`] outstanding, then
+//! [`SendError::Overloaded`]; an envelope above [`TransportLimits::max_envelope_bytes`] is refused before it is sent. Asks leave
 //! room in the window for control messages, and both leave room for answers.
 //!
 //! What both implementations share is in `wire` (what travels, in each version), `frame` (what it weighs), `link` (one link: queue, window, credits), `links`
@@ -103,7 +103,7 @@ pub struct Options {
     pub cookie: String,
     /// With it every link is inside TLS, and a node is also who its certificate says. All nodes have it, or none does.
     pub tls: Option<Tls>,
-    pub limits: Limits,
+    pub limits: TransportLimits,
 }
 
 /// Listens on `host:port`, and nowhere else. Port 0 takes a free one.
@@ -117,7 +117,7 @@ pub async fn bind(listen: &str) -> io::Result<TcpListener> {
 
 /// Both sides of a link keep to the smaller limits of the two.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct TransportLimits {
     /// Bytes on the way to one peer that it has not yet taken from its inbox.
     pub window_bytes: usize,
     pub max_envelope_bytes: usize,
@@ -131,7 +131,7 @@ pub struct Limits {
     pub redial_max_ms: u64,
 }
 
-impl Default for Limits {
+impl Default for TransportLimits {
     fn default() -> Self {
         Self {
             window_bytes: 16 << 20,
@@ -223,7 +223,7 @@ pub trait Transport: Send + Sync + 'static {
 }
 
 /// A started transport and the news of its links. The channel is bounded; the newest news of each peer is never lost.
-pub struct Started {
+pub struct StartedTransport {
     pub transport: Arc<dyn Transport>,
     pub events: Receiver<LinkEvent>,
     /// Where it listens, after port 0 was resolved.

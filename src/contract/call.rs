@@ -1,4 +1,4 @@
-//! A call: who asks, under which command id, and what they may reach.
+//! A call of an operation: the caller, the command id, and the services within reach.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::problem::{Outcome, Problem};
-use crate::cluster::{Entities, Meta, Presence, Topics};
+use crate::cluster::{CommandMeta, Entities, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::{Caller, Entity, Role, Scopes};
 use crate::kernel::error::ErrorCode;
@@ -32,25 +32,25 @@ impl Settings {
         self
     }
 
-    /// `None`: nobody has set it.
+    /// The settings of this type, or `None` if nobody has set them.
     pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.0.get(&TypeId::of::<T>())?.downcast_ref()
     }
 }
 
-/// What operations reach, the same for all calls of a node.
+/// The services that operations use, the same for all calls of a node.
 pub struct Services {
     pub entities: Entities,
     pub topics: Topics,
     pub presence: Arc<Presence>,
     pub clock: Clock,
     pub settings: Settings,
-    /// How long something that a connection holds is believed to be there without a renewal.
+    /// The time for which something that a connection holds counts as present without a renewal.
     pub connection_lease_s: i64,
     /// Whether this node may answer from the read models: with the store up and the lease proven.
     pub may_read: Box<dyn Fn() -> bool + Send + Sync>,
     pub limiter: Arc<dyn RateLimiter>,
-    /// Commands that are kept, of one user.
+    /// The limit of one user's kept commands.
     pub commands: Policy,
     /// The epoch of the durable topics' offsets.
     pub epoch: watch::Receiver<Arc<str>>,
@@ -72,7 +72,7 @@ impl Services {
         if (self.may_read)() { Ok(&self.views) } else { Err(Problem::unavailable()) }
     }
 
-    /// The topics' histories, likewise.
+    /// The topics' histories, while this node may answer from them.
     pub fn histories(&self) -> Outcome<&Histories> {
         self.views().map(|_| &self.histories)
     }
@@ -88,23 +88,23 @@ impl Services {
     }
 }
 
-/// Who asks, and under which command id.
+/// One request to run an operation: the caller, the command id and the input.
 #[derive(Clone)]
 pub struct Call {
     pub services: Arc<Services>,
     pub user_id: Arc<str>,
     pub role: Role,
-    /// What the token may do.
+    /// The scopes of the caller's token.
     pub scopes: Scopes,
     /// The user's plan, where the token names one.
     pub plan: Option<Arc<str>>,
     /// The command's id: the same for its retry, through whatever door.
     pub id: String,
-    /// The connection over which it is asked, where it holds something.
+    /// The connection that the call came over, where the operation holds something for it.
     pub connection: Option<Arc<str>>,
-    /// Whether kept commands count against the user's limit for them: those of sockets do.
+    /// Whether kept commands count against the user's limit for them: commands over sockets do.
     pub counted: bool,
-    /// The input as it came.
+    /// The unparsed input.
     pub given: Value,
 }
 
@@ -114,25 +114,25 @@ impl Call {
         Caller::User { id, role: self.role, scopes }
     }
 
-    pub fn meta(&self) -> Meta {
-        Meta::new(self.caller()).id(&self.id)
+    pub fn meta(&self) -> CommandMeta {
+        CommandMeta::new(self.caller()).id(&self.id)
     }
 
-    /// For queries and for what always runs.
-    pub fn undeduplicated(&self) -> Meta {
-        Meta::new(self.caller())
+    /// Metadata without a command id: for queries, and for commands that run again each time.
+    pub fn undeduplicated(&self) -> CommandMeta {
+        CommandMeta::new(self.caller())
     }
 
-    /// The same for what gives up earlier than usual.
-    pub fn within(&self, timeout: Duration) -> Meta {
-        Meta::within(timeout, self.caller())
+    /// The same with an earlier deadline than usual.
+    pub fn within(&self, timeout: Duration) -> CommandMeta {
+        CommandMeta::within(timeout, self.caller())
     }
 
     pub async fn ask<E: Entity>(
         &self,
         key: &str,
         command: E::Command,
-        meta: Meta,
+        meta: CommandMeta,
     ) -> Outcome<E::Reply> {
         match self.services.entities.of::<E>(key).ask(command, meta).await? {
             Ok(reply) => Ok(reply),
@@ -184,7 +184,7 @@ impl Call {
     }
 }
 
-/// An input that names a user names the caller.
+/// Refuses an input that names another user than the caller.
 pub fn check_user(user_id: &str, given: &Value) -> Outcome<()> {
     match given.get("user_id") {
         None | Some(Value::Null) => Ok(()),
@@ -193,7 +193,7 @@ pub fn check_user(user_id: &str, given: &Value) -> Outcome<()> {
     }
 }
 
-/// The id of what a command creates: the same for its retry, whatever node it reaches.
+/// The id of an object that a command creates: the same for the command's retry, whatever node it reaches.
 pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -205,7 +205,7 @@ pub fn derived_id(prefix: &str, parts: &[&str]) -> String {
     format!("{prefix}_{}", ulid::Ulid::from(u128::from_be_bytes(bytes)))
 }
 
-/// An id that nothing can have names nothing.
+/// Answers `not_found` for a text that cannot be an id.
 pub fn known_id<'a>(id: &'a str, what: &str) -> Outcome<&'a str> {
     if is_valid_id(id) { Ok(id) } else { Err(Problem::not_found(what)) }
 }

@@ -1,4 +1,4 @@
-//! What stands in the lists of a [`System`](super::System), made from the types that declare it.
+//! Entries for the lists of a [`System`](super::System), made from the types that declare them.
 
 pub use super::operation::operation;
 pub use super::runner::runner;

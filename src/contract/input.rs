@@ -1,12 +1,13 @@
-//! One input object, and everything that is wrong with it at once.
+//! The input object of an operation: parsing that reports every wrong field at once.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::problem::{FieldError, Outcome, Problem};
+use super::problem::{Outcome, Problem};
+use crate::kernel::error::FieldError;
 
-/// Wrong fields that are named in one answer.
+/// The most wrong fields that one answer names.
 pub const MAX_ERRORS: usize = 16;
 
 /// Reads the object, or names every field that is wrong or missing. Unknown fields are ignored.
@@ -17,7 +18,7 @@ pub fn read<T: DeserializeOwned + JsonSchema>(given: &Value) -> Outcome<T> {
     T::deserialize(given).map_err(|whole| {
         let mut errors: Vec<FieldError> = missing::<T>(fields);
         for (name, value) in fields {
-            // Alone, so that only this field's own fault is found; a missing neighbour is no fault of it.
+            // Read alone, so that only this field's own error is found: a missing neighbour is not its error.
             let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
             let Err(error) = serde_path_to_error::deserialize::<_, T>(alone) else { continue };
             let at = pointer_of(error.path());
@@ -33,7 +34,7 @@ pub fn read<T: DeserializeOwned + JsonSchema>(given: &Value) -> Outcome<T> {
     })
 }
 
-/// The fields that the schema requires and nobody gave.
+/// An error for each field that the schema requires and the input lacks.
 fn missing<T: JsonSchema>(fields: &Map<String, Value>) -> Vec<FieldError> {
     let schema = SchemaGenerator::default().into_root_schema_for::<T>().to_value();
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -57,12 +58,12 @@ fn pointer_of(path: &serde_path_to_error::Path) -> String {
     at
 }
 
-/// RFC 6901.
+/// The JSON pointer (RFC 6901) to a field of the input.
 pub fn pointer(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
-/// The items of a list in the input; `check` says which field of one is wrong, and how. Every wrong item is named.
+/// The items of a list in the input. `check` returns the wrong field of one item and the error; every wrong item is named.
 pub fn items<T: DeserializeOwned>(
     given: &[Value],
     field: &str,
@@ -89,8 +90,8 @@ pub fn items<T: DeserializeOwned>(
     if errors.is_empty() { Ok(items) } else { Err(Problem::fields(errors)) }
 }
 
-/// What a text means as a field: query strings, paths and flags know no other type. What does not fit stays a text, and
-/// is refused as such.
+/// A text converted to its field's type, since query strings, paths and flags know no other type. What does not fit stays
+/// a text, which the parser then refuses.
 pub fn from_text(schema: &Value, text: &str) -> Value {
     let is = |kind: &str| match &schema["type"] {
         Value::String(only) => only == kind,

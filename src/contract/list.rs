@@ -1,4 +1,4 @@
-//! Lists: a page at a time, `{"items":[…],"next_cursor":…}`.
+//! Lists, which are answered a page at a time: `{"items":[…],"next_cursor":…}`.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::persistence::views::{self, Cursor};
 
 const MAX_LIMIT: usize = 100;
 
-/// How many items a page has: 1 to 100, 20 where nothing is said.
+/// The number of items in a page: 1 to 100, 20 by default.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "i64")]
 pub struct Limit(pub usize);
@@ -43,12 +43,12 @@ impl JsonSchema for Limit {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 20, "description": "How many",
+            "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 20, "description": "Items a page",
         })
     }
 }
 
-/// The `next_cursor` of the page before. Opaque to clients, so that what lists are ordered by may change.
+/// The `next_cursor` of the page before. It is opaque to clients, so that the order of lists may change.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
 pub struct After(String);
@@ -67,25 +67,25 @@ impl JsonSchema for After {
     }
 }
 
-/// Which page of a list is wanted.
+/// The page of a list that a client asks for.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Paging {
     pub limit: Option<Limit>,
     pub cursor: Option<After>,
 }
 
-/// Which list it is: a cursor of another one is refused.
+/// The identity of a list, which its cursors carry: a cursor of another list is refused.
 #[derive(Clone, Debug)]
 pub struct ListOf(String);
 
 impl ListOf {
-    /// By the operation's name, and by whatever else makes it another list: of which object, in which order.
+    /// Identifies a list by the operation's name and by all else that makes it another list: its object, its order.
     pub fn new(parts: &[&str]) -> Self {
         let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
         Self(format!("{:016x}", stable_hash(&parts)))
     }
 
-    /// Where a list that goes up in time begins.
+    /// The start of a list in ascending order of time.
     pub fn up(&self, after: Option<After>) -> Outcome<Cursor> {
         self.from(after, Cursor::first)
     }
@@ -102,7 +102,7 @@ impl ListOf {
         decode(&self.0, &text).ok_or_else(wrong)
     }
 
-    pub fn page<T>(&self, page: views::Page<T>) -> Page<T> {
+    pub fn page<T>(&self, page: views::RowPage<T>) -> Page<T> {
         let next_cursor = page.next.as_ref().map(|next| encode(&self.0, next));
         Page { items: page.items, omitted: page.omitted, next_cursor }
     }
@@ -112,7 +112,7 @@ impl ListOf {
 #[derive(Clone, Debug, Serialize)]
 pub struct Page<T> {
     pub items: Vec<T>,
-    /// Those of this page that only a newer release can read.
+    /// The number of items left out, since only a newer release can read them.
     #[serde(skip_serializing_if = "is_zero")]
     pub omitted: usize,
     /// Null at the end.
@@ -136,7 +136,7 @@ impl<T: JsonSchema> JsonSchema for Page<T> {
                 "items": {"type": "array", "items": generator.subschema_for::<T>()},
                 "omitted": {
                     "type": "integer", "minimum": 1,
-                    "description": "How many of this page are left out, since only a newer release can read them: during an upgrade, ask again",
+                    "description": "Number of items left out of this page, since only a newer release can read them: during an upgrade, ask again",
                 },
                 "next_cursor": {"type": ["string", "null"], "description": "For `cursor`; null at the end"},
             },
@@ -145,7 +145,7 @@ impl<T: JsonSchema> JsonSchema for Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A list that is short enough to be always whole.
+    /// A list that is short enough to always fit into one page.
     pub fn whole(items: Vec<T>) -> Self {
         Self { items, omitted: 0, next_cursor: None }
     }
@@ -172,7 +172,7 @@ fn decode(of: &str, text: &str) -> Option<Cursor> {
     let plain = String::from_utf8(bytes.ok()?).ok()?;
     let (at, id) = plain.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
     let at = Timestamp::from_microsecond(at.parse().ok()?).ok()?;
-    // A time that no list can have come to may be outside of what the database can compare with.
+    // Such a time never comes from a list, and may be outside of the range that the database can compare.
     let possible = (Cursor::first().at..=Cursor::last().at).contains(&at);
     (possible && !id.contains('\0')).then(|| Cursor { at, id: id.into() })
 }

@@ -1,4 +1,4 @@
-//! What a system declares, so that every door can serve it: operations, and what they are called with.
+//! The declarations of systems: operations, topics, views, runners and settings that every door can serve.
 //!
 //! An operation is written down once. Its routes, its events, its documents and the clients' types follow from the
 //! declaration. No door knows a system, no system knows a door (ADR 15).
@@ -18,5 +18,7 @@ pub mod view;
 
 pub use call::{Call, Services};
 pub use operation::{Declared, Meta, Operation};
-pub use problem::{FieldError, Outcome, Problem};
+pub use problem::{Outcome, Problem};
 pub use system::System;
+
+pub use crate::kernel::error::FieldError;

@@ -1,4 +1,4 @@
-//! An operation: one thing that can be asked of a system, declared once for all doors.
+//! Operations: the queries and commands of a system, each declared once for all doors.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,38 +14,39 @@ use super::input;
 use super::problem::Outcome;
 use crate::kernel::error::AskError;
 
-/// One thing that can be asked of a system.
+/// A query or a command of a system.
 pub trait Operation: 'static {
     const META: Meta;
-    /// The one object that path, query, body, event data, arguments and flags make.
+    /// The input object. Path, query and body of a request, the data of an event, and flags of the command line are merged
+    /// into it.
     type Input: DeserializeOwned + JsonSchema + Send + 'static;
     type Answer: Serialize + JsonSchema + Send + 'static;
 
-    /// Checks what the types cannot, and asks the entities. An entity checks its owner itself.
+    /// Runs the operation: checks what the types cannot, and asks the entities. An entity checks its owner itself.
     fn run(
         call: &Call,
         input: Self::Input,
     ) -> impl Future<Output = Outcome<Self::Answer>> + Send + '_;
 
-    /// Whether the caller may ask this at all. It comes before the input is read.
+    /// Whether the caller may call this operation at all. It is checked before the input is read.
     fn allow(_call: &Call) -> Outcome<()> {
         Ok(())
     }
 
-    /// Whether this call counts among the user's commands, which are kept: not where nothing stays of it.
+    /// Whether this call counts as one of the user's kept commands: not where nothing of it is stored.
     fn is_kept(_call: &Call, _input: &Self::Input) -> bool {
         matches!(Self::META.sort, Sort::Command)
     }
 }
 
-/// What repeating an operation does.
+/// The kind of an operation, by the effect of repeating it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// It changes something, once for each command id.
+    /// A command: it changes something, once for each command id.
     Command,
-    /// It changes nothing.
+    /// A query: it changes nothing.
     Query,
-    /// It passes by: nothing is kept, and it may be lost.
+    /// A signal: nothing is stored, and it may be lost.
     Signal,
 }
 
@@ -77,7 +78,7 @@ pub struct Route {
     pub path: &'static str,
 }
 
-/// What is known of an operation besides its types.
+/// The metadata of an operation: its name, documentation, routes and rights.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
     /// `playback.report`: unique, and never changed. Its event is `playback:report`.
@@ -85,20 +86,20 @@ pub struct Meta {
     /// One line for the documents.
     pub summary: &'static str,
     pub sort: Sort,
-    /// What a token must be for. `None`: the name's first word.
+    /// The scope that a token needs. `None`: the name's first word.
     pub scope: Option<&'static str>,
     pub routes: [Option<Route>; 3],
-    /// Where what it creates can be read: `/v1/devices/`, followed by the answer's `id`.
+    /// The path below which the created object can be read: `/v1/devices/`, followed by the answer's `id`.
     pub creates: Option<&'static str>,
-    /// The answer has a `version`, which HTTP shows as its ETag.
+    /// Whether the answer has a `version`, which HTTP sends as its ETag.
     pub is_versioned: bool,
     /// The field of the input that HTTP takes from `If-Match`.
     pub if_match: Option<&'static str>,
-    /// Whether clients may send it again by themselves when its answer did not come.
+    /// Whether clients may retry it by themselves when its answer did not come.
     pub is_repeatable: bool,
-    /// What it does with the connection over which it is asked.
+    /// The effect on the connection that it is called over.
     pub on_connection: Option<OnConnection>,
-    /// Where clients without such a connection ask for the same.
+    /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
 }
 
@@ -175,7 +176,7 @@ impl Meta {
         self
     }
 
-    /// A repetition would be heard twice, so clients do not repeat it by themselves.
+    /// Excludes it from automatic retries, since others would hear a repetition twice.
     pub const fn heard_again(mut self) -> Self {
         self.is_repeatable = false;
         self
@@ -200,23 +201,23 @@ impl Meta {
         self.routes.into_iter().flatten()
     }
 
-    /// What a token that names scopes must name for this operation.
+    /// The scope that a token with scopes must have for this operation.
     pub fn takes_scope(&self) -> &'static str {
         self.scope
             .unwrap_or_else(|| self.name.split_once('.').map_or(self.name, |(first, _)| first))
     }
 
-    /// What it is called where clients send events.
+    /// The operation's name where clients send events: `playback:report`.
     pub fn event(&self) -> String {
         self.name.replace('.', ":")
     }
 }
 
-/// The answer of an operation that has nothing to say.
+/// The empty answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, JsonSchema)]
 pub struct Done {}
 
-/// The input of an operation that takes nothing.
+/// The empty input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, JsonSchema)]
 pub struct Nothing {}
 
@@ -256,7 +257,10 @@ impl Declared {
     }
 }
 
-fn run<O: Operation>(mut call: Call, mut given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
+fn run<O: Operation>(
+    mut call: Call,
+    mut given: Value,
+) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
     async move {
         call.may(O::META.takes_scope())?;
         O::allow(&call)?;

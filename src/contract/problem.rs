@@ -1,41 +1,29 @@
-//! One kind of "no" for all doors: `application/problem+json` (RFC 9457) over HTTP, `error` in a WebSocket reply.
+//! Errors as clients see them, the same through all doors: `application/problem+json` (RFC 9457) over HTTP, `error` in a
+//! WebSocket reply.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::kernel::entity::Rejection;
-use crate::kernel::error::{AskError, ErrorCode};
+use crate::kernel::error::{AskError, ErrorCode, FieldError};
 use crate::persistence::views::ViewError;
-
-/// One wrong field; `pointer` is a JSON pointer into the body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct FieldError {
-    pub pointer: String,
-    pub message: String,
-}
-
-impl FieldError {
-    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), message: message.into() }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Problem {
     pub code: ErrorCode,
     pub detail: String,
-    /// A stable word for programs, where the code is not enough: `slot_taken`.
+    /// A stable reason for programs, where the code is not specific enough: `slot_taken`.
     pub reason: Option<String>,
     pub errors: Vec<FieldError>,
     pub retry_after_ms: Option<u64>,
-    /// Where HTTP has a better status than the code's own.
+    /// The HTTP status, where there is a better one than the code's own.
     pub status: Option<u16>,
-    /// Further headers of an answer over HTTP.
+    /// Additional headers of the HTTP response.
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// RFC 9457.
+/// The body of an error over HTTP (RFC 9457).
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ProblemDetails {
     pub r#type: String,
@@ -43,7 +31,7 @@ pub struct ProblemDetails {
     pub status: u16,
     pub detail: String,
     pub code: ErrorCode,
-    /// A stable word where the code is not enough: slot_taken.
+    /// A stable reason for programs, where the code is not specific enough: slot_taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +79,7 @@ impl Problem {
         Self::new(ErrorCode::Unauthenticated, detail)
     }
 
-    /// Input that cannot be understood.
+    /// An input with wrong fields.
     pub fn fields(errors: Vec<FieldError>) -> Self {
         let detail = errors
             .iter()
@@ -109,7 +97,7 @@ impl Problem {
         Self { reason: Some(reason.into()), ..Self::new(ErrorCode::Rejected, detail) }
     }
 
-    /// A typed business "no". `Invalid` rejections of every domain carry `errors`.
+    /// The rejection of a command by an entity's rules. Rejections named `Invalid` carry `errors`.
     pub fn rejection<R: Rejection>(rejection: &R) -> Self {
         let errors = match serde_json::to_value(rejection) {
             Ok(Value::Object(variant)) => variant
@@ -151,7 +139,7 @@ impl Problem {
         self
     }
 
-    /// Moves errors of a command's fields to where the API has them.
+    /// Translates pointers into a command to pointers into the operation's input.
     pub fn repoint(mut self, move_pointer: impl Fn(&str) -> String) -> Self {
         for error in &mut self.errors {
             error.pointer = move_pointer(&error.pointer);
@@ -182,7 +170,7 @@ impl Problem {
         error
     }
 
-    /// As HTTP shows it.
+    /// The body of the HTTP response.
     pub fn details(&self, request_id: Option<&str>) -> ProblemDetails {
         ProblemDetails {
             r#type: format!("/docs/errors/{}", self.code.as_str()),
@@ -200,7 +188,7 @@ impl Problem {
 impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         let detail = match &error {
-            // The reason is for our log; outsiders learn that it is temporary.
+            // The reason is for the log; clients only learn that it is temporary.
             AskError::Unavailable { reason, .. } => {
                 tracing::debug!(%reason, "a command was answered unavailable");
                 "the entity cannot answer right now".to_owned()
@@ -218,7 +206,7 @@ impl From<ViewError> for Problem {
                 tracing::debug!(%error, "a read was answered unavailable");
                 Self::unavailable()
             }
-            // A node of the release that wrote it can, and so can this one once it is upgraded.
+            // A node of the release that wrote it can read it, and so can this one once it is upgraded.
             ViewError::Unreadable(_) => {
                 Self::new(ErrorCode::Unavailable, "only a newer release can read this object")
             }

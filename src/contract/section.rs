@@ -8,16 +8,16 @@ use serde::de::DeserializeOwned;
 
 use super::call::Settings;
 
-/// A section of the configuration: what a person may write there, and its defaults.
+/// A section of the configuration: the keys that a person may set, and their defaults.
 pub trait Section:
     Clone + Debug + Default + PartialEq + DeserializeOwned + Send + Sync + 'static
 {
-    /// `playback`, or `topics.grants` for a key of a section that others share.
+    /// Its path: `playback`, or `topics.grants` for a key of a section that others share.
     const NAME: &'static str;
-    /// What operations get of it: [`Call::settings`](super::Call::settings).
+    /// The prepared settings that operations get from [`Call::settings`](super::Call::settings).
     type Ready: Send + Sync + 'static;
 
-    /// Says what is wrong with it, for whoever wrote it.
+    /// Checks and prepares the section. The error is for the person who wrote it.
     fn prepare(&self) -> Result<Self::Ready, String>;
 }
 
@@ -84,12 +84,12 @@ impl Sections {
         Ok(Self(kinds.map(|kind| (kind.read)(config)).collect::<Result<_, _>>()?))
     }
 
-    /// `None`: it is the section of no system here.
+    /// The section, or `None` if no system here has it.
     pub fn get<S: Section>(&self) -> Option<&S> {
         self.0.iter().find_map(|section| section.as_any().downcast_ref())
     }
 
-    /// In the place of what was written.
+    /// Replaces the section that was read.
     pub fn set<S: Section>(&mut self, section: S) {
         self.0.retain(|other| !other.as_any().is::<S>());
         self.0.push(Arc::new(section));

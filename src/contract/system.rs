@@ -11,7 +11,7 @@ use super::topic::{Announced, TopicKind};
 use crate::actors::EntityKind;
 use crate::cluster::Entities;
 use crate::persistence::store::Migration;
-use crate::persistence::views::{Table, Views};
+use crate::persistence::views::{ViewTable, Views};
 
 pub struct System {
     /// The folder's name.
@@ -19,19 +19,19 @@ pub struct System {
     pub entities: &'static [EntityKind],
     pub operations: &'static [Declared],
     pub topics: &'static [TopicKind],
-    /// What clients hear on topics.
+    /// The events that clients hear on topics.
     pub announcements: &'static [Announced],
     /// The tables of its read models, made where they are missing.
-    pub views: &'static [fn() -> Table],
-    /// What its tables need beyond that. The numbers are unique among all systems.
+    pub views: &'static [fn() -> ViewTable],
+    /// Migrations for what its tables need beyond that. The numbers are unique among all systems.
     pub migrations: &'static [Migration],
-    /// What is configured of it.
+    /// Its sections of the configuration.
     pub sections: &'static [SectionKind],
     /// Work outside of its entities.
     pub runners: &'static [RunnerKind],
     /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
     pub seed: Option<Seed>,
-    /// Whether the caller has something open with another user, which lets them see whether that user is there.
+    /// Whether the caller has something open with another user, which lets them see whether that user is online.
     pub have_dealings: Option<HaveDealings>,
 }
 

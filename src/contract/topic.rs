@@ -1,4 +1,4 @@
-//! Topics, as clients see them.
+//! Topics as clients see them: who may listen, and how publications are delivered.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -10,14 +10,14 @@ use super::problem::{Outcome, Problem};
 use crate::kernel::entity::Announcement;
 use crate::kernel::ids::is_valid_id;
 
-/// Where a client stands in a topic.
+/// A client's position in a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Position {
     pub epoch: String,
     pub offset: i64,
 }
 
-/// A kind of topic: who may listen to it, and how it is carried.
+/// A kind of topic: who may listen to it, and how its publications are delivered.
 pub trait Topic: 'static {
     /// The word before the colon, which is the kind of the entity that owns it.
     const KIND: &'static str;
@@ -32,17 +32,17 @@ pub trait Topic: 'static {
         key: &'a str,
     ) -> impl Future<Output = Outcome<()>> + Send + 'a;
 
-    fn carriage(_settings: &Settings, _topic: &str) -> Carriage {
-        Carriage::Durable
+    fn carriage(_settings: &Settings, _topic: &str) -> TopicDelivery {
+        TopicDelivery::Durable
     }
 }
 
-/// How the publications of a topic reach a listener.
+/// The delivery of a topic's publications to a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carriage {
-    /// The commits of its entity assign offsets, and what a listener missed is replayed.
+pub enum TopicDelivery {
+    /// Durable: commits of the topic's entity assign offsets, and missed publications are replayed.
     Durable,
-    /// Nothing is kept. With `latest_only` a slow listener gets only the last of what waits for it.
+    /// Lossy: nothing is stored. With `latest_only` a slow listener gets only the latest of the publications that wait for it.
     Lossy { latest_only: bool },
 }
 
@@ -55,7 +55,7 @@ pub struct TopicKind {
     pub summary: &'static str,
     pub scope: &'static str,
     may_listen: MayListen,
-    pub carriage: fn(&Settings, &str) -> Carriage,
+    pub carriage: fn(&Settings, &str) -> TopicDelivery,
 }
 
 impl TopicKind {
@@ -77,7 +77,7 @@ pub const fn topic<T: Topic>() -> TopicKind {
     }
 }
 
-/// The rule of topics whose key is a user: nobody else listens.
+/// The rule for topics whose key is a user: nobody else may listen.
 pub fn only_their_own(call: &Call, key: &str) -> Outcome<()> {
     let own = key == &*call.user_id;
     own.then_some(()).ok_or_else(|| Problem::forbidden("this topic belongs to another user"))
@@ -104,7 +104,7 @@ pub const fn announcement<A: Announcement>() -> Announced {
     }
 }
 
-/// `kind:key`. Application topics keep their whole name as the key.
+/// Splits `kind:key`. Application topics keep their whole name as the key.
 pub fn split_topic(topic: &str) -> Outcome<(&str, &str)> {
     let wrong = || Problem::field("/topic", "must look like session:ses_…");
     if topic.len() > 200 || topic.bytes().any(|b| !b.is_ascii_graphic()) {

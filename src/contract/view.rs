@@ -8,15 +8,15 @@ use super::list::{ListOf, Page, Paging};
 use super::operation::Operation;
 use super::problem::{Outcome, Problem};
 use crate::kernel::view::View;
-use crate::persistence::views::{List, Table};
+use crate::persistence::views::{List, ViewTable};
 
 /// A view in the list of its system.
-pub const fn view<V: View>() -> fn() -> Table {
+pub const fn view<V: View>() -> fn() -> ViewTable {
     table::<V>
 }
 
 /// The table that a view's type describes.
-fn table<V: View>() -> Table {
+fn table<V: View>() -> ViewTable {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let schema = settings.into_generator().into_root_schema_for::<V>().to_value();
@@ -26,10 +26,10 @@ fn table<V: View>() -> Table {
         let known = columns.iter().any(|(column, _)| column == named);
         assert!(known, "{} has no field {named}", V::NAME);
     }
-    Table { name: V::NAME, key: V::KEY, listed: V::LISTED, columns }
+    ViewTable { name: V::NAME, key: V::KEY, listed: V::LISTED, columns }
 }
 
-/// The type of a field's column. What is neither a text, a number, a time nor a truth value is kept as JSON.
+/// The type of a field's column. A value that is no text, number, time or boolean is stored as JSON.
 fn column(schema: &Value) -> &'static str {
     let options = schema["anyOf"].as_array().or_else(|| schema["oneOf"].as_array());
     if let Some(options) = options {
@@ -52,18 +52,18 @@ fn column(schema: &Value) -> &'static str {
 }
 
 impl Call {
-    /// A row of the caller, else not found.
+    /// A row that belongs to the caller, else `not_found`.
     pub async fn own<V: View>(&self, id: &str, what: &str) -> Outcome<V> {
         let row = self.views()?.get_of::<V>(&self.user_id, known_id(id, what)?).await?;
         row.ok_or_else(|| Problem::not_found(what))
     }
 
-    /// The caller's rows, newest first: the answer of `O`.
+    /// The caller's rows, newest first, as the answer of operation `O`.
     pub async fn own_rows<O: Operation, V: View>(&self, paging: Paging) -> Outcome<Page<V>> {
         self.rows(ListOf::new(&[O::META.name]), &self.user_id, true, paging).await
     }
 
-    /// The rows of an object whose owner has been checked: the answer of `O`.
+    /// The rows of an object whose owner has been checked, as the answer of operation `O`.
     pub async fn rows_of<O: Operation, V: View>(
         &self,
         owner: &str,

@@ -23,7 +23,7 @@ use crate::gateway::Network;
 use crate::gateway::door::Door;
 
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct AcceptLimits {
     /// Connections that are open at the same time.
     pub max_connections: usize,
     /// Connections of one address. Trusted proxies are exempt, since they carry many clients.
@@ -34,7 +34,7 @@ pub struct Limits {
     pub header_timeout: Duration,
 }
 
-impl Default for Limits {
+impl Default for AcceptLimits {
     fn default() -> Self {
         Self {
             max_connections: 200_000,
@@ -85,7 +85,11 @@ impl Admission {
     }
 
     /// `address` is `None` for proxies. The error is the limit that was reached, as a metric label.
-    fn admit(&self, address: Option<IpAddr>, limits: &Limits) -> Result<Admitted, &'static str> {
+    fn admit(
+        &self,
+        address: Option<IpAddr>,
+        limits: &AcceptLimits,
+    ) -> Result<Admitted, &'static str> {
         let address = address.map(network_of);
         let mut open = self.open();
         if open.all >= limits.max_connections {
@@ -149,7 +153,7 @@ pub async fn listen(address: &str) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until the door shuts, or the task is aborted; connections go on beyond that.
-pub async fn serve(listener: TcpListener, door: Door, limits: Limits, proxies: Vec<Network>) {
+pub async fn serve(listener: TcpListener, door: Door, limits: AcceptLimits, proxies: Vec<Network>) {
     let mut shut = pin!(door.shut());
     let admission = Admission::default();
     let pace = Duration::from_secs(1) / limits.accepts_per_s.max(1);
@@ -205,7 +209,7 @@ async fn connection(
     socket: TcpStream,
     peer: SocketAddr,
     admitted: Admitted,
-    limits: Limits,
+    limits: AcceptLimits,
     door: Door,
 ) {
     let _visit = door.enter();
@@ -270,8 +274,11 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_address_and_in_all() {
-        let limits =
-            Limits { max_connections: 3, max_connections_per_address: 2, ..Limits::default() };
+        let limits = AcceptLimits {
+            max_connections: 3,
+            max_connections_per_address: 2,
+            ..AcceptLimits::default()
+        };
         let admission = Admission::default();
         let admit = |address: &str| admission.admit(Some(address.parse().unwrap()), &limits);
         let first = admit("2001:db8:1:2::1").unwrap();

@@ -61,8 +61,8 @@ pub struct Options {
     pub requests: Policy,
     /// Period over which a stopping node spreads its clients' reconnects.
     pub drain: Duration,
-    pub accept: accept::Limits,
-    pub websocket: ws::Limits,
+    pub accept: accept::AcceptLimits,
+    pub websocket: ws::ConnectionLimits,
 }
 
 impl Default for Options {
@@ -77,8 +77,8 @@ impl Default for Options {
             request_timeout: Duration::from_secs(15),
             requests: Policy { quota: 1_200, window_s: 60 },
             drain: Duration::from_secs(2),
-            accept: accept::Limits::default(),
-            websocket: ws::Limits::default(),
+            accept: accept::AcceptLimits::default(),
+            websocket: ws::ConnectionLimits::default(),
         }
     }
 }

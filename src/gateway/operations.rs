@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::contract::topic::{Carriage, TopicKind};
+use crate::contract::topic::{TopicDelivery, TopicKind};
 use crate::contract::{Call, Declared, System};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
@@ -53,15 +53,15 @@ impl Operations {
 impl Gateway {
     /// How a topic's publications reach a listener. Presence topics belong to the gateway and carry only the current
     /// state.
-    pub fn carriage(&self, topic: &str) -> Carriage {
+    pub fn carriage(&self, topic: &str) -> TopicDelivery {
         match self.operations.topic(topic) {
             Some(declared) => (declared.carriage)(&self.settings, topic),
-            None => Carriage::Lossy { latest_only: false },
+            None => TopicDelivery::Lossy { latest_only: false },
         }
     }
 
     pub fn is_ephemeral(&self, topic: &str) -> bool {
-        self.carriage(topic) != Carriage::Durable
+        self.carriage(topic) != TopicDelivery::Durable
     }
 
     /// A call of this user under a command id.

@@ -24,14 +24,14 @@ pub enum Allowed {
     All,
     /// `null`: pages loaded from files, and sandboxed pages.
     Null,
-    One(Listed),
+    One(ListedOrigin),
     /// `https://*.example.org`: every name below this one, but not the name itself.
-    Below(Listed),
+    Below(ListedOrigin),
 }
 
 /// A listed origin, or the part of it that follows the `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed(Origin);
+pub struct ListedOrigin(Origin);
 
 fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
@@ -107,8 +107,8 @@ impl FromStr for Allowed {
             );
         }
         match Origin::parse(&format!("{scheme}://{rest}")) {
-            Some(origin) if below => Ok(Self::Below(Listed(origin))),
-            Some(origin) => Ok(Self::One(Listed(origin))),
+            Some(origin) if below => Ok(Self::Below(ListedOrigin(origin))),
+            Some(origin) => Ok(Self::One(ListedOrigin(origin))),
             None => wrong("is not an origin such as https://app.example.org"),
         }
     }
@@ -118,8 +118,8 @@ impl Allowed {
     fn allows(&self, origin: Option<&Origin>) -> bool {
         match (self, origin) {
             (Self::All, _) => true,
-            (Self::One(Listed(one)), Some(origin)) => one == origin,
-            (Self::Below(Listed(name)), Some(origin)) => {
+            (Self::One(ListedOrigin(one)), Some(origin)) => one == origin,
+            (Self::Below(ListedOrigin(name)), Some(origin)) => {
                 let labels = origin.host.strip_suffix(&name.host);
                 (&origin.scheme, origin.port) == (&name.scheme, name.port)
                     && labels.is_some_and(|labels| labels.len() > 1 && labels.ends_with('.'))

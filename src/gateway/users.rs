@@ -8,9 +8,9 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::contract::problem::{Outcome, Problem};
-use crate::gateway::ws::Limits;
+use crate::gateway::ws::ConnectionLimits;
 use crate::kernel::error::ErrorCode;
-use crate::persistence::limits::{Held, Nodes, Policy, RateLimiter};
+use crate::persistence::limits::{ConnectionCount, Nodes, Policy, RateLimiter};
 
 /// Pause before a failed report of a count is repeated.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ impl Here {
             let mut counts = self.counts();
             counts.version += 1;
             let count = counts.by_user.get(user_id).copied().unwrap_or_default();
-            Held { count, version: counts.version }
+            ConnectionCount { count, version: counts.version }
         };
         self.limiter.held(format!("connections:{user_id}"), here, (self.nodes)()).await
     }
@@ -88,14 +88,14 @@ async fn tell_changes(here: Weak<Here>) {
 }
 
 /// One connection of a user, for as long as it lives.
-pub struct Seat {
+pub struct ConnectionSlot {
     user_id: String,
     here: Arc<Here>,
 }
 
 impl Users {
     pub fn new(
-        limits: &Limits,
+        limits: &ConnectionLimits,
         limiter: Arc<dyn RateLimiter>,
         nodes: Box<dyn Fn() -> Nodes + Send + Sync>,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Users {
     }
 
     /// Takes a seat for one more connection, unless the user already has as many as are allowed.
-    pub async fn seat(&self, user_id: &str) -> Outcome<Seat> {
+    pub async fn seat(&self, user_id: &str) -> Outcome<ConnectionSlot> {
         let full = || {
             let policy = format!("\"connections\";q={}", self.max_connections);
             Problem::new(ErrorCode::RateLimited, "this user has too many connections")
@@ -127,7 +127,7 @@ impl Users {
                 return Err(full());
             }
             *count += 1;
-            Seat { user_id: user_id.into(), here: self.here.clone() }
+            ConnectionSlot { user_id: user_id.into(), here: self.here.clone() }
         };
         match self.here.tell(user_id).await {
             Some(all) if all > self.max_connections => Err(full()),
@@ -147,7 +147,7 @@ impl Users {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         {
             let mut counts = self.here.counts();

@@ -1,4 +1,4 @@
-//! Time as a parameter: whoever needs the time is handed a [`Clock`].
+//! Time as a parameter: code that needs the time takes a [`Clock`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,22 +7,22 @@ use std::time::Duration;
 use jiff::SignedDuration;
 pub use jiff::Timestamp;
 
-/// So much later, or the end of time.
+/// The time `by` later, or the latest possible time.
 pub fn saturating_add(at: Timestamp, by: SignedDuration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
-/// A delay that has doubled so many times, up to a longest one.
+/// Exponential backoff: the first delay doubled `times` times, at most `longest`.
 pub fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times)).min(longest)
 }
 
-/// Where "now" comes from. Tests hand out a manual clock and move it by hand.
+/// The source of "now". Tests use a manual clock and advance it.
 #[derive(Clone, Debug, Default)]
 pub enum Clock {
     #[default]
     System,
-    /// Milliseconds since the Unix epoch.
+    /// A clock that stands still: milliseconds since the Unix epoch.
     Manual(Arc<AtomicI64>),
 }
 
@@ -31,7 +31,7 @@ impl Clock {
         Self::Manual(Arc::new(AtomicI64::new(start.as_millisecond())))
     }
 
-    /// Wall-clock time, cut to whole microseconds: what Postgres stores and returns unchanged.
+    /// Wall-clock time, cut to whole microseconds, which PostgreSQL stores and returns unchanged.
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn now(&self) -> Timestamp {
         match self {
@@ -42,7 +42,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock; the system clock does not move.
+    /// Advances a manual clock; it does nothing to the system clock.
     pub fn advance_ms(&self, by_ms: i64) {
         if let Self::Manual(ms) = self {
             ms.fetch_add(by_ms, Ordering::SeqCst);

@@ -21,16 +21,17 @@ use crate::kernel::work::Work;
 pub trait Entity: Sized + Send + Sync + 'static {
     /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
     const KIND: &'static str;
-    /// Raised when the meaning of the state changes without its layout changing.
+    /// The version of the state, raised when its meaning changes and its layout does not.
     const STATE_VERSION: u16 = 1;
-    /// Written with every event; older ones pass through [`Entity::upcast`] first.
+    /// The version written with every event; older events pass through [`Entity::upcast`] first.
     const EVENT_VERSION: u16 = 1;
     /// A journal (JSON lines of `{"version":…,"event":…}`) that holds every event of every version ever written, in
     /// an order that can happen. A test reads it with each release, and a node with each start.
     const GOLDEN: &'static str;
-    /// The entity owns the durable topic `KIND:key`.
+    /// Whether the entity owns the durable topic `KIND:key`.
     const HAS_TOPIC: bool = false;
-    /// Events, state or rows hold [`Private`](crate::kernel::private::Private) values. Without it they refuse to be written.
+    /// Whether events, state or rows hold [`Private`](crate::kernel::private::Private) values. Without it such values refuse
+    /// to be written.
     const PRIVATE: bool = false;
 
     type State: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
@@ -42,16 +43,18 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// What the command does to this state. Pure: the same inputs give the same decision.
     fn decide(state: &Self::State, command: Self::Command, cx: &DecideCx<'_>) -> Decided<Self>;
 
-    /// Total: an event that was once written always applies.
+    /// Applies an event to the state. Total: an event that was once written always applies.
     fn evolve(state: &mut Self::State, event: &Self::Event);
 
-    /// For whom it acts towards other entities. What turns somebody's words into sends acts for that person, and reaches
-    /// only what is theirs. `None`: it speaks in its own right, in protocols whose other side knows its kind.
+    /// The person for whom the entity acts towards other entities. An entity that turns somebody's words into sends acts for
+    /// that person, and reaches only what is theirs. `None`: it acts in its own right, in protocols whose receivers know
+    /// its kind.
     fn acts_for(_key: &str, _state: &Self::State) -> Option<Principal> {
         None
     }
 
-    /// Declared queries are answered without a dedupe row and may wait ([`Decision::wait`]); they cannot emit events.
+    /// Whether the command is a query. Queries are answered without a dedupe row and may wait ([`Decision::wait`]); they
+    /// cannot emit events.
     fn is_query(_command: &Self::Command) -> bool {
         false
     }
@@ -66,7 +69,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The command that puts somebody else's publication on this entity's topic.
+    /// The command that publishes for another entity on this entity's topic.
     fn publication(_publication: Publication) -> Option<Self::Command> {
         None
     }
@@ -76,7 +79,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
-    /// The "no" that a database constraint behind a view stands for, where one is the last line of defence.
+    /// The rejection that a violated database constraint of a view stands for, where a constraint is the last line of defence.
     fn constraint_violated(_constraint: &str) -> Option<Self::Rejection> {
         None
     }
@@ -87,7 +90,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
     }
 }
 
-/// A business "no": typed, remembered like a reply, and never an error of the runtime.
+/// A refusal by the business rules: typed, remembered like a reply, and never an error of the runtime.
 pub trait Rejection:
     Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static
 {
@@ -95,11 +98,11 @@ pub trait Rejection:
     fn code(&self) -> ErrorCode {
         ErrorCode::Rejected
     }
-    /// A stable word for programs: `slot_taken`.
+    /// A stable reason for programs: `slot_taken`.
     fn reason(&self) -> &'static str;
 }
 
-/// What `decide` may know besides the state.
+/// The context of a decision: all that `decide` may know besides the state and the command.
 #[derive(Debug)]
 pub struct DecideCx<'a> {
     pub key: &'a str,
@@ -108,7 +111,7 @@ pub struct DecideCx<'a> {
     pub ids: &'a IdSource,
 }
 
-/// Who sent a command. Edges fill in the authenticated user; the runtime fills in the rest.
+/// The sender of a command. Doors fill in the authenticated user; the runtime fills in the rest.
 /// Between nodes it is JSON: a field may be added where it has a default, since the release before leaves it out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "who", rename_all = "snake_case")]
@@ -116,22 +119,22 @@ pub enum Caller {
     User {
         id: String,
         role: Role,
-        /// What their token may do, which was checked where they came in.
+        /// The scopes of their token, which the door has checked.
         #[serde(default, skip_serializing_if = "Scopes::are_all")]
         scopes: Scopes,
     },
     Entity {
         kind: String,
         key: String,
-        /// `None`: it speaks in its own right, in a protocol that its receivers know it by.
+        /// The person for whom it acts. `None`: it acts in its own right, in a protocol whose receivers know its kind.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         for_user: Option<Principal>,
     },
-    /// The entity itself, by a timer or by the outcome of what it asked for, or the node.
+    /// The entity itself (through a timer or the outcome of a run), or the node.
     Runtime,
 }
 
-/// The person for whom something acts, and what it may do for them.
+/// The person for whom something acts, and the scopes in which it may.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
     pub user_id: String,
@@ -140,12 +143,12 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// With everything that the person may do.
+    /// A principal with everything that the person may do.
     pub fn of(user_id: impl Into<String>) -> Self {
         Self { user_id: user_id.into(), scopes: Scopes::ALL }
     }
 
-    /// What follows from a command does not reach further than who sent it.
+    /// Limits the principal to the rights of the command's sender: what follows from a command must not reach further.
     pub fn narrowed(mut self, by: &Caller) -> Self {
         match by {
             Caller::User { scopes, .. }
@@ -158,16 +161,16 @@ impl Principal {
     }
 }
 
-/// What a token or a grant may do, as operations name it: `playback`.
+/// The scopes of a token or a grant, as operations name them: `playback`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Scopes(Option<Arc<[String]>>);
 
 impl Scopes {
-    /// Everything that the role may.
+    /// All scopes: everything that the role may do.
     pub const ALL: Self = Self(None);
 
-    /// In the form of a token's claim: words with spaces between them.
+    /// Parses the form of a token's claim: words with spaces between them.
     pub fn parse(words: &str) -> Self {
         Self(Some(words.split_ascii_whitespace().map(str::to_owned).collect()))
     }
@@ -176,7 +179,7 @@ impl Scopes {
         self.0.as_ref().is_none_or(|scopes| scopes.iter().any(|known| known == scope))
     }
 
-    /// What both may do.
+    /// The intersection: scopes that both have.
     pub fn and(&self, other: &Self) -> Self {
         match (&self.0, &other.0) {
             (None, _) => other.clone(),
@@ -210,11 +213,11 @@ impl Role {
     }
 }
 
-/// There are two kinds of authority, and neither is ambient. Whoever acts for a person may do what that person may, within
-/// their scopes: [`Caller::may_act_for`]. An entity takes part in a protocol by its kind and its key, which the runtime
-/// fills in: [`Caller::is_a`], [`Caller::is_the`]. What an entity has told itself it may do.
+/// Checks of authority. There are two kinds, and neither is ambient. A caller that acts for a person may do what that
+/// person may, within its scopes: [`Caller::may_act_for`]. An entity takes part in a protocol by its kind and its key,
+/// which the runtime fills in: [`Caller::is_a`], [`Caller::is_the`]. An entity's commands to itself are always allowed.
 impl Caller {
-    /// A person who has come in with all that their role may do.
+    /// An authenticated person with all that their role may do.
     pub fn user(id: impl Into<String>, role: Role) -> Self {
         Self::User { id: id.into(), role, scopes: Scopes::ALL }
     }
@@ -231,7 +234,7 @@ impl Caller {
         }
     }
 
-    /// The person for whom it may do what takes this scope. A person's own scopes were checked with the operation.
+    /// The person for whom the caller may act with this scope. A person's own scopes were checked with the operation.
     pub fn acts_for(&self, scope: &str) -> Option<&str> {
         match self {
             Self::User { id, .. } => Some(id),
@@ -242,12 +245,12 @@ impl Caller {
         }
     }
 
-    /// The person themself, whatever acts for them with this scope, or the entity itself.
+    /// Whether the caller is the person, acts for them with this scope, or is the entity itself.
     pub fn may_act_for(&self, person: &str, scope: &str) -> bool {
         *self == Self::Runtime || self.acts_for(scope) == Some(person)
     }
 
-    /// An entity of this kind, or the asked one itself.
+    /// Whether the caller is an entity of this kind, or the receiving entity itself.
     pub fn is_a(&self, kind: &str) -> bool {
         match self {
             Self::Entity { kind: known, .. } => known == kind,
@@ -256,17 +259,17 @@ impl Caller {
         }
     }
 
-    /// The entity of this kind and key, or the asked one itself.
+    /// Whether the caller is the entity of this kind and key, or the receiving entity itself.
     pub fn is_the(&self, kind: &str, key: &str) -> bool {
         self.is_a(kind) && !matches!(self, Self::Entity { key: known, .. } if known != key)
     }
 
-    /// The asked entity itself: a timer, or the outcome of what it asked for.
+    /// Whether the caller is the receiving entity itself: a timer, or the outcome of a run.
     pub fn is_itself(&self) -> bool {
         *self == Self::Runtime
     }
 
-    /// A part of the system that acts for nobody.
+    /// Whether the caller is a part of the system that acts for nobody.
     pub fn is_system(&self) -> bool {
         matches!(self, Self::Entity { for_user: None, .. } | Self::Runtime)
     }
@@ -279,7 +282,7 @@ pub type Decided<E> = Result<Decision<E>, <E as Entity>::Rejection>;
 #[derive(Debug)]
 pub struct Decision<E: Entity> {
     pub events: Vec<E::Event>,
-    /// `None`: ask again after the next change (declared queries only).
+    /// The reply. `None`: decide again after the next change (declared queries only).
     pub reply: Option<E::Reply>,
     pub effects: Vec<Effect>,
 }
@@ -289,7 +292,7 @@ impl<E: Entity> Decision<E> {
         Self { events: Vec::new(), reply: Some(reply), effects: Vec::new() }
     }
 
-    /// The query is decided again after each following event, until its deadline.
+    /// Waits: the query is decided again after each following event, until its deadline.
     pub fn wait() -> Self {
         Self { events: Vec::new(), reply: None, effects: Vec::new() }
     }
@@ -310,7 +313,7 @@ impl<E: Entity> Decision<E> {
     }
 }
 
-/// Something to be done after the commit. Sends and runs are written to the outbox in that commit, timers to the
+/// A side effect that follows the commit. Sends and runs are written to the outbox in that commit, timers to the
 /// timer table, so that a crash at any moment delays but never loses them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -329,12 +332,12 @@ pub enum Effect {
     Cancel {
         name: String,
     },
-    /// To this entity's own topic. Durable publications need an event in the same decision.
+    /// A publication on this entity's own topic. Durable publications need an event in the same decision.
     Publish {
         publication: Publication,
         durable: bool,
     },
-    /// To another entity's topic, through its owner.
+    /// A publication on another entity's topic, through the entity that owns it.
     Notify {
         kind: String,
         key: String,
@@ -347,7 +350,7 @@ pub enum Effect {
         tag: String,
         input: Value,
     },
-    /// The same, and what the store keeps of it is sealed for this person. So is all that is sent to an inbox.
+    /// Another effect whose stored form is sealed for this person, as everything sent to an inbox is.
     Private {
         of: String,
         effect: Box<Effect>,
@@ -361,12 +364,12 @@ impl Effect {
         effect.private_to_whom(of)
     }
 
-    /// What the store keeps of it is sealed for this person.
+    /// Seals the stored form of the effect for this person.
     pub fn private_to(self, person: &str) -> Self {
         Self::Private { of: person.into(), effect: Box::new(self) }
     }
 
-    /// The effect, private or not.
+    /// The effect without its privacy wrapper.
     pub fn bare(&self) -> &Self {
         match self {
             Self::Private { effect, .. } => effect.bare(),
@@ -399,7 +402,7 @@ impl Effect {
         Self::Publish { publication: Publication::new(event, data), durable: true }
     }
 
-    /// What a user said, under his name.
+    /// A publication of a user's own words, under their name.
     pub fn publish_from(user_id: &str, event: &str, data: Value) -> Self {
         let publication =
             Publication { from: Some(user_id.into()), ..Publication::new(event, data) };
@@ -419,13 +422,13 @@ impl Effect {
         }
     }
 
-    /// To this entity's own topic.
+    /// A publication of an announcement on this entity's own topic.
     pub fn announce<A: Announcement>(announcement: &A) -> Self {
         let publication = Publication::new(A::EVENT, to_value(announcement));
         Self::Publish { publication, durable: A::DURABLE }
     }
 
-    /// To the topic of another entity.
+    /// A publication of an announcement on another entity's topic.
     pub fn announce_to<A: Announcement>(
         kind: &str,
         key: impl Into<String>,
@@ -442,14 +445,14 @@ impl Effect {
     }
 }
 
-/// What clients hear of on a topic: declared once, with what it means and where it is said.
+/// An event that clients hear on a topic: declared once, with its meaning and its topics.
 pub trait Announcement: Serialize + JsonSchema {
-    /// `playback:changed`; never changed.
+    /// Its name, which never changes: `playback:changed`.
     const EVENT: &'static str;
     const SUMMARY: &'static str;
     /// The kinds of topics that carry it: `user`, `booking`.
     const TOPICS: &'static [&'static str];
-    /// It has an offset and is replayed; else it may be lost.
+    /// Whether it has an offset and is replayed; otherwise it may be lost.
     const DURABLE: bool = true;
 }
 
@@ -464,7 +467,7 @@ pub fn to_value<T: Serialize>(value: &T) -> Value {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Publication {
     pub event: String,
-    /// The user who said it, where it was one.
+    /// The user who published it, if a user did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     pub data: Value,
@@ -480,7 +483,7 @@ impl Publication {
 pub struct RunOutcome {
     pub runner: String,
     pub tag: String,
-    /// `Err` is final: the runner's own retries are spent.
+    /// The outcome. `Err` is final: the runner's own retries are exhausted.
     pub result: Result<Value, String>,
 }
 
@@ -501,11 +504,11 @@ pub struct SendFailure {
     pub kind: String,
     pub key: String,
     pub command: Value,
-    /// The receiver's `reason` where it said no, else `dead_letter`.
+    /// The reason of the receiver's rejection, else `dead_letter`.
     pub reason: String,
 }
 
-/// Folds a golden journal: what old releases wrote.
+/// Folds a golden journal, which holds events of all releases so far.
 pub fn replay_golden<E: Entity>() -> Result<E::State, String> {
     #[derive(Deserialize)]
     struct Line {

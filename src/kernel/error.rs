@@ -1,8 +1,8 @@
-//! The error codes of the outer contract, and how asking an entity can fail.
+//! The error codes of the outer contract, wrong fields, and how asking an entity can fail.
 
 use serde::{Deserialize, Serialize};
 
-/// One table for every edge: WebSocket errors, `application/problem+json` and close reasons use these names.
+/// The error codes, one table for every door: WebSocket errors, `application/problem+json` and close reasons use these names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
@@ -76,7 +76,7 @@ impl ErrorCode {
         match self {
             Self::BadRequest => "The request is malformed",
             Self::Unauthenticated => "A valid access token is needed",
-            Self::Forbidden => "This is not yours to do",
+            Self::Forbidden => "You may not do this",
             Self::NotFound => "There is no such object",
             Self::Conflict => "The object has changed or is in another state",
             Self::Rejected => "The rules do not allow it",
@@ -90,7 +90,7 @@ impl ErrorCode {
         }
     }
 
-    /// The same command, with the same id, may succeed later.
+    /// Whether the same command, with the same id, may succeed later.
     pub fn retryable(self) -> bool {
         matches!(
             self,
@@ -103,16 +103,29 @@ impl ErrorCode {
     }
 }
 
-/// Why an entity gave no answer. A business "no" is not among these: it is a typed rejection. Between nodes it is JSON; a
-/// reason that a node does not know is `Unavailable` to it.
+/// One wrong field; `pointer` is a JSON pointer into the body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct FieldError {
+    pub pointer: String,
+    pub message: String,
+}
+
+impl FieldError {
+    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), message: message.into() }
+    }
+}
+
+/// The failure of a call to an entity. A rejection by the rules is not one: it is typed, and an answer. Between nodes it
+/// is JSON; a failure that a node does not know is `Unavailable` to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum AskError {
     #[error("the entity has too many commands in flight")]
     Overloaded,
     #[error("{reason}")]
     Unavailable { reason: String, retry_after_ms: u64 },
-    /// It was not decided: the entity lives elsewhere by now, or its activation is on its way out. Asking again is safe.
-    #[error("the entity is on its way to another place")]
+    /// The command was not decided: the entity has moved, or its activation is stopping. Asking again is safe.
+    #[error("the entity is moving to another node")]
     NotHere,
     #[error("the deadline passed")]
     DeadlineExceeded,

@@ -4,10 +4,11 @@ use std::cell::Cell;
 
 use crate::kernel::clock::Timestamp;
 
-/// How many slots the key space is cut into. Persisted in every row that names a slot: never changed.
+/// The number of slots of the key space. Persisted in every row that names a slot: never changed.
 pub const SLOTS: u16 = 4096;
 
-/// FNV-1a, 64 bits, and the finish of SplitMix64. Persisted through slots and fingerprints, so it is spelled out here and never changed.
+/// A stable hash: FNV-1a with 64 bits, finished as in SplitMix64. It is persisted through slots and fingerprints, so it is
+/// spelled out here and never changed.
 pub fn stable_hash(parts: &[&[u8]]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
@@ -17,18 +18,18 @@ pub fn stable_hash(parts: &[&[u8]]) -> u64 {
         // A separator, so that ("ab","c") and ("a","bc") differ.
         hash = (hash ^ 0xff).wrapping_mul(0x0000_0100_0000_01b3);
     }
-    // FNV alone leaves what the last bytes differ in to a few bits: keys that count up would share slots.
+    // With FNV alone the last bytes change only a few bits: consecutive keys would share slots.
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
 }
 
-/// The slot of an entity: where it lives is decided by this number and nothing else.
+/// The slot of an entity, which alone decides where the entity lives.
 pub fn slot_of(kind: &str, key: &str) -> u16 {
     (stable_hash(&[kind.as_bytes(), key.as_bytes()]) % u64::from(SLOTS)) as u16
 }
 
-/// Mints prefixed ULIDs from a time and a random seed that the caller provides, so that `decide` stays pure:
+/// A source of prefixed ULIDs, made from a time and a random seed that the caller provides, so that `decide` stays pure:
 /// the same seed mints the same ids in the same order.
 #[derive(Debug)]
 pub struct IdSource {
@@ -51,7 +52,7 @@ impl IdSource {
     }
 }
 
-/// What outsiders may use as an id: opaque, bounded, safe in logs, paths and topics.
+/// Whether a text from outside may be an id: bounded, and safe in logs, paths and topics.
 pub fn is_valid_id(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')

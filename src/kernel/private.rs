@@ -1,8 +1,8 @@
-//! Private values: what concerns a person, and is written only under a key of that person's own.
+//! Private values: data about a person, which is only ever written encrypted under that person's own key.
 //!
 //! `decide` and `evolve` see a [`Private`] in the plain. What it becomes when it is serialised depends on where: the
 //! store's side enters [`sealed`], where it becomes ciphertext, and whatever leaves this process's memory by another
-//! way of ours enters [`plain`]. Anywhere else it refuses, so what nobody has thought of is an error and not a leak.
+//! way of ours enters [`plain`]. Anywhere else it refuses, so a forgotten path is an error and not a leak.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -16,10 +16,10 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-/// The kind of entity whose keys are people: what is sent to it, and what it says, is that person's.
+/// The kind of entity whose keys are people: all that is sent to it, or published by it, is private to that person.
 pub const INBOX: &str = "user";
 
-/// Names a private field. The name is part of what its ciphertext is bound to: it is never changed.
+/// The name of a private field. Its ciphertext is bound to the name, so the name never changes.
 pub trait Field {
     const NAME: &'static str;
 }
@@ -49,7 +49,7 @@ impl<T, F> Private<T, F> {
         self.value.as_ref()
     }
 
-    /// Of the same person.
+    /// The converted value, of the same person.
     pub fn map(self, to: impl FnOnce(T) -> T) -> Self {
         Self { of: self.of, value: self.value.map(to), field: PhantomData }
     }
@@ -81,21 +81,21 @@ impl<T: PartialEq, F> PartialEq for Private<T, F> {
 
 impl<T: Eq, F> Eq for Private<T, F> {}
 
-/// Never the value: what is debugged ends up in logs.
+/// Omits the value, since debug output ends up in logs.
 impl<T, F> Debug for Private<T, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.value.is_some() { "(private)" } else { "(erased)" })
     }
 }
 
-/// What ciphertext is bound to besides the person and the field: the entity that it was written by.
+/// The entity that wrote a ciphertext, to which the ciphertext is bound besides the person and the field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct EncryptionContext {
     pub kind: Arc<str>,
     pub key: Arc<str>,
 }
 
-impl Place {
+impl EncryptionContext {
     pub fn new(kind: &str, key: &str) -> Self {
         Self { kind: kind.into(), key: key.into() }
     }
@@ -125,19 +125,24 @@ pub trait Cipher: Send + Sync {
     fn seal(
         &self,
         person: &Arc<str>,
-        place: &Place,
+        place: &EncryptionContext,
         field: &str,
         plain: &[u8],
     ) -> Result<String, Trouble>;
 
     /// `None`: the person's key is gone.
-    fn open(&self, sealed: &str, place: &Place, field: &str) -> Result<Option<Vec<u8>>, Trouble>;
+    fn open(
+        &self,
+        sealed: &str,
+        place: &EncryptionContext,
+        field: &str,
+    ) -> Result<Option<Vec<u8>>, Trouble>;
 
     /// False: what is written is not sealed yet, since a release that could not read it may still be there.
     fn seals(&self) -> bool;
 }
 
-/// What it is called in the shape of a snapshot.
+/// The name of the type in the shape of a snapshot.
 const NAME: &str = "Private";
 const MARK: &str = "sealed:";
 /// Begins a sealed text: `sealed:1:KEY:CIPHERTEXT:PERSON`.
@@ -148,16 +153,16 @@ const ERASED: &str = "sealed:2:";
 const PLAIN: &str = "sealed:3:";
 
 enum Scope {
-    /// Takes note of whose values were serialised.
+    /// Serialises in the plain, and records whose values there were.
     Plain {
         of: Option<Arc<str>>,
     },
     Sealed {
         cipher: Arc<dyn Cipher>,
-        place: Place,
+        place: EncryptionContext,
         trouble: Option<Trouble>,
     },
-    /// What is sealed stays so, and reads as erased.
+    /// Leaves sealed values sealed, and reads them as erased.
     Shut,
 }
 
@@ -165,7 +170,7 @@ thread_local! {
     static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
 }
 
-/// Leaves the scope, also by a panic.
+/// A guard that leaves the scope when dropped, also by a panic.
 struct Entered(Option<Scope>);
 
 fn enter(scope: Scope) -> Entered {
@@ -202,7 +207,7 @@ pub fn plain<R>(serialise: impl FnOnce() -> R) -> (R, Option<Arc<str>>) {
 /// so that nobody who cannot fail has to, and its result is dropped.
 pub fn sealed<R, E: fmt::Display>(
     cipher: &Arc<dyn Cipher>,
-    place: &Place,
+    place: &EncryptionContext,
     work: impl FnOnce() -> Result<R, E>,
 ) -> Result<R, Trouble> {
     let scope = Scope::Sealed { cipher: cipher.clone(), place: place.clone(), trouble: None };
@@ -214,7 +219,7 @@ pub fn sealed<R, E: fmt::Display>(
     }
 }
 
-/// Reads what is sealed as if it were erased, and shows nothing: for those who have no keys, or must not use them.
+/// Reads sealed values as if they were erased, and shows nothing: for code that has no keys, or must not use them.
 pub fn shut<R>(work: impl FnOnce() -> R) -> R {
     let entered = enter(Scope::Shut);
     let result = work();
@@ -227,7 +232,7 @@ pub fn shut<R>(work: impl FnOnce() -> R) -> R {
 pub fn seal_text(
     cipher: &dyn Cipher,
     person: &Arc<str>,
-    place: &Place,
+    place: &EncryptionContext,
     field: &str,
     text: &str,
 ) -> Result<String, Trouble> {
@@ -251,7 +256,7 @@ impl<T: Serialize, F: Field> Serialize for Private<T, F> {
         enum Way {
             Plain,
             Shut,
-            Seal(Arc<dyn Cipher>, Place, Arc<str>),
+            Seal(Arc<dyn Cipher>, EncryptionContext, Arc<str>),
         }
         let way = SCOPE.with_borrow_mut(|scope| match (scope, &self.of) {
             (None, _) => Err(OUTSIDE),
@@ -353,7 +358,7 @@ impl<'de, T: DeserializeOwned, F: Field> Visitor<'de> for Text<T, F> {
     }
 }
 
-/// In a table and in a document it is what it holds.
+/// In a table and in a document its schema is that of the value it holds.
 impl<T: JsonSchema, F> JsonSchema for Private<T, F> {
     fn inline_schema() -> bool {
         T::inline_schema()
@@ -396,7 +401,7 @@ impl<T: DeserializeOwned, F: Field> Private<T, F> {
     }
 }
 
-/// Whose a sealed text is.
+/// The person for whom a text was sealed.
 pub fn person_of(sealed: &str) -> Option<&str> {
     sealed.strip_prefix(SEALED)?.splitn(3, ':').nth(2)
 }
@@ -419,7 +424,7 @@ mod tests {
         fn seal(
             &self,
             person: &Arc<str>,
-            _: &Place,
+            _: &EncryptionContext,
             _: &str,
             plain: &[u8],
         ) -> Result<String, Trouble> {
@@ -432,7 +437,12 @@ mod tests {
             }
         }
 
-        fn open(&self, sealed: &str, _: &Place, _: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        fn open(
+            &self,
+            sealed: &str,
+            _: &EncryptionContext,
+            _: &str,
+        ) -> Result<Option<Vec<u8>>, Trouble> {
             let plain = sealed.split(':').nth(3).unwrap();
             Ok((person_of(sealed) != Some("erased")).then(|| plain.as_bytes().to_vec()))
         }
@@ -444,7 +454,7 @@ mod tests {
 
     fn here<R>(work: impl FnOnce() -> Result<R, serde_json::Error>) -> Result<R, Trouble> {
         let cipher: Arc<dyn Cipher> = Arc::new(Readable);
-        sealed(&cipher, &Place::new("note", "n1"), work)
+        sealed(&cipher, &EncryptionContext::new("note", "n1"), work)
     }
 
     #[test]
@@ -521,7 +531,7 @@ mod tests {
 
     #[test]
     fn a_whole_text_is_json_that_nobody_can_send() {
-        let place = Place::new("user", "clara");
+        let place = EncryptionContext::new("user", "clara");
         let text = seal_text(&Readable, &"clara".into(), &place, "x", "{}").unwrap();
         assert!(sealed_text(&text).is_some_and(|sealed| person_of(sealed) == Some("clara")));
         let sent: Value = serde_json::from_str(&text).unwrap();

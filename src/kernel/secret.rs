@@ -5,7 +5,7 @@ use std::fmt::{self, Debug, Display};
 use serde::{Deserialize, Deserializer};
 use zeroize::{Zeroize, Zeroizing};
 
-/// A value that is neither shown nor serialised, and wiped when it is dropped. Whoever needs it asks with
+/// A value that is neither shown nor serialised, and is wiped when dropped. Code that needs it calls
 /// [`Secret::reveal`], which is easy to look for.
 #[derive(Clone, Default)]
 pub struct Secret<T: Zeroize>(Zeroizing<T>);
@@ -46,7 +46,7 @@ impl<T: Zeroize> Display for Secret<T> {
     }
 }
 
-/// From the configuration. There is no way back.
+/// Read from the configuration. There is no `Serialize`.
 impl<'de, T: Zeroize + Deserialize<'de>> Deserialize<'de> for Secret<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         T::deserialize(deserializer).map(Self::new)

@@ -1,8 +1,8 @@
-//! What people read from each other: the characters that a name and a text may hold.
+//! Names and texts that people read from each other, and the characters they may hold.
 //!
-//! A name is one visible line: whoever reads it must not be shown something else than what is stored.
+//! A name is one visible line: a reader must not be shown something other than what is stored.
 
-/// Characters that break a line or turn the direction of what follows.
+/// Whether a character breaks a line or turns the direction of the text after it.
 fn is_unruly(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -12,7 +12,7 @@ fn is_unruly(c: char) -> bool {
         )
 }
 
-/// Characters that are not seen, besides. In longer texts some have their use, such as joining emoji.
+/// Whether a character is invisible. In longer texts some of these have their use, such as joining emoji.
 fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{00AD}' | '\u{034F}' | '\u{061C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}' | '\u{180E}'
@@ -21,24 +21,24 @@ fn is_invisible(c: char) -> bool {
     )
 }
 
-/// Of a name: the first character that must not be in it.
+/// The first character of a name that must not be in one.
 pub fn wrong_in_name(name: &str) -> Option<char> {
     name.chars().find(|c| is_unruly(*c) || is_invisible(*c))
 }
 
-/// Of a text of several lines: the first character that must not be in it.
+/// The first character of a text of several lines that must not be in one.
 pub fn wrong_in_text(text: &str) -> Option<char> {
     text.chars().find(|c| *c != '\n' && is_unruly(*c))
 }
 
-/// What is said about such a character.
+/// The error message for such a character.
 pub fn must_not_contain(c: char) -> String {
     let kind = if c.is_control() { "a control character" } else { "an invisible character" };
     format!("must not contain U+{:04X}, {kind}", u32::from(c))
 }
 
-/// What people said in a conversation, as a text that others may read: `\r\n` is one line break, and whatever else must
-/// not be in a text is a space.
+/// A message of a conversation, cleaned so that others may read it: `\r\n` becomes one line break, and every other
+/// character that must not be in a text becomes a space.
 pub fn cleaned(text: &str) -> String {
     let lines = text.replace("\r\n", "\n").replace(['\u{2028}', '\u{2029}'], "\n");
     lines.chars().map(|c| if c != '\n' && is_unruly(c) { ' ' } else { c }).collect()

@@ -7,22 +7,22 @@ use serde_json::Value;
 
 use crate::kernel::entity::to_value;
 
-/// One row of a read model, written in the commit of the events that it follows from.
+/// A row of a read model, written in the same commit as the events that it follows from.
 ///
 /// The table follows from the type: a column for each field, an index in the order of its list. What needs more (an
 /// exclusion constraint, an array, a second party) is SQL in a migration, which comes first.
 pub trait View: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
-    /// The table. Persisted: never renamed.
+    /// The table's name. Persisted: never renamed.
     const NAME: &'static str;
     /// The column that is unique.
     const KEY: &'static str = "id";
-    /// Rows hold private values of the entities of this kind whose key is in this column.
+    /// The kind of entity whose private values the rows hold, and the column with its key.
     const PRIVATE_TO: Option<(&'static str, &'static str)> = None;
-    /// `None`: rows are read by their key, or by SQL of the system's.
+    /// The list of an owner's rows. `None`: rows are read by their key, or by the system's own SQL.
     const LISTED: Option<Listed>;
 }
 
-/// How the rows of an owner are listed.
+/// The list of an owner's rows: whose they are, and their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// The column of the owner: a user, or an object whose owner is checked.
@@ -36,13 +36,13 @@ impl Listed {
         Some(Self { by, order })
     }
 
-    /// Of a view that is listed: another one does not compile.
+    /// The list of a view. A view without one does not compile here.
     pub const fn of<V: View>() -> Self {
         const { V::LISTED.expect("this view has no owner") }
     }
 }
 
-/// A row to be written: the whole of it, or of its columns those that are given.
+/// A row to be written: a whole row, or only the given columns of one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ViewRow {
     pub view: &'static str,
@@ -54,7 +54,7 @@ impl ViewRow {
         Self::new(V::NAME, to_value(row))
     }
 
-    /// For views whose function is written by hand.
+    /// A row for a view whose upsert function is written by hand.
     pub fn new(view: &'static str, row: Value) -> Self {
         Self { view, row }
     }

@@ -162,7 +162,7 @@ impl CommitItem {
 
 /// What is kept of a topic's publications, whichever is less.
 #[derive(Clone, Copy, Debug)]
-pub struct Keep {
+pub struct PublicationRetention {
     pub publications: i32,
     /// Of their data.
     pub bytes: i64,
@@ -177,7 +177,7 @@ pub struct Batch {
     /// Command ids are looked up first. Without it an id that was used before fails the call, which is cheaper as long
     /// as it is rare.
     pub careful: bool,
-    pub keep: Keep,
+    pub keep: PublicationRetention,
 }
 
 /// One call of `commit_batch`. `Ok` holds a result for every item.

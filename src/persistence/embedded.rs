@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 pub use install::{Install, ensure_installed};
 pub use lock::DataLock;
-pub use supervisor::Status;
+pub use supervisor::ServerStatus;
 
 use process::{FAST_STOP_LIMIT, HARD_STOP_LIMIT, Launcher};
 use supervisor::{Plan, Supervisor};
@@ -84,7 +84,7 @@ impl Options {
         !self.settings.iter().any(|(name, value)| name == "fsync" && value == "off")
     }
 
-    fn arguments(&self, place: &place::Place) -> Vec<OsString> {
+    fn arguments(&self, place: &place::DataLayout) -> Vec<OsString> {
         let fixed = [
             ("listen_addresses", ""),
             ("unix_socket_permissions", "0700"),
@@ -174,7 +174,7 @@ fn io_error(what: &'static str, path: &Path, cause: io::Error) -> Error {
 #[derive(Debug)]
 pub struct Embedded {
     supervisor: Supervisor,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<ServerStatus>,
     socket_dir: PathBuf,
     log: PathBuf,
 }
@@ -201,11 +201,11 @@ impl Embedded {
         // Bounded by the supervisor, which knows whether the server recovers.
         let seen = self
             .status
-            .wait_for(|status| *status != Status::Starting)
+            .wait_for(|status| *status != ServerStatus::Starting)
             .await
             .map(|status| status.clone());
         match seen {
-            Ok(Status::Failed { reason }) => {
+            Ok(ServerStatus::Failed { reason }) => {
                 return Err(Error::Failed { reason, log: self.log.clone() });
             }
             Ok(_) => {}
@@ -252,15 +252,15 @@ impl Embedded {
     }
 
     /// The server's status, from now on.
-    pub fn status(&self) -> watch::Receiver<Status> {
+    pub fn status(&self) -> watch::Receiver<ServerStatus> {
         self.status.clone()
     }
 
     /// Resolves with the reason when the server is gone for good: it died too often to be restarted. A single death is
     /// not the end; [`Embedded::status`] shows it.
     pub async fn exited(&self) -> String {
-        match self.status.clone().wait_for(Status::is_final).await.as_deref() {
-            Ok(Status::Failed { reason }) => reason.clone(),
+        match self.status.clone().wait_for(ServerStatus::is_final).await.as_deref() {
+            Ok(ServerStatus::Failed { reason }) => reason.clone(),
             Ok(_) => "it was stopped".into(),
             Err(_) => "its supervisor is gone".into(),
         }
@@ -277,7 +277,7 @@ impl Embedded {
         self.supervisor.request_stop(patience);
         let limit = patience + HARD_STOP_LIMIT;
         let mut status = self.status.clone();
-        let ended = tokio::time::timeout(limit, status.wait_for(Status::is_final)).await;
+        let ended = tokio::time::timeout(limit, status.wait_for(ServerStatus::is_final)).await;
         if ended.is_err() {
             return Err(Error::Failed {
                 reason: format!("it did not stop within {} s", limit.as_secs()),

@@ -7,7 +7,7 @@ use sqlx::postgres::PgPool;
 use crate::persistence::store::from_micros;
 
 #[derive(Debug, Serialize)]
-pub struct Shown {
+pub struct EntityRow {
     pub kind: String,
     pub key: String,
     /// The sequence number of its last event.
@@ -36,7 +36,7 @@ pub async fn show(
     kind: &str,
     key: &str,
     slot: u16,
-) -> Result<Option<Shown>, sqlx::Error> {
+) -> Result<Option<EntityRow>, sqlx::Error> {
     let row = sqlx::query(
         "select coalesce((select max(seq) from journal where kind = $1 and key = $2), 0),
                 (select n.name from slots s join nodes n using (incarnation) where s.slot = $3),
@@ -50,7 +50,7 @@ pub async fn show(
     .bind(i32::from(slot))
     .fetch_one(pool)
     .await?;
-    let shown = Shown {
+    let shown = EntityRow {
         kind: kind.into(),
         key: key.into(),
         version: row.get(0),

@@ -24,19 +24,19 @@ pub struct DeadLetter {
     pub dead_at: String,
     pub body: serde_json::Value,
     #[serde(skip)]
-    pub cursor: Cursor,
+    pub cursor: LetterCursor,
 }
 
 /// The position of a letter in the list, which is ordered oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Cursor {
+pub struct LetterCursor {
     dead_us: i64,
     id: String,
 }
 
 /// A filter of letters: every given field must match.
 #[derive(Clone, Debug, Default)]
-pub struct Which {
+pub struct LetterFilter {
     pub id: Option<String>,
     /// The receiver's kind; `run` for runs, whose key is the runner's name.
     pub kind: Option<String>,
@@ -57,7 +57,7 @@ const OF_TIMERS: &str = "dead_at is not null and tried_id = id and ($1::text is 
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-fn bound(sql: String, which: &Which) -> Query<'static> {
+fn bound(sql: String, which: &LetterFilter) -> Query<'static> {
     sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(which.id.clone())
         .bind(which.kind.clone())
@@ -68,8 +68,8 @@ fn bound(sql: String, which: &Which) -> Query<'static> {
 /// A page of the list.
 pub async fn list(
     pool: &PgPool,
-    which: &Which,
-    after: &Cursor,
+    which: &LetterFilter,
+    after: &LetterCursor,
     limit: i64,
 ) -> Result<Vec<DeadLetter>, sqlx::Error> {
     // A page of each table, since each has its own index order.
@@ -100,7 +100,7 @@ pub async fn list(
                 dead_at: from_micros(row.get(5)).to_string(),
                 // A body that is not JSON is shown as text.
                 body: serde_json::from_str(&body).unwrap_or(serde_json::Value::String(body)),
-                cursor: Cursor { dead_us: row.get(5), id: row.get(0) },
+                cursor: LetterCursor { dead_us: row.get(5), id: row.get(0) },
             }
         })
         .collect())
@@ -114,7 +114,7 @@ const FRESH_TIMER: &str =
     "dead_at = null, attempts = 0, tried_id = null, due_at = timestamptz 'epoch'";
 
 /// Puts letters back to be tried again, at most [`PAGE`] of each sort. Returns how many.
-pub async fn retry(pool: &PgPool, which: &Which) -> Result<u64, sqlx::Error> {
+pub async fn retry(pool: &PgPool, which: &LetterFilter) -> Result<u64, sqlx::Error> {
     step(
         pool,
         which,
@@ -125,13 +125,13 @@ pub async fn retry(pool: &PgPool, which: &Which) -> Result<u64, sqlx::Error> {
 }
 
 /// Deletes letters, at most [`PAGE`] of each sort. Returns how many.
-pub async fn discard(pool: &PgPool, which: &Which) -> Result<u64, sqlx::Error> {
+pub async fn discard(pool: &PgPool, which: &LetterFilter) -> Result<u64, sqlx::Error> {
     step(pool, which, "delete from outbox", "delete from timers").await
 }
 
 async fn step(
     pool: &PgPool,
-    which: &Which,
+    which: &LetterFilter,
     outbox: &str,
     timers: &str,
 ) -> Result<u64, sqlx::Error> {

@@ -16,7 +16,7 @@ pub struct Policy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RateVerdict {
     pub allowed: bool,
     pub remaining: u32,
     /// Seconds until there is quota again.
@@ -35,22 +35,27 @@ pub struct Nodes {
 
 /// This node's count, and a version that orders its reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct ConnectionCount {
     pub count: usize,
     pub version: u64,
 }
 
 pub trait RateLimiter: Send + Sync {
     /// Counts `n` hits of `key`, unless they would exceed its quota: refused hits cost nothing.
-    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict>;
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, RateVerdict>;
 
-    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, Verdict> {
+    fn hit(&self, key: String, policy: Policy) -> BoxFuture<'_, RateVerdict> {
         self.hits(key, 1, policy)
     }
 
     /// Reports this node's count of `key`, and returns the sum over all living nodes. `None`: the report failed and has
     /// to be repeated.
-    fn held(&self, _key: String, here: Held, _nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
+    fn held(
+        &self,
+        _key: String,
+        here: ConnectionCount,
+        _nodes: Nodes,
+    ) -> BoxFuture<'_, Option<usize>> {
         Box::pin(std::future::ready(Some(here.count)))
     }
 
@@ -80,7 +85,7 @@ impl LocalLimiter {
         }
     }
 
-    fn hits_at(&self, key: String, n: u32, policy: Policy, now: Instant) -> Verdict {
+    fn hits_at(&self, key: String, n: u32, policy: Policy, now: Instant) -> RateVerdict {
         let window = self.windows.get_with(key, || {
             Arc::new(Mutex::new(Window { started: now, previous: 0, current: 0 }))
         });
@@ -101,7 +106,7 @@ impl LocalLimiter {
         let counted = if allowed { n } else { 0 };
         window.current += counted;
         let left = length - age;
-        Verdict {
+        RateVerdict {
             allowed,
             remaining: policy.quota.saturating_sub(used + counted),
             reset_s: (left.as_millis().div_ceil(1_000) as u32).max(1),
@@ -110,7 +115,7 @@ impl LocalLimiter {
 }
 
 impl RateLimiter for LocalLimiter {
-    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict> {
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, RateVerdict> {
         let verdict = self.hits_at(key, n, policy, Instant::now());
         Box::pin(std::future::ready(verdict))
     }
@@ -157,14 +162,19 @@ impl RedisLimiter {
 }
 
 impl RateLimiter for RedisLimiter {
-    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, Verdict> {
+    fn hits(&self, key: String, n: u32, policy: Policy) -> BoxFuture<'_, RateVerdict> {
         Box::pin(async move {
             let shared = self.in_time(shared_hits(self.redis.clone(), &key, n, policy)).await;
             shared.unwrap_or_else(|| self.local.hits_at(key, n, policy, Instant::now()))
         })
     }
 
-    fn held(&self, key: String, here: Held, nodes: Nodes) -> BoxFuture<'_, Option<usize>> {
+    fn held(
+        &self,
+        key: String,
+        here: ConnectionCount,
+        nodes: Nodes,
+    ) -> BoxFuture<'_, Option<usize>> {
         Box::pin(
             async move { self.in_time(shared_held(self.redis.clone(), &key, here, &nodes)).await },
         )
@@ -181,7 +191,7 @@ impl RateLimiter for RedisLimiter {
 async fn shared_held(
     mut redis: ConnectionManager,
     key: &str,
-    here: Held,
+    here: ConnectionCount,
     nodes: &Nodes,
 ) -> Result<usize, redis::RedisError> {
     static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
@@ -223,7 +233,7 @@ async fn shared_hits(
     key: &str,
     n: u32,
     policy: Policy,
-) -> Result<Verdict, redis::RedisError> {
+) -> Result<RateVerdict, redis::RedisError> {
     static SCRIPT: std::sync::LazyLock<redis::Script> = std::sync::LazyLock::new(|| {
         redis::Script::new(
             "local now = redis.call('TIME')
@@ -250,7 +260,7 @@ async fn shared_hits(
         .invoke_async(&mut redis)
         .await?;
     let remaining = policy.quota.saturating_sub(used + if ok == 1 { n } else { 0 });
-    Ok(Verdict { allowed: ok == 1, remaining, reset_s: reset_s.max(1) })
+    Ok(RateVerdict { allowed: ok == 1, remaining, reset_s: reset_s.max(1) })
 }
 
 #[cfg(test)]

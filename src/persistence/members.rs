@@ -22,7 +22,7 @@ const LANE_PATIENCE: &str = "500ms";
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum MemberState {
     Joining,
     Active,
     Draining,
@@ -37,7 +37,7 @@ pub struct Member {
     /// The kinds of entities that it knows; none where it does not say, as releases before 0012 did not.
     pub kinds: Vec<String>,
     pub weight: u32,
-    pub state: State,
+    pub state: MemberState,
     /// By the database's clock; negative when it has run out.
     pub lease_left_ms: i64,
     /// How many active members suspect it.
@@ -174,9 +174,9 @@ pub async fn beat(
         kinds: row.get(11),
         weight: row.get::<i32, _>(6).max(0) as u32,
         state: match row.get::<&str, _>(7) {
-            "joining" => State::Joining,
-            "draining" => State::Draining,
-            _ => State::Active,
+            "joining" => MemberState::Joining,
+            "draining" => MemberState::Draining,
+            _ => MemberState::Active,
         },
         lease_left_ms: row.get(8),
         suspected_by: row.get::<i64, _>(9) as u32,
@@ -309,11 +309,15 @@ pub async fn knows(pool: &PgPool, me: i64, kinds: &[&str]) -> Result<(), sqlx::E
 }
 
 /// Joining → active, or active → draining. False when it was declared dead meanwhile.
-pub async fn set_state(pool: &PgPool, incarnation: i64, state: State) -> Result<bool, sqlx::Error> {
+pub async fn set_state(
+    pool: &PgPool,
+    incarnation: i64,
+    state: MemberState,
+) -> Result<bool, sqlx::Error> {
     let (name, before) = match state {
-        State::Joining => return Ok(false),
-        State::Active => ("active", "joining"),
-        State::Draining => ("draining", "active"),
+        MemberState::Joining => return Ok(false),
+        MemberState::Active => ("active", "joining"),
+        MemberState::Draining => ("draining", "active"),
     };
     within(pool, "change a node's state", PATIENCE, async |connection| {
         let mut tx = connection.begin().await?;

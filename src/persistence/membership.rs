@@ -25,7 +25,7 @@ pub struct NodeInfo {
 pub type Waits<'a> = &'a (dyn Fn(String) + Send + Sync);
 
 #[derive(Clone, Copy, Debug)]
-pub struct Registered {
+pub struct Registration {
     pub incarnation: i64,
     /// The epoch under which all slots were claimed.
     pub epoch: i64,
@@ -95,7 +95,7 @@ pub async fn register(
     data_lock_held: bool,
     read_ttl: Duration,
     waits: Waits<'_>,
-) -> Result<Registered, RegisterError> {
+) -> Result<Registration, RegisterError> {
     let started = Instant::now();
     let mut waited_for: Option<(i64, i64)> = None;
     let mut fenced_a_silent_one = false;
@@ -161,7 +161,7 @@ pub async fn register(
         // The old node may still believe in its lease, and answer reads, for `read_ttl` after its last renewal.
         tokio::time::sleep(read_ttl + Duration::from_millis(100)).await;
     }
-    Ok(Registered { incarnation, epoch })
+    Ok(Registration { incarnation, epoch })
 }
 
 /// Registers a new incarnation with its lease and its lanes.

@@ -12,7 +12,7 @@ use crate::persistence::store::{from_micros, micros};
 
 /// A row that was looked at: its sender's activation is gone, or still at it.
 #[derive(Debug)]
-pub struct Owed {
+pub struct OverdueDelivery {
     pub kind: String,
     pub key: String,
     /// The scan has set it aside, since waking its sender came to nothing for so long.
@@ -30,7 +30,7 @@ pub async fn owing(
     now: Timestamp,
     give_up_s: i64,
     limit: i64,
-) -> Result<Vec<Owed>, sqlx::Error> {
+) -> Result<Vec<OverdueDelivery>, sqlx::Error> {
     let claim = sqlx::query(
         "with due as materialized (
              select o.id, o.due_at <= micros($2) as owed,
@@ -64,7 +64,12 @@ pub async fn owing(
     .await?;
     Ok(rows
         .iter()
-        .map(|row| Owed { kind: row.get(0), key: row.get(1), dead: row.get(2), owed: row.get(3) })
+        .map(|row| OverdueDelivery {
+            kind: row.get(0),
+            key: row.get(1),
+            dead: row.get(2),
+            owed: row.get(3),
+        })
         .collect())
 }
 

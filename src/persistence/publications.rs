@@ -99,7 +99,7 @@ async fn open(
     (kind, key, _): &Place,
     history: &mut History,
 ) -> Result<(), ViewError> {
-    let place = private::Place::new(kind, key);
+    let place = private::EncryptionContext::new(kind, key);
     for at in 0..history.items.len() {
         let item = &mut history.items[at];
         match vault.open_text(&item.data, &place, PUBLICATION).await {

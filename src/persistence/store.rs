@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::{Connection, Row, SqlSafeStr};
 
 use crate::persistence::session;
-use crate::persistence::views::{Table, make_tables};
+use crate::persistence::views::{ViewTable, make_tables};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -138,7 +138,7 @@ const MIGRATIONS: &[Migration] = &[
 pub async fn migrate(
     pool: &PgPool,
     of_systems: &[Migration],
-    tables: &[Table],
+    tables: &[ViewTable],
 ) -> Result<(), StoreError> {
     let mut known = [MIGRATIONS, of_systems].concat();
     known.sort_by_key(|(number, ..)| *number);
@@ -148,7 +148,7 @@ pub async fn migrate(
 async fn migrate_with(
     pool: &PgPool,
     known: &[Migration],
-    tables: &[Table],
+    tables: &[ViewTable],
 ) -> Result<(), StoreError> {
     let migrations = known.iter().map(|&(version, name, sql)| {
         let sql = sqlx::AssertSqlSafe(sql).into_sql_str();

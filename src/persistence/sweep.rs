@@ -23,7 +23,7 @@ const DEAD_NODE_S: i64 = 86_400;
 
 /// How long rows are kept.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct RowRetention {
     /// First outcomes of users' commands.
     pub dedupe_s: i64,
     pub publications_s: i64,
@@ -31,7 +31,11 @@ pub struct Kept {
 
 /// Sweeps until no expired row is left. `now` is for tests that move the clock by hand: without it the database's time
 /// counts, which is the same for all nodes. Returns the number of deleted rows.
-pub async fn sweep(pool: &PgPool, now: Option<Timestamp>, kept: Kept) -> Result<u64, sqlx::Error> {
+pub async fn sweep(
+    pool: &PgPool,
+    now: Option<Timestamp>,
+    kept: RowRetention,
+) -> Result<u64, sqlx::Error> {
     let deliveries_s = kept.dedupe_s.min(DELIVERY_S);
     Ok(steps(pool, "dedupe", OUTCOMES, now, kept.dedupe_s).await?
         + steps(pool, "deliveries", DELIVERIES, now, deliveries_s).await?

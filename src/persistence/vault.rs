@@ -22,7 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::master::{Master, Masters};
 pub use self::store::{Erased, erase, master_of, rotate};
-use crate::kernel::private::{Cipher, Need, Place, SEALED, Trouble, person_of, sealed_text};
+use crate::kernel::private::{
+    Cipher, EncryptionContext, Need, SEALED, Trouble, person_of, sealed_text,
+};
 
 /// Keys in memory; those that nobody has used for longest are forgotten first. About a kilobyte each.
 const MAX_KEYS: u64 = 20_000;
@@ -157,7 +159,7 @@ impl Vault {
     pub async fn open_text(
         &self,
         text: &str,
-        place: &Place,
+        place: &EncryptionContext,
         field: &str,
     ) -> Result<Option<String>, Trouble> {
         let Some(sealed) = sealed_text(text) else { return Ok(Some(text.to_owned())) };
@@ -170,7 +172,7 @@ impl Vault {
     pub async fn open(
         &self,
         sealed: &str,
-        place: &Place,
+        place: &EncryptionContext,
         field: &str,
     ) -> Result<Option<Vec<u8>>, Trouble> {
         match self.0.open(sealed, place, field) {
@@ -193,7 +195,7 @@ impl Cipher for Inner {
     fn seal(
         &self,
         person: &Arc<str>,
-        place: &Place,
+        place: &EncryptionContext,
         field: &str,
         plain: &[u8],
     ) -> Result<String, Trouble> {
@@ -204,7 +206,12 @@ impl Cipher for Inner {
         Ok(format!("{SEALED}{}:{sealed}:{person}", key.number))
     }
 
-    fn open(&self, sealed: &str, place: &Place, field: &str) -> Result<Option<Vec<u8>>, Trouble> {
+    fn open(
+        &self,
+        sealed: &str,
+        place: &EncryptionContext,
+        field: &str,
+    ) -> Result<Option<Vec<u8>>, Trouble> {
         let broken =
             |what: &str| Trouble::Broken(format!("{field} of {} {} {what}", place.kind, place.key));
         let person = person_of(sealed).ok_or_else(|| broken("is not sealed as it should be"))?;
@@ -233,7 +240,7 @@ fn parts(sealed: &str) -> Option<(i64, Vec<u8>)> {
 }
 
 /// What ciphertext belongs to. Each part comes with its length, so that no two lists of parts are the same bytes.
-fn bound_to(person: &str, key: i64, place: &Place, field: &str) -> Vec<u8> {
+fn bound_to(person: &str, key: i64, place: &EncryptionContext, field: &str) -> Vec<u8> {
     let mut bytes = b"proxie 1".to_vec();
     bytes.extend(key.to_be_bytes());
     for part in [person, &place.kind, &place.key, field] {

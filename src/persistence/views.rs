@@ -5,7 +5,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::kernel::clock::Timestamp;
-use crate::kernel::private::{self, Place, Trouble};
+use crate::kernel::private::{self, EncryptionContext, Trouble};
 use crate::kernel::view::{Listed, View};
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
@@ -63,7 +63,7 @@ pub struct Cursor {
 }
 
 #[derive(Debug)]
-pub struct Page<T> {
+pub struct RowPage<T> {
     pub items: Vec<T>,
     /// Rows of this page that are none of its items, since only a newer release can read them.
     pub omitted: usize,
@@ -88,7 +88,7 @@ impl Views {
         let fields: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(text).map_err(unreadable)?;
         let key = fields.get(column).and_then(|key| key.as_str()).unwrap_or_default();
-        let (cipher, place) = (vault.cipher(), Place::new(kind, key));
+        let (cipher, place) = (vault.cipher(), EncryptionContext::new(kind, key));
         loop {
             match private::sealed(&cipher, &place, || serde_json::from_str(text)) {
                 Ok(row) => return Ok(row),
@@ -100,8 +100,8 @@ impl Views {
         }
     }
 
-    async fn page<V: View>(&self, rows: &[PgRow], limit: usize) -> Result<Page<V>, ViewError> {
-        let mut page = Page { items: Vec::new(), omitted: 0, next: next(rows, limit) };
+    async fn page<V: View>(&self, rows: &[PgRow], limit: usize) -> Result<RowPage<V>, ViewError> {
+        let mut page = RowPage { items: Vec::new(), omitted: 0, next: next(rows, limit) };
         for row in rows.iter().take(limit) {
             match self.typed(row).await {
                 Ok(item) => page.items.push(item),
@@ -151,7 +151,7 @@ impl Views {
     }
 
     /// One page of an owner's rows.
-    pub async fn list<V: View>(&self, list: List<'_>) -> Result<Page<V>, ViewError> {
+    pub async fn list<V: View>(&self, list: List<'_>) -> Result<RowPage<V>, ViewError> {
         let (name, key) = (V::NAME, V::KEY);
         let Listed { by: owner, order } = const { Listed::of::<V>() };
         let (beyond, direction) = if list.newest_first { ("<", "desc") } else { (">", "asc") };
@@ -192,7 +192,7 @@ impl Views {
         owner: &str,
         cursor: Cursor,
         limit: usize,
-    ) -> Result<Page<V>, ViewError> {
+    ) -> Result<RowPage<V>, ViewError> {
         let rows = within(&self.pool, READ, PATIENCE, async |connection| {
             sqlx::query(sql)
                 .bind(owner)
@@ -202,11 +202,11 @@ impl Views {
                 .fetch_all(connection)
                 .await
         });
-        Page::of(&rows.await?, limit)
+        RowPage::of(&rows.await?, limit)
     }
 }
 
-impl<V: DeserializeOwned> Page<V> {
+impl<V: DeserializeOwned> RowPage<V> {
     /// Of rows that [`Views::rows`] describes, one more than asked for where there is a next page.
     pub fn of(rows: &[PgRow], limit: usize) -> Result<Self, ViewError> {
         let mut page = Self { items: Vec::new(), omitted: 0, next: next(rows, limit) };
@@ -250,7 +250,7 @@ pub struct List<'a> {
 
 /// A view's table, as its type describes it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Table {
+pub struct ViewTable {
     pub name: &'static str,
     pub key: &'static str,
     pub listed: Option<Listed>,
@@ -261,7 +261,7 @@ pub struct Table {
 /// Makes what is missing of the tables: columns are added and never taken away, so that older releases go on.
 pub async fn make_tables(
     connection: &mut PgConnection,
-    tables: &[Table],
+    tables: &[ViewTable],
 ) -> Result<(), sqlx::Error> {
     // Several nodes may start at once.
     let lock = "select pg_advisory_lock(hashtext('proxie.views'))";
@@ -277,7 +277,7 @@ pub async fn make_tables(
     Ok(())
 }
 
-impl Table {
+impl ViewTable {
     /// The statements that make what is not there yet.
     async fn missing(&self, connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
         let Self { name, key, listed, columns } = self;

@@ -12,7 +12,7 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{oneshot, watch};
 
 use crate::kernel::clock::Clock;
-use crate::persistence::commit::{CommitItem, CommitResult, Keep};
+use crate::persistence::commit::{CommitItem, CommitResult, PublicationRetention};
 
 mod batch;
 
@@ -25,7 +25,7 @@ pub struct Options {
     pub max_batch_bytes: usize,
     /// Items that may wait in one lane; beyond it the entity answers `overloaded`.
     pub max_queued: usize,
-    pub keep: Keep,
+    pub keep: PublicationRetention,
     /// How long callers wait for a batch whose answer was lost, before they hear `unavailable`.
     pub resolve_patience_ms: u64,
 }
@@ -37,7 +37,7 @@ impl Default for Options {
             max_batch_items: 1_024,
             max_batch_bytes: 2 * 1024 * 1024,
             max_queued: 8_192,
-            keep: Keep { publications: 1_000, bytes: 4 << 20 },
+            keep: PublicationRetention { publications: 1_000, bytes: 4 << 20 },
             resolve_patience_ms: 1_000,
         }
     }

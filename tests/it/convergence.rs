@@ -2,7 +2,7 @@
 //! lost, come twice and in any order, devices and nodes crash. In the end all of them show the same, which is what the
 //! operations say by themselves.
 //!
-//! What decides is the real entity, `Shared`. Around it are models: a node with a journal and a bounded log, the network,
+//! What decides is the real entity, `SyncLog`. Around it are models: a node with a journal and a bounded log, the network,
 //! and a device that does what `clients/typescript` does.
 //!
 //! - `PROXIE_SYNC_SEED=n` runs one schedule, and says what happened in it.
@@ -17,10 +17,10 @@ use proxie::kernel::codec;
 use proxie::kernel::entity::{Caller, DecideCx, Effect, Entity, Role};
 use proxie::kernel::ids::IdSource;
 use proxie::systems::devices::domain::clock::{DeviceId, NTP64, tick, to_ntp};
-use proxie::systems::devices::domain::operation::{Change, Operation, Playback};
+use proxie::systems::devices::domain::operation::{Change, DeviceOperation, WatchPosition};
 use proxie::systems::devices::domain::replica::{Entry, Mark, Replica};
 use proxie::systems::devices::domain::shared::{
-    Command, Event, Limits, Reply, Shared, Standing, State,
+    Command, Event, Reply, State, SyncLimits, SyncLog, SyncStatus,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -38,14 +38,14 @@ const KINDS: u64 = 6;
 /// What a device asks. On the way it is text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Ask {
-    Update { seen: i64, operations: Vec<Operation> },
+    Update { seen: i64, operations: Vec<DeviceOperation> },
     Read { reading: u64, after: Option<Mark> },
     Fetch { after: i64 },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Tell {
-    Updated { standing: Standing, restamped: Vec<(u64, NTP64)> },
+    Updated { standing: SyncStatus, restamped: Vec<(u64, NTP64)> },
     Page { reading: u64, entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
     Log { after: i64, deltas: Vec<(i64, Delta)>, head: i64, complete: bool },
     Live { offset: i64, delta: Delta },
@@ -54,7 +54,7 @@ enum Tell {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Delta {
     device_id: DeviceId,
-    operations: Vec<Operation>,
+    operations: Vec<DeviceOperation>,
     stable: i64,
 }
 
@@ -83,7 +83,7 @@ struct Node {
 }
 
 struct Queued {
-    operation: Operation,
+    operation: DeviceOperation,
     /// How far the device had seen the log when it wrote this.
     seen: i64,
     /// It is in the log, up to here.
@@ -103,7 +103,7 @@ struct Device {
     saved: (Replica, i64),
     counts: BTreeMap<String, u64>,
     /// All it ever wrote, for the judge.
-    written: Vec<Operation>,
+    written: Vec<DeviceOperation>,
     // What a crash takes.
     told_seen: i64,
     asked_at: Option<i64>,
@@ -136,7 +136,7 @@ struct World {
     waiting: Vec<Option<Step>>,
     node: Node,
     devices: Vec<Device>,
-    limits: Limits,
+    limits: SyncLimits,
     /// Devices hear of each other's unsent additions on another way, and remove them.
     gossips: bool,
     met: Met,
@@ -181,7 +181,7 @@ impl World {
     fn new(seed: u64, logs: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let gossips = rng.random_ratio(1, 4);
-        let limits = Limits {
+        let limits = SyncLimits {
             max_tombstones: if !gossips && rng.random_ratio(1, 2) { 4 } else { 1_000 },
             max_entries: 1_000,
             max_skew_ms: 5_000,
@@ -304,7 +304,7 @@ impl World {
         let caller = Caller::user("alice", Role::Consumer);
         let cx = DecideCx { key: "alice", now, caller: &caller, ids: &ids };
         let state = self.node.state.as_mut()?;
-        let decision = Shared::decide(state, command, &cx).expect("it is registered");
+        let decision = SyncLog::decide(state, command, &cx).expect("it is registered");
         let crash = self.now > 0 && self.now < TROUBLE_MS && self.rng.random_ratio(1, 200);
         if crash && self.rng.random_ratio(1, 2) {
             self.crash_node();
@@ -313,7 +313,7 @@ impl World {
         let mut said = Vec::new();
         let before = state.offset;
         for event in &decision.events {
-            Shared::evolve(state, event);
+            SyncLog::evolve(state, event);
             self.met.left_behind += u64::from(matches!(event, Event::LeftBehind { .. }));
             self.node.journal.push(serde_json::to_string(event).unwrap());
         }
@@ -355,7 +355,7 @@ impl World {
             None => (0, State::default()),
         };
         for event in &self.node.journal[from..] {
-            Shared::evolve(&mut state, &serde_json::from_str(event).unwrap());
+            SyncLog::evolve(&mut state, &serde_json::from_str(event).unwrap());
         }
         self.node.state = Some(state);
     }
@@ -446,7 +446,7 @@ impl World {
                 let begun = *reading.offset.get_or_insert(offset);
                 for Entry { by, change } in entries {
                     let operation =
-                        Operation { sequence: 1, operation_id: None, time: by.time, change };
+                        DeviceOperation { sequence: 1, operation_id: None, time: by.time, change };
                     reading.replica.apply(by.device, &operation, begun);
                     device.clock = device.clock.max(by.time);
                 }
@@ -524,7 +524,10 @@ impl World {
             }
             6..9 => Change::PlaybackUpdate {
                 content_id,
-                position: Playback { position_ms: self.rng.random_range(0..9), duration_ms: None },
+                position: WatchPosition {
+                    position_ms: self.rng.random_range(0..9),
+                    duration_ms: None,
+                },
             },
             _ => {
                 let count = self.devices[n].counts.entry(content_id.clone()).or_default();
@@ -536,8 +539,12 @@ impl World {
         let wall = jiff::Timestamp::from_millisecond(START_MS + self.now + device.skew_ms).unwrap();
         device.clock = tick(device.clock, to_ntp(wall));
         device.sequence += 1;
-        let operation =
-            Operation { sequence: device.sequence, operation_id: None, time: device.clock, change };
+        let operation = DeviceOperation {
+            sequence: device.sequence,
+            operation_id: None,
+            time: device.clock,
+            change,
+        };
         device.written.push(operation.clone());
         device.queue.push(Queued { operation, seen: device.cursor, acknowledged: None });
         self.met.written += 1;
@@ -598,7 +605,7 @@ impl World {
     /// What the operations say by themselves, whatever order they came in.
     fn judge(&self) {
         let state = self.node.state.as_ref().expect("the node is up");
-        let mut counted: BTreeMap<(DeviceId, u64), Operation> = BTreeMap::new();
+        let mut counted: BTreeMap<(DeviceId, u64), DeviceOperation> = BTreeMap::new();
         for event in &self.node.journal {
             if let Event::Merged { device, operations, .. } = serde_json::from_str(event).unwrap() {
                 for operation in operations {
@@ -608,7 +615,7 @@ impl World {
             }
         }
         let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
-        let mut positions: BTreeMap<&str, (NTP64, DeviceId, &Playback)> = BTreeMap::new();
+        let mut positions: BTreeMap<&str, (NTP64, DeviceId, &WatchPosition)> = BTreeMap::new();
         let mut counters: BTreeMap<&str, BTreeMap<DeviceId, u64>> = BTreeMap::new();
         for device in &self.devices {
             for operation in &device.written {
@@ -644,7 +651,7 @@ impl World {
                 .collect();
             let shown: Vec<_> = shown.iter().map(|(i, t)| (i.as_str(), t.as_str())).collect();
             assert_eq!(shown, live, "the watchlist of {who}");
-            let shown: BTreeMap<&str, (NTP64, DeviceId, &Playback)> = replica
+            let shown: BTreeMap<&str, (NTP64, DeviceId, &WatchPosition)> = replica
                 .positions
                 .iter()
                 .map(|(id, r)| {

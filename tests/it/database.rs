@@ -269,7 +269,9 @@ async fn a_rotation_logs_nobody_out() {
         .await
         .unwrap();
     assert_eq!(known().await, ["bb"], "the last token of the other has ended");
-    sweep::sweep(&pool, None, sweep::Kept { dedupe_s: 1, publications_s: 1 }).await.unwrap();
+    sweep::sweep(&pool, None, sweep::RowRetention { dedupe_s: 1, publications_s: 1 })
+        .await
+        .unwrap();
     let left: i64 =
         sqlx::query_scalar("select count(*) from signing_keys").fetch_one(&pool).await.unwrap();
     assert_eq!(left, 1);
@@ -287,7 +289,9 @@ async fn a_revocation_outlives_the_longest_token() {
     )
     .await
     .unwrap();
-    sweep::sweep(&pool, None, sweep::Kept { dedupe_s: 1, publications_s: 1 }).await.unwrap();
+    sweep::sweep(&pool, None, sweep::RowRetention { dedupe_s: 1, publications_s: 1 })
+        .await
+        .unwrap();
     let mut connection = pool.acquire().await.unwrap();
     assert_eq!(keys::revocations(&mut connection).await.unwrap().len(), 1);
     pool.execute("update revocations set until = until - interval '2 days'").await.unwrap();

@@ -16,7 +16,7 @@ use std::{
 };
 
 use proxie::persistence::embedded::{
-    DataLock, Embedded, Error, Options, Status, connect_running, ensure_installed,
+    DataLock, Embedded, Error, Options, ServerStatus, connect_running, ensure_installed,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
@@ -318,13 +318,14 @@ async fn a_killed_server_comes_back_on_the_same_socket_until_it_dies_too_often()
     let mut status = embedded.status();
     let begin = Instant::now();
     for death in 1..=5 {
-        let Status::Running { pid } = status.borrow_and_update().clone() else {
+        let ServerStatus::Running { pid } = status.borrow_and_update().clone() else {
             panic!("it does not run")
         };
         assert_eq!(count(&options).await, 3);
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
-        let comes_back = |status: &Status| {
-            *status != Status::Running { pid } && !matches!(status, Status::Restarting { .. })
+        let comes_back = |status: &ServerStatus| {
+            *status != ServerStatus::Running { pid }
+                && !matches!(status, ServerStatus::Restarting { .. })
         };
         let next = tokio::time::timeout(LIMIT, status.wait_for(comes_back))
             .await
@@ -332,8 +333,8 @@ async fn a_killed_server_comes_back_on_the_same_socket_until_it_dies_too_often()
             .unwrap()
             .clone();
         match next {
-            Status::Running { .. } => assert!(death < 5, "it should have given up"),
-            Status::Failed { reason } => {
+            ServerStatus::Running { .. } => assert!(death < 5, "it should have given up"),
+            ServerStatus::Failed { reason } => {
                 assert_eq!(death, 5, "{reason}");
                 assert!(reason.contains("SIGKILL"), "{reason}");
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use proxie::app::node::Doom;
+use proxie::app::node::ExitReason;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::embedded::{Embedded, Options, ensure_installed};
@@ -165,8 +165,10 @@ async fn a_promoted_replica_is_another_history_at_once() {
     cable.switch(&promoted);
     let doom = tokio::time::timeout(Duration::from_secs(30), node.node.doomed());
     match doom.await.expect("it notices") {
-        Doom::Other(reason) => assert!(reason.contains("timeline 2 and was on 1"), "{reason}"),
-        Doom::Evicted => panic!("nobody has taken over"),
+        ExitReason::Other(reason) => {
+            assert!(reason.contains("timeline 2 and was on 1"), "{reason}")
+        }
+        ExitReason::Evicted => panic!("nobody has taken over"),
     }
     // It starts again, and what clients hold is not taken for what is there.
     assert_eq!(replica.ask::<i32>(control).await, 1, "it has made a checkpoint meanwhile");

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::{SinkExt, StreamExt};
 use proxie::actors::{AnyRunner, RunCx, RunError, Runner};
 use proxie::app::core::Core;
-use proxie::cluster::Meta;
+use proxie::cluster::CommandMeta;
 use proxie::gateway::auth::Auth;
 use proxie::gateway::door::Door;
 use proxie::gateway::{Details, Gateway, Options, Parts, Readiness, router};
@@ -373,7 +373,7 @@ async fn a_long_replay_is_complete_and_in_order() {
         let user = node.core.entities.of::<User>("alice");
         async move {
             let data = json!({"n": n, "padding": "x".repeat(2_000)});
-            user.ask(user::Command::Publish { event: "test".into(), data }, Meta::runtime())
+            user.ask(user::Command::Publish { event: "test".into(), data }, CommandMeta::runtime())
                 .await
                 .unwrap()
                 .unwrap();

@@ -1,9 +1,9 @@
 //! Members and slots in the store: what two nodes may do to each other, and what neither may.
 
 use proxie::persistence::commit::{self, Resolution};
-use proxie::persistence::members::{self, Evidence, Member, SlotRow, State};
+use proxie::persistence::members::{self, Evidence, Member, MemberState, SlotRow};
 use proxie::persistence::membership::{self, NodeInfo, process_exists, process_start};
-use proxie::persistence::sweep::{self, Kept};
+use proxie::persistence::sweep::{self, RowRetention};
 use sqlx::postgres::PgPool;
 
 use crate::support::{database, pool};
@@ -24,7 +24,7 @@ fn node(name: &str, lease_s: f64) -> NodeInfo {
 async fn active(pool: &PgPool, name: &str, lease_s: f64) -> i64 {
     let incarnation =
         members::join(pool, &node(name, lease_s), "127.0.0.1:1", 1, &|_| {}).await.unwrap();
-    assert!(members::set_state(pool, incarnation, State::Active).await.unwrap());
+    assert!(members::set_state(pool, incarnation, MemberState::Active).await.unwrap());
     incarnation
 }
 
@@ -95,7 +95,7 @@ async fn a_dead_member_stays_dead_and_loses_its_slots() {
     assert!(!members::evict(&pool, Some(b), a, Evidence::Refused).await.unwrap(), "only once");
     // It learns of it with its next renewal, and gets nothing any more.
     assert_eq!(member(&pool, a, a).await, None);
-    assert!(!members::set_state(&pool, a, State::Active).await.unwrap());
+    assert!(!members::set_state(&pool, a, MemberState::Active).await.unwrap());
     assert!(members::claim(&pool, a, &[(8, 0)]).await.unwrap().is_empty());
     let live: bool = sqlx::query_scalar("select bool_or(live) from lanes where incarnation = $1")
         .bind(a)
@@ -247,7 +247,7 @@ async fn nodes_that_left_are_shown_for_a_while_and_all_that_are_dead_are_forgott
     };
     let active_c = (c, "active".to_owned());
     assert_eq!(shown().await, [(a, "drained".to_owned()), active_c.clone()]);
-    let kept = Kept { dedupe_s: 86_400, publications_s: 86_400 };
+    let kept = RowRetention { dedupe_s: 86_400, publications_s: 86_400 };
     let long_ago = async |interval: &str| {
         let sql = format!("update nodes set ended_at = ended_at - interval '{interval}'");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use proxie::actors::{AnyRunner, RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
-use proxie::cluster::Meta;
+use proxie::cluster::CommandMeta;
 use proxie::cluster::topics::{Published, Subscriber};
 use proxie::kernel::entity::*;
 use proxie::kernel::error::{AskError, ErrorCode};
@@ -378,7 +378,7 @@ fn profile() -> Value {
 
 async fn ask(core: &Core, kind: &str, key: &str, command: Value, caller: Caller) {
     let text = command.to_string();
-    let answer = core.entities.ask_json(kind, key, &text, Meta::new(caller)).await;
+    let answer = core.entities.ask_json(kind, key, &text, CommandMeta::new(caller)).await;
     assert!(matches!(answer, Ok(Ok(_))), "{kind}/{key} {command}: {answer:?}");
 }
 
@@ -410,7 +410,7 @@ async fn refused(
     let agent = core.entities.of::<Agent>(key);
     let all = attempts.clone();
     for command in [Command::Hire(person), Command::Try(attempts)] {
-        agent.ask(command, Meta::runtime()).await.unwrap().unwrap();
+        agent.ask(command, CommandMeta::runtime()).await.unwrap().unwrap();
     }
     eventually("all is delivered", || async {
         let sql = "select count(*) from outbox where sender_kind = 'agent' and sender_key = $1";
@@ -418,7 +418,7 @@ async fn refused(
         owed == 0
     })
     .await;
-    let refusals = agent.ask(Command::Refusals, Meta::runtime()).await.unwrap().unwrap();
+    let refusals = agent.ask(Command::Refusals, CommandMeta::runtime()).await.unwrap().unwrap();
     let Reply::Refusals(refusals, _) = refusals else { panic!("{refusals:?}") };
     let mut refused: BTreeSet<String> =
         refusals.iter().map(|(kind, command, _)| format!("{kind} {command}")).collect();
@@ -444,7 +444,7 @@ async fn written(reads: &PgPool, key: &str) -> Vec<String> {
 
 /// The commands that a kind reads, as it names them itself when it is asked for another.
 async fn commands_of(core: &Core, kind: &str) -> Vec<String> {
-    let asked = core.entities.ask_json(kind, "x", r#"{"@":{}}"#, Meta::runtime()).await;
+    let asked = core.entities.ask_json(kind, "x", r#"{"@":{}}"#, CommandMeta::runtime()).await;
     let Err(AskError::BadCommand(known)) = asked else { panic!("{kind}: {asked:?}") };
     let listed = known.split("expected").nth(1).expect("it says what it expects");
     listed.split('`').skip(1).step_by(2).map(|name| format!("{kind} {name}")).collect()
@@ -701,12 +701,12 @@ async fn a_run_knows_for_whom_it_is_and_when_it_is_over() {
     let agent = core.entities.of::<Agent>("a");
     let alice = Principal { user_id: "alice".into(), scopes: Scopes::parse("chat") };
     let ran = async || {
-        let reply = agent.ask(Command::Refusals, Meta::runtime()).await.unwrap().unwrap();
+        let reply = agent.ask(Command::Refusals, CommandMeta::runtime()).await.unwrap().unwrap();
         let Reply::Refusals(_, ran) = reply else { panic!("{reply:?}") };
         ran
     };
     for command in [Command::Hire(Some(alice.clone())), Command::Run("yes".into())] {
-        agent.ask(command, Meta::runtime()).await.unwrap().unwrap();
+        agent.ask(command, CommandMeta::runtime()).await.unwrap().unwrap();
     }
     eventually("it has run", || async { ran().await == ["said"] }).await;
     assert_eq!(*words.asked.lock().unwrap(), [("agent", "a".to_owned(), Some(alice))]);
@@ -715,7 +715,7 @@ async fn a_run_knows_for_whom_it_is_and_when_it_is_over() {
     assert_eq!(*heard.0.lock().unwrap(), [word]);
 
     // What hangs is dropped, what it started hears of that, and after two tries the agent does.
-    agent.ask(Command::Run("hang".into()), Meta::runtime()).await.unwrap().unwrap();
+    agent.ask(Command::Run("hang".into()), CommandMeta::runtime()).await.unwrap().unwrap();
     eventually("it was given up", || async { ran().await.len() == 2 }).await;
     assert!(ran().await[1].contains("no outcome within"), "{:?}", ran().await);
     assert_eq!(words.asked.lock().unwrap().len(), 3);

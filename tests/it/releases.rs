@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proxie::actors::Options;
 use proxie::app::core::Core;
-use proxie::cluster::Meta;
+use proxie::cluster::CommandMeta;
 use proxie::kernel::entity::{DecideCx, Decided, Decision, Entity};
 use proxie::kernel::ids::slot_of;
 use proxie::persistence::outbox;
@@ -97,8 +97,8 @@ async fn until(holds: impl Fn() -> bool) {
     }
 }
 
-fn patient() -> Meta {
-    Meta::runtime().timeout(PATIENCE)
+fn patient() -> CommandMeta {
+    CommandMeta::runtime().timeout(PATIENCE)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +137,7 @@ async fn what_an_older_owner_does_not_know_comes_to_a_node_that_does() {
     newer.stop().await;
     // The older release owns them all. It says that it cannot, and loses nothing.
     until(|| older.runtime.slots.count_mine() == 4_096).await;
-    let answer = older.entities.ask_json("note", &keys[0], "false", Meta::runtime()).await;
+    let answer = older.entities.ask_json("note", &keys[0], "false", CommandMeta::runtime()).await;
     assert!(answer.is_err(), "{answer:?}");
     let newer = member(&database, "newer again", true).await;
     let asked = keys.iter().map(|key| newer.entities.of::<Note>(key).ask(false, patient()));
@@ -230,8 +230,9 @@ async fn what_another_release_has_parked_starts_here() {
         .unwrap();
     let entities = Options { park_after: 2, ..Options::default() };
     let node = core(database, Setup { entities, ..Setup::default() }).await;
-    let get =
-        async |key: &str| node.entities.of::<Counter>(key).ask(Command::Get, Meta::runtime()).await;
+    let get = async |key: &str| {
+        node.entities.of::<Counter>(key).ask(Command::Get, CommandMeta::runtime()).await
+    };
     for key in ["by-the-first", "by-another"] {
         assert_eq!(get(key).await, Ok(Ok(Reply::Total(0))), "{key}");
     }

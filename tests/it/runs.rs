@@ -7,7 +7,7 @@ use std::time::Duration;
 use proxie::actors::{AnyRunner, Rate, RunCx, RunError, RunLimits, Runner};
 use proxie::kernel::clock::Clock;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::Which;
+use proxie::persistence::letters::LetterFilter;
 
 use crate::counter::{Command, Test};
 use crate::starvation::{ask, count, dead, hurry, run};
@@ -76,11 +76,11 @@ async fn a_run_whose_outcome_cannot_be_taken_is_not_made_for_ever() {
     ask(&node, "a", Command::Run { runner: "poison".into() }).await.unwrap();
     eventually("it is set aside", || async {
         hurry(&pool).await;
-        dead(&pool, &Which::default()).await.len() == 1
+        dead(&pool, &LetterFilter::default()).await.len() == 1
     })
     .await;
     assert_eq!(outside.calls.load(Ordering::SeqCst), 5);
-    let letter = dead(&pool, &Which::default()).await.pop().unwrap();
+    let letter = dead(&pool, &LetterFilter::default()).await.pop().unwrap();
     assert_eq!((letter.from.as_str(), letter.to.as_str()), ("counter/a", "run/test"));
     assert!(letter.last_error.unwrap().contains("never taken"));
     // The entity goes on.

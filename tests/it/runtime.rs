@@ -8,30 +8,35 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use proxie::actors::{AnyRunner, Options, RunCx, RunError, Runner};
 use proxie::app::core::{Core, Fate};
-use proxie::cluster::slots::Owned;
+use proxie::cluster::slots::SlotOwnership;
 use proxie::cluster::topics::{Published, Subscriber};
-use proxie::cluster::{Meta, skew};
+use proxie::cluster::{CommandMeta, skew};
 use proxie::kernel::clock::{Clock, Timestamp};
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::{self, Cursor, Which};
+use proxie::persistence::letters::{self, LetterCursor, LetterFilter};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
 
 use crate::counter::{Command, Counter, Rejection, Reply, Test};
 use crate::support::{Cable, Setup, core, database, eventually, pool, server, try_core};
 
-fn user(id: &str, command_id: &str) -> Meta {
-    Meta::new(Caller::user(id, Role::Consumer)).id(command_id)
+fn user(id: &str, command_id: &str) -> CommandMeta {
+    CommandMeta::new(Caller::user(id, Role::Consumer)).id(command_id)
 }
 
-async fn ask(core: &Core, key: &str, command: Command, meta: Meta) -> Result<Reply, AskError> {
+async fn ask(
+    core: &Core,
+    key: &str,
+    command: Command,
+    meta: CommandMeta,
+) -> Result<Reply, AskError> {
     Ok(core.entities.of::<Counter>(key).ask(command, meta).await?.expect("not rejected"))
 }
 
 async fn total(core: &Core, key: &str) -> i64 {
-    match ask(core, key, Command::Get, Meta::runtime()).await {
+    match ask(core, key, Command::Get, CommandMeta::runtime()).await {
         Ok(Reply::Total(total)) => total,
         other => panic!("{other:?}"),
     }
@@ -42,7 +47,7 @@ fn a_node_that_is_dropped_leaves_nothing_behind() {
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let left = tokio.block_on(async {
         let core = core(database().await, Setup::default()).await;
-        ask(&core, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        ask(&core, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
         Arc::downgrade(&core.runtime)
     });
     drop(tokio);
@@ -61,14 +66,17 @@ async fn what_is_acknowledged_is_there_after_a_restart() {
     let database = database().await;
     let first = core(database.clone(), Setup::default()).await;
     for n in 1..=25 {
-        assert_eq!(ask(&first, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(n)));
+        assert_eq!(
+            ask(&first, "a", Command::Add(1), CommandMeta::runtime()).await,
+            Ok(Reply::Total(n))
+        );
     }
     // Not stopped: as after a crash, the next one takes over.
     let second = core(database, Setup::default()).await;
     assert_eq!(total(&second, "a").await, 25);
     // The fenced one cannot write any more, and soon knows.
     assert!(matches!(
-        ask(&first, "a", Command::Add(1), Meta::runtime()).await,
+        ask(&first, "a", Command::Add(1), CommandMeta::runtime()).await,
         Err(AskError::Unavailable { .. })
     ));
     first.fate().wait_for(|fate| *fate == Fate::Evicted).await.unwrap();
@@ -80,11 +88,11 @@ async fn what_is_acknowledged_is_there_after_a_restart() {
 async fn after_the_dead_mark_nothing_commits() {
     let database = database().await;
     let node = core(database.clone(), Setup::default()).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     // Only the mark: the slots are still this node's.
     let pool = pool(database).await;
     sqlx::query("update lanes set live = false").execute(&pool).await.unwrap();
-    let answer = ask(&node, "a", Command::Add(1), Meta::runtime()).await;
+    let answer = ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await;
     assert!(matches!(answer, Err(AskError::Unavailable { .. })), "{answer:?}");
     node.fate().wait_for(|fate| *fate == Fate::Evicted).await.unwrap();
     let events: i64 =
@@ -98,7 +106,7 @@ async fn a_batch_that_comes_after_its_slot_was_released_writes_nothing() {
     let database = database().await;
     let node = core(database.clone(), Setup::default()).await;
     for key in ["a", "b"] {
-        ask(&node, key, Command::Add(1), Meta::runtime()).await.unwrap();
+        ask(&node, key, Command::Add(1), CommandMeta::runtime()).await.unwrap();
     }
     let pool = pool(database).await;
     let events = async || -> i64 {
@@ -123,8 +131,8 @@ async fn a_batch_that_comes_after_its_slot_was_released_writes_nothing() {
     assert_eq!(*node.fate().borrow(), Fate::Living, "the rest of the node goes on");
     // As soon as the node knows, its activation answers no read either.
     let epoch = node.runtime.slots.owned(slot).epoch + 1;
-    node.runtime.slots.learn(slot, Owned { owner: Some(i64::MAX), epoch }, 0);
-    let read = ask(&node, "a", Command::Get, Meta::runtime()).await;
+    node.runtime.slots.learn(slot, SlotOwnership { owner: Some(i64::MAX), epoch }, 0);
+    let read = ask(&node, "a", Command::Get, CommandMeta::runtime()).await;
     assert!(read.is_err(), "{read:?}");
     node.stop().await;
 }
@@ -177,10 +185,9 @@ async fn a_command_id_has_one_effect_and_one_answer() {
         // While the lanes are held by something else, all of it gathers in one batch each.
         let mut lock = pool.begin().await.unwrap();
         sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
-        let hold =
-            join_all((0..8).map(|n| format!("hold{n}")).map(async |key| {
-                ask(&second, &key, Command::Add(1), Meta::runtime()).await.unwrap()
-            }));
+        let hold = join_all((0..8).map(|n| format!("hold{n}")).map(async |key| {
+            ask(&second, &key, Command::Add(1), CommandMeta::runtime()).await.unwrap()
+        }));
         let let_go = async {
             tokio::time::sleep(Duration::from_millis(200)).await;
             lock.rollback().await.unwrap();
@@ -209,7 +216,7 @@ async fn what_was_decided_after_a_refused_command_is_decided_again() {
     // The retry, which only the store knows for one, and what was decided behind it meet in one batch.
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
-    let hold = ask(&node, "a", Command::Add(1), Meta::runtime());
+    let hold = ask(&node, "a", Command::Add(1), CommandMeta::runtime());
     let retry = ask(&node, "a", Command::Add(5), user("u", "used"));
     let after = (0..5).map(|n| format!("after{n}"));
     let after =
@@ -241,7 +248,7 @@ async fn a_hot_entity_answers_in_order() {
     let node = core(database().await, Setup::default()).await;
     let counter = node.entities.of::<Counter>("hot");
     let asks: Vec<_> =
-        (0..500).map(|_| counter.ask(Command::Add(1), Meta::runtime()).boxed()).collect();
+        (0..500).map(|_| counter.ask(Command::Add(1), CommandMeta::runtime()).boxed()).collect();
     let totals: Vec<i64> = join_all(asks)
         .await
         .into_iter()
@@ -262,9 +269,10 @@ async fn one_bad_item_does_not_fail_its_neighbours() {
     // Load both first, so that all of it meets in one batch.
     total(&node, "good").await;
     total(&node, "bad").await;
-    let good = (0..20).map(|_| ask(&node, "good", Command::Add(1), Meta::runtime()));
-    let bad = ask(&node, "bad", Command::Note("a NUL \0 is no jsonb".into()), Meta::runtime());
-    let after = ask(&node, "bad", Command::Add(7), Meta::runtime());
+    let good = (0..20).map(|_| ask(&node, "good", Command::Add(1), CommandMeta::runtime()));
+    let bad =
+        ask(&node, "bad", Command::Note("a NUL \0 is no jsonb".into()), CommandMeta::runtime());
+    let after = ask(&node, "bad", Command::Add(7), CommandMeta::runtime());
     let (good, bad, after) = tokio::join!(join_all(good), bad, after);
     assert!(good.iter().all(Result::is_ok), "{good:?}");
     assert_eq!(bad, Err(AskError::Internal));
@@ -276,10 +284,13 @@ async fn one_bad_item_does_not_fail_its_neighbours() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_costs_its_caller_only() {
     let node = core(database().await, Setup::default()).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
-    assert_eq!(ask(&node, "a", Command::Panic, Meta::runtime()).await, Err(AskError::Internal));
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
+    assert_eq!(
+        ask(&node, "a", Command::Panic, CommandMeta::runtime()).await,
+        Err(AskError::Internal)
+    );
     eventually("the entity answers again", || async {
-        ask(&node, "a", Command::Add(1), Meta::runtime()).await.is_ok()
+        ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.is_ok()
     })
     .await;
     assert_eq!(total(&node, "a").await, 2);
@@ -296,19 +307,19 @@ async fn bounds_answer_at_once() {
     let node = core(database.clone(), setup).await;
     let pool = pool(database).await;
     let counter = node.entities.of::<Counter>("a");
-    let late = Meta::runtime().timeout(Duration::ZERO);
+    let late = CommandMeta::runtime().timeout(Duration::ZERO);
     assert_eq!(counter.ask(Command::Add(1), late).await, Err(AskError::DeadlineExceeded));
     total(&node, "a").await;
     // Nothing can be committed while somebody holds the lanes' rows.
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("select from lanes for update").execute(&mut *lock).await.unwrap();
     let mut in_flight: Vec<_> =
-        (0..4).map(|_| counter.ask(Command::Add(1), Meta::runtime()).boxed()).collect();
+        (0..4).map(|_| counter.ask(Command::Add(1), CommandMeta::runtime()).boxed()).collect();
     for ask in &mut in_flight {
         assert!(futures_util::poll!(ask).is_pending());
     }
     // A full entity is full for reads too; everybody else is served.
-    assert_eq!(counter.ask(Command::Get, Meta::runtime()).await, Err(AskError::Overloaded));
+    assert_eq!(counter.ask(Command::Get, CommandMeta::runtime()).await, Err(AskError::Overloaded));
     assert_eq!(total(&node, "b").await, 0);
     lock.rollback().await.unwrap();
     for ask in in_flight {
@@ -337,7 +348,8 @@ async fn waiting_queries_are_bounded_and_keep_no_command_out() {
     let counter = node.entities.of::<Counter>("a");
     let mut waiting = Vec::new();
     while waiting.len() < 256 {
-        let mut ask = counter.ask(Command::WaitFor { at_least: 100 }, Meta::runtime()).boxed();
+        let mut ask =
+            counter.ask(Command::WaitFor { at_least: 100 }, CommandMeta::runtime()).boxed();
         assert!(futures_util::poll!(&mut ask).is_pending());
         // Answered behind it, so by now it is parked.
         total(&node, "a").await;
@@ -346,11 +358,11 @@ async fn waiting_queries_are_bounded_and_keep_no_command_out() {
     let more = || {
         counter.ask(
             Command::WaitFor { at_least: 100 },
-            Meta::runtime().timeout(Duration::from_millis(300)),
+            CommandMeta::runtime().timeout(Duration::from_millis(300)),
         )
     };
     assert_eq!(more().await, Err(AskError::Overloaded));
-    assert_eq!(ask(&node, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(1)));
+    assert_eq!(ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await, Ok(Reply::Total(1)));
     drop(waiting);
     eventually("there is room again", || async { more().await == Err(AskError::DeadlineExceeded) })
         .await;
@@ -362,10 +374,10 @@ async fn a_query_can_wait_for_a_change() {
     let node = core(database().await, Setup::default()).await;
     let counter = node.entities.of::<Counter>("a");
     let waiting = tokio::spawn(async move {
-        counter.ask(Command::WaitFor { at_least: 3 }, Meta::runtime()).await
+        counter.ask(Command::WaitFor { at_least: 3 }, CommandMeta::runtime()).await
     });
     for _ in 0..3 {
-        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     }
     assert_eq!(waiting.await.unwrap(), Ok(Ok(Reply::Total(3))));
     node.stop().await;
@@ -388,7 +400,9 @@ async fn sends_arrive_once_even_over_a_crash() {
         sqlx::query_scalar::<_, i64>("select count(*) from outbox").fetch_one(&pool).await.unwrap()
     };
     let to: Vec<String> = (0..40).map(|n| format!("to{n}")).collect();
-    ask(&first, "from", Command::Spread { to: to.clone(), n: 3 }, Meta::runtime()).await.unwrap();
+    ask(&first, "from", Command::Spread { to: to.clone(), n: 3 }, CommandMeta::runtime())
+        .await
+        .unwrap();
     // In the middle of delivering, a successor takes over and finishes; some were delivered twice.
     let second = core(database, Setup::default()).await;
     for key in &to {
@@ -410,8 +424,9 @@ async fn sends_to_one_receiver_keep_their_order() {
     let database = database().await;
     let pool = pool(database.clone()).await;
     let node = core(database, Setup::default()).await;
-    let sends = (1..=20)
-        .map(|n| ask(&node, "from", Command::Spread { to: vec!["to".into()], n }, Meta::runtime()));
+    let sends = (1..=20).map(|n| {
+        ask(&node, "from", Command::Spread { to: vec!["to".into()], n }, CommandMeta::runtime())
+    });
     assert!(join_all(sends).await.iter().all(Result::is_ok));
     eventually("all arrive", || async { total(&node, "to").await == 210 }).await;
     let order: Vec<i64> = sqlx::query_scalar(
@@ -445,7 +460,7 @@ async fn an_entity_that_owes_much_delivers_it_once_and_in_order() {
     let later = OWED + 1..=OWED + 60;
     for n in later.clone() {
         let to = vec![format!("to{}", n % RECEIVERS)];
-        ask(&node, "from", Command::Spread { to, n }, Meta::runtime()).await.unwrap();
+        ask(&node, "from", Command::Spread { to, n }, CommandMeta::runtime()).await.unwrap();
     }
     eventually("all is delivered but what cannot be", || async {
         let left = "select count(*) from outbox where target_key <> 'broken'";
@@ -472,7 +487,7 @@ async fn an_entity_that_owes_much_delivers_it_once_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_far_off_starts_nothing_and_lets_nothing_expire() {
     let database = database().await;
-    let limits = skew::Limits { warn_ms: 30_000, limit_ms: 60_000 };
+    let limits = skew::SkewLimits { warn_ms: 30_000, limit_ms: 60_000 };
     let clock = Clock::manual(Clock::System.now());
     let setup = || Setup { clock: clock.clone(), clock_limits: limits, ..Default::default() };
     clock.advance_ms(120_000);
@@ -485,7 +500,7 @@ async fn a_clock_that_is_far_off_starts_nothing_and_lets_nothing_expire() {
     clock.advance_ms(-120_000);
     let node = core(database, setup()).await;
     let at = clock.now() + jiff::SignedDuration::from_secs(25);
-    ask(&node, "a", Command::AddAt { at, n: 1, name: "late".into() }, Meta::runtime())
+    ask(&node, "a", Command::AddAt { at, n: 1, name: "late".into() }, CommandMeta::runtime())
         .await
         .unwrap();
     let (skew, known) = (node.runtime.skew.clone(), node.runtime.skew.clone());
@@ -510,11 +525,13 @@ async fn timers_fire_once_late_rather_than_never() {
     let first = core(database.clone(), setup()).await;
     let at = |s: i64| clock.now() + jiff::SignedDuration::from_secs(s);
     let plan = |name: &str, at: Timestamp, n| Command::AddAt { at, n, name: name.into() };
-    ask(&first, "a", plan("one", at(60), 1), Meta::runtime()).await.unwrap();
-    ask(&first, "a", plan("two", at(60), 10), Meta::runtime()).await.unwrap();
-    ask(&first, "a", plan("two", at(120), 100), Meta::runtime()).await.unwrap();
-    ask(&first, "a", plan("gone", at(60), 1_000), Meta::runtime()).await.unwrap();
-    ask(&first, "a", Command::Forget { name: "gone".into() }, Meta::runtime()).await.unwrap();
+    ask(&first, "a", plan("one", at(60), 1), CommandMeta::runtime()).await.unwrap();
+    ask(&first, "a", plan("two", at(60), 10), CommandMeta::runtime()).await.unwrap();
+    ask(&first, "a", plan("two", at(120), 100), CommandMeta::runtime()).await.unwrap();
+    ask(&first, "a", plan("gone", at(60), 1_000), CommandMeta::runtime()).await.unwrap();
+    ask(&first, "a", Command::Forget { name: "gone".into() }, CommandMeta::runtime())
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(total(&first, "a").await, 0);
     // The node is down when the first is due.
@@ -535,7 +552,7 @@ async fn timers_fire_once_late_rather_than_never() {
         Default::default(),
     );
     again.unwrap();
-    ask(&second, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&second, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     assert_eq!(total(&second, "a").await, 102);
     second.stop().await;
 }
@@ -566,7 +583,9 @@ async fn runs_are_retried_and_their_outcome_comes_back() {
         ("final", "error:no"),
         ("missing", "error:there is no runner missing"),
     ] {
-        ask(&node, "a", Command::Run { runner: runner.into() }, Meta::runtime()).await.unwrap();
+        ask(&node, "a", Command::Run { runner: runner.into() }, CommandMeta::runtime())
+            .await
+            .unwrap();
         eventually(outcome, || async {
             let ran = "select count(*) from journal where event ->> 'Ran' = $1";
             sqlx::query_scalar::<_, i64>(ran).bind(outcome).fetch_one(&pool).await.unwrap() == 1
@@ -601,12 +620,12 @@ async fn an_outcome_is_taken_once() {
     setup.runners.push(AnyRunner::new(Held(held.clone())));
     let node = core(database.clone(), setup).await;
     let pool = pool(database).await;
-    ask(&node, "a", Command::Run { runner: "held".into() }, Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Run { runner: "held".into() }, CommandMeta::runtime()).await.unwrap();
     // As when another run of the same effect was quicker: its commit took the row.
     sqlx::query("delete from outbox").execute(&pool).await.unwrap();
     held.add_permits(1);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     let ran: i64 = sqlx::query_scalar("select count(*) from journal where event ? 'Ran'")
         .fetch_one(&pool)
         .await
@@ -623,10 +642,13 @@ async fn a_command_past_its_deadline_is_never_decided() {
     // The entity cannot be read while somebody holds the table, so the command waits in its mailbox.
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("lock table snapshots").execute(&mut *lock).await.unwrap();
-    let soon = Meta::runtime().timeout(Duration::from_millis(100));
+    let soon = CommandMeta::runtime().timeout(Duration::from_millis(100));
     assert_eq!(ask(&node, "a", Command::Add(1), soon).await, Err(AskError::DeadlineExceeded));
     lock.rollback().await.unwrap();
-    assert_eq!(ask(&node, "a", Command::Add(10), Meta::runtime()).await, Ok(Reply::Total(10)));
+    assert_eq!(
+        ask(&node, "a", Command::Add(10), CommandMeta::runtime()).await,
+        Ok(Reply::Total(10))
+    );
     node.stop().await;
 }
 
@@ -639,7 +661,7 @@ async fn passive_entities_come_back_from_snapshot_and_events() {
     };
     let node = core(database.clone(), setup()).await;
     for _ in 0..25 {
-        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     }
     eventually("it becomes passive", || async { node.registry.live() == 0 }).await;
     let pool = pool(database.clone()).await;
@@ -671,12 +693,12 @@ async fn an_entity_that_cannot_start_is_parked_and_can_be_retried() {
         .await
         .unwrap();
     eventually("it is parked", || async {
-        let _ = ask(&node, "a", Command::Get, Meta::runtime()).await;
+        let _ = ask(&node, "a", Command::Get, CommandMeta::runtime()).await;
         sqlx::query_scalar::<_, i64>("select count(*) from parked").fetch_one(&pool).await.unwrap()
             == 1
     })
     .await;
-    match ask(&node, "a", Command::Get, Meta::runtime()).await {
+    match ask(&node, "a", Command::Get, CommandMeta::runtime()).await {
         Err(AskError::Unavailable { reason, .. }) => assert!(reason.contains("parked"), "{reason}"),
         other => panic!("{other:?}"),
     }
@@ -684,7 +706,7 @@ async fn an_entity_that_cannot_start_is_parked_and_can_be_retried() {
     sqlx::query("update journal set event = '{\"Added\": 4}'").execute(&pool).await.unwrap();
     assert!(proxie::persistence::outbox::unpark(&pool, "counter", "a").await.unwrap());
     eventually("it starts", || async {
-        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(4))
+        ask(&node, "a", Command::Get, CommandMeta::runtime()).await == Ok(Reply::Total(4))
     })
     .await;
     node.stop().await;
@@ -703,11 +725,12 @@ async fn dead_letters_are_listed_and_can_be_retried() {
         .execute(&pool)
         .await
         .unwrap();
-    ask(&node, "from", Command::Spread { to: vec!["broken".into()], n: 3 }, Meta::runtime())
+    ask(&node, "from", Command::Spread { to: vec!["broken".into()], n: 3 }, CommandMeta::runtime())
         .await
         .unwrap();
-    let dead =
-        || async { letters::list(&pool, &Which::default(), &Cursor::default(), 10).await.unwrap() };
+    let dead = || async {
+        letters::list(&pool, &LetterFilter::default(), &LetterCursor::default(), 10).await.unwrap()
+    };
     eventually("it is a dead letter", || async { dead().await.len() == 1 }).await;
     sqlx::query("update journal set event = '{\"Added\": 4}' where key = 'broken'")
         .execute(&pool)
@@ -715,10 +738,10 @@ async fn dead_letters_are_listed_and_can_be_retried() {
         .unwrap();
     sqlx::query("delete from parked").execute(&pool).await.unwrap();
     eventually("it starts", || async {
-        ask(&node, "broken", Command::Get, Meta::runtime()).await.is_ok()
+        ask(&node, "broken", Command::Get, CommandMeta::runtime()).await.is_ok()
     })
     .await;
-    let which = Which { id: Some(dead().await[0].id.clone()), ..Default::default() };
+    let which = LetterFilter { id: Some(dead().await[0].id.clone()), ..Default::default() };
     assert_eq!(letters::retry(&pool, &which).await.unwrap(), 1);
     eventually("it arrives after all", || async { total(&node, "broken").await == 7 }).await;
     node.stop().await;
@@ -796,7 +819,7 @@ async fn a_commit_whose_answer_was_lost_counts_once() {
         })
         .await;
         cable.mute();
-        let add = ask(&node, "a", Command::Add(1), Meta::runtime());
+        let add = ask(&node, "a", Command::Add(1), CommandMeta::runtime());
         let lost = async {
             eventually("it is committed", || async {
                 let events = sqlx::query_scalar::<_, i64>("select count(*) from journal");
@@ -809,7 +832,7 @@ async fn a_commit_whose_answer_was_lost_counts_once() {
         assert_eq!(answer, Ok(Reply::Total(n)));
     }
     eventually("it is readable", || async {
-        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(6))
+        ask(&node, "a", Command::Get, CommandMeta::runtime()).await == Ok(Reply::Total(6))
     })
     .await;
     node.stop().await;
@@ -819,18 +842,18 @@ async fn a_commit_whose_answer_was_lost_counts_once() {
 async fn without_a_proven_lease_nothing_is_read() {
     let database = database().await;
     let node = core(database.clone(), Setup::default()).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     let pool = pool(database).await;
     let mut lock = pool.begin().await.unwrap();
     sqlx::query("select from leases for update").execute(&mut *lock).await.unwrap();
     eventually("the lease is not renewed", || async { !node.lease.is_fresh() }).await;
-    let read = ask(&node, "a", Command::Get, Meta::runtime()).await;
+    let read = ask(&node, "a", Command::Get, CommandMeta::runtime()).await;
     assert!(matches!(read, Err(AskError::Unavailable { .. })), "{read:?}");
     // A commit proves by itself that nobody has taken over.
-    assert_eq!(ask(&node, "a", Command::Add(1), Meta::runtime()).await, Ok(Reply::Total(2)));
+    assert_eq!(ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await, Ok(Reply::Total(2)));
     lock.rollback().await.unwrap();
     eventually("it is renewed", || async {
-        ask(&node, "a", Command::Get, Meta::runtime()).await == Ok(Reply::Total(2))
+        ask(&node, "a", Command::Get, CommandMeta::runtime()).await == Ok(Reply::Total(2))
     })
     .await;
     node.stop().await;
@@ -839,7 +862,7 @@ async fn without_a_proven_lease_nothing_is_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_pool_costs_no_lease() {
     let node = core(database().await, Setup::default()).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     let mut taken = Vec::new();
     let soon = Duration::from_millis(200);
     while let Ok(Ok(connection)) = tokio::time::timeout(soon, node.pool.acquire()).await {
@@ -858,13 +881,17 @@ async fn publications_are_numbered_without_a_hole() {
     let database = database().await;
     let first = core(database.clone(), Setup::default()).await;
     for n in 0..5 {
-        ask(&first, "a", Command::Publish { event: format!("e{n}") }, Meta::runtime())
+        ask(&first, "a", Command::Publish { event: format!("e{n}") }, CommandMeta::runtime())
             .await
             .unwrap();
     }
     let second = core(database.clone(), Setup::default()).await;
-    ask(&second, "a", Command::Publish { event: "e5".into() }, Meta::runtime()).await.unwrap();
-    ask(&second, "b", Command::Publish { event: "other".into() }, Meta::runtime()).await.unwrap();
+    ask(&second, "a", Command::Publish { event: "e5".into() }, CommandMeta::runtime())
+        .await
+        .unwrap();
+    ask(&second, "b", Command::Publish { event: "other".into() }, CommandMeta::runtime())
+        .await
+        .unwrap();
     // Many at once, as when their node has died.
     let histories = Histories::start(pool(database.clone()).await, first.runtime.vault.clone());
     let after = |key: &'static str, after| histories.after("counter", key, after);
@@ -918,7 +945,8 @@ async fn a_listener_that_comes_during_a_commit_is_told() {
     let node = core(database.clone(), Setup::default()).await;
     let pool = pool(database).await;
     let histories = Histories::start(pool.clone(), node.runtime.vault.clone());
-    let publish = || ask(&node, "a", Command::Publish { event: "e".into() }, Meta::runtime());
+    let publish =
+        || ask(&node, "a", Command::Publish { event: "e".into() }, CommandMeta::runtime());
     publish().await.unwrap();
     let mut held = pool.begin().await.unwrap();
     sqlx::query("lock table publications in exclusive mode").execute(&mut *held).await.unwrap();
@@ -959,7 +987,7 @@ async fn while_the_store_is_away_nothing_is_acknowledged_and_then_it_goes_on() {
     let node = core(server.connect_options(), setup).await;
     let mut acknowledged = 0;
     for _ in 0..10 {
-        ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+        ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
         acknowledged += 1;
     }
     server.stop().await.unwrap();
@@ -970,7 +998,7 @@ async fn while_the_store_is_away_nothing_is_acknowledged_and_then_it_goes_on() {
     eventually("the node is not ready", || async { !node.is_ready() }).await;
     // Reads too: without a proven lease they may be old.
     assert!(matches!(
-        ask(&node, "a", Command::Get, Meta::runtime()).await,
+        ask(&node, "a", Command::Get, CommandMeta::runtime()).await,
         Err(AskError::Unavailable { .. })
     ));
     let server = start().await;
@@ -994,7 +1022,7 @@ async fn a_store_without_room_is_away_and_is_tried_again() {
         ..Default::default()
     };
     let node = core(database.clone(), setup).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     let pool = pool(database).await;
     // What a full disk does: whatever needs a new block fails, small updates still find room.
     for statement in [
@@ -1037,6 +1065,6 @@ async fn an_ordinary_database_user_is_enough_once_the_extensions_are_there() {
     }
     migrate(&pool(mine.clone()).await, proxie::systems::ALL).await.unwrap();
     let node = core(mine, Setup::default()).await;
-    ask(&node, "a", Command::Add(1), Meta::runtime()).await.unwrap();
+    ask(&node, "a", Command::Add(1), CommandMeta::runtime()).await.unwrap();
     node.stop().await;
 }

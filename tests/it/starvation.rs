@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use proxie::actors::Options;
 use proxie::app::core::Core;
-use proxie::cluster::Meta;
+use proxie::cluster::CommandMeta;
 use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::error::AskError;
 use proxie::kernel::ids::slot_of;
-use proxie::persistence::letters::{self, Cursor, DeadLetter, Which};
+use proxie::persistence::letters::{self, DeadLetter, LetterCursor, LetterFilter};
 use proxie::persistence::outbox;
 use proxie::persistence::patience::within;
 use sqlx::Row;
@@ -20,7 +20,7 @@ use crate::counter::{Command, Counter, Rejection, Reply};
 use crate::support::{Cable, Setup, core, database, eventually, known_as, pool};
 
 pub async fn ask(core: &Core, key: &str, command: Command) -> Result<Reply, AskError> {
-    let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime());
+    let asked = core.entities.of::<Counter>(key).ask(command, CommandMeta::runtime());
     Ok(asked.await?.expect("not rejected"))
 }
 
@@ -38,8 +38,8 @@ pub async fn hurry(pool: &PgPool) {
     run(pool, "update outbox set due_at = 'epoch', look_at = 'epoch' where dead_at is null").await;
 }
 
-pub async fn dead(pool: &PgPool, which: &Which) -> Vec<DeadLetter> {
-    letters::list(pool, which, &Cursor::default(), 1_000).await.unwrap()
+pub async fn dead(pool: &PgPool, which: &LetterFilter) -> Vec<DeadLetter> {
+    letters::list(pool, which, &LetterCursor::default(), 1_000).await.unwrap()
 }
 
 /// Rows that nobody can handle, older than everything else: `n` of each sort.
@@ -182,10 +182,10 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     let node = core(database, Setup { entities, ..Default::default() }).await;
     eventually("all are dead letters", || async {
         hurry(&pool).await;
-        dead(&pool, &Which::default()).await.len() == 3 * 7
+        dead(&pool, &LetterFilter::default()).await.len() == 3 * 7
     })
     .await;
-    let of = |kind: &str, reason: &str| Which {
+    let of = |kind: &str, reason: &str| LetterFilter {
         kind: Some(kind.into()),
         reason: Some(reason.into()),
         ..Default::default()
@@ -196,9 +196,9 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     assert_eq!(dead(&pool, &of("counter", "parked")).await.len(), 3);
     assert_eq!(dead(&pool, &of("counter", letters::ASLEEP)).await.len(), 6);
     // By pages, each once.
-    let (mut ids, mut after) = (Vec::new(), Cursor::default());
+    let (mut ids, mut after) = (Vec::new(), LetterCursor::default());
     loop {
-        let page = letters::list(&pool, &Which::default(), &after, 4).await.unwrap();
+        let page = letters::list(&pool, &LetterFilter::default(), &after, 4).await.unwrap();
         let Some(last) = page.last() else { break };
         after = last.cursor.clone();
         ids.extend(page.into_iter().map(|letter| letter.id));
@@ -224,7 +224,7 @@ async fn what_was_tried_for_too_long_is_set_aside_and_can_be_tried_again() {
     assert!(outbox::unpark(&pool, "counter", "parked2").await.unwrap());
     eventually("its timer fires", || async {
         // Tried before the node had learned of it, within the second that it has here, it would be given up again.
-        let its = Which { key: Some("parked2".into()), ..of("counter", "") };
+        let its = LetterFilter { key: Some("parked2".into()), ..of("counter", "") };
         letters::retry(&pool, &its).await.unwrap();
         matches!(ask(&node, "parked2", Command::Get).await, Ok(Reply::Total(1)))
     })
@@ -336,7 +336,8 @@ async fn a_query_that_waits_sees_what_others_wrote() {
     let node = core(database, Setup::default()).await;
     ask(&node, "a", Command::Add(1)).await.unwrap();
     let counter = node.entities.of::<Counter>("a");
-    let waits = tokio::spawn(counter.ask(Command::WaitFor { at_least: 50 }, Meta::runtime()));
+    let waits =
+        tokio::spawn(counter.ask(Command::WaitFor { at_least: 50 }, CommandMeta::runtime()));
     ask(&node, "a", Command::Get).await.unwrap();
     run(
         &pool,
@@ -344,7 +345,7 @@ async fn a_query_that_waits_sees_what_others_wrote() {
     )
     .await;
     // Refused as stale, decided again on what is true, and then no event follows from it.
-    let user = Meta::new(Caller::user("u", Role::Consumer)).id("once");
+    let user = CommandMeta::new(Caller::user("u", Role::Consumer)).id("once");
     let refused = counter.ask(Command::AddUpTo { n: 1, limit: 0 }, user).await.unwrap();
     assert_eq!(refused, Err(Rejection::Limit { limit: 0 }));
     assert_eq!(waits.await.unwrap(), Ok(Ok(Reply::Total(101))));

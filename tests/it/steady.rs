@@ -1,16 +1,16 @@
 //! A store that is older than its retention windows and larger than on its first day: what is read for what is used.
 
 use proxie::kernel::clock::Timestamp;
-use proxie::persistence::letters::{self, Which};
+use proxie::persistence::letters::{self, LetterFilter};
 use proxie::persistence::loader::{Loader, OWED_PAGE};
 use proxie::persistence::outbox::owing;
 use proxie::persistence::publications::Histories;
 use proxie::persistence::store::{self, Options};
-use proxie::persistence::sweep::{Kept, sweep};
+use proxie::persistence::sweep::{RowRetention, sweep};
 use proxie::persistence::timers::claim;
 use proxie::persistence::views::{Cursor, List, Views};
 use proxie::systems::devices::domain::content::ContentView;
-use proxie::systems::devices::domain::playback::SessionView as PlaybackView;
+use proxie::systems::devices::domain::playback::PlaybackSessionView;
 use proxie::systems::marketplace::domain::profile::ProviderView;
 use proxie::systems::marketplace::domain::request::{OfferRow, RequestView};
 use proxie::systems::marketplace::domain::session::{MessageRow, SessionView};
@@ -62,7 +62,7 @@ async fn a_sweep_reads_what_it_deletes_also_after_three_windows() {
     let database = database().await;
     let (pool, watching) = (one(database.clone()).await, one(database).await);
     without_vacuum(&watching).await;
-    let kept = Kept { dedupe_s: WINDOW_H * 3_600, publications_s: WINDOW_H * 3_600 };
+    let kept = RowRetention { dedupe_s: WINDOW_H * 3_600, publications_s: WINDOW_H * 3_600 };
     let start = 1_800_000_000;
     let mut steady = (0, 0, 0);
     for hour in 0..WINDOW_H * 4 {
@@ -123,7 +123,7 @@ async fn what_is_over_is_forgotten() {
     ] {
         watching.execute(sql).await.unwrap();
     }
-    sweep(&pool, None, Kept { dedupe_s: 1, publications_s: 1 }).await.unwrap();
+    sweep(&pool, None, RowRetention { dedupe_s: 1, publications_s: 1 }).await.unwrap();
     let left = "select (select string_agg(incarnation::text, ' ' order by incarnation) from nodes),
         (select string_agg(incarnation::text, ' ' order by incarnation) from leases),
         (select count(*) from lanes), (select count(*) from suspicions),
@@ -204,8 +204,9 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
     let (_away, away) = tokio::sync::watch::channel(false);
     let loader = Loader::start(pool.clone(), 1, away);
     let histories = Histories::start(pool.clone(), vault(watching.clone()).await);
-    let (letters_of, now) = (Which::default(), Timestamp::from_second(1_800_000_000).unwrap());
-    let begin = letters::Cursor::default();
+    let (letters_of, now) =
+        (LetterFilter::default(), Timestamp::from_second(1_800_000_000).unwrap());
+    let begin = letters::LetterCursor::default();
     let window = Window {
         service: "haircut".into(),
         south: 50.0,
@@ -240,7 +241,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             let from = if newest_first { Cursor::last() } else { Cursor::first() };
             List { owner, newest_first, from, limit: 20 }
         }
-        fn page<T>(page: &proxie::persistence::views::Page<T>) -> usize {
+        fn page<T>(page: &proxie::persistence::views::RowPage<T>) -> usize {
             page.items.len() + 1
         }
         fn some<T>(found: &Option<T>) -> usize {
@@ -253,7 +254,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.list::<SessionView>(rows_of("alice", true)) => page,
             views.list::<MessageRow>(rows_of("ses_1", true)) => page,
             views.list::<MessageRow>(rows_of("ses_1", false)) => page,
-            views.list::<PlaybackView>(rows_of("alice", true)) => page,
+            views.list::<PlaybackSessionView>(rows_of("alice", true)) => page,
             market::providers(&views, None, None, None, Cursor::first(), 20) => page,
             market::providers(&views, None, Some("berlin"), None, Cursor::first(), 20) => page,
             market::providers(&views, Some("haircut"), None, None, Cursor::first(), 20) => page,
@@ -266,7 +267,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
             views.get::<ProviderView>("prv_1") => some,
             views.get_of::<SessionView>("alice", "ses_1") => some,
             views.get::<ContentView>("con_1") => some,
-            views.get_of::<PlaybackView>("alice", "pbs_1") => some,
+            views.get_of::<PlaybackSessionView>("alice", "pbs_1") => some,
             market::booking_of(&views, "alice", "bkg_1") => some,
             market::have_dealings(&views, "alice", "own_1") => |_: &bool| 2,
             loader.load("counter", "k7".into()) => |loaded: &proxie::persistence::loader::Loaded| loaded.events.len() + 1,

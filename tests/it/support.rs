@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use proxie::actors::{AnyRunner, Options};
 use proxie::app::core::migrate;
-use proxie::app::core::{self, Core, Prepared, Settings};
+use proxie::app::core::{self, Core, CoreSettings, Prepared};
 use proxie::app::member::{self, Pipe};
-use proxie::cluster::{Meta, skew, transport};
+use proxie::cluster::{CommandMeta, skew, transport};
 use proxie::kernel::clock::Clock;
 use proxie::persistence::codec::SnapshotCodec;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
@@ -122,7 +122,7 @@ pub struct Setup {
     pub writer: writer::Options,
     pub runners: Vec<AnyRunner>,
     pub data_lock_held: bool,
-    pub clock_limits: skew::Limits,
+    pub clock_limits: skew::SkewLimits,
     pub name: &'static str,
     /// With others on its database.
     pub clustered: bool,
@@ -139,7 +139,7 @@ impl Default for Setup {
             name: "test",
             clustered: false,
             // Tests move clocks by hand.
-            clock_limits: skew::Limits { limit_ms: i64::MAX, ..Default::default() },
+            clock_limits: skew::SkewLimits { limit_ms: i64::MAX, ..Default::default() },
         }
     }
 }
@@ -186,7 +186,7 @@ pub async fn core_through(database: &PgConnectOptions, setup: Setup) -> Core {
 }
 
 pub async fn ask_counter(core: &Core, key: &str, command: crate::counter::Command) {
-    let asked = core.entities.of::<Counter>(key).ask(command, Meta::runtime()).await;
+    let asked = core.entities.of::<Counter>(key).ask(command, CommandMeta::runtime()).await;
     asked.unwrap().expect("not rejected");
 }
 
@@ -229,11 +229,11 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
                 tls: None,
                 weight: 1,
                 pipe: Pipe::Framed,
-                limits: transport::Limits::default(),
+                limits: transport::TransportLimits::default(),
             })
         }
     };
-    let settings = Settings {
+    let settings = CoreSettings {
         systems: proxie::systems::ALL,
         node: NodeInfo {
             name: setup.name.into(),

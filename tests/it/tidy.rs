@@ -69,6 +69,17 @@ const CRATE_USES: &[(&str, &str, &str)] = &[(
     "carries the pool from `app` to functions of `persistence`, and runs no statement itself",
 )];
 
+/// Names that every entity or component has a type of: (name, the part where each may have its own, or all).
+const CONVENTIONAL: &[(&str, &str)] = &[
+    ("Command", "domain"),
+    ("Event", "domain"),
+    ("Reply", "domain"),
+    ("Rejection", "domain"),
+    ("State", "domain"),
+    ("Status", "domain"),
+    ("Options", ""),
+];
+
 const MAX_LINES: usize = 500;
 
 /// Parts whose modules do not import each other in a circle. A file and the folder of its name are one module.
@@ -324,6 +335,43 @@ fn files_can_be_read_in_one_go() {
         .map(|source| (source.name, source.lines.len()))
         .collect();
     assert_eq!(long, [], "split them");
+}
+
+/// The public type that a line defines.
+fn defined(line: &str) -> Option<&str> {
+    let public = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) "))?;
+    let (kind, rest) = public.split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric()).next()?;
+    matches!(kind, "struct" | "enum" | "trait" | "type").then_some(name)
+}
+
+/// An operation is named by what it does to the things of its module, such as `bookings::Get`: always with the module.
+#[test]
+fn no_two_public_types_have_one_name() {
+    let src = root().join("src");
+    let mut places = BTreeMap::<String, Vec<String>>::new();
+    let mut conventional = BTreeSet::new();
+    for path in files(&src, "rs") {
+        let file = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        if is_test_file(&file) {
+            continue;
+        }
+        let text = read(&path);
+        for name in text.lines().filter_map(defined) {
+            let by_convention = CONVENTIONAL.iter().find(|(conventional, place)| {
+                *conventional == name && (place.is_empty() || part(&file) == *place)
+            });
+            if let Some((name, _)) = by_convention {
+                conventional.insert(*name);
+            } else if !text.contains(&format!("impl Operation for {name} ")) {
+                places.entry(name.to_owned()).or_default().push(file.clone());
+            }
+        }
+    }
+    assert!(places.len() > 300, "the sources were read: {}", places.len());
+    places.retain(|_, files| files.len() > 1);
+    assert!(places.is_empty(), "give each a name of its own: {places:#?}");
+    assert_eq!(conventional.len(), CONVENTIONAL.len(), "a convention is not needed any more");
 }
 
 #[test]

@@ -892,7 +892,7 @@ export type SyncMerged = {
   stable: number;
 };
 
-/** An operation of a device, for the documents: on the wire it is [`Operation`]. */
+/** An operation of a device, for the documents: on the wire it is [`DeviceOperation`]. */
 export type SyncOperation = {
   /** Your own name for it. */
   operation_id?: string | null;

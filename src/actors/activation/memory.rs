@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::actors::ask::Ask;
-use crate::cluster::ask::Answer;
+use crate::cluster::ask::EntityAnswer;
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
 
@@ -20,7 +20,7 @@ pub struct Claim {
 
 impl Claim {
     /// The answer to somebody who asks under this id with the fingerprint `asked`.
-    pub fn recall<E: Entity>(&self, asked: i64) -> Answer<E> {
+    pub fn recall<E: Entity>(&self, asked: i64) -> EntityAnswer<E> {
         if self.fingerprint != asked {
             return Err(AskError::IdReused);
         }
@@ -56,7 +56,7 @@ impl<E: Entity> Memory<E> {
         self.followers.push((ticket, fingerprint, ask));
     }
 
-    pub fn recall(&self, id_hash: u64, asked: i64) -> Option<Answer<E>> {
+    pub fn recall(&self, id_hash: u64, asked: i64) -> Option<EntityAnswer<E>> {
         let claim = self.recent.iter().find(|claim| claim.id_hash == id_hash);
         claim.map(|claim| claim.recall::<E>(asked))
     }

@@ -8,7 +8,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 use super::memory::Claim;
 use super::{Activation, Next, Pending, Stop, away};
 use crate::actors::ask::{Ask, Message};
-use crate::cluster::ask::Answer;
+use crate::cluster::ask::EntityAnswer;
 use crate::cluster::topics::Published;
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
@@ -19,7 +19,7 @@ impl<E: Entity> Activation<E> {
     pub(super) fn push_answer(
         &mut self,
         ask: Box<Ask<E>>,
-        answer: Answer<E>,
+        answer: EntityAnswer<E>,
         publish: Vec<Arc<Published>>,
     ) {
         let ticket = self.take_ticket();
@@ -45,7 +45,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Answers what needs no commit: only a fresh lease, and the slot, prove that this is still the one activation.
-    pub(super) fn settle(&self, ask: Ask<E>, answer: Answer<E>, publish: &[Arc<Published>]) {
+    pub(super) fn settle(&self, ask: Ask<E>, answer: EntityAnswer<E>, publish: &[Arc<Published>]) {
         let rt = &self.table.runtime;
         ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
             Err(AskError::NotHere)

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::Activation;
 use crate::cluster::topics::Published;
 use crate::kernel::entity::{Effect, Entity};
-use crate::kernel::private::{self, INBOX, Place, Trouble};
+use crate::kernel::private::{self, EncryptionContext, INBOX, Trouble};
 use crate::persistence::commit::{JournalRow, OutboxRow, PublicationRow, SnapshotRow, TimerChange};
 use crate::persistence::vault::{PUBLICATION, TIMER, outbox_field};
 
 /// Rows of a decision, and where they leave off.
 #[derive(Default)]
-pub struct Written {
+pub struct DecisionRows {
     pub events: Vec<JournalRow>,
     pub outbox: Vec<OutboxRow>,
     pub timers: Vec<TimerChange>,
@@ -30,13 +30,13 @@ impl<E: Entity> Activation<E> {
         &self,
         events: &[E::Event],
         effects: Vec<Effect>,
-    ) -> Result<Written, Trouble> {
+    ) -> Result<DecisionRows, Trouble> {
         let rt = &self.table.runtime;
         // Most commands publish nothing, and nothing of theirs is sealed.
         let topic = LazyCell::new(|| [E::KIND, ":", &*self.key].concat());
         let heard = LazyCell::new(|| rt.topics.has_subscribers(&topic));
         let (topic_head, next_position) = (self.topic_head, self.next_position);
-        let mut written = Written { topic_head, next_position, ..Written::default() };
+        let mut written = DecisionRows { topic_head, next_position, ..DecisionRows::default() };
         for effect in effects {
             let (effect, of) = match effect {
                 Effect::Private { of, effect } => (*effect, Some(of.into())),
@@ -99,7 +99,7 @@ impl<E: Entity> Activation<E> {
 
     fn owe(
         &self,
-        written: &mut Written,
+        written: &mut DecisionRows,
         of: Option<Arc<str>>,
         kind: &str,
         key: String,
@@ -128,8 +128,8 @@ impl<E: Entity> Activation<E> {
         private::seal_text(&*cipher, &person, &self.place(), field, &text)
     }
 
-    pub(super) fn place(&self) -> Place {
-        Place { kind: E::KIND.into(), key: self.key.clone() }
+    pub(super) fn place(&self) -> EncryptionContext {
+        EncryptionContext { kind: E::KIND.into(), key: self.key.clone() }
     }
 
     /// Seals and opens private values of this entity. Entities that declare none pay nothing, and can write none.

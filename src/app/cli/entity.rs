@@ -11,7 +11,7 @@ use crate::persistence::{entities, outbox};
 use crate::systems;
 
 #[derive(Subcommand)]
-pub enum Command {
+pub enum EntityCommand {
     /// State, version and owner node of an entity
     Show {
         kind: String,
@@ -36,9 +36,9 @@ fn replay(kind: &str, journal: &mut [entities::JournalEntry]) -> anyhow::Result<
     (known.replay)(journal)
 }
 
-pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
+pub async fn run(pool: &PgPool, command: EntityCommand) -> anyhow::Result<()> {
     match command {
-        Command::Show { kind, key, events } => {
+        EntityCommand::Show { kind, key, events } => {
             let mut journal = entities::journal(pool, &kind, &key, i64::MAX).await?;
             let Some(shown) = entities::show(pool, &kind, &key, slot_of(&kind, &key)).await? else {
                 bail!("there is no {kind} {key}");
@@ -52,7 +52,7 @@ pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
             hide_secrets(&mut shown);
             println!("{shown:#}");
         }
-        Command::Parked => {
+        EntityCommand::Parked => {
             let mut after = (String::new(), String::new());
             loop {
                 let page = outbox::parked(pool, (&after.0, &after.1), PAGE).await?;
@@ -63,7 +63,7 @@ pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
                 }
             }
         }
-        Command::Retry { kind, key } => {
+        EntityCommand::Retry { kind, key } => {
             if !outbox::unpark(pool, &kind, &key).await? {
                 bail!("{kind} {key} is not parked");
             }

@@ -5,10 +5,10 @@ use clap::Subcommand;
 use sqlx::postgres::PgPool;
 
 use super::entity::hide_secrets;
-use crate::persistence::letters::{self, Cursor, PAGE, Which};
+use crate::persistence::letters::{self, LetterCursor, LetterFilter, PAGE};
 
 #[derive(Subcommand)]
-pub enum Command {
+pub enum LetterCommand {
     /// List the letters, the oldest first, one per line
     List {
         #[command(flatten)]
@@ -47,27 +47,27 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    fn which(self) -> Which {
-        Which { id: self.id, ..self.which.into() }
+    fn which(self) -> LetterFilter {
+        LetterFilter { id: self.id, ..self.which.into() }
     }
 }
 
-impl From<Letters> for Which {
+impl From<Letters> for LetterFilter {
     fn from(Letters { kind, key, reason }: Letters) -> Self {
         Self { id: None, kind, key, reason }
     }
 }
 
-pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
+pub async fn run(pool: &PgPool, command: LetterCommand) -> anyhow::Result<()> {
     match command {
-        Command::List { which } => list(pool, &which.into()).await,
-        Command::Retry(chosen) => {
+        LetterCommand::List { which } => list(pool, &which.into()).await,
+        LetterCommand::Retry(chosen) => {
             let which = chosen.which();
             let count = in_steps(&which, async |which| letters::retry(pool, which).await).await?;
             println!("{count} will be tried again");
             Ok(())
         }
-        Command::Discard(chosen) => {
+        LetterCommand::Discard(chosen) => {
             let which = chosen.which();
             let count = in_steps(&which, async |which| letters::discard(pool, which).await).await?;
             println!("{count} deleted");
@@ -76,8 +76,8 @@ pub async fn run(pool: &PgPool, command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn list(pool: &PgPool, which: &Which) -> anyhow::Result<()> {
-    let mut after = Cursor::default();
+async fn list(pool: &PgPool, which: &LetterFilter) -> anyhow::Result<()> {
+    let mut after = LetterCursor::default();
     loop {
         let page = letters::list(pool, which, &after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
@@ -92,8 +92,8 @@ async fn list(pool: &PgPool, which: &Which) -> anyhow::Result<()> {
 
 /// Repeats a bounded step until no letter is left.
 async fn in_steps(
-    which: &Which,
-    step: impl AsyncFn(&Which) -> Result<u64, sqlx::Error>,
+    which: &LetterFilter,
+    step: impl AsyncFn(&LetterFilter) -> Result<u64, sqlx::Error>,
 ) -> anyhow::Result<u64> {
     let mut count = 0;
     loop {

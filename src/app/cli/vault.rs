@@ -19,7 +19,7 @@ pub enum Person {
 }
 
 #[derive(Subcommand)]
-pub enum Vault {
+pub enum VaultCommand {
     /// Wrap all keys with the master key of this configuration, instead of the one in vault.previous_key_file or in the database
     Rotate,
 }
@@ -40,8 +40,8 @@ pub async fn person(pool: &PgPool, command: Person) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub async fn vault(config: &Config, pool: &PgPool, command: Vault) -> anyhow::Result<()> {
-    let Vault::Rotate = command;
+pub async fn vault(config: &Config, pool: &PgPool, command: VaultCommand) -> anyhow::Result<()> {
+    let VaultCommand::Rotate = command;
     let masters = settings::masters(config, false).map_err(anyhow::Error::msg).context("vault")?;
     let masters = masters.context("set vault.key or vault.key_file to the new master key first")?;
     let count = vault::rotate(pool, &masters).await.map_err(anyhow::Error::msg)?;

@@ -28,7 +28,7 @@ use crate::cluster::transport::handshake::Token;
 use crate::cluster::transport::link::Link;
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::node::{self, Carrier, Connection};
-use crate::cluster::transport::{DownCause, Inbox, Options, Started};
+use crate::cluster::transport::{DownCause, Inbox, Options, StartedTransport};
 
 const TOKEN: usize = size_of::<Token>();
 /// What ractor_cluster puts around a cast.
@@ -36,7 +36,7 @@ const CAST_OVERHEAD: u64 = 256;
 
 /// # Errors
 /// Limits that cannot be kept, and a certificate that is not this node's.
-pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Started> {
+pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<StartedTransport> {
     let carrier = Clustered::start(&options).await.map_err(io::Error::other)?;
     node::start(options, inbox, carrier).await
 }
@@ -264,7 +264,7 @@ mod tests {
     use ractor::ActorStatus;
 
     use super::*;
-    use crate::cluster::transport::{Limits, bind};
+    use crate::cluster::transport::{TransportLimits, bind};
 
     #[tokio::test]
     async fn its_actors_end_with_it() {
@@ -274,7 +274,7 @@ mod tests {
             listener: bind("127.0.0.1:0").await.unwrap(),
             cookie: "c".into(),
             tls: None,
-            limits: Limits::default(),
+            limits: TransportLimits::default(),
         };
         let carrier = Clustered::start(&options).await.unwrap();
         let (server, mailbox) = (carrier.server.get_cell(), carrier.mailbox.get_cell());

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::transport::{Envelope, Limits, RemoteAnswer};
+use crate::cluster::transport::{Envelope, RemoteAnswer, TransportLimits};
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
 
@@ -50,7 +50,7 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    pub fn of(limits: &Limits) -> Self {
+    pub fn of(limits: &TransportLimits) -> Self {
         Self {
             window: limits.window_bytes,
             envelope: limits.max_envelope_bytes,

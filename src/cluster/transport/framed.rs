@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::cluster::transport::link::{Broken, Link};
 use crate::cluster::transport::links::Links;
 use crate::cluster::transport::node::{self, Carrier, Connection, Task};
-use crate::cluster::transport::{DownCause, Inbox, Options, Started};
+use crate::cluster::transport::{DownCause, Inbox, Options, StartedTransport};
 
 const LENGTH: usize = size_of::<u32>();
 /// Small frames are read several at a time.
@@ -19,7 +19,7 @@ const READ_BUFFER: usize = 64 << 10;
 
 /// # Errors
 /// Limits that cannot be kept, and a certificate that is not this node's.
-pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<Started> {
+pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<StartedTransport> {
     node::start(options, inbox, Framed).await
 }
 

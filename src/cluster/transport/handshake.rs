@@ -339,14 +339,14 @@ mod tests {
     use tokio::io::{DuplexStream, duplex, split};
 
     use super::*;
-    use crate::cluster::transport::Limits;
+    use crate::cluster::transport::TransportLimits;
 
     fn node(incarnation: i64, cookie: &str) -> Identity {
         let me = Peer { incarnation, name: "n".into(), address: "a:1".into() };
         Identity {
             me,
             cookie: cookie.into(),
-            terms: Terms::of(&Limits::default()),
+            terms: Terms::of(&TransportLimits::default()),
             mailbox: incarnation as u64,
             speaks: Versions::OURS,
         }

@@ -23,7 +23,7 @@ use crate::cluster::transport::news::News;
 use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::wire::Versions;
 use crate::cluster::transport::{
-    Envelope, Inbox, Limits, Options, Peer, SendError, Started, Transport,
+    Envelope, Inbox, Options, Peer, SendError, StartedTransport, Transport, TransportLimits,
 };
 
 /// How long a peer that is not linked may wait to be.
@@ -100,7 +100,7 @@ struct Node<C> {
     tls: Option<Tls>,
     /// What it listens on.
     from: IpAddr,
-    limits: Limits,
+    limits: TransportLimits,
     links: Arc<Links>,
     carrier: C,
 }
@@ -119,7 +119,7 @@ pub(super) async fn start<C: Carrier>(
     options: Options,
     inbox: Arc<dyn Inbox>,
     carrier: C,
-) -> io::Result<Started> {
+) -> io::Result<StartedTransport> {
     let limits = options.limits;
     check(&limits)?;
     if let Some(tls) = &options.tls {
@@ -153,10 +153,10 @@ pub(super) async fn start<C: Carrier>(
         runtime,
         keepers: Mutex::default(),
     };
-    Ok(Started { transport: Arc::new(transport), events, address })
+    Ok(StartedTransport { transport: Arc::new(transport), events, address })
 }
 
-fn check(limits: &Limits) -> io::Result<()> {
+fn check(limits: &TransportLimits) -> io::Result<()> {
     let wrong = if limits.max_envelope_bytes > limits.window_bytes / 8 {
         "window_bytes is less than eight of the largest envelopes"
     } else if limits.max_frame_bytes.max(limits.max_envelope_bytes) > MAX_FRAME_BYTES {
@@ -410,7 +410,7 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn new(limits: &Limits) -> Self {
+    fn new(limits: &TransportLimits) -> Self {
         Self {
             next: Duration::from_millis(limits.redial_min_ms),
             max: Duration::from_millis(limits.redial_max_ms),

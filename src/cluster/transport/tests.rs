@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::kernel::entity::Caller;
 
-pub type Starting = Pin<Box<dyn Future<Output = io::Result<Started>> + Send>>;
+pub type Starting = Pin<Box<dyn Future<Output = io::Result<StartedTransport>> + Send>>;
 pub type Start = fn(Options, Arc<dyn Inbox>) -> Starting;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -107,8 +107,8 @@ impl Inbox for Recorder {
     }
 }
 
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> TransportLimits {
+    TransportLimits {
         window_bytes: 256 << 10,
         max_envelope_bytes: 16 << 10,
         max_frame_bytes: 8 << 10,
@@ -140,7 +140,7 @@ impl Running {
         let (sender, inbox) = unbounded_channel();
         let incarnation = options.incarnation;
         let started = start(options, Arc::new(Recorder(sender))).await.expect("it starts");
-        let Started { transport, events, address } = started;
+        let StartedTransport { transport, events, address } = started;
         Self { incarnation, transport, events, address, inbox }
     }
 

@@ -60,7 +60,7 @@ pub(super) struct Unknown {
 
 /// With what stands for who sends (`C`) and for why it failed (`F`).
 #[derive(Serialize, Deserialize)]
-enum Told<C, F> {
+enum WireMessage<C, F> {
     Ask { correlation: u64, ask: Ask<C> },
     Answer { correlation: u64, answer: Answer<F> },
     Control(Vec<u8>),
@@ -85,8 +85,8 @@ enum Answer<F> {
     NotOwner { owner: Option<i64>, epoch: i64 },
 }
 
-type Positional = Told<first::Caller, first::AskError>;
-type Described = Told<String, String>;
+type Positional = WireMessage<first::Caller, first::AskError>;
+type Described = WireMessage<String, String>;
 
 pub(super) fn pack(envelope: Envelope, version: u8) -> Packed {
     if version == 1 {
@@ -131,9 +131,9 @@ fn told<C, F>(
     envelope: Envelope,
     caller: impl FnOnce(Caller) -> C,
     error: impl FnOnce(AskError) -> F,
-) -> Told<C, F> {
+) -> WireMessage<C, F> {
     match envelope {
-        Envelope::Ask { correlation, ask } => Told::Ask {
+        Envelope::Ask { correlation, ask } => WireMessage::Ask {
             correlation,
             ask: Ask {
                 kind: ask.kind,
@@ -152,19 +152,19 @@ fn told<C, F>(
                 RemoteAnswer::Failed(failed) => Answer::Failed(error(failed)),
                 RemoteAnswer::NotOwner { owner, epoch } => Answer::NotOwner { owner, epoch },
             };
-            Told::Answer { correlation, answer }
+            WireMessage::Answer { correlation, answer }
         }
-        Envelope::Control(message) => Told::Control(message),
+        Envelope::Control(message) => WireMessage::Control(message),
     }
 }
 
 fn envelope<C, F>(
-    told: Told<C, F>,
+    told: WireMessage<C, F>,
     caller: impl FnOnce(C) -> Option<Caller>,
     error: impl FnOnce(F) -> Option<AskError>,
 ) -> Result<Envelope, Unknown> {
     Ok(match told {
-        Told::Ask { correlation, ask } => Envelope::Ask {
+        WireMessage::Ask { correlation, ask } => Envelope::Ask {
             correlation,
             ask: RemoteAsk {
                 kind: ask.kind,
@@ -177,7 +177,7 @@ fn envelope<C, F>(
                 traceparent: ask.traceparent,
             },
         },
-        Told::Answer { correlation, answer } => {
+        WireMessage::Answer { correlation, answer } => {
             let answer = match answer {
                 Answer::Outcome(outcome) => RemoteAnswer::Outcome(outcome),
                 Answer::Failed(failed) => {
@@ -188,7 +188,7 @@ fn envelope<C, F>(
             };
             Envelope::Answer { correlation, answer }
         }
-        Told::Control(message) => Envelope::Control(message),
+        WireMessage::Control(message) => Envelope::Control(message),
     })
 }
 

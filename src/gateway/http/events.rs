@@ -17,13 +17,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::extract::User;
+use super::extract::AuthenticatedUser;
 use crate::cluster::topics::Published;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::listening::subscribe;
 use crate::gateway::listening::{Cut, Feed};
-use crate::gateway::users::Seat;
+use crate::gateway::users::ConnectionSlot;
 use crate::gateway::ws::Opened;
 use crate::gateway::ws::protocol::{Close, Position, split_topic};
 use crate::gateway::{Gateway, Leaving};
@@ -37,12 +37,12 @@ const WARNING: Duration = Duration::from_secs(60);
 
 /// A client's position in each of its durable topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Cursor {
+struct StreamCursor {
     epoch: String,
     offsets: BTreeMap<Arc<str>, i64>,
 }
 
-impl Cursor {
+impl StreamCursor {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
         let is_epoch = |e: &&str| !e.is_empty() && e.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -64,7 +64,7 @@ impl Cursor {
     }
 }
 
-impl std::fmt::Display for Cursor {
+impl std::fmt::Display for StreamCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.epoch)?;
         self.offsets.iter().try_for_each(|(topic, offset)| write!(f, ";{topic}={offset}"))
@@ -75,7 +75,7 @@ pub async fn events(
     State(gateway): State<Arc<Gateway>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
-    user: User,
+    user: AuthenticatedUser,
 ) -> Outcome<Response> {
     let claims = Arc::new(user.claims);
     gateway.takes_connections()?;
@@ -84,7 +84,7 @@ pub async fn events(
         None | Some(Ok("")) => None,
         // An unreadable cursor counts as a position that does not exist. Browsers repeat the header for ever, so a
         // refusal would end the stream for good.
-        Some(text) => Some(text.ok().and_then(Cursor::parse).unwrap_or_default()),
+        Some(text) => Some(text.ok().and_then(StreamCursor::parse).unwrap_or_default()),
     };
     let own: Arc<str> = format!("user:{}", claims.sub).into();
     let mut topics = vec![own.clone()];
@@ -126,7 +126,7 @@ struct Listener {
     gateway: Arc<Gateway>,
     claims: Arc<Claims>,
     feed: Feed,
-    cursor: Cursor,
+    cursor: StreamCursor,
     ready: VecDeque<Event>,
     publications: Vec<Arc<Published>>,
     revocations: watch::Receiver<Revocations>,
@@ -135,7 +135,7 @@ struct Listener {
     token_end: Instant,
     leaves_at: Option<Instant>,
     ended: bool,
-    _counted: Seat,
+    _counted: ConnectionSlot,
     _opened: Opened,
 }
 
@@ -144,8 +144,8 @@ impl Listener {
         gateway: Arc<Gateway>,
         claims: Arc<Claims>,
         topics: Vec<Arc<str>>,
-        cursor: Option<Cursor>,
-        counted: Seat,
+        cursor: Option<StreamCursor>,
+        counted: ConnectionSlot,
     ) -> Outcome<Self> {
         let left = claims.expires_at().duration_since(gateway.now());
         let token_end = Instant::now() + Duration::try_from(left).unwrap_or_default();
@@ -165,7 +165,7 @@ impl Listener {
         }
         let shown = subscribe::shown(&started);
         let mut listener = Self {
-            cursor: Cursor { epoch: gateway.epoch().to_string(), ..Cursor::default() },
+            cursor: StreamCursor { epoch: gateway.epoch().to_string(), ..StreamCursor::default() },
             _opened: gateway.connections.opened(),
             _counted: counted,
             ready: VecDeque::new(),
@@ -306,15 +306,15 @@ mod tests {
     #[test]
     fn a_cursor_goes_there_and_back() {
         let text = "ep1;session:ses_1=12;user:alice=3";
-        let cursor = Cursor::parse(text).unwrap();
+        let cursor = StreamCursor::parse(text).unwrap();
         assert_eq!(cursor.to_string(), text);
         assert_eq!(cursor.position("user:alice").offset, 3);
-        assert_eq!(Cursor::parse("ep1").unwrap().position("user:alice").offset, NOWHERE);
+        assert_eq!(StreamCursor::parse("ep1").unwrap().position("user:alice").offset, NOWHERE);
         let many: String = (0..40).map(|n| format!(";user:u{n}=1")).collect();
         for bad in
             ["", "-", ";user:a=1", "e;user:a", "e;user:a=x", "e;nonsense=1", &format!("e{many}")]
         {
-            assert_eq!(Cursor::parse(bad), None, "{bad}");
+            assert_eq!(StreamCursor::parse(bad), None, "{bad}");
         }
     }
 }

@@ -20,12 +20,12 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The authenticated user, and the id of the command: the `Idempotency-Key`, or a new id.
-pub struct User {
+pub struct AuthenticatedUser {
     pub claims: Claims,
     pub(super) command_id: String,
 }
 
-impl FromRequestParts<Arc<Gateway>> for User {
+impl FromRequestParts<Arc<Gateway>> for AuthenticatedUser {
     type Rejection = Problem;
 
     async fn from_request_parts(

@@ -22,7 +22,7 @@ use crate::gateway::origins::FORWARDED;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
-use crate::persistence::limits::{Policy, Verdict};
+use crate::persistence::limits::{Policy, RateVerdict};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -261,7 +261,7 @@ pub async fn authenticate(
 }
 
 /// The headers `RateLimit-Policy` and `RateLimit`, as in the IETF draft "RateLimit header fields for HTTP".
-fn rate_limit(policy: Policy, verdict: Verdict) -> [(&'static str, String); 2] {
+fn rate_limit(policy: Policy, verdict: RateVerdict) -> [(&'static str, String); 2] {
     [
         ("ratelimit-policy", format!("\"default\";q={};w={}", policy.quota, policy.window_s)),
         ("ratelimit", format!("\"default\";r={};t={}", verdict.remaining, verdict.reset_s)),

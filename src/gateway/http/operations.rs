@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::extract::{Body, User};
+use super::extract::{AuthenticatedUser, Body};
 use crate::contract::input::from_text;
 use crate::contract::operation::{Method, Route};
 use crate::contract::{Declared, Outcome, Problem};
@@ -65,7 +65,7 @@ impl Served {
     async fn answer(&self, gateway: &Arc<Gateway>, request: Request) -> Outcome<Response> {
         let meta = &self.operation.meta;
         let (mut parts, body) = request.into_parts();
-        let user = User::from_request_parts(&mut parts, gateway).await?;
+        let user = AuthenticatedUser::from_request_parts(&mut parts, gateway).await?;
         let mut given = self.of_head(&mut parts, gateway, &user).await?;
         let headers = parts.headers.clone();
         if self.route.method != Method::Get {
@@ -93,7 +93,7 @@ impl Served {
         &self,
         parts: &mut Parts,
         gateway: &Arc<Gateway>,
-        user: &User,
+        user: &AuthenticatedUser,
     ) -> Outcome<Map<String, Value>> {
         let mut given = Map::new();
         let text =

@@ -17,15 +17,15 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::cluster::topics::{Published, Subscription};
 use crate::contract::problem::Outcome;
-use crate::contract::topic::Carriage;
+use crate::contract::topic::TopicDelivery;
 use crate::gateway::Gateway;
 use crate::gateway::ws::protocol::{Close, split_topic};
 use crate::persistence::publications::History;
 
-pub use outgoing::Outgoing;
-use outgoing::{Item, Overflowed};
-use subscribe::Started;
-use track::{Next, Track};
+pub use outgoing::SendQueue;
+use outgoing::{Overflowed, QueuedItem};
+use subscribe::StartedSubscription;
+use track::{ReplayStep, Track};
 
 /// Pause before a failed read of history is tried again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
@@ -59,7 +59,7 @@ struct Listening {
 }
 
 /// A page of history that has been read.
-pub struct Page {
+pub struct HistoryPage {
     key: u64,
     after: i64,
     outcome: Outcome<Arc<History>>,
@@ -67,14 +67,14 @@ pub struct Page {
 
 pub struct Feed {
     gateway: Arc<Gateway>,
-    pub outgoing: Arc<Outgoing>,
+    pub outgoing: Arc<SendQueue>,
     /// Items taken from `outgoing`, to be sent next.
-    taken: VecDeque<Item>,
+    taken: VecDeque<QueuedItem>,
     /// A list rather than a map: most clients have few subscriptions, and their number is bounded.
     topics: Vec<Listening>,
     next_key: u64,
     /// Reads of history under way, at most one page per topic.
-    reading: FuturesUnordered<BoxFuture<'static, Page>>,
+    reading: FuturesUnordered<BoxFuture<'static, HistoryPage>>,
 }
 
 impl Feed {
@@ -82,7 +82,7 @@ impl Feed {
         let limit = gateway.options.websocket.send_buffer_bytes;
         Self {
             gateway,
-            outgoing: Arc::new(Outgoing::new(limit)),
+            outgoing: Arc::new(SendQueue::new(limit)),
             taken: VecDeque::new(),
             topics: Vec::new(),
             next_key: 0,
@@ -111,7 +111,8 @@ impl Feed {
     pub fn track(&mut self, topic: Arc<str>) -> u64 {
         self.remove(&topic);
         self.next_key += 1;
-        let latest_only = self.gateway.carriage(&topic) == Carriage::Lossy { latest_only: true };
+        let latest_only =
+            self.gateway.carriage(&topic) == TopicDelivery::Lossy { latest_only: true };
         let key = self.next_key << 1 | u64::from(latest_only);
         self.topics.push(Listening { key, topic, track: Track::starting(), _handle: None });
         key
@@ -127,11 +128,11 @@ impl Feed {
     pub fn begin(
         &mut self,
         key: u64,
-        started: Option<Started>,
+        started: Option<StartedSubscription>,
         out: &mut Vec<Arc<Published>>,
     ) -> Result<(), Cut> {
         let Some(listening) = self.get(key) else { return Ok(()) };
-        let Some(Started { handle, after, page, .. }) = started else {
+        let Some(StartedSubscription { handle, after, page, .. }) = started else {
             self.topics.retain(|listening| listening.key != key);
             return Ok(());
         };
@@ -140,7 +141,7 @@ impl Feed {
         let topic = listening.topic.clone();
         self.ask_presence(&topic);
         match page {
-            Some(history) => self.page(Page { key, after, outcome: Ok(history) }, out),
+            Some(history) => self.page(HistoryPage { key, after, outcome: Ok(history) }, out),
             None => self.go_on(key, next),
         }
     }
@@ -153,7 +154,7 @@ impl Feed {
     }
 
     /// Waits until a publication is queued (`None`) or a page has been read.
-    pub async fn ready(&mut self) -> Option<Page> {
+    pub async fn ready(&mut self) -> Option<HistoryPage> {
         poll_fn(|cx| match self.poll_page(cx) {
             Poll::Ready(page) => Poll::Ready(Some(page)),
             Poll::Pending => self.poll_publications(cx).map(|()| None),
@@ -165,7 +166,7 @@ impl Feed {
         if self.taken.is_empty() { self.outgoing.poll_ready(cx) } else { Poll::Ready(()) }
     }
 
-    pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<Page> {
+    pub fn poll_page(&mut self, cx: &mut Context<'_>) -> Poll<HistoryPage> {
         // Polling an empty set would still register the waker, so it is skipped.
         if !self.reading.is_empty()
             && let Poll::Ready(Some(page)) = self.reading.poll_next_unpin(cx)
@@ -175,8 +176,8 @@ impl Feed {
         Poll::Pending
     }
 
-    pub fn page(&mut self, page: Page, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
-        let Page { key, after, outcome } = page;
+    pub fn page(&mut self, page: HistoryPage, out: &mut Vec<Arc<Published>>) -> Result<(), Cut> {
+        let HistoryPage { key, after, outcome } = page;
         let Ok(history) = outcome else {
             // The store is unavailable. The client resumes from the same offset once it is back.
             self.read_after(key, after, READ_AGAIN);
@@ -200,14 +201,16 @@ impl Feed {
             if self.taken.is_empty() {
                 self.outgoing.take(&mut self.taken).map_err(|Overflowed| Cut::TooSlow)?;
             }
-            let Some(Item { key, published }) = self.taken.pop_front() else { return Ok(None) };
+            let Some(QueuedItem { key, published }) = self.taken.pop_front() else {
+                return Ok(None);
+            };
             let Some(listening) = self.get(key) else { continue };
             let Some(published) = published else {
                 self.resync(key)?;
                 continue;
             };
             match listening.track.publication(published.offset) {
-                Next::Send => return Ok(Some(published)),
+                ReplayStep::Send => return Ok(Some(published)),
                 next => self.go_on(key, next)?,
             }
         }
@@ -221,15 +224,15 @@ impl Feed {
             self.ask_presence(&topic);
             return Ok(());
         }
-        let next = self.get(key).map_or(Next::Skip, |listening| listening.track.resync());
+        let next = self.get(key).map_or(ReplayStep::Skip, |listening| listening.track.resync());
         self.go_on(key, next)
     }
 
-    fn go_on(&mut self, key: u64, next: Next) -> Result<(), Cut> {
+    fn go_on(&mut self, key: u64, next: ReplayStep) -> Result<(), Cut> {
         match next {
-            Next::Send | Next::Skip => {}
-            Next::Read { after } => self.read_after(key, after, Duration::ZERO),
-            Next::Lost => return Err(Cut::HistoryLost),
+            ReplayStep::Send | ReplayStep::Skip => {}
+            ReplayStep::Read { after } => self.read_after(key, after, Duration::ZERO),
+            ReplayStep::Lost => return Err(Cut::HistoryLost),
         }
         Ok(())
     }
@@ -248,7 +251,7 @@ impl Feed {
                 Ok(gateway.histories()?.after(kind, key, after).await?)
             }
             .await;
-            Page { key, after, outcome }
+            HistoryPage { key, after, outcome }
         };
         self.reading.push(reading.boxed());
     }

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cluster::topics::{Published, Subscriber};
 
-pub struct Outgoing {
+pub struct SendQueue {
     queue: Mutex<Queue>,
     /// Whether an item waits or the queue has overflowed. Read without the lock, changed under it.
     ready: AtomicBool,
@@ -19,7 +19,7 @@ pub struct Outgoing {
 
 /// A queued item of a topic for its listener.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct QueuedItem {
     /// The subscription's key. An odd key means that only the latest publication matters.
     pub key: u64,
     /// `None`: publications may have been lost, so read the history.
@@ -28,7 +28,7 @@ pub struct Item {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Item>,
+    waiting: VecDeque<QueuedItem>,
     bytes: usize,
     overflowed: bool,
     /// Waker of the one sending task.
@@ -42,7 +42,7 @@ const TAKEN_BYTES: usize = 64 * 1024;
 /// Cost of a queued publication in addition to its frame, which all subscribers share.
 const OVERHEAD_BYTES: usize = 64;
 
-fn cost(item: &Item) -> usize {
+fn cost(item: &QueuedItem) -> usize {
     item.published.as_ref().map_or(0, |published| published.frame.len()) + OVERHEAD_BYTES
 }
 
@@ -50,7 +50,7 @@ fn cost(item: &Item) -> usize {
 #[derive(Debug)]
 pub struct Overflowed;
 
-impl Outgoing {
+impl SendQueue {
     pub fn new(limit_bytes: usize) -> Self {
         Self { queue: Mutex::default(), ready: AtomicBool::new(false), limit_bytes }
     }
@@ -60,7 +60,7 @@ impl Outgoing {
     }
 
     /// Moves the waiting items to `taken`, which is empty; if they are many, only the first part.
-    pub fn take(&self, taken: &mut VecDeque<Item>) -> Result<(), Overflowed> {
+    pub fn take(&self, taken: &mut VecDeque<QueuedItem>) -> Result<(), Overflowed> {
         if !self.ready.load(Ordering::Acquire) {
             if taken.capacity() > ROOM_KEPT {
                 // The burst is over; without this, every connection that it reached would keep the memory.
@@ -123,13 +123,13 @@ impl Queue {
     }
 }
 
-impl Outgoing {
-    fn push(&self, item: Item) {
+impl SendQueue {
+    fn push(&self, item: QueuedItem) {
         let mut queue = self.queue();
         if queue.overflowed {
             return;
         }
-        let same = |other: &Item| other.key == item.key && other.published.is_some();
+        let same = |other: &QueuedItem| other.key == item.key && other.published.is_some();
         if item.key & 1 == 1
             && item.published.is_some()
             && let Some(at) = queue.waiting.iter().position(same)
@@ -155,13 +155,13 @@ impl Outgoing {
     }
 }
 
-impl Subscriber for Outgoing {
+impl Subscriber for SendQueue {
     fn deliver(&self, key: u64, published: &Arc<Published>) {
-        self.push(Item { key, published: Some(published.clone()) });
+        self.push(QueuedItem { key, published: Some(published.clone()) });
     }
 
     fn resync(&self, key: u64) {
-        self.push(Item { key, published: None });
+        self.push(QueuedItem { key, published: None });
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn of_some_topics_only_the_latest_waits() {
-        let outgoing = Outgoing::new(1_000);
+        let outgoing = SendQueue::new(1_000);
         let price = |n: u32| Published::new("app:price", None, "app:set", &n.to_string());
         outgoing.deliver(3, &price(0));
         outgoing.deliver(2, &price(1));
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn much_is_taken_in_parts_and_all_of_it_in_order() {
-        let outgoing = Outgoing::new(1_048_576);
+        let outgoing = SendQueue::new(1_048_576);
         let data = format!("\"{}\"", "x".repeat(1_000));
         let published = Published::new("app:big", None, "app:set", &data);
         (0..200).for_each(|key| outgoing.deliver(2 * key, &published));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn whoever_is_too_slow_is_cut_off() {
-        let outgoing = Outgoing::new(1_000);
+        let outgoing = SendQueue::new(1_000);
         let published = Published::new("user:a", Some(1), "e", &format!("\"{}\"", "x".repeat(300)));
         let mut taken = VecDeque::new();
         outgoing.deliver(8, &published);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
 
-use super::Outgoing;
+use super::SendQueue;
 use crate::cluster::topics::Subscription;
 use crate::contract::call::INSUFFICIENT_SCOPE;
 use crate::contract::problem::{Outcome, Problem};
@@ -17,7 +17,7 @@ use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::persistence::publications::History;
 
 /// A subscription that has started: live publications are already arriving.
-pub struct Started {
+pub struct StartedSubscription {
     pub handle: Subscription,
     /// The offset up to which the client is taken to have everything.
     pub after: i64,
@@ -27,7 +27,7 @@ pub struct Started {
     pub page: Option<Arc<History>>,
 }
 
-impl Started {
+impl StartedSubscription {
     /// The reply to `topic:subscribe`.
     pub fn shown(&self) -> Value {
         json!({"recovered": self.recovered, "position": self.position})
@@ -57,7 +57,7 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
 }
 
 /// An attempt to subscribe: the topic, the subscription's key, and the outcome.
-pub type Attempt = (Arc<str>, u64, Outcome<Started>);
+pub type Attempt = (Arc<str>, u64, Outcome<StartedSubscription>);
 
 /// Topics of one client whose histories are read concurrently.
 const AT_ONCE: usize = 8;
@@ -66,7 +66,7 @@ const AT_ONCE: usize = 8;
 pub async fn start_all(
     gateway: &Gateway,
     claims: &Claims,
-    outgoing: &Arc<Outgoing>,
+    outgoing: &Arc<SendQueue>,
     wanted: Vec<(Arc<str>, u64, Option<Position>)>,
 ) -> Vec<Attempt> {
     stream::iter(wanted)
@@ -90,7 +90,7 @@ pub fn own_refused(attempts: &[Attempt], claims: &Claims) -> Option<Problem> {
 
 /// The outcomes as the client sees them, by topic.
 pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
-    let shown = |outcome: &Outcome<Started>| match outcome {
+    let shown = |outcome: &Outcome<StartedSubscription>| match outcome {
         Ok(started) => started.shown(),
         Err(problem) => json!({"error": problem.ws_error()}),
     };
@@ -101,18 +101,18 @@ pub fn shown(attempts: &[Attempt]) -> Map<String, Value> {
 pub async fn start(
     gateway: &Gateway,
     claims: &Claims,
-    outgoing: Arc<Outgoing>,
+    outgoing: Arc<SendQueue>,
     key: u64,
     topic: &str,
     position: Option<Position>,
-) -> Outcome<Started> {
+) -> Outcome<StartedSubscription> {
     authorise(gateway, claims, topic).await?;
     let handle = gateway.topics.subscribe(topic, key, outgoing);
     if gateway.is_ephemeral(topic) {
         // There is no history to compare with, so only a client without a position has certainly missed nothing.
         let recovered = position.is_none();
         let position = Position { epoch: gateway.local_epoch.to_string(), offset: 0 };
-        return Ok(Started { handle, after: 0, recovered, position, page: None });
+        return Ok(StartedSubscription { handle, after: 0, recovered, position, page: None });
     }
     let (kind, name) = split_topic(topic)?;
     let histories = gateway.histories()?;
@@ -120,7 +120,7 @@ pub async fn start(
     let at = |offset| Position { epoch: epoch.clone(), offset };
     let Some(position) = position else {
         let head = histories.head(kind, name).await?;
-        return Ok(Started {
+        return Ok(StartedSubscription {
             handle,
             after: head,
             recovered: true,
@@ -132,7 +132,7 @@ pub async fn start(
         let history = histories.after(kind, name, position.offset).await?;
         let head = history.head;
         if history.complete {
-            return Ok(Started {
+            return Ok(StartedSubscription {
                 handle,
                 after: position.offset,
                 recovered: true,
@@ -140,7 +140,7 @@ pub async fn start(
                 page: Some(history),
             });
         }
-        return Ok(Started {
+        return Ok(StartedSubscription {
             handle,
             after: head,
             recovered: false,
@@ -149,5 +149,11 @@ pub async fn start(
         });
     }
     let head = histories.head(kind, name).await?;
-    Ok(Started { handle, after: head, recovered: false, position: at(head), page: None })
+    Ok(StartedSubscription {
+        handle,
+        after: head,
+        recovered: false,
+        position: at(head),
+        page: None,
+    })
 }

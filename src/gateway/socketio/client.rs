@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::link::{Link, Sent, ToConnection};
+use super::link::{FromConnection, SocketIoLink, ToConnection};
 use super::packet::{self, Packet};
-use super::pipe::{Reader, Writer};
+use super::pipe::{PipeReader, PipeWriter};
 use crate::contract::problem::Problem;
 use crate::gateway::Gateway;
 use crate::gateway::ws::{Arguments, Socket};
@@ -25,7 +25,7 @@ const MAX_WAITING: usize = 32;
 #[derive(Debug, PartialEq)]
 pub struct Wrong;
 
-pub struct Client {
+pub struct SocketIoClient {
     gateway: Arc<Gateway>,
     stage: Stage,
     /// Answers to packets that needed no connection.
@@ -45,11 +45,11 @@ enum Stage {
 }
 
 struct Joined {
-    to_connection: Writer<ToConnection>,
-    from_connection: Reader<Sent>,
+    to_connection: PipeWriter<ToConnection>,
+    from_connection: PipeReader<FromConnection>,
 }
 
-impl Client {
+impl SocketIoClient {
     pub fn new(gateway: Arc<Gateway>) -> Self {
         let stage = Stage::New(patience(&gateway));
         Self { gateway, stage, answers: VecDeque::new(), refused: 0, attachments: 0 }
@@ -93,8 +93,8 @@ impl Client {
         }
         let Stage::Joined(joined) = &self.stage else { return Poll::Pending };
         Poll::Ready(match ready!(joined.from_connection.poll_next(cx)) {
-            Some(Sent::Packet(packet)) => Some(packet),
-            Some(Sent::Left(packet)) => {
+            Some(FromConnection::Packet(packet)) => Some(packet),
+            Some(FromConnection::Left(packet)) => {
                 self.stage = Stage::Left(patience(&self.gateway));
                 Some(packet)
             }
@@ -168,7 +168,8 @@ impl Client {
     /// Hands the connection to a gateway actor, which reads the token first.
     fn join(&mut self, auth: &Value) {
         let gateway = self.gateway.clone();
-        let (link, to_connection, from_connection) = Link::new(&gateway.options.websocket, auth);
+        let (link, to_connection, from_connection) =
+            SocketIoLink::new(&gateway.options.websocket, auth);
         self.stage = Stage::Joined(Joined { to_connection, from_connection });
         let opened = gateway.connections.opened();
         let socket = Socket::SocketIo(link);

@@ -9,8 +9,8 @@ use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::packet;
-use super::pipe::{Reader, Writer, pipe};
-use crate::gateway::ws::Limits;
+use super::pipe::{PipeReader, PipeWriter, pipe};
+use crate::gateway::ws::ConnectionLimits;
 
 /// Buffer between the engine and the connection, per direction.
 const ROOM_BYTES: usize = 64 * 1024;
@@ -30,16 +30,16 @@ pub enum ToConnection {
 
 /// A message from the connection. When the connection ends, the transport ends, unless the client has left the
 /// namespace before.
-pub enum Sent {
+pub enum FromConnection {
     Packet(String),
     /// The client is no longer in the namespace, as this packet says.
     Left(String),
 }
 
-pub struct Link {
-    frames: Reader<ToConnection>,
+pub struct SocketIoLink {
+    frames: PipeReader<ToConnection>,
     /// `None`: the connection has ended.
-    packets: Option<Writer<Sent>>,
+    packets: Option<PipeWriter<FromConnection>>,
     /// The acknowledgement ids of unanswered frames, by frame id.
     unanswered: HashMap<String, Option<u64>>,
     /// Frames that reuse the id of an unanswered one. They wait for its reply, so that acknowledgements are not mixed
@@ -55,9 +55,12 @@ pub struct Link {
     max_in_flight: usize,
 }
 
-impl Link {
+impl SocketIoLink {
     /// A link whose first frame is the `auth` that CONNECT is translated to.
-    pub fn new(limits: &Limits, auth: &Value) -> (Self, Writer<ToConnection>, Reader<Sent>) {
+    pub fn new(
+        limits: &ConnectionLimits,
+        auth: &Value,
+    ) -> (Self, PipeWriter<ToConnection>, PipeReader<FromConnection>) {
         let mut data = json!({});
         for field in ["token", "positions"] {
             if let Some(value) = auth.get(field) {
@@ -133,7 +136,8 @@ impl Link {
     pub fn send(&mut self, message: Message) {
         match message {
             Message::Text(text) => {
-                let Ok(sent) = serde_json::from_str::<packet::Sent<'_>>(text.as_str()) else {
+                let Ok(sent) = serde_json::from_str::<packet::ServerFrame<'_>>(text.as_str())
+                else {
                     return;
                 };
                 match (&sent.id, &sent.event) {
@@ -158,7 +162,7 @@ impl Link {
     fn emit(&self, packet: String) {
         let bytes = packet.len();
         if let Some(packets) = &self.packets {
-            packets.push(Sent::Packet(packet), bytes);
+            packets.push(FromConnection::Packet(packet), bytes);
         }
     }
 
@@ -166,7 +170,7 @@ impl Link {
         self.reader.take().into_iter().for_each(Waker::wake);
     }
 
-    fn reply(&mut self, id: &str, reply: &packet::Sent<'_>) {
+    fn reply(&mut self, id: &str, reply: &packet::ServerFrame<'_>) {
         let Some(ack) = self.unanswered.remove(id) else { return };
         if let Some(at) = self.waiting.iter().position(|(waiting, ..)| waiting == id)
             && let Some((id, frame, ack)) = self.waiting.remove(at)
@@ -183,7 +187,7 @@ impl Link {
         }
     }
 
-    fn connect(&mut self, reply: &packet::Sent<'_>) {
+    fn connect(&mut self, reply: &packet::ServerFrame<'_>) {
         if reply.ok {
             self.connected = true;
             // A fresh id: the engine's own is a secret, since anyone who knows it can take part in the session.
@@ -220,7 +224,7 @@ impl Link {
     fn leave(&mut self, packet: String) {
         let bytes = packet.len();
         if let Some(packets) = self.packets.take() {
-            packets.push(Sent::Left(packet), bytes);
+            packets.push(FromConnection::Left(packet), bytes);
         }
         self.wake();
     }

@@ -1,6 +1,6 @@
 //! Socket.IO v4 at `/socket.io/`, for existing clients: the same events, replies and topics as on `/v1/ws`.
 //!
-//! An [`engine`] carries the messages. A [`client`] reads Socket.IO's packets in them, and a [`Link`] turns them into
+//! An [`engine`] carries the messages. A [`client`] reads Socket.IO's packets in them, and a [`SocketIoLink`] turns them into
 //! frames of `proxie.v1`. Behind it is the same connection as behind a WebSocket, with the same deadlines and rights
 //! (ADR 11).
 
@@ -18,10 +18,10 @@ use axum::routing::any;
 
 use crate::gateway::Gateway;
 
-pub use link::Link;
+pub use link::SocketIoLink;
 
 pub fn router() -> Router<Arc<Gateway>> {
-    let sessions = Arc::<engine::Sessions>::default();
+    let sessions = Arc::<engine::EngineSessions>::default();
     let handle = move |State(gateway): State<Arc<Gateway>>, request: Request| {
         engine::handle(gateway, sessions, request)
     };

@@ -136,7 +136,7 @@ pub fn ack(id: u64, argument: &str) -> String {
 
 /// A frame from the connection: a reply or an event.
 #[derive(Deserialize)]
-pub struct Sent<'a> {
+pub struct ServerFrame<'a> {
     #[serde(borrow)]
     pub id: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -154,7 +154,7 @@ pub struct Sent<'a> {
     pub error: Option<&'a RawValue>,
 }
 
-impl Sent<'_> {
+impl ServerFrame<'_> {
     /// An event as a packet: its data first, as clients of Socket.IO expect it, then its topic and offset, for clients
     /// that resume.
     pub fn event_packet(&self, name: &str) -> String {
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_sends_becomes_packets() {
-        let sent = |text: &'static str| serde_json::from_str::<Sent<'_>>(text).unwrap();
+        let sent = |text: &'static str| serde_json::from_str::<ServerFrame<'_>>(text).unwrap();
         let durable = sent(r#"{"event":"e\"","topic":"user:a","offset":3,"data":{"x":[1]}}"#);
         let name = durable.event.clone().unwrap();
         let expected = r#"2["e\"",{"x":[1]},{"topic":"user:a","offset":3}]"#;

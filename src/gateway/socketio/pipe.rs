@@ -28,19 +28,19 @@ impl<T> Shared<T> {
 }
 
 /// The writing end. After it is dropped, the reader gets the remaining items, then the end.
-pub struct Writer<T>(Arc<Shared<T>>);
+pub struct PipeWriter<T>(Arc<Shared<T>>);
 
 /// The reading end. The writer notices when it is dropped.
-pub struct Reader<T>(Arc<Shared<T>>);
+pub struct PipeReader<T>(Arc<Shared<T>>);
 
-pub fn pipe<T>(room: usize) -> (Writer<T>, Reader<T>) {
+pub fn pipe<T>(room: usize) -> (PipeWriter<T>, PipeReader<T>) {
     let state =
         State { items: VecDeque::new(), bytes: 0, room, closed: false, reader: None, writer: None };
     let shared = Arc::new(Shared(Mutex::new(state)));
-    (Writer(shared.clone()), Reader(shared))
+    (PipeWriter(shared.clone()), PipeReader(shared))
 }
 
-impl<T> Writer<T> {
+impl<T> PipeWriter<T> {
     /// Ready when there is room (true) or the reader is gone (false).
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.0.state();
@@ -69,7 +69,7 @@ impl<T> Writer<T> {
     }
 }
 
-impl<T> Reader<T> {
+impl<T> PipeReader<T> {
     /// The next item; `None`: the writer is gone and no item is left.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.0.state();
@@ -88,7 +88,7 @@ impl<T> Reader<T> {
     }
 }
 
-impl<T> Drop for Writer<T> {
+impl<T> Drop for PipeWriter<T> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.closed = true;
@@ -98,7 +98,7 @@ impl<T> Drop for Writer<T> {
     }
 }
 
-impl<T> Drop for Reader<T> {
+impl<T> Drop for PipeReader<T> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.closed = true;
@@ -121,7 +121,7 @@ mod tests {
     fn a_writer_waits_for_room_and_a_reader_for_items() {
         let (writer, reader) = pipe(100);
         let room = || poll_fn(|cx| writer.poll_room(cx)).now_or_never();
-        let next = |reader: &Reader<u8>| poll_fn(|cx| reader.poll_next(cx)).now_or_never();
+        let next = |reader: &PipeReader<u8>| poll_fn(|cx| reader.poll_next(cx)).now_or_never();
         assert_eq!(next(&reader), None);
         writer.push(1, 10);
         assert_eq!(room(), Some(true));

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::talk::{Follows, Talk};
 use crate::gateway::ws::WebSocket;
 
-pub struct Link {
+pub struct SyncLink {
     socket: WebSocket,
     talk: Talk,
     /// Frames to the connection. A message or an answer leads to at most one.
@@ -21,7 +21,7 @@ pub struct Link {
     answered: bool,
 }
 
-impl Link {
+impl SyncLink {
     pub fn new(socket: WebSocket, prefix: String) -> Self {
         Self {
             socket,

@@ -3,4 +3,4 @@
 mod link;
 mod talk;
 
-pub use link::Link;
+pub use link::SyncLink;

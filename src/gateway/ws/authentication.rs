@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::dispatch::{Done, InFlight};
+use super::dispatch::{InFlight, TaskOutcome};
 use super::ending::Flow;
 use super::protocol::{self, Close, Frame, Position, split_topic};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::listening::subscribe::{self, Attempt};
-use crate::gateway::users::Seat;
+use crate::gateway::users::ConnectionSlot;
 use crate::kernel::error::ErrorCode;
 
 impl Connection {
@@ -125,11 +125,11 @@ impl Connection {
                 None => None,
                 Some(id) => match gateway.users.seat(&claims.sub).await {
                     Ok(seat) => Some(seat),
-                    Err(problem) => return Done::Crowded { id, problem },
+                    Err(problem) => return TaskOutcome::Crowded { id, problem },
                 },
             };
             let topics = subscribe::start_all(&gateway, &claims, &outgoing, wanted).await;
-            Done::Authenticated { id, fresh, user, topics }
+            TaskOutcome::Authenticated { id, fresh, user, topics }
         };
         self.in_flight.push(InFlight::Other(starting.boxed()));
     }
@@ -138,7 +138,7 @@ impl Connection {
         &mut self,
         id: Option<String>,
         fresh: bool,
-        user: Option<Seat>,
+        user: Option<ConnectionSlot>,
         topics: Vec<Attempt>,
     ) -> Flow {
         self.authenticating = false;

@@ -20,19 +20,19 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::Opened;
 use super::deadlines::{Deadlines, LAST_REPLIES};
-use super::dispatch::{Done, InFlight};
+use super::dispatch::{InFlight, TaskOutcome};
 use super::ending::{Ending, Flow, ending_of, unless_too_slow};
 use super::gate::Gate;
-use super::guards::{Held, Present};
+use super::guards::{HoldGuard, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::topics::Published;
-use crate::contract::connection::Hold;
+use crate::contract::connection::ConnectionHold;
 use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
 use crate::gateway::auth::{Claims, Revocations};
-use crate::gateway::listening::{Feed, Page};
-use crate::gateway::users::Seat;
+use crate::gateway::listening::{Feed, HistoryPage};
+use crate::gateway::users::ConnectionSlot;
 use crate::gateway::{Gateway, Leaving};
 use crate::kernel::bucket::Bucket;
 
@@ -41,7 +41,7 @@ pub struct Arguments {
     pub socket: Socket,
     /// From the `Authorization` header.
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<Seat>,
+    pub user: Option<ConnectionSlot>,
     pub opened: Opened,
     pub admitted: Option<Admitted>,
 }
@@ -65,7 +65,7 @@ pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub id: Arc<str>,
     pub claims: Option<Arc<Claims>>,
-    pub user: Option<Seat>,
+    pub user: Option<ConnectionSlot>,
     pub topics: Feed,
     /// Commands whose outcome is awaited: bounded, a client is refused beyond.
     pub in_flight: FuturesUnordered<InFlight>,
@@ -79,7 +79,7 @@ pub struct Connection {
     pub held: Option<Frame>,
     pub present: Option<Present>,
     /// The holds that operations gave it, at most one per operation.
-    pub holds: Vec<Held>,
+    pub holds: Vec<HoldGuard>,
     pub deadlines: Deadlines,
     /// The close code to end with, once the replies on their way have been sent.
     pub last_words: Option<Close>,
@@ -109,8 +109,8 @@ pub struct Connection {
 enum Event {
     Publications,
     Message(Option<Result<Message, axum::Error>>),
-    Done(Done),
-    Page(Page),
+    Done(TaskOutcome),
+    Page(HistoryPage),
     News(News),
     Alarm,
 }
@@ -493,7 +493,7 @@ impl Connection {
             // If pings are more frequent than the pong timeout is long, the first ping's timeout still counts.
             let timeout = Duration::from_millis(limits.pong_timeout_ms);
             self.deadlines.pong.get_or_insert(now + timeout);
-            self.holds.iter().for_each(Held::renew);
+            self.holds.iter().for_each(HoldGuard::renew);
             self.feed(Message::Ping(Default::default())).await?;
         }
         if due(self.deadlines.token_end) {
@@ -517,7 +517,7 @@ impl Connection {
     }
 
     /// Adds a hold, replacing an earlier one of the same operation.
-    pub fn hold(&mut self, held: Held) {
+    pub fn hold(&mut self, held: HoldGuard) {
         let hold = held.hold;
         self.holds.retain_mut(|other| {
             let replaced = std::ptr::eq(other.hold, hold);
@@ -530,7 +530,7 @@ impl Connection {
     }
 
     /// Forgets a hold that its operation has already ended.
-    pub fn release(&mut self, hold: &'static Hold) {
+    pub fn release(&mut self, hold: &'static ConnectionHold) {
         self.holds.retain_mut(|held| {
             held.is_over = std::ptr::eq(held.hold, hold);
             !held.is_over

@@ -13,28 +13,33 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::ending::Flow;
 use super::events;
-use super::guards::{Held, Present};
+use super::guards::{HoldGuard, Present};
 use super::protocol::{self, Close, Frame, split_topic};
 use crate::contract::Declared;
 use crate::contract::call::check_user;
-use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::auth::Claims;
 use crate::gateway::bodies::text;
-use crate::gateway::listening::subscribe::{self, Attempt, Started};
-use crate::gateway::users::Seat;
+use crate::gateway::listening::subscribe::{self, Attempt, StartedSubscription};
+use crate::gateway::users::ConnectionSlot;
 use crate::kernel::error::ErrorCode;
 
 /// The results of a connection's futures.
-pub enum Done {
+pub enum TaskOutcome {
     Answer {
         id: String,
         outcome: Outcome<Box<RawValue>>,
         /// What the connection does more, where the operation has succeeded.
-        then: Option<Then>,
+        then: Option<FollowUp>,
     },
     /// `id` is `None` where the connection subscribed to its user by itself.
-    Authenticated { id: Option<String>, fresh: bool, user: Option<Seat>, topics: Vec<Attempt> },
+    Authenticated {
+        id: Option<String>,
+        fresh: bool,
+        user: Option<ConnectionSlot>,
+        topics: Vec<Attempt>,
+    },
     /// The user has too many connections.
     Crowded { id: String, problem: Problem },
     Subscribed {
@@ -42,16 +47,16 @@ pub enum Done {
         key: u64,
         /// The answer of the operation that led to the subscription.
         answer: Value,
-        outcome: Outcome<Started>,
+        outcome: Outcome<StartedSubscription>,
     },
 }
 
 /// A connection's follow-up to an operation that succeeded.
-pub enum Then {
+pub enum FollowUp {
     Listen { input: Value, topic: fn(&Value, &Value) -> Option<String> },
     Leave(Option<String>),
-    Hold(Held),
-    Release(&'static Hold),
+    Hold(HoldGuard),
+    Release(&'static ConnectionHold),
 }
 
 /// A command under way.
@@ -59,19 +64,19 @@ pub enum InFlight {
     Operation {
         id: String,
         running: BoxFuture<'static, Outcome<Box<RawValue>>>,
-        then: Option<Then>,
+        then: Option<FollowUp>,
     },
-    Other(BoxFuture<'static, Done>),
+    Other(BoxFuture<'static, TaskOutcome>),
 }
 
 impl Future for InFlight {
-    type Output = Done;
+    type Output = TaskOutcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TaskOutcome> {
         match self.get_mut() {
-            Self::Operation { id, running, then } => running
-                .poll_unpin(cx)
-                .map(|outcome| Done::Answer { id: std::mem::take(id), outcome, then: then.take() }),
+            Self::Operation { id, running, then } => running.poll_unpin(cx).map(|outcome| {
+                TaskOutcome::Answer { id: std::mem::take(id), outcome, then: then.take() }
+            }),
             Self::Other(other) => other.poll_unpin(cx),
         }
     }
@@ -162,11 +167,11 @@ impl Connection {
         let mut call = self.gateway.call(&claims, id.clone());
         call.counted = true;
         let then = match what {
-            OnConnection::Listens(topic) => Then::Listen { input: input.clone(), topic },
-            OnConnection::Leaves(topic) => Then::Leave(topic(&input)),
+            OnConnection::Listens(topic) => FollowUp::Listen { input: input.clone(), topic },
+            OnConnection::Leaves(topic) => FollowUp::Leave(topic(&input)),
             OnConnection::Holds(hold) if (hold.is_held)(&input) => {
                 call.connection = Some(self.id.clone());
-                Then::Hold(Held {
+                FollowUp::Hold(HoldGuard {
                     gateway: self.gateway.clone(),
                     claims,
                     hold,
@@ -176,7 +181,7 @@ impl Connection {
                     is_over: false,
                 })
             }
-            OnConnection::Holds(hold) => Then::Release(hold),
+            OnConnection::Holds(hold) => FollowUp::Release(hold),
         };
         let running = operation.run(call, input);
         self.in_flight.push(InFlight::Operation { id, running, then: Some(then) });
@@ -204,27 +209,27 @@ impl Connection {
         let starting = async move {
             let outcome =
                 subscribe::start(&gateway, &claims, outgoing, key, &topic, position).await;
-            Done::Subscribed { id, key, answer, outcome }
+            TaskOutcome::Subscribed { id, key, answer, outcome }
         };
         self.in_flight.push(InFlight::Other(starting.boxed()));
     }
 
-    pub(super) async fn done(&mut self, done: Done) -> Flow {
+    pub(super) async fn done(&mut self, done: TaskOutcome) -> Flow {
         match done {
-            Done::Answer { id, outcome, then: None } => {
+            TaskOutcome::Answer { id, outcome, then: None } => {
                 self.feed(protocol::reply(&id, &outcome)).await
             }
-            Done::Answer { id, outcome: Ok(answer), then: Some(then) } => {
+            TaskOutcome::Answer { id, outcome: Ok(answer), then: Some(then) } => {
                 self.then(id, answer, then).await
             }
-            Done::Answer { id, outcome: Err(problem), then } => {
-                if let Some(Then::Hold(mut held)) = then {
+            TaskOutcome::Answer { id, outcome: Err(problem), then } => {
+                if let Some(FollowUp::Hold(mut held)) = then {
                     // An earlier guard of this connection may hold the same.
                     held.is_over = true;
                 }
                 self.feed(protocol::refusal(&id, &problem)).await
             }
-            Done::Subscribed { id, key, mut answer, outcome } => {
+            TaskOutcome::Subscribed { id, key, mut answer, outcome } => {
                 let shown = outcome.as_ref().map_err(Clone::clone).map(|started| {
                     if let (Value::Object(answer), Value::Object(more)) =
                         (&mut answer, started.shown())
@@ -236,37 +241,37 @@ impl Connection {
                 self.feed(protocol::reply(&id, &shown)).await?;
                 self.begin(key, outcome.ok()).await
             }
-            Done::Authenticated { id, fresh, user, topics } => {
+            TaskOutcome::Authenticated { id, fresh, user, topics } => {
                 self.authenticated(id, fresh, user, topics).await
             }
-            Done::Crowded { id, problem } => {
+            TaskOutcome::Crowded { id, problem } => {
                 self.end_with(Close::TooManyConnections);
                 self.feed(protocol::refusal(&id, &problem)).await
             }
         }
     }
 
-    async fn then(&mut self, id: String, answer: Box<RawValue>, then: Then) -> Flow {
+    async fn then(&mut self, id: String, answer: Box<RawValue>, then: FollowUp) -> Flow {
         match then {
-            Then::Listen { input, topic } => {
+            FollowUp::Listen { input, topic } => {
                 let answer = serde_json::from_str(answer.get()).unwrap_or_default();
                 let topic = topic(&input, &answer).unwrap_or_default();
                 self.subscribe(id, &topic, &input["position"], answer);
                 return Ok(());
             }
-            Then::Leave(topic) => {
+            FollowUp::Leave(topic) => {
                 if let Some(topic) = topic {
                     self.topics.remove(&topic);
                 }
             }
-            Then::Hold(held) => self.hold(held),
-            Then::Release(hold) => self.release(hold),
+            FollowUp::Hold(held) => self.hold(held),
+            FollowUp::Release(hold) => self.release(hold),
         }
         self.feed(protocol::reply(&id, &Ok(answer))).await
     }
 
     /// Begins to deliver after the reply: first what was missed, then live publications.
-    pub(super) async fn begin(&mut self, key: u64, started: Option<Started>) -> Flow {
+    pub(super) async fn begin(&mut self, key: u64, started: Option<StartedSubscription>) -> Flow {
         self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await
     }

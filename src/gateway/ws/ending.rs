@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::protocol::Close;
 use super::stream;
-use crate::gateway::listening::{Cut, Outgoing};
+use crate::gateway::listening::{Cut, SendQueue};
 
 /// The reason why a connection ends.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits for a write, but not for ever, and not once the queue has overflowed.
 pub async fn unless_too_slow(
-    outgoing: &Outgoing,
+    outgoing: &SendQueue,
     write: impl Future<Output = Result<(), axum::Error>>,
 ) -> Flow {
     tokio::select! {

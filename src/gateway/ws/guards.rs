@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Presence;
 use crate::contract::Call;
-use crate::contract::connection::Hold;
+use crate::contract::connection::ConnectionHold;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
 
@@ -24,10 +24,10 @@ impl Drop for Present {
 }
 
 /// Something that the connection holds because of an operation, for as long as this lives.
-pub struct Held {
+pub struct HoldGuard {
     pub gateway: Arc<Gateway>,
     pub claims: Arc<Claims>,
-    pub hold: &'static Hold,
+    pub hold: &'static ConnectionHold,
     /// The name of what is held, such as a device or a session.
     pub name: String,
     pub connection_id: Arc<str>,
@@ -37,7 +37,7 @@ pub struct Held {
     pub is_over: bool,
 }
 
-impl Held {
+impl HoldGuard {
     fn call(&self) -> Call {
         let mut call = self.gateway.call(&self.claims, String::new());
         call.connection = Some(self.connection_id.clone());
@@ -51,7 +51,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HoldGuard {
     fn drop(&mut self) {
         if !self.is_over {
             tokio::spawn((self.hold.end)(self.call(), std::mem::take(&mut self.name)));

@@ -33,21 +33,21 @@ use crate::gateway::http::{address_key, bearer, check_origin, count_connection};
 use crate::gateway::sync;
 
 pub(super) use connection::Arguments;
-use owner::Owners;
-pub use protocol::Limits;
+use owner::SocketOwners;
+pub use protocol::ConnectionLimits;
 pub(super) use socket::Socket;
 pub(super) use stream::WebSocket;
 pub(super) use upgrade::Upgrade;
 
 /// The sockets of this node.
 pub struct Connections {
-    owners: Owners,
+    owners: SocketOwners,
     open: Arc<AtomicUsize>,
 }
 
 impl Connections {
     pub async fn start() -> anyhow::Result<Self> {
-        let owners = Owners::start()
+        let owners = SocketOwners::start()
             .await
             .map_err(|error| anyhow::anyhow!("the gateway actors did not start: {error}"))?;
         Ok(Self { owners, open: Arc::default() })
@@ -97,7 +97,7 @@ pub async fn sync_door(
     upgrade: Outcome<Upgrade>,
 ) -> Outcome<Response> {
     let speak = |socket, gateway: &Gateway| {
-        Socket::Devices(Box::new(sync::Link::new(socket, gateway.mint("syn"))))
+        Socket::Devices(Box::new(sync::SyncLink::new(socket, gateway.mint("syn"))))
     };
     accept(gateway, headers, extensions, upgrade, speak).await
 }

@@ -12,14 +12,14 @@ use tokio::task::JoinSet;
 
 use super::connection::{self, Arguments};
 
-pub struct Owners {
+pub struct SocketOwners {
     actors: Actors,
     next: AtomicUsize,
 }
 
 type Actors = Arc<Mutex<Vec<ActorRef<Message>>>>;
 
-impl Owners {
+impl SocketOwners {
     /// Starts one owner per core.
     pub async fn start() -> Result<Self, SpawnErr> {
         let actors = Actors::default();

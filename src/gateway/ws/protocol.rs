@@ -24,7 +24,7 @@ pub const SUBPROTOCOL: &str = "proxie.v1";
 /// The limits of connections. The defaults are the contract's minima.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
+pub struct ConnectionLimits {
     pub max_frame_bytes: usize,
     pub frames_per_s: u32,
     pub frame_burst: u32,
@@ -46,7 +46,7 @@ pub struct Limits {
     pub pong_timeout_ms: u64,
 }
 
-impl Default for Limits {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             max_frame_bytes: 65_536,
@@ -66,7 +66,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// The `limits` in the reply to `auth`.
     pub fn shown(&self) -> Value {
         json!({

@@ -7,15 +7,15 @@ use futures_util::{Sink, Stream};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::WebSocket;
-use crate::gateway::socketio::Link;
+use crate::gateway::socketio::SocketIoLink;
 use crate::gateway::sync;
 
 #[expect(clippy::large_enum_variant, reason = "most are the large one")]
 #[expect(clippy::enum_variant_names, reason = "it is called Socket.IO")]
 pub enum Socket {
     WebSocket(WebSocket),
-    SocketIo(Link),
-    Devices(Box<sync::Link>),
+    SocketIo(SocketIoLink),
+    Devices(Box<sync::SyncLink>),
 }
 
 impl Socket {

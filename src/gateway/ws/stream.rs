@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::protocol::{Close, Limits};
+use super::protocol::{Close, ConnectionLimits};
 use crate::kernel::bucket::Bucket;
 
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
@@ -52,7 +52,7 @@ pub struct WebSocket {
 }
 
 impl WebSocket {
-    pub async fn new(upgraded: Upgraded, limits: &Limits) -> Self {
+    pub async fn new(upgraded: Upgraded, limits: &ConnectionLimits) -> Self {
         let mut config = WebSocketConfig::default();
         config.read_buffer_size = BUFFER_BYTES;
         config.write_buffer_size = BUFFER_BYTES;
@@ -112,7 +112,7 @@ struct Metered<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
-    fn new(stream: S, limits: &Limits) -> Self {
+    fn new(stream: S, limits: &ConnectionLimits) -> Self {
         let bucket =
             Bucket::new(limits.frames_per_s, limits.frame_burst, Instant::now().into_std());
         Self { stream, scanner: Scanner::default(), bucket, frames: 0, exceeded: false }
@@ -300,7 +300,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_came_before_the_frame_that_was_too_much_passes() {
-        let limits = Limits { frames_per_s: 1, frame_burst: 3, ..Limits::default() };
+        let limits =
+            ConnectionLimits { frames_per_s: 1, frame_burst: 3, ..ConnectionLimits::default() };
         let (mut client, node) = tokio::io::duplex(64);
         let mut metered = Metered::new(node, &limits);
         client.write_all(&[frame(1, true), frame(0, true).repeat(4)].concat()).await.unwrap();

@@ -8,7 +8,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::WebSocket;
-use super::protocol::Limits;
+use super::protocol::ConnectionLimits;
 use crate::contract::problem::{Outcome, Problem};
 
 /// The only version of the protocol (RFC 6455).
@@ -36,7 +36,7 @@ impl Upgrade {
     pub fn begin<F: Future<Output = ()> + Send>(
         self,
         subprotocol: Option<HeaderValue>,
-        limits: Limits,
+        limits: ConnectionLimits,
         then: impl FnOnce(WebSocket) -> F + Send + 'static,
     ) -> Response {
         tokio::spawn(async move {

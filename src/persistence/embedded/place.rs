@@ -27,7 +27,7 @@ const INITDB_LIMIT: Duration = Duration::from_secs(120);
 const UNFINISHED: &str = "postgres.unfinished-";
 
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DataLayout {
     pub owner: Owner,
     /// PostgreSQL's own folder (PGDATA).
     pub cluster: PathBuf,
@@ -37,7 +37,7 @@ pub(super) struct Place {
 }
 
 /// Decides the place and remembers it in the data folder, so that every later start finds the same one.
-pub(super) fn choose(data_dir: &Path) -> Result<Place, Error> {
+pub(super) fn choose(data_dir: &Path) -> Result<DataLayout, Error> {
     let pointer = data_dir.join(LOCATION);
     let told = fs::read_to_string(&pointer)
         .ok()
@@ -76,7 +76,7 @@ pub(super) fn choose(data_dir: &Path) -> Result<Place, Error> {
         return Err(Error::UnreachableStore { cluster, uid: owner.uid, blocked });
     }
     let socket_dir = socket_dir(&cluster, owner)?;
-    Ok(Place { owner, cluster, socket_dir, _elsewhere })
+    Ok(DataLayout { owner, cluster, socket_dir, _elsewhere })
 }
 
 fn unused_home(data_dir: &Path) -> Result<PathBuf, Error> {
@@ -158,7 +158,7 @@ fn hand_over(folder: &Path, owner: Owner) -> Result<(), Error> {
 
 /// Creates the cluster if there is none. It is renamed into place, so an existing one is complete.
 pub(super) fn init_cluster(
-    place: &Place,
+    place: &DataLayout,
     install: &Install,
     launcher: &Launcher,
     durable: bool,
@@ -191,7 +191,7 @@ pub(super) fn init_cluster(
 
 fn make_cluster(
     fresh: &Path,
-    place: &Place,
+    place: &DataLayout,
     install: &Install,
     launcher: &Launcher,
     durable: bool,
@@ -244,7 +244,7 @@ pub(super) fn published_socket(data_dir: &Path) -> Option<PathBuf> {
 
 /// Removes the published socket after an orderly stop. After any other end it stays, and names a socket that nobody
 /// listens on.
-pub(super) fn retract_socket(data_dir: &Path, place: &Place) {
+pub(super) fn retract_socket(data_dir: &Path, place: &DataLayout) {
     let _ = fs::remove_file(data_dir.join(SOCKET));
     if place.socket_dir != place.cluster {
         let _ = fs::remove_dir(&place.socket_dir);

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     DataLock, Error, io_error,
-    place::{self, Place},
+    place::{self, DataLayout},
     process::{self, FAST_STOP_LIMIT, HARD_STOP_LIMIT, Launcher},
 };
 
@@ -43,7 +43,7 @@ const LOG_CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// The status of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ServerStatus {
     Starting,
     /// It accepts connections; `pid` is the postmaster's process id.
     Running {
@@ -61,7 +61,7 @@ pub enum Status {
     },
 }
 
-impl Status {
+impl ServerStatus {
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Stopped | Self::Failed { .. })
     }
@@ -71,7 +71,7 @@ impl Status {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub lock: DataLock,
-    pub place: Place,
+    pub place: DataLayout,
     pub launcher: Launcher,
     pub postgres: PathBuf,
     pub arguments: Vec<OsString>,
@@ -93,9 +93,9 @@ pub(super) struct Supervisor {
 impl Supervisor {
     /// Starts the supervisor. The first start of the server is under way when this returns; the channel reports its
     /// outcome.
-    pub fn spawn(plan: Plan) -> Result<(Self, watch::Receiver<Status>), Error> {
+    pub fn spawn(plan: Plan) -> Result<(Self, watch::Receiver<ServerStatus>), Error> {
         let (events, inbox) = channel();
-        let (status, seen) = watch::channel(Status::Starting);
+        let (status, seen) = watch::channel(ServerStatus::Starting);
         let worker = Worker {
             log: plan.lock.data_dir().join("postgres.log"),
             plan,
@@ -132,7 +132,7 @@ struct Worker {
     /// The sender for the threads that wait for a process to end.
     events: Sender<Event>,
     inbox: Receiver<Event>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<ServerStatus>,
     /// The patience of a requested stop.
     patience: Cell<Duration>,
 }
@@ -147,7 +147,7 @@ enum End {
 impl Worker {
     fn run(self) {
         let last = self.supervise();
-        if last == Status::Stopped {
+        if last == ServerStatus::Stopped {
             place::retract_socket(self.plan.lock.data_dir(), &self.plan.place);
         }
         // Drop the lock first: a reader of the final status may take it at once.
@@ -156,16 +156,16 @@ impl Worker {
         status.send_replace(last);
     }
 
-    fn supervise(&self) -> Status {
+    fn supervise(&self) -> ServerStatus {
         let mut failures = VecDeque::new();
         let mut came_up_once = false;
         loop {
             let reason = match self.live_once(&mut came_up_once) {
-                End::StopRequested => return Status::Stopped,
+                End::StopRequested => return ServerStatus::Stopped,
                 End::Died(reason) => reason,
             };
             if !came_up_once {
-                return Status::Failed { reason };
+                return ServerStatus::Failed { reason };
             }
             failures.push_back(Instant::now());
             while failures.front().is_some_and(|first| first.elapsed() > FAILURE_WINDOW) {
@@ -174,7 +174,7 @@ impl Worker {
             if failures.len() >= FAILURES_MAX {
                 tracing::error!(%reason, "PostgreSQL died {FAILURES_MAX} times within a minute: giving up");
                 let window = FAILURE_WINDOW.as_secs();
-                return Status::Failed {
+                return ServerStatus::Failed {
                     reason: format!(
                         "PostgreSQL died {FAILURES_MAX} times in {window} s; lastly: {reason}"
                     ),
@@ -182,9 +182,9 @@ impl Worker {
             }
             let backoff = FIRST_BACKOFF * 4_u32.pow(failures.len() as u32 - 1);
             tracing::warn!(%reason, ?backoff, "PostgreSQL died; starting it again");
-            self.status.send_replace(Status::Restarting { reason });
+            self.status.send_replace(ServerStatus::Restarting { reason });
             if self.stop_requested_within(backoff) {
-                return Status::Stopped;
+                return ServerStatus::Stopped;
             }
         }
     }
@@ -202,7 +202,7 @@ impl Worker {
 
     /// From spawn to death of one server process.
     fn live_once(&self, came_up_once: &mut bool) -> End {
-        let Place { cluster, socket_dir, .. } = &self.plan.place;
+        let DataLayout { cluster, socket_dir, .. } = &self.plan.place;
         if let Err(error) = process::clear_orphans(cluster, socket_dir) {
             return End::Died(error.to_string());
         }
@@ -213,7 +213,7 @@ impl Worker {
         let pid = Pid::from_child(&child);
         let end = self.wait_until_ready(pid).and_then(|()| {
             *came_up_once = true;
-            self.status.send_replace(Status::Running { pid: child.id() });
+            self.status.send_replace(ServerStatus::Running { pid: child.id() });
             self.wait_for_end(pid)
         });
         let end = match end {

@@ -16,8 +16,8 @@ fn clara() -> Arc<str> {
     "clara".into()
 }
 
-fn place() -> Place {
-    Place::new("device", "dev_1")
+fn place() -> EncryptionContext {
+    EncryptionContext::new("device", "dev_1")
 }
 
 fn sealed() -> (Inner, String) {
@@ -59,9 +59,9 @@ fn a_changed_ciphertext_is_refused() {
 #[test]
 fn it_belongs_to_its_person_entity_and_field() {
     let (vault, sealed) = sealed();
-    is_broken(vault.open(&sealed, &Place::new("device", "dev_2"), "push_token"));
-    is_broken(vault.open(&sealed, &Place::new("devic", "edev_1"), "push_token"));
-    is_broken(vault.open(&sealed, &Place::new("session", "dev_1"), "push_token"));
+    is_broken(vault.open(&sealed, &EncryptionContext::new("device", "dev_2"), "push_token"));
+    is_broken(vault.open(&sealed, &EncryptionContext::new("devic", "edev_1"), "push_token"));
+    is_broken(vault.open(&sealed, &EncryptionContext::new("session", "dev_1"), "push_token"));
     is_broken(vault.open(&sealed, &place(), "name"));
     let another = sealed.replace("clara", "dora").replace(":7:", ":8:");
     is_broken(vault.open(&another, &place(), "push_token"));
@@ -129,7 +129,7 @@ proptest! {
         kind in "\\PC{0,20}", key in "\\PC{0,40}", field in "\\PC{0,20}",
     ) {
         let vault = vault(&[(&person, 3, [9; 32])]);
-        let place = Place::new(&kind, &key);
+        let place = EncryptionContext::new(&kind, &key);
         let sealed = vault.seal(&person.as_str().into(), &place, &field, &plain).unwrap();
         prop_assert_eq!(vault.open(&sealed, &place, &field).unwrap().unwrap(), plain);
     }

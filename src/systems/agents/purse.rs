@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 
 use super::domain::budget::{self, Allowance, Budget, Command, Rejection, Reply};
 use crate::ai::{Bill, Failure, FailureKind, Purse};
-use crate::cluster::{Entities, Meta};
+use crate::cluster::{CommandMeta, Entities};
 use crate::kernel::chat::Cost;
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::Caller;
@@ -39,7 +39,7 @@ impl PersonsPurse {
 
     async fn ask(&self, command: Command) -> Result<Result<Reply, Rejection>, AskError> {
         let budget = self.entities.of::<Budget>(budget::of_user(&self.person));
-        budget.ask(command, Meta::new(self.caller.clone())).await
+        budget.ask(command, CommandMeta::new(self.caller.clone())).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Application topics: what clients publish to each other, where configuration grants it.
+//! Application topics, through which clients publish to each other where the configuration grants it.
 
 pub mod domain;
 pub mod operations;

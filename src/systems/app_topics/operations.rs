@@ -1,4 +1,4 @@
-//! What can be asked of application topics.
+//! The operation on application topics: publishing.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,10 +9,11 @@ use crate::contract::topic::split_topic;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::error::ErrorCode;
 use crate::systems::app_topics::domain::app_topic::{self, AppTopic};
-use crate::systems::app_topics::settings::Settings;
+use crate::systems::app_topics::settings::TopicGrants;
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Publication {
+#[schemars(rename = "Publication")]
+pub struct PublicationInput {
     topic: String,
     /// Starts with `app:`.
     event: String,
@@ -21,32 +22,31 @@ pub struct Publication {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "PublicationAccepted")]
-pub struct Accepted {
-    /// Where it is in the topic, once it is committed. Only of durable topics.
+pub struct PublicationAccepted {
+    /// The offset of the publication, which is committed. Only for durable topics.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<i64>,
 }
 
-/// A publication to an application topic, where configuration grants it.
+/// Publishes to an application topic, where the configuration grants it.
 pub struct Publish;
 
 impl Operation for Publish {
     const META: Meta = Meta::command(
         "topic.publish",
-        "Publishes to an application topic: accepted, or committed with an offset where it is durable",
+        "Publish to an application topic; on a durable topic the answer has the committed offset",
     )
     .heard_again();
-    type Input = Publication;
-    type Answer = Accepted;
+    type Input = PublicationInput;
+    type Answer = PublicationAccepted;
 
-    fn is_kept(call: &Call, input: &Publication) -> bool {
-        call.settings::<Settings>().grant(&input.topic).is_some_and(|grant| grant.durable)
+    fn is_kept(call: &Call, input: &PublicationInput) -> bool {
+        call.settings::<TopicGrants>().grant(&input.topic).is_some_and(|grant| grant.durable)
     }
 
-    async fn run(call: &Call, input: Publication) -> Outcome<Accepted> {
-        let Publication { topic, event, data } = input;
-        let settings: &Settings = call.settings();
+    async fn run(call: &Call, input: PublicationInput) -> Outcome<PublicationAccepted> {
+        let PublicationInput { topic, event, data } = input;
+        let settings: &TopicGrants = call.settings();
         let (kind, key) = split_topic(&topic)?;
         let granted = settings
             .grant(&topic)
@@ -66,10 +66,10 @@ impl Operation for Publish {
             let command = app_topic::Command::Publish { event, data };
             let app_topic::Reply::Published { offset } =
                 call.ask::<AppTopic>(key, command, call.meta()).await?;
-            return Ok(Accepted { offset: Some(offset) });
+            return Ok(PublicationAccepted { offset: Some(offset) });
         }
         let said = Published::said(&topic, None, &event, Some(&call.user_id), &data.to_string());
         let posted = call.services.topics.post(&said);
-        if posted { Ok(Accepted { offset: None }) } else { Err(Problem::unavailable()) }
+        if posted { Ok(PublicationAccepted { offset: None }) } else { Err(Problem::unavailable()) }
     }
 }

@@ -1,4 +1,4 @@
-//! What configuration grants of application topics.
+//! The configuration of application topics: who may publish and listen.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -11,20 +11,21 @@ use crate::contract::topic::split_topic;
 use crate::kernel::bucket::Bucket;
 use crate::kernel::entity::Role;
 
-/// What clients may do with one application topic (`app:…`); those that are not named do not exist.
+/// A grant of one application topic (`app:…`) to clients. Topics without a grant do not exist.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
     pub topic: String,
     pub publish: Vec<Role>,
     pub subscribe: Vec<Role>,
-    /// An entity owns it: publications are committed, have offsets, and are kept like those of other durable topics.
+    /// Whether an entity owns it: publications are then committed, have offsets, and are kept like those of other durable
+    /// topics.
     #[serde(default)]
     pub durable: bool,
-    /// Of what waits for a slow subscriber, only the last publication is kept. Not for durable ones.
+    /// Whether a slow subscriber gets only the latest of the publications that wait for it. Not for durable topics.
     #[serde(default)]
     pub latest_only: bool,
-    /// Publications through this node; 0: no limit.
+    /// The limit of publications a second through this node; 0: no limit.
     #[serde(default)]
     pub max_per_s: u32,
 }
@@ -36,9 +37,9 @@ pub struct Grants(pub Vec<Grant>);
 
 impl Section for Grants {
     const NAME: &'static str = "topics.grants";
-    type Ready = Settings;
+    type Ready = TopicGrants;
 
-    fn prepare(&self) -> Result<Settings, String> {
+    fn prepare(&self) -> Result<TopicGrants, String> {
         let Self(grants) = self;
         if let Some(why) = grants.iter().find_map(wrong_grant) {
             return Err(why.into());
@@ -46,7 +47,7 @@ impl Section for Grants {
         let twice = |n: &usize| grants[..*n].iter().any(|grant| grant.topic == grants[*n].topic);
         match (1..grants.len()).find(twice) {
             Some(_) => Err("topics.grants: a topic has two grants: make them one".into()),
-            None => Ok(Settings::new(grants.clone())),
+            None => Ok(TopicGrants::new(grants.clone())),
         }
     }
 }
@@ -62,13 +63,13 @@ fn wrong_grant(grant: &Grant) -> Option<&'static str> {
 }
 
 #[derive(Default)]
-pub struct Settings {
+pub struct TopicGrants {
     grants: Vec<Grant>,
-    /// Of the grants that have one, by topic.
+    /// The rate limits, by topic, of grants that have one.
     rates: HashMap<String, Mutex<Bucket>>,
 }
 
-impl Settings {
+impl TopicGrants {
     pub fn new(grants: Vec<Grant>) -> Self {
         let now = Instant::now();
         let limited = grants.iter().filter(|grant| grant.max_per_s > 0);
@@ -82,7 +83,7 @@ impl Settings {
         self.grants.iter().find(|grant| grant.topic == topic)
     }
 
-    /// Counts a publication of a client. False: too many.
+    /// Counts a publication of a client, and returns whether it is within the rate limit.
     pub fn may_publish_now(&self, topic: &str) -> bool {
         self.rates.get(topic).is_none_or(|rate| {
             let mut rate = rate.lock();

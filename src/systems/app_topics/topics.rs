@@ -1,7 +1,7 @@
-//! The topics that configuration names.
+//! Application topics, as the configuration grants them.
 
 use crate::contract::call::Settings;
-use crate::contract::topic::{Carriage, Topic};
+use crate::contract::topic::{Topic, TopicDelivery};
 use crate::contract::{Call, Outcome, Problem};
 use crate::systems::app_topics::settings;
 
@@ -15,16 +15,18 @@ impl Topic for Application {
     const SCOPE: &'static str = "topic";
 
     async fn may_listen(call: &Call, key: &str) -> Outcome<()> {
-        let grant = call.settings::<settings::Settings>().grant(&format!("app:{key}"));
+        let grant = call.settings::<settings::TopicGrants>().grant(&format!("app:{key}"));
         let granted = grant.is_some_and(|grant| grant.subscribe.contains(&call.role));
         let refused = || Problem::forbidden("this application topic is not granted to you");
         granted.then_some(()).ok_or_else(refused)
     }
 
-    fn carriage(settings: &Settings, topic: &str) -> Carriage {
-        match settings.get::<settings::Settings>().and_then(|all| all.grant(topic)) {
-            Some(grant) if grant.durable => Carriage::Durable,
-            grant => Carriage::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) },
+    fn carriage(settings: &Settings, topic: &str) -> TopicDelivery {
+        match settings.get::<settings::TopicGrants>().and_then(|all| all.grant(topic)) {
+            Some(grant) if grant.durable => TopicDelivery::Durable,
+            grant => {
+                TopicDelivery::Lossy { latest_only: grant.is_some_and(|grant| grant.latest_only) }
+            }
         }
     }
 }

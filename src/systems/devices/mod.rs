@@ -1,4 +1,4 @@
-//! A person's devices: registration and remote control, what they share, and what is watched on them.
+//! A person's devices: registration, remote control, shared data, and playback.
 
 pub mod domain;
 pub mod operations;
@@ -12,9 +12,9 @@ use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
     entities: &[
-        entity::<domain::shared::Shared>(),
+        entity::<domain::shared::SyncLog>(),
         entity::<domain::device::Device>(),
-        entity::<domain::playback::Playback>(),
+        entity::<domain::playback::PlaybackSessions>(),
         entity::<domain::content::Content>(),
     ],
     operations: &[
@@ -44,13 +44,16 @@ pub const SYSTEM: System = System {
         announcement::<domain::device::DeviceChanged>(),
         announcement::<domain::device::RemoteCommand>(),
         announcement::<domain::device::StartPlayback>(),
-        announcement::<domain::playback::SessionView>(),
+        announcement::<domain::playback::PlaybackSessionView>(),
         announcement::<domain::shared::Delta<'static>>(),
     ],
-    views: &[view::<domain::content::ContentView>(), view::<domain::playback::SessionView>()],
+    views: &[
+        view::<domain::content::ContentView>(),
+        view::<domain::playback::PlaybackSessionView>(),
+    ],
     sections: &[
-        section::<domain::shared::Limits>(),
-        section::<settings::Playback>(),
+        section::<domain::shared::SyncLimits>(),
+        section::<settings::PlaybackSettings>(),
         section::<settings::Tiers>(),
     ],
     migrations: &[(3, "playback", include_str!("migrations/0003_playback.sql"))],

@@ -1,4 +1,4 @@
-//! What configuration says of devices.
+//! The configuration of devices: synchronisation, playback and plans.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::domain::platforms::Platforms;
-use super::domain::shared::Limits;
+use super::domain::shared::SyncLimits;
 use crate::contract::section::Section;
 
-impl Section for Limits {
+impl Section for SyncLimits {
     const NAME: &'static str = "sync";
     type Ready = Self;
 
@@ -20,31 +20,31 @@ impl Section for Limits {
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Playback {
-    /// Without a report for so long a session is over.
+pub struct PlaybackSettings {
+    /// The time without a report after which a session ends.
     pub idle_s: u32,
-    /// A table of platforms in the place of ours.
+    /// The file with a table of platforms that replaces the built-in one.
     pub platforms: PathBuf,
 }
 
-impl Default for Playback {
+impl Default for PlaybackSettings {
     fn default() -> Self {
         Self { idle_s: 14_400, platforms: PathBuf::new() }
     }
 }
 
-/// How sessions are played: [`Playback`], with the table that it names.
+/// The prepared [`PlaybackSettings`], with the table of platforms read.
 #[derive(Debug)]
-pub struct Playing {
+pub struct ResolvedPlayback {
     pub idle_s: u32,
     pub platforms: Platforms,
 }
 
-impl Section for Playback {
+impl Section for PlaybackSettings {
     const NAME: &'static str = "playback";
-    type Ready = Playing;
+    type Ready = ResolvedPlayback;
 
-    fn prepare(&self) -> Result<Playing, String> {
+    fn prepare(&self) -> Result<ResolvedPlayback, String> {
         let Self { idle_s, platforms } = self;
         if *idle_s < 60 {
             return Err("playback.idle_s must be at least 60".into());
@@ -56,16 +56,16 @@ impl Section for Playback {
                 .map_err(|error| wrong(error.to_string()))
                 .and_then(|table| Platforms::parse(&table).map_err(wrong))?,
         };
-        Ok(Playing { idle_s: *idle_s, platforms })
+        Ok(ResolvedPlayback { idle_s: *idle_s, platforms })
     }
 }
 
-/// What one plan allows one person.
+/// The limits that one plan sets for one person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tier {
     pub devices: usize,
-    /// Playback sessions at the same time.
+    /// The most playback sessions at the same time.
     pub streams: usize,
 }
 
@@ -75,7 +75,7 @@ impl Default for Tier {
     }
 }
 
-/// The plans by name; `free` is that of tokens that name none.
+/// The plans by name; `free` applies to tokens that name none.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Tiers(pub BTreeMap<String, Tier>);
@@ -88,7 +88,7 @@ impl Default for Tiers {
 }
 
 impl Tiers {
-    /// Of a plan that nobody knows: the least.
+    /// The limits of a plan. An unknown plan gets the smallest ones.
     pub fn of(&self, plan: Option<&str>) -> Tier {
         self.0.get(plan.unwrap_or("free")).copied().unwrap_or_default()
     }
@@ -112,7 +112,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("proxie-platforms-{}", std::process::id()));
         let options = |table: &str| {
             std::fs::write(&path, table).unwrap();
-            Playback { platforms: path.clone(), ..Playback::default() }.prepare()
+            PlaybackSettings { platforms: path.clone(), ..PlaybackSettings::default() }.prepare()
         };
         let table =
             r#"{"cinema": {"name": "Cinema", "links": {"web": "https://cinema.example/{id}"}}}"#;
@@ -124,6 +124,8 @@ mod tests {
         let wrong = format!("{:#}", options("{}}").unwrap_err());
         assert!(wrong.starts_with("playback.platforms: "), "{wrong}");
         std::fs::remove_file(&path).unwrap();
-        assert!(Playback { platforms: path, ..Playback::default() }.prepare().is_err());
+        assert!(
+            PlaybackSettings { platforms: path, ..PlaybackSettings::default() }.prepare().is_err()
+        );
     }
 }

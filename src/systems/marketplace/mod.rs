@@ -49,7 +49,7 @@ pub const SYSTEM: System = System {
         operation::<sessions::Typing>(),
     ],
     topics: &[
-        topic::<topics::Inbox>(),
+        topic::<topics::UserInbox>(),
         topic::<topics::Conversation>(),
         topic::<topics::Appointment>(),
     ],

@@ -3,21 +3,21 @@
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 
-use crate::cluster::{Entities, Meta};
+use crate::cluster::{CommandMeta, Entities};
 use crate::persistence::views::Views;
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
 use crate::systems::marketplace::domain::profile::ProviderView;
 use crate::systems::marketplace::domain::provider::Provider;
 
-/// Enrols the demonstration providers where there are none. Each has an id of its own, so a seeding that was cut off
-/// goes on where it stopped.
+/// Enrols the demonstration providers where there are none. Each has an id of its own, so an interrupted seeding
+/// continues where it stopped.
 pub fn seed<'a>(entities: &'a Entities, views: &'a Views) -> BoxFuture<'a, Result<(), String>> {
     enrol_all(entities, views).boxed()
 }
 
 async fn enrol_all(entities: &Entities, views: &Views) -> Result<(), String> {
     let providers = demo_providers();
-    // The last one is there: an earlier start has finished this.
+    // The last provider exists, so an earlier start has finished the seeding.
     let (last, _) = providers.last().expect("there are demonstration providers");
     let seeded = views.get::<ProviderView>(last).await;
     if seeded.map_err(|error| error.to_string())?.is_some() {
@@ -28,7 +28,7 @@ async fn enrol_all(entities: &Entities, views: &Views) -> Result<(), String> {
         "filling a fresh store with demonstration providers"
     );
     let enrolments = providers.into_iter().map(|(key, command)| {
-        let meta = Meta::runtime().id(format!("seed-{key}"));
+        let meta = CommandMeta::runtime().id(format!("seed-{key}"));
         entities.of::<Provider>(key).ask(command, meta)
     });
     let failed = stream::iter(enrolments)

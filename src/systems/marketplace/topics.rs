@@ -1,4 +1,4 @@
-//! What the parties of the marketplace listen to.
+//! The topics that the parties of the marketplace listen to.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -9,18 +9,18 @@ use crate::contract::topic::{Topic, only_their_own};
 use crate::contract::{Call, Outcome};
 
 /// A person's inbox, to which every connection of theirs listens by itself.
-pub struct Inbox;
+pub struct UserInbox;
 
-impl Topic for Inbox {
+impl Topic for UserInbox {
     const KIND: &'static str = "user";
-    const SUMMARY: &'static str = "Everything that concerns a person";
+    const SUMMARY: &'static str = "Notifications for a person";
 
     async fn may_listen(call: &Call, key: &str) -> Outcome<()> {
         only_their_own(call, key)
     }
 }
 
-/// A conversation of the listener.
+/// The topic of a conversation of the listener.
 pub struct Conversation;
 
 impl Topic for Conversation {
@@ -32,7 +32,7 @@ impl Topic for Conversation {
     }
 }
 
-/// A booking of which the listener is a party.
+/// The topic of a booking of which the listener is a party.
 pub struct Appointment;
 
 impl Topic for Appointment {

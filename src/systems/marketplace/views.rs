@@ -1,4 +1,4 @@
-//! The marketplace's reads.
+//! The marketplace's queries of its read models that need SQL of their own.
 
 use serde_json::Value;
 use sqlx::Row;
@@ -9,9 +9,9 @@ use super::domain::profile::ProviderView;
 use super::domain::schedule::Span;
 use crate::kernel::clock::Timestamp;
 use crate::persistence::store::{from_micros, micros};
-use crate::persistence::views::{Cursor, Page, ViewError, Views, typed};
+use crate::persistence::views::{Cursor, RowPage, ViewError, Views, typed};
 
-/// What matching asks the providers for.
+/// The search of matching: a service, a place and a time.
 #[derive(Clone, Debug)]
 pub struct Window {
     pub service: String,
@@ -23,7 +23,7 @@ pub struct Window {
     pub latest: Timestamp,
 }
 
-/// Enough for any box around a place; ranking keeps far fewer.
+/// The most candidates of one search: enough for any box around a place, and ranking keeps far fewer.
 const MAX_CANDIDATES: i64 = 500;
 
 /// Whether these two have something open with each other: a booking, or an offer to a request.
@@ -53,14 +53,14 @@ pub async fn booking_of(
     Ok(own.map(|row| row.detail))
 }
 
-/// As consumer or as provider, newest first.
+/// The bookings of a user, as consumer or as provider, newest first.
 pub async fn bookings_of(
     views: &Views,
     user_id: &str,
     from: Cursor,
     limit: usize,
-) -> Result<Page<BookingView>, ViewError> {
-    // A page of each, since each has its own order in an index.
+) -> Result<RowPage<BookingView>, ViewError> {
+    // A page of each role, since each has an index in its own order.
     let sql = "select detail::text, micros(created_at), id from (
             (select detail, created_at, id from bookings
               where consumer_id = $1 and (created_at, id collate \"C\") < (micros($2::bigint), $3)
@@ -74,7 +74,7 @@ pub async fn bookings_of(
     views.rows(sql, user_id, from, limit).await
 }
 
-/// The directory, by id; each filter may be missing. A city is compared without regard to case.
+/// The directory of providers in order of id. Each filter is optional; the city is compared without regard to case.
 pub async fn providers(
     views: &Views,
     service: Option<&str>,
@@ -82,9 +82,9 @@ pub async fn providers(
     owner_id: Option<&str>,
     from: Cursor,
     limit: usize,
-) -> Result<Page<ProviderView>, ViewError> {
+) -> Result<RowPage<ProviderView>, ViewError> {
     let sql = match (owner_id, service, city) {
-        // Somebody owns few providers.
+        // One person owns few providers.
         (Some(_), ..) => {
             "select to_jsonb(p)::text, 0::bigint, id from providers p
               where owner_id = $1 and id collate \"C\" > $4
@@ -125,7 +125,7 @@ pub async fn providers(
             .fetch_all(connection)
             .await
     });
-    Page::of(&rows.await?, limit)
+    RowPage::of(&rows.await?, limit)
 }
 
 /// Providers of a service inside a box, nearest to its middle first, each with the busy times that touch the
@@ -166,7 +166,7 @@ pub async fn candidates(views: &Views, window: &Window) -> Result<Vec<Candidate>
             starts_at: from_micros(starts_at),
             ends_at: from_micros(ends_at),
         });
-        // A row of another shape is of a release that this one does not know; the others are matched all the same.
+        // A row of another shape is of a release that this one does not know; the other rows are matched all the same.
         candidates.extend(Candidate::from_row(&provider, busy.collect()));
     }
     Ok(candidates)

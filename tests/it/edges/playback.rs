@@ -1,6 +1,6 @@
 //! What people watch: on the best platform for a device, no more than the plan allows, told and controlled from afar.
 
-use proxie::systems::devices::settings::Playback;
+use proxie::systems::devices::settings::PlaybackSettings;
 use std::time::Duration;
 
 use proxie::kernel::clock::Clock;
@@ -245,7 +245,7 @@ async fn what_was_seen_to_its_end_begins_anew() {
 async fn nobody_watches_for_ever() {
     let clock = Clock::manual("2026-01-12T08:00:00Z".parse().unwrap());
     let node = TestNode::with_clock(clock.clone(), |config| {
-        config.systems.set(Playback { idle_s: 1_800, ..Playback::default() });
+        config.systems.set(PlaybackSettings { idle_s: 1_800, ..PlaybackSettings::default() });
         // A device that is connected does not go offline because this clock jumps.
         config.websocket.ping_ms = 600_000;
     })

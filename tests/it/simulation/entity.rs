@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use proxie::cluster::slots::Place;
+use proxie::cluster::slots::SlotLocation;
 
 use super::exec::{Queue, between, now, sleep, spawn, timeout};
 use super::node::Life;
@@ -74,13 +74,15 @@ impl Life {
     pub async fn route(self: Rc<Self>, world: Rc<World>, ask: Ask) {
         for _ in 0..3 {
             match self.slots.locate(ask.slot) {
-                Place::Here { .. } if self.lane_is_up.get() => return self.take(&world, ask),
-                Place::There { incarnation, .. } => {
+                SlotLocation::Here { .. } if self.lane_is_up.get() => {
+                    return self.take(&world, ask);
+                }
+                SlotLocation::There { incarnation, .. } => {
                     if let Some(other) = world.reaches(&self, incarnation) {
                         let (delay, world) = (world.latency(), world.clone());
                         return spawn(other.process, async move {
                             sleep(delay).await;
-                            if matches!(other.slots.locate(ask.slot), Place::Here { .. })
+                            if matches!(other.slots.locate(ask.slot), SlotLocation::Here { .. })
                                 && other.lane_is_up.get()
                             {
                                 other.take(&world, ask);
@@ -96,7 +98,7 @@ impl Life {
 
     /// `take_slip`: the activation that is there, or a new one.
     fn take(self: &Rc<Self>, world: &Rc<World>, ask: Ask) {
-        let Place::Here { epoch } = self.slots.locate(ask.slot) else { return };
+        let SlotLocation::Here { epoch } = self.slots.locate(ask.slot) else { return };
         let activation = self.activations.borrow().get(&ask.slot).cloned();
         let activation = activation.unwrap_or_else(|| {
             let mailbox = Queue::default();
@@ -268,7 +270,7 @@ impl Activation {
 
     fn is_here(&self, life: &Life, world: &World) -> bool {
         if world.breaks("an activation of another epoch is the one") {
-            return matches!(life.slots.locate(self.slot), Place::Here { .. });
+            return matches!(life.slots.locate(self.slot), SlotLocation::Here { .. });
         }
         life.slots.is_here(self.slot, self.epoch)
     }

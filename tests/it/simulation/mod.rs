@@ -1,7 +1,7 @@
 //! Thousands of schedules of a cluster in virtual time: who takes part, who owns which slot, who may write and answer,
 //! and how slots change hands, while processes stop and die and the network and the store fail.
 //!
-//! What decides is the real code: `Sight`, `Slots`, `Pulses`, `Lease`, `placement`. Around it are models: the shell of a
+//! What decides is the real code: `ClusterView`, `Slots`, `Pulses`, `Lease`, `placement`. Around it are models: the shell of a
 //! node (`node`, `entity`), the store (`store`), the network (`world`), and time (`exec`). See docs/adr/0009.
 //!
 //! - `PROXIE_SEED=n` runs one schedule, and says what happened in it.
@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use proxie::persistence::members::{Evidence, State};
+use proxie::persistence::members::{Evidence, MemberState};
 
 use entity::Ask;
 use exec::{WORLD, between, now, one_in, pick, sleep, spawn, timeout};
@@ -170,7 +170,7 @@ async fn trouble(world: Rc<World>, nodes: usize) {
                 w.faults.borrow_mut().store.remove(&name);
             }),
             _ => spawn(WORLD, async move {
-                let draining = w.set_state(OPERATOR, life.me, State::Draining);
+                let draining = w.set_state(OPERATOR, life.me, MemberState::Draining);
                 timeout(5_000, draining).await;
             }),
         }
@@ -241,7 +241,7 @@ async fn watch(world: Rc<World>, good: Rc<Cell<bool>>, nodes: usize) {
         sleep(100).await;
         let lives = world.running();
         let all = lives.len() == nodes
-            && lives.iter().all(|life| life.state.get() == Some(State::Active))
+            && lives.iter().all(|life| life.state.get() == Some(MemberState::Active))
             && (0..SLOTS).all(|slot| {
                 let row = world.store.borrow().slots[usize::from(slot)];
                 lives.iter().all(|life| life.slots.owned(slot).owner == row.owner)

@@ -5,12 +5,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use proxie::app::cluster_view::{ClusterView, Verdict};
 use proxie::app::pulses::Pulses;
-use proxie::app::sight::{Sight, Verdict};
-use proxie::cluster::slots::Owned;
+use proxie::cluster::slots::SlotOwnership;
 use proxie::cluster::transport::LinkEvent;
 use proxie::cluster::{Lease, Slots};
-use proxie::persistence::members::{Beat, State};
+use proxie::persistence::members::{Beat, MemberState};
 
 use super::entity::{Activation, Item};
 use super::exec::{
@@ -39,7 +39,7 @@ pub struct Life {
     pub beat_now: Bell,
     beat: RefCell<(Beat, bool)>,
     pub leaving: Cell<bool>,
-    pub state: Cell<Option<State>>,
+    pub state: Cell<Option<MemberState>>,
     owes_slots: Cell<bool>,
     pub activations: RefCell<BTreeMap<u16, Rc<Activation>>>,
     pub lane: Queue<Item>,
@@ -48,7 +48,7 @@ pub struct Life {
 }
 
 struct Known {
-    sight: Sight,
+    view: ClusterView,
     slots_version: i64,
     planned: (i64, i64),
     unsure: Vec<(u16, i64)>,
@@ -147,7 +147,7 @@ impl Life {
 
     async fn member(self: Rc<Self>, world: Rc<World>) {
         let mut known = Known {
-            sight: Sight::new(self.me, clock_ms()),
+            view: ClusterView::new(self.me, clock_ms()),
             slots_version: -1,
             planned: (-1, -1),
             unsure: Vec::new(),
@@ -160,7 +160,7 @@ impl Life {
                 false => self.news.rung().await,
             }
             for event in self.events.take() {
-                known.sight.link(&event);
+                known.view.link(&event);
                 if let LinkEvent::Up { peer } = event {
                     self.pulses.up(peer, clock_ms());
                 }
@@ -172,30 +172,30 @@ impl Life {
 
     async fn round(self: &Rc<Self>, world: &Rc<World>, known: &mut Known) -> Result<bool, Lost> {
         self.hear(world, known);
-        if known.sight.members().is_empty() {
+        if known.view.members().is_empty() {
             return Ok(false);
         }
         if !known.unsure.is_empty() {
             self.resolve(world, known).await?;
         }
-        if known.sight.version() != known.slots_version {
+        if known.view.version() != known.slots_version {
             self.learn(world, known).await?;
         }
-        if let Some(state) = known.sight.next_state(self.leaving.get()) {
+        if let Some(state) = known.view.next_state(self.leaving.get()) {
             world.set_state(self.name, self.me, state).await?;
             self.beat_now.ring();
         }
         self.bury(world, known).await?;
         let more = self.place(world, known).await?;
-        let state = known.sight.state();
+        let state = known.view.state();
         self.state.set(state);
-        if state == Some(State::Draining) && !self.leaving.get() {
+        if state == Some(MemberState::Draining) && !self.leaving.get() {
             // An operator wants it to.
             self.clone().drain(world, between(100, 3_000));
         }
-        let drains = state == Some(State::Draining) && known.sight.has_takers();
+        let drains = state == Some(MemberState::Draining) && known.view.has_takers();
         self.owes_slots
-            .set(state == Some(State::Active) || (drains && self.slots.count_mine() > 0));
+            .set(state == Some(MemberState::Active) || (drains && self.slots.count_mine() > 0));
         Ok(more)
     }
 
@@ -204,7 +204,7 @@ impl Life {
         if !fresh || beat.members.is_empty() {
             return;
         }
-        for dead in known.sight.hear(beat, clock_ms()) {
+        for dead in known.view.hear(beat, clock_ms()) {
             self.pulses.forget(dead);
             self.peers.borrow_mut().remove(&dead);
             self.up.borrow_mut().remove(&dead);
@@ -212,7 +212,7 @@ impl Life {
                 other.link_down(world, self.me);
             }
         }
-        for member in known.sight.others() {
+        for member in known.view.others() {
             if self.peers.borrow_mut().insert(member.incarnation) {
                 self.clone().keep_link(world, member.incarnation);
             }
@@ -223,7 +223,7 @@ impl Life {
         let (version, rows) = world.slots(self.name).await?;
         for (slot, row) in rows.iter().enumerate() {
             let wait_ms = if row.claimed { self.wait_ms(world) } else { 0 };
-            let owned = Owned { owner: row.owner, epoch: row.epoch };
+            let owned = SlotOwnership { owner: row.owner, epoch: row.epoch };
             self.slots.learn(slot as u16, owned, wait_ms);
         }
         known.slots_version = version;
@@ -237,7 +237,7 @@ impl Life {
     async fn bury(&self, world: &Rc<World>, known: &Known) -> Result<(), Lost> {
         let now = clock_ms();
         let silent_ms = |peer| self.pulses.silent_ms(peer, now);
-        for verdict in known.sight.verdicts(silent_ms, self.pulses.is_awake(now), now) {
+        for verdict in known.view.verdicts(silent_ms, self.pulses.is_awake(now), now) {
             let Verdict { peer, evidence, suspect } = verdict;
             if suspect {
                 world.suspect(self.name, self.me, peer).await?;
@@ -250,12 +250,12 @@ impl Life {
     }
 
     async fn place(&self, world: &Rc<World>, known: &mut Known) -> Result<bool, Lost> {
-        let versions = (known.slots_version, known.sight.version());
+        let versions = (known.slots_version, known.view.version());
         if known.planned == versions {
             return Ok(false);
         }
-        let owned: Vec<Owned> = (0..SLOTS).map(|slot| self.slots.owned(slot)).collect();
-        let share = known.sight.share(&owned, &Default::default());
+        let owned: Vec<SlotOwnership> = (0..SLOTS).map(|slot| self.slots.owned(slot)).collect();
+        let share = known.view.share(&owned, &Default::default());
         let mut done = true;
         if !share.claims.is_empty() {
             let wanted = share.claims.len();
@@ -263,7 +263,7 @@ impl Life {
             done &= claimed.len() == wanted || world.breaks("a refused claim is not tried again");
             for (slot, epoch) in claimed {
                 let wait_ms = if epoch == 1 { 0 } else { self.wait_ms(world) };
-                self.slots.learn(slot, Owned { owner: Some(self.me), epoch }, wait_ms);
+                self.slots.learn(slot, SlotOwnership { owner: Some(self.me), epoch }, wait_ms);
             }
         }
         let mut more = share.more;
@@ -277,7 +277,7 @@ impl Life {
                 continue;
             }
             self.hand_over(world, known, to, sealed).await?;
-            known.sight.gave(to);
+            known.view.gave(to);
         }
         if done && !more {
             known.planned = versions;
@@ -312,7 +312,7 @@ impl Life {
             known.unsure.clear();
         }
         for (slot, epoch) in moved? {
-            self.slots.learn(slot, Owned { owner: Some(to), epoch }, 0);
+            self.slots.learn(slot, SlotOwnership { owner: Some(to), epoch }, 0);
         }
         set.iter().for_each(|slot| self.slots.unseal(*slot));
         known.unsure.clear();

@@ -7,7 +7,7 @@ mod members;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use proxie::persistence::members::State;
+use proxie::persistence::members::MemberState;
 
 use super::exec::{WORLD, between, now, one_in, sleep, spawn};
 use super::node::Life;
@@ -22,7 +22,7 @@ pub struct Node {
     pub name: usize,
     pub release: u32,
     /// `None`: dead.
-    pub state: Option<State>,
+    pub state: Option<MemberState>,
     lease_until: i64,
     /// A declaration of death that is not committed yet.
     locked: Option<u64>,
@@ -64,7 +64,7 @@ pub struct Row {
 
 enum Change {
     Enrol(i64, usize, u32),
-    State(i64, State),
+    State(i64, MemberState),
     Owner(u16, Slot),
     Dead(i64, Option<i64>),
 }
@@ -130,7 +130,7 @@ impl Store {
     }
 
     fn suspected_by(&self, suspect: i64) -> u32 {
-        let active = |by: &i64| self.nodes[by].state == Some(State::Active);
+        let active = |by: &i64| self.nodes[by].state == Some(MemberState::Active);
         let recent = |at: i64| at > self.clock() - 3_000;
         let of = self.suspicions.range((suspect, 0)..(suspect + 1, 0));
         of.filter(|((_, by), at)| active(by) && recent(**at)).count() as u32
@@ -278,7 +278,7 @@ impl World {
         let mut store = self.store.borrow_mut();
         match change {
             Change::Enrol(incarnation, name, release) => {
-                let state = Some(State::Joining);
+                let state = Some(MemberState::Joining);
                 let lease_until = store.clock() + LEASE_MS;
                 let node = Node { name, release, state, lease_until, locked: None };
                 store.nodes.insert(incarnation, node);

@@ -47,7 +47,7 @@ impl Sessions {
     }
 
     /// Waits until the server has no other session with the peer: of two it elects the older one.
-    pub async fn claim(&self, peer: i64, token: &Token) -> Claim {
+    pub async fn claim(&self, peer: i64, token: &Token) -> SessionClaim {
         let label = hex(token);
         let mut news = self.0.subscribe();
         loop {
@@ -59,7 +59,7 @@ impl Sessions {
                 free
             });
             if claimed {
-                return Claim { sessions: self.0.clone(), label };
+                return SessionClaim { sessions: self.0.clone(), label };
             }
             // The sender is `self`: it lives.
             let _ = news.changed().await;
@@ -68,12 +68,12 @@ impl Sessions {
 }
 
 /// A place in the table. The server's news frees it, unless the session never came to be.
-pub struct Claim {
+pub struct SessionClaim {
     sessions: watch::Sender<Table>,
     label: String,
 }
 
-impl Claim {
+impl SessionClaim {
     /// The peer's mailbox, once the session is ready. `None`: it ended, or there is no such actor.
     pub async fn target<M: Message>(&self, mailbox: u64) -> Option<ActorRef<M>> {
         let mut news = self.sessions.subscribe();
@@ -96,7 +96,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for SessionClaim {
     fn drop(&mut self) {
         self.sessions.send_if_modified(|table| {
             let never = table.get(&self.label).is_some_and(|session| !session.opened);

@@ -194,7 +194,7 @@ pub async fn tls_and_plaintext_do_not_link(start: Start) {
 }
 
 pub async fn silence_ends_at_the_deadline(start: Start) {
-    let limits = Limits { handshake_timeout_ms: 500, max_handshakes: 2, ..limits() };
+    let limits = TransportLimits { handshake_timeout_ms: 500, max_handshakes: 2, ..limits() };
     let tls = Some(OURS.tls("node-2"));
     let mut b = Running::start_with(start, Options { limits, tls, ..options(2).await }).await;
     let hung_up = async |mut stream: Box<dyn AsyncRead + Unpin + Send>| {

@@ -94,7 +94,7 @@ fn nothing_is_taken_after_the_link_was_closed() {
 #[test]
 fn both_sides_keep_to_the_smaller_limits() {
     let small = Terms { window: 80_000, envelope: 50_000, frame: 9_000, frame_envelopes: 5 };
-    let large = Terms::of(&Limits::default());
+    let large = Terms::of(&TransportLimits::default());
     assert_eq!(small.agreed(large), large.agreed(small));
     assert_eq!(small.agreed(large).envelope, 10_000);
 }

@@ -20,10 +20,10 @@ use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::Admitted;
 use crate::gateway::http::{KeepBody, address_key, check_origin, count_connection};
-use crate::gateway::ws::{Limits, Upgrade};
+use crate::gateway::ws::{ConnectionLimits, Upgrade};
 use crate::kernel::error::ErrorCode;
 
-use session::{Answer, Session};
+use session::{EngineAnswer, EngineSession};
 use wire::Wire;
 
 /// Queued requests of one session. The queue is short because a session takes each at once.
@@ -31,21 +31,21 @@ const REQUESTS: usize = 4;
 
 /// The sessions of this node by id. The ids are secrets: a client that knows one takes part in the session.
 #[derive(Default)]
-pub struct Sessions(DashMap<Arc<str>, mpsc::Sender<session::Request>>);
+pub struct EngineSessions(DashMap<Arc<str>, mpsc::Sender<session::EngineRequest>>);
 
 /// A session's entry in the table, removed when this is dropped.
-struct Seat {
-    sessions: Arc<Sessions>,
+struct SessionEntry {
+    sessions: Arc<EngineSessions>,
     sid: Arc<str>,
 }
 
-impl Seat {
+impl SessionEntry {
     fn sid(&self) -> &str {
         &self.sid
     }
 }
 
-impl Drop for Seat {
+impl Drop for SessionEntry {
     fn drop(&mut self) {
         self.sessions.0.remove(&self.sid);
     }
@@ -118,7 +118,7 @@ impl<'a> Parameters<'a> {
 
 pub async fn handle(
     gateway: Arc<Gateway>,
-    sessions: Arc<Sessions>,
+    sessions: Arc<EngineSessions>,
     request: Request,
 ) -> Outcome<Response> {
     let (mut parts, body) = request.into_parts();
@@ -159,7 +159,7 @@ pub async fn handle(
         return Ok(Refusal::UnknownSid.into_response());
     };
     match (polls, parts.method.clone()) {
-        (true, Method::GET) => Ok(ask(&session, session::Request::Poll).await),
+        (true, Method::GET) => Ok(ask(&session, session::EngineRequest::Poll).await),
         (true, Method::POST) => {
             let said = tokio::time::timeout(
                 gateway.options.request_timeout,
@@ -167,13 +167,13 @@ pub async fn handle(
             );
             let said =
                 said.await.map_err(|_| Problem::new(ErrorCode::DeadlineExceeded, SLOW))??;
-            Ok(ask(&session, |answer| session::Request::Post(said, answer)).await)
+            Ok(ask(&session, |answer| session::EngineRequest::Post(said, answer)).await)
         }
         (false, Method::GET) if parts.headers.contains_key(header::UPGRADE) => {
             let upgrade = Upgrade::from_request_parts(&mut parts, &()).await?;
             Ok(upgraded(&gateway, upgrade, &parts.extensions, move |wire| {
                 // If the session cannot take it, the socket is dropped.
-                let _ = session.try_send(session::Request::Upgrade(wire));
+                let _ = session.try_send(session::EngineRequest::Upgrade(wire));
             }))
         }
         _ => Ok(Refusal::BadRequest.into_response()),
@@ -183,13 +183,13 @@ pub async fn handle(
 const SLOW: &str = "the packets did not arrive in time";
 
 /// Starts a session and returns its first packet.
-fn begin(gateway: &Arc<Gateway>, sessions: &Arc<Sessions>, wire: Option<Wire>) -> String {
+fn begin(gateway: &Arc<Gateway>, sessions: &Arc<EngineSessions>, wire: Option<Wire>) -> String {
     let sid: Arc<str> = format!("{:032x}", rand::random::<u128>()).into();
     let (requests, receiver) = mpsc::channel(REQUESTS);
     sessions.0.insert(sid.clone(), requests);
     let opened = opened(gateway, &sid, wire.is_none());
-    let seat = Seat { sessions: sessions.clone(), sid };
-    tokio::spawn(Session::new(gateway, seat, receiver, wire).run());
+    let seat = SessionEntry { sessions: sessions.clone(), sid };
+    tokio::spawn(EngineSession::new(gateway, seat, receiver, wire).run());
     opened
 }
 
@@ -201,7 +201,7 @@ fn upgraded(
 ) -> Response {
     let admitted = extensions.get::<Admitted>().cloned();
     // The session counts the frames instead: a client that is too fast waits, and is not closed.
-    let limits = Limits {
+    let limits = ConnectionLimits {
         frames_per_s: u32::MAX,
         frame_burst: u32::MAX,
         ..gateway.options.websocket.clone()
@@ -225,17 +225,17 @@ async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Outcome<String> 
 }
 
 async fn ask(
-    session: &mpsc::Sender<session::Request>,
-    request: impl FnOnce(oneshot::Sender<Answer>) -> session::Request,
+    session: &mpsc::Sender<session::EngineRequest>,
+    request: impl FnOnce(oneshot::Sender<EngineAnswer>) -> session::EngineRequest,
 ) -> Response {
     let (answer, answered) = oneshot::channel();
     if session.send(request(answer)).await.is_err() {
         return Refusal::UnknownSid.into_response();
     }
     match answered.await {
-        Ok(Answer::Payload(payload)) => text(payload),
-        Ok(Answer::Taken) => text("ok".into()),
-        Ok(Answer::Refused(refusal)) => refusal.into_response(),
+        Ok(EngineAnswer::Payload(payload)) => text(payload),
+        Ok(EngineAnswer::Taken) => text("ok".into()),
+        Ok(EngineAnswer::Refused(refusal)) => refusal.into_response(),
         // The session has ended in the meantime.
         Err(_) => Refusal::UnknownSid.into_response(),
     }

@@ -3,7 +3,7 @@
 
 /// A packet from a client.
 #[derive(Debug, PartialEq)]
-pub enum Packet {
+pub enum EnginePacket {
     Close,
     /// A client that is about to upgrade sends the data `probe`.
     Ping(String),
@@ -24,16 +24,16 @@ pub const CLOSE: &str = "1";
 pub const NOOP: &str = "6";
 
 /// Parses a packet. `None`: it is not a packet, or not one that clients send.
-pub fn parse(text: &str) -> Option<Packet> {
+pub fn parse(text: &str) -> Option<EnginePacket> {
     let (kind, data) = (text.get(..1)?, text.get(1..)?);
     let empty = |packet| data.is_empty().then_some(packet);
     match kind {
-        "1" => empty(Packet::Close),
-        "2" => Some(Packet::Ping(data.to_owned())),
-        "3" => Some(Packet::Pong),
-        "4" => Some(Packet::Message(data.to_owned())),
-        "5" => empty(Packet::Upgrade),
-        "6" => empty(Packet::Noop),
+        "1" => empty(EnginePacket::Close),
+        "2" => Some(EnginePacket::Ping(data.to_owned())),
+        "3" => Some(EnginePacket::Pong),
+        "4" => Some(EnginePacket::Message(data.to_owned())),
+        "5" => empty(EnginePacket::Upgrade),
+        "6" => empty(EnginePacket::Noop),
         _ => None,
     }
 }
@@ -66,9 +66,9 @@ impl Payload {
 }
 
 impl Iterator for Payload {
-    type Item = Packet;
+    type Item = EnginePacket;
 
-    fn next(&mut self) -> Option<Packet> {
+    fn next(&mut self) -> Option<EnginePacket> {
         let left = &self.text[self.at?..];
         let (packet, after) = match left.split_once(SEPARATOR) {
             Some((packet, after)) => (one(packet), Some(self.text.len() - after.len())),
@@ -82,8 +82,8 @@ impl Iterator for Payload {
     }
 }
 
-fn one(text: &str) -> Option<Packet> {
-    if text.starts_with('b') { Some(Packet::Binary) } else { parse(text) }
+fn one(text: &str) -> Option<EnginePacket> {
+    if text.starts_with('b') { Some(EnginePacket::Binary) } else { parse(text) }
 }
 
 pub fn message(text: &str) -> String {
@@ -96,15 +96,15 @@ mod tests {
 
     #[test]
     fn packets_are_read() {
-        let message = |text: &str| Packet::Message(text.into());
+        let message = |text: &str| EnginePacket::Message(text.into());
         for (text, expected) in [
-            ("1", Some(Packet::Close)),
-            ("2probe", Some(Packet::Ping("probe".into()))),
-            ("3", Some(Packet::Pong)),
+            ("1", Some(EnginePacket::Close)),
+            ("2probe", Some(EnginePacket::Ping("probe".into()))),
+            ("3", Some(EnginePacket::Pong)),
             ("4", Some(message(""))),
             ("4häuser", Some(message("häuser"))),
-            ("5", Some(Packet::Upgrade)),
-            ("6", Some(Packet::Noop)),
+            ("5", Some(EnginePacket::Upgrade)),
+            ("6", Some(EnginePacket::Noop)),
             ("6x", None),
             ("0{}", None),
             ("7", None),
@@ -119,12 +119,12 @@ mod tests {
     #[test]
     fn a_payload_is_packets_one_after_the_other() {
         let read = |text: &str| Payload::read(text.into());
-        let message = |text: &str| Packet::Message(text.into());
+        let message = |text: &str| EnginePacket::Message(text.into());
         let mut payload = read("4a\u{1e}bAQIDBA==\u{1e}3").unwrap();
         assert_eq!(payload.next(), Some(message("a")));
         payload.append(read("4b").unwrap());
         let left: Vec<_> = payload.by_ref().collect();
-        assert_eq!(left, [Packet::Binary, Packet::Pong, message("b")]);
+        assert_eq!(left, [EnginePacket::Binary, EnginePacket::Pong, message("b")]);
         payload.append(read("4c").unwrap());
         assert_eq!((payload.next(), payload.next()), (Some(message("c")), None));
         for bad in ["", "4a\u{1e}", "\u{1e}4a", "4a\u{1e}x"] {

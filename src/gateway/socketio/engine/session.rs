@@ -15,22 +15,22 @@ use futures_util::future::{BoxFuture, poll_fn};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
-use super::packet::{self, Packet, Payload};
-use super::wire::{Heard, Probe, Probed, Wire};
-use super::{Refusal, Seat};
-use crate::gateway::socketio::client::{Client, Wrong};
+use super::packet::{self, EnginePacket, Payload};
+use super::wire::{Probe, Probed, Wire, WireEvent};
+use super::{Refusal, SessionEntry};
+use crate::gateway::socketio::client::{SocketIoClient, Wrong};
 use crate::gateway::{Gateway, Leaving};
 use crate::kernel::bucket::Bucket;
 
 /// A request of the session's client.
-pub enum Request {
-    Poll(oneshot::Sender<Answer>),
-    Post(String, oneshot::Sender<Answer>),
+pub enum EngineRequest {
+    Poll(oneshot::Sender<EngineAnswer>),
+    Post(String, oneshot::Sender<EngineAnswer>),
     Upgrade(Wire),
 }
 
 #[derive(Debug)]
-pub enum Answer {
+pub enum EngineAnswer {
     Payload(String),
     Taken,
     Refused(Refusal),
@@ -69,14 +69,14 @@ enum Transport {
 #[derive(Default)]
 struct Polling {
     /// A GET that waits for packets to the client.
-    poll: Option<oneshot::Sender<Answer>>,
+    poll: Option<oneshot::Sender<EngineAnswer>>,
     /// A POST that waits until the packets before it are handled.
-    post: Option<(String, oneshot::Sender<Answer>)>,
+    post: Option<(String, oneshot::Sender<EngineAnswer>)>,
 }
 
-pub struct Session {
-    client: Client,
-    requests: mpsc::Receiver<Request>,
+pub struct EngineSession {
+    client: SocketIoClient,
+    requests: mpsc::Receiver<EngineRequest>,
     transport: Transport,
     probe: Option<Probe>,
     /// Packets of the engine itself, and those that a poll did not take.
@@ -98,7 +98,7 @@ pub struct Session {
     alarm_at: Option<Instant>,
     pace: Pace,
     /// The session's entry in this node's table.
-    seat: Option<Seat>,
+    seat: Option<SessionEntry>,
 }
 
 struct Pace {
@@ -112,11 +112,11 @@ const STEPS: usize = 64;
 /// Time limit for a client to take the last packets.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Session {
+impl EngineSession {
     pub fn new(
         gateway: &Arc<Gateway>,
-        seat: Seat,
-        requests: mpsc::Receiver<Request>,
+        seat: SessionEntry,
+        requests: mpsc::Receiver<EngineRequest>,
         wire: Option<Wire>,
     ) -> Self {
         let now = Instant::now();
@@ -132,7 +132,7 @@ impl Session {
             let _ = leaving.wait_for(|leaving| *leaving != Leaving::No).await;
         };
         Self {
-            client: Client::new(gateway.clone()),
+            client: SocketIoClient::new(gateway.clone()),
             requests,
             packets: wire.iter().map(|_| super::opened(gateway, seat.sid(), false)).collect(),
             transport: wire
@@ -196,11 +196,11 @@ impl Session {
         let Some(request) = ready!(self.requests.poll_recv(cx)) else {
             return Poll::Ready(Err(Ending::Over));
         };
-        let refused = |answer: oneshot::Sender<Answer>| {
-            let _ = answer.send(Answer::Refused(Refusal::BadRequest));
+        let refused = |answer: oneshot::Sender<EngineAnswer>| {
+            let _ = answer.send(EngineAnswer::Refused(Refusal::BadRequest));
         };
         Poll::Ready(match (request, &mut self.transport) {
-            (Request::Poll(answer), Transport::Polling(polling)) => {
+            (EngineRequest::Poll(answer), Transport::Polling(polling)) => {
                 match &polling.poll {
                     Some(waiting) if !waiting.is_closed() => {
                         refused(answer);
@@ -210,7 +210,7 @@ impl Session {
                 }
                 Ok(())
             }
-            (Request::Post(text, answer), Transport::Polling(polling)) => {
+            (EngineRequest::Post(text, answer), Transport::Polling(polling)) => {
                 if polling.post.is_some() {
                     refused(answer);
                     return Poll::Ready(Err(Ending::Overlap));
@@ -218,16 +218,19 @@ impl Session {
                 polling.post = Some((text, answer));
                 Ok(())
             }
-            (Request::Poll(answer) | Request::Post(_, answer), Transport::WebSocket(_)) => {
+            (
+                EngineRequest::Poll(answer) | EngineRequest::Post(_, answer),
+                Transport::WebSocket(_),
+            ) => {
                 refused(answer);
                 Ok(())
             }
-            (Request::Upgrade(wire), Transport::Polling(_)) => {
+            (EngineRequest::Upgrade(wire), Transport::Polling(_)) => {
                 // A second one is dropped, and the first goes on.
                 self.probe.get_or_insert_with(|| Probe::new(wire));
                 Ok(())
             }
-            (Request::Upgrade(_), Transport::WebSocket(_)) => Ok(()),
+            (EngineRequest::Upgrade(_), Transport::WebSocket(_)) => Ok(()),
         })
     }
 
@@ -244,11 +247,11 @@ impl Session {
         let transport = std::mem::replace(&mut self.transport, Transport::WebSocket(probe.wire));
         if let Transport::Polling(Polling { poll, post }) = transport {
             if let Some(poll) = poll {
-                let _ = poll.send(Answer::Payload(packet::NOOP.into()));
+                let _ = poll.send(EngineAnswer::Payload(packet::NOOP.into()));
             }
             if let Some((text, answer)) = post {
                 self.posted.append(Payload::read(text).ok_or(Ending::Wrong)?);
-                let _ = answer.send(Answer::Taken);
+                let _ = answer.send(EngineAnswer::Taken);
             }
         }
         Poll::Ready(Ok(()))
@@ -329,7 +332,7 @@ impl Session {
             }
             return if over { Poll::Ready(Err(Ending::Over)) } else { Poll::Pending };
         }
-        if let Err(Answer::Payload(payload)) = poll.send(Answer::Payload(payload)) {
+        if let Err(EngineAnswer::Payload(payload)) = poll.send(EngineAnswer::Payload(payload)) {
             // The client did not get it: keep it for the next poll.
             for packet in payload.rsplit(packet::SEPARATOR) {
                 self.packets.push_front(packet.to_owned());
@@ -370,26 +373,26 @@ impl Session {
             self.ping = Some(now + self.pace.ping);
         }
         Poll::Ready(match packet {
-            Packet::Message(text) => self.client.hear(&text).map_err(Ending::from),
-            Packet::Binary => self.client.hear_binary().map_err(Ending::from),
-            Packet::Pong | Packet::Noop | Packet::Upgrade => Ok(()),
-            Packet::Close => Err(Ending::Closed),
+            EnginePacket::Message(text) => self.client.hear(&text).map_err(Ending::from),
+            EnginePacket::Binary => self.client.hear_binary().map_err(Ending::from),
+            EnginePacket::Pong | EnginePacket::Noop | EnginePacket::Upgrade => Ok(()),
+            EnginePacket::Close => Err(Ending::Closed),
             // In this protocol only the server pings.
-            Packet::Ping(_) => Err(Ending::Wrong),
+            EnginePacket::Ping(_) => Err(Ending::Wrong),
         })
     }
 
     /// The next packet from the client; `None`: something arrived that is not a packet to handle.
-    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Packet>, Ending>> {
+    fn receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<EnginePacket>, Ending>> {
         match &mut self.transport {
             Transport::Polling(polling) => {
                 let Some((text, answer)) = polling.post.take() else { return Poll::Pending };
                 let Some(payload) = Payload::read(text) else {
-                    let _ = answer.send(Answer::Refused(Refusal::BadRequest));
+                    let _ = answer.send(EngineAnswer::Refused(Refusal::BadRequest));
                     return Poll::Ready(Err(Ending::Wrong));
                 };
                 self.posted = payload;
-                let _ = answer.send(Answer::Taken);
+                let _ = answer.send(EngineAnswer::Taken);
                 Poll::Ready(Ok(None))
             }
             Transport::WebSocket(_) if self.too_large => Poll::Pending,
@@ -398,14 +401,14 @@ impl Session {
                 // Including frames that are not a whole message yet.
                 self.bucket.owe(wire.frames());
                 Poll::Ready(match ready!(heard) {
-                    Heard::Packet(packet) => Ok(Some(packet)),
-                    Heard::Wrong => Err(Ending::Wrong),
-                    Heard::TooLarge => {
+                    WireEvent::Packet(packet) => Ok(Some(packet)),
+                    WireEvent::Wrong => Err(Ending::Wrong),
+                    WireEvent::TooLarge => {
                         self.too_large = true;
                         self.client.hear_too_much();
                         Ok(None)
                     }
-                    Heard::End => Err(Ending::Gone),
+                    WireEvent::End => Err(Ending::Gone),
                 })
             }
         }
@@ -458,10 +461,10 @@ impl Session {
         match self.transport {
             Transport::Polling(Polling { poll: Some(poll), .. }) => {
                 let last = match ending {
-                    Ending::Closed => Answer::Payload(packet::NOOP.into()),
-                    Ending::Overlap => Answer::Payload(packet::CLOSE.into()),
+                    Ending::Closed => EngineAnswer::Payload(packet::NOOP.into()),
+                    Ending::Overlap => EngineAnswer::Payload(packet::CLOSE.into()),
                     // Never `1`: after it, some clients do not reconnect.
-                    _ => Answer::Refused(Refusal::UnknownSid),
+                    _ => EngineAnswer::Refused(Refusal::UnknownSid),
                 };
                 let _ = poll.send(last);
             }

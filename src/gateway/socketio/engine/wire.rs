@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::packet::{self, Packet};
+use super::packet::{self, EnginePacket};
 use crate::gateway::accept::Admitted;
 use crate::gateway::ws::WebSocket;
 
@@ -20,8 +20,8 @@ pub struct Wire {
 }
 
 /// An event from the client's socket.
-pub enum Heard {
-    Packet(Packet),
+pub enum WireEvent {
+    Packet(EnginePacket),
     Wrong,
     TooLarge,
     End,
@@ -37,20 +37,20 @@ impl Wire {
         self.socket.frames()
     }
 
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WireEvent> {
         Poll::Ready(match ready!(self.socket.poll_next(cx)) {
             Some(Ok(Message::Text(text))) => {
-                packet::parse(text.as_str()).map_or(Heard::Wrong, Heard::Packet)
+                packet::parse(text.as_str()).map_or(WireEvent::Wrong, WireEvent::Packet)
             }
-            Some(Ok(Message::Binary(_))) => Heard::Packet(Packet::Binary),
+            Some(Ok(Message::Binary(_))) => WireEvent::Packet(EnginePacket::Binary),
             // Control frames count against the limit, so they are reported as packets.
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
-                Heard::Packet(Packet::Noop)
+                WireEvent::Packet(EnginePacket::Noop)
             }
-            Some(Ok(Message::Close(_))) | None => Heard::End,
+            Some(Ok(Message::Close(_))) | None => WireEvent::End,
             Some(Err(error)) => match error.into_inner().downcast_ref::<tungstenite::Error>() {
-                Some(tungstenite::Error::Capacity(_)) => Heard::TooLarge,
-                _ => Heard::End,
+                Some(tungstenite::Error::Capacity(_)) => WireEvent::TooLarge,
+                _ => WireEvent::End,
             },
         })
     }
@@ -133,7 +133,7 @@ impl Probe {
         let heard = ready!(self.wire.poll_next(cx));
         self.messages += 1;
         Poll::Ready(match heard {
-            Heard::Packet(Packet::Ping(data)) if data == "probe" && !self.probed => {
+            WireEvent::Packet(EnginePacket::Ping(data)) if data == "probe" && !self.probed => {
                 self.probed = true;
                 self.release = Instant::now();
                 match self.wire.send(packet::PROBED.into()) {
@@ -141,8 +141,8 @@ impl Probe {
                     Err(_) => Probed::Fails,
                 }
             }
-            Heard::Packet(Packet::Upgrade) if self.probed => Probed::Upgrades,
-            Heard::Packet(Packet::Noop) if self.messages < MAX_MESSAGES => Probed::Goes,
+            WireEvent::Packet(EnginePacket::Upgrade) if self.probed => Probed::Upgrades,
+            WireEvent::Packet(EnginePacket::Noop) if self.messages < MAX_MESSAGES => Probed::Goes,
             _ => Probed::Fails,
         })
     }

@@ -33,16 +33,16 @@ impl fmt::Display for DeviceId {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be dev_ and a ULID")]
-pub struct NoDeviceId;
+pub struct InvalidDeviceId;
 
 impl FromStr for DeviceId {
-    type Err = NoDeviceId;
+    type Err = InvalidDeviceId;
 
     /// Accepts only the canonical form: an id has one spelling.
-    fn from_str(text: &str) -> Result<Self, NoDeviceId> {
+    fn from_str(text: &str) -> Result<Self, InvalidDeviceId> {
         let ulid = text.strip_prefix("dev_").and_then(|ulid| Ulid::from_string(ulid).ok());
-        let id = Self(ulid.ok_or(NoDeviceId)?.0);
-        if id.to_string() == text { Ok(id) } else { Err(NoDeviceId) }
+        let id = Self(ulid.ok_or(InvalidDeviceId)?.0);
+        if id.to_string() == text { Ok(id) } else { Err(InvalidDeviceId) }
     }
 }
 
@@ -236,7 +236,7 @@ mod tests {
         for wrong in
             ["", "dev_", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "dev_01arz3ndektsv4rrffq69g5fav", "dev_x"]
         {
-            assert_eq!(wrong.parse::<DeviceId>(), Err(NoDeviceId), "{wrong}");
+            assert_eq!(wrong.parse::<DeviceId>(), Err(InvalidDeviceId), "{wrong}");
         }
         let json = serde_json::to_string(&id).unwrap();
         assert_eq!(serde_json::from_str::<DeviceId>(&json).unwrap(), id);

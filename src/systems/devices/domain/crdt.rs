@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::clock::{DeviceId, Stamp};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Written<T> {
+pub struct Stamped<T> {
     pub stamp: Stamp,
     pub value: T,
 }
@@ -17,16 +17,16 @@ pub struct Written<T> {
 /// A last-writer-wins register (LWW). The latest losing write is kept, to explain the result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register<T> {
-    pub wins: Written<T>,
-    pub beaten: Option<Written<T>>,
+    pub wins: Stamped<T>,
+    pub beaten: Option<Stamped<T>>,
 }
 
 impl<T: Ord> Register<T> {
-    pub fn new(wins: Written<T>) -> Self {
+    pub fn new(wins: Stamped<T>) -> Self {
         Self { wins, beaten: None }
     }
 
-    pub fn write(&mut self, written: Written<T>) {
+    pub fn write(&mut self, written: Stamped<T>) {
         if written > self.wins {
             self.beaten = Some(std::mem::replace(&mut self.wins, written));
         } else if written < self.wins && self.beaten.as_ref().is_none_or(|best| written > *best) {

@@ -7,8 +7,8 @@ use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::playback::{self, Playback, Presence};
-pub use super::profile::{Capabilities, DeviceType, Profile};
+use super::playback::{self, DeviceState, PlaybackSessions};
+pub use super::profile::{Capabilities, DeviceProfile, DeviceType};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
@@ -25,7 +25,7 @@ pub struct Device;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Anew, or with changes.
-    Register(Profile),
+    Register(DeviceProfile),
     Remove,
     /// This connection speaks for it from now on.
     Connect {
@@ -54,7 +54,7 @@ pub enum Command {
     /// From the person's playback: it plays this from now on.
     Play {
         session_id: String,
-        start: playback::Start,
+        start: playback::SessionStart,
     },
     Stopped {
         session_id: String,
@@ -114,8 +114,8 @@ pub enum Action {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Registered { owner_id: String, profile: Profile, at: Timestamp },
-    Updated { profile: Profile, at: Timestamp },
+    Registered { owner_id: String, profile: DeviceProfile, at: Timestamp },
+    Updated { profile: DeviceProfile, at: Timestamp },
     Connected { connection: String, at: Timestamp },
     WentOffline { at: Timestamp },
     Controlled { command_id: String, action: Action, from: Option<String>, expires_at: Timestamp },
@@ -137,7 +137,7 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Registered {
     pub owner_id: String,
-    pub profile: Profile,
+    pub profile: DeviceProfile,
     pub at: Timestamp,
     pub version: u64,
 }
@@ -184,7 +184,7 @@ pub struct DeviceChanged {
 
 impl Announcement for DeviceChanged {
     const EVENT: &'static str = "device:changed";
-    const SUMMARY: &'static str = "A device was registered, updated, removed, came online or went offline, watches or has stopped";
+    const SUMMARY: &'static str = "A device was registered, updated or removed, came online or went offline, or started or stopped playing";
     const TOPICS: &'static [&'static str] = &["user"];
 }
 
@@ -220,7 +220,7 @@ pub struct StartPlayback {
 
 impl Announcement for StartPlayback {
     const EVENT: &'static str = "playback:start";
-    const SUMMARY: &'static str = "The device is to open this link, not after expires_at; again when it comes back before it has reported";
+    const SUMMARY: &'static str = "Tells a device to open a link before expires_at; repeated when the device reconnects before it has reported";
     const TOPICS: &'static [&'static str] = &["device"];
 }
 
@@ -273,7 +273,7 @@ impl State {
     }
 
     fn shown(&self, key: &str, registered: &Registered) -> Box<DeviceView> {
-        let Profile { name, device_type, capabilities, push_token } = &registered.profile;
+        let DeviceProfile { name, device_type, capabilities, push_token } = &registered.profile;
         Box::new(DeviceView {
             id: key.into(),
             name: name.clone(),
@@ -292,7 +292,9 @@ impl State {
     fn owned(&self, caller: &Caller) -> Result<&Registered, Rejection> {
         let registered = self.registered.as_ref().ok_or(Rejection::NotFound)?;
         let owner_id = &registered.owner_id;
-        if !(caller.may_act_for(owner_id, "device") || caller.is_the(Playback::KIND, owner_id)) {
+        if !(caller.may_act_for(owner_id, "device")
+            || caller.is_the(PlaybackSessions::KIND, owner_id))
+        {
             return Err(Rejection::NotFound);
         }
         if self.removed { Err(Rejection::Removed) } else { Ok(registered) }
@@ -301,7 +303,7 @@ impl State {
     /// The playback of the person whose device this is, even where that was removed.
     fn is_played_by(&self, caller: &Caller) -> bool {
         let owner_id = self.registered.as_ref().map(|registered| &registered.owner_id);
-        owner_id.is_some_and(|owner_id| caller.is_the(Playback::KIND, owner_id))
+        owner_id.is_some_and(|owner_id| caller.is_the(PlaybackSessions::KIND, owner_id))
     }
 
     /// What follows for the person's other devices. It is decided on the state after the events.
@@ -325,13 +327,13 @@ impl State {
     }
 
     /// What it plays depends on whether it is there.
-    fn tell_playback(&self, there: Presence) -> Option<Effect> {
+    fn tell_playback(&self, there: DeviceState) -> Option<Effect> {
         let (registered, session_id) = (self.registered.as_ref()?, self.playing.clone()?);
         let command = playback::Command::DeviceIs { session_id, there };
-        Some(Effect::send::<Playback>(registered.owner_id.clone(), &command))
+        Some(Effect::send::<PlaybackSessions>(registered.owner_id.clone(), &command))
     }
 
-    fn register(&self, profile: Profile, cx: &DecideCx<'_>) -> Decided<Device> {
+    fn register(&self, profile: DeviceProfile, cx: &DecideCx<'_>) -> Decided<Device> {
         let at = cx.now;
         let owner = self.registered.as_ref().map(|known| &*known.owner_id);
         let profile = match owner.or(cx.caller.user_id()) {
@@ -422,7 +424,7 @@ impl Entity for Device {
                 Ok(_) => {
                     let event = Event::Removed { at: cx.now };
                     let decision = state.change(Reply::Done, event, cx.key, "removed");
-                    let told = state.tell_playback(Presence::Removed);
+                    let told = state.tell_playback(DeviceState::Removed);
                     Ok(decision.effect(Effect::cancel(LEASE)).effects(told))
                 }
                 Err(Rejection::Removed) => Ok(Decision::reply(Reply::Done)),
@@ -442,7 +444,7 @@ impl Entity for Device {
                 } else {
                     let event = Event::Connected { connection, at: cx.now };
                     let (event, effect) = state.told(event, cx.key, "online");
-                    let playback = state.tell_playback(Presence::Online);
+                    let playback = state.tell_playback(DeviceState::Online);
                     let effects = effect.into_iter().chain(playback).filter(|_| came);
                     Decision::reply(reply).event(event).effects(effects)
                 };
@@ -462,12 +464,14 @@ impl Entity for Device {
             Command::LeaseEnded => {
                 let event = Event::WentOffline { at: cx.now };
                 let decision = state.change(Reply::Done, event, cx.key, "offline");
-                Ok(decision.effects(state.tell_playback(Presence::Offline)))
+                Ok(decision.effects(state.tell_playback(DeviceState::Offline)))
             }
             Command::Control { action, from, session_id, ttl_ms } => {
                 state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_a(Playback::KIND) => {
+            Command::Play { .. } | Command::Stopped { .. }
+                if !cx.caller.is_a(PlaybackSessions::KIND) =>
+            {
                 Err(Rejection::InternalOnly)
             }
             Command::Play { session_id, start } => {
@@ -548,8 +552,8 @@ mod tests {
         "2026-01-12T08:00:00Z".parse().unwrap()
     }
 
-    fn profile(name: &str) -> Profile {
-        Profile {
+    fn profile(name: &str) -> DeviceProfile {
+        DeviceProfile {
             name: name.into(),
             device_type: DeviceType::AndroidTv,
             capabilities: Capabilities { remote_control: true, ..Capabilities::default() },
@@ -674,7 +678,7 @@ mod tests {
             deep_link: "nflx://1".into(),
             web_fallback: "https://1".into(),
         };
-        let start = playback::Start {
+        let start = playback::SessionStart {
             content_id: "tt1".into(),
             device_id: "dev_1".into(),
             choice,

@@ -7,7 +7,7 @@ use super::clock::{NTP64, ntp};
 
 /// An operation, numbered by its device: 1, 2, 3, …
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Operation {
+pub struct DeviceOperation {
     pub sequence: u64,
     /// The client's own id for it, which the acknowledgement repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,7 +18,7 @@ pub struct Operation {
     pub change: Change,
 }
 
-/// An operation of a device, for the documents: on the wire it is [`Operation`].
+/// An operation of a device, for the documents: on the wire it is [`DeviceOperation`].
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "it is only described: the real one has its parts flattened")]
 pub struct SyncOperation {
@@ -50,7 +50,7 @@ pub enum Change {
     PlaybackUpdate {
         content_id: String,
         #[serde(flatten)]
-        position: Playback,
+        position: WatchPosition,
     },
     /// The device's total so far rather than a difference, so sending it twice counts once.
     CounterUpdate {
@@ -62,13 +62,13 @@ pub enum Change {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Playback {
+pub struct WatchPosition {
     pub position_ms: u64,
     #[serde(default)]
     pub duration_ms: Option<u64>,
 }
 
-impl Playback {
+impl WatchPosition {
     /// Whether the position is in the credits or after them: 95 % of the duration.
     pub fn is_nearly_over(&self) -> bool {
         let seen = self.position_ms.saturating_mul(100);
@@ -99,7 +99,7 @@ pub fn is_name(name: &str) -> bool {
     (1..=MAX_ID_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
-impl Operation {
+impl DeviceOperation {
     /// Checks the fields; the error is the wrong field and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
         const NAME: &str = "must have 1 to 128 visible ASCII characters";
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn parsed(change: Value) -> Result<Operation, String> {
+    fn parsed(change: Value) -> Result<DeviceOperation, String> {
         let mut operation = json!({"sequence": 1, "timestamp": "12"});
         operation.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         serde_json::from_value(operation).map_err(|e| e.to_string())
@@ -162,7 +162,7 @@ mod tests {
             r#"{"sequence":1,"timestamp":"12","operation_type":"CounterUpdate","payload":{"content_id":"c","count":3}}"#,
             r#"{"sequence":1,"timestamp":"12","operation_type":"Nothing","payload":{}}"#,
         ] {
-            let operation: Operation = serde_json::from_str(text).unwrap();
+            let operation: DeviceOperation = serde_json::from_str(text).unwrap();
             assert_eq!(operation.check(), Ok(()));
             assert_eq!(serde_json::to_string(&operation).unwrap(), text);
         }
@@ -176,9 +176,12 @@ mod tests {
         let Change::WatchlistRemove { tags, .. } = one.unwrap().change else { panic!() };
         assert_eq!(tags, ["t"]);
         let mut rfc = json!({"sequence": 1, "timestamp": "1970-01-01T00:00:01Z", "operation_type": "Nothing", "payload": {}});
-        assert_eq!(serde_json::from_value::<Operation>(rfc.clone()).unwrap().time, NTP64(1 << 32));
+        assert_eq!(
+            serde_json::from_value::<DeviceOperation>(rfc.clone()).unwrap().time,
+            NTP64(1 << 32)
+        );
         rfc["timestamp"] = json!(5);
-        assert!(serde_json::from_value::<Operation>(rfc).is_err());
+        assert!(serde_json::from_value::<DeviceOperation>(rfc).is_err());
     }
 
     #[test]

@@ -26,14 +26,14 @@ const AWAY_S: u32 = 120;
 const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
-pub struct Playback;
+pub struct PlaybackSessions;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Starts a session. The operation decides what is played on which device, and the limits.
     Start {
         session_id: String,
-        start: Start,
+        start: SessionStart,
         /// A session to end in the same step.
         replaces: Option<String>,
         max_streams: usize,
@@ -41,7 +41,7 @@ pub enum Command {
     /// A report from the device.
     Report {
         session_id: String,
-        report: Report,
+        report: PlaybackReport,
     },
     Stop {
         session_id: String,
@@ -49,7 +49,7 @@ pub enum Command {
     /// The device's presence, sent by the device's actor.
     DeviceIs {
         session_id: String,
-        there: Presence,
+        there: DeviceState,
     },
     /// A timer fired.
     TimedOut {
@@ -59,7 +59,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct SessionStart {
     pub content_id: String,
     pub device_id: String,
     pub choice: Choice,
@@ -69,7 +69,7 @@ pub struct Start {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct PlaybackReport {
     pub status: Status,
     pub position_ms: Option<u64>,
     pub duration_ms: Option<u64>,
@@ -87,7 +87,7 @@ pub enum Status {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
+pub enum DeviceState {
     Online,
     Offline,
     Removed,
@@ -110,35 +110,35 @@ pub enum EndReason {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Started { session_id: String, start: Start, at: Timestamp },
-    Reported { session_id: String, report: Report, at: Timestamp },
-    Ended { session_id: String, session: Session, reason: EndReason, at: Timestamp },
+    Started { session_id: String, start: SessionStart, at: Timestamp },
+    Reported { session_id: String, report: PlaybackReport, at: Timestamp },
+    Ended { session_id: String, session: PlaybackSession, reason: EndReason, at: Timestamp },
 }
 
 /// The live sessions, bounded by the plan and [`MAX_STREAMS`]. Ended ones are only in the view.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    pub live: BTreeMap<String, Session>,
+    pub live: BTreeMap<String, PlaybackSession>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Session {
-    pub start: Start,
-    pub report: Report,
+pub struct PlaybackSession {
+    pub start: SessionStart,
+    pub report: PlaybackReport,
     pub started_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Session(Box<SessionView>),
+    Session(Box<PlaybackSessionView>),
     Done,
 }
 
 /// A session as everybody sees it: the reply, the publication and the row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "PlaybackSession")]
-pub struct SessionView {
+pub struct PlaybackSessionView {
     pub id: String,
     pub user_id: String,
     pub content_id: String,
@@ -158,7 +158,7 @@ pub struct SessionView {
     pub end_reason: Option<EndReason>,
 }
 
-impl View for SessionView {
+impl View for PlaybackSessionView {
     const NAME: &'static str = "playback_sessions";
     const LISTED: Option<Listed> = Listed::by("user_id", "started_at");
 }
@@ -198,7 +198,7 @@ fn timer(session_id: &str) -> String {
     format!("over:{session_id}")
 }
 
-fn play(session_id: &str, start: &Start) -> Effect {
+fn play(session_id: &str, start: &SessionStart) -> Effect {
     let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
     Effect::send::<Device>(start.device_id.clone(), &command)
 }
@@ -206,18 +206,18 @@ fn play(session_id: &str, start: &Start) -> Effect {
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
     let at = saturating_add(now, SignedDuration::from_secs(after_s.into()));
     let command = Command::TimedOut { session_id: session_id.into(), why };
-    Effect::schedule::<Playback>(timer(session_id), at, &command)
+    Effect::schedule::<PlaybackSessions>(timer(session_id), at, &command)
 }
 
-impl Session {
-    fn new(start: &Start, at: Timestamp) -> Self {
+impl PlaybackSession {
+    fn new(start: &SessionStart, at: Timestamp) -> Self {
         let position_ms = start.resume_position_ms;
-        let report = Report { status: Status::Starting, position_ms, duration_ms: None };
+        let report = PlaybackReport { status: Status::Starting, position_ms, duration_ms: None };
         Self { start: start.clone(), report, started_at: at, updated_at: at }
     }
 
-    fn reported(&mut self, report: &Report, at: Timestamp) {
-        self.report = Report {
+    fn reported(&mut self, report: &PlaybackReport, at: Timestamp) {
+        self.report = PlaybackReport {
             status: report.status,
             position_ms: report.position_ms.or(self.report.position_ms),
             duration_ms: report.duration_ms.or(self.report.duration_ms),
@@ -230,10 +230,11 @@ impl Session {
         id: &str,
         owner: &str,
         ended: Option<(EndReason, Timestamp)>,
-    ) -> Box<SessionView> {
-        let Start { content_id, device_id, choice, resume_position_ms, .. } = self.start.clone();
+    ) -> Box<PlaybackSessionView> {
+        let SessionStart { content_id, device_id, choice, resume_position_ms, .. } =
+            self.start.clone();
         let Choice { platform, access, quality, deep_link, web_fallback } = choice;
-        Box::new(SessionView {
+        Box::new(PlaybackSessionView {
             id: id.into(),
             user_id: owner.into(),
             content_id,
@@ -255,7 +256,7 @@ impl Session {
     }
 }
 
-impl Announcement for SessionView {
+impl Announcement for PlaybackSessionView {
     const EVENT: &'static str = "playback:changed";
     const SUMMARY: &'static str = "A playback session has started, plays, was paused or has ended";
     const TOPICS: &'static [&'static str] = &["user"];
@@ -265,15 +266,15 @@ impl State {
     fn start(
         &self,
         session_id: String,
-        start: Start,
+        start: SessionStart,
         replaces: Option<&str>,
         max_streams: usize,
         cx: &DecideCx<'_>,
-    ) -> Decided<Playback> {
+    ) -> Decided<PlaybackSessions> {
         if let Some(session) = self.live.get(&session_id) {
             return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
         }
-        let ends = |(id, session): &(&String, &Session)| {
+        let ends = |(id, session): &(&String, &PlaybackSession)| {
             session.start.device_id == start.device_id || Some(id.as_str()) == replaces
         };
         let (ended, goes_on): (Vec<_>, Vec<_>) = self.live.iter().partition(ends);
@@ -282,7 +283,7 @@ impl State {
             let live = goes_on.into_iter().map(|(id, _)| id.clone()).collect();
             return Err(Rejection::TooManyStreams { max, live });
         }
-        let session = Session::new(&start, cx.now);
+        let session = PlaybackSession::new(&start, cx.now);
         let shown = session.shown(&session_id, cx.key, None);
         let mut decision = Decision::reply(Reply::Session(shown.clone()));
         for (id, session) in ended {
@@ -299,7 +300,12 @@ impl State {
             .effect(timer))
     }
 
-    fn report(&self, session_id: &str, report: Report, cx: &DecideCx<'_>) -> Decided<Playback> {
+    fn report(
+        &self,
+        session_id: &str,
+        report: PlaybackReport,
+        cx: &DecideCx<'_>,
+    ) -> Decided<PlaybackSessions> {
         let session = self.live.get(session_id).ok_or(Rejection::Ended)?;
         let mut after = session.clone();
         after.reported(&report, cx.now);
@@ -316,7 +322,12 @@ impl State {
     }
 
     /// Ends the session, if it is still live.
-    fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Decided<Playback> {
+    fn stop(
+        &self,
+        session_id: &str,
+        reason: EndReason,
+        cx: &DecideCx<'_>,
+    ) -> Decided<PlaybackSessions> {
         Ok(match self.live.get(session_id) {
             Some(session) => end(session_id, session, reason, cx),
             None => Decision::reply(Reply::Done),
@@ -327,10 +338,10 @@ impl State {
 /// Ends the session, and replies with its final state.
 fn end(
     session_id: &str,
-    session: &Session,
+    session: &PlaybackSession,
     reason: EndReason,
     cx: &DecideCx<'_>,
-) -> Decision<Playback> {
+) -> Decision<PlaybackSessions> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
     let stopped = device::Command::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
@@ -342,7 +353,7 @@ fn end(
         .effect(cancel)
 }
 
-impl Entity for Playback {
+impl Entity for PlaybackSessions {
     const KIND: &'static str = "playback";
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
@@ -352,7 +363,7 @@ impl Entity for Playback {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Playback> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<PlaybackSessions> {
         let is_theirs = cx.caller.may_act_for(cx.key, "playback");
         match &command {
             Command::DeviceIs { session_id, .. } => {
@@ -382,17 +393,17 @@ impl Entity for Playback {
             Command::Report { session_id, report } => state.report(&session_id, report, cx),
             Command::Stop { session_id } => state.stop(&session_id, EndReason::Stopped, cx),
             Command::TimedOut { session_id, why } => state.stop(&session_id, why, cx),
-            Command::DeviceIs { session_id, there: Presence::Removed } => {
+            Command::DeviceIs { session_id, there: DeviceState::Removed } => {
                 state.stop(&session_id, EndReason::DeviceRemoved, cx)
             }
             Command::DeviceIs { session_id, there } => {
                 let decision = Decision::reply(Reply::Done);
                 let Some(session) = state.live.get(&session_id) else { return Ok(decision) };
-                if there == Presence::Offline {
+                if there == DeviceState::Offline {
                     let why = EndReason::DeviceOffline;
                     return Ok(decision.effect(over_at(&session_id, cx.now, AWAY_S, why)));
                 }
-                let Session { start, report, updated_at, .. } = session;
+                let PlaybackSession { start, report, updated_at, .. } = session;
                 let timer = over_at(&session_id, *updated_at, start.idle_s, EndReason::TimedOut);
                 // The device may not have received the command to play.
                 let waits = report.status == Status::Starting;
@@ -405,7 +416,7 @@ impl Entity for Playback {
     fn evolve(state: &mut State, event: &Event) {
         match event {
             Event::Started { session_id, start, at } => {
-                state.live.insert(session_id.clone(), Session::new(start, *at));
+                state.live.insert(session_id.clone(), PlaybackSession::new(start, *at));
             }
             Event::Reported { session_id, report, at } => {
                 if let Some(session) = state.live.get_mut(session_id) {
@@ -434,7 +445,7 @@ impl Entity for Playback {
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
             device::Command::Play { session_id, .. } => {
-                Some(Command::DeviceIs { session_id, there: Presence::Removed })
+                Some(Command::DeviceIs { session_id, there: DeviceState::Removed })
             }
             _ => None,
         }
@@ -454,7 +465,7 @@ mod tests {
         "2026-01-12T08:00:00Z".parse().unwrap()
     }
 
-    fn on(device: &str) -> Start {
+    fn on(device: &str) -> SessionStart {
         let choice = Choice {
             platform: "netflix".into(),
             access: Access::Subscription,
@@ -462,7 +473,7 @@ mod tests {
             deep_link: "nflx://1".into(),
             web_fallback: "https://1".into(),
         };
-        Start {
+        SessionStart {
             content_id: "tt1".into(),
             device_id: device.into(),
             choice,
@@ -481,17 +492,17 @@ mod tests {
     }
 
     fn report(session: &str, status: Status, position_ms: Option<u64>) -> Command {
-        let report = Report { status, position_ms, duration_ms: None };
+        let report = PlaybackReport { status, position_ms, duration_ms: None };
         Command::Report { session_id: session.into(), report }
     }
 
-    fn alice() -> Given<Playback> {
+    fn alice() -> Given<PlaybackSessions> {
         let started = Event::Started { session_id: "plb_1".into(), start: on("dev_1"), at: now() };
-        given::<Playback>([started]).at(now()).by_user("alice").key("alice")
+        given::<PlaybackSessions>([started]).at(now()).by_user("alice").key("alice")
     }
 
     /// What follows, in short: `play dev_1`, `stopped dev_1`, `told ended`, `in 900 s`, `no timer`.
-    fn follows(decision: &Decision<Playback>) -> Vec<String> {
+    fn follows(decision: &Decision<PlaybackSessions>) -> Vec<String> {
         let short = |effect: &Effect| match effect {
             Effect::Send { key, command, .. } => {
                 let name = command.as_object().unwrap().keys().next().unwrap();
@@ -509,16 +520,16 @@ mod tests {
         decision.effects.iter().map(short).collect()
     }
 
-    fn live(given: &Given<Playback>) -> Vec<&str> {
+    fn live(given: &Given<PlaybackSessions>) -> Vec<&str> {
         given.state.live.keys().map(String::as_str).collect()
     }
 
     #[test]
     fn a_session_starts_is_reported_and_ends() {
-        let mut alice = given::<Playback>([]).at(now()).by_user("alice").key("alice");
+        let mut alice = given::<PlaybackSessions>([]).at(now()).by_user("alice").key("alice");
         let decision = alice.when(start("plb_1", "dev_1", None)).decision();
         assert_eq!(follows(&decision), ["play dev_1", "told starting", "in 900 s"]);
-        let rows = Playback::project("alice", &alice.state, &decision.events);
+        let rows = PlaybackSessions::project("alice", &alice.state, &decision.events);
         assert_eq!(
             (&rows[0].row["status"], &rows[0].row["position_ms"]),
             (&json!("starting"), &json!(7))
@@ -532,7 +543,7 @@ mod tests {
         assert_eq!(follows(&decision), ["in 900 s"]);
         let decision = alice.when(report("plb_1", Status::Ended, None)).decision();
         assert_eq!(follows(&decision), ["stopped dev_1", "told ended", "no timer"]);
-        let rows = Playback::project("alice", &alice.state, &decision.events);
+        let rows = PlaybackSessions::project("alice", &alice.state, &decision.events);
         let row = &rows[0].row;
         assert_eq!(
             (&row["status"], &row["end_reason"], &row["position_ms"], &row["user_id"]),
@@ -565,27 +576,30 @@ mod tests {
         let mut alice = alice();
         let is = |there| Command::DeviceIs { session_id: "plb_1".into(), there };
         let timed_out = |why| Command::TimedOut { session_id: "plb_1".into(), why };
-        alice.when(is(Presence::Removed)).then_rejected("internal_only");
+        alice.when(is(DeviceState::Removed)).then_rejected("internal_only");
         alice.when(timed_out(EndReason::TimedOut)).then_rejected("internal_only");
         alice.caller = Caller::Runtime;
-        assert_eq!(follows(&alice.when(is(Presence::Offline)).then([])), ["in 120 s"]);
+        assert_eq!(follows(&alice.when(is(DeviceState::Offline)).then([])), ["in 120 s"]);
         // It has not said anything yet: it is told again. Being there does not make the session longer.
         alice.now = now().checked_add(SignedDuration::from_secs(60)).unwrap();
-        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["play dev_1", "in 900 s"]);
+        assert_eq!(
+            follows(&alice.when(is(DeviceState::Online)).then([])),
+            ["play dev_1", "in 900 s"]
+        );
         alice.when(report("plb_1", Status::Playing, None)).decision();
-        assert_eq!(follows(&alice.when(is(Presence::Online)).then([])), ["in 960 s"]);
+        assert_eq!(follows(&alice.when(is(DeviceState::Online)).then([])), ["in 960 s"]);
         let decision = alice.when(timed_out(EndReason::DeviceOffline)).decision();
         let [Event::Ended { reason: EndReason::DeviceOffline, .. }] = &decision.events[..] else {
             panic!("{:?}", decision.events)
         };
-        assert!(follows(&alice.when(is(Presence::Offline)).then([])).is_empty());
+        assert!(follows(&alice.when(is(DeviceState::Offline)).then([])).is_empty());
         alice.when(timed_out(EndReason::TimedOut)).then([]);
     }
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
         let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
-        let failed = Playback::send_failed(SendFailure {
+        let failed = PlaybackSessions::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),
             command: crate::kernel::entity::to_value(&play),

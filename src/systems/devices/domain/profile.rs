@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::private::{Field, Private};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Profile {
+pub struct DeviceProfile {
     pub name: String,
     pub device_type: DeviceType,
     pub capabilities: Capabilities,
@@ -22,7 +22,7 @@ impl Field for PushToken {
     const NAME: &'static str = "push_token";
 }
 
-impl Profile {
+impl DeviceProfile {
     /// Of this person, also where it was read in the plain.
     pub(super) fn of(mut self, owner_id: &str) -> Self {
         self.push_token = self.push_token.map(|token| token.belonging_to(owner_id));

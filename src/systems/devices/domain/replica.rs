@@ -7,13 +7,13 @@ use std::ops::Bound::{Included, Unbounded};
 use serde::{Deserialize, Serialize};
 
 use super::clock::{DeviceId, Stamp};
-use super::crdt::{Added, Counter, ObservedSet, Register, Removed, Written};
-use super::operation::{Change, Operation, Playback};
+use super::crdt::{Added, Counter, ObservedSet, Register, Removed, Stamped};
+use super::operation::{Change, DeviceOperation, WatchPosition};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     pub watchlist: ObservedSet,
-    pub positions: BTreeMap<String, Register<Playback>>,
+    pub positions: BTreeMap<String, Register<WatchPosition>>,
     pub counters: BTreeMap<String, Counter>,
     /// The number of devices' shares in all counters.
     shares: usize,
@@ -42,11 +42,13 @@ impl Entry {
     fn mark(&self) -> Option<Mark> {
         let (section, content_id, part) = match &self.change {
             Change::WatchlistAdd { content_id, tag } => {
-                (Section::Watchlist, content_id, Some(tag.clone()))
+                (ReplicaSection::Watchlist, content_id, Some(tag.clone()))
             }
-            Change::PlaybackUpdate { content_id, .. } => (Section::Positions, content_id, None),
+            Change::PlaybackUpdate { content_id, .. } => {
+                (ReplicaSection::Positions, content_id, None)
+            }
             Change::CounterUpdate { content_id, .. } => {
-                (Section::Counters, content_id, Some(self.by.device.to_string()))
+                (ReplicaSection::Counters, content_id, Some(self.by.device.to_string()))
             }
             Change::WatchlistRemove { .. } | Change::Nothing {} => return None,
         };
@@ -56,7 +58,7 @@ impl Entry {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Section {
+pub enum ReplicaSection {
     Watchlist,
     Positions,
     Counters,
@@ -65,7 +67,7 @@ pub enum Section {
 /// The end of a page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    pub section: Section,
+    pub section: ReplicaSection,
     pub content_id: String,
     /// The last tag or device of the content in the page; `None`: all parts were in it.
     #[serde(default)]
@@ -82,7 +84,7 @@ pub struct Explanation {
     pub removals: Vec<(String, Removed)>,
     pub removals_total: usize,
     /// The latest write, and the best that it won against.
-    pub position: Option<Register<Playback>>,
+    pub position: Option<Register<WatchPosition>>,
     pub counter: Option<Counted>,
 }
 
@@ -96,7 +98,7 @@ pub struct Counted {
 
 impl Replica {
     /// Applies an operation. `at`: its position in the person's log.
-    pub fn apply(&mut self, device: DeviceId, operation: &Operation, at: i64) {
+    pub fn apply(&mut self, device: DeviceId, operation: &DeviceOperation, at: i64) {
         let stamp = Stamp { time: operation.time, device };
         match &operation.change {
             Change::WatchlistAdd { content_id, tag } => {
@@ -108,7 +110,7 @@ impl Replica {
                 }
             }
             Change::PlaybackUpdate { content_id, position } => {
-                let written = Written { stamp, value: position.clone() };
+                let written = Stamped { stamp, value: position.clone() };
                 match self.positions.get_mut(content_id) {
                     Some(register) => register.write(written),
                     None => {
@@ -166,21 +168,23 @@ impl Replica {
         bytes: usize,
     ) -> (Vec<Entry>, Option<Mark>) {
         // The mark's content may have more parts after it.
-        let from = |section: Section| match after {
+        let from = |section: ReplicaSection| match after {
             Some(mark) if mark.section == section => Included(mark.content_id.as_str()),
             _ => Unbounded,
         };
-        let wanted = |section: Section| after.is_none_or(|mark| mark.section <= section);
-        let is_new = |section: Section, content_id: &str, part: Option<&str>| {
+        let wanted = |section: ReplicaSection| after.is_none_or(|mark| mark.section <= section);
+        let is_new = |section: ReplicaSection, content_id: &str, part: Option<&str>| {
             let mark = after.filter(|m| m.section == section && m.content_id == content_id);
             mark.is_none_or(|mark| mark.part.is_some() && part > mark.part.as_deref())
         };
-        let watchlist = wanted(Section::Watchlist)
-            .then(|| self.watchlist.items_from(from(Section::Watchlist)))
+        let watchlist = wanted(ReplicaSection::Watchlist)
+            .then(|| self.watchlist.items_from(from(ReplicaSection::Watchlist)))
             .into_iter()
             .flatten()
             .flat_map(|(content_id, added)| added.iter().map(move |added| (content_id, added)))
-            .filter(|(content_id, added)| is_new(Section::Watchlist, content_id, Some(&added.tag)))
+            .filter(|(content_id, added)| {
+                is_new(ReplicaSection::Watchlist, content_id, Some(&added.tag))
+            })
             .map(|(content_id, added)| Entry {
                 by: added.stamp,
                 change: Change::WatchlistAdd {
@@ -188,19 +192,19 @@ impl Replica {
                     tag: added.tag.clone(),
                 },
             });
-        let positions = wanted(Section::Positions)
-            .then(|| self.positions.range::<str, _>((from(Section::Positions), Unbounded)))
+        let positions = wanted(ReplicaSection::Positions)
+            .then(|| self.positions.range::<str, _>((from(ReplicaSection::Positions), Unbounded)))
             .into_iter()
             .flatten()
-            .filter(|(content_id, _)| is_new(Section::Positions, content_id, None))
+            .filter(|(content_id, _)| is_new(ReplicaSection::Positions, content_id, None))
             .map(|(content_id, register)| {
-                let Written { stamp, value } = register.wins.clone();
+                let Stamped { stamp, value } = register.wins.clone();
                 let change =
                     Change::PlaybackUpdate { content_id: content_id.clone(), position: value };
                 Entry { by: stamp, change }
             });
-        let counters = wanted(Section::Counters)
-            .then(|| self.counters.range::<str, _>((from(Section::Counters), Unbounded)))
+        let counters = wanted(ReplicaSection::Counters)
+            .then(|| self.counters.range::<str, _>((from(ReplicaSection::Counters), Unbounded)))
             .into_iter()
             .flatten()
             .flat_map(|(content_id, counter)| {
@@ -208,7 +212,7 @@ impl Replica {
             })
             // Devices are ordered by their text.
             .filter(|(content_id, device, _)| {
-                is_new(Section::Counters, content_id, Some(&device.to_string()))
+                is_new(ReplicaSection::Counters, content_id, Some(&device.to_string()))
             })
             .map(|(content_id, device, count)| Entry {
                 by: Stamp { time: super::clock::NTP64(0), device },

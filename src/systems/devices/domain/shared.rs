@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::clock::{DeviceId, NTP64, admit, ntp, to_ntp};
-use super::operation::{Change, Operation, SyncOperation};
+use super::operation::{Change, DeviceOperation, SyncOperation};
 use super::replica::{Entry, Explanation, Mark, Replica};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Announcement, DecideCx, Decided, Decision, Effect, Entity};
@@ -32,7 +32,7 @@ const MAX_LEFT: usize = 1_000;
 /// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Limits {
+pub struct SyncLimits {
     /// How far a device's clock may be ahead of the server's.
     pub max_skew_ms: u64,
     /// Most additions, positions and counts, each.
@@ -41,14 +41,14 @@ pub struct Limits {
     pub max_tombstones: usize,
 }
 
-impl Default for Limits {
+impl Default for SyncLimits {
     fn default() -> Self {
         Self { max_skew_ms: 5_000, max_entries: 20_000, max_tombstones: 20_000 }
     }
 }
 
 #[derive(Debug)]
-pub struct Shared;
+pub struct SyncLog;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -65,8 +65,8 @@ pub enum Command {
     Update {
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
-        limits: Limits,
+        operations: Vec<DeviceOperation>,
+        limits: SyncLimits,
     },
     /// Queries.
     Read {
@@ -94,7 +94,7 @@ pub enum Event {
     Merged {
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
+        operations: Vec<DeviceOperation>,
         restamped: Vec<Restamped>,
     },
     Saw {
@@ -132,20 +132,20 @@ pub struct Refused {
 pub struct Delta<'a> {
     device_id: DeviceId,
     #[schemars(with = "Vec<SyncOperation>")]
-    operations: &'a [Operation],
+    operations: &'a [DeviceOperation],
     stable: i64,
 }
 
 impl Announcement for Delta<'_> {
     const EVENT: &'static str = "sync:delta";
-    const SUMMARY: &'static str = "Operations of one device, as they count";
+    const SUMMARY: &'static str = "Operations of one device, as they were merged";
     const TOPICS: &'static [&'static str] = &["sync"];
 }
 
-/// The person's shared state, bounded by [`Limits`] and the number of devices.
+/// The person's shared state, bounded by [`SyncLimits`] and the number of devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    pub devices: BTreeMap<DeviceId, Member>,
+    pub devices: BTreeMap<DeviceId, SyncMember>,
     /// Ids of removed devices, oldest first. They are not reused, because their operations still count.
     pub left: Vec<DeviceId>,
     pub replica: Replica,
@@ -158,7 +158,7 @@ pub struct State {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub struct SyncMember {
     /// The device's operations up to this number are merged.
     pub sequence: u64,
     /// The time of that operation.
@@ -171,17 +171,17 @@ pub struct Member {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
-    Joined(Standing),
-    Devices(Vec<(DeviceId, Standing)>),
+    Joined(SyncStatus),
+    Devices(Vec<(DeviceId, SyncStatus)>),
     Left,
-    Updated { standing: Standing, restamped: Vec<Restamped>, refused: Vec<Refused> },
+    Updated { standing: SyncStatus, restamped: Vec<Restamped>, refused: Vec<Refused> },
     Page { entries: Vec<Entry>, next: Option<Mark>, offset: i64, stable: i64 },
     Explained { explanation: Explanation, stable: i64 },
 }
 
 /// The synchronisation status of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct SyncStatus {
     pub sequence: u64,
     pub seen: i64,
     pub must_resync: bool,
@@ -223,7 +223,7 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl State {
-    fn member(&self, device: DeviceId) -> Result<&Member, Rejection> {
+    fn member(&self, device: DeviceId) -> Result<&SyncMember, Rejection> {
         match self.devices.get(&device) {
             Some(member) => Ok(member),
             None if self.left.contains(&device) => Err(Rejection::DeviceRemoved),
@@ -231,9 +231,9 @@ impl State {
         }
     }
 
-    fn standing(&self, device: DeviceId) -> Result<Standing, Rejection> {
+    fn standing(&self, device: DeviceId) -> Result<SyncStatus, Rejection> {
         let member = self.member(device)?;
-        Ok(Standing {
+        Ok(SyncStatus {
             sequence: member.sequence,
             seen: member.seen,
             must_resync: member.must_resync,
@@ -268,7 +268,7 @@ impl State {
         behind.map(|(device, _)| *device)
     }
 
-    fn join(&self, device: DeviceId, max: usize, now: Timestamp) -> Decided<Shared> {
+    fn join(&self, device: DeviceId, max: usize, now: Timestamp) -> Decided<SyncLog> {
         if let Ok(standing) = self.standing(device) {
             return Ok(Decision::reply(Reply::Joined(standing)));
         }
@@ -279,7 +279,7 @@ impl State {
             return Err(Rejection::TooManyDevices { max });
         }
         // A new device has nothing written without knowledge of past removals, so it starts at the head.
-        let standing = Standing {
+        let standing = SyncStatus {
             sequence: 0,
             seen: self.offset,
             must_resync: false,
@@ -293,10 +293,10 @@ impl State {
         &self,
         device: DeviceId,
         seen: i64,
-        operations: Vec<Operation>,
-        limits: Limits,
+        operations: Vec<DeviceOperation>,
+        limits: SyncLimits,
         now: Timestamp,
-    ) -> Decided<Shared> {
+    ) -> Decided<SyncLog> {
         let member = self.member(device)?;
         let seen = seen.clamp(member.seen, self.offset);
         // Operations that already arrived are skipped, and nothing after a gap is taken. The reply says where to
@@ -304,7 +304,7 @@ impl State {
         let first = member.sequence + 1;
         let operations = operations.into_iter().skip_while(|operation| operation.sequence < first);
         let next = (first..).zip(operations);
-        let mut operations: Vec<Operation> = next
+        let mut operations: Vec<DeviceOperation> = next
             .take_while(|(next, operation)| operation.sequence == *next)
             .map(|(_, operation)| operation)
             .collect();
@@ -361,7 +361,7 @@ impl State {
     }
 }
 
-impl Entity for Shared {
+impl Entity for SyncLog {
     const KIND: &'static str = "sync";
     const GOLDEN: &'static str = include_str!("golden/sync.jsonl");
     const HAS_TOPIC: bool = true;
@@ -419,7 +419,7 @@ impl Entity for Shared {
     fn evolve(state: &mut State, event: &Event) {
         match event {
             Event::Joined { device, at } => {
-                let member = Member {
+                let member = SyncMember {
                     sequence: 0,
                     last: NTP64(0),
                     seen: state.offset,

@@ -1,4 +1,4 @@
-//! Where a film or an episode can be watched.
+//! Operations on content: on which platforms a film or an episode can be watched.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,24 +10,25 @@ use crate::systems::devices::domain::content::{
     self, Availability, Content, ContentView, MAX_AVAILABILITIES,
 };
 use crate::systems::devices::domain::operation::is_name;
-use crate::systems::devices::settings::Playing;
+use crate::systems::devices::settings::ResolvedPlayback;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ContentId")]
-pub struct ById {
+pub struct ContentById {
     content_id: String,
 }
 
-/// Where it can be watched.
+/// Returns the platforms on which a content can be watched.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("content.get", "Where it can be watched")
-        .get("/v1/content/{content_id}/availability");
-    type Input = ById;
+    const META: Meta =
+        Meta::query("content.get", "Get the platforms on which a content can be watched")
+            .get("/v1/content/{content_id}/availability");
+    type Input = ContentById;
     type Answer = ContentView;
 
-    async fn run(call: &Call, ById { content_id }: ById) -> Outcome<ContentView> {
+    async fn run(call: &Call, ContentById { content_id }: ContentById) -> Outcome<ContentView> {
         if !is_name(&content_id) {
             return Err(Problem::not_found("content"));
         }
@@ -44,13 +45,15 @@ pub struct NewAvailability {
     availability: Vec<Value>,
 }
 
-/// Where it can be watched, from now on.
+/// Replaces the list of platforms on which a content can be watched.
 pub struct SetAvailability;
 
 impl Operation for SetAvailability {
-    const META: Meta =
-        Meta::command("content.set_availability", "Say where it can be watched, as an operator")
-            .put("/v1/content/{content_id}/availability");
+    const META: Meta = Meta::command(
+        "content.set_availability",
+        "Set the platforms on which a content can be watched; operators only",
+    )
+    .put("/v1/content/{content_id}/availability");
     type Input = NewAvailability;
     type Answer = ContentView;
 
@@ -66,7 +69,7 @@ impl Operation for SetAvailability {
         if !is_name(&content_id) {
             return Err(Problem::bad_request("the id must have 1 to 128 visible ASCII characters"));
         }
-        let platforms = &call.settings::<Playing>().platforms;
+        let platforms = &call.settings::<ResolvedPlayback>().platforms;
         let check = |way: &Availability| {
             way.check()?;
             if platforms.has_link(way) {

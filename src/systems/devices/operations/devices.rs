@@ -1,14 +1,14 @@
-//! A person's devices: registered, listed, removed, and told what to do from afar.
+//! Operations on a person's devices: registration, lists, removal and remote control.
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sync::{StandingView, shown_standing};
-use crate::cluster::Meta as Asking;
+use super::sync::{SyncStatusView, shown_standing};
+use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
-use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::Page;
 use crate::contract::operation::{Done, Nothing};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
@@ -18,49 +18,49 @@ use crate::kernel::private::Private;
 use crate::kernel::text::{must_not_contain, wrong_in_name};
 use crate::systems::devices::domain::clock::DeviceId;
 use crate::systems::devices::domain::device::{
-    self, Action, Capabilities, Device, DeviceType, DeviceView, Profile, RemoteAction,
+    self, Action, Capabilities, Device, DeviceProfile, DeviceType, DeviceView, RemoteAction,
 };
-use crate::systems::devices::domain::shared::{self, Shared};
+use crate::systems::devices::domain::shared::{self, SyncLog};
 use crate::systems::devices::settings::Tiers;
 
-/// What a remote command is worth, unless it says so itself.
+/// The time to live of a remote command that does not set one.
 const COMMAND_MS: u32 = 10_000;
 const MAX_COMMAND_MS: u32 = 60_000;
 const MAX_PLATFORMS: usize = 64;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct RegisterDevice {
-    /// `dev_` and a ULID, which the device mints itself before it was ever online. Without: a new one.
+    /// The device's id, `dev_` and a ULID, which the device may mint itself before it is ever online. Default: a new id.
     pub device_id: Option<DeviceId>,
     #[serde(alias = "device_name")]
     #[schemars(with = "String", length(min = 1, max = 64))]
     pub name: Option<String>,
     pub device_type: DeviceType,
     pub capabilities: Option<Capabilities>,
-    /// For waking the device up. Never shown.
+    /// The token for push notifications that wake the device. Never shown.
     pub push_token: Option<String>,
 }
 
-/// A device, and how it stands in the person's log.
+/// A device, and its state of synchronisation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Device")]
-pub struct WithStanding {
+pub struct DeviceWithStatus {
     #[serde(flatten)]
     pub device: Box<DeviceView>,
-    pub sync: StandingView,
+    pub sync: SyncStatusView,
 }
 
 fn with_standing(
     call: &Call,
     device: Box<DeviceView>,
-    standing: &shared::Standing,
-) -> WithStanding {
-    WithStanding { device, sync: shown_standing(call, standing) }
+    standing: &shared::SyncStatus,
+) -> DeviceWithStatus {
+    DeviceWithStatus { device, sync: shown_standing(call, standing) }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "DeviceId")]
-pub struct ById {
+pub struct DeviceById {
     device_id: String,
 }
 
@@ -68,7 +68,7 @@ fn known(id: &str) -> Outcome<DeviceId> {
     id.parse().map_err(|_| Problem::not_found("device"))
 }
 
-fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<Profile> {
+fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<DeviceProfile> {
     let mut errors = Vec::new();
     let name = input.name.unwrap_or_default();
     if name.trim().is_empty() || name.chars().count() > 64 {
@@ -90,21 +90,21 @@ fn profile(owner_id: &str, input: RegisterDevice) -> Outcome<Profile> {
     }
     let device_type = input.device_type;
     let push_token = input.push_token.map(|token| Private::new(owner_id, token));
-    Ok(Profile { name, device_type, capabilities, push_token })
+    Ok(DeviceProfile { name, device_type, capabilities, push_token })
 }
 
-/// Registers a device, or changes what is known about it.
+/// Registers a device, or updates its registration.
 pub struct Register;
 
 impl Operation for Register {
     const META: Meta =
-        Meta::command("device.register", "Register a device, or change what is known about it")
+        Meta::command("device.register", "Register a device, or update its registration")
             .post("/v1/devices/register")
             .creates("/v1/devices/");
     type Input = RegisterDevice;
-    type Answer = WithStanding;
+    type Answer = DeviceWithStatus;
 
-    async fn run(call: &Call, input: RegisterDevice) -> Outcome<WithStanding> {
+    async fn run(call: &Call, input: RegisterDevice) -> Outcome<DeviceWithStatus> {
         let id = match input.device_id {
             Some(id) => id,
             None => known(&derived_id("dev", &[&call.user_id, &call.id]))?,
@@ -116,12 +116,12 @@ impl Operation for Register {
         if count >= max && known.is_none() {
             return Err(Problem::rejection(&shared::Rejection::TooManyDevices { max }));
         }
-        // Both take it twice without harm, so whoever was cut off in between does it again; and it has no place before
-        // it is known, so nobody has to free one.
+        // Both steps can be repeated without harm, so a client that was cut off in between repeats them. The device gets no
+        // place in the log before it is registered, so no place has to be freed.
         let command = device::Command::Register(profile);
         let registered = call.ask::<Device>(&id.to_string(), command, call.undeduplicated()).await;
         let device::Reply::Device(device) = registered.map_err(|problem| match problem.code {
-            // Another person's.
+            // The device belongs to another person.
             ErrorCode::NotFound => {
                 Problem::new(ErrorCode::Conflict, "this device id is taken: mint another")
             }
@@ -134,31 +134,31 @@ impl Operation for Register {
             return Ok(with_standing(call, device, &standing));
         }
         let join = shared::Command::Join { device: id, max_devices: max };
-        match call.ask::<Shared>(&call.user_id, join, call.undeduplicated()).await? {
+        match call.ask::<SyncLog>(&call.user_id, join, call.undeduplicated()).await? {
             shared::Reply::Joined(standing) => Ok(with_standing(call, device, &standing)),
             _ => Err(AskError::Internal.into()),
         }
     }
 }
 
-async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::Standing)>> {
+async fn devices_of(call: &Call) -> Outcome<Vec<(DeviceId, shared::SyncStatus)>> {
     let asked = shared::Command::Devices;
-    match call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await? {
+    match call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await? {
         shared::Reply::Devices(devices) => Ok(devices),
         _ => Err(AskError::Internal.into()),
     }
 }
 
-/// A device of the caller, else not found.
-pub async fn shown(call: &Call, id: &str) -> Outcome<WithStanding> {
+/// A device of the caller, else `not_found`.
+pub async fn shown(call: &Call, id: &str) -> Outcome<DeviceWithStatus> {
     let id = known(id)?;
-    // Asked of the person first, so that ids that never were do not wake an entity each.
+    // The person's log is asked first, so that unknown ids do not each load an entity.
     let asked = shared::Command::Device { device: id };
     let missing = |problem: Problem| match problem.reason.as_deref() {
         Some("unknown_device" | "device_removed") => Problem::not_found("device"),
         _ => problem,
     };
-    let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+    let standing = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await;
     let shared::Reply::Joined(standing) = standing.map_err(missing)? else {
         return Err(AskError::Internal.into());
     };
@@ -174,10 +174,10 @@ pub struct Get;
 
 impl Operation for Get {
     const META: Meta = Meta::query("device.get", "A device").get("/v1/devices/{device_id}");
-    type Input = ById;
-    type Answer = WithStanding;
+    type Input = DeviceById;
+    type Answer = DeviceWithStatus;
 
-    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<WithStanding> {
+    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<DeviceWithStatus> {
         shown(call, &device_id).await
     }
 }
@@ -186,14 +186,15 @@ impl Operation for Get {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta = Meta::query("device.list", "Your devices; a user's id is `me`, or yours")
-        .get("/v1/devices")
-        .get("/v1/sync/devices")
-        .get("/v1/sync/devices/{user_id}");
+    const META: Meta =
+        Meta::query("device.list", "List your devices; the user's id is `me`, or your own")
+            .get("/v1/devices")
+            .get("/v1/sync/devices")
+            .get("/v1/sync/devices/{user_id}");
     type Input = Nothing;
-    type Answer = Page<WithStanding>;
+    type Answer = Page<DeviceWithStatus>;
 
-    async fn run(call: &Call, _: Nothing) -> Outcome<Page<WithStanding>> {
+    async fn run(call: &Call, _: Nothing) -> Outcome<Page<DeviceWithStatus>> {
         let asking = devices_of(call).await?.into_iter().map(async |(id, standing)| {
             let get = device::Command::Get;
             match call.ask::<Device>(&id.to_string(), get, call.undeduplicated()).await? {
@@ -201,8 +202,8 @@ impl Operation for List {
                 _ => Err(Problem::from(AskError::Internal)),
             }
         });
-        let shown: Vec<Outcome<WithStanding>> = join_all(asking).await;
-        // One that is being registered, or removed, is not there.
+        let shown: Vec<Outcome<DeviceWithStatus>> = join_all(asking).await;
+        // A device whose registration or removal is under way is left out.
         let there = shown.into_iter().filter(|shown| match shown {
             Err(problem) if problem.code == ErrorCode::NotFound => false,
             Err(problem) => problem.reason.as_deref() != Some("device_removed"),
@@ -212,24 +213,25 @@ impl Operation for List {
     }
 }
 
-/// Removes a device; its id is not given again.
+/// Removes a device for good: its id cannot be used again.
 pub struct Remove;
 
 impl Operation for Remove {
-    const META: Meta = Meta::command("device.remove", "Remove a device; its id is not given again")
-        .delete("/v1/devices/{device_id}");
-    type Input = ById;
+    const META: Meta =
+        Meta::command("device.remove", "Remove a device for good: its id cannot be used again")
+            .delete("/v1/devices/{device_id}");
+    type Input = DeviceById;
     type Answer = Done;
 
-    async fn run(call: &Call, ById { device_id }: ById) -> Outcome<Done> {
+    async fn run(call: &Call, DeviceById { device_id }: DeviceById) -> Outcome<Done> {
         let device = known(&device_id)?;
-        // Each step may have been taken by an earlier attempt.
+        // An earlier attempt may have done any of the steps.
         let removed = |outcome: Outcome<()>| match outcome {
             Err(problem) if problem.reason.as_deref() == Some("device_removed") => Ok(()),
             outcome => outcome,
         };
         let asked = shared::Command::Device { device };
-        let standing = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await;
+        let standing = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await;
         removed(standing.map(drop)).map_err(|problem| match problem.reason.as_deref() {
             Some("unknown_device") => Problem::not_found("device"),
             _ => problem,
@@ -238,12 +240,12 @@ impl Operation for Remove {
         let remove = call.ask::<Device>(&device_id, remove, call.undeduplicated()).await;
         removed(remove.map(drop))?;
         let leave = shared::Command::Leave { device };
-        call.ask::<Shared>(&call.user_id, leave, call.undeduplicated()).await?;
+        call.ask::<SyncLog>(&call.user_id, leave, call.undeduplicated()).await?;
         Ok(Done {})
     }
 }
 
-/// What one device tells another.
+/// A remote command from one device to another.
 #[derive(Debug)]
 pub struct Remote {
     pub action: Action,
@@ -272,10 +274,10 @@ impl Remote {
 pub struct DeviceCommand {
     device_id: String,
     action: RemoteAction,
-    /// Of a seek.
+    /// The target position. Required for a seek.
     position_ms: Option<u64>,
     from_device_id: Option<DeviceId>,
-    /// After this the device must not carry it out any more; 10,000 without.
+    /// The time to live in milliseconds, after which the device must not carry it out. Default: 10,000.
     #[schemars(range(min = 1, max = 60_000))]
     ttl_ms: Option<u32>,
 }
@@ -286,11 +288,11 @@ pub struct DeviceCommanded {
     pub expires_at: Timestamp,
 }
 
-/// Tells a device that is there what to do.
+/// Sends a remote command to an online device.
 pub struct Control;
 
 impl Operation for Control {
-    const META: Meta = Meta::command("device.command", "Tell a device that is there what to do")
+    const META: Meta = Meta::command("device.command", "Send a remote command to an online device")
         .post("/v1/devices/{device_id}/commands");
     type Input = DeviceCommand;
     type Answer = DeviceCommanded;
@@ -304,13 +306,13 @@ impl Operation for Control {
     }
 }
 
-/// Tells a device that there is; with a session only if it plays that.
+/// Sends a remote command to a device; if a session is given, only if the device plays it.
 pub async fn tell(
     call: &Call,
     id: &str,
     Remote { action, from, ttl_ms }: Remote,
     session_id: Option<String>,
-    meta: Asking,
+    meta: CommandMeta,
 ) -> Outcome<DeviceCommanded> {
     let command = device::Command::Control { action, from, session_id, ttl_ms };
     match call.ask::<Device>(id, command, meta).await? {
@@ -326,15 +328,15 @@ pub struct ConnectDevice {
     device_id: DeviceId,
 }
 
-/// The connection that asks speaks for the device, and for no other, until it ends.
+/// Binds the calling connection to a device until the connection ends. It speaks for one device at a time.
 pub struct Connect;
 
 impl Operation for Connect {
     const META: Meta = Meta::command(
         "device.connect",
-        "This connection speaks for the device, and for no other, until it ends",
+        "Bind this connection to a device until it ends; a connection speaks for one device at a time",
     )
-    .on_connection(OnConnection::Holds(&Hold {
+    .on_connection(OnConnection::Holds(&ConnectionHold {
         field: "device_id",
         is_held: |_| true,
         lasts: None,
@@ -345,7 +347,7 @@ impl Operation for Connect {
             }
             .boxed()
         }),
-        // If nobody hears it, the device's lease ends by itself.
+        // If this is lost, the device's lease expires by itself.
         end: |call, device| {
             async move {
                 let (connection, _) = lease(&call)?;
@@ -365,10 +367,10 @@ impl Operation for Connect {
     }
 }
 
-/// The connection that speaks for a device, and how long it is believed without a renewal.
+/// The connection that speaks for a device, and the time for which that holds without a renewal.
 fn lease(call: &Call) -> Outcome<(String, i64)> {
     let missing = || {
-        Problem::rejected("connection_required", "only a connection that stays speaks for a device")
+        Problem::rejected("connection_required", "only a lasting connection can speak for a device")
     };
     let connection = call.connection.as_deref().ok_or_else(missing)?;
     Ok((connection.into(), call.services.connection_lease_s))

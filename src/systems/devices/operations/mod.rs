@@ -1,4 +1,4 @@
-//! What can be asked of a person's devices.
+//! The operations on a person's devices, on what they share, and on what they play.
 
 pub mod content;
 pub mod devices;

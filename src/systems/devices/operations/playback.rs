@@ -1,11 +1,11 @@
-//! What a person watches: sessions on their devices.
+//! Operations on playback: sessions on a person's devices.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::devices::{self, Remote, WithStanding};
+use super::devices::{self, DeviceWithStatus, Remote};
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
@@ -20,50 +20,50 @@ use crate::systems::devices::domain::device::{self, Action, DeviceType, RemoteAc
 use crate::systems::devices::domain::operation::{MAX_NUMBER, is_name};
 use crate::systems::devices::domain::platforms::{Choice, Wish};
 use crate::systems::devices::domain::playback::{
-    self, Playback, Report as Said, SessionView, Start, Status,
+    self, PlaybackReport, PlaybackSessionView, PlaybackSessions, SessionStart, Status,
 };
-use crate::systems::devices::domain::shared::{self, Shared};
-use crate::systems::devices::settings::{Playing, Tiers};
+use crate::systems::devices::domain::shared::{self, SyncLog};
+use crate::systems::devices::settings::{ResolvedPlayback, Tiers};
 use crate::systems::devices::views;
 
-/// How long the end of a session waits for the device to be told.
+/// The longest time that ending a session waits for the device to hear of it.
 const STOP_WAITS: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct InitiatePlayback {
     #[schemars(length(min = 1, max = 128))]
     content_id: String,
-    /// One of the caller's.
+    /// A device of the caller.
     device_id: DeviceId,
-    /// Taken if it has the content and the device can do it.
+    /// The platform to use if it has the content and the device supports it.
     preferred_platform: Option<String>,
-    /// Without: as good as the device.
+    /// The quality to prefer. Default: the best that the device supports.
     quality_preference: Option<Quality>,
-    /// ISO 3166-1; without: in whatever region it is.
+    /// The region (ISO 3166-1). Default: any region.
     region: Option<String>,
-    /// From where the person was, which is the default.
+    /// Whether to resume at the position where the person stopped. Default: true.
     resume: Option<bool>,
-    /// A session to end instead, where the plan allows no other.
+    /// A session to end in exchange, where the plan allows no further one.
     replaces: Option<String>,
 }
 
-/// A session, and what the seed calls its id.
+/// A playback session that has been started, with its id under a second name.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct InitiatedPlayback {
     session_id: String,
-    /// An offline device is not told.
+    /// Whether the device is online: an offline device is not told to play.
     device_status: device::Status,
     #[serde(flatten)]
-    session: Box<SessionView>,
+    session: Box<PlaybackSessionView>,
 }
 
-/// Plays something on the best platform that has it for the device. The same session under the same command id.
+/// Starts a session on the best platform for the device. The same command id gives the same session.
 pub struct Initiate;
 
 impl Operation for Initiate {
     const META: Meta = Meta::command(
         "playback.initiate",
-        "Play something on one of your devices, on the best platform that has it",
+        "Play a content on one of your devices, on the best platform that has it",
     )
     .post("/v1/playback/initiate")
     .creates("/v1/playback/session/");
@@ -77,8 +77,8 @@ impl Operation for Initiate {
         }
         let device = devices::shown(call, &input.device_id.to_string()).await?;
         let id = call.new_id("plb");
-        // What is best depends on the moment. Where the session exists already this is a retry.
-        let session = match call.views()?.get::<SessionView>(&id).await? {
+        // The best platform depends on the moment. If the session exists already, this call is a retry.
+        let session = match call.views()?.get::<PlaybackSessionView>(&id).await? {
             Some(session) => Box::new(session),
             None => start(call, &id, &input, &device).await?,
         };
@@ -91,8 +91,8 @@ async fn start(
     call: &Call,
     id: &str,
     asked: &InitiatePlayback,
-    device: &WithStanding,
-) -> Outcome<Box<SessionView>> {
+    device: &DeviceWithStatus,
+) -> Outcome<Box<PlaybackSessionView>> {
     let wish = Wish {
         platform: asked.preferred_platform.as_deref(),
         quality: asked.quality_preference,
@@ -101,7 +101,7 @@ async fn start(
     let content_id = &asked.content_id;
     let choice = choose(call, content_id, &wish, device).await?;
     let platform = choice.platform.clone();
-    let start = Start {
+    let start = SessionStart {
         content_id: content_id.into(),
         device_id: device.device.id.clone(),
         choice,
@@ -109,7 +109,7 @@ async fn start(
             Some(false) => None,
             _ => resume_position(call, content_id).await?,
         },
-        idle_s: call.settings::<Playing>().idle_s,
+        idle_s: call.settings::<ResolvedPlayback>().idle_s,
     };
     let command = playback::Command::Start {
         session_id: id.into(),
@@ -118,9 +118,9 @@ async fn start(
         max_streams: call.settings::<Tiers>().of(call.plan.as_deref()).streams,
     };
     let started = match ask(call, command).await {
-        // The same at once: the other one was first, and may have chosen otherwise.
+        // The same command twice at once: the other one was first, and may have chosen another platform.
         Err(problem) if problem.code == ErrorCode::IdReused => {
-            let there = call.views()?.get::<SessionView>(id).await?;
+            let there = call.views()?.get::<PlaybackSessionView>(id).await?;
             return there.map(Box::new).ok_or(problem);
         }
         started => started?.ok_or(AskError::Internal)?,
@@ -129,8 +129,8 @@ async fn start(
     Ok(started)
 }
 
-async fn ask(call: &Call, command: playback::Command) -> Outcome<Option<Box<SessionView>>> {
-    Ok(match call.ask::<Playback>(&call.user_id, command, call.meta()).await? {
+async fn ask(call: &Call, command: playback::Command) -> Outcome<Option<Box<PlaybackSessionView>>> {
+    Ok(match call.ask::<PlaybackSessions>(&call.user_id, command, call.meta()).await? {
         playback::Reply::Session(session) => Some(session),
         playback::Reply::Done => None,
     })
@@ -140,28 +140,28 @@ async fn choose(
     call: &Call,
     content_id: &str,
     wish: &Wish<'_>,
-    device: &WithStanding,
+    device: &DeviceWithStatus,
 ) -> Outcome<Choice> {
     let known = call.views()?.get::<ContentView>(content_id).await?;
     let availability = known.map(|content| content.availability).unwrap_or_default();
     let on = (device.device.device_type, &device.device.capabilities);
-    let platforms = &call.settings::<Playing>().platforms;
+    let platforms = &call.settings::<ResolvedPlayback>().platforms;
     platforms
         .choose(&availability, wish, on, call.now())
         .map(|mut choices| choices.swap_remove(0))
         .map_err(|why| Problem::rejected(why.reason(), why.to_string()))
 }
 
-/// Where the person was, on any device. Who has seen nearly all of it begins anew.
+/// The position where the person stopped, on any device. A content that was watched nearly to its end starts anew.
 async fn resume_position(call: &Call, content_id: &str) -> Outcome<Option<u64>> {
     let asked = shared::Command::Explain { content_id: content_id.into() };
-    let reply = call.ask::<Shared>(&call.user_id, asked, call.undeduplicated()).await?;
+    let reply = call.ask::<SyncLog>(&call.user_id, asked, call.undeduplicated()).await?;
     let shared::Reply::Explained { explanation, .. } = reply else {
         return Err(AskError::Internal.into());
     };
     let Some(Register { wins, beaten }) = explanation.position else { return Ok(None) };
     let mut at = wins.value;
-    // Who wrote last may not have said how long it is.
+    // The last write may lack the duration.
     at.duration_ms = at.duration_ms.or_else(|| beaten?.value.duration_ms);
     if at.duration_ms.is_none() {
         at.duration_ms = views::duration_of(call.views()?, &call.user_id, content_id).await?;
@@ -169,41 +169,44 @@ async fn resume_position(call: &Call, content_id: &str) -> Outcome<Option<u64>> 
     Ok((!at.is_nearly_over()).then_some(at.position_ms))
 }
 
-/// A session of the caller, else not found.
-async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
+/// A session of the caller, else `not_found`.
+async fn shown(call: &Call, id: &str) -> Outcome<PlaybackSessionView> {
     call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "PlaybackSessionId")]
-pub struct ById {
+pub struct PlaybackSessionById {
     session_id: String,
 }
 
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta =
-        Meta::query("playback.get", "A playback session").get("/v1/playback/session/{session_id}");
-    type Input = ById;
-    type Answer = SessionView;
+    const META: Meta = Meta::query("playback.get", "Get a playback session")
+        .get("/v1/playback/session/{session_id}");
+    type Input = PlaybackSessionById;
+    type Answer = PlaybackSessionView;
 
-    async fn run(call: &Call, ById { session_id }: ById) -> Outcome<SessionView> {
+    async fn run(
+        call: &Call,
+        PlaybackSessionById { session_id }: PlaybackSessionById,
+    ) -> Outcome<PlaybackSessionView> {
         shown(call, &session_id).await
     }
 }
 
-/// What the caller watches and has watched.
+/// Lists the caller's sessions, current and past.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("playback.list", "What you watch and have watched, newest first")
+        Meta::query("playback.list", "List your playback sessions, current and past, newest first")
             .get("/v1/playback/session");
     type Input = Paging;
-    type Answer = Page<SessionView>;
+    type Answer = Page<PlaybackSessionView>;
 
-    async fn run(call: &Call, paging: Paging) -> Outcome<Page<SessionView>> {
+    async fn run(call: &Call, paging: Paging) -> Outcome<Page<PlaybackSessionView>> {
         call.own_rows::<Self, _>(paging).await
     }
 }
@@ -212,10 +215,10 @@ impl Operation for List {
 pub struct ControlPlayback {
     session_id: String,
     action: RemoteAction,
-    /// Of a seek.
+    /// The target position. Required for a seek.
     position_ms: Option<u64>,
     from_device_id: Option<DeviceId>,
-    /// After this the device must not carry it out any more; 10,000 without.
+    /// The time to live in milliseconds, after which the device must not carry it out. Default: 10,000.
     #[schemars(range(min = 1, max = 60_000))]
     ttl_ms: Option<u32>,
 }
@@ -224,19 +227,19 @@ pub struct ControlPlayback {
 pub struct ControlledPlayback {
     session_id: String,
     status: Status,
-    /// Whether the device was told.
+    /// Whether the command was delivered to the device.
     delivered: bool,
     command_id: Option<String>,
     expires_at: Option<Timestamp>,
 }
 
-/// Tells the device of a session what to do. `stop` ends the session, also without the device.
+/// Sends a remote command to the device of a session. `stop` ends the session even if the device cannot be reached.
 pub struct Control;
 
 impl Operation for Control {
     const META: Meta = Meta::command(
         "playback.control",
-        "Tell the device of a session what to do; stop ends the session",
+        "Send a remote command to the device of a session; `stop` ends the session",
     )
     .post("/v1/playback/control");
     type Input = ControlPlayback;
@@ -257,7 +260,7 @@ impl Operation for Control {
             return Ok(controlled(&session, Some(told?)));
         }
         let told = match told {
-            // Whatever is the matter with the device, it is over.
+            // The session ends whatever the state of the device.
             Err(problem)
                 if problem.code.retryable()
                     || matches!(problem.code, ErrorCode::Rejected | ErrorCode::NotFound) =>
@@ -275,7 +278,10 @@ impl Operation for Control {
     }
 }
 
-fn controlled(session: &SessionView, told: Option<devices::DeviceCommanded>) -> ControlledPlayback {
+fn controlled(
+    session: &PlaybackSessionView,
+    told: Option<devices::DeviceCommanded>,
+) -> ControlledPlayback {
     ControlledPlayback {
         session_id: session.id.clone(),
         status: session.status,
@@ -288,22 +294,23 @@ fn controlled(session: &SessionView, told: Option<devices::DeviceCommanded>) -> 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct ReportPlayback {
     session_id: String,
-    /// Not `starting`.
+    /// Any status but `starting`.
     status: Status,
     position_ms: Option<u64>,
     duration_ms: Option<u64>,
 }
 
-/// What a device says about its session, when it changes and every few minutes.
+/// Reports a device's progress in its session, at each change and every few minutes.
 pub struct Report;
 
 impl Operation for Report {
-    const META: Meta = Meta::command("playback.report", "What a device says about its session")
-        .post("/v1/playback/report");
+    const META: Meta =
+        Meta::command("playback.report", "Report the progress of a session, as its device")
+            .post("/v1/playback/report");
     type Input = ReportPlayback;
-    type Answer = SessionView;
+    type Answer = PlaybackSessionView;
 
-    async fn run(call: &Call, input: ReportPlayback) -> Outcome<SessionView> {
+    async fn run(call: &Call, input: ReportPlayback) -> Outcome<PlaybackSessionView> {
         let ReportPlayback { session_id, status, position_ms, duration_ms } = input;
         let mut errors = Vec::new();
         for (given, at) in [(position_ms, "/position_ms"), (duration_ms, "/duration_ms")] {
@@ -318,37 +325,39 @@ impl Operation for Report {
             return Err(Problem::fields(errors));
         }
         known_id(&session_id, "session")?;
-        let report = Said { status, position_ms, duration_ms };
+        let report = PlaybackReport { status, position_ms, duration_ms };
         let command = playback::Command::Report { session_id: session_id.clone(), report };
         match ask(call, command).await {
             Ok(session) => Ok(*session.ok_or(AskError::Internal)?),
-            // Over, or somebody else's.
+            // The session has ended, or is somebody else's.
             Err(problem) => Err(shown(call, &session_id).await.err().unwrap_or(problem)),
         }
     }
 }
 
-/// A platform that links are known for.
+/// A platform for which links are known.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Platform {
+#[schemars(rename = "Platform")]
+pub struct PlatformView {
     id: String,
     name: String,
-    /// Those with a link of their own; others get that of `web`.
+    /// The types of devices with a link of their own; others get the link of `web`.
     device_types: Vec<DeviceType>,
 }
 
-/// The platforms that links are known for.
+/// Lists the platforms for which links are known.
 pub struct Platforms;
 
 impl Operation for Platforms {
-    const META: Meta = Meta::query("playback.platforms", "The platforms that links are known for")
-        .get("/v1/playback/platforms");
+    const META: Meta =
+        Meta::query("playback.platforms", "List the platforms for which links are known")
+            .get("/v1/playback/platforms");
     type Input = Nothing;
-    type Answer = Page<Platform>;
+    type Answer = Page<PlatformView>;
 
-    async fn run(call: &Call, _: Nothing) -> Outcome<Page<Platform>> {
-        let platforms = call.settings::<Playing>().platforms.iter();
-        let shown = platforms.map(|(id, platform)| Platform {
+    async fn run(call: &Call, _: Nothing) -> Outcome<Page<PlatformView>> {
+        let platforms = call.settings::<ResolvedPlayback>().platforms.iter();
+        let shown = platforms.map(|(id, platform)| PlatformView {
             id: id.into(),
             name: platform.name.clone(),
             device_types: platform.links.keys().copied().collect(),

@@ -1,4 +1,4 @@
-//! What a person's devices share: a watchlist, playback positions and counters.
+//! Operations on the data that a person's devices share: a watchlist, playback positions and counters.
 
 use std::collections::BTreeMap;
 
@@ -13,27 +13,27 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::to_value;
 use crate::kernel::error::AskError;
 use crate::systems::devices::domain::clock::{DeviceId, NTP64, Stamp, ntp, to_timestamp};
-use crate::systems::devices::domain::crdt::Written;
-use crate::systems::devices::domain::operation::{self, Change, Playback, SyncOperation};
+use crate::systems::devices::domain::crdt::Stamped;
+use crate::systems::devices::domain::operation::{self, Change, SyncOperation, WatchPosition};
 use crate::systems::devices::domain::replica::{Entry, Mark};
-use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, Shared};
+use crate::systems::devices::domain::shared::{self, Command, Refused, Reply, Restamped, SyncLog};
 
-/// In one message. A frame of 64 KiB holds fewer.
+/// The most operations in one message. A frame of 64 KiB holds fewer.
 const MAX_OPERATIONS: usize = 1_000;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SyncUpdate {
     device_id: DeviceId,
-    /// How far the device has seen the log.
+    /// The position up to which the device has seen the log.
     position: Option<Position>,
     #[schemars(with = "Option<Vec<SyncOperation>>")]
     operations: Option<Vec<Value>>,
 }
 
 impl SyncUpdate {
-    fn operations(&self) -> Outcome<Vec<operation::Operation>> {
+    fn operations(&self) -> Outcome<Vec<operation::DeviceOperation>> {
         let Some(given) = &self.operations else { return Ok(Vec::new()) };
-        let check = operation::Operation::check;
+        let check = operation::DeviceOperation::check;
         let operations = input::items(given, "operations", MAX_OPERATIONS, check)?;
         if operations.windows(2).all(|pair| pair[0].sequence < pair[1].sequence) {
             Ok(operations)
@@ -42,7 +42,7 @@ impl SyncUpdate {
         }
     }
 
-    /// What a device has seen of another log says nothing about this one.
+    /// The offset up to which the device has seen this log. A position in another log means nothing here.
     fn offset(&self, call: &Call) -> Option<i64> {
         let epoch = call.services.epoch();
         let here = self.position.as_ref();
@@ -54,21 +54,21 @@ fn position_at(call: &Call, offset: i64) -> Position {
     Position { epoch: call.services.epoch().to_string(), offset }
 }
 
-/// How a device stands in the person's log.
+/// A device's state of synchronisation with the person's log.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "SyncStanding")]
-pub struct StandingView {
-    /// Everything of this device up to here is durable.
+pub struct SyncStatusView {
+    /// The sequence number up to which this device's operations are durable.
     sequence: u64,
     position: Position,
     seen: i64,
     stable: i64,
-    /// The device has been away for too long: read the state.
+    /// Whether the device has been offline for too long, and has to read the whole state.
     must_resync: bool,
 }
 
-pub fn shown_standing(call: &Call, standing: &shared::Standing) -> StandingView {
-    StandingView {
+pub fn shown_standing(call: &Call, standing: &shared::SyncStatus) -> SyncStatusView {
+    SyncStatusView {
         sequence: standing.sequence,
         position: position_at(call, standing.offset),
         seen: standing.seen,
@@ -80,7 +80,7 @@ pub fn shown_standing(call: &Call, standing: &shared::Standing) -> StandingView 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SyncUpdated {
     #[serde(flatten)]
-    standing: StandingView,
+    standing: SyncStatusView,
     restamped: Vec<Restamped>,
     refused: Vec<Refused>,
 }
@@ -90,10 +90,10 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
         device: asked.device_id,
         seen: asked.offset(call).unwrap_or(0),
         operations: asked.operations()?,
-        limits: *call.settings::<shared::Limits>(),
+        limits: *call.settings::<shared::SyncLimits>(),
     };
-    // The numbers of the operations say which are new, so nothing else has to be remembered.
-    match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+    // The sequence numbers tell which operations are new, so no command id has to be remembered.
+    match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
         Reply::Updated { standing, restamped, refused } => {
             Ok(SyncUpdated { standing: shown_standing(call, &standing), restamped, refused })
         }
@@ -101,13 +101,13 @@ async fn update(call: &Call, asked: &SyncUpdate) -> Outcome<SyncUpdated> {
     }
 }
 
-/// Operations of a device, in their order. Everything up to the answer's `sequence` is durable.
+/// Appends operations of a device, in their order. They are durable up to the answer's `sequence`.
 pub struct Update;
 
 impl Operation for Update {
     const META: Meta = Meta::command(
         "sync.update",
-        "Operations of a device, in their order; everything up to the answer's sequence is durable",
+        "Append operations of a device, in their order; they are durable up to the answer's sequence",
     );
     type Input = SyncUpdate;
     type Answer = SyncUpdated;
@@ -118,22 +118,21 @@ impl Operation for Update {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "SyncDevice")]
-pub struct OfDevice {
+pub struct SyncDevice {
     device_id: DeviceId,
 }
 
-/// How a device stands, before it says anything.
+/// Returns a device's state of synchronisation, which the device needs before its first operation.
 pub struct Standing;
 
 impl Operation for Standing {
-    const META: Meta = Meta::query("sync.device", "How a device stands");
-    type Input = OfDevice;
-    type Answer = StandingView;
+    const META: Meta = Meta::query("sync.device", "Get a device's state of synchronisation");
+    type Input = SyncDevice;
+    type Answer = SyncStatusView;
 
-    async fn run(call: &Call, OfDevice { device_id }: OfDevice) -> Outcome<StandingView> {
+    async fn run(call: &Call, SyncDevice { device_id }: SyncDevice) -> Outcome<SyncStatusView> {
         let command = Command::Device { device: device_id };
-        match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+        match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
             Reply::Joined(standing) => Ok(shown_standing(call, &standing)),
             _ => Err(AskError::Internal.into()),
         }
@@ -149,7 +148,7 @@ struct Part {
 
 async fn part(call: &Call, after: Option<Mark>) -> Outcome<Part> {
     let command = Command::Read { after };
-    match call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await? {
+    match call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await? {
         Reply::Page { entries, next, offset, stable } => Ok(Part { entries, next, offset, stable }),
         _ => Err(AskError::Internal.into()),
     }
@@ -157,7 +156,7 @@ async fn part(call: &Call, after: Option<Mark>) -> Outcome<Part> {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SyncRead {
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     #[schemars(with = "Option<Map<String, Value>>")]
     after: Option<Value>,
 }
@@ -171,12 +170,12 @@ pub struct SyncPage {
     stable: i64,
 }
 
-/// The state in pages, as the operations that would make it. The position is that of this page: a client goes on from
-/// the first page's, as hearing an operation twice changes nothing.
+/// Returns the shared state in pages, as the operations that produce it. The position is that of this page: a client
+/// continues from the position of the first page, since applying an operation twice changes nothing.
 pub struct Read;
 
 impl Operation for Read {
-    const META: Meta = Meta::query("sync.read", "The state in pages, as operations");
+    const META: Meta = Meta::query("sync.read", "Read the shared state in pages, as operations");
     type Input = SyncRead;
     type Answer = SyncPage;
 
@@ -197,22 +196,20 @@ fn shown_entry(entry: &Entry) -> Map<String, Value> {
     operation
 }
 
-/// As the API shows it. Typed, because a long one would be several times as slow as a `Value`.
+/// The shared state. It is typed, since a `Value` would be several times as slow where the state is large.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncState")]
-pub struct State {
+pub struct SyncState {
     user_id: String,
     position: Position,
     stable: i64,
-    watchlist: Vec<Item>,
-    playback_positions: BTreeMap<String, Shown>,
-    counters: BTreeMap<String, Counted>,
+    watchlist: Vec<SyncItem>,
+    playback_positions: BTreeMap<String, SyncPosition>,
+    counters: BTreeMap<String, SyncCounter>,
     last_sync: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncItem")]
-pub struct Item {
+pub struct SyncItem {
     content_id: String,
     additions: Vec<Addition>,
 }
@@ -229,8 +226,7 @@ pub struct Addition {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SyncPosition")]
-pub struct Shown {
+pub struct SyncPosition {
     position_ms: u64,
     duration_ms: Option<u64>,
     device_id: DeviceId,
@@ -241,28 +237,27 @@ pub struct Shown {
 }
 
 #[derive(Debug, Default, Serialize, JsonSchema)]
-#[schemars(rename = "SyncCounter")]
-pub struct Counted {
+pub struct SyncCounter {
     value: u64,
     devices: BTreeMap<DeviceId, u64>,
 }
 
-impl State {
+impl SyncState {
     fn take(&mut self, Entry { by, change }: Entry) {
         let (device_id, timestamp, at) = (by.device, by.time, to_timestamp(by.time));
         match change {
             Change::WatchlistAdd { content_id, tag } => {
                 let addition = Addition { tag, device_id, timestamp, added_at: at };
-                // The additions of one item follow each other.
+                // The additions of one item are adjacent.
                 match self.watchlist.last_mut() {
                     Some(item) if item.content_id == content_id => item.additions.push(addition),
-                    _ => self.watchlist.push(Item { content_id, additions: vec![addition] }),
+                    _ => self.watchlist.push(SyncItem { content_id, additions: vec![addition] }),
                 }
             }
             Change::PlaybackUpdate { content_id, position } => {
-                let Playback { position_ms, duration_ms } = position;
+                let WatchPosition { position_ms, duration_ms } = position;
                 let shown =
-                    Shown { position_ms, duration_ms, device_id, timestamp, updated_at: at };
+                    SyncPosition { position_ms, duration_ms, device_id, timestamp, updated_at: at };
                 self.playback_positions.insert(content_id, shown);
             }
             Change::CounterUpdate { content_id, count } => {
@@ -276,26 +271,27 @@ impl State {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "SyncStateOf")]
-pub struct Of {
-    /// Whose: the door has checked it.
+pub struct SyncStateOf {
+    /// The user, whom the door has checked.
     #[serde(rename = "user_id")]
     _user_id: Option<String>,
 }
 
-/// The whole state, put together from its pages.
+/// Returns the whole shared state, joined from its pages.
 pub struct GetState;
 
 impl Operation for GetState {
-    const META: Meta =
-        Meta::query("sync.state", "What your devices share; the user's id is `me`, or yours")
-            .get("/v1/sync/state/{user_id}");
-    type Input = Of;
-    type Answer = State;
+    const META: Meta = Meta::query(
+        "sync.state",
+        "Get the state that your devices share; the user's id is `me`, or your own",
+    )
+    .get("/v1/sync/state/{user_id}");
+    type Input = SyncStateOf;
+    type Answer = SyncState;
 
-    async fn run(call: &Call, _: Of) -> Outcome<State> {
+    async fn run(call: &Call, _: SyncStateOf) -> Outcome<SyncState> {
         let mut read = part(call, None).await?;
-        let mut state = State {
+        let mut state = SyncState {
             user_id: call.user_id.to_string(),
             position: position_at(call, read.offset),
             stable: read.stable,
@@ -321,8 +317,7 @@ impl Operation for GetState {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ExplainSync")]
-pub struct OfContent {
+pub struct ExplainSync {
     content_id: String,
 }
 
@@ -337,19 +332,21 @@ pub struct SyncExplanation {
     counter: Option<Value>,
 }
 
-/// Why the values of a content are what they are.
+/// Explains the values of a content: which operations produced them.
 pub struct Explain;
 
 impl Operation for Explain {
-    const META: Meta =
-        Meta::query("sync.explain", "Why the values of this content are what they are")
-            .get("/v1/sync/explain/{content_id}");
-    type Input = OfContent;
+    const META: Meta = Meta::query(
+        "sync.explain",
+        "Explain the values of a content: which operations produced them",
+    )
+    .get("/v1/sync/explain/{content_id}");
+    type Input = ExplainSync;
     type Answer = SyncExplanation;
 
-    async fn run(call: &Call, OfContent { content_id }: OfContent) -> Outcome<SyncExplanation> {
+    async fn run(call: &Call, ExplainSync { content_id }: ExplainSync) -> Outcome<SyncExplanation> {
         let command = Command::Explain { content_id: content_id.clone() };
-        let reply = call.ask::<Shared>(&call.user_id, command, call.undeduplicated()).await?;
+        let reply = call.ask::<SyncLog>(&call.user_id, command, call.undeduplicated()).await?;
         let Reply::Explained { explanation, stable } = reply else {
             return Err(AskError::Internal.into());
         };
@@ -377,7 +374,7 @@ impl Operation for Explain {
             (true, true) => "it was never added, or removed so long ago that every device knows",
         };
         let position = explanation.position.map(|register| {
-            let written = |written: &Written<_>| {
+            let written = |written: &Stamped<_>| {
                 let mut shown = to_value(&written.value);
                 shown["by"] = by(&written.stamp);
                 shown
@@ -427,22 +424,22 @@ impl Operation for Explain {
 pub struct SyncMerged {
     #[serde(flatten)]
     updated: SyncUpdated,
-    /// What came after the position that was given.
+    /// The changes after the given position.
     #[schemars(with = "Vec<shared::Delta<'static>>")]
     deltas: Vec<Box<RawValue>>,
-    /// There are more, after the position of this answer.
+    /// Whether there are more changes after the position of this answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     more: Option<bool>,
 }
 
-/// For a device without a socket: its operations, and what it has not seen; or `must_resync` where the log does not
-/// reach back so far.
+/// Appends the operations of a device without a socket, and returns the changes it has not seen; or `must_resync` where
+/// the log does not reach back so far.
 pub struct Merge;
 
 impl Operation for Merge {
     const META: Meta = Meta::command(
         "sync.merge",
-        "For a device without a socket: its operations, and what it has not seen",
+        "Append the operations of a device without a socket, and get the changes it has not seen",
     )
     .post("/v1/sync/merge");
     type Input = SyncUpdate;
@@ -463,7 +460,7 @@ impl Operation for Merge {
         if let (Some(history), Some(from)) = (history, from) {
             let last = history.items.last().map_or(from, |item| item.offset);
             updated.standing.position = position_at(call, last);
-            // A page of it; the client asks again from there.
+            // This is one page; the client asks again from its end.
             more = Some(last < history.head);
             for item in &history.items {
                 let delta = RawValue::from_string(item.data.to_string());

@@ -17,7 +17,7 @@ const BOOKING: &[&str] = &["user", "booking"];
 
 impl Announcement for RequestView {
     const EVENT: &'static str = "request:updated";
-    const SUMMARY: &'static str = "A request has changed: the whole of it";
+    const SUMMARY: &'static str = "A request has changed; the data is the whole request";
     const TOPICS: &'static [&'static str] = USER;
 }
 
@@ -66,7 +66,7 @@ pub enum BookingChange {
     Reviewed,
     /// The consumer did not come.
     NoShow,
-    /// It is near: `hours_before` says how near.
+    /// The booking starts in `hours_before` hours.
     Reminder,
 }
 
@@ -80,7 +80,7 @@ pub struct BookingChanged {
 
 impl Announcement for BookingChanged {
     const EVENT: &'static str = "booking:updated";
-    const SUMMARY: &'static str = "A booking has changed, or is near: what happened is its kind";
+    const SUMMARY: &'static str = "A booking has changed, or is about to start; `kind` says which";
     const TOPICS: &'static [&'static str] = BOOKING;
 }
 
@@ -111,7 +111,7 @@ pub struct ChatToken<'a> {
 impl Announcement for ChatToken<'_> {
     const EVENT: &'static str = "chat:stream";
     const SUMMARY: &'static str =
-        "A piece of the agent's answer; `chat:response` replaces them all";
+        "A part of the agent's answer; `chat:response` replaces all parts";
     const TOPICS: &'static [&'static str] = SESSION;
     const DURABLE: bool = false;
 }
@@ -141,7 +141,7 @@ pub struct ChatTyping {
 
 impl Announcement for ChatTyping {
     const EVENT: &'static str = "chat:typing";
-    const SUMMARY: &'static str = "Somebody types";
+    const SUMMARY: &'static str = "A user of the session is typing";
     const TOPICS: &'static [&'static str] = SESSION;
     const DURABLE: bool = false;
 }

@@ -9,7 +9,7 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::ids::IdSource;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::pricing::{Offering, Per};
-use crate::systems::marketplace::domain::profile::{Base, Profile, Standing};
+use crate::systems::marketplace::domain::profile::{Base, Profile, Reputation};
 use crate::systems::marketplace::domain::provider::Command;
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday, Weekly};
 use crate::systems::marketplace::domain::service::Service;
@@ -74,7 +74,7 @@ fn enrolment(n: usize, line: &str) -> Option<Command> {
         minimum_notice_minutes: notice.parse().ok()?,
         max_discount_percent: discount.parse().ok()?,
     };
-    let standing = Standing {
+    let standing = Reputation {
         rating: rating.parse().ok()?,
         reviews: reviews.parse().ok()?,
         leads_received: received.parse().ok()?,
@@ -149,7 +149,7 @@ mod tests {
 
     const ALEXANDERPLATZ: (f64, f64) = (52.522, 13.413);
 
-    fn enrolled() -> Vec<(Given<Provider>, Profile, Standing)> {
+    fn enrolled() -> Vec<(Given<Provider>, Profile, Reputation)> {
         demo_providers()
             .into_iter()
             .map(|(key, command)| {

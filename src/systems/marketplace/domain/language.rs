@@ -28,7 +28,7 @@ pub(super) mod token;
 mod wishes;
 
 use corrections::{corrected_at, takes_back};
-use token::{Role, Token};
+use token::{Token, WordRole};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct When {
@@ -277,7 +277,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     for token in found.named.iter().chain(&found.unread).flat_map(|range| range.clone()) {
         tokens[token].taken = true;
     }
-    mark(&mut tokens, Role::Place);
+    mark(&mut tokens, WordRole::Place);
     let services = lexicon::services(&tokens);
     let there = place.as_ref().or(known.place.as_ref());
     const AROUND: token::Words = token::Words(
@@ -288,7 +288,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
         && tokens.iter().all(|token| token.kind != token::Kind::Word || AROUND.has(&token.text));
     let (budget, sums) = money::read(&mut tokens, &home.currencies(there), cut, asked);
     unread.extend(sums.into_iter().map(|words| Unread { about: About::Budget, words }));
-    mark(&mut tokens, Role::Money);
+    mark(&mut tokens, WordRole::Money);
     let answers = known.service.is_some() || known.place.is_some();
     let there_tz = zone(there, home.tz);
     let before = known.when.map(|when| {
@@ -310,11 +310,11 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
         cut,
     };
     let time = time::read(&mut tokens, &setting);
-    mark(&mut tokens, Role::When);
+    mark(&mut tokens, WordRole::When);
     for at in &services.named {
         tokens[*at].taken = true;
     }
-    mark(&mut tokens, Role::Service);
+    mark(&mut tokens, WordRole::Service);
     unread.extend(
         time.unread.iter().map(|words| Unread { about: About::When, words: words.clone() }),
     );
@@ -378,8 +378,8 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
     Understanding { service, when, place, budget, details, intent, hour, unread, bare, aside }
 }
 
-fn mark(tokens: &mut [Token], role: Role) {
-    for token in tokens.iter_mut().filter(|token| token.taken && token.role == Role::None) {
+fn mark(tokens: &mut [Token], role: WordRole) {
+    for token in tokens.iter_mut().filter(|token| token.taken && token.role == WordRole::None) {
         token.role = role;
     }
 }

@@ -14,7 +14,7 @@ use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::{Place, distance_km};
 use crate::systems::marketplace::domain::pricing::Offering;
-use crate::systems::marketplace::domain::profile::{Profile, Standing};
+use crate::systems::marketplace::domain::profile::{Profile, Reputation};
 use crate::systems::marketplace::domain::schedule::Span;
 use crate::systems::marketplace::domain::service::Service;
 
@@ -231,7 +231,7 @@ fn rating(mean: f64, reviews: u32) -> f64 {
 pub fn candidate(
     (provider_id, owner_id): (&str, &str),
     profile: &Profile,
-    standing: &Standing,
+    standing: &Reputation,
     busy: Vec<Span>,
 ) -> Candidate {
     Candidate {
@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn candidates_are_read_from_rows_of_the_read_model() {
-        let standing = Standing { rating: 4.5, reviews: 30, ..Standing::default() };
+        let standing = Reputation { rating: 4.5, reviews: 30, ..Reputation::default() };
         let row = ProviderView::new("prv_1", "mirela", &profile(), &standing, 1, at(NOW));
         let row = crate::kernel::entity::to_value(&row);
         assert_eq!(Candidate::from_row(&row, vec![]), Some(somebody("prv_1", |_| ())));

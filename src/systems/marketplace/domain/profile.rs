@@ -174,7 +174,7 @@ impl Profile {
 
 /// The reputation of a provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct Reputation {
     /// The mean of all reviews, 1 to 5; 0 without any.
     pub rating: f64,
     pub reviews: u32,
@@ -182,7 +182,7 @@ pub struct Standing {
     pub leads_answered: u32,
 }
 
-impl Standing {
+impl Reputation {
     pub fn with_review(self, stars: u8) -> Self {
         let sum = self.rating * f64::from(self.reviews) + f64::from(stars);
         let reviews = self.reviews.saturating_add(1);
@@ -208,7 +208,7 @@ pub struct ProviderCard {
 }
 
 impl ProviderCard {
-    pub fn new(id: &str, profile: &Profile, standing: &Standing) -> Self {
+    pub fn new(id: &str, profile: &Profile, standing: &Reputation) -> Self {
         Self {
             id: id.into(),
             name: profile.name.clone(),
@@ -254,7 +254,7 @@ impl ProviderView {
         id: &str,
         owner_id: &str,
         profile: &Profile,
-        standing: &Standing,
+        standing: &Reputation,
         version: u64,
         updated_at: Timestamp,
     ) -> Self {

@@ -17,7 +17,7 @@ use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStat
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::policy::{self, Promise, Terms};
 use crate::systems::marketplace::domain::profile::{
-    Profile, ProfilePatch, ProviderCard, ProviderView, Standing,
+    Profile, ProfilePatch, ProviderCard, ProviderView, Reputation,
 };
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
 use crate::systems::marketplace::domain::request::{self, Request};
@@ -49,7 +49,7 @@ pub enum Command {
     Enroll {
         owner_id: String,
         profile: Profile,
-        standing: Option<Standing>,
+        standing: Option<Reputation>,
     },
     /// An update by the owner. The version must be `expected_version`, which the editor saw, or one of `or_versions`.
     Update {
@@ -98,7 +98,7 @@ pub struct Hold {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Enrolled { owner_id: String, profile: Profile, standing: Standing, at: Timestamp },
+    Enrolled { owner_id: String, profile: Profile, standing: Reputation, at: Timestamp },
     Updated { profile: Profile, at: Timestamp },
     LeadReceived { request_id: String, at: Timestamp },
     OfferMade { offer: OpenOffer, at: Timestamp },
@@ -152,7 +152,7 @@ pub struct State {
     pub profile: Option<Profile>,
     /// Counts enrolment and updates: the `ETag`.
     pub version: u64,
-    pub standing: Standing,
+    pub standing: Reputation,
     pub offers: Vec<OpenOffer>,
     pub holds: Vec<Held>,
     pub updated_at: Option<Timestamp>,

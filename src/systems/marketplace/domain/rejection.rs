@@ -1,17 +1,9 @@
 //! Field errors, shared by the marketplace's rejections: the wrong field, and why.
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::kernel::error::FieldError;
 use crate::kernel::text::{must_not_contain, wrong_in_name, wrong_in_text};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
-
-/// One wrong field. `pointer` is a JSON pointer into the command's body (`/when/latest`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FieldError {
-    pub pointer: String,
-    pub message: String,
-}
 
 /// Collects every wrong field, so that a client gets all of them at once.
 #[derive(Debug, Default)]

@@ -95,7 +95,7 @@ pub enum Event {
     },
     MessageReceived {
         message_id: String,
-        content: Private<String, Content>,
+        content: Private<String, MessageContent>,
         media: Vec<Private<String, Media>>,
         at: Timestamp,
     },
@@ -132,7 +132,7 @@ pub enum Event {
     },
     Responded {
         message_id: String,
-        content: Private<String, Content>,
+        content: Private<String, MessageContent>,
         data: Private<Value, Data>,
         at: Timestamp,
     },
@@ -155,7 +155,7 @@ pub enum Author {
 
 /// The field of what a message says.
 #[derive(Debug)]
-pub enum Content {}
+pub enum MessageContent {}
 
 /// The field of what comes with a message.
 #[derive(Debug)]
@@ -165,7 +165,7 @@ pub enum Media {}
 #[derive(Debug)]
 pub enum Data {}
 
-impl Field for Content {
+impl Field for MessageContent {
     const NAME: &'static str = "content";
 }
 
@@ -180,7 +180,7 @@ impl Field for Data {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     pub author: Author,
-    pub content: Private<String, Content>,
+    pub content: Private<String, MessageContent>,
 }
 
 /// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
@@ -202,7 +202,12 @@ pub struct State {
 }
 
 impl State {
-    fn remember(&mut self, author: Author, content: &Private<String, Content>, at: Timestamp) {
+    fn remember(
+        &mut self,
+        author: Author,
+        content: &Private<String, MessageContent>,
+        at: Timestamp,
+    ) {
         self.messages += 1;
         self.last_active_at = Some(at);
         if self.recent.len() >= MAX_RECENT {

@@ -1,4 +1,4 @@
-//! What a new request asks for: its fields, or what its sentence means.
+//! The terms of a new request, from its fields or from its sentence.
 
 use super::requests::{CreateRequest, PlaceBody};
 use crate::contract::{Call, FieldError, Outcome, Problem};
@@ -8,7 +8,7 @@ use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::request::Asked;
 use crate::systems::marketplace::domain::{schedule, session};
 
-/// Where the API has what the command calls `/when/…`.
+/// The pointer into the input for a pointer into the command, which nests times in `/when`.
 pub fn request_pointer(at: &str, body: &CreateRequest) -> String {
     match at {
         "/when/earliest" | "/when/latest" if body.starts_at.is_some() => "/starts_at".into(),
@@ -114,14 +114,14 @@ fn find_place(place: &PlaceBody, time_zone: Option<&str>) -> Result<Place, Field
             time_zone: point.time_zone.as_deref().or(time_zone).unwrap_or("UTC").into(),
         }),
         PlaceBody::Name(name) => {
-            // The reader of sentences knows the gazetteer. The time does not matter to a place.
+            // The parser of sentences knows the gazetteer. The time does not matter for a place.
             let heard = language::understand(
                 &format!("near {name}"),
                 jiff::Timestamp::UNIX_EPOCH,
                 &Home::of(&jiff::tz::TimeZone::UTC),
             );
             heard.place.ok_or_else(|| {
-                FieldError::new("/place", "is not a place I know: give latitude and longitude")
+                FieldError::new("/place", "is not in the gazetteer: give latitude and longitude")
             })
         }
     }

@@ -9,12 +9,12 @@ use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
 use crate::systems::marketplace::views;
 
-/// The bookings of which the caller is a party.
+/// Lists the bookings of which the caller is a party.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("booking.list", "Your bookings as consumer or provider, newest first")
+        Meta::query("booking.list", "List your bookings as consumer or provider, newest first")
             .get("/v1/bookings");
     type Input = Paging;
     type Answer = Page<BookingView>;
@@ -27,7 +27,7 @@ impl Operation for List {
     }
 }
 
-/// A booking of which the caller is a party, else not found.
+/// A booking of which the caller is a party, else `not_found`.
 pub async fn shown(call: &Call, id: &str) -> Outcome<BookingView> {
     let id = known_id(id, "booking")?;
     let booking = views::booking_of(call.views()?, &call.user_id, id).await?;
@@ -44,19 +44,19 @@ async fn ask(call: &Call, id: &str, command: booking::Command) -> Outcome<Bookin
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "BookingId")]
-pub struct Named {
+pub struct BookingById {
     booking_id: String,
 }
 
-/// A booking of which the caller is a party.
+/// Returns a booking of which the caller is a party.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("booking.get", "A booking").get("/v1/bookings/{booking_id}");
-    type Input = Named;
+    const META: Meta = Meta::query("booking.get", "Get a booking").get("/v1/bookings/{booking_id}");
+    type Input = BookingById;
     type Answer = BookingView;
 
-    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+    async fn run(call: &Call, BookingById { booking_id }: BookingById) -> Outcome<BookingView> {
         shown(call, &booking_id).await
     }
 }
@@ -68,7 +68,7 @@ pub struct CancelBooking {
     reason: Option<String>,
 }
 
-/// Frees the provider's time.
+/// Cancels a booking, which frees the provider's time.
 pub struct Cancel;
 
 impl Operation for Cancel {
@@ -86,14 +86,14 @@ impl Operation for Cancel {
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct ReviewBooking {
     booking_id: String,
-    /// 1 to 5 stars.
+    /// The number of stars, 1 to 5.
     #[schemars(range(min = 1, max = 5))]
     rating: u8,
     #[schemars(length(max = 2_000))]
     comment: Option<String>,
 }
 
-/// What the consumer thinks of it.
+/// Reviews a completed booking, as its consumer.
 pub struct Review;
 
 impl Operation for Review {
@@ -109,17 +109,17 @@ impl Operation for Review {
     }
 }
 
-/// The provider waited, and nobody came.
+/// Reports that the consumer did not come, as the provider.
 pub struct MarkNoShow;
 
 impl Operation for MarkNoShow {
     const META: Meta =
-        Meta::command("booking.no_show", "Say that the consumer did not come, as the provider")
+        Meta::command("booking.no_show", "Report that the consumer did not come, as the provider")
             .post("/v1/bookings/{booking_id}/no-show");
-    type Input = Named;
+    type Input = BookingById;
     type Answer = BookingView;
 
-    async fn run(call: &Call, Named { booking_id }: Named) -> Outcome<BookingView> {
+    async fn run(call: &Call, BookingById { booking_id }: BookingById) -> Outcome<BookingView> {
         ask(call, &booking_id, booking::Command::MarkNoShow).await
     }
 }

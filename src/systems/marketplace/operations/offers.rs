@@ -1,4 +1,4 @@
-//! Offers: what providers' agents answer to a request.
+//! Offers, with which providers' agents answer a request.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,32 +13,31 @@ use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
 use crate::systems::marketplace::domain::request::{self, OfferRow, Request};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListOffers")]
-pub struct Listed {
+pub struct ListOffers {
     request_id: String,
     limit: Option<Limit>,
     cursor: Option<After>,
 }
 
-/// The offers to a request of the caller.
+/// Lists the offers to a request of the caller.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("offer.list", "The offers to a request, in the order they arrived")
+        Meta::query("offer.list", "List the offers to a request, in order of arrival")
             .get("/v1/requests/{request_id}/offers");
-    type Input = Listed;
+    type Input = ListOffers;
     type Answer = Page<OfferView>;
 
-    async fn run(call: &Call, input: Listed) -> Outcome<Page<OfferView>> {
-        let Listed { request_id, limit, cursor } = input;
+    async fn run(call: &Call, input: ListOffers) -> Outcome<Page<OfferView>> {
+        let ListOffers { request_id, limit, cursor } = input;
         requests::shown(call, &request_id).await?;
         let rows = call.rows_of::<Self, OfferRow>(&request_id, false, Paging { limit, cursor });
         Ok(rows.await?.map(|row| row.offer))
     }
 }
 
-/// An offer to the caller, else not found.
+/// An offer to the caller, else `not_found`.
 async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
     let offer = call.views()?.get::<OfferRow>(known_id(id, "offer")?).await?;
     let own = offer.filter(|offer| *offer.consumer_id == *call.user_id);
@@ -47,39 +46,40 @@ async fn shown(call: &Call, id: &str) -> Outcome<OfferView> {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "OfferId")]
-pub struct Named {
+pub struct OfferById {
     offer_id: String,
 }
 
-/// An offer to the caller.
+/// Returns an offer to the caller.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("offer.get", "An offer").get("/v1/offers/{offer_id}");
-    type Input = Named;
+    const META: Meta = Meta::query("offer.get", "Get an offer").get("/v1/offers/{offer_id}");
+    type Input = OfferById;
     type Answer = OfferView;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<OfferView> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<OfferView> {
         shown(call, &offer_id).await
     }
 }
 
-/// What an acceptance led to.
+/// The booking that an acceptance led to.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Accepted {
+#[schemars(rename = "Accepted")]
+pub struct OfferAccepted {
     booking_id: String,
 }
 
-/// Waits for the provider's word: the booking, or why not.
+/// Accepts an offer and waits for the provider's confirmation: the answer is the booking, or the reason why not.
 pub struct Accept;
 
 impl Operation for Accept {
     const META: Meta = Meta::command("offer.accept", "Accept an offer and wait for the booking")
         .post("/v1/offers/{offer_id}/accept");
-    type Input = Named;
-    type Answer = Accepted;
+    type Input = OfferById;
+    type Answer = OfferAccepted;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Accepted> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<OfferAccepted> {
         let request_id = shown(call, &offer_id).await?.request_id;
         let meta = call.meta();
         let deadline = meta.deadline;
@@ -87,13 +87,13 @@ impl Operation for Accept {
         if let request::Reply::Accepted { booking_id } =
             call.ask::<Request>(&request_id, accept, meta).await?
         {
-            return Ok(Accepted { booking_id });
+            return Ok(OfferAccepted { booking_id });
         }
-        // The acceptance is durable and goes on without us. The query waits for its end.
-        let wait = cluster::Meta { deadline, ..call.undeduplicated() };
+        // The acceptance is durable and continues without this call. The query waits for its end.
+        let wait = cluster::CommandMeta { deadline, ..call.undeduplicated() };
         let outcome = request::Command::AwaitAcceptance { offer_id };
         match call.ask::<Request>(&request_id, outcome, wait).await? {
-            request::Reply::Accepted { booking_id } => Ok(Accepted { booking_id }),
+            request::Reply::Accepted { booking_id } => Ok(OfferAccepted { booking_id }),
             _ => Err(AskError::Internal.into()),
         }
     }
@@ -107,16 +107,16 @@ pub struct Declined {
     status: OfferStatus,
 }
 
-/// Says no to an offer.
+/// Declines an offer.
 pub struct Decline;
 
 impl Operation for Decline {
     const META: Meta =
         Meta::command("offer.decline", "Decline an offer").post("/v1/offers/{offer_id}/decline");
-    type Input = Named;
+    type Input = OfferById;
     type Answer = Declined;
 
-    async fn run(call: &Call, Named { offer_id }: Named) -> Outcome<Declined> {
+    async fn run(call: &Call, OfferById { offer_id }: OfferById) -> Outcome<Declined> {
         let request_id = shown(call, &offer_id).await?.request_id;
         let decline = request::Command::DeclineOffer { offer_id: offer_id.clone() };
         call.ask::<Request>(&request_id, decline, call.meta()).await?;

@@ -1,4 +1,4 @@
-//! Providers: the directory, and the profiles of those who are in it.
+//! Providers: the directory, and the profiles in it.
 
 use std::collections::BTreeSet;
 
@@ -17,40 +17,38 @@ use crate::systems::marketplace::domain::schedule::{Hours, Weekday, Weekly};
 use crate::systems::marketplace::domain::service::Service;
 use crate::systems::marketplace::views;
 
-/// Whose providers are listed.
+/// The owner whose providers are listed.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[schemars(rename = "ProviderOwner")]
-pub enum Owner {
+pub enum ProviderOwner {
     Me,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "ListProviders")]
-pub struct Listed {
-    /// Who offers this
+pub struct ListProviders {
+    /// Only providers of this service
     service: Option<Service>,
-    /// Who is there
+    /// Only providers in this city
     city: Option<String>,
-    /// `me`: only one's own
-    owner: Option<Owner>,
+    /// `me`: only your own
+    owner: Option<ProviderOwner>,
     limit: Option<Limit>,
     cursor: Option<After>,
 }
 
-/// The directory; `owner=me` lists one's own.
+/// Lists the directory of providers; `owner=me` lists the caller's own.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("provider.list", "The directory of providers").get("/v1/providers");
-    type Input = Listed;
+        Meta::query("provider.list", "List the directory of providers").get("/v1/providers");
+    type Input = ListProviders;
     type Answer = Page<ProviderView>;
 
-    async fn run(call: &Call, input: Listed) -> Outcome<Page<ProviderView>> {
+    async fn run(call: &Call, input: ListProviders) -> Outcome<Page<ProviderView>> {
         let service = input.service.map(|service| to_value(&service));
         let service = service.as_ref().and_then(|service| service.as_str());
-        let owner = input.owner.map(|Owner::Me| &*call.user_id);
+        let owner = input.owner.map(|ProviderOwner::Me| &*call.user_id);
         let list = ListOf::new(&[Self::META.name]);
         let (city, from) = (input.city.as_deref(), list.up(input.cursor)?);
         let limit = input.limit.unwrap_or_default().0;
@@ -74,20 +72,21 @@ async fn ask(call: &Call, id: &str, command: provider::Command) -> Outcome<Provi
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ProviderId")]
-pub struct Named {
+pub struct ProviderById {
     provider_id: String,
 }
 
-/// A provider, as everybody may see it.
+/// Returns a provider's public profile.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta =
-        Meta::query("provider.get", "A provider").get("/v1/providers/{provider_id}").versioned();
-    type Input = Named;
+    const META: Meta = Meta::query("provider.get", "Get a provider's public profile")
+        .get("/v1/providers/{provider_id}")
+        .versioned();
+    type Input = ProviderById;
     type Answer = ProviderView;
 
-    async fn run(call: &Call, Named { provider_id }: Named) -> Outcome<ProviderView> {
+    async fn run(call: &Call, ProviderById { provider_id }: ProviderById) -> Outcome<ProviderView> {
         shown(call, &provider_id).await
     }
 }
@@ -122,7 +121,7 @@ pub struct EnrollProvider {
 
 impl EnrollProvider {
     fn profile(self) -> Profile {
-        // Weekdays from nine to five where nothing is said: a provider without hours would never make an offer.
+        // Weekdays from nine to five by default: a provider without hours would never make an offer.
         let office = || {
             Weekday::ALL[..5]
                 .iter()
@@ -175,14 +174,14 @@ impl Operation for Enroll {
     }
 }
 
-/// Versions that one change may name.
+/// The most versions that one change may name.
 const MAX_VERSIONS: usize = 64;
 
-/// What changes; a list replaces the whole list.
+/// The fields to change; a list replaces the whole list.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct UpdateProvider {
     provider_id: String,
-    /// The versions that the editor saw; without: whatever is there.
+    /// The versions of the profile that the change applies to. Default: any version.
     #[schemars(length(max = 64))]
     expected_versions: Option<Vec<u64>>,
     #[schemars(length(min = 1, max = 80))]

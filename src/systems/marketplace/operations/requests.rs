@@ -1,4 +1,4 @@
-//! Requests: what a consumer asks for, in a sentence or in fields.
+//! Requests for a service, which a consumer makes in a sentence or in fields.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -13,25 +13,26 @@ use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::request::{self, Asked, Request, RequestView};
 use crate::systems::marketplace::domain::service::Service;
 
-/// Either a sentence, or the fields.
+/// A new request: either a sentence, or the fields.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct CreateRequest {
-    /// What is needed, where, when and for how much, in one sentence. With it only `time_zone` counts.
+    /// One sentence that says what is needed, where, when and for how much. Of the other fields only `time_zone` is used
+    /// with it.
     pub(super) text: Option<String>,
-    /// IANA name; what "tomorrow at 5 pm" means. Default: the place's, or UTC.
+    /// The time zone (IANA name) in which "tomorrow at 5 pm" is read. Default: that of the place, or UTC.
     pub(super) time_zone: Option<String>,
     pub(super) service: Option<Service>,
     #[schemars(length(max = 2_000))]
     pub(super) details: Option<String>,
     pub(super) place: Option<PlaceBody>,
-    /// An exact time; or else `earliest` and `latest`.
+    /// The exact start. Otherwise give `earliest` and `latest`.
     pub(super) starts_at: Option<Timestamp>,
     pub(super) earliest: Option<Timestamp>,
     pub(super) latest: Option<Timestamp>,
     pub(super) budget: Option<Money>,
 }
 
-/// Where it is to be done.
+/// The place of the service.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PlaceBody {
@@ -52,12 +53,12 @@ pub struct PointBody {
     pub(super) time_zone: Option<String>,
 }
 
-/// Asks for something. The same request under the same command id.
+/// Creates a request. The same command id gives the same request.
 pub struct Create;
 
 impl Operation for Create {
     const META: Meta =
-        Meta::command("request.create", "Ask for something, in a sentence or in fields")
+        Meta::command("request.create", "Request a service, in a sentence or in fields")
             .post("/v1/requests")
             .creates("/v1/requests/");
     type Input = CreateRequest;
@@ -70,7 +71,7 @@ impl Operation for Create {
             let created = create(call, &key, asked).await;
             return created.map_err(|problem| problem.repoint(|at| request_pointer(at, &input)));
         };
-        // What a sentence means depends on the moment. Where the request exists already this is a retry: it repeats
+        // The meaning of a sentence depends on the moment. If the request exists already, this call is a retry: it repeats
         // the command that the request remembers.
         if let Some(request) = already_created(call, &key).await? {
             return repeat(call, &key, request).await;
@@ -105,8 +106,8 @@ async fn already_created(call: &Call, key: &str) -> Outcome<Option<RequestView>>
     }
 }
 
-/// The first reply, or, where the request remembers it in other words (its window has been cut to the future), the
-/// request as it is: its key says that it came from this very command.
+/// The first reply, or the current request where the command differs from the remembered one (its window has been cut to
+/// the future): the key proves that the request came from this very command.
 async fn repeat(call: &Call, key: &str, request: RequestView) -> Outcome<RequestView> {
     let known = request.clone();
     let asked = Asked {
@@ -125,17 +126,17 @@ async fn repeat(call: &Call, key: &str, request: RequestView) -> Outcome<Request
     }
 }
 
-/// A request of the caller, else not found.
+/// A request of the caller, else `not_found`.
 pub async fn shown(call: &Call, id: &str) -> Outcome<RequestView> {
     call.own(id, "request").await
 }
 
-/// The caller's requests.
+/// Lists the caller's requests.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("request.list", "Your requests, newest first").get("/v1/requests");
+        Meta::query("request.list", "List your requests, newest first").get("/v1/requests");
     type Input = Paging;
     type Answer = Page<RequestView>;
 
@@ -146,19 +147,19 @@ impl Operation for List {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "RequestId")]
-pub struct Named {
+pub struct RequestById {
     request_id: String,
 }
 
-/// A request of the caller.
+/// Returns a request of the caller.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("request.get", "A request").get("/v1/requests/{request_id}");
-    type Input = Named;
+    const META: Meta = Meta::query("request.get", "Get a request").get("/v1/requests/{request_id}");
+    type Input = RequestById;
     type Answer = RequestView;
 
-    async fn run(call: &Call, Named { request_id }: Named) -> Outcome<RequestView> {
+    async fn run(call: &Call, RequestById { request_id }: RequestById) -> Outcome<RequestView> {
         shown(call, &request_id).await
     }
 }
@@ -170,18 +171,18 @@ pub struct CancelRequest {
     reason: Option<String>,
 }
 
-/// Ends the search. The answer is the request as it is then.
+/// Cancels a request, which ends the search. The answer is the request after that.
 pub struct Cancel;
 
 impl Operation for Cancel {
-    const META: Meta = Meta::command("request.cancel", "Give a request up")
+    const META: Meta = Meta::command("request.cancel", "Cancel a request")
         .post("/v1/requests/{request_id}/cancel");
     type Input = CancelRequest;
     type Answer = RequestView;
 
     async fn run(call: &Call, input: CancelRequest) -> Outcome<RequestView> {
         let CancelRequest { request_id: id, reason } = input;
-        // Asked of the read model first, so that ids that never were do not wake an entity each.
+        // The read model is asked first, so that unknown ids do not each load an entity.
         shown(call, &id).await?;
         match call.ask::<Request>(&id, request::Command::Cancel { reason }, call.meta()).await? {
             request::Reply::Request(request) => Ok(*request),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::contract::call::{derived_id, known_id};
-use crate::contract::connection::{Hold, OnConnection};
+use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::operation::Done;
 use crate::contract::topic::Position;
@@ -18,23 +18,24 @@ use crate::systems::marketplace::domain::session::{
     self, MessageRow, MessageView, Session, SessionView,
 };
 
-/// How long somebody's typing waits to be told.
+/// The longest time that a typing signal waits for its entity.
 const TYPING_WAITS: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct OpenSession {
     session_id: Option<String>,
-    /// IANA name. Default: what the session had, or UTC.
+    /// The time zone (IANA name). Default: the one the session had, or UTC.
     time_zone: Option<String>,
-    /// BCP 47. Its region says which of day and month comes first in 3/12; a language alone leaves that to the place.
+    /// The locale (BCP 47). Its region decides whether day or month comes first in 3/12; a language alone leaves that to the
+    /// place.
     #[schemars(length(min = 2, max = 35))]
     locale: Option<String>,
-    /// What amounts without a currency mean. Default: what the session had, or the currency of the place.
+    /// The currency of amounts that name none. Default: the one the session had, or the currency of the place.
     #[schemars(regex(pattern = "^[A-Z]{3}$"))]
     currency: Option<String>,
 }
 
-/// The id of a session that is open. Opening twice changes nothing, so it needs no remembered id.
+/// The id of the session, once it is open. Opening twice changes nothing, so no command id has to be remembered.
 async fn open(call: &Call, input: OpenSession, remembered: bool) -> Outcome<String> {
     let OpenSession { session_id, time_zone, locale, currency } = input;
     let (key, time_zone, locale) = match session_id {
@@ -52,13 +53,14 @@ async fn open(call: &Call, input: OpenSession, remembered: bool) -> Outcome<Stri
     Ok(key)
 }
 
-/// Opens a session, and shows it.
+/// Opens a session, and returns it.
 pub struct Create;
 
 impl Operation for Create {
-    const META: Meta = Meta::command("session.create", "Open a session, or a new one")
-        .post("/v1/sessions")
-        .creates("/v1/sessions/");
+    const META: Meta =
+        Meta::command("session.create", "Open a session: the given one, or a new one")
+            .post("/v1/sessions")
+            .creates("/v1/sessions/");
     type Input = OpenSession;
     type Answer = SessionView;
 
@@ -73,13 +75,13 @@ pub struct SessionOpened {
     session_id: String,
 }
 
-/// Opens a session for the connection that asks.
+/// Opens a session, and subscribes the calling connection to it.
 pub struct Open;
 
 impl Operation for Open {
     const META: Meta = Meta::command(
         "session.open",
-        "Opens a session, or a new one, and subscribes to it from now",
+        "Open a session (the given one, or a new one) and subscribe to it from now",
     )
     .on_connection(OnConnection::Listens(|_, answer| topic(answer)))
     .or_post("/v1/sessions");
@@ -103,13 +105,13 @@ pub struct ResumeSession {
     position: Option<Position>,
 }
 
-/// Subscribes the connection that asks to a session.
+/// Subscribes the calling connection to a session.
 pub struct Resume;
 
 impl Operation for Resume {
     const META: Meta = Meta::query(
         "session.resume",
-        "Subscribes to a session from a position: `topic:subscribe` on `session:<id>`",
+        "Subscribe to a session from a position: `topic:subscribe` on `session:<id>`",
     )
     .on_connection(OnConnection::Listens(|input, _| topic(input)));
     type Input = ResumeSession;
@@ -123,19 +125,19 @@ impl Operation for Resume {
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct CloseSession {
     session_id: String,
-    /// For all devices.
+    /// Whether the session ends for all devices.
     end: Option<bool>,
 }
 
-/// Ends a session for all devices, or only for the connection that asks.
+/// Ends a session for all devices, or only unsubscribes the calling connection.
 pub struct Close;
 
 impl Operation for Close {
     const META: Meta = Meta::command(
         "session.close",
-        "Unsubscribes this connection; with `end` the session ends for all devices",
+        "Unsubscribe this connection; with `end` the session ends for all devices",
     )
-    // Whoever ends it stays subscribed, to hear `session:ended` like the others.
+    // A connection that ends the session stays subscribed, to hear `session:ended` like the others.
     .on_connection(OnConnection::Leaves(|input| {
         topic(input).filter(|_| input["end"].as_bool() != Some(true))
     }));
@@ -156,12 +158,12 @@ impl Operation for Close {
     }
 }
 
-/// The caller's sessions.
+/// Lists the caller's sessions.
 pub struct List;
 
 impl Operation for List {
     const META: Meta =
-        Meta::query("session.list", "Your sessions, newest first").get("/v1/sessions");
+        Meta::query("session.list", "List your sessions, newest first").get("/v1/sessions");
     type Input = Paging;
     type Answer = Page<SessionView>;
 
@@ -170,38 +172,38 @@ impl Operation for List {
     }
 }
 
-/// A session of the caller, else not found.
+/// A session of the caller, else `not_found`.
 pub async fn shown(call: &Call, id: &str) -> Outcome<SessionView> {
     call.own(id, "session").await
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "SessionId")]
-pub struct Named {
+pub struct SessionById {
     session_id: String,
 }
 
-/// A session of the caller.
+/// Returns a session of the caller.
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("session.get", "A session").get("/v1/sessions/{session_id}");
-    type Input = Named;
+    const META: Meta = Meta::query("session.get", "Get a session").get("/v1/sessions/{session_id}");
+    type Input = SessionById;
     type Answer = SessionView;
 
-    async fn run(call: &Call, Named { session_id }: Named) -> Outcome<SessionView> {
+    async fn run(call: &Call, SessionById { session_id }: SessionById) -> Outcome<SessionView> {
         shown(call, &session_id).await
     }
 }
 
-/// Which message comes first.
+/// The order of messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// The oldest.
+    /// Oldest first.
     #[default]
     Asc,
-    /// The newest.
+    /// Newest first.
     Desc,
 }
 
@@ -214,11 +216,11 @@ pub struct ListMessages {
     cursor: Option<After>,
 }
 
-/// What was said in a session of the caller.
+/// Lists the messages of a session of the caller.
 pub struct Messages;
 
 impl Operation for Messages {
-    const META: Meta = Meta::query("session.messages", "What was said in a session")
+    const META: Meta = Meta::query("session.messages", "List the messages of a session")
         .get("/v1/sessions/{session_id}/messages");
     type Input = ListMessages;
     type Answer = Page<MessageView>;
@@ -244,29 +246,32 @@ pub struct NewMessage {
     media: Option<Vec<String>>,
 }
 
-/// The user's own message.
+/// The id of the user's message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Sent {
+#[schemars(rename = "Sent")]
+pub struct MessageSent {
     message_id: String,
 }
 
-/// Durable when it is answered; what the agent says comes on the session's topic.
+/// Sends a message, which is durable when it is answered. The agent's answer is published on the session's topic.
 pub struct SendMessage;
 
 impl Operation for SendMessage {
-    const META: Meta =
-        Meta::command("chat.message", "Say something; the answer comes on the session's topic")
-            .post("/v1/sessions/{session_id}/messages")
-            .creates("");
+    const META: Meta = Meta::command(
+        "chat.message",
+        "Send a message; the agent's answer is published on the session's topic",
+    )
+    .post("/v1/sessions/{session_id}/messages")
+    .creates("");
     type Input = NewMessage;
-    type Answer = Sent;
+    type Answer = MessageSent;
 
-    async fn run(call: &Call, input: NewMessage) -> Outcome<Sent> {
+    async fn run(call: &Call, input: NewMessage) -> Outcome<MessageSent> {
         let NewMessage { session_id, content, media } = input;
         let session_id = known_id(&session_id, "session")?;
         let send = session::Command::SendMessage { content, media: media.unwrap_or_default() };
         match call.ask::<Session>(session_id, send, call.meta()).await? {
-            session::Reply::Sent { message_id } => Ok(Sent { message_id }),
+            session::Reply::Sent { message_id } => Ok(MessageSent { message_id }),
             _ => Err(AskError::Internal.into()),
         }
     }
@@ -274,13 +279,13 @@ impl Operation for SendMessage {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "Typing")]
-pub struct Types {
+pub struct TypingInput {
     session_id: String,
     is_typing: bool,
 }
 
-/// Typing that is not said again ends by itself.
-const TYPING: Hold = Hold {
+/// The typing state of a connection, which ends by itself unless it is repeated.
+const TYPING: ConnectionHold = ConnectionHold {
     field: "session_id",
     is_held: |input| input["is_typing"].as_bool() == Some(true),
     lasts: Some(Duration::from_secs(6)),
@@ -290,7 +295,7 @@ const TYPING: Hold = Hold {
     },
 };
 
-/// Somebody types, or has stopped. Lossy, so it gives up early.
+/// Signals that a user types, or has stopped. It is lossy, so it gives up early.
 async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<Done> {
     let session_id = known_id(session_id, "session")?;
     let typing = session::Command::Typing { is_typing };
@@ -298,16 +303,17 @@ async fn typing(call: &Call, session_id: &str, is_typing: bool) -> Outcome<Done>
     Ok(Done {})
 }
 
-/// Tells the user's other devices.
+/// Signals to the user's other devices that the user types.
 pub struct Typing;
 
 impl Operation for Typing {
-    const META: Meta = Meta::signal("chat.typing", "Tells the user's other devices")
-        .on_connection(OnConnection::Holds(&TYPING));
-    type Input = Types;
+    const META: Meta =
+        Meta::signal("chat.typing", "Signal to your other devices that you are typing")
+            .on_connection(OnConnection::Holds(&TYPING));
+    type Input = TypingInput;
     type Answer = Done;
 
-    async fn run(call: &Call, Types { session_id, is_typing }: Types) -> Outcome<Done> {
+    async fn run(call: &Call, TypingInput { session_id, is_typing }: TypingInput) -> Outcome<Done> {
         typing(call, &session_id, is_typing).await
     }
 }

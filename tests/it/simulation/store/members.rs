@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use proxie::persistence::members::{Beat, Evidence, Member, State};
+use proxie::persistence::members::{Beat, Evidence, Member, MemberState};
 
 use super::{Change, LEASE_MS, Node, Slot, Store, Tx};
 use crate::simulation::exec::{now, one_in, sleep};
@@ -99,7 +99,8 @@ impl World {
                 let store = world.store.borrow();
                 let row = store.slots[usize::from(slot)];
                 let node = &store.nodes[&me];
-                let fit = node.state == Some(State::Active) && node.lease_until > store.clock();
+                let fit =
+                    node.state == Some(MemberState::Active) && node.lease_until > store.clock();
                 if row.epoch == epoch && !row.owner.is_some_and(|o| store.is_living(o)) && fit {
                     drop(store);
                     let row = Slot { owner: Some(me), epoch: epoch + 1, claimed: true };
@@ -138,7 +139,7 @@ impl World {
         let world = self.clone();
         let moved = tx.run(async move {
             let mut moved = Vec::new();
-            let fit = world.store.borrow().nodes[&to].state == Some(State::Active);
+            let fit = world.store.borrow().nodes[&to].state == Some(MemberState::Active);
             for (slot, epoch) in leaving {
                 let row = world.store.borrow().slots[usize::from(slot)];
                 if row.epoch == epoch && row.owner == Some(me) && fit {
@@ -179,9 +180,10 @@ impl World {
         self: &Rc<Self>,
         name: usize,
         incarnation: i64,
-        state: State,
+        state: MemberState,
     ) -> Result<(), Lost> {
-        let before = if state == State::Active { State::Joining } else { State::Active };
+        let before =
+            if state == MemberState::Active { MemberState::Joining } else { MemberState::Active };
         let tx = Tx::begin(self, name).await?;
         let (world, id) = (self.clone(), tx.id);
         tx.run(async move {
@@ -252,7 +254,8 @@ impl World {
             let fit = by.is_none_or(|by| {
                 let joins = evidence == Evidence::Lease;
                 let state = store.nodes[&by].state;
-                let may = state == Some(State::Active) || (joins && state == Some(State::Joining));
+                let may = state == Some(MemberState::Active)
+                    || (joins && state == Some(MemberState::Joining));
                 may && leased(&store, by)
             });
             let holds = store.is_living(target)

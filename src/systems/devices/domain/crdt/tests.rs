@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::systems::devices::domain::clock::NTP64;
-use crate::systems::devices::domain::operation::{Change, Operation, Playback};
+use crate::systems::devices::domain::operation::{Change, DeviceOperation, WatchPosition};
 use crate::systems::devices::domain::replica::Replica;
 
 fn device(n: u8) -> DeviceId {
@@ -30,7 +30,7 @@ fn change() -> impl Strategy<Value = Change> {
         }),
         (0..4_u8, 0..5_u64).prop_map(|(c, ms)| Change::PlaybackUpdate {
             content_id: content(c),
-            position: Playback { position_ms: ms, duration_ms: None },
+            position: WatchPosition { position_ms: ms, duration_ms: None },
         }),
         (0..4_u8, 0..5_u64)
             .prop_map(|(c, count)| Change::CounterUpdate { content_id: content(c), count }),
@@ -38,13 +38,17 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 /// A device, an operation of it, and where it is in the log.
-fn written() -> impl Strategy<Value = (DeviceId, Operation, i64)> {
+fn written() -> impl Strategy<Value = (DeviceId, DeviceOperation, i64)> {
     (0..4_u8, 1..20_u64, change(), 1..50_i64).prop_map(|(by, time, change, at)| {
-        (device(by), Operation { sequence: 1, operation_id: None, time: NTP64(time), change }, at)
+        (
+            device(by),
+            DeviceOperation { sequence: 1, operation_id: None, time: NTP64(time), change },
+            at,
+        )
     })
 }
 
-fn replica(written: &[(DeviceId, Operation, i64)]) -> Replica {
+fn replica(written: &[(DeviceId, DeviceOperation, i64)]) -> Replica {
     let mut replica = Replica::default();
     for (device, operation, at) in written {
         replica.apply(*device, operation, *at);
@@ -125,7 +129,7 @@ proptest! {
     #[test]
     fn registers_are_those_of_crdts(all in vec((1..20_u64, 0..4_u8), 1..20)) {
         // In crdts a marker belongs to one value, as ours does where devices keep to their own stamps.
-        let written = |(time, by): &(u64, u8)| Written {
+        let written = |(time, by): &(u64, u8)| Stamped {
             stamp: Stamp { time: NTP64(*time), device: device(*by) },
             value: (*time, *by),
         };
@@ -200,7 +204,7 @@ fn an_addition_wins_over_a_removal_that_did_not_see_it() {
 #[test]
 fn of_the_same_time_the_higher_device_wins() {
     let written =
-        |by, value| Written { stamp: Stamp { time: NTP64(5), device: device(by) }, value };
+        |by, value| Stamped { stamp: Stamp { time: NTP64(5), device: device(by) }, value };
     let mut register = Register::new(written(2, "tv"));
     register.write(written(1, "phone"));
     assert_eq!(register.wins.value, "tv");
@@ -236,7 +240,7 @@ fn the_shared_vectors_hold() {
                 }
                 2 => {
                     let duration_ms = (next(2) == 0).then_some(9);
-                    let position = Playback { position_ms: next(4), duration_ms };
+                    let position = WatchPosition { position_ms: next(4), duration_ms };
                     Change::PlaybackUpdate { content_id, position }
                 }
                 _ => Change::CounterUpdate { content_id, count: next(6) },
@@ -244,7 +248,7 @@ fn the_shared_vectors_hold() {
             // Also such that a number of JavaScript could not tell apart.
             let time = NTP64(next(3) * 7_594_451_700_000_000_000 + next(6));
             let (device, at) = (device(next(3) as u8), next(30) as i64);
-            let operation = Operation { sequence, operation_id: None, time, change };
+            let operation = DeviceOperation { sequence, operation_id: None, time, change };
             replica.apply(device, &operation, at);
             steps.push(serde_json::json!({"device": device, "at": at, "operation": operation}));
         }

@@ -3,7 +3,7 @@ use serde_json::Value;
 use super::*;
 use crate::kernel::entity::replay_golden;
 use crate::kernel::entity::spec::{Given, given};
-use crate::systems::devices::domain::operation::Playback;
+use crate::systems::devices::domain::operation::WatchPosition;
 
 const NOW: &str = "2026-01-12T08:00:00Z";
 
@@ -21,42 +21,42 @@ fn after(ms: i64) -> NTP64 {
 }
 
 /// Alice, with so many devices.
-fn alice(devices: u128) -> Given<Shared> {
+fn alice(devices: u128) -> Given<SyncLog> {
     let joined = (1..=devices).map(|n| Event::Joined { device: device(n), at: now() });
-    given::<Shared>(joined).at(now()).by_user("alice").key("alice")
+    given::<SyncLog>(joined).at(now()).by_user("alice").key("alice")
 }
 
-fn operation(sequence: u64, time: NTP64, change: Change) -> Operation {
-    Operation { sequence, operation_id: None, time, change }
+fn operation(sequence: u64, time: NTP64, change: Change) -> DeviceOperation {
+    DeviceOperation { sequence, operation_id: None, time, change }
 }
 
-fn add(sequence: u64, content_id: &str, tag: &str) -> Operation {
+fn add(sequence: u64, content_id: &str, tag: &str) -> DeviceOperation {
     let change = Change::WatchlistAdd { content_id: content_id.into(), tag: tag.into() };
     operation(sequence, after(sequence as i64), change)
 }
 
-fn remove(sequence: u64, content_id: &str, tag: &str) -> Operation {
+fn remove(sequence: u64, content_id: &str, tag: &str) -> DeviceOperation {
     let change = Change::WatchlistRemove { content_id: content_id.into(), tags: vec![tag.into()] };
     operation(sequence, after(sequence as i64), change)
 }
 
-fn play(sequence: u64, time: NTP64, position_ms: u64) -> Operation {
-    let position = Playback { position_ms, duration_ms: None };
+fn play(sequence: u64, time: NTP64, position_ms: u64) -> DeviceOperation {
+    let position = WatchPosition { position_ms, duration_ms: None };
     operation(sequence, time, Change::PlaybackUpdate { content_id: "c".into(), position })
 }
 
-fn update(n: u128, seen: i64, operations: Vec<Operation>) -> Command {
-    Command::Update { device: device(n), seen, operations, limits: Limits::default() }
+fn update(n: u128, seen: i64, operations: Vec<DeviceOperation>) -> Command {
+    Command::Update { device: device(n), seen, operations, limits: SyncLimits::default() }
 }
 
-fn updated(decision: Decision<Shared>) -> (Standing, Vec<Restamped>, Vec<Refused>) {
+fn updated(decision: Decision<SyncLog>) -> (SyncStatus, Vec<Restamped>, Vec<Refused>) {
     match decision.reply {
         Some(Reply::Updated { standing, restamped, refused }) => (standing, restamped, refused),
         other => panic!("{other:?}"),
     }
 }
 
-fn delta(decision: &Decision<Shared>) -> Option<Value> {
+fn delta(decision: &Decision<SyncLog>) -> Option<Value> {
     match &decision.effects[..] {
         [] => None,
         [Effect::Publish { publication, durable: true }] => Some(publication.data.clone()),
@@ -146,7 +146,7 @@ fn an_addition_that_was_removed_before_it_came_stays_out() {
 
 #[test]
 fn who_stays_behind_is_not_waited_for_and_loses_nothing() {
-    let limits = Limits { max_tombstones: 3, ..Limits::default() };
+    let limits = SyncLimits { max_tombstones: 3, ..SyncLimits::default() };
     let update =
         |n, seen, operations| Command::Update { device: device(n), seen, operations, limits };
     let mut alice = alice(2);
@@ -167,7 +167,7 @@ fn who_stays_behind_is_not_waited_for_and_loses_nothing() {
 
 #[test]
 fn there_is_room_for_so_much() {
-    let limits = Limits { max_entries: 1, ..Limits::default() };
+    let limits = SyncLimits { max_entries: 1, ..SyncLimits::default() };
     let mut alice = alice(1);
     let update = |operations| Command::Update { device: device(1), seen: 0, operations, limits };
     alice.when(update(vec![add(1, "a", "x")])).decision();
@@ -209,7 +209,7 @@ fn devices_come_and_go() {
 }
 
 /// Everything, and the bytes of each page as JSON.
-fn read(alice: &mut Given<Shared>) -> (Vec<Entry>, Vec<usize>) {
+fn read(alice: &mut Given<SyncLog>) -> (Vec<Entry>, Vec<usize>) {
     let (mut after, mut read, mut pages) = (None, Vec::new(), Vec::new());
     loop {
         let reply = alice.when(Command::Read { after }).then([]).reply;
@@ -236,7 +236,8 @@ fn put_together(entries: Vec<Entry>) -> Replica {
 fn one_content_may_have_more_parts_than_a_page() {
     let mut alice = alice(1);
     let long = |n: u64| format!("{n:0>128}").replace('0', "\\");
-    let mut operations: Vec<Operation> = (1..=1_000).map(|n| add(n, &long(7), &long(n))).collect();
+    let mut operations: Vec<DeviceOperation> =
+        (1..=1_000).map(|n| add(n, &long(7), &long(n))).collect();
     operations.push(add(1_001, "zzz", "t"));
     alice.when(update(1, 0, operations)).decision();
     // Devices that were there once.
@@ -275,7 +276,7 @@ fn a_mark_of_an_older_release_is_after_its_whole_content() {
 #[test]
 fn the_state_is_read_in_pages() {
     let mut alice = alice(1);
-    let mut operations: Vec<Operation> =
+    let mut operations: Vec<DeviceOperation> =
         (1..=500).map(|n| add(n, &format!("c{n:03}"), "t")).collect();
     operations.push(play(501, after(501), 7));
     let count = Change::CounterUpdate { content_id: "c".into(), count: 3 };
@@ -288,7 +289,7 @@ fn the_state_is_read_in_pages() {
 
 #[test]
 fn old_releases_are_read() {
-    let state = replay_golden::<Shared>().unwrap();
+    let state = replay_golden::<SyncLog>().unwrap();
     assert_eq!((state.offset, state.devices.len(), state.left.len()), (2, 2, 1));
     assert_eq!(state.replica.watchlist.len(), 1);
     assert_eq!(state.replica.positions["tt0133093"].wins.value.position_ms, 90_000);

@@ -5,7 +5,7 @@
 
 use super::time::{self, Read};
 use super::token::{Kind, Table, Token, Words, words_of};
-use super::{About, Role, Unread, quote};
+use super::{About, Unread, WordRole, quote};
 
 static FILLER: Table = Table::new(|| {
     let lines = include_str!("filler.txt").lines().filter(|line| !line.starts_with('#'));
@@ -119,8 +119,8 @@ impl Leftover<'_> {
         at.checked_sub(back).map_or("", |at| self.text(at))
     }
 
-    fn role(&self, at: usize) -> Role {
-        self.tokens.get(at).map_or(Role::None, |token| token.role)
+    fn role(&self, at: usize) -> WordRole {
+        self.tokens.get(at).map_or(WordRole::None, |token| token.role)
     }
 
     fn left(&self, at: usize) -> bool {
@@ -176,9 +176,9 @@ impl Leftover<'_> {
         }
         if token.kind == Kind::Sign {
             let between = ["-", "–", "—", "/", "+"].contains(&text)
-                && self.role(at + 1) == Role::When
+                && self.role(at + 1) == WordRole::When
                 && at > 0
-                && self.role(at - 1) == Role::When;
+                && self.role(at - 1) == WordRole::When;
             return if between { when(at - 1, at + 2) } else { None };
         }
         let since =
@@ -202,7 +202,7 @@ impl Leftover<'_> {
         if (ZONES.contains(text) && (token.capital || matches!(text, "utc" | "gmt" | "cest")))
             && self.time.hours
         {
-            let said = (0..at).rev().take(4).take_while(|n| self.role(*n) == Role::When);
+            let said = (0..at).rev().take(4).take_while(|n| self.role(*n) == WordRole::When);
             return when(said.last().unwrap_or(at), at + 1);
         }
         if text == "time" && at > 1 && self.time.hours && self.tokens[at - 1].capital {
@@ -239,14 +239,14 @@ impl Leftover<'_> {
             })
         };
         let shouted = token.raw.chars().skip(1).any(char::is_uppercase);
-        if at > 0 && self.role(at - 1) == Role::Place && token.joined && !shouted && name(at) {
-            let from = (0..at).rev().take_while(|n| self.role(*n) == Role::Place).last();
+        if at > 0 && self.role(at - 1) == WordRole::Place && token.joined && !shouted && name(at) {
+            let from = (0..at).rev().take_while(|n| self.role(*n) == WordRole::Place).last();
             let to = (at..at + 4).take_while(|n| name(*n)).last().map_or(at + 1, |n| n + 1);
             return Some((About::Place, from.unwrap_or(at), to));
         }
         let far = Words("km, kilometers, kilometres, mile, miles, kms").has(&token.text)
             && matches!(self.text(at + 1), "from" | "of" | "away" | "around" | "outside");
-        let to = (at + 2..at + 5).find(|n| self.role(*n) == Role::Place);
+        let to = (at + 2..at + 5).find(|n| self.role(*n) == WordRole::Place);
         to.filter(|_| far).map(|to| (About::Place, at.saturating_sub(1), to + 1))
     }
 
@@ -333,13 +333,13 @@ impl Leftover<'_> {
     fn limits(&self, at: usize) -> Option<(About, usize, usize)> {
         let text = self.text(at);
         let end = |n: usize| n.min(self.tokens.len());
-        let soon = |role: Role, within: usize| {
+        let soon = |role: WordRole, within: usize| {
             (at + 1..end(at + 1 + within)).find(|n| self.role(*n) == role)
         };
         if EXCLUSIONS.has(text)
             || matches!(text, "other" | "apart") && matches!(self.text(at + 1), "than" | "from")
         {
-            let about = if soon(Role::Place, 3).is_some() { About::Place } else { About::When };
+            let about = if soon(WordRole::Place, 3).is_some() { About::Place } else { About::When };
             return Some((about, at, end(at + 4)));
         }
         if matches!(text, "not" | "no" | "never" | "but")
@@ -352,14 +352,14 @@ impl Leftover<'_> {
             };
             let time = (at + 1..end(at + 5)).find(|n| {
                 let token = &self.tokens[*n];
-                self.role(*n) == Role::When
+                self.role(*n) == WordRole::When
                     || time::part_of_day(token).is_some()
                     || time::weekday(token).is_some() && token.text.len() > 4
                     || HOURS.contains(token.text.as_str())
             });
             // "not before 6" has been read.
             let read = |n: &usize| {
-                self.role(*n) == Role::When
+                self.role(*n) == WordRole::When
                     && ["before", "after", "earlier", "later", "until", "till", "not"]
                         .contains(&self.text(*n))
             };
@@ -373,11 +373,11 @@ impl Leftover<'_> {
             return None;
         }
         if matches!(text, "before" | "after" | "until" | "till" | "til" | "by") {
-            let hour = soon(Role::When, 5);
+            let hour = soon(WordRole::When, 5);
             let named = self.left(at + 1) && self.tokens[end(at + 2) - 1].kind == Kind::Word;
             let by = text == "by"
                 && !HOURS.contains(self.text(at + 1))
-                && self.role(at + 1) != Role::When;
+                && self.role(at + 1) != WordRole::When;
             let free = !self.time.hours || self.leads_to_an_hour(at, hour);
             let link = ["in", "on", "at", "near", "and"].contains(&self.text(at + 2));
             return (named && !by && free).then_some((
@@ -388,9 +388,9 @@ impl Leftover<'_> {
         }
         if matches!(text, "or" | "and" | "to" | "from" | "between") {
             let after = (at + 1..end(at + 3)).find(|n| {
-                self.role(*n) == Role::When || time::part_of_day(&self.tokens[*n]).is_some()
+                self.role(*n) == WordRole::When || time::part_of_day(&self.tokens[*n]).is_some()
             });
-            let before = (at.saturating_sub(2)..at).rev().find(|n| self.role(*n) == Role::When);
+            let before = (at.saturating_sub(2)..at).rev().find(|n| self.role(*n) == WordRole::When);
             let joined = match text {
                 "or" => after.is_some() && before.is_some(),
                 "and" | "to" => after.is_some_and(|n| self.left(n)) && before.is_some(),
@@ -407,7 +407,8 @@ impl Leftover<'_> {
         );
         if vague {
             let of = (at + 1..end(at + 4)).find(|n| {
-                self.role(*n) == Role::When || ["week", "month", "year"].contains(&self.text(*n))
+                self.role(*n) == WordRole::When
+                    || ["week", "month", "year"].contains(&self.text(*n))
             });
             let linked = |n: usize| {
                 (at + 1..n)
@@ -446,7 +447,7 @@ impl Leftover<'_> {
         let token = &self.tokens[at];
         let text = token.text.as_str();
         let time = HOURS.contains(text) || (DAYS.contains(text));
-        let beside = at > 0 && self.role(at - 1) == Role::When;
+        let beside = at > 0 && self.role(at - 1) == WordRole::When;
         if self.time.hours && !(token.glued && beside && token.text != "s") {
             return None;
         }
@@ -456,7 +457,7 @@ impl Leftover<'_> {
         if time && !possible && (self.time.day || self.answers) {
             return Some((About::When, at, at + 1));
         }
-        let unknown = !is_known(token) && token.role == Role::None && text.len() > 1;
+        let unknown = !is_known(token) && token.role == WordRole::None && text.len() > 1;
         (unknown && beside).then_some((About::When, at, at + 1))
     }
 
@@ -470,7 +471,7 @@ impl Leftover<'_> {
             let name = token.capital && self.day_known;
             token.kind == Kind::Word
                 && !token.taken
-                && token.role == Role::None
+                && token.role == WordRole::None
                 && !name
                 && !is_known(token)
                 && !matches!(self.before(*at, 1), "'" | "’")

@@ -6,7 +6,7 @@
 
 use super::acts::{Utterance, name_at, without_politeness};
 use super::numbers::{one_edit, small_number};
-use super::token::{Kind, Role, Table, Token, Words, words_of};
+use super::token::{Kind, Table, Token, WordRole, Words, words_of};
 use super::{Which, quote};
 
 const ORDINALS: [&str; 8] =
@@ -130,7 +130,7 @@ pub(super) fn aside(tokens: &[Token], act: Act, offers: &[Vec<String>]) -> Optio
         let token = &tokens[at[n]];
         let chooses = act == Act::Accept && chooses(&words, n);
         let polite = super::acts::POLITE.contains(words[n]);
-        let read = token.taken && token.role != Role::None;
+        let read = token.taken && token.role != WordRole::None;
         if given == 0 && !read && !chooses && !polite && !named.contains(&n) && !own(words[n]) {
             first.get_or_insert(n);
             last = n;

@@ -65,11 +65,11 @@ pub struct Token {
     /// Whether it was already read as part of something.
     pub taken: bool,
     /// The kind of phrase that it was read as part of.
-    pub role: Role,
+    pub role: WordRole,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Role {
+pub enum WordRole {
     #[default]
     None,
     Place,
@@ -171,7 +171,7 @@ pub fn tokens(text: &str) -> Vec<Token> {
             joined,
             glued: range.start == end_before && start > 0,
             taken: false,
-            role: Role::None,
+            role: WordRole::None,
         });
         end_before = range.end;
     }

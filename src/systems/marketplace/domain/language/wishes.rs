@@ -4,7 +4,7 @@
 //! at all.
 
 use super::lexicon::names_service;
-use super::token::{Kind, Role, Token, Words};
+use super::token::{Kind, Token, WordRole, Words};
 use super::{About, Unread, leftover, numbers, quote, time};
 use crate::systems::marketplace::domain::service::Service;
 
@@ -72,7 +72,7 @@ fn who(tokens: &[Token], at: &[usize], denied: bool) -> Option<usize> {
     let name = named.kind == Kind::Word
         && named.capital
         && !named.taken
-        && named.role == Role::None
+        && named.role == WordRole::None
         && !named.raw.chars().skip(1).any(char::is_uppercase)
         && !leftover::is_known(named);
     let person = WHO.has(&named.text) && !first.is("from");

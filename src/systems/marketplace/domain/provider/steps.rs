@@ -6,7 +6,7 @@ pub(super) fn enroll(
     state: &State,
     owner_id: String,
     profile: Profile,
-    standing: Option<Standing>,
+    standing: Option<Reputation>,
     cx: &DecideCx<'_>,
 ) -> Decided<Provider> {
     // Whoever acts for somebody has no role of theirs, and this takes one.

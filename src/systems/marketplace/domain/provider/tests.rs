@@ -15,7 +15,7 @@ fn enrolled() -> Event {
     Event::Enrolled {
         owner_id: "mirela".into(),
         profile: profile(),
-        standing: Standing::default(),
+        standing: Reputation::default(),
         at: at(NOW),
     }
 }
@@ -78,7 +78,7 @@ mod enrolment {
         let rated = Command::Enroll {
             owner_id: "mirela".into(),
             profile: profile(),
-            standing: Some(Standing { rating: 5.0, reviews: 99, ..Standing::default() }),
+            standing: Some(Reputation { rating: 5.0, reviews: 99, ..Reputation::default() }),
         };
         provider([]).by_user("mirela").when(rated.clone()).then_rejected("internal_only");
         let mut seeded = provider([]);
@@ -273,7 +273,7 @@ mod leads {
         let enrolled = Event::Enrolled {
             owner_id: "mirela".into(),
             profile: hurried,
-            standing: Standing::default(),
+            standing: Reputation::default(),
             at: at(NOW),
         };
         let mut it = provider([enrolled]).at(at("2026-01-13T15:50:00Z"));
@@ -651,7 +651,7 @@ mod holds {
             profile.max_discount_percent = discount;
             let floor = profile.services[0].floor_price(discount).amount_minor;
             let mut it = provider([Event::Enrolled {
-                owner_id: "mirela".into(), profile, standing: Standing::default(), at: at(NOW),
+                owner_id: "mirela".into(), profile, standing: Reputation::default(), at: at(NOW),
             }]);
             let lead = Lead { budget: Some(eur(budget)), ..lead() };
             it.when(Command::ConsiderLead { lead }).decision();

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Author, Content, Data, Event, Media, State};
+use super::{Author, Data, Event, Media, MessageContent, State};
 use crate::kernel::private::Private;
 use crate::kernel::view::{Listed, View, ViewRow};
 
@@ -63,7 +63,7 @@ pub struct MessageRow {
     pub id: String,
     pub session_id: String,
     pub role: Author,
-    pub content: Private<String, Content>,
+    pub content: Private<String, MessageContent>,
     pub media: Vec<Private<String, Media>>,
     pub data: Private<Value, Data>,
     pub created_at: Timestamp,

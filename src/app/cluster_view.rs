@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::cluster::placement::{Candidate, solve};
-use crate::cluster::slots::Owned;
+use crate::cluster::placement::{PlacementCandidate, solve};
+use crate::cluster::slots::SlotOwnership;
 use crate::cluster::transport::{DownCause, LinkEvent};
-use crate::persistence::members::{Beat, Evidence, Member, State};
+use crate::persistence::members::{Beat, Evidence, Member, MemberState};
 
 /// Who has missed heartbeats of its own (the store was away) gives the others this time to be heard there again.
 pub const STEADY_MS: i64 = 2_000;
@@ -17,7 +17,7 @@ const MOVES: usize = 64;
 const FIRST_MOVES: usize = 8;
 
 /// Times are milliseconds on the clock of the lease.
-pub struct Sight {
+pub struct ClusterView {
     me: i64,
     beat: Beat,
     beat_at_ms: i64,
@@ -51,7 +51,7 @@ pub struct Share {
     pub more: bool,
 }
 
-impl Sight {
+impl ClusterView {
     pub fn new(me: i64, now_ms: i64) -> Self {
         Self {
             me,
@@ -82,7 +82,7 @@ impl Sight {
     }
 
     /// This node's own.
-    pub fn state(&self) -> Option<State> {
+    pub fn state(&self) -> Option<MemberState> {
         self.beat.members.iter().find(|member| member.incarnation == self.me).map(|me| me.state)
     }
 
@@ -124,26 +124,26 @@ impl Sight {
     }
 
     /// The state that this node should go to. Whoever becomes active can reach all who are, and be reached by them.
-    pub fn next_state(&self, leaving: bool) -> Option<State> {
+    pub fn next_state(&self, leaving: bool) -> Option<MemberState> {
         let linked = || {
             self.others()
-                .filter(|member| member.state == State::Active)
+                .filter(|member| member.state == MemberState::Active)
                 .all(|member| self.up.contains(&member.incarnation))
         };
         match self.state()? {
-            State::Joining if linked() => Some(State::Active),
-            State::Active if leaving => Some(State::Draining),
+            MemberState::Joining if linked() => Some(MemberState::Active),
+            MemberState::Active if leaving => Some(MemberState::Draining),
             _ => None,
         }
     }
 
     /// What keeps this node from becoming active, for people.
     pub fn waits_for(&self) -> Option<String> {
-        if self.state()? != State::Joining {
+        if self.state()? != MemberState::Joining {
             return None;
         }
         let unlinked = self.others().filter(|member| {
-            member.state == State::Active && !self.up.contains(&member.incarnation)
+            member.state == MemberState::Active && !self.up.contains(&member.incarnation)
         });
         let words = unlinked.map(|member| {
             let Member { name, peer_address, lease_left_ms, .. } = member;
@@ -167,16 +167,16 @@ impl Sight {
         awake: bool,
         now_ms: i64,
     ) -> Vec<Verdict> {
-        let active = self.beat.members.iter().filter(|m| m.state == State::Active).count();
+        let active = self.beat.members.iter().filter(|m| m.state == MemberState::Active).count();
         let needed = if active >= 3 { 2 } else { 1 };
         let steady = now_ms - self.steady_since_ms > STEADY_MS;
-        let may_accuse = self.state() == Some(State::Active) && awake;
+        let may_accuse = self.state() == Some(MemberState::Active) && awake;
         let verdict = |member: &Member| {
             let peer = member.incarnation;
             if member.lease_left_ms < 0 && steady {
                 return Some(Verdict { peer, evidence: Evidence::Lease, suspect: false });
             }
-            if !may_accuse || member.state == State::Joining {
+            if !may_accuse || member.state == MemberState::Joining {
                 return None;
             }
             if self.reset.contains(&peer) && self.refused.contains(&peer) {
@@ -194,13 +194,13 @@ impl Sight {
     /// What this node has to claim and to hand over. `owned`: every slot's owner and epoch as this node knows them.
     /// `wanted`: slots of this node, and who has asked there for what this one does not know. They go to those nodes if
     /// their releases are the newest and this one is not; until then, and otherwise, their commands wait.
-    pub fn share(&self, owned: &[Owned], wanted: &BTreeMap<u16, i64>) -> Share {
-        let active = || self.beat.members.iter().filter(|m| m.state == State::Active);
+    pub fn share(&self, owned: &[SlotOwnership], wanted: &BTreeMap<u16, i64>) -> Share {
+        let active = || self.beat.members.iter().filter(|m| m.state == MemberState::Active);
         // There is always one that may gain, also where each of two nodes knows what the other does not.
         let release = |m: &Member| (release(&m.version), m.kinds.len());
         let newest = active().map(release).max();
-        let candidates: Vec<Candidate> = active()
-            .map(|m| Candidate {
+        let candidates: Vec<PlacementCandidate> = active()
+            .map(|m| PlacementCandidate {
                 incarnation: m.incarnation,
                 weight: m.weight,
                 may_gain: Some(release(m)) == newest,
@@ -240,7 +240,7 @@ impl Sight {
                 }
             }
         }
-        if self.state() != Some(State::Active) {
+        if self.state() != Some(MemberState::Active) {
             share.claims.clear();
         }
         share
@@ -252,7 +252,7 @@ impl Sight {
 
     /// Somebody could take this node's slots.
     pub fn has_takers(&self) -> bool {
-        self.others().any(|member| member.state == State::Active && member.weight > 0)
+        self.others().any(|member| member.state == MemberState::Active && member.weight > 0)
     }
 }
 
@@ -268,7 +268,7 @@ mod tests {
 
     const NONE: BTreeMap<u16, i64> = BTreeMap::new();
 
-    fn member(incarnation: i64, state: State) -> Member {
+    fn member(incarnation: i64, state: MemberState) -> Member {
         Member {
             incarnation,
             name: format!("n{incarnation}"),
@@ -282,60 +282,60 @@ mod tests {
         }
     }
 
-    fn sight(me: i64, members: Vec<Member>) -> Sight {
-        let mut sight = Sight::new(me, 0);
-        sight.hear(Beat { version: 1, members }, 0);
-        sight
+    fn view(me: i64, members: Vec<Member>) -> ClusterView {
+        let mut view = ClusterView::new(me, 0);
+        view.hear(Beat { version: 1, members }, 0);
+        view
     }
 
-    fn evidence(sight: &Sight, silent_ms: Option<i64>) -> Vec<(i64, Evidence)> {
-        let verdicts = sight.verdicts(|_| silent_ms, true, 10);
+    fn evidence(view: &ClusterView, silent_ms: Option<i64>) -> Vec<(i64, Evidence)> {
+        let verdicts = view.verdicts(|_| silent_ms, true, 10);
         verdicts.iter().map(|verdict| (verdict.peer, verdict.evidence)).collect()
     }
 
     #[test]
     fn a_silent_node_is_judged_by_two_and_one_of_a_pair_that_is_cut_off_goes() {
-        use State::Active;
-        let three = sight(2, [1, 2, 3].map(|n| member(n, Active)).to_vec());
+        use MemberState::Active;
+        let three = view(2, [1, 2, 3].map(|n| member(n, Active)).to_vec());
         assert_eq!(evidence(&three, None), []);
         let by = |by| Evidence::Suspected { by };
         assert_eq!(evidence(&three, Some(2_000)), [(1, by(2)), (3, by(2))]);
         assert_eq!(evidence(&three, Some(6_001)), [(1, by(2)), (3, by(1))], "the older one stays");
-        let two = sight(2, vec![member(1, Active), member(2, Active)]);
+        let two = view(2, vec![member(1, Active), member(2, Active)]);
         assert_eq!(evidence(&two, Some(2_000)), [(1, by(1))]);
         // Who joins, drains, or was stopped itself accuses nobody, and nobody accuses who joins.
-        for state in [State::Joining, State::Draining] {
+        for state in [MemberState::Joining, MemberState::Draining] {
             assert_eq!(
-                evidence(&sight(2, vec![member(1, Active), member(2, state)]), Some(9_000)),
+                evidence(&view(2, vec![member(1, Active), member(2, state)]), Some(9_000)),
                 []
             );
         }
         assert_eq!(two.verdicts(|_| Some(9_000), false, 10), []);
-        let joins = sight(2, vec![member(1, State::Joining), member(2, Active)]);
+        let joins = view(2, vec![member(1, MemberState::Joining), member(2, Active)]);
         assert_eq!(evidence(&joins, Some(9_000)), []);
     }
 
     #[test]
     fn a_reset_and_a_refusal_are_enough_and_each_alone_is_not() {
-        let mut sight = sight(2, [1, 2, 3].map(|n| member(n, State::Active)).to_vec());
-        sight.link(&LinkEvent::Up { peer: 3 });
-        sight.link(&LinkEvent::Refused { peer: 3 });
-        assert_eq!(evidence(&sight, None), []);
-        sight.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
-        assert_eq!(evidence(&sight, None), [(3, Evidence::Refused)]);
-        sight.link(&LinkEvent::Up { peer: 3 });
-        sight.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
-        assert_eq!(evidence(&sight, None), []);
+        let mut view = view(2, [1, 2, 3].map(|n| member(n, MemberState::Active)).to_vec());
+        view.link(&LinkEvent::Up { peer: 3 });
+        view.link(&LinkEvent::Refused { peer: 3 });
+        assert_eq!(evidence(&view, None), []);
+        view.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
+        assert_eq!(evidence(&view, None), [(3, Evidence::Refused)]);
+        view.link(&LinkEvent::Up { peer: 3 });
+        view.link(&LinkEvent::Down { peer: 3, cause: DownCause::Reset });
+        assert_eq!(evidence(&view, None), []);
     }
 
     #[test]
     fn a_lease_counts_for_who_has_reached_the_store_all_the_time() {
-        let silent = Member { lease_left_ms: -1, ..member(1, State::Active) };
-        let members = vec![silent, member(2, State::Joining)];
-        let mut sight = Sight::new(2, 0);
+        let silent = Member { lease_left_ms: -1, ..member(1, MemberState::Active) };
+        let members = vec![silent, member(2, MemberState::Joining)];
+        let mut view = ClusterView::new(2, 0);
         let mut at = |now| {
-            sight.hear(Beat { version: 1, members: members.clone() }, now);
-            !sight.verdicts(|_| None, false, now).is_empty()
+            view.hear(Beat { version: 1, members: members.clone() }, now);
+            !view.verdicts(|_| None, false, now).is_empty()
         };
         assert!(!at(300), "the store may have been away");
         assert!(!at(1_900) && at(2_300));
@@ -345,12 +345,12 @@ mod tests {
 
     #[test]
     fn nodes_claim_what_is_nobodys_and_hand_over_what_is_anothers() {
-        use State::Active;
-        let mut one = sight(1, vec![member(1, Active)]);
-        let nobody = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
+        use MemberState::Active;
+        let mut one = view(1, vec![member(1, Active)]);
+        let nobody = vec![SlotOwnership { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
         let share = one.share(&nobody, &NONE);
         assert_eq!((share.claims.len(), share.claims[9]), (4_096, (9, 3)), "7 does not live");
-        let mine = vec![Owned { owner: Some(1), epoch: 4 }; usize::from(SLOTS)];
+        let mine = vec![SlotOwnership { owner: Some(1), epoch: 4 }; usize::from(SLOTS)];
         assert_eq!(one.share(&mine, &NONE), Share::default());
         one.hear(Beat { version: 2, members: vec![member(1, Active), member(2, Active)] }, 0);
         for expected in [8, 16, 32, 64, 64] {
@@ -362,50 +362,51 @@ mod tests {
         let old = Member { version: "1.1.9".into(), ..member(2, Active) };
         one.hear(Beat { version: 3, members: vec![member(1, Active), old] }, 0);
         assert_eq!(one.share(&mine, &NONE), Share::default());
-        one.hear(Beat { version: 4, members: vec![member(1, State::Draining)] }, 0);
+        one.hear(Beat { version: 4, members: vec![member(1, MemberState::Draining)] }, 0);
         assert_eq!(one.share(&nobody, &NONE), Share::default(), "who drains takes nothing");
     }
 
     #[test]
     fn slots_go_to_those_who_know_more_kinds_and_not_back() {
-        use State::Active;
+        use MemberState::Active;
         let knows = |n: i64, kinds: &[&str]| Member {
             kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
             ..member(n, Active)
         };
-        let owned = |by: fn(u16) -> i64| -> Vec<Owned> {
-            (0..SLOTS).map(|slot| Owned { owner: Some(by(slot)), epoch: 4 }).collect()
+        let owned = |by: fn(u16) -> i64| -> Vec<SlotOwnership> {
+            (0..SLOTS).map(|slot| SlotOwnership { owner: Some(by(slot)), epoch: 4 }).collect()
         };
         let halves = owned(|slot| if slot % 2 == 0 { 1 } else { 2 });
         // The first does not say what it knows; the second knows more than nothing.
         for (older, newer) in
             [(knows(1, &[]), knows(2, &["a"])), (knows(1, &["a"]), knows(2, &["a", "b"]))]
         {
-            let older_sight = sight(1, vec![older.clone(), newer.clone()]);
-            assert_eq!(older_sight.share(&halves, &NONE), Share::default(), "it keeps its half");
+            let older_view = view(1, vec![older.clone(), newer.clone()]);
+            assert_eq!(older_view.share(&halves, &NONE), Share::default(), "it keeps its half");
             let wanted = BTreeMap::from([(6, 2), (7, 2), (8, 3)]);
-            let share = older_sight.share(&halves, &wanted);
+            let share = older_view.share(&halves, &wanted);
             assert_eq!(share.moves, BTreeMap::from([(2, vec![(6, 4)])]), "its own, to who knows");
             // Then they stay there, whatever is asked for.
-            let newer_sight = sight(2, vec![older, newer]);
+            let newer_view = view(2, vec![older, newer]);
             let all = owned(|_| 2);
             let wanted = BTreeMap::from([(6, 1)]);
-            assert_eq!(newer_sight.share(&all, &wanted), Share::default());
+            assert_eq!(newer_view.share(&all, &wanted), Share::default());
         }
         // Each knows what the other does not: slots move all the same when one of them is gone.
-        let two = sight(1, vec![knows(1, &["a"]), knows(2, &["b"])]);
-        let lost = vec![Owned { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
+        let two = view(1, vec![knows(1, &["a"]), knows(2, &["b"])]);
+        let lost = vec![SlotOwnership { owner: Some(7), epoch: 3 }; usize::from(SLOTS)];
         assert_eq!(two.share(&lost, &NONE).claims.len(), 2_048);
     }
 
     #[test]
     fn a_node_is_active_once_it_is_linked_to_all_who_are() {
-        let mut sight = sight(3, vec![member(1, State::Active), member(3, State::Joining)]);
-        assert_eq!(sight.next_state(false), None);
-        sight.link(&LinkEvent::Up { peer: 1 });
-        assert_eq!(sight.next_state(false), Some(State::Active));
-        sight.hear(Beat { version: 2, members: vec![member(3, State::Active)] }, 0);
-        assert_eq!(sight.next_state(true), Some(State::Draining));
+        let mut view =
+            view(3, vec![member(1, MemberState::Active), member(3, MemberState::Joining)]);
+        assert_eq!(view.next_state(false), None);
+        view.link(&LinkEvent::Up { peer: 1 });
+        assert_eq!(view.next_state(false), Some(MemberState::Active));
+        view.hear(Beat { version: 2, members: vec![member(3, MemberState::Active)] }, 0);
+        assert_eq!(view.next_state(true), Some(MemberState::Draining));
     }
 
     #[test]
