@@ -16,3 +16,6 @@ pub mod playback;
 pub mod profile;
 pub mod replica;
 pub mod shared;
+
+#[cfg(test)]
+mod message_tests;

@@ -45,6 +45,8 @@ pub mod rejection;
 #[cfg(test)]
 pub mod fixtures;
 #[cfg(test)]
+mod message_tests;
+#[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]
 mod story_tests;
