@@ -89,6 +89,10 @@ impl proxie::kernel::entity::Rejection for Rejection {
     }
 }
 
+impl Message for Command {
+    const TO: &'static str = Counter::KIND;
+}
+
 impl Entity for Counter {
     const KIND: &'static str = "counter";
     const EVENT_VERSION: u16 = 2;
@@ -130,7 +134,7 @@ impl Entity for Counter {
             Command::Echo(text) => Decision::reply(Reply::Echo(text)),
             Command::Spread { to, n } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
-                .effects(to.into_iter().map(|key| Effect::send::<Counter>(key, &Command::Add(n)))),
+                .effects(to.into_iter().map(|key| Effect::send(key, &Command::Add(n)))),
             Command::AddAt { at, n, name } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
                 .effect(Effect::schedule::<Counter>(name, at, &Command::Fired(n))),

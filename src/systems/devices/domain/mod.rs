@@ -10,6 +10,7 @@ pub mod clock;
 pub mod content;
 pub mod crdt;
 pub mod device;
+pub mod messages;
 pub mod operation;
 pub mod platforms;
 pub mod playback;

@@ -11,7 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Access, Quality};
-use super::device::{self, Device};
+use super::messages::{DEVICE, PLAYBACK, ToDevice};
+pub use super::messages::{EndReason, Presence, Report, Start, Status, ToPlayback as Command};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{
@@ -27,86 +28,6 @@ const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
 pub struct Playback;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Starts a session. The operation decides what is played on which device, and the limits.
-    Start {
-        session_id: String,
-        start: Start,
-        /// A session to end in the same step.
-        replaces: Option<String>,
-        max_streams: usize,
-    },
-    /// A report from the device.
-    Report {
-        session_id: String,
-        report: Report,
-    },
-    Stop {
-        session_id: String,
-    },
-    /// The device's presence, sent by the device's actor.
-    DeviceIs {
-        session_id: String,
-        there: Presence,
-    },
-    /// A timer fired.
-    TimedOut {
-        session_id: String,
-        why: EndReason,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
-    pub content_id: String,
-    pub device_id: String,
-    pub choice: Choice,
-    pub resume_position_ms: Option<u64>,
-    /// The session ends after this time without a report.
-    pub idle_s: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    pub status: Status,
-    pub position_ms: Option<u64>,
-    pub duration_ms: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackStatus")]
-pub enum Status {
-    /// The device has the link, and has not said anything yet.
-    Starting,
-    Playing,
-    Paused,
-    Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
-    Online,
-    Offline,
-    Removed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackEnd")]
-pub enum EndReason {
-    /// Somebody said so.
-    Stopped,
-    /// It was watched to its end, or left.
-    Finished,
-    /// Its device plays something else, or another session was started instead.
-    Replaced,
-    DeviceOffline,
-    DeviceRemoved,
-    TimedOut,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -199,8 +120,8 @@ fn timer(session_id: &str) -> String {
 }
 
 fn play(session_id: &str, start: &Start) -> Effect {
-    let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
-    Effect::send::<Device>(start.device_id.clone(), &command)
+    let command = ToDevice::Play { session_id: session_id.into(), start: start.clone() };
+    Effect::send(start.device_id.clone(), &command)
 }
 
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
@@ -332,18 +253,18 @@ fn end(
     cx: &DecideCx<'_>,
 ) -> Decision<Playback> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
-    let stopped = device::Command::Stopped { session_id: session_id.into() };
+    let stopped = ToDevice::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
     let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
     Decision::reply(Reply::Session(shown.clone()))
         .event(Event::Ended { session_id, session, reason, at })
-        .effect(Effect::send::<Device>(device_id, &stopped))
+        .effect(Effect::send(device_id, &stopped))
         .effect(Effect::announce_to("user", cx.key, &*shown))
         .effect(cancel)
 }
 
 impl Entity for Playback {
-    const KIND: &'static str = "playback";
+    const KIND: &'static str = PLAYBACK;
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
     type State = State;
@@ -357,8 +278,8 @@ impl Entity for Playback {
         match &command {
             Command::DeviceIs { session_id, .. } => {
                 let may = match state.live.get(session_id) {
-                    Some(session) => cx.caller.is_the(Device::KIND, &session.start.device_id),
-                    None => cx.caller.is_a(Device::KIND),
+                    Some(session) => cx.caller.is_the(DEVICE, &session.start.device_id),
+                    None => cx.caller.is_a(DEVICE),
                 };
                 if !may {
                     let is_theirs = is_theirs && cx.caller.user_id().is_some();
@@ -433,7 +354,7 @@ impl Entity for Playback {
     /// Handles an undeliverable command: a device that cannot be told to play counts as removed.
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
-            device::Command::Play { session_id, .. } => {
+            ToDevice::Play { session_id, .. } => {
                 Some(Command::DeviceIs { session_id, there: Presence::Removed })
             }
             _ => None,
@@ -584,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
-        let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
+        let play = ToDevice::Play { session_id: "plb_1".into(), start: on("dev_1") };
         let failed = Playback::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),

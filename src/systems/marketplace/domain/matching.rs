@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernel::clock::Timestamp;
-use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::{Place, distance_km};
 use crate::systems::marketplace::domain::pricing::Offering;
 use crate::systems::marketplace::domain::profile::{Profile, Standing};
 use crate::systems::marketplace::domain::schedule::Span;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
 /// The name of the runner that reads the candidates and calls [`rank`].

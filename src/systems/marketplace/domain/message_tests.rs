@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use serde_json::{Value, from_value, json};
 
 use super::fixtures::{agreed, asked, eur, hold, lead, offer, profile, scored};
-use super::offer::{Decline, DeclineReason};
+use super::messages::{AskedOf, Party, Pick, Progress};
+use super::offer::{Decline, DeclineReason, OfferSummary};
 use super::{booking, provider, request, session};
 use crate::kernel::entity::Entity;
-use booking::{Booking, Party};
+use booking::Booking;
 use provider::Provider;
-use request::{Pick, Request};
-use session::{OfferSummary, Progress, Session};
+use request::Request;
+use session::Session;
 
 /// The command as it is written, which reads as the same command.
 fn written<E: Entity>(command: E::Command) -> String
@@ -118,7 +119,7 @@ fn to_sessions() -> Vec<String> {
     let progress = progress
         .into_iter()
         .map(|progress| RequestProgress { request_id: "req_1".into(), progress });
-    let refused = session::AskedOf::CancelBooking;
+    let refused = AskedOf::CancelBooking;
     let others = [
         Open { time_zone: "Europe/Berlin".into(), locale: "de".into(), currency: None },
         SendMessage { content: "hello".into(), media: Vec::new() },
