@@ -123,22 +123,21 @@ pub struct BookingRow {
 
 impl BookingRow {
     pub fn of(agreed: &Agreed, detail: BookingView) -> Self {
-        let shown = detail.clone();
         Self {
-            id: shown.id,
-            request_id: shown.request_id,
-            offer_id: shown.offer_id,
-            consumer_id: shown.consumer_id,
-            provider_id: shown.provider.id,
+            id: detail.id.clone(),
+            request_id: detail.request_id.clone(),
+            offer_id: detail.offer_id.clone(),
+            consumer_id: detail.consumer_id.clone(),
+            provider_id: detail.provider.id.clone(),
             provider_owner_id: agreed.provider_owner_id.clone(),
-            service: shown.service,
-            status: shown.status,
-            price: shown.price,
-            starts_at: shown.starts_at,
-            ends_at: shown.ends_at,
-            place: shown.place,
-            created_at: shown.created_at,
-            updated_at: shown.updated_at,
+            service: detail.service,
+            status: detail.status,
+            price: detail.price.clone(),
+            starts_at: detail.starts_at,
+            ends_at: detail.ends_at,
+            place: detail.place.clone(),
+            created_at: detail.created_at,
+            updated_at: detail.updated_at,
             detail,
         }
     }
