@@ -7,14 +7,15 @@ use super::content::{Access, Quality};
 use super::device::{self, Action, Capabilities, Device, DeviceType, Profile};
 use super::platforms::Choice;
 use super::playback::{self, EndReason, Playback, Presence, Start, Status};
-use crate::kernel::entity::Entity;
+use crate::kernel::entity::{Entity, Message};
 use crate::kernel::private::{self, Private};
 
 /// The command as it is written, which reads as the same command.
 fn written<E: Entity>(command: E::Command) -> String
 where
-    E::Command: PartialEq,
+    E::Command: Message,
 {
+    assert_eq!(E::Command::TO, E::KIND);
     let (text, _) = private::plain(|| serde_json::to_string(&command).unwrap());
     let read: E::Command = from_str(&text).unwrap();
     let (again, _) = private::plain(|| serde_json::to_string(&read).unwrap());

@@ -9,7 +9,7 @@ use super::fixtures::{agreed, asked, eur, hold, lead, offer, profile, scored};
 use super::messages::{AskedOf, Party, Pick, Progress};
 use super::offer::{Decline, DeclineReason, OfferSummary};
 use super::{booking, provider, request, session};
-use crate::kernel::entity::Entity;
+use crate::kernel::entity::{Entity, Message};
 use booking::Booking;
 use provider::Provider;
 use request::Request;
@@ -18,8 +18,9 @@ use session::Session;
 /// The command as it is written, which reads as the same command.
 fn written<E: Entity>(command: E::Command) -> String
 where
-    E::Command: PartialEq,
+    E::Command: PartialEq + Message,
 {
+    assert_eq!(E::Command::TO, E::KIND);
     let text = serde_json::to_string(&command).unwrap();
     assert_eq!(serde_json::from_str::<E::Command>(&text).unwrap(), command, "{text}");
     let value = serde_json::to_value(&command).unwrap();
