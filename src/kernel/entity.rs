@@ -90,6 +90,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     }
 }
 
+/// Commands that other entities send. The sender knows them, and not the entity that takes them.
+pub trait Message: Serialize {
+    /// The kind of the receiver, which reads it as its command.
+    const TO: &'static str;
+}
+
 /// A refusal by the business rules: typed, remembered like a reply, and never an error of the runtime.
 pub trait Rejection:
     Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static
@@ -358,9 +364,9 @@ pub enum Effect {
 }
 
 impl Effect {
-    pub fn send<T: Entity>(key: impl Into<String>, command: &T::Command) -> Self {
-        let (command, of) = private::plain(|| to_value(command));
-        let effect = Self::Send { kind: T::KIND, key: key.into(), command };
+    pub fn send<M: Message>(key: impl Into<String>, message: &M) -> Self {
+        let (command, of) = private::plain(|| to_value(message));
+        let effect = Self::Send { kind: M::TO, key: key.into(), command };
         effect.private_to_whom(of)
     }
 

@@ -108,6 +108,10 @@ impl Work for Missing {
     type Outcome = ();
 }
 
+impl Message for Command {
+    const TO: &'static str = Counter::KIND;
+}
+
 impl Entity for Counter {
     const KIND: &'static str = "counter";
     const EVENT_VERSION: u16 = 2;
@@ -149,7 +153,7 @@ impl Entity for Counter {
             Command::Echo(text) => Decision::reply(Reply::Echo(text)),
             Command::Spread { to, n } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
-                .effects(to.into_iter().map(|key| Effect::send::<Counter>(key, &Command::Add(n)))),
+                .effects(to.into_iter().map(|key| Effect::send(key, &Command::Add(n)))),
             Command::AddAt { at, n, name } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
                 .effect(Effect::schedule::<Counter>(name, at, &Command::Fired(n))),

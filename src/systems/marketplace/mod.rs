@@ -9,16 +9,16 @@ pub mod views;
 
 use crate::contract::System;
 use crate::contract::declare::{announcement, entity, operation, runner, topic, view};
-use domain::announcements;
+use domain::{booking, request, session};
 use operations::{bookings, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
     entities: &[
         entity::<domain::user::User>(),
-        entity::<domain::session::Session>(),
-        entity::<domain::request::Request>(),
+        entity::<session::Session>(),
+        entity::<request::Request>(),
         entity::<domain::provider::Provider>(),
-        entity::<domain::booking::Booking>(),
+        entity::<booking::Booking>(),
     ],
     operations: &[
         operation::<requests::Create>(),
@@ -54,24 +54,24 @@ pub const SYSTEM: System = System {
         topic::<topics::Appointment>(),
     ],
     announcements: &[
-        announcement::<announcements::ChatMessage>(),
-        announcement::<announcements::ChatToken<'static>>(),
-        announcement::<announcements::ChatResponse>(),
-        announcement::<announcements::ChatTyping>(),
-        announcement::<announcements::SessionEnded>(),
-        announcement::<domain::request::RequestView>(),
-        announcement::<announcements::OfferMade>(),
-        announcement::<announcements::OfferChanged>(),
-        announcement::<announcements::AppointmentAgreed>(),
-        announcement::<announcements::BookingChanged>(),
+        announcement::<session::ChatMessage>(),
+        announcement::<session::ChatToken<'static>>(),
+        announcement::<session::ChatResponse>(),
+        announcement::<session::ChatTyping>(),
+        announcement::<session::SessionEnded>(),
+        announcement::<request::RequestView>(),
+        announcement::<request::OfferMade>(),
+        announcement::<request::OfferChanged>(),
+        announcement::<booking::AppointmentAgreed>(),
+        announcement::<booking::BookingChanged>(),
     ],
     views: &[
-        view::<domain::session::SessionView>(),
-        view::<domain::session::MessageRow>(),
-        view::<domain::request::RequestView>(),
-        view::<domain::request::OfferRow>(),
+        view::<session::SessionView>(),
+        view::<session::MessageRow>(),
+        view::<request::RequestView>(),
+        view::<request::OfferRow>(),
         view::<domain::profile::ProviderView>(),
-        view::<domain::booking::BookingRow>(),
+        view::<booking::BookingRow>(),
     ],
     migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
     runners: &[runner::<runners::Matcher>()],

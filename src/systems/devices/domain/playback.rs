@@ -11,7 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Access, Quality};
-use super::device::{self, Device};
+use super::messages::{DEVICE, PLAYBACK, ToDevice};
+pub use super::messages::{
+    DeviceState, EndReason, PlaybackReport, SessionStart, Status, ToPlayback as Command,
+};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{
@@ -27,86 +30,6 @@ const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
 pub struct PlaybackSessions;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Starts a session. The operation decides what is played on which device, and the limits.
-    Start {
-        session_id: String,
-        start: SessionStart,
-        /// A session to end in the same step.
-        replaces: Option<String>,
-        max_streams: usize,
-    },
-    /// A report from the device.
-    Report {
-        session_id: String,
-        report: PlaybackReport,
-    },
-    Stop {
-        session_id: String,
-    },
-    /// The device's presence, sent by the device's actor.
-    DeviceIs {
-        session_id: String,
-        there: DeviceState,
-    },
-    /// A timer fired.
-    TimedOut {
-        session_id: String,
-        why: EndReason,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionStart {
-    pub content_id: String,
-    pub device_id: String,
-    pub choice: Choice,
-    pub resume_position_ms: Option<u64>,
-    /// The session ends after this time without a report.
-    pub idle_s: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlaybackReport {
-    pub status: Status,
-    pub position_ms: Option<u64>,
-    pub duration_ms: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackStatus")]
-pub enum Status {
-    /// The device has the link, and has not said anything yet.
-    Starting,
-    Playing,
-    Paused,
-    Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceState {
-    Online,
-    Offline,
-    Removed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackEnd")]
-pub enum EndReason {
-    /// Somebody said so.
-    Stopped,
-    /// It was watched to its end, or left.
-    Finished,
-    /// Its device plays something else, or another session was started instead.
-    Replaced,
-    DeviceOffline,
-    DeviceRemoved,
-    TimedOut,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -199,8 +122,8 @@ fn timer(session_id: &str) -> String {
 }
 
 fn play(session_id: &str, start: &SessionStart) -> Effect {
-    let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
-    Effect::send::<Device>(start.device_id.clone(), &command)
+    let command = ToDevice::Play { session_id: session_id.into(), start: start.clone() };
+    Effect::send(start.device_id.clone(), &command)
 }
 
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
@@ -343,18 +266,18 @@ fn end(
     cx: &DecideCx<'_>,
 ) -> Decision<PlaybackSessions> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
-    let stopped = device::Command::Stopped { session_id: session_id.into() };
+    let stopped = ToDevice::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
     let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
     Decision::reply(Reply::Session(shown.clone()))
         .event(Event::Ended { session_id, session, reason, at })
-        .effect(Effect::send::<Device>(device_id, &stopped))
+        .effect(Effect::send(device_id, &stopped))
         .effect(Effect::announce_to("user", cx.key, &*shown))
         .effect(cancel)
 }
 
 impl Entity for PlaybackSessions {
-    const KIND: &'static str = "playback";
+    const KIND: &'static str = PLAYBACK;
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
     type State = State;
@@ -368,8 +291,8 @@ impl Entity for PlaybackSessions {
         match &command {
             Command::DeviceIs { session_id, .. } => {
                 let may = match state.live.get(session_id) {
-                    Some(session) => cx.caller.is_the(Device::KIND, &session.start.device_id),
-                    None => cx.caller.is_a(Device::KIND),
+                    Some(session) => cx.caller.is_the(DEVICE, &session.start.device_id),
+                    None => cx.caller.is_a(DEVICE),
                 };
                 if !may {
                     let is_theirs = is_theirs && cx.caller.user_id().is_some();
@@ -444,7 +367,7 @@ impl Entity for PlaybackSessions {
     /// Handles an undeliverable command: a device that cannot be told to play counts as removed.
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
-            device::Command::Play { session_id, .. } => {
+            ToDevice::Play { session_id, .. } => {
                 Some(Command::DeviceIs { session_id, there: DeviceState::Removed })
             }
             _ => None,
@@ -598,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
-        let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
+        let play = ToDevice::Play { session_id: "plb_1".into(), start: on("dev_1") };
         let failed = PlaybackSessions::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),

@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::kernel::clock::Timestamp;
 use crate::kernel::work::Work;
-use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::{Place, distance_km};
 use crate::systems::marketplace::domain::pricing::Offering;
 use crate::systems::marketplace::domain::profile::{Profile, Reputation};
 use crate::systems::marketplace::domain::schedule::Span;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
 /// The search for providers of a request: reads the candidates and calls [`rank`].
