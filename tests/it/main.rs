@@ -16,6 +16,7 @@ mod process;
 mod releases;
 mod runtime;
 mod schema;
+mod sealing;
 mod simulation;
 mod starvation;
 mod steady;
