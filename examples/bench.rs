@@ -106,6 +106,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
             process_start: 0,
             lease_s: 5.0,
             lanes,
+            seals: true,
         },
         data_lock_held: true,
         read_ttl: Duration::from_secs(1),

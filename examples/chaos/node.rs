@@ -135,6 +135,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             process_start: 0,
             lease_s: 4.0,
             lanes: 2,
+            seals: true,
         },
         data_lock_held: false,
         read_ttl: Duration::from_secs(1),

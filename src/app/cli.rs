@@ -261,7 +261,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Entity { command } => entity(&config, command).await,
         Command::Person { command } => {
             let store = open(&config, false).await?;
-            let done = vault::person(&store.pool, command).await;
+            let done = vault::person(&config, &store.pool, command).await;
             store.close().await;
             done
         }

@@ -353,6 +353,7 @@ async fn start_core(
             process_start: process_start(std::process::id() as i32).unwrap_or(0),
             lease_s: config.cluster.lease_s,
             lanes: config.persistence.lanes,
+            seals: config.vault.seal,
         },
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),

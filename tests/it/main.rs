@@ -18,6 +18,7 @@ mod releases;
 mod runs;
 mod runtime;
 mod schema;
+mod sealing;
 mod simulation;
 mod starvation;
 mod steady;

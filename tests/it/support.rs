@@ -244,6 +244,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
             process_start: 0,
             lease_s: 3.0,
             lanes: setup.writer.lanes,
+            seals: true,
         },
         data_lock_held: setup.data_lock_held,
         read_ttl: Duration::from_millis(1_000),
