@@ -89,6 +89,8 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ),
     ("proxie_lease_renewal_seconds", Histogram, "Duration of a renewal of the lease"),
     ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
+    ("proxie_model_call_seconds", Histogram, "Duration of calls of language models, by model"),
+    ("proxie_model_calls_total", Counter, "Calls of language models, by model and outcome"),
     ("proxie_nodes", Gauge, "Nodes that live, as this one sees it"),
     ("proxie_passivations_total", Counter, "Entities that left memory, by kind"),
     (

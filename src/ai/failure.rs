@@ -164,7 +164,7 @@ impl Failure {
         let kind = match status.as_u16() {
             429 if says(body, OUT_OF_MONEY) => FailureKind::Unauthorized,
             429 | 503 | 529 => FailureKind::Busy,
-            401 | 402 | 403 => FailureKind::Unauthorized,
+            401..=403 => FailureKind::Unauthorized,
             404 => FailureKind::NoSuchModel,
             413 => FailureKind::TooLong,
             502 | 504 | 408 | 524 => FailureKind::Uncertain,

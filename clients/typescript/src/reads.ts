@@ -3,10 +3,13 @@
 import type {
   Booking,
   BookingList,
+  Budget,
   Content,
   Device,
   DeviceList,
   MessageList,
+  ModelList,
+  ModelUsageList,
   Offer,
   OfferList,
   Order,
@@ -27,31 +30,41 @@ import type {
 
 /** What can be read over HTTP: by its path, what is asked and what is answered. */
 export interface Reads {
-  /** Your bookings as consumer or provider, newest first */
+  /** The language models that can be asked */
+  '/v1/ai/models': {
+    query: {};
+    answer: ModelList;
+  };
+  /** List your bookings as consumer or provider, newest first */
   '/v1/bookings': {
     query: {
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
     };
     answer: BookingList;
   };
-  /** A booking */
+  /** Get a booking */
   '/v1/bookings/{id}': {
     query: {
       id: string;
     };
     answer: Booking;
   };
-  /** Where it can be watched */
+  /** What you may spend on models */
+  '/v1/budget': {
+    query: {};
+    answer: Budget;
+  };
+  /** Get the platforms on which a content can be watched */
   '/v1/content/{id}/availability': {
     query: {
       id: string;
     };
     answer: Content;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/devices': {
     query: {};
     answer: DeviceList;
@@ -63,140 +76,150 @@ export interface Reads {
     };
     answer: Device;
   };
-  /** An offer */
+  /** Get an offer */
   '/v1/offers/{id}': {
     query: {
       id: string;
     };
     answer: Offer;
   };
-  /** The platforms that links are known for */
+  /** List the platforms for which links are known */
   '/v1/playback/platforms': {
     query: {};
     answer: PlatformList;
   };
-  /** What you watch and have watched, newest first */
+  /** List your playback sessions, current and past, newest first */
   '/v1/playback/session': {
     query: {
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
     };
     answer: PlaybackSessionList;
   };
-  /** A playback session */
+  /** Get a playback session */
   '/v1/playback/session/{id}': {
     query: {
       id: string;
     };
     answer: PlaybackSession;
   };
-  /** The directory of providers */
+  /** List the directory of providers */
   '/v1/providers': {
     query: {
-      /** Who is there */
+      /** Only providers of this service */
+      service?: Service | null | undefined;
+      /** Only providers in this city */
       city?: string | undefined;
+      /** `me`: only your own */
+      owner?: ProviderOwner | null | undefined;
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
-      /** `me`: only one's own */
-      owner?: ProviderOwner | null | undefined;
-      /** Who offers this */
-      service?: Service | null | undefined;
     };
     answer: ProviderList;
   };
-  /** A provider */
+  /** Get a provider's public profile */
   '/v1/providers/{id}': {
     query: {
       id: string;
     };
     answer: Provider;
   };
-  /** Your requests, newest first */
+  /** List your requests, newest first */
   '/v1/requests': {
     query: {
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
     };
     answer: RequestList;
   };
-  /** A request */
+  /** Get a request */
   '/v1/requests/{id}': {
     query: {
       id: string;
     };
     answer: Request;
   };
-  /** The offers to a request, in the order they arrived */
+  /** List the offers to a request, in order of arrival */
   '/v1/requests/{id}/offers': {
     query: {
       id: string;
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
     };
     answer: OfferList;
   };
-  /** Your sessions, newest first */
+  /** List your sessions, newest first */
   '/v1/sessions': {
     query: {
+      /** Items a page */
+      limit?: number | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
     };
     answer: SessionList;
   };
-  /** A session */
+  /** Get a session */
   '/v1/sessions/{id}': {
     query: {
       id: string;
     };
     answer: SessionData;
   };
-  /** What was said in a session */
+  /** List the messages of a session */
   '/v1/sessions/{id}/messages': {
     query: {
       id: string;
-      /** The `next_cursor` of the page before */
-      cursor?: string | undefined;
-      /** How many */
-      limit?: number | undefined;
       /** `asc` (default) or `desc` */
       order?: Order | null | undefined;
+      /** Items a page */
+      limit?: number | undefined;
+      /** The `next_cursor` of the page before */
+      cursor?: string | undefined;
     };
     answer: MessageList;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/sync/devices': {
     query: {};
     answer: DeviceList;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/sync/devices/{id}': {
     query: {
       id: string;
     };
     answer: DeviceList;
   };
-  /** Why the values of this content are what they are */
+  /** Explain the values of a content: which operations produced them */
   '/v1/sync/explain/{id}': {
     query: {
       id: string;
     };
     answer: SyncExplanation;
   };
-  /** What your devices share; the user's id is `me`, or yours */
+  /** Get the state that your devices share; the user's id is `me`, or your own */
   '/v1/sync/state/{id}': {
     query: {
       id: string;
     };
     answer: SyncState;
+  };
+  /** What you have used of each model, by day, newest first */
+  '/v1/usage': {
+    query: {
+      /** Items a page */
+      limit?: number | undefined;
+      /** The `next_cursor` of the page before */
+      cursor?: string | undefined;
+    };
+    answer: ModelUsageList;
   };
 }

@@ -185,7 +185,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         })
         .collect();
     let components = components(own, &messages, &described.schemas);
-    json!({
+    let mut document = json!({
         "asyncapi": "3.0.0",
         "info": {
             "title": "Proxie over WebSocket",
@@ -210,7 +210,9 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         "components": {"schemas": components},
         "x-topics": topics,
         "x-close-codes": closing,
-    })
+    });
+    document.sort_all_objects();
+    document
 }
 
 /// The document's schemas: its own, and those of the HTTP answers that events share.

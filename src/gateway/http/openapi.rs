@@ -21,8 +21,13 @@ const PROBLEMS: [(&str, &str); 8] = [
 pub fn document(systems: &'static [&'static System]) -> Value {
     let mut paths = Map::new();
     let Described { operations, schemas, .. } = describe(systems);
+    let mut tags: Vec<Value> = Vec::new();
     for operation in &operations {
         for (n, route) in operation.declared.meta.routes().enumerate() {
+            let tag = json!({"name": tag(route)});
+            if !tags.contains(&tag) {
+                tags.push(tag);
+            }
             let path = paths.entry(shown_path(route)).or_insert_with(|| json!({}));
             path[route.method.as_str()] = of_route(operation, n, route, &schemas);
         }
@@ -50,7 +55,8 @@ pub fn document(systems: &'static [&'static System]) -> Value {
             "default": {"description": "A problem", "content": {"application/problem+json": {"schema": reference("ProblemDetails")}}},
         },
     }}));
-    json!({
+    tags.push(json!({"name": "node", "description": "The node itself, without a token"}));
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Proxie",
@@ -62,17 +68,20 @@ pub fn document(systems: &'static [&'static System]) -> Value {
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
-        "tags": [
-            {"name": "requests"}, {"name": "offers"}, {"name": "bookings"}, {"name": "providers"}, {"name": "sessions"},
-            {"name": "sync"}, {"name": "devices"}, {"name": "playback"}, {"name": "content"},
-            {"name": "node", "description": "The node itself, without a token"},
-        ],
+        "tags": tags,
         "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
-    })
+    });
+    document.sort_all_objects();
+    document
+}
+
+/// Operations are shown together where their paths begin alike.
+fn tag(route: Route) -> &'static str {
+    route.path.split('/').nth(2).unwrap_or_default()
 }
 
 const PUBLIC: &[(&str, &str, &str, &str)] = &[
@@ -177,7 +186,7 @@ fn of_route(
     let responses = responses(meta.summary, status, schema, route.method == Method::Get, edits);
     let id = if n == 0 { meta.name.to_owned() } else { format!("{}.{}", meta.name, n + 1) };
     let mut described = json!({
-        "tags": [route.path.split('/').nth(2).unwrap_or_default()],
+        "tags": [tag(route)],
         "operationId": id, "summary": meta.summary, "x-scope": meta.takes_scope(),
         "parameters": parameters, "responses": responses,
     });

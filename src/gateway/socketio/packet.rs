@@ -255,7 +255,7 @@ mod tests {
             refused("a", "Invalid namespace", &json!(null)),
             r#"4/a,{"message":"Invalid namespace"}"#
         );
-        assert_eq!(refused("", "no", &json!({})), r#"4{"data":{},"message":"no"}"#);
+        assert_eq!(refused("", "no", &json!({})), r#"4{"message":"no","data":{}}"#);
     }
 
     #[test]
