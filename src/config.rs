@@ -116,7 +116,7 @@ section!(Topics {
 section!(Auth { token_s: i64 = 86_400, dev_tokens: Option<bool> = None });
 
 section!(Persistence {
-    database_url: String = String::new(),
+    database_url: Secret<String> = Secret::default(),
     postgres_bin_dir: PathBuf = PathBuf::new(),
     shared_buffers: String = "256MB".into(),
     max_connections: u32 = 24,
@@ -128,7 +128,7 @@ section!(Persistence {
     allow_fsync_off: bool = false,
 });
 
-section!(Redis { url: String = String::new() });
+section!(Redis { url: Secret<String> = Secret::default() });
 
 section!(Vault {
     key: Secret<String> = Secret::default(),
@@ -142,7 +142,7 @@ section!(Cluster {
     enabled: bool = false,
     listen: String = "127.0.0.1:9090".into(),
     advertise: String = String::new(),
-    cookie: String = String::new(),
+    cookie: Secret<String> = Secret::default(),
     tls_cert: PathBuf = PathBuf::new(),
     tls_key: PathBuf = PathBuf::new(),
     tls_ca: PathBuf = PathBuf::new(),
@@ -190,6 +190,37 @@ const LISTS: &[(&str, bool)] = &[
     ("gateway.trusted_proxies", true),
     ("topics.grants", false),
 ];
+
+/// Why a configuration is not valid, without the values in it: a secret may be where it does not belong.
+fn explain(error: &config::ConfigError) -> String {
+    use config::ConfigError::{At, FileParse, Type};
+    let place = |key: &Option<String>, origin: &Option<String>| {
+        let key = key.as_ref().map(|key| format!(" for key `{key}`"));
+        let origin = origin.as_ref().map(|origin| format!(" in {origin}"));
+        key.unwrap_or_default() + &origin.unwrap_or_default()
+    };
+    match error {
+        Type { origin, expected, key, .. } => {
+            format!("expected {expected}{}", place(key, origin))
+        }
+        At { error, origin, key } => explain(error) + &place(key, origin),
+        FileParse { uri, cause } => {
+            // It shows the line.
+            let cause = cause.to_string();
+            let said: Vec<&str> = cause.lines().filter(|line| !line.contains('|')).collect();
+            said.join(": ") + &place(&None, uri)
+        }
+        other => {
+            let said = other.to_string();
+            match said.rsplit_once(", expected ") {
+                Some((found, expected)) if found.starts_with("invalid ") => {
+                    format!("expected {expected}")
+                }
+                _ => said,
+            }
+        }
+    }
+}
 
 fn has_prefix(name: &str) -> bool {
     name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
@@ -257,18 +288,18 @@ impl Config {
             let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
             builder = builder
                 .set_override(&key, from_environment(name, &key, value)?)
-                .map_err(|e| format!("the configuration is not valid: {name}: {e}"))?;
+                .map_err(|e| format!("the configuration is not valid: {name}: {}", explain(&e)))?;
         }
         let mut config = builder
             .build()
             .and_then(Self::of)
-            .map_err(|e| format!("the configuration is not valid: {e}"))?;
+            .map_err(|e| format!("the configuration is not valid: {}", explain(&e)))?;
         let secret = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         if let Some(url) = secret("DATABASE_URL") {
-            config.persistence.database_url = url;
+            config.persistence.database_url = url.into();
         }
         if let Some(url) = secret("REDIS_URL") {
-            config.redis.url = url;
+            config.redis.url = url.into();
         }
         config.check()?;
         Ok(config)
@@ -283,7 +314,7 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let origins = self.gateway.origins()?;
-        let problem = if self.cluster.enabled && self.cluster.cookie.is_empty() {
+        let problem = if self.cluster.enabled && self.cluster.cookie.reveal().is_empty() {
             "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
         } else if self.cluster.enabled && self.embedded() {
             "cluster.enabled needs DATABASE_URL: nodes find each other through the database they share"
@@ -317,7 +348,9 @@ impl Config {
             "cluster.window_mb must be between 1 and 1024, cluster.weight at most 1000"
         } else if self.cluster.lease_s * 1_000.0 <= 2.0 * self.cluster.read_ttl_ms as f64 {
             "cluster.lease_s must be more than twice cluster.read_ttl_ms"
-        } else if self.cluster.enabled && self.cluster.cookie.trim() != self.cluster.cookie {
+        } else if self.cluster.enabled
+            && self.cluster.cookie.reveal().trim() != self.cluster.cookie.reveal()
+        {
             "cluster.cookie begins or ends with a space or a line break: leave it out"
         } else if self.cluster.enabled && !has_port(&self.cluster.listen) {
             "cluster.listen must be an address with a port, such as 10.0.0.7:9090"
@@ -386,7 +419,7 @@ impl Config {
     }
 
     pub fn embedded(&self) -> bool {
-        self.persistence.database_url.is_empty()
+        self.persistence.database_url.reveal().is_empty()
     }
 
     /// Demonstration providers: by default on the embedded store only.
@@ -502,6 +535,39 @@ mod tests {
     }
 
     #[test]
+    fn no_secret_is_shown() {
+        let of = |text: &str| {
+            let file = config::File::from_str(text, config::FileFormat::Toml);
+            let built = config::Config::builder().add_source(file).build();
+            built.and_then(Config::of).map_err(|e| explain(&e))
+        };
+        let config = of("cluster.cookie = \"hunter-1\"\nredis.url = \"redis://:hunter-2@localhost\"
+            persistence.database_url = \"postgres://proxie:hunter-3@localhost/x\"\nvault.key = \"hunter-4\"");
+        let config = config.unwrap();
+        assert_eq!(config.cluster.cookie.reveal(), "hunter-1");
+        assert!(config.redis.url.reveal().contains("hunter-2"));
+        assert!(config.persistence.database_url.reveal().contains("hunter-3"));
+        assert_eq!(config.vault.key.reveal(), "hunter-4");
+        let shown = format!("{config:?} {config:#?}");
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert!(shown.matches("(secret)").count() >= 8, "{shown}");
+        // Nor where it is somewhere else than it should be.
+        for wrong in [
+            "cluster.cookie = hunter",
+            "[cluster]\ncookie = \"hunter",
+            "redis = \"redis://:hunter@localhost\"",
+            "cluster.cookie = [\"hunter\"]",
+            "cluster.cookie.hunter = 1",
+            "vault = \"hunter\"",
+            "cluster.weight = \"hunter\"",
+            "persistence.database_url = { hunter = \"hunter\" }",
+        ] {
+            let error = of(wrong).unwrap_err();
+            assert!(!error.contains("hunter") && error.len() > 20, "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_refused() {
         let typo = config::Config::builder()
             .add_source(config::File::from_str(
@@ -549,7 +615,7 @@ mod tests {
             assert!(read(key, wrong).is_err(), "{key} {wrong}");
         }
         // A word stays what it is: a cookie of digits loses none of them.
-        assert_eq!(read("cluster.cookie", "007").unwrap().cluster.cookie, "007");
+        assert_eq!(read("cluster.cookie", "007").unwrap().cluster.cookie, "007".into());
         let config = read("cluster.weight", "3").unwrap();
         assert_eq!(config.cluster.weight, 3);
         assert!(read("cluster.enabled", "true").unwrap().cluster.enabled);

@@ -27,6 +27,7 @@ use crate::cluster::transport::tls::Tls;
 use crate::cluster::transport::{self, LinkEvent, Peer, Transport};
 use crate::cluster::{Presence, Router};
 use crate::kernel::ids::SLOTS;
+use crate::kernel::secret::Secret;
 use crate::persistence::members::{self, Beat, MemberState};
 
 /// Beyond the time for which a dead node may still answer reads: the drift of clocks.
@@ -47,7 +48,7 @@ pub struct Options {
     pub listener: TcpListener,
     /// Where the others reach it.
     pub advertise: String,
-    pub cookie: String,
+    pub cookie: Secret<String>,
     /// Of this node, for links that nobody else can read or join.
     pub tls: Option<Tls>,
     pub weight: u32,

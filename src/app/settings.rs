@@ -30,8 +30,8 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
             bin.display()
         );
     }
-    if !config.redis.url.is_empty() {
-        RedisLimiter::check(&config.redis.url).context("REDIS_URL")?;
+    if !config.redis.url.reveal().is_empty() {
+        RedisLimiter::check(config.redis.url.reveal()).context("REDIS_URL")?;
     }
     gateway(config)?;
     config.systems.prepare().map_err(anyhow::Error::msg)?;
@@ -47,7 +47,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
 }
 
 pub fn database(config: &Config) -> anyhow::Result<PgConnectOptions> {
-    let url = &config.persistence.database_url;
+    let url = config.persistence.database_url.reveal();
     let known = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
     anyhow::ensure!(known, "DATABASE_URL is not a PostgreSQL URL");
     url.parse().context("DATABASE_URL is not a PostgreSQL URL")
@@ -111,7 +111,7 @@ const REDIS_PATIENCE: Duration = Duration::from_millis(50);
 
 pub async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
     let local = LocalLimiter::new(200_000, Duration::from_secs(60));
-    Ok(match config.redis.url.as_str() {
+    Ok(match config.redis.url.reveal().as_str() {
         "" => Arc::new(local),
         url => {
             let connecting = RedisLimiter::connect(url, local, REDIS_PATIENCE);

@@ -37,6 +37,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::cluster::transport::tls::Tls;
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
+use crate::kernel::secret::Secret;
 
 /// One incarnation of one node, and where it listens for other nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,14 +94,14 @@ pub enum RemoteAnswer {
     },
 }
 
-/// How this node takes part. Not `Debug`: the cookie is a secret.
+/// How this node takes part.
 pub struct Options {
     pub incarnation: i64,
     pub name: String,
     /// See [`bind`]. Made by the caller, who learns that the port is taken before anybody learns of the node.
     pub listener: TcpListener,
     /// Whoever knows it is a node of this cluster.
-    pub cookie: String,
+    pub cookie: Secret<String>,
     /// With it every link is inside TLS, and a node is also who its certificate says. All nodes have it, or none does.
     pub tls: Option<Tls>,
     pub limits: TransportLimits,

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Role, Scopes};
 use crate::kernel::ids::{IdSource, is_valid_id};
+use crate::kernel::secret::Secret;
 use crate::persistence::keys;
 
 const ISSUER: &str = "proxie";
@@ -90,10 +91,11 @@ struct Key {
 
 impl Key {
     fn new(key: &keys::SigningKey) -> Self {
-        let public = base64url(&SigningKey::from_bytes(&key.secret).verifying_key().to_bytes());
+        let public =
+            base64url(&SigningKey::from_bytes(key.secret.reveal()).verifying_key().to_bytes());
         Self {
             kid: key.kid.clone(),
-            encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], &key.secret[..]].concat()),
+            encoding: EncodingKey::from_ed_der(&[&PKCS8_PREFIX[..], key.secret.reveal()].concat()),
             decoding: DecodingKey::from_ed_components(&public)
                 .expect("the public key was just encoded"),
             public,
@@ -103,7 +105,10 @@ impl Key {
 
 /// A new random key, for a store that has none yet.
 pub fn fresh_key() -> keys::SigningKey {
-    keys::SigningKey { kid: format!("key_{:016x}", rand::random::<u64>()), secret: rand::random() }
+    keys::SigningKey {
+        kid: format!("key_{:016x}", rand::random::<u64>()),
+        secret: Secret::new(rand::random()),
+    }
 }
 
 impl Auth {
@@ -252,7 +257,7 @@ mod tests {
     use super::*;
 
     fn auth(seed: u8) -> Auth {
-        Auth::new(&keys::SigningKey { kid: "k1".into(), secret: [seed; 32] })
+        Auth::new(&keys::SigningKey { kid: "k1".into(), secret: [seed; 32].into() })
     }
 
     fn at(second: i64) -> Timestamp {
@@ -305,7 +310,8 @@ mod tests {
 
     #[test]
     fn a_key_that_no_longer_signs_verifies_while_it_is_known() {
-        let key = |kid: &str| keys::SigningKey { kid: kid.into(), secret: [kid.len() as u8; 32] };
+        let key =
+            |kid: &str| keys::SigningKey { kid: kid.into(), secret: [kid.len() as u8; 32].into() };
         let auth = Auth::new(&key("old"));
         let old = token(&auth);
         auth.set_keys(&[key("newer"), key("old")]);

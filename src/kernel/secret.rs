@@ -28,6 +28,12 @@ impl<T: Zeroize + PartialEq> PartialEq for Secret<T> {
 
 impl<T: Zeroize + Eq> Eq for Secret<T> {}
 
+impl<T: Zeroize> From<T> for Secret<T> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
 impl From<&str> for Secret<String> {
     fn from(text: &str) -> Self {
         Self::new(text.to_owned())

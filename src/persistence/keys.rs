@@ -4,11 +4,13 @@
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool};
 
+use crate::kernel::secret::Secret;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigningKey {
     pub kid: String,
     /// An Ed25519 seed.
-    pub secret: [u8; 32],
+    pub secret: Secret<[u8; 32]>,
 }
 
 /// Time until all nodes know a new key: they read the keys about once a second, and a key must not sign before.
@@ -30,7 +32,7 @@ pub async fn signing_keys(
           where not exists (select from signing_keys where retired_at is null)",
     )
     .bind(&fresh.kid)
-    .bind(&fresh.secret[..])
+    .bind(&fresh.secret.reveal()[..])
     .bind(KNOWN_AFTER_S)
     .bind(token_s)
     .execute(&mut *tx)
@@ -57,9 +59,9 @@ pub async fn verifying(connection: &mut PgConnection) -> Result<Vec<SigningKey>,
     .fetch_all(connection)
     .await?;
     let key = |row: &sqlx::postgres::PgRow| {
-        let secret: Vec<u8> = row.get(1);
-        let secret = secret
-            .try_into()
+        let secret: &[u8] = row.get(1);
+        let secret = <[u8; 32]>::try_from(secret)
+            .map(Secret::new)
             .map_err(|_| sqlx::Error::Decode("a signing key must have 32 bytes".into()))?;
         Ok(SigningKey { kid: row.get(0), secret })
     };
@@ -84,7 +86,7 @@ pub async fn rotate(pool: &PgPool, fresh: SigningKey) -> Result<(), sqlx::Error>
          select $1, $2, coalesce((select max(token_s) from signing_keys), 86400)",
     )
     .bind(&fresh.kid)
-    .bind(&fresh.secret[..])
+    .bind(&fresh.secret.reveal()[..])
     .execute(&mut *tx)
     .await?;
     tx.commit().await

@@ -248,7 +248,7 @@ async fn a_migration_may_take_longer_than_a_statement() {
 }
 
 fn key(kid: &str) -> SigningKey {
-    SigningKey { kid: kid.into(), secret: [kid.len() as u8; 32] }
+    SigningKey { kid: kid.into(), secret: [kid.len() as u8; 32].into() }
 }
 
 #[tokio::test]

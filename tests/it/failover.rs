@@ -142,7 +142,7 @@ async fn a_promoted_replica_is_another_history_at_once() {
     let replica = Replica::of(&primary, &folder).await;
     let cable = Cable::to(&database).await;
     let node = TestNode::with(|config| {
-        config.persistence.database_url = cable.options.to_url_lossy().to_string();
+        config.persistence.database_url = cable.options.to_url_lossy().to_string().into();
     })
     .await;
     let mut ws = connect(node.node.address, &node.token("alice", Role::Consumer, 3_600)).await;

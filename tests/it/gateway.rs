@@ -74,7 +74,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         (kind.register)(&mut prepared.registry).await.unwrap();
     }
     let core = prepared.run().await.unwrap();
-    let auth = Arc::new(Auth::new(&SigningKey { kid: "k1".into(), secret: [7; 32] }));
+    let auth = Arc::new(Auth::new(&SigningKey { kid: "k1".into(), secret: [7; 32].into() }));
     let lanes = core.lanes.clone();
     let readiness =
         Arc::new(Readiness::new(core.lease.clone(), move || lanes.all_up(), Details::default));

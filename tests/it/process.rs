@@ -246,3 +246,65 @@ async fn a_token_is_no_reason_to_make_tables() {
     assert!(migrated.status.success(), "{}", text(&migrated.stderr));
     assert!(run(&folder, &["token", "--user", "a"], &environment).status.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_output_shows_a_secret() {
+    let folder = Folder::new("secrets");
+    let database = crate::support::database().await;
+    let url = database.clone().password("hunter2").to_url_lossy().to_string();
+    assert!(url.contains("hunter2"), "{url}");
+    let (key, links) = ("5ec2e7".repeat(10) + "5ec2", crate::cluster::free_address());
+    let environment = [
+        ("DATABASE_URL", url.as_str()),
+        ("PROXIE__CLUSTER__ENABLED", "true"),
+        ("PROXIE__CLUSTER__COOKIE", "hunter-cookie"),
+        ("PROXIE__CLUSTER__LISTEN", links.as_str()),
+        ("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("PROXIE__GATEWAY__DRAIN_GRACE_MS", "0"),
+        ("PROXIE__VAULT__KEY", key.as_str()),
+        ("PROXIE__AUTH__DEV_TOKENS", "true"),
+        ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
+        ("PROXIE__PERSISTENCE__MAX_CONNECTIONS", "10"),
+        ("PROXIE__LOG__LEVEL", "trace"),
+    ];
+    let is_quiet = |what: &str, shown: &str| {
+        assert!(!shown.contains("hunter") && !shown.contains("5ec2e7"), "{what}: {shown}");
+    };
+    let checked = run(&folder, &["check-config"], &environment);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    is_quiet("check-config", &(text(&checked.stdout) + &text(&checked.stderr)));
+
+    let mut served = Served::start(&folder, &environment);
+    let pool = crate::support::pool(database).await;
+    let signing = "select encode(secret, 'hex') from signing_keys";
+    let signing: String = sqlx::query_scalar(signing).fetch_one(&pool).await.unwrap();
+    assert!(run(&folder, &["token", "--user", "a"], &environment).status.success());
+    served.signal(rustix::process::Signal::TERM);
+    assert_eq!(served.ended(), Some(0));
+    let log = served.log();
+    assert!(log.contains("TRACE"), "{log}");
+    is_quiet("serve", &log);
+    assert!(!log.contains(&signing), "{log}");
+
+    // What is wrong is named, and not shown.
+    let wrong = [
+        ("DATABASE_URL", "postgres://proxie:hunter@localhost:port/x"),
+        ("DATABASE_URL", "hunter"),
+        ("REDIS_URL", "redis://:hunter@localhost:port"),
+        ("REDIS_URL", "hunter"),
+        ("REDIS_URL", "redis://:hunter@127.0.0.1:1"),
+        ("PROXIE__REDIS", "redis://:hunter@localhost"),
+        ("PROXIE__CLUSTER__COOKIE", " hunter"),
+        ("PROXIE__VAULT__KEY", "hunter"),
+    ];
+    for one in wrong {
+        let environment: Vec<_> =
+            environment.iter().filter(|(name, _)| *name != one.0).copied().chain([one]).collect();
+        let reaches = one.1.ends_with("127.0.0.1:1");
+        let command = if reaches { "serve" } else { "check-config" };
+        let output = run(&folder, &[command], &environment);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!output.status.success() && said.contains("proxie: "), "{one:?}: {said}");
+        is_quiet(&format!("{one:?}"), &said);
+    }
+}

@@ -77,7 +77,7 @@ async fn a_push_token_is_sealed_until_its_person_is_erased() {
     let again = register(&alice, ALICES, "alices-new-token").await;
     assert_eq!(again["version"], changed["version"], "from the snapshot");
 
-    let writing = pool(node.config.persistence.database_url.parse().unwrap()).await;
+    let writing = pool(node.config.persistence.database_url.reveal().parse().unwrap()).await;
     assert_eq!(erase(&writing, "alice").await.unwrap(), Erased::Key);
     assert_eq!(erase(&writing, "alice").await.unwrap(), Erased::Nothing);
     // Also the entity that is live forgets it.
@@ -168,7 +168,7 @@ async fn messages_and_notifications_are_sealed_until_their_person_is_erased() {
         check(&node, user, session).await;
     }
 
-    let writing = pool(node.config.persistence.database_url.parse().unwrap()).await;
+    let writing = pool(node.config.persistence.database_url.reveal().parse().unwrap()).await;
     assert_eq!(erase(&writing, "alice").await.unwrap(), Erased::Key);
     let path = format!("/v1/sessions/{alices}/messages");
     eventually("the node forgets", async || {
@@ -210,7 +210,7 @@ async fn a_node_with_another_master_key_does_not_start_and_the_key_can_be_change
     assert!(refused.contains("master key is another one"), "{refused}");
     assert!(!refused.contains(&other), "{refused}");
 
-    let database = config.persistence.database_url.parse().unwrap();
+    let database = config.persistence.database_url.reveal().parse().unwrap();
     let writing = pool(database).await;
     let (before, now) = (Master::parse(&key).unwrap(), Master::parse(&other).unwrap());
     let unknown = rotate(&writing, &Masters::only(now.clone())).await.unwrap_err();
@@ -230,7 +230,7 @@ async fn a_database_keeps_the_master_key_until_one_is_configured() {
     let first = register(&node.user("alice"), ALICES, "alices-push-token").await;
     let mut config = node.config.clone();
     node.node.stop().await;
-    let writing = pool(config.persistence.database_url.parse().unwrap()).await;
+    let writing = pool(config.persistence.database_url.reveal().parse().unwrap()).await;
     let kept = "select count(kept) from vault";
     let is_kept = async || sqlx::query_scalar::<_, i64>(kept).fetch_one(&writing).await.unwrap();
     assert_eq!(is_kept().await, 1);

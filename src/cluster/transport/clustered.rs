@@ -93,7 +93,7 @@ impl Clustered {
         let terms = Terms::of(&options.limits);
         let server = NodeServer::new(
             0,
-            inner_cookie(&options.cookie),
+            inner_cookie(options.cookie.reveal()),
             "proxie".into(),
             name,
             Some(IncomingEncryptionMode::Raw),

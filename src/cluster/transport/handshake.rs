@@ -23,6 +23,7 @@ use crate::cluster::transport::Peer;
 use crate::cluster::transport::frame::Terms;
 use crate::cluster::transport::wire::Versions;
 use crate::kernel::codec;
+use crate::kernel::secret::Secret;
 
 /// How every connection begins, whatever is spoken then. It cannot change: releases that know one version compare it.
 const MAGIC: &[u8; 8] = b"proxie\0\x01";
@@ -39,7 +40,7 @@ pub(super) type Token = [u8; 16];
 
 pub(super) struct Identity {
     pub me: Peer,
-    pub cookie: String,
+    pub cookie: Secret<String>,
     pub terms: Terms,
     /// Where a carrier wants its frames addressed to; 0: it does not address them.
     pub mailbox: u64,
@@ -147,8 +148,8 @@ where
     let opened = exchange(read, write, true, mine.speaks).await;
     let nonces = opened.map_err(|refusal| refusal.or(Refusal::Unheard))?;
     let version = nonces.version(mine.speaks, &nonces.answering)?;
-    send(write, &nonces.mac(&mine.cookie, b"dials").finalize().into_bytes()).await?;
-    let proved = check(read, nonces.mac(&mine.cookie, b"answers")).await;
+    send(write, &nonces.mac(mine.cookie.reveal(), b"dials").finalize().into_bytes()).await?;
+    let proved = check(read, nonces.mac(mine.cookie.reveal(), b"answers")).await;
     proved.map_err(|refusal| refusal.or(Refusal::MyCookie))?;
     put(write, version, &mine.hello(expected)).await?;
     let theirs: Result<Hello, _> = get(read, version).await;
@@ -179,8 +180,8 @@ where
 {
     let nonces = exchange(read, write, false, mine.speaks).await?;
     let version = nonces.version(mine.speaks, &nonces.dialling)?;
-    check(read, nonces.mac(&mine.cookie, b"dials")).await?;
-    send(write, &nonces.mac(&mine.cookie, b"answers").finalize().into_bytes()).await?;
+    check(read, nonces.mac(mine.cookie.reveal(), b"dials")).await?;
+    send(write, &nonces.mac(mine.cookie.reveal(), b"answers").finalize().into_bytes()).await?;
     let theirs: Hello = get(read, version).await?;
     let peer = theirs.me.incarnation;
     if !certified(&theirs.me.name) {
@@ -221,7 +222,7 @@ impl Identity {
     }
 
     fn met(&self, theirs: &Hello, nonces: &Nonces, version: u8) -> Met {
-        let whole = nonces.mac(&self.cookie, b"link").finalize().into_bytes();
+        let whole = nonces.mac(self.cookie.reveal(), b"link").finalize().into_bytes();
         let mut token = Token::default();
         token.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
         Met {

@@ -144,7 +144,7 @@ async fn by_token(node: &TestNode, token: &str) -> Result<Ws, u16> {
 async fn a_revoked_token_is_refused_everywhere() {
     let node = TestNode::start().await;
     let folder = Folder::new("revoke");
-    let database = node.config.persistence.database_url.clone();
+    let database = node.config.persistence.database_url.reveal().clone();
     let revoke = |which: &str, what: &str| {
         let environment =
             [("DATABASE_URL", database.as_str()), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
@@ -191,7 +191,7 @@ async fn a_revoked_token_is_refused_everywhere() {
     drop(bob);
     let TestNode { node, config, clock } = node;
     node.stop().await;
-    let database = config.persistence.database_url.parse().unwrap();
+    let database = config.persistence.database_url.reveal().parse().unwrap();
     let mut reader = PgConnection::connect_with(&observer(database)).await.unwrap();
     let mut held = reader.begin().await.unwrap();
     let lock = sqlx::query("lock table revocations in access exclusive mode");
@@ -212,7 +212,7 @@ async fn a_new_signing_key_logs_nobody_out() {
     let mut store = node.store().await;
     let client = |token: String| super::Http { token: Some(token), ..node.anonymous() };
     let old = client(node.token("alice", Role::Consumer, 3_600));
-    let url = node.config.persistence.database_url.as_str();
+    let url = node.config.persistence.database_url.reveal().as_str();
     let environment = [("DATABASE_URL", url), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
     let folder = Folder::new("rotate");
     let output = run(&folder, &["token", "rotate-key"], &environment);

@@ -61,7 +61,7 @@ impl TestNode {
     pub async fn with_clock(clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         let database = support::database().await;
-        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.database_url = database.to_url_lossy().to_string().into();
         config.persistence.allow_fsync_off = true;
         config.persistence.max_connections = 10;
         config.vault.key = Secret::new("5e".repeat(32));
@@ -77,7 +77,7 @@ impl TestNode {
     pub async fn with_systems(systems: &'static [&'static System]) -> Self {
         let mut config = Config::default();
         let database = support::database().await;
-        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.database_url = database.to_url_lossy().to_string().into();
         config.persistence.allow_fsync_off = true;
         config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
@@ -106,7 +106,7 @@ impl TestNode {
     /// A connection of its own to the node's database.
     pub async fn store(&self) -> PgConnection {
         let database: sqlx::postgres::PgConnectOptions =
-            self.config.persistence.database_url.parse().unwrap();
+            self.config.persistence.database_url.reveal().parse().unwrap();
         support::observer(database).connect().await.unwrap()
     }
 

@@ -73,7 +73,7 @@ async fn while_the_store_is_away_sockets_stay_and_commands_have_one_effect() {
     let store = server(&folder).await;
     let database = store.create_database("outage", None).await.unwrap();
     let node = TestNode::with(|config| {
-        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.database_url = database.to_url_lossy().to_string().into();
     })
     .await;
     let mut ws = node.ws("alice").await;
@@ -164,7 +164,7 @@ async fn a_node_that_is_not_used_knows_that_its_store_is_away() {
     let store = server(&folder).await;
     let database = store.create_database("unused", None).await.unwrap();
     let node = TestNode::with(|config| {
-        config.persistence.database_url = database.to_url_lossy().to_string();
+        config.persistence.database_url = database.to_url_lossy().to_string().into();
         // Whoever waits for a connection hears of that instead.
         config.gateway.request_timeout_ms = 3_500;
     })

@@ -175,7 +175,7 @@ pub async fn a_server_of_another_name_is_not_the_one_that_was_meant(start: Start
 
 pub async fn the_cookie_is_asked_for_inside(start: Start) {
     let tls = Some(OURS.tls("node-1"));
-    let cookie = String::from("guess");
+    let cookie = Secret::from("guess");
     let mut a = Running::start_with(start, Options { cookie, tls, ..options(1).await }).await;
     let mut b = certified(start, 2).await;
     a.link(&b);
