@@ -1,4 +1,5 @@
-//! The activations of this node: finding or starting one, bounding what is in flight, parking what cannot start.
+//! The registry of this node's activations. It finds or starts them, bounds the commands in flight, and parks entities
+//! that cannot start.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -28,7 +29,7 @@ use crate::kernel::ids::slot_of;
 use crate::persistence::codec::SnapshotCodec;
 use crate::persistence::outbox::Parked;
 
-/// After an entity could not start, doubled with each failure.
+/// The first delay after an entity could not start; it doubles with each failure.
 const FIRST_RESTART: Duration = Duration::from_millis(100);
 
 /// Whole seconds, for "last used".
@@ -47,11 +48,11 @@ struct Failure {
     retry_at: Instant,
     reason: String,
     parked: bool,
-    /// Another release has parked it: it starts here, and with that the store forgets it.
+    /// Whether another release has parked it: it starts here, and its row in the store is deleted then.
     parked_elsewhere: bool,
 }
 
-/// Starts an activation under a supervisor: of this key, in this epoch of its slot.
+/// A function that starts an activation under a supervisor, for a key and the current epoch of its slot.
 pub type Start<E> =
     fn(Arc<KindTable<E>>, Arc<str>, i64, ActorCell) -> Result<ActorRef<Message<E>>, SpawnErr>;
 
@@ -64,7 +65,7 @@ pub struct KindTable<E: Entity> {
     /// The keys of `live`, changed under its locks.
     by_slot: DashMap<u16, HashSet<Arc<str>>>,
     failures: Mutex<HashMap<Arc<str>, Failure>>,
-    /// The size of `failures`: almost always 0, and then nobody takes the lock.
+    /// The size of `failures`: it is almost always 0, and then the lock is not taken.
     failing: AtomicUsize,
     start: Start<E>,
     supervisor: ActorCell,
@@ -133,7 +134,7 @@ impl<E: Entity> KindTable<E> {
         }
     }
 
-    /// The activation is gone: the next command starts a new one.
+    /// Removes an activation that has ended: the next command starts a new one.
     pub fn ended(&self, key: &Arc<str>, actor: ActorId) {
         self.remove(key, |live| live.actor.get_id() == actor);
     }
@@ -193,7 +194,7 @@ impl<E: Entity> KindTable<E> {
         }
     }
 
-    /// The command is in the mailbox when this returns; the future waits for the answer.
+    /// Sends a command. It is in the mailbox when this returns; the future waits for the answer.
     fn ask(
         self: &Arc<Self>,
         key: &str,
@@ -251,7 +252,7 @@ impl<E: Entity> KindTable<E> {
     }
 }
 
-/// What the rest of the node does with a kind, without knowing its types.
+/// A kind as the rest of the node uses it, without knowing its types.
 pub trait AnyKind: Send + Sync {
     fn ask_any(
         &self,
@@ -283,15 +284,15 @@ pub trait AnyKind: Send + Sync {
         command: &str,
         firing: Firing,
     ) -> Result<(), AskError>;
-    /// Lets it look at what it owes. False: it cannot start.
+    /// Makes an entity look for due deliveries. False: it cannot start.
     fn wake(&self, key: &str) -> bool;
     fn live(&self) -> usize;
-    /// Makes passive what was idle for `idle_s`, at most `limit` of them.
+    /// Makes entities passive that were idle for `idle_s`, at most `limit` of them.
     fn sweep(&self, idle_s: u32, limit: usize);
-    /// How this release knows the kind: what another one could not start, this one may.
+    /// The version of the kind that this release knows: it may start an entity that another release could not.
     fn known_as(&self) -> &str;
     /// Keeps exactly these entities parked, as far as this release has parked them. False: others were parked a moment
-    /// ago, and are kept until the store must know of them.
+    /// ago, and stay parked until the store is sure to list them.
     fn set_parked(&self, parked: &HashMap<String, Parked>) -> bool;
 }
 
@@ -401,7 +402,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             if !(f.parked || f.parked_elsewhere) || parked.contains_key(&**key) {
                 return true;
             }
-            // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
+            // It was parked here a moment ago and may not be in the store yet: `retry_at` is in the future.
             let new = f.retry_at + Duration::from_secs(5) > Instant::now();
             settled &= !new;
             new
@@ -547,7 +548,8 @@ fn unknown_kind<T: Send + 'static>(kind: &str) -> BoxFuture<'static, Result<T, A
     std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
 }
 
-/// Survives its children: an entity that fails is logged here and starts again with its next command.
+/// The supervisor of a kind's activations, which outlives them: it logs an entity that fails, which starts again with its
+/// next command.
 struct Supervisor(&'static str);
 
 impl Actor for Supervisor {

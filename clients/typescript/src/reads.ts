@@ -27,31 +27,31 @@ import type {
 
 /** What can be read over HTTP: by its path, what is asked and what is answered. */
 export interface Reads {
-  /** Your bookings as consumer or provider, newest first */
+  /** List your bookings as consumer or provider, newest first */
   '/v1/bookings': {
     query: {
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
     };
     answer: BookingList;
   };
-  /** A booking */
+  /** Get a booking */
   '/v1/bookings/{id}': {
     query: {
       id: string;
     };
     answer: Booking;
   };
-  /** Where it can be watched */
+  /** Get the platforms on which a content can be watched */
   '/v1/content/{id}/availability': {
     query: {
       id: string;
     };
     answer: Content;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/devices': {
     query: {};
     answer: DeviceList;
@@ -63,136 +63,136 @@ export interface Reads {
     };
     answer: Device;
   };
-  /** An offer */
+  /** Get an offer */
   '/v1/offers/{id}': {
     query: {
       id: string;
     };
     answer: Offer;
   };
-  /** The platforms that links are known for */
+  /** List the platforms for which links are known */
   '/v1/playback/platforms': {
     query: {};
     answer: PlatformList;
   };
-  /** What you watch and have watched, newest first */
+  /** List your playback sessions, current and past, newest first */
   '/v1/playback/session': {
     query: {
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
     };
     answer: PlaybackSessionList;
   };
-  /** A playback session */
+  /** Get a playback session */
   '/v1/playback/session/{id}': {
     query: {
       id: string;
     };
     answer: PlaybackSession;
   };
-  /** The directory of providers */
+  /** List the directory of providers */
   '/v1/providers': {
     query: {
-      /** Who is there */
+      /** Only providers in this city */
       city?: string | undefined;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
-      /** `me`: only one's own */
+      /** `me`: only your own */
       owner?: ProviderOwner | null | undefined;
-      /** Who offers this */
+      /** Only providers of this service */
       service?: Service | null | undefined;
     };
     answer: ProviderList;
   };
-  /** A provider */
+  /** Get a provider's public profile */
   '/v1/providers/{id}': {
     query: {
       id: string;
     };
     answer: Provider;
   };
-  /** Your requests, newest first */
+  /** List your requests, newest first */
   '/v1/requests': {
     query: {
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
     };
     answer: RequestList;
   };
-  /** A request */
+  /** Get a request */
   '/v1/requests/{id}': {
     query: {
       id: string;
     };
     answer: Request;
   };
-  /** The offers to a request, in the order they arrived */
+  /** List the offers to a request, in order of arrival */
   '/v1/requests/{id}/offers': {
     query: {
       id: string;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
     };
     answer: OfferList;
   };
-  /** Your sessions, newest first */
+  /** List your sessions, newest first */
   '/v1/sessions': {
     query: {
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
     };
     answer: SessionList;
   };
-  /** A session */
+  /** Get a session */
   '/v1/sessions/{id}': {
     query: {
       id: string;
     };
     answer: SessionData;
   };
-  /** What was said in a session */
+  /** List the messages of a session */
   '/v1/sessions/{id}/messages': {
     query: {
       id: string;
       /** The `next_cursor` of the page before */
       cursor?: string | undefined;
-      /** How many */
+      /** Items a page */
       limit?: number | undefined;
       /** `asc` (default) or `desc` */
       order?: Order | null | undefined;
     };
     answer: MessageList;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/sync/devices': {
     query: {};
     answer: DeviceList;
   };
-  /** Your devices; a user's id is `me`, or yours */
+  /** List your devices; the user's id is `me`, or your own */
   '/v1/sync/devices/{id}': {
     query: {
       id: string;
     };
     answer: DeviceList;
   };
-  /** Why the values of this content are what they are */
+  /** Explain the values of a content: which operations produced them */
   '/v1/sync/explain/{id}': {
     query: {
       id: string;
     };
     answer: SyncExplanation;
   };
-  /** What your devices share; the user's id is `me`, or yours */
+  /** Get the state that your devices share; the user's id is `me`, or your own */
   '/v1/sync/state/{id}': {
     query: {
       id: string;

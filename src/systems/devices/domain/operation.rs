@@ -18,7 +18,9 @@ pub struct DeviceOperation {
     pub change: Change,
 }
 
-/// An operation of a device, for the documents: on the wire it is [`DeviceOperation`].
+/// An operation of a device.
+//
+// For the documents only: `DeviceOperation` is what travels.
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "it is only described: the real one has its parts flattened")]
 pub struct SyncOperation {
