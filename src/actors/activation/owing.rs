@@ -1,4 +1,4 @@
-//! What an entity owes others, on its way and back.
+//! An entity's deliveries: sending them, and taking their outcomes.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::kernel::entity::Entity;
 use crate::persistence::commit::{CommitItem, OutboxChange};
 
 impl<E: Entity> Activation<E> {
-    /// The outcome of a delivery: takes its row out of the outbox, tells the entity where it asked to know.
+    /// Takes the outcome of a delivery: deletes its row from the outbox, and notifies the entity if it asked for that.
     pub fn delivered(
         &mut self,
         myself: &ActorRef<Message<E>>,
@@ -54,7 +54,7 @@ impl<E: Entity> Activation<E> {
         Ok(())
     }
 
-    /// Bookkeeping in its own right: nobody waits for it, and nothing is lost when it is.
+    /// Writes bookkeeping of its own. Nobody waits for it, and nothing is lost if it fails.
     fn change_outbox(&mut self, change: OutboxChange) {
         let item = CommitItem { outbox_changes: vec![change], ..self.bare_item(Box::new(|_| {})) };
         let _ = self.table.runtime.lanes.submit(Box::new(item));
@@ -81,7 +81,7 @@ impl<E: Entity> Activation<E> {
         self.outgoing.as_ref()?.reads_on_after(self.table.runtime.clock.now())
     }
 
-    /// Reads the next page of what it owes. Where that fails, the next message or the recovery scan tries again.
+    /// Reads the next page of the outbox. If that fails, the next message or the recovery scan tries again.
     pub async fn read_on(&mut self, myself: &ActorRef<Message<E>>) {
         let Some(after) = self.reads_on_after() else { return };
         let rt = self.table.runtime.clone();

@@ -27,7 +27,7 @@ pub struct SyncOperation {
     /// 1, 2, 3, … of this device.
     #[schemars(range(min = 1))]
     sequence: u64,
-    /// Your own name for it.
+    /// Your own id for it, which the acknowledgement repeats.
     operation_id: Option<String>,
     /// A hybrid logical time of 64 bits as text (NTP64, as uhlc counts), or an RFC 3339 time.
     timestamp: String,
