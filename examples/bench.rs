@@ -6,7 +6,6 @@
 #[allow(dead_code)]
 mod counter;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -107,6 +106,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
             process_start: 0,
             lease_s: 5.0,
             lanes,
+            seals: true,
         },
         data_lock_held: true,
         read_ttl: Duration::from_secs(1),
@@ -114,7 +114,7 @@ async fn start(database: PgConnectOptions, entities: Options, lanes: u16) -> any
         clock_limits: Default::default(),
         writer: writer::Options { lanes, ..Default::default() },
         entities,
-        runners: HashMap::new(),
+        runners: Vec::new(),
         vault: vault::Options::derived_from("of tests"),
         dedupe_s: 86_400,
         history_s: 86_400,

@@ -135,6 +135,7 @@ section!(Vault {
     key_file: PathBuf = PathBuf::new(),
     previous_key_file: PathBuf = PathBuf::new(),
     seal: bool = true,
+    seal_after_s: u64 = 86_400,
 });
 
 section!(Cluster {
@@ -341,6 +342,8 @@ impl Config {
             "topics.history_limit and topics.history_bytes must be at least 1"
         } else if self.entities.snapshot_every < 1 || self.entities.max_in_flight < 1 {
             "entities.snapshot_every and entities.max_in_flight must be at least 1"
+        } else if self.vault.seal_after_s > 31_536_000 {
+            "vault.seal_after_s must be at most 31536000 (a year)"
         } else if !(1..=8_760).contains(&self.entities.delivery_hours) {
             "entities.delivery_hours must be between 1 and 8760 (a year)"
         } else {

@@ -1,6 +1,7 @@
 //! Proxie: an agent-native realtime backend. See ARCHITECTURE.md for the map.
 
 pub mod actors;
+pub mod ai;
 pub mod app;
 pub mod cluster;
 pub mod config;

@@ -117,6 +117,11 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ),
     ("proxie_rows_unreadable_total", Counter, "Reads of rows that only a newer release can read"),
     (
+        "proxie_runs_put_off_total",
+        Counter,
+        "Runs that had no turn in time, since their runner's limits were reached, and wait in the outbox",
+    ),
+    (
         "proxie_senders_asleep_total",
         Counter,
         "Senders with overdue deliveries that did not wake up in time",

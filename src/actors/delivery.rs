@@ -28,6 +28,8 @@ const UNREADABLE: SignedDuration = SignedDuration::from_hours(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The first delay for such a command: it does not become readable soon, and each attempt is a commit.
 const FIRST_UNREADABLE: Duration = Duration::from_secs(5);
+/// After the first time that a run had no turn.
+const FIRST_PUT_OFF: Duration = Duration::from_secs(1);
 
 /// The most bytes that are stored of an error, for operators.
 const MAX_ERROR_BYTES: usize = 2_000;
@@ -65,6 +67,8 @@ struct Row {
     /// The time at which it was written, or put back by an operator.
     since: Timestamp,
     due: Timestamp,
+    /// How often it was put off since it was last tried.
+    put_off: i32,
 }
 
 /// A row's delivery in flight. A run is cancelled with it, since nobody waits for its outcome any more.
@@ -123,7 +127,7 @@ impl Outgoing {
         self.rest = last.filter(|_| rows.len() == OWED_PAGE);
         for PendingOutbox { row, attempts, due_us, since_us } in rows {
             let (due, since) = (from_micros(due_us), from_micros(since_us));
-            self.push(Row { row, attempts, since, due }, now);
+            self.push(Row { row, attempts, since, due, put_off: 0 }, now);
         }
     }
 
@@ -138,7 +142,7 @@ impl Outgoing {
     pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
         if self.rest.is_none() {
             for row in rows {
-                self.push(Row { row, attempts: 0, since: now, due: now }, now);
+                self.push(Row { row, attempts: 0, since: now, due: now, put_off: 0 }, now);
             }
         }
     }
@@ -282,6 +286,9 @@ impl Queue {
             Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
             Outcome::Ran(Ran::Ended(result)) => (done, Some(ran(row, result))),
+            Outcome::Ran(Ran::PutOff { give_up_after }) => {
+                row.put_off(given_up.min(signed(give_up_after)), now)
+            }
             Outcome::Ran(Ran::Gone) => (None, None),
             Outcome::Ran(Ran::GivenUp) => {
                 let error = "it was begun too often, and what came of it was never taken";
@@ -332,6 +339,24 @@ impl Row {
         }
         metrics::counter!("proxie_delivery_retries_total", "of" => self.sort()).increment(1);
         self.due = now + retry_delay(attempts, first_retry);
+        self.put_off = 0;
+        (Some(OutboxChange::Retry { id, attempts, due: self.due, error }), None)
+    }
+
+    /// Later, as it has not been tried; or the end of it, once it is older than `limit`.
+    fn put_off(
+        &mut self,
+        limit: SignedDuration,
+        now: Timestamp,
+    ) -> (Option<OutboxChange>, Option<Notice>) {
+        let error = "it waits for its turn, as its runner has much to do".to_owned();
+        if now.duration_since(self.since) >= limit {
+            return self.fail(error, limit, FIRST_PUT_OFF, now);
+        }
+        self.put_off += 1;
+        self.due = now + retry_delay(self.put_off, FIRST_PUT_OFF);
+        let (id, attempts) = (self.row.id.clone(), self.attempts);
+        metrics::counter!("proxie_runs_put_off_total").increment(1);
         (Some(OutboxChange::Retry { id, attempts, due: self.due, error }), None)
     }
 

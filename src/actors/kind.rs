@@ -86,3 +86,86 @@ fn fold<E: Entity>(journal: &mut [JournalEntry]) -> anyhow::Result<Value> {
     }
     Ok(serde_json::to_value(state)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::kernel::entity::{DecideCx, Decision, Rejection};
+
+    /// A light, whose golden journal is one of those below.
+    struct Light<const JOURNAL: usize>;
+
+    const JOURNALS: [&str; 6] = [
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}\n{\"version\":1,\"event\":\"On\"}",
+        "{\"version\":1,\"event\":\"On\"}",
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Off\"}",
+        "{\"version\":1,\"event\":\"On\"}\n{\"version\":1,\"event\":\"Blue\"}",
+        "",
+        "{\"version\":1,\"event\":\"Off\"}\n{\"version\":1,\"event\":\"On\"}",
+    ];
+
+    #[derive(Debug, Serialize, Deserialize)]
+    enum Event {
+        On,
+        Off,
+    }
+
+    /// How bright it is. What is brighter than 1 is not read as it was written.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Brightness(#[serde(deserialize_with = "dimmed")] u8);
+
+    fn dimmed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
+        Ok(u8::deserialize(from)?.min(1))
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    struct Never;
+
+    impl std::fmt::Display for Never {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("never")
+        }
+    }
+
+    impl Rejection for Never {
+        fn reason(&self) -> &'static str {
+            "never"
+        }
+    }
+
+    impl<const JOURNAL: usize> Entity for Light<JOURNAL> {
+        const KIND: &'static str = "light";
+        const GOLDEN: &'static str = JOURNALS[JOURNAL];
+        type State = Brightness;
+        type Command = ();
+        type Event = Event;
+        type Reply = ();
+        type Rejection = Never;
+
+        fn decide(_: &Brightness, (): (), _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+            Ok(Decision::reply(()))
+        }
+
+        fn evolve(state: &mut Brightness, event: &Event) {
+            let on = if JOURNAL == 5 { 2 } else { 1 };
+            state.0 = if matches!(event, Event::On) { on } else { 0 };
+        }
+    }
+
+    #[test]
+    fn a_golden_journal_has_every_event_and_leads_somewhere() {
+        check_golden::<Light<0>>().unwrap();
+        let wrong = [
+            (check_golden::<Light<1>>(), "has the events"),
+            (check_golden::<Light<2>>(), "leads nowhere"),
+            (check_golden::<Light<3>>(), "light line 2"),
+            (check_golden::<Light<4>>(), "has the events"),
+            (check_golden::<Light<5>>(), "read as another state"),
+        ];
+        for (checked, why) in wrong {
+            assert!(checked.unwrap_err().contains(why), "{why}");
+        }
+    }
+}

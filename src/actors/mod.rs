@@ -15,5 +15,5 @@ pub mod services;
 mod shell;
 
 pub use kind::EntityKind;
-pub use runs::{RunCx, RunError, RunLimits, Runner};
+pub use runs::{AnyRunner, Rate, RunCx, RunError, RunLimits, Runner};
 pub use runtime::{Options, ParkNotice, Runtime, Witness, Witnessed};

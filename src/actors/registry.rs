@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use serde_json::Value;
@@ -19,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::actors::ask::{Ask, Message, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
-use crate::cluster::ask::EntityAnswer;
+use crate::cluster::ask::{Answering, EntityAnswer};
 use crate::cluster::slots::SlotLocation;
 use crate::cluster::{CommandMeta, LocalEntities};
 use crate::kernel::clock::doubled;
@@ -259,19 +258,14 @@ pub trait AnyKind: Send + Sync {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
+    ) -> Answering<Box<dyn Any + Send>>;
     fn ask_json(
         &self,
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
-    fn ask_outcome(
-        &self,
-        key: &str,
-        command: &str,
-        meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<String, AskError>>;
+    ) -> Answering<Result<Value, String>>;
+    fn ask_outcome(&self, key: &str, command: &str, meta: CommandMeta) -> Answering<String>;
     fn outcome_json(&self, outcome: &str) -> Option<Result<Value, String>>;
     /// Tells every live entity of the leaving slots to end, when it has finished what it has. Returns how many there are.
     fn retire(&self, leaving: &HashSet<u16>) -> usize;
@@ -304,7 +298,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+    ) -> Answering<Box<dyn Any + Send>> {
         let Ok(command) = command.downcast::<E::Command>() else {
             return std::future::ready(Err(AskError::BadCommand("another kind's command".into())))
                 .boxed();
@@ -318,7 +312,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    ) -> Answering<Result<Value, String>> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -327,12 +321,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         async move { Ok(as_json::<E>(ask.await?)) }.boxed()
     }
 
-    fn ask_outcome(
-        &self,
-        key: &str,
-        command: &str,
-        meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<String, AskError>> {
+    fn ask_outcome(&self, key: &str, command: &str, meta: CommandMeta) -> Answering<String> {
         let command = match decode_command::<E>(command) {
             Ok(command) => command,
             Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
@@ -506,7 +495,7 @@ impl LocalEntities for Registry {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+    ) -> Answering<Box<dyn Any + Send>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_any(key, command, meta),
             None => unknown_kind(kind),
@@ -519,7 +508,7 @@ impl LocalEntities for Registry {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    ) -> Answering<Result<Value, String>> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_json(key, command, meta),
             None => unknown_kind(kind),
@@ -532,7 +521,7 @@ impl LocalEntities for Registry {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<String, AskError>> {
+    ) -> Answering<String> {
         match self.kinds.get(kind) {
             Some(table) => table.ask_outcome(key, command, meta),
             None => unknown_kind(kind),
@@ -544,7 +533,7 @@ impl LocalEntities for Registry {
     }
 }
 
-fn unknown_kind<T: Send + 'static>(kind: &str) -> BoxFuture<'static, Result<T, AskError>> {
+fn unknown_kind<T: Send + 'static>(kind: &str) -> Answering<T> {
     std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
 }
 

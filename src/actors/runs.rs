@@ -8,22 +8,57 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::cluster::Topics;
 use crate::cluster::topics::Published;
+use crate::kernel::bucket::Bucket;
 use crate::kernel::clock::Timestamp;
 use crate::kernel::entity::{Announcement, Principal, to_value};
+use crate::kernel::work::Work;
 use crate::persistence::outbox::{Begins, Begun};
 
-/// Work outside of any entity (`Effect::Run`): a query over read models, a call to another service.
-pub trait Runner: Send + Sync {
+/// A runner, which does one kind of [`Work`].
+pub trait Runner: Send + Sync + 'static {
+    type Work: Work;
+    const LIMITS: RunLimits = RunLimits::DEFAULT;
+
     /// `Err` is retried with backoff. The future is dropped when it exceeds its limits, and when its entity's activation
     /// ends, as it does when its slot moves.
-    fn run(&self, cx: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>>;
+    fn run(
+        &self,
+        cx: RunCx,
+        input: <Self::Work as Work>::Input,
+    ) -> impl Future<Output = Result<<Self::Work as Work>::Outcome, RunError>> + Send;
+}
 
-    fn limits(&self) -> RunLimits {
-        RunLimits::default()
+/// A runner behind its work's name: what it takes and returns is JSON.
+pub struct AnyRunner {
+    name: &'static str,
+    limits: RunLimits,
+    run: Box<dyn AnyRun>,
+}
+
+type AnyRunning<'a> = BoxFuture<'a, Result<Value, RunError>>;
+
+trait AnyRun: Send + Sync {
+    fn run(&self, cx: RunCx, input: Value) -> AnyRunning<'_>;
+}
+
+impl<R: Runner> AnyRun for R {
+    fn run(&self, cx: RunCx, input: Value) -> AnyRunning<'_> {
+        async move {
+            let unreadable = |error| RunError::Final(format!("its input cannot be read: {error}"));
+            let input = serde_json::from_value(input).map_err(unreadable)?;
+            Ok(to_value(&Runner::run(self, cx, input).await?))
+        }
+        .boxed()
+    }
+}
+
+impl AnyRunner {
+    pub fn new<R: Runner>(runner: R) -> Self {
+        Self { name: R::Work::NAME, limits: R::LIMITS, run: Box::new(runner) }
     }
 }
 
@@ -75,6 +110,11 @@ pub struct RunLimits {
     pub timeout: Duration,
     /// Runs on one node at the same time; more wait.
     pub concurrent: usize,
+    /// How often runs begin on one node; more wait. `None`: as often as they can.
+    pub rate: Option<Rate>,
+    /// Runs that wait on one node for their turn. One more is put off, as is one that has waited for [`LONGEST_TURN`]:
+    /// it waits in the outbox, which is no attempt.
+    pub waiting: usize,
     /// A larger outcome, as JSON, is an error and final.
     pub max_outcome_bytes: usize,
     /// Attempts that ask for another, after which the run is a dead letter.
@@ -83,17 +123,29 @@ pub struct RunLimits {
     pub give_up_after: Duration,
 }
 
-impl Default for RunLimits {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(60),
-            concurrent: 64,
-            max_outcome_bytes: 256 << 10,
-            tries: 1_000,
-            give_up_after: Duration::MAX,
-        }
-    }
+impl RunLimits {
+    pub const DEFAULT: Self = Self {
+        timeout: Duration::from_secs(60),
+        concurrent: 64,
+        rate: None,
+        waiting: 10_000,
+        max_outcome_bytes: 256 << 10,
+        tries: 1_000,
+        give_up_after: Duration::MAX,
+    };
 }
+
+/// A rate of begins: so many over each `per`, and as many at once after a pause.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub begins: u32,
+    pub per: Duration,
+}
+
+/// The longest wait for a place and for the rate.
+const LONGEST_TURN: Duration = Duration::from_secs(300);
+/// Whoever waits for the rate looks at the clock so often, which may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub enum RunError {
     /// Trying again may help.
@@ -109,9 +161,10 @@ pub struct Runners {
 }
 
 struct Bounded {
-    runner: Arc<dyn Runner>,
-    limits: RunLimits,
+    runner: AnyRunner,
+    waiting: Semaphore,
     places: Semaphore,
+    rate: Option<Mutex<Bucket<Timestamp>>>,
 }
 
 /// How a run ended.
@@ -120,6 +173,8 @@ pub enum Ran {
     Ended(Result<Value, String>),
     /// Trying again may help, so often and until it is so old.
     Again { error: String, tries: u32, give_up_after: Duration },
+    /// It had no turn in time: later, until it is so old.
+    PutOff { give_up_after: Duration },
     /// Its row is gone: somebody else has had the outcome.
     Gone,
     /// It was begun too often without an end. Its row is a dead letter.
@@ -127,13 +182,9 @@ pub enum Ran {
 }
 
 impl Runners {
-    pub fn new(begins: Begins, runners: HashMap<&'static str, Arc<dyn Runner>>) -> Self {
-        let bounded = |runner: Arc<dyn Runner>| {
-            let limits = runner.limits();
-            Bounded { runner, limits, places: Semaphore::new(limits.concurrent) }
-        };
-        let by_name = runners.into_iter().map(|(name, runner)| (name, bounded(runner))).collect();
-        Self { begins: Arc::new(begins), by_name }
+    pub fn new(begins: Begins, runners: Vec<AnyRunner>, now: Timestamp) -> Self {
+        let by_name = runners.into_iter().map(|runner| (runner.name, Bounded::new(runner, now)));
+        Self { begins: Arc::new(begins), by_name: by_name.collect() }
     }
 
     pub async fn run(
@@ -147,9 +198,11 @@ impl Runners {
         let Some(bounded) = self.by_name.get(name) else {
             return Ran::Ended(Err(format!("there is no runner {name}")));
         };
-        let RunLimits { tries, give_up_after, .. } = bounded.limits;
+        let RunLimits { tries, give_up_after, .. } = bounded.runner.limits;
         let again = |error| Ran::Again { error, tries, give_up_after };
-        let _place = bounded.places.acquire().await.expect("the places are never closed");
+        let Some(_place) = bounded.turn(&now).await else {
+            return Ran::PutOff { give_up_after };
+        };
         match self.begins.begin(id, now()).await {
             Ok(Begun::Yes) => {}
             Ok(Begun::Gone) => return Ran::Gone,
@@ -174,14 +227,41 @@ impl Runners {
 }
 
 impl Bounded {
+    fn new(runner: AnyRunner, now: Timestamp) -> Self {
+        let RunLimits { concurrent, rate, waiting, .. } = runner.limits;
+        let bucket = |Rate { begins, per }| Bucket::every(per, begins, begins, now).into();
+        let (waiting, places) = (Semaphore::new(waiting), Semaphore::new(concurrent));
+        Self { runner, waiting, places, rate: rate.map(bucket) }
+    }
+
+    /// A place to run in, once the rate allows one more begin. `None`: too many wait, or it has waited for too long.
+    async fn turn(&self, now: &impl Fn() -> Timestamp) -> Option<SemaphorePermit<'_>> {
+        let _waits = self.waiting.try_acquire().ok()?;
+        let turn = async {
+            let place = self.places.acquire().await.expect("the places are never closed");
+            if let Some(rate) = &self.rate {
+                // Its lock is given in the order of asking, so nobody is overtaken.
+                let mut rate = rate.lock().await;
+                while !rate.take(now()) {
+                    // A wait of nothing would not let the clock go on.
+                    let wait = rate.wait(now()).clamp(Duration::from_millis(1), LOOK_AGAIN);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+            place
+        };
+        tokio::time::timeout(LONGEST_TURN, turn).await.ok()
+    }
+
     async fn run(&self, id: &str, asker: Asker, input: Value) -> Result<Value, RunError> {
-        let RunLimits { timeout, max_outcome_bytes, .. } = self.limits;
+        let RunLimits { timeout, max_outcome_bytes, .. } = self.runner.limits;
         // Dropped with this future.
         let (_running, running) = watch::channel(());
         let Asker { kind, key, principal, topics } = asker;
         let deadline = Instant::now() + timeout;
         let cx = RunCx { id: id.to_owned(), kind, key, principal, deadline, running, topics };
-        let running = AssertUnwindSafe(async { self.runner.run(cx, input).await }).catch_unwind();
+        let running =
+            AssertUnwindSafe(async { self.runner.run.run(cx, input).await }).catch_unwind();
         let outcome = match tokio::time::timeout(timeout, running).await {
             Ok(Ok(outcome)) => outcome?,
             Ok(Err(_)) => return Err(RunError::Retry("the runner panicked".into())),

@@ -1,7 +1,6 @@
 //! The command line. Answers go to standard output, everything else to standard error; exit codes: 0 done, 1 failed,
 //! 2 usage or configuration.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use crate::app::client::Client;
 use crate::app::{call, certificates, demo, node, serve, settings};
 use crate::config::Config;
 use crate::gateway::auth::{Auth, fresh_key};
+use crate::gateway::operations::scopes;
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::Role;
 use crate::kernel::ids::is_valid_id;
@@ -261,7 +261,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
         Command::Entity { command } => entity(&config, command).await,
         Command::Person { command } => {
             let store = open(&config, false).await?;
-            let done = vault::person(&store.pool, command).await;
+            let done = vault::person(&config, &store.pool, command).await;
             store.close().await;
             done
         }
@@ -385,8 +385,7 @@ async fn mint(
         let tiers: Vec<&str> = tiers.keys().map(String::as_str).collect();
         bail!("there is no tier {tier:?}: the configuration has {}", tiers.join(", "));
     }
-    let operations = systems::ALL.iter().flat_map(|system| system.operations);
-    let scopes: BTreeSet<_> = operations.map(|operation| operation.meta.takes_scope()).collect();
+    let scopes = scopes(systems::ALL);
     let unknown = |word: &&str| !scopes.contains(word);
     if let Some(word) = scope.and_then(|scope| scope.split_ascii_whitespace().find(unknown)) {
         let scopes: Vec<_> = scopes.into_iter().collect();

@@ -1,7 +1,6 @@
 //! The runtime of a node without its edges: store, lease, writers, entities, services, and its part in the cluster.
 //! Tests and benchmarks start it with kinds of their own.
 
-use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::actors::registry::Registry;
 use crate::actors::runs::Runners;
-use crate::actors::{Options, ParkNotice, Runner, Runtime, Witness, services};
+use crate::actors::{AnyRunner, Options, ParkNotice, Runtime, Witness, services};
 use crate::app::member::{self, ClusterStatus, Membership};
 use crate::app::renewal::Renewal;
 use crate::cluster::lease::boottime_ms;
@@ -41,7 +40,7 @@ pub struct CoreSettings {
     pub clock_limits: skew::SkewLimits,
     pub writer: writer::Options,
     pub entities: Options,
-    pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub runners: Vec<AnyRunner>,
     pub vault: vault::Options,
     pub dedupe_s: i64,
     pub history_s: i64,
@@ -134,6 +133,7 @@ pub async fn prepare(pool: PgPool, settings: CoreSettings) -> anyhow::Result<Pre
     let late = topics.clone();
     let late = Arc::new(move |kind: &'static str, key: &str| late.missed(kind, key));
     let clock = settings.clock.clone();
+    let runners = Runners::new(Begins::new(pool.clone()), settings.runners, settings.clock.now());
     let lanes = Lanes::start(pool.clone(), slots.me(), clock, settings.writer, late).await?;
     let runtime = Arc::new(Runtime {
         loader: Loader::start(pool.clone(), 2, lanes.away()),
@@ -144,7 +144,7 @@ pub async fn prepare(pool: PgPool, settings: CoreSettings) -> anyhow::Result<Pre
         skew,
         topics,
         vault,
-        runners: Runners::new(Begins::new(pool.clone()), settings.runners),
+        runners,
         options: settings.entities,
         witness: settings.witness,
         entities: OnceLock::new(),

@@ -336,7 +336,7 @@ async fn start_core(
 ) -> anyhow::Result<Core> {
     let views = Views::new(pool.clone());
     let runners = systems.iter().flat_map(|system| system.runners);
-    let runners = runners.map(|runner| (runner.name, (runner.make)(&views, &clock))).collect();
+    let runners = runners.map(|runner| (runner.make)(&views, &clock)).collect();
     let cluster = match config.cluster.enabled {
         true => Some(settings::cluster(config).await?),
         false => None,
@@ -353,6 +353,7 @@ async fn start_core(
             process_start: process_start(std::process::id() as i32).unwrap_or(0),
             lease_s: config.cluster.lease_s,
             lanes: config.persistence.lanes,
+            seals: config.vault.seal,
         },
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),

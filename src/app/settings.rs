@@ -94,11 +94,15 @@ pub fn vault_key_file(config: &Config) -> PathBuf {
     }
 }
 
+pub fn seal_after(config: &Config) -> Duration {
+    Duration::from_secs(config.vault.seal_after_s)
+}
+
 pub fn vault(config: &Config) -> vault::Options {
     let of = config.clone();
     vault::Options {
         masters: Box::new(move |there| masters(&of, !there)),
-        seals: config.vault.seal,
+        seal_after: config.vault.seal.then(|| seal_after(config)),
     }
 }
 

@@ -48,6 +48,9 @@ impl CommandMeta {
 /// A reply or a rejection, or no answer.
 pub type EntityAnswer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
 
+/// An answer that is on its way.
+pub type Answering<T> = BoxFuture<'static, Result<T, AskError>>;
+
 /// The activations of this node; `actors` implements it. A command is in its entity's mailbox when a call returns, so
 /// calls are carried out in their order; the futures only wait for the answers.
 pub trait LocalEntities: Send + Sync {
@@ -58,7 +61,7 @@ pub trait LocalEntities: Send + Sync {
         key: &str,
         command: Box<dyn Any + Send>,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>>;
+    ) -> Answering<Box<dyn Any + Send>>;
 
     /// The same for a command that travels as JSON. The answer is `Ok(reply)` or the rejection's reason.
     fn ask_json(
@@ -67,7 +70,7 @@ pub trait LocalEntities: Send + Sync {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>>;
+    ) -> Answering<Result<Value, String>>;
 
     /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
     fn ask_outcome(
@@ -76,7 +79,7 @@ pub trait LocalEntities: Send + Sync {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<String, AskError>>;
+    ) -> Answering<String>;
 
     /// What [`LocalEntities::ask_json`] makes of the answer of another node.
     fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>>;

@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, Either};
+use futures_util::future::Either;
 use serde_json::Value;
 
-use crate::cluster::ask::{Attempts, CommandMeta, EntityAnswer, LocalEntities};
+use crate::cluster::ask::{Answering, Attempts, CommandMeta, EntityAnswer, LocalEntities};
 use crate::cluster::router::{Router, WeakRouter};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
@@ -47,7 +47,7 @@ impl Entities {
         key: &str,
         command: &str,
         meta: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    ) -> Answering<Result<Value, String>> {
         let ask = AskJson {
             kind: kind.into(),
             key: key.into(),

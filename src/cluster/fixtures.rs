@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::ready;
 use serde_json::Value;
 
-use crate::cluster::ask::{CommandMeta, LocalEntities};
+use crate::cluster::ask::{Answering, CommandMeta, LocalEntities};
 use crate::cluster::router::Control;
 use crate::cluster::transport::{Envelope, Peer, RemoteAnswer, SendError, Transport};
 use crate::kernel::error::AskError;
@@ -67,7 +67,7 @@ impl LocalEntities for Nobody {
         _: &str,
         _: Box<dyn Any + Send>,
         _: CommandMeta,
-    ) -> BoxFuture<'static, Result<Box<dyn Any + Send>, AskError>> {
+    ) -> Answering<Box<dyn Any + Send>> {
         ready(Err(AskError::NotHere)).boxed()
     }
 
@@ -77,17 +77,11 @@ impl LocalEntities for Nobody {
         _: &str,
         _: &str,
         _: CommandMeta,
-    ) -> BoxFuture<'static, Result<Result<Value, String>, AskError>> {
+    ) -> Answering<Result<Value, String>> {
         ready(Err(AskError::NotHere)).boxed()
     }
 
-    fn ask_outcome(
-        &self,
-        _: &str,
-        key: &str,
-        _: &str,
-        _: CommandMeta,
-    ) -> BoxFuture<'static, Result<String, AskError>> {
+    fn ask_outcome(&self, _: &str, key: &str, _: &str, _: CommandMeta) -> Answering<String> {
         ready(Ok(key.to_owned())).boxed()
     }
 

@@ -19,6 +19,9 @@ use crate::persistence::limits::{Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 
+/// The reason of a refusal for want of a scope.
+pub const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
+
 /// The settings of the systems, by their type.
 #[derive(Default)]
 pub struct Settings(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
@@ -150,7 +153,7 @@ impl Call {
         self.services.settings.get().expect("`app` sets the section of every system")
     }
 
-    /// Whether the token has the scope that an operation takes.
+    /// Whether the token has the scope that an operation or a topic takes.
     pub fn may(&self, scope: &str) -> Outcome<()> {
         if self.scopes.have(scope) {
             return Ok(());
@@ -158,7 +161,7 @@ impl Call {
         // RFC 6750: a client learns what to ask for.
         let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{scope}\"");
         let problem = Problem::forbidden(format!("this takes a token with the scope {scope}"));
-        Err(problem.reason("insufficient_scope").header("www-authenticate", challenge))
+        Err(problem.reason(INSUFFICIENT_SCOPE).header("www-authenticate", challenge))
     }
 
     pub fn check_user(&self, given: &Value) -> Outcome<()> {
@@ -169,7 +172,12 @@ impl Call {
         if self.counted { self.services.may_command(&self.user_id).await } else { Ok(()) }
     }
 
-    /// The id of the object that this call creates. The input is part of it: another input under a used command id reaches
+    /// An id that nothing else has, also not the call's retry.
+    pub fn unique_id(&self, prefix: &str) -> String {
+        format!("{prefix}_{}", ulid::Ulid::generate())
+    }
+
+    /// The id of what this call creates. The input is part of it: another input under a used command id reaches
     /// another entity, whose commit then finds the id taken.
     pub fn new_id(&self, prefix: &str) -> String {
         derived_id(prefix, &[&self.user_id, &self.id, &self.given.to_string()])

@@ -257,11 +257,16 @@ impl Declared {
     }
 }
 
-fn run<O: Operation>(mut call: Call, given: Value) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
+fn run<O: Operation>(
+    mut call: Call,
+    mut given: Value,
+) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
     async move {
         call.may(O::META.takes_scope())?;
         O::allow(&call)?;
         call.check_user(&given)?;
+        // Ids and fingerprints are of what is said, and not of the order in which it is.
+        given.sort_all_objects();
         let input: O::Input = input::read(&given)?;
         if O::is_kept(&call, &input) {
             call.may_command().await?;

@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
-use super::runner::RunnerMade;
+use super::runner::RunnerKind;
 use super::section::SectionKind;
 use super::topic::{Announced, TopicKind};
 use crate::actors::EntityKind;
@@ -27,9 +27,9 @@ pub struct System {
     pub migrations: &'static [Migration],
     /// Its sections of the configuration.
     pub sections: &'static [SectionKind],
-    /// Its work outside of its entities.
-    pub runners: &'static [RunnerMade],
-    /// Demonstration data for a fresh store. Started again, it continues where it was interrupted.
+    /// Work outside of its entities.
+    pub runners: &'static [RunnerKind],
+    /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
     pub seed: Option<Seed>,
     /// Whether the caller has something open with another user, which lets them see whether that user is online.
     pub have_dealings: Option<HaveDealings>,

@@ -23,7 +23,10 @@ pub trait Topic: 'static {
     const KIND: &'static str;
     /// One line for the documents.
     const SUMMARY: &'static str;
+    /// What a token that names scopes must name to listen.
+    const SCOPE: &'static str = Self::KIND;
 
+    /// Whether the caller, whose token has the scope, may listen to the topic of this key.
     fn may_listen<'a>(
         call: &'a Call,
         key: &'a str,
@@ -50,8 +53,17 @@ type MayListen = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<()>>;
 pub struct TopicKind {
     pub kind: &'static str,
     pub summary: &'static str,
-    pub may_listen: MayListen,
+    pub scope: &'static str,
+    may_listen: MayListen,
     pub carriage: fn(&Settings, &str) -> TopicDelivery,
+}
+
+impl TopicKind {
+    /// Whether the caller may listen, by the scopes of their token and by the topic's own rule.
+    pub async fn may_listen(&self, call: &Call, key: &str) -> Outcome<()> {
+        call.may(self.scope)?;
+        (self.may_listen)(call, key).await
+    }
 }
 
 /// A topic in the list of its system.
@@ -59,6 +71,7 @@ pub const fn topic<T: Topic>() -> TopicKind {
     TopicKind {
         kind: T::KIND,
         summary: T::SUMMARY,
+        scope: T::SCOPE,
         may_listen: |call, key| T::may_listen(call, key).boxed(),
         carriage: T::carriage,
     }

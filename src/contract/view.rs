@@ -87,7 +87,7 @@ impl Call {
             false => list.up(paging.cursor)?,
         };
         let limit = paging.limit.unwrap_or_default().0;
-        let wanted = List { owner, filters: &[], newest_first, from, limit };
+        let wanted = List { owner, newest_first, from, limit };
         Ok(list.page(self.views()?.list::<V>(wanted).await?))
     }
 }

@@ -11,7 +11,7 @@ mod bodies;
 pub mod http;
 mod json;
 mod listening;
-mod operations;
+pub mod operations;
 mod origins;
 mod socketio;
 mod sync;

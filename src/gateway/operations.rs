@@ -1,11 +1,22 @@
 //! Lookup of the operations of all systems, for every door.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::contract::topic::{TopicDelivery, TopicKind};
 use crate::contract::{Call, Declared, System};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
+
+/// The one kind of topic that the gateway itself owns, a user's presence, and its scope.
+pub const PRESENCE: &str = "presence";
+
+/// All that a token can be limited to: the scopes of operations and of topics.
+pub fn scopes(systems: &[&System]) -> BTreeSet<&'static str> {
+    let operations = systems.iter().flat_map(|system| system.operations);
+    let topics = systems.iter().flat_map(|system| system.topics);
+    let scopes = operations.map(|operation| operation.meta.takes_scope());
+    scopes.chain(topics.map(|topic| topic.scope)).chain([PRESENCE]).collect()
+}
 
 pub struct Operations {
     by_event: HashMap<String, &'static Declared>,

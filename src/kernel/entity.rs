@@ -16,6 +16,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::kernel::private;
 use crate::kernel::view::ViewRow;
+use crate::kernel::work::Work;
 
 pub trait Entity: Sized + Send + Sync + 'static {
     /// The first half of an entity's address, and of its topic's name. Persisted: never renamed.
@@ -39,12 +40,8 @@ pub trait Entity: Sized + Send + Sync + 'static {
     type Reply: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static;
     type Rejection: Rejection;
 
-    /// Decides a command on this state. Pure: the same inputs give the same decision.
-    fn decide(
-        state: &Self::State,
-        command: Self::Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Self::Rejection>;
+    /// What the command does to this state. Pure: the same inputs give the same decision.
+    fn decide(state: &Self::State, command: Self::Command, cx: &DecideCx<'_>) -> Decided<Self>;
 
     /// Applies an event to the state. Total: an event that was once written always applies.
     fn evolve(state: &mut Self::State, event: &Self::Event);
@@ -77,7 +74,7 @@ pub trait Entity: Sized + Send + Sync + 'static {
         None
     }
 
-    /// The command that takes the outcome of a `run` effect this entity asked for.
+    /// The command that takes the outcome of a `run` effect this entity asked for: see [`RunOutcome::of`].
     fn run_finished(_outcome: RunOutcome) -> Option<Self::Command> {
         None
     }
@@ -91,6 +88,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     fn send_failed(_failure: SendFailure) -> Option<Self::Command> {
         None
     }
+}
+
+/// Commands that other entities send. The sender knows them, and not the entity that takes them.
+pub trait Message: Serialize {
+    /// The kind of the receiver, which reads it as its command.
+    const TO: &'static str;
 }
 
 /// A refusal by the business rules: typed, remembered like a reply, and never an error of the runtime.
@@ -278,7 +281,10 @@ impl Caller {
     }
 }
 
-/// The result of `decide`: events, a reply, and effects that are carried out once both are durable.
+/// An entity's answer to a command.
+pub type Decided<E> = Result<Decision<E>, <E as Entity>::Rejection>;
+
+/// What follows from a command: facts, an answer, and things to do once both are durable.
 #[derive(Debug)]
 pub struct Decision<E: Entity> {
     pub events: Vec<E::Event>,
@@ -343,8 +349,8 @@ pub enum Effect {
         key: String,
         publication: Publication,
     },
-    /// Work outside of any entity (a query over read models, an LLM or HTTP call), by the runner of that name.
-    /// At least once; the outcome comes back through [`Entity::run_finished`].
+    /// [`Work`] outside of any entity, by the runner that does it. At least once; the outcome comes back through
+    /// [`Entity::run_finished`].
     Run {
         runner: &'static str,
         tag: String,
@@ -358,9 +364,9 @@ pub enum Effect {
 }
 
 impl Effect {
-    pub fn send<T: Entity>(key: impl Into<String>, command: &T::Command) -> Self {
-        let (command, of) = private::plain(|| to_value(command));
-        let effect = Self::Send { kind: T::KIND, key: key.into(), command };
+    pub fn send<M: Message>(key: impl Into<String>, message: &M) -> Self {
+        let (command, of) = private::plain(|| to_value(message));
+        let effect = Self::Send { kind: M::TO, key: key.into(), command };
         effect.private_to_whom(of)
     }
 
@@ -437,8 +443,11 @@ impl Effect {
         Self::notify(kind, key, A::EVENT, to_value(announcement))
     }
 
-    pub fn run(runner: &'static str, tag: impl Into<String>, input: Value) -> Self {
-        Self::Run { runner, tag: tag.into(), input }
+    /// Work outside of any entity. The `tag` comes back with its outcome.
+    pub fn run<W: Work>(tag: impl Into<String>, input: &W::Input) -> Self {
+        let (input, of) = private::plain(|| to_value(input));
+        let effect = Self::Run { runner: W::NAME, tag: tag.into(), input };
+        effect.private_to_whom(of)
     }
 }
 
@@ -453,9 +462,12 @@ pub trait Announcement: Serialize + JsonSchema {
     const DURABLE: bool = true;
 }
 
-/// The JSON of a command or an event. They are plain data, so serialising them cannot fail.
+/// The value as JSON, its fields sorted by name: fingerprints and rows are the same whatever order they were said in.
+/// Commands and events are plain data, so it cannot fail.
 pub fn to_value<T: Serialize>(value: &T) -> Value {
-    serde_json::to_value(value).expect("plain data serialises")
+    let mut value = serde_json::to_value(value).expect("plain data serialises");
+    value.sort_all_objects();
+    value
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -479,6 +491,18 @@ pub struct RunOutcome {
     pub tag: String,
     /// The outcome. `Err` is final: the runner's own retries are exhausted.
     pub result: Result<Value, String>,
+}
+
+impl RunOutcome {
+    /// The outcome of this work, or why there is none. What cannot be read is an error too.
+    pub fn of<W: Work>(self) -> Result<W::Outcome, String> {
+        let Self { runner, result, .. } = self;
+        if runner != W::NAME {
+            return Err(format!("this is an outcome of {runner}, not of {}", W::NAME));
+        }
+        serde_json::from_value(result?)
+            .map_err(|error| format!("its outcome cannot be read: {error}"))
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -519,6 +543,28 @@ pub fn decode_event<E: Entity>(version: u16, event: Value) -> Result<E::Event, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Counting;
+
+    impl Work for Counting {
+        const NAME: &'static str = "counting";
+        type Input = u32;
+        type Outcome = Vec<u32>;
+    }
+
+    #[test]
+    fn an_outcome_is_of_its_work_or_an_error() {
+        let input = Value::from(3);
+        let run = Effect::Run { runner: "counting", tag: "t".into(), input };
+        assert_eq!(Effect::run::<Counting>("t", &3), run);
+        let of = |runner: &str, result| {
+            RunOutcome { runner: runner.into(), tag: "t".into(), result }.of::<Counting>()
+        };
+        assert_eq!(of("counting", Ok(vec![1, 2].into())), Ok(vec![1, 2]));
+        assert_eq!(of("counting", Err("no".into())), Err("no".into()));
+        assert!(of("counting", Ok(Value::Null)).unwrap_err().contains("cannot be read"));
+        assert!(of("another", Ok(vec![1].into())).unwrap_err().contains("of another"));
+    }
 
     #[test]
     fn what_follows_reaches_no_further_than_who_sent_it() {
@@ -590,7 +636,7 @@ pub mod spec {
     }
 
     pub struct Outcome<E: Entity> {
-        pub result: Result<Decision<E>, E::Rejection>,
+        pub result: Decided<E>,
     }
 
     impl<E: Entity> Outcome<E> {

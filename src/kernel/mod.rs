@@ -2,6 +2,8 @@
 //!
 //! **Architecture invariant:** nothing here is async, reads a clock by itself, or does I/O.
 
+pub mod bucket;
+pub mod chat;
 pub mod clock;
 pub mod codec;
 pub mod entity;
@@ -11,3 +13,4 @@ pub mod private;
 pub mod secret;
 pub mod text;
 pub mod view;
+pub mod work;

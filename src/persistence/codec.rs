@@ -47,3 +47,89 @@ impl SnapshotCodec {
         decode(bytes.strip_prefix(&self.header)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::marker::PhantomData;
+
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::kernel::entity::{DecideCx, Decision, Rejection};
+
+    /// A kind in one of its releases: with this state, this version of its events, and this golden journal.
+    struct Ticket<S, const VERSION: u16>(PhantomData<fn() -> S>);
+
+    mod before {
+        #[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+        pub enum Status {
+            #[default]
+            Open,
+            Expired,
+        }
+    }
+
+    mod after {
+        #[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+        pub enum Status {
+            #[default]
+            Open,
+            Paused,
+            Expired,
+        }
+    }
+
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    struct Never;
+
+    impl std::fmt::Display for Never {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("never")
+        }
+    }
+
+    impl Rejection for Never {
+        fn reason(&self) -> &'static str {
+            "never"
+        }
+    }
+
+    impl<S, const VERSION: u16> Entity for Ticket<S, VERSION>
+    where
+        S: Default + Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        const KIND: &'static str = "ticket";
+        const GOLDEN: &'static str = "";
+        const EVENT_VERSION: u16 = VERSION;
+        type State = S;
+        type Command = ();
+        type Event = ();
+        type Reply = ();
+        type Rejection = Never;
+
+        fn decide(_: &S, (): (), _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+            Ok(Decision::reply(()))
+        }
+
+        fn evolve(_: &mut S, (): &()) {}
+    }
+
+    #[test]
+    fn a_snapshot_from_before_a_variant_came_is_not_read_as_that_variant() {
+        let before = SnapshotCodec::of::<Ticket<before::Status, 1>>().unwrap();
+        let after = SnapshotCodec::of::<Ticket<after::Status, 1>>().unwrap();
+        let snapshot = before.encode(&before::Status::Expired).unwrap();
+        assert_eq!(before.decode(&snapshot), Some(before::Status::Expired));
+        assert_eq!(after.decode::<after::Status>(&snapshot), None);
+    }
+
+    #[test]
+    fn a_release_that_reads_other_events_or_states_knows_a_kind_otherwise() {
+        let codec = SnapshotCodec::of::<Ticket<before::Status, 1>>().unwrap();
+        let known = codec.known_as::<Ticket<before::Status, 1>>();
+        assert_eq!(known, codec.known_as::<Ticket<before::Status, 1>>());
+        assert_ne!(known, codec.known_as::<Ticket<before::Status, 2>>());
+        let after = SnapshotCodec::of::<Ticket<after::Status, 1>>().unwrap();
+        assert_ne!(known, after.known_as::<Ticket<after::Status, 1>>());
+    }
+}

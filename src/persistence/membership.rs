@@ -19,6 +19,8 @@ pub struct NodeInfo {
     pub process_start: i64,
     pub lease_s: f64,
     pub lanes: u16,
+    /// It reads what is sealed, and lets it be written.
+    pub seals: bool,
 }
 
 /// A callback that learns what a start waits for.
@@ -173,8 +175,8 @@ pub async fn enrol(
     state: &str,
 ) -> Result<i64, sqlx::Error> {
     let incarnation: i64 = sqlx::query_scalar(
-        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid, process_start)
-         values (nextval('incarnations'), $1, $2, $3, $4, $5, $6, $7, $8, $9) returning incarnation",
+        "insert into nodes (incarnation, name, address, peer_address, weight, version, state, host, pid, process_start, seals)
+         values (nextval('incarnations'), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning incarnation",
     )
     .bind(&node.name)
     .bind(&node.address)
@@ -185,6 +187,7 @@ pub async fn enrol(
     .bind(&node.host)
     .bind(node.pid)
     .bind(node.process_start)
+    .bind(node.seals)
     .fetch_one(&mut *connection)
     .await?;
     sqlx::query("insert into leases (incarnation, lease_until) values ($1, now() + $2 * interval '1 second')")

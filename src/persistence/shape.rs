@@ -438,6 +438,12 @@ mod tests {
             pub enum Reason { Done, Gone { why: String } }
             pub struct Item { n: u32, inside: Vec<Item> }
         }
+        variants_reordered {
+            pub struct State { status: Status, at: Option<Timestamp>, items: BTreeMap<String, Item> }
+            pub enum Status { Expired, Open, Closed(Reason) }
+            pub enum Reason { Done, Gone { why: String } }
+            pub struct Item { n: u32, inside: Vec<Item> }
+        }
         deep_inside {
             pub struct State { status: Status, at: Option<Timestamp>, items: BTreeMap<String, Item> }
             pub enum Status { Open, Expired, Closed(Reason) }
@@ -464,12 +470,13 @@ mod tests {
         assert_eq!(before, shape::<same::State>().unwrap());
         let others = [
             shape::<one_more::State>(),
+            shape::<variants_reordered::State>(),
             shape::<deep_inside::State>(),
             shape::<retyped::State>(),
             shape::<reordered::State>(),
         ];
         let all: BTreeSet<_> = others.into_iter().map(Result::unwrap).chain([before]).collect();
-        assert_eq!(all.len(), 5, "{all:#?}");
+        assert_eq!(all.len(), 6, "{all:#?}");
     }
 
     #[test]

@@ -130,6 +130,7 @@ const MIGRATIONS: &[Migration] = &[
     (12, "releases", include_str!("../../migrations/0012_releases.sql")),
     (13, "views", include_str!("../../migrations/0013_views.sql")),
     (14, "vault", include_str!("../../migrations/0014_vault.sql")),
+    (15, "sealing", include_str!("../../migrations/0015_sealing.sql")),
 ];
 
 /// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an

@@ -7,10 +7,11 @@
 //! Keys that are used are in memory, so that sealing needs no I/O. Where one is not, the caller fetches it and tries again.
 
 mod master;
+mod sealing;
 mod store;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -21,6 +22,7 @@ use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::master::{Master, Masters};
+pub use self::sealing::{Sealing, seal_now, sealing};
 pub use self::store::{Erased, erase, master_of, rotate};
 use crate::kernel::private::{
     Cipher, EncryptionContext, Need, SEALED, Trouble, person_of, sealed_text,
@@ -34,7 +36,7 @@ const KEEP: Duration = Duration::from_secs(600);
 const BATCH: usize = 256;
 /// Reads that may wait; more are refused.
 const QUEUE: usize = 32_768;
-/// How often a node looks for erasures: within two seconds all have forgotten.
+/// How often a node looks for erasures, and whether to seal: within two seconds all have forgotten.
 const LOOK: Duration = Duration::from_millis(700);
 
 /// Fields of whole texts.
@@ -79,7 +81,8 @@ pub struct Vault(Arc<Inner>);
 struct Inner {
     known: Cache<Arc<str>, Known>,
     wanted: mpsc::Sender<Wanted>,
-    seals: bool,
+    /// As of the last look.
+    seals: AtomicBool,
     /// How many erasures this node has learned of.
     erasures: AtomicU64,
 }
@@ -93,15 +96,16 @@ pub struct Options {
     /// Finds the master key. True: the database has one already, so none is to be made. `None`: nothing is configured,
     /// and the database keeps it.
     pub masters: Box<dyn FnOnce(bool) -> Result<Option<Masters>, String> + Send>,
-    /// What is written is sealed. False while a release that could not read it may still be there.
-    pub seals: bool,
+    /// For how long every node must have been able to read what is sealed before it begins. `None`: this node seals
+    /// nothing.
+    pub seal_after: Option<Duration>,
 }
 
 impl Options {
     /// With a master key that follows from a secret.
     pub fn derived_from(secret: &str) -> Self {
         let masters = Masters::only(Master::derived_from(secret));
-        Self { masters: Box::new(|_| Ok(Some(masters))), seals: true }
+        Self { masters: Box::new(|_| Ok(Some(masters))), seal_after: Some(Duration::ZERO) }
     }
 }
 
@@ -109,7 +113,7 @@ impl Vault {
     /// Begins to read keys, and to look for erasures. Refuses a master key that is not this database's; where the
     /// database has none yet, it becomes that.
     pub async fn start(pool: PgPool, options: Options) -> Result<Self, VaultError> {
-        let Options { masters, seals } = options;
+        let Options { masters, seal_after } = options;
         let has_one = master_of(&pool).await?.is_some();
         let masters = match masters(has_one).map_err(VaultError::NoMaster)? {
             Some(masters) => {
@@ -127,11 +131,13 @@ impl Vault {
         let erased_before = store::last_erasure(&pool).await?;
         let (wanted, queue) = mpsc::channel(QUEUE);
         let known = Cache::builder().max_capacity(MAX_KEYS).time_to_live(KEEP).build();
+        let seals = AtomicBool::new(false);
         let inner = Inner { known, wanted, seals, erasures: AtomicU64::new(0) };
         let vault = Self(Arc::new(inner));
         let weak = Arc::downgrade(&vault.0);
         tokio::spawn(store::read_all(pool.clone(), Arc::new(masters), weak.clone(), queue));
-        tokio::spawn(store::watch(pool, weak, erased_before));
+        let looks = store::Looks { pool, vault: weak, seal_after, erased: erased_before };
+        looks.start(&vault.0).await?;
         Ok(vault)
     }
 
@@ -230,7 +236,7 @@ impl Cipher for Inner {
     }
 
     fn seals(&self) -> bool {
-        self.seals
+        self.seals.load(Ordering::Acquire)
     }
 }
 

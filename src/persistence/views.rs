@@ -155,26 +155,19 @@ impl Views {
         let (name, key) = (V::NAME, V::KEY);
         let Listed { by: owner, order } = const { Listed::of::<V>() };
         let (beyond, direction) = if list.newest_first { ("<", "desc") } else { (">", "asc") };
-        let mut sql = format!(
+        let sql = format!(
             "select to_jsonb(t)::text, micros(\"{order}\"), \"{key}\" from {name} t
-              where \"{owner}\" = $1 and (\"{order}\", \"{key}\" collate \"C\") {beyond} (micros($2::bigint), $3)"
+              where \"{owner}\" = $1 and (\"{order}\", \"{key}\" collate \"C\") {beyond} (micros($2::bigint), $3)
+              order by \"{order}\" {direction}, \"{key}\" collate \"C\" {direction} limit $4"
         );
-        for (at, (column, _)) in list.filters.iter().enumerate() {
-            sql.push_str(&format!(" and \"{column}\"::text = ${}", at + 5));
-        }
-        sql.push_str(&format!(
-            " order by \"{order}\" {direction}, \"{key}\" collate \"C\" {direction} limit $4"
-        ));
         let rows = within(&self.pool, READ, PATIENCE, async |connection| {
-            let mut query = sqlx::query(AssertSqlSafe(sql))
+            sqlx::query(AssertSqlSafe(sql))
                 .bind(list.owner)
                 .bind(micros(list.from.at))
                 .bind(&list.from.id)
-                .bind(list.limit as i64 + 1);
-            for (_, value) in list.filters {
-                query = query.bind(value);
-            }
-            query.fetch_all(connection).await
+                .bind(list.limit as i64 + 1)
+                .fetch_all(connection)
+                .await
         });
         self.page(&rows.await?, list.limit).await
     }
@@ -250,8 +243,6 @@ fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {
 #[derive(Clone, Debug)]
 pub struct List<'a> {
     pub owner: &'a str,
-    /// Columns of the view, and what they must be.
-    pub filters: &'a [(&'static str, &'a str)],
     pub newest_first: bool,
     pub from: Cursor,
     pub limit: usize,

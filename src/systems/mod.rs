@@ -1,13 +1,15 @@
 //! The systems: one folder each, with its entities in `domain/`.
 
+pub mod agents;
 pub mod app_topics;
 pub mod devices;
 pub mod marketplace;
 
 use crate::contract::System;
 
-/// All systems: the one list of them.
-pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM];
+/// The one list.
+pub const ALL: &[&System] =
+    &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &agents::SYSTEM];
 
 #[cfg(test)]
 mod tests {

@@ -111,14 +111,24 @@ impl Nodes {
     }
 
     pub fn command(&self, arguments: &[&str]) -> String {
-        let environment = [
+        let output = run(&self.folder, arguments, &self.operators());
+        assert!(output.status.success(), "{arguments:?}: {}", utf8(&output.stderr));
+        utf8(&output.stdout)
+    }
+
+    /// A command that fails, and why.
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let output = run(&self.folder, arguments, &self.operators());
+        assert!(!output.status.success(), "{arguments:?}: {}", utf8(&output.stdout));
+        utf8(&output.stderr)
+    }
+
+    fn operators(&self) -> [(&str, &str); 3] {
+        [
             ("DATABASE_URL", self.database.as_str()),
             ("PROXIE__AUTH__DEV_TOKENS", "true"),
             ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true"),
-        ];
-        let output = run(&self.folder, arguments, &environment);
-        assert!(output.status.success(), "{arguments:?}: {}", utf8(&output.stderr));
-        utf8(&output.stdout)
+        ]
     }
 
     pub fn token(&self, user: &str, role: &str) -> String {

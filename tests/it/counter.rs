@@ -3,6 +3,7 @@
 use proxie::kernel::clock::Timestamp;
 use proxie::kernel::entity::*;
 use proxie::kernel::error::ErrorCode;
+use proxie::kernel::work::Work;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -89,6 +90,28 @@ impl proxie::kernel::entity::Rejection for Rejection {
     }
 }
 
+/// Work of the runners in tests. What they do is the input.
+pub struct Test;
+
+impl Work for Test {
+    const NAME: &'static str = "test";
+    type Input = String;
+    type Outcome = String;
+}
+
+/// Work that no node has a runner for.
+struct Missing;
+
+impl Work for Missing {
+    const NAME: &'static str = "missing";
+    type Input = ();
+    type Outcome = ();
+}
+
+impl Message for Command {
+    const TO: &'static str = Counter::KIND;
+}
+
 impl Entity for Counter {
     const KIND: &'static str = "counter";
     const EVENT_VERSION: u16 = 2;
@@ -113,11 +136,7 @@ impl Entity for Counter {
         matches!(command, Command::Get | Command::Echo(_) | Command::WaitFor { .. })
     }
 
-    fn decide(
-        state: &State,
-        command: Command,
-        _: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Decided<Self> {
         Ok(match command {
             Command::Add(n) => {
                 Decision::reply(Reply::Total(state.total + n)).event(Event::Added(n))
@@ -134,7 +153,7 @@ impl Entity for Counter {
             Command::Echo(text) => Decision::reply(Reply::Echo(text)),
             Command::Spread { to, n } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
-                .effects(to.into_iter().map(|key| Effect::send::<Counter>(key, &Command::Add(n)))),
+                .effects(to.into_iter().map(|key| Effect::send(key, &Command::Add(n)))),
             Command::AddAt { at, n, name } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
                 .effect(Effect::schedule::<Counter>(name, at, &Command::Fired(n))),
@@ -143,11 +162,11 @@ impl Entity for Counter {
             }
             Command::Fired(n) => Decision::reply(Reply::Done).event(Event::Fired(n)),
             Command::Run { runner } => {
-                Decision::reply(Reply::Done).event(Event::Planned).effect(Effect::run(
-                    if runner == "missing" { "missing" } else { "test" },
-                    "tag",
-                    json!(runner),
-                ))
+                let run = match runner.as_str() {
+                    "missing" => Effect::run::<Missing>("tag", &()),
+                    _ => Effect::run::<Test>("tag", &runner),
+                };
+                Decision::reply(Reply::Done).event(Event::Planned).effect(run)
             }
             Command::Ran { outcome } if outcome.contains("poison") => panic!("told to"),
             Command::Ran { outcome } => Decision::reply(Reply::Done).event(Event::Ran(outcome)),

@@ -201,6 +201,14 @@ fn the_protocol_page_names_every_field() {
     }
     page_has("docs/protocol.md", "the server's events", &server);
 
+    let mut topics = String::from("| topic | what it carries | scope |\n|---|---|---|\n");
+    for (kind, topic) in document["x-topics"].as_object().unwrap() {
+        let (about, scope) =
+            (topic["summary"].as_str().unwrap(), topic["x-scope"].as_str().unwrap());
+        topics += &format!("| `{kind}:` | {about} | `{scope}` |\n");
+    }
+    page_has("docs/protocol.md", "the topics' scopes", &topics);
+
     let mut shapes = String::from("| shape | |\n|---|---|\n");
     for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
         if name != "Refusal" {

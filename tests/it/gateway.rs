@@ -7,9 +7,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, SinkExt, StreamExt};
-use proxie::actors::{RunCx, RunError, Runner};
+use futures_util::{SinkExt, StreamExt};
+use proxie::actors::{AnyRunner, RunCx, RunError, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::CommandMeta;
 use proxie::gateway::auth::Auth;
@@ -21,7 +20,7 @@ use proxie::persistence::keys::SigningKey;
 use proxie::persistence::limits::{LocalLimiter, Nodes, Policy};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::views::Views;
-use proxie::systems::marketplace::domain::matching::{self, Criteria, Matches};
+use proxie::systems::marketplace::domain::matching::{self, Criteria, MatchProviders, Matches};
 use proxie::systems::marketplace::domain::user::{self, User};
 use proxie::systems::marketplace::views::{Window, candidates};
 use serde_json::{Value, json};
@@ -46,27 +45,22 @@ struct Node {
 struct Matching(Views);
 
 impl Runner for Matching {
-    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-        let views = self.0.clone();
-        async move {
-            let criteria: Criteria =
-                serde_json::from_value(input).map_err(|e| RunError::Final(e.to_string()))?;
-            let (latitude, longitude) = (criteria.place.latitude, criteria.place.longitude);
-            let window = Window {
-                service: json!(criteria.service).as_str().unwrap_or_default().into(),
-                south: latitude - 1.0,
-                north: latitude + 1.0,
-                west: longitude - 2.0,
-                east: longitude + 2.0,
-                earliest: criteria.when.earliest,
-                latest: criteria.when.latest,
-            };
-            let found = candidates(&views, &window).await;
-            let candidates = found.map_err(|e| RunError::Retry(e.to_string()))?;
-            let candidates = matching::rank(&criteria, candidates, Clock::System.now());
-            Ok(serde_json::to_value(Matches { candidates }).unwrap())
-        }
-        .boxed()
+    type Work = MatchProviders;
+
+    async fn run(&self, _: RunCx, criteria: Criteria) -> Result<Matches, RunError> {
+        let (latitude, longitude) = (criteria.place.latitude, criteria.place.longitude);
+        let window = Window {
+            service: json!(criteria.service).as_str().unwrap_or_default().into(),
+            south: latitude - 1.0,
+            north: latitude + 1.0,
+            west: longitude - 2.0,
+            east: longitude + 2.0,
+            earliest: criteria.when.earliest,
+            latest: criteria.when.latest,
+        };
+        let found = candidates(&self.0, &window).await;
+        let candidates = found.map_err(|e| RunError::Retry(e.to_string()))?;
+        Ok(Matches { candidates: matching::rank(&criteria, candidates, Clock::System.now()) })
     }
 }
 
@@ -74,7 +68,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
     let reads = pool(database.clone()).await;
     let views = Views::new(reads.clone());
     let mut setup = Setup::default();
-    setup.runners.insert(matching::RUNNER, Arc::new(Matching(views.clone())));
+    setup.runners.push(AnyRunner::new(Matching(views.clone())));
     let mut prepared = try_prepare(database, setup).await.unwrap();
     for kind in proxie::systems::marketplace::SYSTEM.entities {
         (kind.register)(&mut prepared.registry).await.unwrap();

@@ -18,6 +18,7 @@ fn node(name: &str, lease_s: f64) -> NodeInfo {
         process_start: 0,
         lease_s,
         lanes: 2,
+        seals: true,
     }
 }
 

@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use proxie::actors::{RunCx, RunError, RunLimits, Runner};
+use proxie::actors::{AnyRunner, RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::CommandMeta;
 use proxie::cluster::topics::{Published, Subscriber};
 use proxie::kernel::entity::*;
 use proxie::kernel::error::{AskError, ErrorCode};
+use proxie::kernel::work::Work;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -87,7 +86,7 @@ impl Entity for Agent {
     type Reply = Reply;
     type Rejection = Never;
 
-    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Result<Decision<Self>, Never> {
+    fn decide(state: &State, command: Command, _: &DecideCx<'_>) -> Decided<Self> {
         let done = Decision::reply(Reply::Done);
         Ok(match command {
             Command::Hire(person) => done.event(Event::Hired(person)),
@@ -106,7 +105,7 @@ impl Entity for Agent {
                 Decision::reply(Reply::Refusals(state.refused.clone(), state.ran.clone()))
             }
             Command::Run(input) => {
-                done.event(Event::Tried).effect(Effect::run("words", "tag", json!(input)))
+                done.event(Event::Tried).effect(Effect::run::<Say>("tag", &input))
             }
             Command::Ran(outcome) => done.event(Event::Ran(outcome)),
         })
@@ -132,10 +131,7 @@ impl Entity for Agent {
     }
 
     fn run_finished(outcome: RunOutcome) -> Option<Command> {
-        Some(Command::Ran(match outcome.result {
-            Ok(said) => said.to_string(),
-            Err(error) => error,
-        }))
+        Some(Command::Ran(outcome.of::<Say>().unwrap_or_else(|error| error)))
     }
 
     fn send_failed(failure: SendFailure) -> Option<Command> {
@@ -637,6 +633,14 @@ async fn what_is_owed_says_for_whom_and_that_of_the_release_before_is_delivered(
 /// A run: of which runner, by which entity, and for whom.
 type AskedFor = (&'static str, String, Option<Principal>);
 
+struct Say;
+
+impl Work for Say {
+    const NAME: &'static str = "words";
+    type Input = String;
+    type Outcome = String;
+}
+
 /// Says what it knows of who asks, or hangs.
 #[derive(Clone, Default)]
 struct Words {
@@ -657,7 +661,11 @@ impl Announcement for Word {
 }
 
 impl Runner for Words {
-    fn run(&self, cx: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
+    type Work = Say;
+    const LIMITS: RunLimits =
+        RunLimits { timeout: Duration::from_millis(200), tries: 2, ..RunLimits::DEFAULT };
+
+    async fn run(&self, cx: RunCx, input: String) -> Result<String, RunError> {
         assert!(cx.id.starts_with("eff_") && cx.deadline > Instant::now());
         self.asked.lock().unwrap().push((cx.kind, cx.key.to_string(), cx.principal.clone()));
         let (ended, over) = (cx.over(), self.over.clone());
@@ -665,15 +673,8 @@ impl Runner for Words {
             ended.await;
             over.fetch_add(1, Ordering::SeqCst);
         });
-        async move {
-            cx.stream(&Word { word: "yes" });
-            if input == "hang" { std::future::pending().await } else { Ok(json!("said")) }
-        }
-        .boxed()
-    }
-
-    fn limits(&self) -> RunLimits {
-        RunLimits { timeout: Duration::from_millis(200), tries: 2, ..RunLimits::default() }
+        cx.stream(&Word { word: "yes" });
+        if input == "hang" { std::future::pending().await } else { Ok("said".into()) }
     }
 }
 
@@ -693,7 +694,7 @@ impl Subscriber for Heard {
 async fn a_run_knows_for_whom_it_is_and_when_it_is_over() {
     let words = Words::default();
     let mut setup = Setup::default();
-    setup.runners.insert("words", Arc::new(words.clone()));
+    setup.runners.push(AnyRunner::new(words.clone()));
     let (core, _reads) = node_with(setup).await;
     let heard = Arc::new(Heard::default());
     let _listens = core.topics.subscribe("agent:a", 0, heard.clone());
@@ -707,7 +708,7 @@ async fn a_run_knows_for_whom_it_is_and_when_it_is_over() {
     for command in [Command::Hire(Some(alice.clone())), Command::Run("yes".into())] {
         agent.ask(command, CommandMeta::runtime()).await.unwrap().unwrap();
     }
-    eventually("it has run", || async { ran().await == [r#""said""#] }).await;
+    eventually("it has run", || async { ran().await == ["said"] }).await;
     assert_eq!(*words.asked.lock().unwrap(), [("agent", "a".to_owned(), Some(alice))]);
     eventually("it is over", || async { words.over.load(Ordering::SeqCst) == 1 }).await;
     let word = r#"{"event":"agent:word","topic":"agent:a","data":{"word":"yes"}}"#;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxie::actors::Options;
 use proxie::app::core::Core;
 use proxie::cluster::CommandMeta;
-use proxie::kernel::entity::{DecideCx, Decision, Entity};
+use proxie::kernel::entity::{DecideCx, Decided, Decision, Entity};
 use proxie::kernel::ids::slot_of;
 use proxie::persistence::outbox;
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,7 @@ impl Entity for Note {
         !*command
     }
 
-    fn decide(state: &u32, command: bool, _: &DecideCx<'_>) -> Result<Decision<Self>, No> {
+    fn decide(state: &u32, command: bool, _: &DecideCx<'_>) -> Decided<Self> {
         let written = state + u32::from(command);
         let decision = Decision::reply(written);
         Ok(if command { decision.event(written) } else { decision })

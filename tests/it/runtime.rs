@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all};
-use proxie::actors::{Options, RunCx, RunError, Runner};
+use futures_util::future::join_all;
+use proxie::actors::{AnyRunner, Options, RunCx, RunError, Runner};
 use proxie::app::core::{Core, Fate};
 use proxie::cluster::slots::SlotOwnership;
 use proxie::cluster::topics::{Published, Subscriber};
@@ -18,9 +18,8 @@ use proxie::kernel::ids::slot_of;
 use proxie::persistence::letters::{self, LetterCursor, LetterFilter};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
-use serde_json::Value;
 
-use crate::counter::{Command, Counter, Rejection, Reply};
+use crate::counter::{Command, Counter, Rejection, Reply, Test};
 use crate::support::{Cable, Setup, core, database, eventually, pool, server, try_core};
 
 fn user(id: &str, command_id: &str) -> CommandMeta {
@@ -561,16 +560,14 @@ async fn timers_fire_once_late_rather_than_never() {
 struct Flaky(AtomicUsize);
 
 impl Runner for Flaky {
-    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-        let n = self.0.fetch_add(1, Ordering::SeqCst);
-        async move {
-            match (input.as_str(), n) {
-                (Some("final"), _) => Err(RunError::Final("no".into())),
-                (_, 0 | 1) => Err(RunError::Retry("not yet".into())),
-                _ => Ok(input),
-            }
+    type Work = Test;
+
+    async fn run(&self, _: RunCx, input: String) -> Result<String, RunError> {
+        match (input.as_str(), self.0.fetch_add(1, Ordering::SeqCst)) {
+            ("final", _) => Err(RunError::Final("no".into())),
+            (_, 0 | 1) => Err(RunError::Retry("not yet".into())),
+            _ => Ok(input),
         }
-        .boxed()
     }
 }
 
@@ -578,7 +575,7 @@ impl Runner for Flaky {
 async fn runs_are_retried_and_their_outcome_comes_back() {
     let database = database().await;
     let mut setup = Setup::default();
-    setup.runners.insert("test", Arc::new(Flaky(AtomicUsize::new(0))));
+    setup.runners.push(AnyRunner::new(Flaky(AtomicUsize::new(0))));
     let node = core(database.clone(), setup).await;
     let pool = pool(database).await;
     for (runner, outcome) in [
@@ -607,13 +604,11 @@ async fn runs_are_retried_and_their_outcome_comes_back() {
 struct Held(Arc<tokio::sync::Semaphore>);
 
 impl Runner for Held {
-    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-        let held = self.0.clone();
-        async move {
-            held.acquire().await.unwrap().forget();
-            Ok(input)
-        }
-        .boxed()
+    type Work = Test;
+
+    async fn run(&self, _: RunCx, input: String) -> Result<String, RunError> {
+        self.0.acquire().await.unwrap().forget();
+        Ok(input)
     }
 }
 
@@ -622,7 +617,7 @@ async fn an_outcome_is_taken_once() {
     let database = database().await;
     let held = Arc::new(tokio::sync::Semaphore::new(0));
     let mut setup = Setup::default();
-    setup.runners.insert("test", Arc::new(Held(held.clone())));
+    setup.runners.push(AnyRunner::new(Held(held.clone())));
     let node = core(database.clone(), setup).await;
     let pool = pool(database).await;
     ask(&node, "a", Command::Run { runner: "held".into() }, CommandMeta::runtime()).await.unwrap();

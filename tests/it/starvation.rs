@@ -1,13 +1,9 @@
 //! What can never be handled keeps out nothing else, is not tried for ever, and is seen.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use proxie::actors::{Options, RunCx, RunError, RunLimits, Runner};
+use proxie::actors::Options;
 use proxie::app::core::Core;
 use proxie::cluster::CommandMeta;
 use proxie::kernel::clock::Timestamp;
@@ -17,33 +13,32 @@ use proxie::kernel::ids::slot_of;
 use proxie::persistence::letters::{self, DeadLetter, LetterCursor, LetterFilter};
 use proxie::persistence::outbox;
 use proxie::persistence::patience::within;
-use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use crate::counter::{Command, Counter, Rejection, Reply};
 use crate::support::{Cable, Setup, core, database, eventually, known_as, pool};
 
-async fn ask(core: &Core, key: &str, command: Command) -> Result<Reply, AskError> {
+pub async fn ask(core: &Core, key: &str, command: Command) -> Result<Reply, AskError> {
     let asked = core.entities.of::<Counter>(key).ask(command, CommandMeta::runtime());
     Ok(asked.await?.expect("not rejected"))
 }
 
-async fn count(pool: &PgPool, sql: &'static str) -> i64 {
+pub async fn count(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
-async fn run(pool: &PgPool, sql: &str) -> u64 {
+pub async fn run(pool: &PgPool, sql: &str) -> u64 {
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(pool).await.unwrap().rows_affected()
 }
 
 /// Whatever waits for its time is looked at again at once.
-async fn hurry(pool: &PgPool) {
+pub async fn hurry(pool: &PgPool) {
     run(pool, "update timers set due_at = 'epoch' where due_at <> 'infinity'").await;
     run(pool, "update outbox set due_at = 'epoch', look_at = 'epoch' where dead_at is null").await;
 }
 
-async fn dead(pool: &PgPool, which: &LetterFilter) -> Vec<DeadLetter> {
+pub async fn dead(pool: &PgPool, which: &LetterFilter) -> Vec<DeadLetter> {
     letters::list(pool, which, &LetterCursor::default(), 1_000).await.unwrap()
 }
 
@@ -262,140 +257,6 @@ async fn a_claim_moves_on_what_it_claims() {
     run(&pool, "update slots set incarnation = 2").await;
     assert_eq!(timers().await, 0);
     assert!(outbox::owing(&pool, 1, now, i64::MAX >> 32, 1_000).await.unwrap().is_empty());
-}
-
-/// Counts its calls. What it does is the input.
-#[derive(Clone, Default)]
-struct Outside {
-    calls: Arc<AtomicUsize>,
-    now: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-}
-
-/// Counts a run for as long as it is kept.
-struct Under(Arc<AtomicUsize>);
-
-impl Drop for Under {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Runner for Outside {
-    fn run(&self, _: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(now, Ordering::SeqCst);
-        let under = Under(self.now.clone());
-        async move {
-            let _under = under;
-            match input.as_str() {
-                Some("hang") => std::future::pending().await,
-                Some("panic") => panic!("told to"),
-                Some("large") => Ok("x".repeat(200).into()),
-                Some("brief") => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    Ok(input)
-                }
-                _ => Ok(input),
-            }
-        }
-        .boxed()
-    }
-
-    fn limits(&self) -> RunLimits {
-        RunLimits {
-            timeout: Duration::from_millis(500),
-            concurrent: 2,
-            max_outcome_bytes: 100,
-            ..RunLimits::default()
-        }
-    }
-}
-
-fn with_runner(runner: &Outside) -> Setup {
-    let mut setup = Setup::default();
-    setup.runners.insert("test", Arc::new(runner.clone()));
-    setup
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_whose_outcome_cannot_be_taken_is_not_made_for_ever() {
-    let database = database().await;
-    let pool = pool(database.clone()).await;
-    let outside = Outside::default();
-    let node = core(database, with_runner(&outside)).await;
-    ask(&node, "a", Command::Run { runner: "poison".into() }).await.unwrap();
-    eventually("it is set aside", || async {
-        hurry(&pool).await;
-        dead(&pool, &LetterFilter::default()).await.len() == 1
-    })
-    .await;
-    assert_eq!(outside.calls.load(Ordering::SeqCst), 5);
-    let letter = dead(&pool, &LetterFilter::default()).await.pop().unwrap();
-    assert_eq!((letter.from.as_str(), letter.to.as_str()), ("counter/a", "run/test"));
-    assert!(letter.last_error.unwrap().contains("never taken"));
-    // The entity goes on.
-    eventually("it answers", || async { ask(&node, "a", Command::Add(1)).await.is_ok() }).await;
-    hurry(&pool).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(outside.calls.load(Ordering::SeqCst), 5);
-    node.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn runs_keep_to_their_limits() {
-    let database = database().await;
-    let pool = pool(database.clone()).await;
-    let outside = Outside::default();
-    let node = core(database, with_runner(&outside)).await;
-    for (what, error) in [("hang", "no outcome within 500ms"), ("panic", "the runner panicked")] {
-        ask(&node, what, Command::Run { runner: what.into() }).await.unwrap();
-        eventually(error, || async {
-            let last = "select coalesce(max(last_error), '') from outbox where sender_key = $1";
-            let last: String = sqlx::query_scalar(last).bind(what).fetch_one(&pool).await.unwrap();
-            last == error
-        })
-        .await;
-    }
-    run(&pool, "update outbox set dead_at = now()").await;
-    ask(&node, "large", Command::Run { runner: "large".into() }).await.unwrap();
-    eventually("it is an error", || async {
-        count(&pool, "select count(*) from journal where event ->> 'Ran' like 'error:the outcome has 202 bytes%'")
-            .await
-            == 1
-    })
-    .await;
-    outside.most.store(0, Ordering::SeqCst);
-    for n in 0..20 {
-        ask(&node, &format!("k{n}"), Command::Run { runner: "brief".into() }).await.unwrap();
-    }
-    eventually("all have ended", || async {
-        count(&pool, "select count(*) from journal where event ->> 'Ran' = 'ok:\"brief\"'").await
-            == 20
-    })
-    .await;
-    assert!(outside.most.load(Ordering::SeqCst) <= 2);
-    node.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_ends_with_its_activation() {
-    struct Long(Outside);
-    impl Runner for Long {
-        fn run(&self, cx: RunCx, input: Value) -> BoxFuture<'static, Result<Value, RunError>> {
-            self.0.run(cx, input)
-        }
-    }
-    let outside = Outside::default();
-    let mut setup = Setup::default();
-    setup.runners.insert("test", Arc::new(Long(outside.clone())));
-    let node = core(database().await, setup).await;
-    ask(&node, "a", Command::Run { runner: "hang".into() }).await.unwrap();
-    eventually("it runs", || async { outside.now.load(Ordering::SeqCst) == 1 }).await;
-    let _ = ask(&node, "a", Command::Panic).await;
-    eventually("it is dropped", || async { outside.now.load(Ordering::SeqCst) == 0 }).await;
-    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

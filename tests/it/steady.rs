@@ -239,7 +239,7 @@ async fn a_read_of_100_000_rows_reads_little_more_than_it_returns() {
         }
         fn rows_of(owner: &str, newest_first: bool) -> List<'_> {
             let from = if newest_first { Cursor::last() } else { Cursor::first() };
-            List { owner, filters: &[], newest_first, from, limit: 20 }
+            List { owner, newest_first, from, limit: 20 }
         }
         fn page<T>(page: &proxie::persistence::views::RowPage<T>) -> usize {
             page.items.len() + 1

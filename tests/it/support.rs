@@ -1,12 +1,11 @@
 //! What the tests stand on: one embedded PostgreSQL for the whole run, and a fresh database for each test.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use proxie::actors::{Options, Runner};
+use proxie::actors::{AnyRunner, Options};
 use proxie::app::core::migrate;
 use proxie::app::core::{self, Core, CoreSettings, Prepared};
 use proxie::app::member::{self, Pipe};
@@ -121,7 +120,7 @@ pub struct Setup {
     pub clock: Clock,
     pub entities: Options,
     pub writer: writer::Options,
-    pub runners: HashMap<&'static str, Arc<dyn Runner>>,
+    pub runners: Vec<AnyRunner>,
     pub data_lock_held: bool,
     pub clock_limits: skew::SkewLimits,
     pub name: &'static str,
@@ -135,7 +134,7 @@ impl Default for Setup {
             clock: Clock::System,
             entities: Options::default(),
             writer: writer::Options::default(),
-            runners: HashMap::new(),
+            runners: Vec::new(),
             data_lock_held: true,
             name: "test",
             clustered: false,
@@ -245,6 +244,7 @@ async fn prepare_on(pool: PgPool, setup: Setup) -> anyhow::Result<Prepared> {
             process_start: 0,
             lease_s: 3.0,
             lanes: setup.writer.lanes,
+            seals: true,
         },
         data_lock_held: setup.data_lock_held,
         read_ttl: Duration::from_millis(1_000),

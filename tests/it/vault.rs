@@ -13,7 +13,7 @@ use crate::edges::{Http, TestNode, connect, text};
 use crate::support::{eventually, pool};
 
 /// Every table, as text.
-async fn dump(store: &mut PgConnection) -> String {
+pub async fn dump(store: &mut PgConnection) -> String {
     let tables = "select quote_ident(table_name) from information_schema.tables
         where table_schema = 'public' and table_type = 'BASE TABLE'";
     let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut *store).await.unwrap();
@@ -28,12 +28,12 @@ async fn dump(store: &mut PgConnection) -> String {
 }
 
 /// In the database: as text, or as the bytes of a snapshot.
-fn holds(dump: &str, secret: &str) -> bool {
+pub fn holds(dump: &str, secret: &str) -> bool {
     let bytes: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     dump.contains(secret) || dump.contains(&bytes)
 }
 
-async fn register(client: &Http, id: &str, token: &str) -> Value {
+pub async fn register(client: &Http, id: &str, token: &str) -> Value {
     let body = json!({
         "device_id": id, "name": "Phone", "device_type": "ios", "push_token": token,
         "capabilities": {"remote_control": true},
@@ -43,7 +43,7 @@ async fn register(client: &Http, id: &str, token: &str) -> Value {
     answer.json()
 }
 
-const ALICES: &str = "dev_01HZX3K5Q6R7S8T9VAWBXCYDZE";
+pub const ALICES: &str = "dev_01HZX3K5Q6R7S8T9VAWBXCYDZE";
 const BOBS: &str = "dev_01HZX3K5Q6R7S8T9VAWBXCYDZF";
 
 #[tokio::test(flavor = "multi_thread")]

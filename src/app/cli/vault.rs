@@ -1,4 +1,4 @@
-//! `proxie person erase` and `proxie vault rotate`.
+//! `proxie person erase` and `proxie vault`.
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -7,7 +7,7 @@ use sqlx::postgres::PgPool;
 use crate::app::settings;
 use crate::config::Config;
 use crate::kernel::ids::is_valid_id;
-use crate::persistence::vault::{self, Erased};
+use crate::persistence::vault::{self, Erased, Sealing};
 
 #[derive(Subcommand)]
 pub enum Person {
@@ -20,15 +20,20 @@ pub enum Person {
 
 #[derive(Subcommand)]
 pub enum VaultCommand {
+    /// Say whether what concerns people is sealed, and since when
+    Status,
+    /// Seal from now on, without waiting for vault.seal_after_s: nobody goes back to a release without a vault
+    Seal,
     /// Wrap all keys with the master key of this configuration, instead of the one in vault.previous_key_file or in the database
     Rotate,
 }
 
-pub async fn person(pool: &PgPool, command: Person) -> anyhow::Result<()> {
+pub async fn person(config: &Config, pool: &PgPool, command: Person) -> anyhow::Result<()> {
     let Person::Erase { id } = command;
     if !is_valid_id(&id) {
         bail!("a user id is 1 to 64 letters, digits, - or _");
     }
+    let sealing = vault::sealing(pool, settings::seal_after(config)).await?;
     match vault::erase(pool, &id).await? {
         Erased::Key => println!(
             "{id} is erased: their messages, what their sessions have answered, their notifications and the push tokens of \
@@ -37,11 +42,37 @@ pub async fn person(pool: &PgPool, command: Person) -> anyhow::Result<()> {
         ),
         Erased::Nothing => println!("nothing is sealed for {id}"),
     }
-    Ok(())
+    match sealing {
+        Sealing::On(None) => Ok(()),
+        Sealing::On(Some(began)) => {
+            println!(
+                "What was written of {id} before {began:.0} may be in the plain: that stays and can be read"
+            );
+            Ok(())
+        }
+        not_yet => bail!("what is written of {id} in the plain stays and can be read: {not_yet}"),
+    }
 }
 
 pub async fn vault(config: &Config, pool: &PgPool, command: VaultCommand) -> anyhow::Result<()> {
-    let VaultCommand::Rotate = command;
+    match command {
+        VaultCommand::Status => {
+            println!("{}", vault::sealing(pool, settings::seal_after(config)).await?)
+        }
+        VaultCommand::Seal => {
+            if !vault::seal_now(pool).await? {
+                bail!("{}", vault::sealing(pool, settings::seal_after(config)).await?);
+            }
+            println!(
+                "the nodes seal what concerns people within 2 s; a release without a vault cannot read it"
+            );
+        }
+        VaultCommand::Rotate => rotate(config, pool).await?,
+    }
+    Ok(())
+}
+
+async fn rotate(config: &Config, pool: &PgPool) -> anyhow::Result<()> {
     let masters = settings::masters(config, false).map_err(anyhow::Error::msg).context("vault")?;
     let masters = masters.context("set vault.key or vault.key_file to the new master key first")?;
     let count = vault::rotate(pool, &masters).await.map_err(anyhow::Error::msg)?;

@@ -7,6 +7,7 @@ use crate::contract::connection::OnConnection;
 use crate::contract::operation::Sort;
 use crate::contract::topic::Announced;
 use crate::contract::{Declared, System};
+use crate::gateway::operations::PRESENCE;
 use crate::persistence::publications::ERASED;
 
 /// The doors' own client events: event, summary, `data`, and the reply's `data`. Data is a list of fields (`name?:
@@ -181,6 +182,14 @@ pub fn document(systems: &'static [&'static System]) -> Value {
             ),
             "PresenceDevice": fields("id: string, status: string"),
     });
+    let topics = systems.iter().flat_map(|system| system.topics);
+    let topics = topics.map(|topic| (topic.kind, topic.summary, topic.scope));
+    let topics: Map<String, Value> = topics
+        .chain([(PRESENCE, "How it stands with a user's devices", PRESENCE)])
+        .map(|(kind, summary, scope)| {
+            (kind.to_owned(), json!({"summary": summary, "x-scope": scope}))
+        })
+        .collect();
     let components = components(own, &messages, &described.schemas);
     json!({
         "asyncapi": "3.0.0",
@@ -205,6 +214,7 @@ pub fn document(systems: &'static [&'static System]) -> Value {
             "send": {"action": "send", "channel": {"$ref": "#/channels/ws"}, "messages": sent},
         },
         "components": {"schemas": components},
+        "x-topics": topics,
         "x-close-codes": closing,
     })
 }

@@ -7,10 +7,12 @@ use serde_json::{Map, Value, json};
 
 use super::SendQueue;
 use crate::cluster::topics::Subscription;
+use crate::contract::call::INSUFFICIENT_SCOPE;
 use crate::contract::problem::{Outcome, Problem};
 use crate::contract::topic::only_their_own;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Claims;
+use crate::gateway::operations::PRESENCE;
 use crate::gateway::ws::protocol::{Position, split_topic};
 use crate::persistence::publications::History;
 
@@ -37,11 +39,12 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     // Reads need no command id.
     let reader = gateway.call(claims, String::new());
     if let Some(declared) = gateway.operations.topic(topic) {
-        return (declared.may_listen)(&reader, key).await;
+        return declared.may_listen(&reader, key).await;
     }
     if kind != PRESENCE {
         return Err(Problem::not_found("topic"));
     }
+    reader.may(PRESENCE)?;
     if only_their_own(&reader, key).is_ok() {
         return Ok(());
     }
@@ -52,9 +55,6 @@ async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<(
     }
     only_their_own(&reader, key)
 }
-
-/// The one kind of topic that the gateway itself owns: a user's presence.
-const PRESENCE: &str = "presence";
 
 /// An attempt to subscribe: the topic, the subscription's key, and the outcome.
 pub type Attempt = (Arc<str>, u64, Outcome<StartedSubscription>);
@@ -80,11 +80,12 @@ pub async fn start_all(
 }
 
 /// The refusal of the client's own topic, if it was refused. Without this topic a client would miss events and not know
-/// it.
+/// it; where its token has not the scope for them, it is not meant to have them.
 pub fn own_refused(attempts: &[Attempt], claims: &Claims) -> Option<Problem> {
     let own = format!("user:{}", claims.sub);
     let of_own = attempts.iter().find(|(topic, ..)| **topic == *own);
-    of_own.and_then(|(.., outcome)| outcome.as_ref().err().cloned())
+    let refused = of_own.and_then(|(.., outcome)| outcome.as_ref().err());
+    refused.filter(|problem| problem.reason.as_deref() != Some(INSUFFICIENT_SCOPE)).cloned()
 }
 
 /// The outcomes as the client sees them, by topic.

@@ -79,7 +79,7 @@ impl Connection {
             return Err(Problem::rejected("too_many_subscriptions", detail));
         }
         let reads = u32::try_from(named.len()).unwrap_or(u32::MAX);
-        if self.positions.take_many(Instant::now(), reads) {
+        if self.positions.take_many(Instant::now().into_std(), reads) {
             return Ok(named);
         }
         let problem = Problem::new(ErrorCode::RateLimited, "too many positions: slow down");

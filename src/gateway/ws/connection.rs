@@ -27,7 +27,6 @@ use super::guards::{HoldGuard, Present};
 use super::protocol::{self, Close, Frame, Parsed};
 use super::socket::Socket;
 use crate::cluster::topics::Published;
-use crate::contract::bucket::Bucket;
 use crate::contract::connection::ConnectionHold;
 use crate::contract::problem::Outcome;
 use crate::gateway::accept::Admitted;
@@ -35,6 +34,7 @@ use crate::gateway::auth::{Claims, Revocations};
 use crate::gateway::listening::{Feed, HistoryPage};
 use crate::gateway::users::ConnectionSlot;
 use crate::gateway::{Gateway, Leaving};
+use crate::kernel::bucket::Bucket;
 
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
@@ -188,7 +188,7 @@ impl Connection {
             positions: Bucket::new(
                 limits.frames_per_s,
                 u32::try_from(limits.max_subscriptions).unwrap_or(u32::MAX),
-                now,
+                now.into_std(),
             ),
             news: [revocation(revocations).boxed(), leave(leaving.clone()).boxed()]
                 .into_iter()

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::protocol::{Close, ConnectionLimits};
-use crate::contract::bucket::Bucket;
+use crate::kernel::bucket::Bucket;
 
 /// Read and write buffers of a socket: most frames are small, and most sockets idle.
 const BUFFER_BYTES: usize = 4 * 1024;
@@ -113,7 +113,8 @@ struct Metered<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
     fn new(stream: S, limits: &ConnectionLimits) -> Self {
-        let bucket = Bucket::new(limits.frames_per_s, limits.frame_burst, Instant::now());
+        let bucket =
+            Bucket::new(limits.frames_per_s, limits.frame_burst, Instant::now().into_std());
         Self { stream, scanner: Scanner::default(), bucket, frames: 0, exceeded: false }
     }
 
@@ -150,7 +151,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let now = Instant::now();
         let passed = this.scanner.scan(read, || {
             this.frames = this.frames.saturating_add(1);
-            this.bucket.take(now)
+            this.bucket.take(now.into_std())
         });
         this.exceeded = passed < read.len();
         buffer.set_filled(before + passed);

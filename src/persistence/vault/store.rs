@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::mpsc;
 
+use super::sealing::{self, Sealing};
 use super::{BATCH, Inner, Key, Known, LOOK, Master, Masters, VaultError, Wanted, key_of};
 use crate::persistence::patience::{PATIENCE, within};
 
@@ -186,24 +188,71 @@ pub(super) async fn last_erasure(pool: &PgPool) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select coalesce(max(n), 0) from erasures").fetch_one(pool).await
 }
 
-/// Forgets the keys of those who were erased.
-pub(super) async fn watch(pool: PgPool, vault: Weak<Inner>, mut last: i64) {
-    let mut tick = tokio::time::interval(LOOK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let Some(vault) = vault.upgrade() else { return };
-        let read = within(&pool, "say who was erased", PATIENCE, async |connection| {
+/// What a node looks for in the store again and again: who was erased, and whether to seal.
+pub(super) struct Looks {
+    pub pool: PgPool,
+    pub vault: Weak<Inner>,
+    pub seal_after: Option<Duration>,
+    /// The number of the last erasure that is known.
+    pub erased: i64,
+}
+
+impl Looks {
+    /// The first is made before anything is written.
+    pub async fn start(self, vault: &Inner) -> Result<(), sqlx::Error> {
+        let sealing = self.sealing().await?;
+        tracing::info!("{sealing}");
+        vault.seals.store(sealing.is_on(), Ordering::Release);
+        tokio::spawn(self.go_on(sealing));
+        Ok(())
+    }
+
+    async fn go_on(mut self, mut sealing: Sealing) {
+        let mut tick = tokio::time::interval(LOOK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let Some(vault) = self.vault.upgrade() else { return };
+            // A failure is in the log; the next look has it all.
+            if let Ok(now) = self.sealing().await {
+                vault.seals.store(now.is_on(), Ordering::Release);
+                match (sealing.is_on(), now.is_on()) {
+                    (true, false) => tracing::warn!("{now}"),
+                    _ if sealing != now => tracing::info!("{now}"),
+                    _ => {}
+                }
+                sealing = now;
+            }
+            if self.erasures(&vault).await.is_ok_and(|all| !all) {
+                tick.reset_immediately();
+            }
+        }
+    }
+
+    async fn sealing(&self) -> Result<Sealing, sqlx::Error> {
+        let Some(after) = self.seal_after else { return Ok(Sealing::Never) };
+        within(
+            &self.pool,
+            "say whether all nodes read what is sealed",
+            PATIENCE,
+            async |connection| sealing::look(connection, after).await,
+        )
+        .await
+    }
+
+    /// Forgets the keys of those who were erased. False: there are more.
+    async fn erasures(&mut self, vault: &Inner) -> Result<bool, sqlx::Error> {
+        let last = self.erased;
+        let rows = within(&self.pool, "say who was erased", PATIENCE, async |connection| {
             sqlx::query("select n, person from erasures where n > $1 order by n limit $2")
                 .bind(last)
                 .bind(ERASURES)
                 .fetch_all(connection)
                 .await
-        });
-        // A failure is in the log; the next look has it all.
-        let Ok(rows) = read.await else { continue };
+        })
+        .await?;
         for row in &rows {
-            last = row.get(0);
+            self.erased = row.get(0);
             vault.forget(row.get(1));
         }
         if !rows.is_empty() {
@@ -211,9 +260,7 @@ pub(super) async fn watch(pool: PgPool, vault: Weak<Inner>, mut last: i64) {
             // What was fetched in between was read before this.
             rows.iter().for_each(|row| vault.forget(row.get(1)));
         }
-        if rows.len() as i64 == ERASURES {
-            tick.reset_immediately();
-        }
+        Ok((rows.len() as i64) < ERASURES)
     }
 }
 

@@ -9,7 +9,7 @@ fn vault(keys: &[(&str, i64, [u8; 32])]) -> Inner {
         let key = Some(Arc::new(Key { number: *number, key: key_of(key) }));
         known.insert((*person).into(), Known { key, up_to: *number });
     }
-    Inner { known, wanted, seals: true, erasures: AtomicU64::new(0) }
+    Inner { known, wanted, seals: AtomicBool::new(true), erasures: AtomicU64::new(0) }
 }
 
 fn clara() -> Arc<str> {

@@ -1,14 +1,14 @@
 //! The configuration of application topics: who may publish and listen.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::time::Instant;
 
-use crate::contract::bucket::Bucket;
 use crate::contract::section::Section;
 use crate::contract::topic::split_topic;
+use crate::kernel::bucket::Bucket;
 use crate::kernel::entity::Role;
 
 /// A grant of one application topic (`app:…`) to clients. Topics without a grant do not exist.

@@ -11,6 +11,8 @@ pub struct Application;
 impl Topic for Application {
     const KIND: &'static str = "app";
     const SUMMARY: &'static str = "An application topic, as `[[app_topics]]` grants it";
+    /// That of publishing.
+    const SCOPE: &'static str = "topic";
 
     async fn may_listen(call: &Call, key: &str) -> Outcome<()> {
         let grant = call.settings::<settings::TopicGrants>().grant(&format!("app:{key}"));

@@ -7,21 +7,18 @@ pub mod seed;
 pub mod topics;
 pub mod views;
 
-use std::sync::Arc;
-
 use crate::contract::System;
-use crate::contract::declare::{announcement, entity, operation, topic, view};
-use crate::contract::runner::RunnerMade;
-use domain::announcements;
+use crate::contract::declare::{announcement, entity, operation, runner, topic, view};
+use domain::{booking, request, session};
 use operations::{bookings, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
     entities: &[
         entity::<domain::user::User>(),
-        entity::<domain::session::Session>(),
-        entity::<domain::request::Request>(),
+        entity::<session::Session>(),
+        entity::<request::Request>(),
         entity::<domain::provider::Provider>(),
-        entity::<domain::booking::Booking>(),
+        entity::<booking::Booking>(),
     ],
     operations: &[
         operation::<requests::Create>(),
@@ -57,33 +54,27 @@ pub const SYSTEM: System = System {
         topic::<topics::Appointment>(),
     ],
     announcements: &[
-        announcement::<announcements::ChatMessage>(),
-        announcement::<announcements::ChatToken<'static>>(),
-        announcement::<announcements::ChatResponse>(),
-        announcement::<announcements::ChatTyping>(),
-        announcement::<announcements::SessionEnded>(),
-        announcement::<domain::request::RequestView>(),
-        announcement::<announcements::OfferMade>(),
-        announcement::<announcements::OfferChanged>(),
-        announcement::<announcements::AppointmentAgreed>(),
-        announcement::<announcements::BookingChanged>(),
+        announcement::<session::ChatMessage>(),
+        announcement::<session::ChatToken<'static>>(),
+        announcement::<session::ChatResponse>(),
+        announcement::<session::ChatTyping>(),
+        announcement::<session::SessionEnded>(),
+        announcement::<request::RequestView>(),
+        announcement::<request::OfferMade>(),
+        announcement::<request::OfferChanged>(),
+        announcement::<booking::AppointmentAgreed>(),
+        announcement::<booking::BookingChanged>(),
     ],
     views: &[
-        view::<domain::session::SessionView>(),
-        view::<domain::session::MessageRow>(),
-        view::<domain::request::RequestView>(),
-        view::<domain::request::OfferRow>(),
+        view::<session::SessionView>(),
+        view::<session::MessageRow>(),
+        view::<request::RequestView>(),
+        view::<request::OfferRow>(),
         view::<domain::profile::ProviderView>(),
-        view::<domain::booking::BookingRow>(),
+        view::<booking::BookingRow>(),
     ],
     migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
-    runners: &[RunnerMade {
-        name: domain::matching::RUNNER,
-        make: |views, clock| {
-            let (views, clock) = (views.clone(), clock.clone());
-            Arc::new(runners::MatchProviders { views, clock })
-        },
-    }],
+    runners: &[runner::<runners::Matcher>()],
     seed: Some(seed::seed),
     have_dealings: Some(topics::have_dealings),
     ..System::new("marketplace")

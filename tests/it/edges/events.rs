@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::{PATIENCE, TestNode, grant, text};
+use super::{PATIENCE, TestNode, connect, grant, id, text};
 
 struct Stream {
     lines: tokio::io::Lines<BufReader<TcpStream>>,
@@ -65,6 +65,48 @@ impl Stream {
             }
         }
         found
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_names_scopes_listens_to_topics_of_these_scopes_only() {
+    let grants = Grants(vec![grant("app:plaza")]);
+    let node = TestNode::with(|config| config.systems.set(grants)).await;
+    let alice = node.token("alice", Role::Consumer, 3_600);
+    let mut all = connect(node.node.address, &alice).await;
+    let session = all.ask_as(&id(), "session:open", json!({"session_id": null})).await;
+    let session = format!("session:{}", text(&session["data"]["session_id"]));
+    let topics = ["user:alice", &session, "sync:alice", "presence:alice", "app:plaza"];
+    let scopes = ["user", "session", "sync", "presence", "topic"];
+    let auth = &node.node.gateway().auth;
+    let query = topics.iter().map(|topic| format!("topic={topic}")).collect::<Vec<_>>().join("&");
+    let is_allowed = |outcome: &Value, topic: &str| {
+        let error = &outcome["error"];
+        assert!(error.is_null() || error["reason"] == "insufficient_scope", "{topic}: {outcome}");
+        error.is_null()
+    };
+    let named = scopes.iter().map(|scope| Some(*scope)).chain([None, Some(""), Some("chat")]);
+    for scope in named {
+        let now = node.clock.now();
+        let token = auth.mint_for("alice", Role::Consumer, None, scope, now, 3_600);
+        let mut ws = connect(node.node.address, &token).await;
+        let welcome = ws.ask_as(&id(), "auth", json!({})).await;
+        let inbox = &welcome["data"]["topics"]["user:alice"];
+        let mut stream = Stream::open(node.node.address, &token, &format!("?{query}"), None).await;
+        assert!(stream.status.contains("200"), "{}", stream.status);
+        let ready = stream.next().await.unwrap();
+        for (topic, takes) in topics.iter().zip(scopes) {
+            let expected = scope.is_none_or(|scope| scope == takes);
+            let subscribed = ws.ask_as(&id(), "topic:subscribe", json!({"topic": topic})).await;
+            assert_eq!(is_allowed(&subscribed, topic), expected, "{topic} with {scope:?}");
+            let shown = &ready.data["topics"][topic];
+            assert_eq!(is_allowed(shown, topic), expected, "{topic} with {scope:?}");
+        }
+        assert_eq!(
+            inbox["error"].is_null(),
+            scope.is_none_or(|scope| scope == "user"),
+            "{welcome}"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! A voucher: issued once, redeemed once.
 
 use proxie::kernel::clock::Timestamp;
-use proxie::kernel::entity::{self, Announcement, DecideCx, Decision, Effect, Entity};
+use proxie::kernel::entity::{self, Announcement, DecideCx, Decided, Decision, Effect, Entity};
 use proxie::kernel::error::ErrorCode;
 use proxie::kernel::view::{Listed, View, ViewRow};
 use schemars::JsonSchema;
@@ -99,11 +99,7 @@ impl Entity for Voucher {
     type Reply = VoucherView;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let event = match (&state.owner_id, command) {
             (None, Command::Issue { gift }) => {
                 let owner_id = cx.caller.user_id().ok_or(Rejection::NotFound)?.into();

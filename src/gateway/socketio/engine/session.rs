@@ -18,9 +18,9 @@ use tokio::time::{Instant, Sleep};
 use super::packet::{self, EnginePacket, Payload};
 use super::wire::{Probe, Probed, Wire, WireEvent};
 use super::{Refusal, SessionEntry};
-use crate::contract::bucket::Bucket;
 use crate::gateway::socketio::client::{SocketIoClient, Wrong};
 use crate::gateway::{Gateway, Leaving};
+use crate::kernel::bucket::Bucket;
 
 /// A request of the session's client.
 pub enum EngineRequest {
@@ -139,7 +139,7 @@ impl EngineSession {
                 .map_or_else(|| Transport::Polling(Polling::default()), Transport::WebSocket),
             probe: None,
             posted: Payload::default(),
-            bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now),
+            bucket: Bucket::new(limits.frames_per_s, limits.frame_burst, now.into_std()),
             held: false,
             resume: None,
             too_large: false,
@@ -353,7 +353,7 @@ impl EngineSession {
         ready!(self.client.poll_room(cx));
         self.held = false;
         let now = Instant::now();
-        let wait = self.bucket.wait(now);
+        let wait = self.bucket.wait(now.into_std());
         if !wait.is_zero() {
             self.held = true;
             self.resume = Some(now + wait);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, Publication};
+use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity, Publication};
 use crate::kernel::error::ErrorCode;
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Entity for AppTopic {
         state: &State,
         Command::Publish { event, data }: Command,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    ) -> Decided<Self> {
         let publish = match cx.caller {
             Caller::User { id, .. } => Effect::publish_from(id, &event, data),
             Caller::Entity { for_user: None, .. } | Caller::Runtime => {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::operation::is_name;
 use crate::kernel::clock::Timestamp;
-use crate::kernel::entity::{Caller, DecideCx, Decision, Entity, Role};
+use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Entity, Role};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::{Listed, View, ViewRow};
 
@@ -200,11 +200,7 @@ impl Entity for Content {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         // Whoever acts for an operator has no role of theirs.
         if !matches!(cx.caller, Caller::User { role: Role::Operator, .. } | Caller::Runtime) {
             return Err(Rejection::OperatorsOnly);

@@ -7,10 +7,11 @@ use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::playback::{self, DeviceState, PlaybackSessions};
+pub use super::messages::{Action, ToDevice as Command};
+use super::messages::{DEVICE, DeviceState, PLAYBACK, ToPlayback};
 pub use super::profile::{Capabilities, DeviceProfile, DeviceType};
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
 /// A device whose connection has ended may come back through another one.
@@ -21,46 +22,6 @@ const START_S: i64 = 60;
 
 #[derive(Debug)]
 pub struct Device;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Anew, or with changes.
-    Register(DeviceProfile),
-    Remove,
-    /// This connection speaks for it from now on.
-    Connect {
-        connection: String,
-        lease_s: i64,
-    },
-    /// Within the lease, which is the gateway's word. It takes the device from nobody.
-    Renew {
-        connection: String,
-        lease_s: i64,
-    },
-    Disconnect {
-        connection: String,
-    },
-    /// The timer.
-    LeaseEnded,
-    /// From another device of the same person.
-    Control {
-        action: Action,
-        from: Option<String>,
-        /// Only if it plays this.
-        session_id: Option<String>,
-        /// Who hears it later must not carry it out.
-        ttl_ms: u32,
-    },
-    /// From the person's playback: it plays this from now on.
-    Play {
-        session_id: String,
-        start: playback::SessionStart,
-    },
-    Stopped {
-        session_id: String,
-    },
-    Get,
-}
 
 /// An action by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -99,17 +60,6 @@ impl Action {
             Self::Previous => (RemoteAction::Previous, None),
         }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "snake_case")]
-pub enum Action {
-    Play,
-    Pause,
-    Stop,
-    Seek { position_ms: u64 },
-    Next,
-    Previous,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -292,9 +242,7 @@ impl State {
     fn owned(&self, caller: &Caller) -> Result<&Registered, Rejection> {
         let registered = self.registered.as_ref().ok_or(Rejection::NotFound)?;
         let owner_id = &registered.owner_id;
-        if !(caller.may_act_for(owner_id, "device")
-            || caller.is_the(PlaybackSessions::KIND, owner_id))
-        {
+        if !(caller.may_act_for(owner_id, "device") || caller.is_the(PLAYBACK, owner_id)) {
             return Err(Rejection::NotFound);
         }
         if self.removed { Err(Rejection::Removed) } else { Ok(registered) }
@@ -303,7 +251,7 @@ impl State {
     /// The playback of the person whose device this is, even where that was removed.
     fn is_played_by(&self, caller: &Caller) -> bool {
         let owner_id = self.registered.as_ref().map(|registered| &registered.owner_id);
-        owner_id.is_some_and(|owner_id| caller.is_the(PlaybackSessions::KIND, owner_id))
+        owner_id.is_some_and(|owner_id| caller.is_the(PLAYBACK, owner_id))
     }
 
     /// What follows for the person's other devices. It is decided on the state after the events.
@@ -329,15 +277,11 @@ impl State {
     /// What it plays depends on whether it is there.
     fn tell_playback(&self, there: DeviceState) -> Option<Effect> {
         let (registered, session_id) = (self.registered.as_ref()?, self.playing.clone()?);
-        let command = playback::Command::DeviceIs { session_id, there };
-        Some(Effect::send::<PlaybackSessions>(registered.owner_id.clone(), &command))
+        let command = ToPlayback::DeviceIs { session_id, there };
+        Some(Effect::send(registered.owner_id.clone(), &command))
     }
 
-    fn register(
-        &self,
-        profile: DeviceProfile,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Device>, Rejection> {
+    fn register(&self, profile: DeviceProfile, cx: &DecideCx<'_>) -> Decided<Device> {
         let at = cx.now;
         let owner = self.registered.as_ref().map(|known| &*known.owner_id);
         let profile = match owner.or(cx.caller.user_id()) {
@@ -367,7 +311,7 @@ impl State {
         session_id: Option<&str>,
         ttl_ms: u32,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<Device>, Rejection> {
+    ) -> Decided<Device> {
         let registered = self.owned(cx.caller)?;
         if session_id.is_some() && session_id != self.playing.as_deref() {
             return Err(Rejection::NotPlaying);
@@ -402,7 +346,7 @@ fn lease(now: Timestamp, seconds: i64) -> Effect {
 }
 
 impl Entity for Device {
-    const KIND: &'static str = "device";
+    const KIND: &'static str = DEVICE;
     const GOLDEN: &'static str = include_str!("golden/device.jsonl");
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
@@ -417,11 +361,7 @@ impl Entity for Device {
         matches!(command, Command::Get)
     }
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         match command {
             Command::Register(profile) => state.register(profile, cx),
             Command::Get => {
@@ -477,9 +417,7 @@ impl Entity for Device {
             Command::Control { action, from, session_id, ttl_ms } => {
                 state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { .. } | Command::Stopped { .. }
-                if !cx.caller.is_a(PlaybackSessions::KIND) =>
-            {
+            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_a(PLAYBACK) => {
                 Err(Rejection::InternalOnly)
             }
             Command::Play { session_id, start } => {
@@ -554,6 +492,7 @@ mod tests {
     use crate::kernel::entity::to_value;
     use crate::kernel::private::Private;
     use crate::systems::devices::domain::content::{Access, Quality};
+    use crate::systems::devices::domain::messages::SessionStart;
     use crate::systems::devices::domain::platforms::Choice;
 
     fn now() -> Timestamp {
@@ -686,7 +625,7 @@ mod tests {
             deep_link: "nflx://1".into(),
             web_fallback: "https://1".into(),
         };
-        let start = playback::SessionStart {
+        let start = SessionStart {
             content_id: "tt1".into(),
             device_id: "dev_1".into(),
             choice,

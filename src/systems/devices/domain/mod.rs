@@ -10,9 +10,13 @@ pub mod clock;
 pub mod content;
 pub mod crdt;
 pub mod device;
+pub mod messages;
 pub mod operation;
 pub mod platforms;
 pub mod playback;
 pub mod profile;
 pub mod replica;
 pub mod shared;
+
+#[cfg(test)]
+mod message_tests;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Access, Availability, Quality};
-use super::device::{Capabilities, DeviceType};
+use super::profile::{Capabilities, DeviceType};
 use crate::kernel::clock::Timestamp;
 
 /// The placeholder in a link for the platform's own id of the content.

@@ -11,10 +11,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Access, Quality};
-use super::device::{self, Device};
+use super::messages::{DEVICE, PLAYBACK, ToDevice};
+pub use super::messages::{
+    DeviceState, EndReason, PlaybackReport, SessionStart, Status, ToPlayback as Command,
+};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
-use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity, SendFailure};
+use crate::kernel::entity::{
+    Announcement, DecideCx, Decided, Decision, Effect, Entity, SendFailure,
+};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::{Listed, View, ViewRow};
 
@@ -25,86 +30,6 @@ const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
 pub struct PlaybackSessions;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Starts a session. The operation decides what is played on which device, and the limits.
-    Start {
-        session_id: String,
-        start: SessionStart,
-        /// A session to end in the same step.
-        replaces: Option<String>,
-        max_streams: usize,
-    },
-    /// A report from the device.
-    Report {
-        session_id: String,
-        report: PlaybackReport,
-    },
-    Stop {
-        session_id: String,
-    },
-    /// The device's state, sent by the device's actor.
-    DeviceIs {
-        session_id: String,
-        there: DeviceState,
-    },
-    /// A timer fired.
-    TimedOut {
-        session_id: String,
-        why: EndReason,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionStart {
-    pub content_id: String,
-    pub device_id: String,
-    pub choice: Choice,
-    pub resume_position_ms: Option<u64>,
-    /// The session ends after this time without a report.
-    pub idle_s: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlaybackReport {
-    pub status: Status,
-    pub position_ms: Option<u64>,
-    pub duration_ms: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackStatus")]
-pub enum Status {
-    /// The device has the link, and has not said anything yet.
-    Starting,
-    Playing,
-    Paused,
-    Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceState {
-    Online,
-    Offline,
-    Removed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "PlaybackEnd")]
-pub enum EndReason {
-    /// It was stopped by a command.
-    Stopped,
-    /// It was watched to its end, or left.
-    Finished,
-    /// Its device plays something else, or another session was started instead.
-    Replaced,
-    DeviceOffline,
-    DeviceRemoved,
-    TimedOut,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -197,8 +122,8 @@ fn timer(session_id: &str) -> String {
 }
 
 fn play(session_id: &str, start: &SessionStart) -> Effect {
-    let command = device::Command::Play { session_id: session_id.into(), start: start.clone() };
-    Effect::send::<Device>(start.device_id.clone(), &command)
+    let command = ToDevice::Play { session_id: session_id.into(), start: start.clone() };
+    Effect::send(start.device_id.clone(), &command)
 }
 
 fn over_at(session_id: &str, now: Timestamp, after_s: u32, why: EndReason) -> Effect {
@@ -268,7 +193,7 @@ impl State {
         replaces: Option<&str>,
         max_streams: usize,
         cx: &DecideCx<'_>,
-    ) -> Result<Decision<PlaybackSessions>, Rejection> {
+    ) -> Decided<PlaybackSessions> {
         if let Some(session) = self.live.get(&session_id) {
             return Ok(Decision::reply(Reply::Session(session.shown(&session_id, cx.key, None))));
         }
@@ -298,7 +223,12 @@ impl State {
             .effect(timer))
     }
 
-    fn report(&self, session_id: &str, report: PlaybackReport, cx: &DecideCx<'_>) -> Outcome {
+    fn report(
+        &self,
+        session_id: &str,
+        report: PlaybackReport,
+        cx: &DecideCx<'_>,
+    ) -> Decided<PlaybackSessions> {
         let session = self.live.get(session_id).ok_or(Rejection::Ended)?;
         let mut after = session.clone();
         after.reported(&report, cx.now);
@@ -315,15 +245,18 @@ impl State {
     }
 
     /// Ends the session, if it is still live.
-    fn stop(&self, session_id: &str, reason: EndReason, cx: &DecideCx<'_>) -> Outcome {
+    fn stop(
+        &self,
+        session_id: &str,
+        reason: EndReason,
+        cx: &DecideCx<'_>,
+    ) -> Decided<PlaybackSessions> {
         Ok(match self.live.get(session_id) {
             Some(session) => end(session_id, session, reason, cx),
             None => Decision::reply(Reply::Done),
         })
     }
 }
-
-type Outcome = Result<Decision<PlaybackSessions>, Rejection>;
 
 /// Ends the session, and replies with its final state.
 fn end(
@@ -333,18 +266,18 @@ fn end(
     cx: &DecideCx<'_>,
 ) -> Decision<PlaybackSessions> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
-    let stopped = device::Command::Stopped { session_id: session_id.into() };
+    let stopped = ToDevice::Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
     let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
     Decision::reply(Reply::Session(shown.clone()))
         .event(Event::Ended { session_id, session, reason, at })
-        .effect(Effect::send::<Device>(device_id, &stopped))
+        .effect(Effect::send(device_id, &stopped))
         .effect(Effect::announce_to("user", cx.key, &*shown))
         .effect(cancel)
 }
 
 impl Entity for PlaybackSessions {
-    const KIND: &'static str = "playback";
+    const KIND: &'static str = PLAYBACK;
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
     type State = State;
@@ -353,13 +286,13 @@ impl Entity for PlaybackSessions {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Outcome {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<PlaybackSessions> {
         let is_theirs = cx.caller.may_act_for(cx.key, "playback");
         match &command {
             Command::DeviceIs { session_id, .. } => {
                 let may = match state.live.get(session_id) {
-                    Some(session) => cx.caller.is_the(Device::KIND, &session.start.device_id),
-                    None => cx.caller.is_a(Device::KIND),
+                    Some(session) => cx.caller.is_the(DEVICE, &session.start.device_id),
+                    None => cx.caller.is_a(DEVICE),
                 };
                 if !may {
                     let is_theirs = is_theirs && cx.caller.user_id().is_some();
@@ -434,7 +367,7 @@ impl Entity for PlaybackSessions {
     /// Handles an undeliverable command: a device that cannot be told to play counts as removed.
     fn send_failed(failure: SendFailure) -> Option<Command> {
         match serde_json::from_value(failure.command).ok()? {
-            device::Command::Play { session_id, .. } => {
+            ToDevice::Play { session_id, .. } => {
                 Some(Command::DeviceIs { session_id, there: DeviceState::Removed })
             }
             _ => None,
@@ -588,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
-        let play = device::Command::Play { session_id: "plb_1".into(), start: on("dev_1") };
+        let play = ToDevice::Play { session_id: "plb_1".into(), start: on("dev_1") };
         let failed = PlaybackSessions::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),

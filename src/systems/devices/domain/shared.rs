@@ -17,7 +17,7 @@ use super::clock::{DeviceId, NTP64, admit, ntp, to_ntp};
 use super::operation::{Change, DeviceOperation, SyncOperation};
 use super::replica::{Entry, Explanation, Mark, Replica};
 use crate::kernel::clock::Timestamp;
-use crate::kernel::entity::{Announcement, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 
 /// Most entries in one page of the state; `PAGE_BYTES` limits their size.
@@ -268,12 +268,7 @@ impl State {
         behind.map(|(device, _)| *device)
     }
 
-    fn join(
-        &self,
-        device: DeviceId,
-        max: usize,
-        now: Timestamp,
-    ) -> Result<Decision<SyncLog>, Rejection> {
+    fn join(&self, device: DeviceId, max: usize, now: Timestamp) -> Decided<SyncLog> {
         if let Ok(standing) = self.standing(device) {
             return Ok(Decision::reply(Reply::Joined(standing)));
         }
@@ -301,7 +296,7 @@ impl State {
         operations: Vec<DeviceOperation>,
         limits: SyncLimits,
         now: Timestamp,
-    ) -> Result<Decision<SyncLog>, Rejection> {
+    ) -> Decided<SyncLog> {
         let member = self.member(device)?;
         let seen = seen.clamp(member.seen, self.offset);
         // Operations that already arrived are skipped, and nothing after a gap is taken. The reply says where to
@@ -387,11 +382,7 @@ impl Entity for SyncLog {
         )
     }
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if !cx.caller.may_act_for(cx.key, "sync") {
             return Err(Rejection::NotYours);
         }

@@ -12,20 +12,13 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{Announcement, Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::view::ViewRow;
-use crate::systems::marketplace::domain::announcements::{
-    AppointmentAgreed, BookingChange, BookingChanged,
+use crate::systems::marketplace::domain::messages::{
+    Agreed, BOOKING, PROVIDER, Party, REQUEST, SESSION, ToProvider, ToRequest,
 };
-use crate::systems::marketplace::domain::money::Money;
-use crate::systems::marketplace::domain::places::Place;
-use crate::systems::marketplace::domain::profile::ProviderCard;
-use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::rejection::Check;
-use crate::systems::marketplace::domain::request::{self, Request};
 use crate::systems::marketplace::domain::schedule::later;
-use crate::systems::marketplace::domain::service::Service;
-use crate::systems::marketplace::domain::session::Session;
 use crate::systems::marketplace::domain::user::User;
 
 mod rejection;
@@ -33,8 +26,9 @@ mod rejection;
 mod tests;
 mod view;
 
+pub use crate::systems::marketplace::domain::messages::ToBooking as Command;
 pub use rejection::Rejection;
-pub use view::{BookingRow, BookingView};
+pub use view::{AppointmentAgreed, BookingChange, BookingChanged, BookingRow, BookingView};
 
 /// How long after the end a provider may report a no-show. A later report would only serve to prevent a review.
 const NO_SHOW_MINUTES: i64 = 24 * 60;
@@ -43,51 +37,6 @@ const REMIND_HOURS: [u8; 2] = [24, 1];
 
 #[derive(Debug)]
 pub struct Booking;
-
-/// The terms that both sides agreed on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Agreed {
-    pub request_id: String,
-    pub offer_id: String,
-    pub consumer_id: String,
-    pub provider: ProviderCard,
-    pub provider_owner_id: String,
-    pub service: Service,
-    pub details: String,
-    pub place: Place,
-    pub price: Money,
-    pub starts_at: Timestamp,
-    pub ends_at: Timestamp,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Internal: the provider holds the time.
-    Confirm(Box<Agreed>),
-    /// Cancellation by either party, before the start. Internal: also by an abandoned acceptance.
-    Cancel {
-        reason: Option<String>,
-    },
-    /// Internal: the session's agent cancels for its user.
-    CancelForConsumer {
-        reason: Option<String>,
-    },
-    /// The consumer's review, once the booking is completed.
-    Review {
-        rating: u8,
-        comment: Option<String>,
-    },
-    /// A no-show, reported by the provider's owner, from the start until a day after the end.
-    MarkNoShow,
-    /// Query by the parties.
-    Get,
-    /// Internal: timers.
-    Remind {
-        hours_before: u8,
-    },
-    Start,
-    Complete,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -98,15 +47,6 @@ pub enum Event {
     BookingReviewed { rating: u8, comment: Option<String>, at: Timestamp },
     BookingCancelled { by: Party, reason: Option<String>, at: Timestamp },
     ConsumerMissed { at: Timestamp },
-}
-
-/// Who did something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Party {
-    Consumer,
-    Provider,
-    System,
 }
 
 /// Where a booking stands.
@@ -157,7 +97,7 @@ pub enum Reply {
 }
 
 impl Entity for Booking {
-    const KIND: &'static str = "booking";
+    const KIND: &'static str = BOOKING;
     const GOLDEN: &'static str = include_str!("golden/booking.jsonl");
     const HAS_TOPIC: bool = true;
 
@@ -167,22 +107,14 @@ impl Entity for Booking {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(agreed) = &state.agreed else {
             return match command {
-                Command::Confirm(agreed)
-                    if cx.caller.is_the(Provider::KIND, &agreed.provider.id) =>
-                {
+                Command::Confirm(agreed) if cx.caller.is_the(PROVIDER, &agreed.provider.id) => {
                     Ok(confirm(state, agreed, cx))
                 }
                 // Given up before the provider could confirm: there is nothing to undo here.
-                Command::Cancel { .. }
-                    if cx.caller.is_a(Request::KIND) || cx.caller.is_a(Provider::KIND) =>
-                {
+                Command::Cancel { .. } if cx.caller.is_a(REQUEST) || cx.caller.is_a(PROVIDER) => {
                     Ok(Decision::reply(Reply::Done))
                 }
                 _ => Err(Rejection::NotFound),
@@ -202,7 +134,7 @@ impl Entity for Booking {
             Command::Review { rating, comment } => step.review(party, rating, comment),
             Command::MarkNoShow => step.no_show(party),
             Command::Confirm(_) => {
-                only(cx.caller.is_the(Provider::KIND, &agreed.provider.id))?;
+                only(cx.caller.is_the(PROVIDER, &agreed.provider.id))?;
                 Ok(step.confirm_again())
             }
             Command::Remind { hours_before } => internal_only().map(|()| step.remind(hours_before)),
@@ -269,12 +201,12 @@ fn party(agreed: &Agreed, command: &Command, caller: &Caller) -> Option<Party> {
         Some(id) if id == agreed.provider_owner_id => Some(Party::Provider),
         Some(_) => None,
         None => {
-            let made_it = caller.is_the(Request::KIND, &agreed.request_id)
-                || caller.is_the(Provider::KIND, &agreed.provider.id);
+            let made_it = caller.is_the(REQUEST, &agreed.request_id)
+                || caller.is_the(PROVIDER, &agreed.provider.id);
             // In the release before, a session did not say for whom it cancels.
             let cancels = matches!(command, Command::CancelForConsumer { .. })
                 && caller.is_system()
-                && caller.is_a(Session::KIND);
+                && caller.is_a(SESSION);
             (made_it || cancels).then_some(Party::System)
         }
     }
@@ -312,11 +244,9 @@ fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Bo
 }
 
 fn answer_request(agreed: &Agreed, key: &str) -> Effect {
-    let command = request::Command::BookingConfirmed {
-        booking_id: key.into(),
-        offer_id: agreed.offer_id.clone(),
-    };
-    Effect::send::<Request>(agreed.request_id.clone(), &command)
+    let command =
+        ToRequest::BookingConfirmed { booking_id: key.into(), offer_id: agreed.offer_id.clone() };
+    Effect::send(agreed.request_id.clone(), &command)
 }
 
 /// One command on an existing booking.
@@ -377,17 +307,17 @@ impl Step<'_> {
 
     /// Tells the request that its booking was cancelled; the request tells its session.
     fn tell_request(&self, by: Party) -> Effect {
-        let command = request::Command::BookingCancelled { booking_id: self.cx.key.into(), by };
-        Effect::send::<Request>(self.agreed.request_id.clone(), &command)
+        let command = ToRequest::BookingCancelled { booking_id: self.cx.key.into(), by };
+        Effect::send(self.agreed.request_id.clone(), &command)
     }
 
     fn release(&self) -> Effect {
         let booking_id = self.cx.key.into();
-        let command = provider::Command::ReleaseSlot { booking_id };
-        Effect::send::<Provider>(self.agreed.provider.id.clone(), &command)
+        let command = ToProvider::ReleaseSlot { booking_id };
+        Effect::send(self.agreed.provider.id.clone(), &command)
     }
 
-    fn cancel(&self, by: Party, reason: Option<String>) -> Result<Decision<Booking>, Rejection> {
+    fn cancel(&self, by: Party, reason: Option<String>) -> Decided<Booking> {
         match self.state.status {
             Status::Pending | Status::Confirmed => {}
             Status::Cancelled => return Ok(self.unchanged()),
@@ -414,12 +344,7 @@ impl Step<'_> {
             .effects(timers.map(Effect::cancel)))
     }
 
-    fn review(
-        &self,
-        by: Party,
-        rating: u8,
-        comment: Option<String>,
-    ) -> Result<Decision<Booking>, Rejection> {
+    fn review(&self, by: Party, rating: u8, comment: Option<String>) -> Decided<Booking> {
         if by != Party::Consumer {
             return Err(Rejection::ConsumerOnly);
         }
@@ -441,13 +366,13 @@ impl Step<'_> {
         check.text(comment.as_deref().unwrap_or_default(), 2_000, "/comment");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let booking_id = self.cx.key.into();
-        let record = provider::Command::RecordReview { booking_id, stars: rating };
-        let record = Effect::send::<Provider>(self.agreed.provider.id.clone(), &record);
+        let record = ToProvider::RecordReview { booking_id, stars: rating };
+        let record = Effect::send(self.agreed.provider.id.clone(), &record);
         let event = Event::BookingReviewed { rating, comment, at: self.cx.now };
         Ok(self.updated(BookingChange::Reviewed, event).effect(record))
     }
 
-    fn no_show(&self, by: Party) -> Result<Decision<Booking>, Rejection> {
+    fn no_show(&self, by: Party) -> Decided<Booking> {
         if by == Party::Consumer {
             return Err(Rejection::ProviderOnly);
         }

@@ -140,11 +140,11 @@ mod tests {
     use super::*;
     use crate::kernel::entity::spec::{Given, given};
     use crate::kernel::ids::is_valid_id;
-    use crate::systems::marketplace::domain::language::When;
     use crate::systems::marketplace::domain::matching::{Criteria, MAX_RANKED, candidate, rank};
     use crate::systems::marketplace::domain::places::{Place, distance_km};
     use crate::systems::marketplace::domain::provider::{Event, Provider};
     use crate::systems::marketplace::domain::request::MAX_LEADS;
+    use crate::systems::marketplace::domain::schedule::When;
     use crate::systems::marketplace::domain::schedule::zone;
 
     const ALEXANDERPLATZ: (f64, f64) = (52.522, 13.413);

@@ -6,16 +6,14 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::kernel::entity::Effect;
-use crate::systems::marketplace::domain::booking::Agreed;
-use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::matching::{Score, ScoreParts, Scored};
+use crate::systems::marketplace::domain::messages::{Agreed, Asked, Hold};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Lead, Offer, OfferStatus};
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::pricing::{Offering, Per};
 use crate::systems::marketplace::domain::profile::{Base, Profile, ProviderCard};
-use crate::systems::marketplace::domain::provider::Hold;
-use crate::systems::marketplace::domain::request::Asked;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday};
 use crate::systems::marketplace::domain::service::Service;
 

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::{self, Place, currency_of};
-use crate::systems::marketplace::domain::schedule;
+use crate::systems::marketplace::domain::schedule::{self, When};
 use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::token::{self, Token, WordRole};
 
 mod acts;
 mod corrections;
@@ -24,18 +25,9 @@ mod numbers;
 #[cfg(test)]
 mod tests;
 mod time;
-pub(super) mod token;
 mod wishes;
 
 use corrections::{corrected_at, takes_back};
-use token::{Token, WordRole};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct When {
-    pub earliest: Timestamp,
-    pub latest: Timestamp,
-    pub exact: bool,
-}
 
 /// The purpose of a message. Drafts in the journal contain `Request`; the other names may change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -267,7 +259,7 @@ fn read(text: &str, now: Timestamp, home: &Home<'_>, known: &Understanding) -> U
         tokens[at].taken = true;
     }
     let zone_name = home.tz.iana_name().unwrap_or("UTC");
-    let mut found = places::find_in(&tokens, zone_name, cut);
+    let mut found = places::find_in(&tokens, zone_name, cut, leftover::is_known);
     let mut unread: Vec<Unread> = Vec::new();
     for range in &found.unread {
         let words = quote(&tokens, range.start, range.end);
@@ -399,11 +391,6 @@ fn quote(tokens: &[Token], from: usize, to: usize) -> String {
 /// Whether a message is longer than the part that is read.
 pub fn is_too_long(text: &str) -> bool {
     text.chars().nth(token::MAX_CHARS).is_some()
-}
-
-/// Whether a capitalised word is something other than a name.
-pub(super) fn is_said_otherwise(token: &Token) -> bool {
-    leftover::is_known(token)
 }
 
 /// Whether a message only asks about the state of things, and not for a new search.

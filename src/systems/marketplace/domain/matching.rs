@@ -9,16 +9,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernel::clock::Timestamp;
-use crate::systems::marketplace::domain::language::When;
+use crate::kernel::work::Work;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::{Place, distance_km};
 use crate::systems::marketplace::domain::pricing::Offering;
 use crate::systems::marketplace::domain::profile::{Profile, Reputation};
 use crate::systems::marketplace::domain::schedule::Span;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
-/// The name of the runner that reads the candidates and calls [`rank`].
-pub const RUNNER: &str = "match_providers";
+/// The search for providers of a request: reads the candidates and calls [`rank`].
+pub struct MatchProviders;
+
+impl Work for MatchProviders {
+    const NAME: &'static str = "match_providers";
+    type Input = Criteria;
+    type Outcome = Matches;
+}
+
 /// Most candidates in an outcome.
 pub const MAX_RANKED: usize = 20;
 

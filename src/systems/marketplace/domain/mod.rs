@@ -19,6 +19,7 @@ pub mod language;
 pub mod money;
 pub mod places;
 pub mod service;
+mod token;
 pub mod zones;
 
 // Providers: their services, free times, prices, and fit to a request.
@@ -29,11 +30,9 @@ pub mod pricing;
 pub mod profile;
 pub mod schedule;
 
-// Announcements to clients.
-pub mod announcements;
-
-// Entities.
+// Entities, and the messages between them.
 pub mod booking;
+pub mod messages;
 pub mod provider;
 pub mod request;
 pub mod session;
@@ -44,6 +43,8 @@ pub mod rejection;
 
 #[cfg(test)]
 pub mod fixtures;
+#[cfg(test)]
+mod message_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

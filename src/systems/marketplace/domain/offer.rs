@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::systems::marketplace::domain::language::When;
 use crate::systems::marketplace::domain::matching::Score;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
 /// A request as a provider's agent sees it, without the consumer.
@@ -70,6 +70,38 @@ pub struct Offer {
     pub status: OfferStatus,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
+}
+
+/// What the agent says about an offer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OfferSummary {
+    pub offer_id: String,
+    pub provider_name: String,
+    pub price: Money,
+    pub starts_at: Timestamp,
+    /// Of the place where it happens.
+    pub time_zone: String,
+    /// How well it fits, from 0 to 1.
+    #[serde(default)]
+    pub score: f64,
+}
+
+impl OfferSummary {
+    /// Of equals the one that came first.
+    pub fn costs_less(&self, other: &Self) -> bool {
+        self.price.amount_minor < other.price.amount_minor
+    }
+
+    pub fn of(offer: &Offer, time_zone: &str) -> Self {
+        Self {
+            offer_id: offer.id.clone(),
+            provider_name: offer.provider.name.clone(),
+            price: offer.price.clone(),
+            starts_at: offer.starts_at,
+            time_zone: time_zone.into(),
+            score: offer.score.total,
+        }
+    }
 }
 
 /// What clients see of an offer.

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::language::token::{Kind, Token, fold, tokens};
+use super::token::{Kind, Token, fold, tokens};
 
 mod qualifier;
 
@@ -48,11 +48,6 @@ pub(super) fn known_currency(code: &str) -> Option<&'static str> {
 /// The ISO 3166 code of the country of a zone's largest city.
 pub fn country_of(zone: &str) -> Option<&'static str> {
     INDEX.zones.get(zone).copied()
-}
-
-/// The place that the sentence names, for a user at home in the zone `home`.
-pub fn find(text: &str, home: &str) -> Option<Place> {
-    find_in(&tokens(text), home, None).place
 }
 
 /// The coordinates and zones of all known places.
@@ -318,8 +313,14 @@ pub(super) struct Found {
     pub unread: Vec<Range<usize>>,
 }
 
-/// The place that the sentence names. `cut`: the start of the last correction.
-pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found {
+/// The place that the sentence names. `cut`: the start of the last correction. `is_known`: whether a word, even with a
+/// capital, is something else than a name.
+pub(super) fn find_in(
+    tokens: &[Token],
+    home: &str,
+    cut: Option<usize>,
+    is_known: fn(&Token) -> bool,
+) -> Found {
     let words: Vec<usize> =
         (0..tokens.len()).filter(|n| tokens[*n].kind == Kind::Word && !tokens[*n].taken).collect();
     let home = country_of(home);
@@ -389,7 +390,7 @@ pub(super) fn find_in(tokens: &[Token], home: &str, cut: Option<usize>) -> Found
             found.unread.push(other.range.clone());
         }
     }
-    if let Some(more) = qualifier(tokens, range.end) {
+    if let Some(more) = qualifier(tokens, range.end, is_known) {
         if !is_that(tokens, &name.range, &more, spot) {
             found.unread.push(range.start..more.end);
         }
@@ -496,7 +497,9 @@ mod tests {
     use super::*;
 
     fn named(text: &str, home: &str) -> Option<String> {
-        find(text, home).map(|place| format!("{}, {}, {}", place.name, place.city, place.country))
+        find_in(&tokens(text), home, None, |_| false)
+            .place
+            .map(|place| format!("{}, {}, {}", place.name, place.city, place.country))
     }
 
     #[test]

@@ -8,19 +8,19 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity};
+use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::ViewRow;
-use crate::systems::marketplace::domain::booking::{self, Booking};
+use crate::systems::marketplace::domain::messages::{
+    Agreed, BOOKING, Hold, PROVIDER, REQUEST, ToBooking, ToRequest,
+};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStatus};
-use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::policy::{self, Promise, Terms};
 use crate::systems::marketplace::domain::profile::{
     Profile, ProfilePatch, ProviderCard, ProviderView, Reputation,
 };
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary};
-use crate::systems::marketplace::domain::request::{self, Request};
 use crate::systems::marketplace::domain::schedule::{Span, later};
 use crate::systems::marketplace::domain::service::Service;
 
@@ -28,6 +28,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+pub use crate::systems::marketplace::domain::messages::ToProvider as Command;
 use steps::{consider_lead, enroll, hold_slot, release_slot, update};
 
 /// Most open offers that are remembered. Beyond this, the one that expires first is forgotten; its slot can still be
@@ -42,59 +43,6 @@ const PROJECT_EVERY_LEADS: u32 = 16;
 
 #[derive(Debug)]
 pub struct Provider;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Enrolment by the owner. `standing` is only for profiles that the node itself seeds.
-    Enroll {
-        owner_id: String,
-        profile: Profile,
-        standing: Option<Reputation>,
-    },
-    /// An update by the owner. The version must be `expected_version`, which the editor saw, or one of `or_versions`.
-    Update {
-        patch: ProfilePatch,
-        expected_version: Option<u64>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        or_versions: Vec<u64>,
-    },
-    /// Query. Profiles are public.
-    Get,
-    /// Internal: a request asks the agent.
-    ConsiderLead {
-        lead: Lead,
-    },
-    HoldSlot(Hold),
-    /// Internal: a request gave up, or a booking was cancelled.
-    ReleaseSlot {
-        booking_id: String,
-    },
-    /// Internal: the request went another way.
-    WithdrawOffer {
-        offer_id: String,
-    },
-    /// Internal: the booking was reviewed.
-    RecordReview {
-        booking_id: String,
-        stars: u8,
-    },
-}
-
-/// The terms of an accepted offer, as the request received them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Hold {
-    pub booking_id: String,
-    pub offer_id: String,
-    pub request_id: String,
-    pub consumer_id: String,
-    pub service: Service,
-    pub details: String,
-    pub place: Place,
-    pub price: Money,
-    pub starts_at: Timestamp,
-    pub ends_at: Timestamp,
-    pub expires_at: Timestamp,
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -219,7 +167,7 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl Entity for Provider {
-    const KIND: &'static str = "provider";
+    const KIND: &'static str = PROVIDER;
     const GOLDEN: &'static str = include_str!("golden/provider.jsonl");
 
     type State = State;
@@ -228,11 +176,7 @@ impl Entity for Provider {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if !may(state, &command, cx.caller) {
             return Err(Rejection::InternalOnly);
         }
@@ -368,19 +312,19 @@ impl Entity for Provider {
 fn may(state: &State, command: &Command, caller: &Caller) -> bool {
     match command {
         Command::Enroll { .. } | Command::Update { .. } | Command::Get => true,
-        Command::ConsiderLead { lead } => caller.is_the(Request::KIND, &lead.request_id),
-        Command::HoldSlot(hold) => caller.is_the(Request::KIND, &hold.request_id),
+        Command::ConsiderLead { lead } => caller.is_the(REQUEST, &lead.request_id),
+        Command::HoldSlot(hold) => caller.is_the(REQUEST, &hold.request_id),
         Command::WithdrawOffer { offer_id } => {
             match state.offers.iter().find(|offer| offer.id == *offer_id) {
-                Some(offer) => caller.is_the(Request::KIND, &offer.request_id),
-                None => caller.is_a(Request::KIND),
+                Some(offer) => caller.is_the(REQUEST, &offer.request_id),
+                None => caller.is_a(REQUEST),
             }
         }
         // Which request holds the time is not kept; the booking's id, which it made, is known to it alone.
         Command::ReleaseSlot { booking_id } => {
-            caller.is_the(Booking::KIND, booking_id) || caller.is_a(Request::KIND)
+            caller.is_the(BOOKING, booking_id) || caller.is_a(REQUEST)
         }
-        Command::RecordReview { booking_id, .. } => caller.is_the(Booking::KIND, booking_id),
+        Command::RecordReview { booking_id, .. } => caller.is_the(BOOKING, booking_id),
     }
 }
 

@@ -14,20 +14,20 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::entity::{Caller, DecideCx, Decision, Effect, Entity, RunOutcome, SendFailure};
+use crate::kernel::entity::{
+    Caller, DecideCx, Decided, Decision, Effect, Entity, RunOutcome, SendFailure,
+};
 use crate::kernel::view::ViewRow;
-use crate::systems::marketplace::domain::booking::{self, Booking};
-use crate::systems::marketplace::domain::language::When;
-use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, Scored};
+use crate::systems::marketplace::domain::matching::{Criteria, MatchProviders, Matches, Scored};
+use crate::systems::marketplace::domain::messages::{
+    Asked, BOOKING, Hold, PROVIDER, Party, Pick, Progress, REQUEST, SESSION, ToBooking, ToProvider,
+    ToSession,
+};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
-    Decline, DeclineReason, Lead, Offer, OfferStatus, OfferView,
+    Decline, DeclineReason, Lead, Offer, OfferStatus, OfferSummary, OfferView,
 };
-use crate::systems::marketplace::domain::places::Place;
-use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::rejection::Check;
-use crate::systems::marketplace::domain::service::Service;
-use crate::systems::marketplace::domain::session::{self, OfferSummary, Progress, Session};
 use crate::systems::marketplace::domain::user::User;
 
 mod draft;
@@ -38,9 +38,10 @@ mod steps;
 mod tests;
 mod view;
 
+pub use crate::systems::marketplace::domain::messages::ToRequest as Command;
 pub use rejection::Rejection;
 pub use state::{Acceptance, Answer, AskedProvider, State, Status};
-pub use view::{OfferRow, RequestView};
+pub use view::{OfferChanged, OfferMade, OfferRow, RequestView};
 
 use draft::Draft;
 use steps::{
@@ -60,103 +61,6 @@ const MATCH_RETRY_S: i64 = 5;
 
 #[derive(Debug)]
 pub struct Request;
-
-/// The content of a request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Asked {
-    pub consumer_id: String,
-    /// The session in which the agent talks about it.
-    pub session_id: Option<String>,
-    pub service: Service,
-    pub details: String,
-    pub place: Place,
-    pub when: When,
-    pub budget: Option<Money>,
-    pub time_zone: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    Create(Asked),
-    /// Acceptance by the consumer.
-    AcceptOffer {
-        offer_id: String,
-    },
-    DeclineOffer {
-        offer_id: String,
-    },
-    Cancel {
-        reason: Option<String>,
-    },
-    /// Query.
-    Get,
-    /// Query that waits until the acceptance of this offer is decided.
-    AwaitAcceptance {
-        offer_id: String,
-    },
-    /// Internal: the session's agent accepts for its user.
-    AcceptPick {
-        pick: Pick,
-    },
-    /// Internal: the outcome of the matching run.
-    TakeMatches {
-        candidates: Vec<Scored>,
-    },
-    MatchFailed {
-        error: String,
-    },
-    RetryMatch,
-    /// Internal: a provider's agent.
-    ReceiveOffer {
-        offer: Offer,
-    },
-    ReceiveDecline {
-        provider_id: String,
-        decline: Decline,
-    },
-    WithdrawOffer {
-        offer_id: String,
-        #[serde(default)]
-        reason: Option<String>,
-    },
-    HoldRefused {
-        offer_id: String,
-        booking_id: String,
-        reason: String,
-    },
-    /// Internal: the booking.
-    BookingConfirmed {
-        booking_id: String,
-        offer_id: String,
-    },
-    BookingCancelled {
-        booking_id: String,
-        by: booking::Party,
-    },
-    /// Internal: timers, and commands that could not be delivered.
-    ExpireOffer {
-        offer_id: String,
-    },
-    AcceptanceOverdue {
-        booking_id: String,
-    },
-    AbandonAcceptance {
-        booking_id: String,
-        reason: String,
-    },
-    Expire,
-}
-
-/// Which of the open offers is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pick {
-    /// The highest score.
-    Best,
-    Cheapest,
-    /// The n-th offer in order of arrival, from 1.
-    Nth(u8),
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -224,7 +128,7 @@ pub enum Event {
     /// The booking was cancelled after the request was booked.
     BookingCancelled {
         booking_id: String,
-        by: booking::Party,
+        by: Party,
         at: Timestamp,
     },
     Expired {
@@ -251,7 +155,7 @@ pub enum Reply {
 }
 
 impl Entity for Request {
-    const KIND: &'static str = "request";
+    const KIND: &'static str = REQUEST;
     const GOLDEN: &'static str = include_str!("golden/request.jsonl");
 
     type State = State;
@@ -260,11 +164,7 @@ impl Entity for Request {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(asked) = &state.asked else {
             return match command {
                 Command::Create(asked) => create(state, asked, cx),
@@ -400,24 +300,23 @@ impl Entity for Request {
     }
 
     fn run_finished(outcome: RunOutcome) -> Option<Command> {
-        Some(match outcome.result.map(serde_json::from_value::<Matches>) {
-            Ok(Ok(Matches { candidates })) => Command::TakeMatches { candidates },
-            Ok(Err(error)) => Command::MatchFailed { error: error.to_string() },
+        Some(match outcome.of::<MatchProviders>() {
+            Ok(Matches { candidates }) => Command::TakeMatches { candidates },
             Err(error) => Command::MatchFailed { error },
         })
     }
 
     /// Handles an undeliverable command: a lead counts as declined, and a hold is given up.
     fn send_failed(failure: SendFailure) -> Option<Command> {
-        if failure.kind != Provider::KIND {
+        if failure.kind != PROVIDER {
             return None;
         }
         match serde_json::from_value(failure.command).ok()? {
-            provider::Command::ConsiderLead { .. } => Some(Command::ReceiveDecline {
+            ToProvider::ConsiderLead { .. } => Some(Command::ReceiveDecline {
                 provider_id: failure.key,
                 decline: Decline { reason: DeclineReason::Unreachable, lowest_price: None },
             }),
-            provider::Command::HoldSlot(hold) => Some(Command::AbandonAcceptance {
+            ToProvider::HoldSlot(hold) => Some(Command::AbandonAcceptance {
                 booking_id: hold.booking_id,
                 reason: failure.reason,
             }),
@@ -459,8 +358,8 @@ fn may(
     let caller = cx.caller;
     let consumers = |scope| is_consumers(asked, caller, scope);
     let provider = |offer_id: &str| match state.offer(offer_id) {
-        Some(offer) => caller.is_the(Provider::KIND, &offer.provider.id),
-        None => caller.is_a(Provider::KIND),
+        Some(offer) => caller.is_the(PROVIDER, &offer.provider.id),
+        None => caller.is_a(PROVIDER),
     };
     let may = match command {
         Command::Create(_) | Command::Cancel { .. } | Command::Get => consumers("request"),
@@ -469,13 +368,13 @@ fn may(
         | Command::AwaitAcceptance { .. } => consumers("offer"),
         // People name the offer.
         Command::AcceptPick { .. } => caller.user_id().is_none() && consumers("offer"),
-        Command::ReceiveOffer { offer } => caller.is_the(Provider::KIND, &offer.provider.id),
-        Command::ReceiveDecline { provider_id, .. } => caller.is_the(Provider::KIND, provider_id),
+        Command::ReceiveOffer { offer } => caller.is_the(PROVIDER, &offer.provider.id),
+        Command::ReceiveDecline { provider_id, .. } => caller.is_the(PROVIDER, provider_id),
         Command::WithdrawOffer { offer_id, .. } | Command::HoldRefused { offer_id, .. } => {
             provider(offer_id)
         }
         Command::BookingConfirmed { booking_id, .. }
-        | Command::BookingCancelled { booking_id, .. } => caller.is_the(Booking::KIND, booking_id),
+        | Command::BookingCancelled { booking_id, .. } => caller.is_the(BOOKING, booking_id),
         Command::TakeMatches { .. }
         | Command::MatchFailed { .. }
         | Command::RetryMatch
@@ -495,7 +394,7 @@ fn may(
 fn is_consumers(asked: &Asked, caller: &Caller, scope: &str) -> bool {
     let session = asked.session_id.as_deref();
     caller.may_act_for(&asked.consumer_id, scope)
-        || session.is_some_and(|key| *caller == Caller::entity(session::Session::KIND, key))
+        || session.is_some_and(|key| *caller == Caller::entity(SESSION, key))
 }
 
 fn set_answer(state: &mut State, provider_id: &str, answer: Answer) {

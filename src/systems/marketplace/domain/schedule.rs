@@ -9,8 +9,6 @@ use jiff::{SignedDuration, Timestamp, ToSpan};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::systems::marketplace::domain::language::When;
-
 /// The grid of offered starts.
 pub const GRID_MINUTES: i64 = 15;
 /// Travel time between two bookings.
@@ -28,6 +26,14 @@ pub fn zone(name: &str) -> Option<TimeZone> {
 
 pub fn minutes(n: i64) -> SignedDuration {
     SignedDuration::from_mins(n)
+}
+
+/// The window of time that a consumer asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct When {
+    pub earliest: Timestamp,
+    pub latest: Timestamp,
+    pub exact: bool,
 }
 
 /// A half-open span of time: `[starts_at, ends_at)`.

@@ -11,20 +11,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, Principal, Publication, SendFailure,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
 use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
-use crate::systems::marketplace::domain::announcements::{ChatTyping, SessionEnded};
-use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::Understanding;
+use crate::systems::marketplace::domain::messages::{
+    AskedOf, BOOKING, Progress, REQUEST, SESSION, ToBooking, ToRequest,
+};
+use crate::systems::marketplace::domain::offer::OfferSummary;
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, is_currency, summary};
-use crate::systems::marketplace::domain::request::{self, Request};
+use crate::systems::marketplace::domain::request;
 use crate::systems::marketplace::domain::schedule::zone;
 use crate::systems::marketplace::domain::service::Service;
 
 mod acting;
+mod announcements;
 mod memory;
 mod talk;
 #[cfg(test)]
@@ -32,7 +35,9 @@ mod tests;
 mod view;
 mod words;
 
-pub use memory::{AskedOf, Current, OfferSummary, Pending, Progress};
+pub use crate::systems::marketplace::domain::messages::ToSession as Command;
+pub use announcements::{ChatMessage, ChatResponse, ChatToken, ChatTyping, SessionEnded};
+pub use memory::{Current, Pending};
 pub use view::{MessageRow, MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
@@ -45,44 +50,6 @@ pub const MAX_REQUESTS: usize = 8;
 
 #[derive(Debug)]
 pub struct Session;
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Command {
-    /// Creates the session for the calling user, or opens it again.
-    Open {
-        time_zone: String,
-        locale: String,
-        currency: Option<String>,
-    },
-    SendMessage {
-        content: String,
-        media: Vec<String>,
-    },
-    /// Query, with a lossy publication.
-    Typing {
-        is_typing: bool,
-    },
-    /// `end` ends the session for all devices.
-    Close {
-        end: bool,
-    },
-    /// Internal: another entity's `Effect::notify`.
-    Publish {
-        event: String,
-        data: Value,
-    },
-    /// Internal: how a request is going.
-    RequestProgress {
-        request_id: String,
-        progress: Progress,
-    },
-    /// Internal: a request, or a booking, said no to what the agent asked of it.
-    RequestRefused {
-        request_id: String,
-        asked: AskedOf,
-        reason: String,
-    },
-}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -285,7 +252,7 @@ impl crate::kernel::entity::Rejection for Rejection {
 }
 
 impl Entity for Session {
-    const KIND: &'static str = "session";
+    const KIND: &'static str = SESSION;
     const GOLDEN: &'static str = include_str!("golden/session.jsonl");
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
@@ -296,11 +263,7 @@ impl Entity for Session {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(
-        state: &State,
-        command: Command,
-        cx: &DecideCx<'_>,
-    ) -> Result<Decision<Self>, Rejection> {
+    fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if state.created_at.is_none() {
             return match command {
                 Command::Open { time_zone, locale, currency } => {
@@ -409,16 +372,14 @@ impl Entity for Session {
 
     fn send_failed(failure: SendFailure) -> Option<Command> {
         let asked = match failure.kind.as_str() {
-            Booking::KIND => match serde_json::from_value(failure.command).ok()? {
-                booking::Command::CancelForConsumer { .. } => AskedOf::CancelBooking,
+            BOOKING => match serde_json::from_value(failure.command).ok()? {
+                ToBooking::CancelForConsumer { .. } => AskedOf::CancelBooking,
                 _ => return None,
             },
-            Request::KIND => match serde_json::from_value(failure.command).ok()? {
-                request::Command::Create(_) => AskedOf::Create,
-                request::Command::Cancel { .. } => AskedOf::Cancel,
-                request::Command::AcceptPick { .. } | request::Command::AcceptOffer { .. } => {
-                    AskedOf::Accept
-                }
+            REQUEST => match serde_json::from_value(failure.command).ok()? {
+                ToRequest::Create(_) => AskedOf::Create,
+                ToRequest::Cancel { .. } => AskedOf::Cancel,
+                ToRequest::AcceptPick { .. } | ToRequest::AcceptOffer { .. } => AskedOf::Accept,
                 _ => return None,
             },
             _ => return None,
@@ -436,7 +397,7 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
         Command::Publish { .. } => {
             caller.is_system() || caller.user_id().is_none() && users("session")
         }
-        Command::RequestProgress { request_id, .. } => caller.is_the(Request::KIND, request_id),
+        Command::RequestProgress { request_id, .. } => caller.is_the(REQUEST, request_id),
         Command::RequestRefused { .. } => caller.is_itself(),
     };
     if may {
@@ -452,7 +413,7 @@ fn open(
     locale: String,
     currency: Option<String>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Session>, Rejection> {
+) -> Decided<Session> {
     let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
     let mut check = Check::default();
     check.zone(&time_zone, "/time_zone");

@@ -6,13 +6,17 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::kernel::entity::{
-    Caller, DecideCx, Decision, Effect, Entity, Rejection, Role, RunOutcome, SendFailure, to_value,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Rejection, Role, RunOutcome, SendFailure,
+    to_value,
 };
 use crate::kernel::ids::IdSource;
+use crate::kernel::work::Work;
 use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::demo_providers::demo_providers;
 use crate::systems::marketplace::domain::fixtures::{NOW, at};
-use crate::systems::marketplace::domain::matching::{self, Criteria, Matches, candidate, rank};
+use crate::systems::marketplace::domain::matching::{
+    Criteria, MatchProviders, Matches, candidate, rank,
+};
 use crate::systems::marketplace::domain::profile::ProfilePatch;
 use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::request::{self, Request};
@@ -76,7 +80,7 @@ impl World {
         caller: Caller,
         key: &str,
         command: E::Command,
-    ) -> Result<Decision<E>, E::Rejection> {
+    ) -> Decided<E> {
         // Far apart, so that ids of one decision do not meet those of the next.
         self.decided += 1 << 20;
         let ids = IdSource::new(self.now, self.decided);
@@ -122,7 +126,7 @@ impl World {
             }
             Effect::Private { effect, .. } => self.perform::<E>(me, key, *effect),
             Effect::Run { runner, tag, input } => {
-                assert_eq!(runner, matching::RUNNER);
+                assert_eq!(runner, MatchProviders::NAME);
                 let result = Ok(to_value(&self.run_match(&input)));
                 let command = E::run_finished(RunOutcome { runner: runner.into(), tag, result });
                 let command = to_value(&command.unwrap());

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::kernel::entity::{DecideCx, Decision, Effect, Entity, Publication};
+use crate::kernel::entity::{DecideCx, Decided, Decision, Effect, Entity, Publication};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::private::INBOX;
 
@@ -60,7 +60,7 @@ impl Entity for User {
     type Reply = Reply;
     type Rejection = Rejection;
 
-    fn decide(_: &State, command: Command, cx: &DecideCx<'_>) -> Result<Decision<Self>, Rejection> {
+    fn decide(_: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let is_entity = cx.caller.user_id().is_none();
         if !(cx.caller.is_system() || is_entity && cx.caller.may_act_for(cx.key, "user")) {
             return Err(Rejection::InternalOnly);

@@ -3,9 +3,10 @@
 use super::requests::{CreateRequest, PlaceBody};
 use crate::contract::{Call, FieldError, Outcome, Problem};
 use crate::kernel::text::cleaned;
-use crate::systems::marketplace::domain::language::{self, Home, Intent, When};
+use crate::systems::marketplace::domain::language::{self, Home, Intent};
+use crate::systems::marketplace::domain::messages::Asked;
 use crate::systems::marketplace::domain::places::Place;
-use crate::systems::marketplace::domain::request::Asked;
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::{schedule, session};
 
 /// The pointer into the input for a pointer into the command, which nests times in `/when`.

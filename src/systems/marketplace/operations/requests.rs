@@ -8,9 +8,10 @@ use crate::contract::list::{Page, Paging};
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
-use crate::systems::marketplace::domain::language::When;
+use crate::systems::marketplace::domain::messages::Asked;
 use crate::systems::marketplace::domain::money::Money;
-use crate::systems::marketplace::domain::request::{self, Asked, Request, RequestView};
+use crate::systems::marketplace::domain::request::{self, Request, RequestView};
+use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
 /// A new request: either a sentence, or the fields.
@@ -203,7 +204,7 @@ mod tests {
         let body = json!({"service": "flying", "earliest": "soon", "details": "x", "unknown": 1});
         let problem = read::<CreateRequest>(&body).unwrap_err();
         let pointers: Vec<&str> = problem.errors.iter().map(|e| e.pointer.as_str()).collect();
-        assert_eq!(pointers, ["/earliest", "/service"]);
+        assert_eq!(pointers, ["/service", "/earliest"]);
     }
 
     #[test]

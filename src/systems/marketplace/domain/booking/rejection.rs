@@ -1,4 +1,4 @@
-//! Why a booking says no.
+//! Rejections of a booking.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,25 +11,25 @@ pub enum Rejection {
     NotFound,
     #[error("only the system may do this")]
     InternalOnly,
-    #[error("only the consumer may review")]
+    #[error("only the consumer may review a booking")]
     ConsumerOnly,
-    #[error("nobody reviews themselves")]
+    #[error("you cannot review your own services")]
     OwnBooking,
-    #[error("only the provider may say so")]
+    #[error("only the provider may report a no-show")]
     ProviderOnly,
-    #[error("the appointment has started")]
+    #[error("the appointment has started: it can no longer be cancelled")]
     AlreadyStarted,
-    #[error("the appointment has not started")]
+    #[error("the appointment has not started yet: report a no-show after its start")]
     NotStarted,
-    #[error("that had to be said within a day after the end")]
+    #[error("a no-show must be reported within a day after the end of the appointment")]
     TooLate,
-    #[error("the appointment is not completed")]
+    #[error("the appointment is not completed yet: review it after its end")]
     NotCompleted,
-    #[error("it is reviewed already")]
+    #[error("this booking was already reviewed")]
     AlreadyReviewed,
-    #[error("the booking was cancelled")]
+    #[error("this booking was cancelled")]
     Cancelled,
-    #[error("the consumer did not come")]
+    #[error("the provider reported that the consumer did not come")]
     NoShow,
     #[error("{}", summary(errors))]
     Invalid { errors: Vec<FieldError> },

@@ -1,15 +1,19 @@
-//! The booking as clients and read models see it.
+//! The booking as clients and read models see it, and its announcements.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Agreed, Cancellation, Review, State, Status};
+use super::{Cancellation, Review, State, Status};
+use crate::kernel::entity::Announcement;
 use crate::kernel::view::{Listed, View};
+use crate::systems::marketplace::domain::messages::Agreed;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
 use crate::systems::marketplace::domain::service::Service;
+
+const TOPICS: &[&str] = &["user", "booking"];
 
 /// What the API, the read model's `detail` and the `booking:` events show of a booking.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +62,45 @@ impl BookingView {
     }
 }
 
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct AppointmentAgreed {
+    pub booking: BookingView,
+}
+
+impl Announcement for AppointmentAgreed {
+    const EVENT: &'static str = "booking:confirmed";
+    const SUMMARY: &'static str = "An appointment is agreed";
+    const TOPICS: &'static [&'static str] = TOPICS;
+}
+
+/// What happened to a booking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BookingChange {
+    Started,
+    Completed,
+    Cancelled,
+    Reviewed,
+    /// The consumer did not come.
+    NoShow,
+    /// It is near: `hours_before` says how near.
+    Reminder,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct BookingChanged {
+    pub kind: BookingChange,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hours_before: Option<u8>,
+    pub booking: BookingView,
+}
+
+impl Announcement for BookingChanged {
+    const EVENT: &'static str = "booking:updated";
+    const SUMMARY: &'static str = "A booking has changed, or is near: what happened is its kind";
+    const TOPICS: &'static [&'static str] = TOPICS;
+}
+
 /// The row of a booking: what is shown of it, and the columns that rows are found by.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct BookingRow {
@@ -80,22 +123,21 @@ pub struct BookingRow {
 
 impl BookingRow {
     pub fn of(agreed: &Agreed, detail: BookingView) -> Self {
-        let shown = detail.clone();
         Self {
-            id: shown.id,
-            request_id: shown.request_id,
-            offer_id: shown.offer_id,
-            consumer_id: shown.consumer_id,
-            provider_id: shown.provider.id,
+            id: detail.id.clone(),
+            request_id: detail.request_id.clone(),
+            offer_id: detail.offer_id.clone(),
+            consumer_id: detail.consumer_id.clone(),
+            provider_id: detail.provider.id.clone(),
             provider_owner_id: agreed.provider_owner_id.clone(),
-            service: shown.service,
-            status: shown.status,
-            price: shown.price,
-            starts_at: shown.starts_at,
-            ends_at: shown.ends_at,
-            place: shown.place,
-            created_at: shown.created_at,
-            updated_at: shown.updated_at,
+            service: detail.service,
+            status: detail.status,
+            price: detail.price.clone(),
+            starts_at: detail.starts_at,
+            ends_at: detail.ends_at,
+            place: detail.place.clone(),
+            created_at: detail.created_at,
+            updated_at: detail.updated_at,
             detail,
         }
     }

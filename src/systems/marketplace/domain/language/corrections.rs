@@ -1,7 +1,7 @@
 //! Corrections within a message.
 
 use super::token::{Kind, Token};
-use super::{acts, numbers, time};
+use super::{acts, leftover, numbers, time};
 use crate::systems::marketplace::domain::places;
 
 /// The token at which the last correction starts: "no wait", "sorry, I meant", "actually".
@@ -58,7 +58,7 @@ pub(super) fn takes_back(tokens: &[Token], at: usize) -> bool {
         return before.iter().any(|token| hour(token) || token.kind == Kind::Number);
     }
     let named = |tokens: &[Token]| {
-        let found = places::find_in(tokens, "UTC", None);
+        let found = places::find_in(tokens, "UTC", None, leftover::is_known);
         found.place.is_some() || !found.unread.is_empty()
     };
     named(&tokens[at + 1..tokens.len().min(next + 4)]) && named(before)

@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use super::{INDEX, Named, Spot};
-use crate::systems::marketplace::domain::language::is_said_otherwise;
-use crate::systems::marketplace::domain::language::token::{Kind, Token, Words, tokens};
+use crate::systems::marketplace::domain::token::{Kind, Token, Words, tokens};
 
 const DENIALS: Words = Words(
     "not, except, outside, excluding, avoid, never, without, besides, nowhere, far, away, but",
@@ -35,17 +34,21 @@ pub(super) fn apart(other: &Named, name: &Named, spot: &Spot) -> bool {
 }
 
 /// The qualifier after a town's name: "(Oder)", ", New Hampshire", ", TX".
-pub(super) fn qualifier(tokens: &[Token], at: usize) -> Option<Range<usize>> {
+pub(super) fn qualifier(
+    tokens: &[Token],
+    at: usize,
+    is_known: fn(&Token) -> bool,
+) -> Option<Range<usize>> {
     let sign = tokens.get(at)?;
     let name = |n: usize| {
         tokens.get(n).is_some_and(|token| {
-            token.kind == Kind::Word && token.capital && !token.taken && !is_said_otherwise(token)
+            token.kind == Kind::Word && token.capital && !token.taken && !is_known(token)
         })
     };
     let word = |n: usize| {
-        tokens.get(n).is_some_and(|token| {
-            token.kind == Kind::Word && !token.taken && !is_said_otherwise(token)
-        })
+        tokens
+            .get(n)
+            .is_some_and(|token| token.kind == Kind::Word && !token.taken && !is_known(token))
     };
     if sign.is("(") && word(at + 1) {
         let close = (at + 1..tokens.len()).take(4).find(|n| tokens[*n].is(")"))?;

@@ -8,7 +8,7 @@ pub(super) fn enroll(
     profile: Profile,
     standing: Option<Reputation>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
+) -> Decided<Provider> {
     // Whoever acts for somebody has no role of theirs, and this takes one.
     if !(cx.caller.is_itself() || cx.caller.user_id() == Some(&*owner_id)) {
         return Err(Rejection::NotYours);
@@ -27,7 +27,7 @@ pub(super) fn update(
     patch: ProfilePatch,
     seen: Option<(u64, Vec<u64>)>,
     cx: &DecideCx<'_>,
-) -> Result<Decision<Provider>, Rejection> {
+) -> Decided<Provider> {
     if !cx.caller.may_act_for(&state.owner_id, "provider") {
         return Err(Rejection::NotYours);
     }
@@ -48,7 +48,7 @@ pub(super) fn update(
     let mut decision = changed(state, Event::Updated { profile: new, at: cx.now }, cx);
     for (offer_id, request_id) in gone {
         let reason = Some("offer_withdrawn".into());
-        let withdraw = request::Command::WithdrawOffer { offer_id: offer_id.clone(), reason };
+        let withdraw = ToRequest::WithdrawOffer { offer_id: offer_id.clone(), reason };
         decision = decision
             .event(Event::OfferWithdrawn { offer_id, at: cx.now })
             .effect(to_request(request_id, withdraw));
@@ -105,12 +105,12 @@ pub(super) fn consider_lead(
             let open = OpenOffer { id, request_id, price, slot, expires_at, job };
             decision
                 .event(Event::OfferMade { offer: open, at: cx.now })
-                .effect(to_request(lead.request_id, request::Command::ReceiveOffer { offer }))
+                .effect(to_request(lead.request_id, ToRequest::ReceiveOffer { offer }))
         }
         Err(decline) => {
             let request_id = lead.request_id.clone();
             let provider_id = cx.key.into();
-            let answer = request::Command::ReceiveDecline { provider_id, decline: decline.clone() };
+            let answer = ToRequest::ReceiveDecline { provider_id, decline: decline.clone() };
             decision
                 .event(Event::LeadDeclined { request_id, decline, at: cx.now })
                 .effect(to_request(lead.request_id, answer))
@@ -118,8 +118,8 @@ pub(super) fn consider_lead(
     }
 }
 
-fn to_request(request_id: String, command: request::Command) -> Effect {
-    Effect::send::<Request>(request_id, &command)
+fn to_request(request_id: String, command: ToRequest) -> Effect {
+    Effect::send(request_id, &command)
 }
 
 pub(super) fn hold_slot(
@@ -137,7 +137,7 @@ pub(super) fn hold_slot(
     };
     if let Some(reason) = refusal {
         let Hold { offer_id, booking_id, request_id, .. } = hold;
-        let refused = request::Command::HoldRefused { offer_id, booking_id, reason: reason.into() };
+        let refused = ToRequest::HoldRefused { offer_id, booking_id, reason: reason.into() };
         return Decision::reply(Reply::Done).effect(to_request(request_id, refused));
     }
     let taken = slot.with_travel();
@@ -147,7 +147,7 @@ pub(super) fn hold_slot(
         .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
         .map(|offer| {
             let (offer_id, reason) = (offer.id.clone(), Some("slot_taken".into()));
-            let withdraw = request::Command::WithdrawOffer { offer_id, reason };
+            let withdraw = ToRequest::WithdrawOffer { offer_id, reason };
             to_request(offer.request_id.clone(), withdraw)
         })
         .collect::<Vec<_>>();
@@ -194,7 +194,7 @@ fn refusal(
 }
 
 fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>) -> Effect {
-    let agreed = booking::Agreed {
+    let agreed = Agreed {
         request_id: hold.request_id,
         offer_id: hold.offer_id,
         consumer_id: hold.consumer_id,
@@ -207,7 +207,7 @@ fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>)
         starts_at: hold.starts_at,
         ends_at: hold.ends_at,
     };
-    Effect::send::<Booking>(hold.booking_id, &booking::Command::Confirm(agreed.into()))
+    Effect::send(hold.booking_id, &ToBooking::Confirm(agreed.into()))
 }
 
 pub(super) fn release_slot(
@@ -221,9 +221,9 @@ pub(super) fn release_slot(
         Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
     let decision = decision.event(released);
     // A booking that asks for it knows.
-    if cx.caller.is_the(Booking::KIND, &booking_id) && !cx.caller.is_itself() {
+    if cx.caller.is_the(BOOKING, &booking_id) && !cx.caller.is_itself() {
         return decision;
     }
-    let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
-    decision.effect(Effect::send::<Booking>(booking_id, &command))
+    let command = ToBooking::Cancel { reason: Some("acceptance_abandoned".into()) };
+    decision.effect(Effect::send(booking_id, &command))
 }

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::kernel::clock::saturating_add;
-use crate::kernel::entity::{Announcement, to_value};
-use crate::systems::marketplace::domain::announcements::{OfferChanged, OfferMade};
+use crate::kernel::entity::Announcement;
 
 /// A decision under construction, together with the state after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -79,12 +78,12 @@ impl<'a> Draft<'a> {
     pub(super) fn tell(&mut self, progress: Progress) {
         let Some(session) = self.asked().session_id.clone() else { return };
         let request_id = self.cx.key.to_owned();
-        let command = session::Command::RequestProgress { request_id, progress };
-        self.effect(Effect::send::<Session>(session, &command));
+        let command = ToSession::RequestProgress { request_id, progress };
+        self.effect(Effect::send(session, &command));
     }
 
-    pub(super) fn send_provider(&mut self, provider_id: &str, command: &provider::Command) {
-        self.effect(Effect::send::<Provider>(provider_id, command));
+    pub(super) fn send_provider(&mut self, provider_id: &str, command: &ToProvider) {
+        self.effect(Effect::send(provider_id, command));
     }
 
     pub(super) fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {
@@ -94,8 +93,7 @@ impl<'a> Draft<'a> {
     pub(super) fn run_match(&mut self) {
         let Asked { consumer_id, service, place, when, budget, .. } = self.asked().clone();
         let criteria = Criteria { consumer_id: Some(consumer_id), service, place, when, budget };
-        let input = to_value(&criteria);
-        self.effect(Effect::run(matching::RUNNER, "match", input));
+        self.effect(Effect::run::<MatchProviders>("match", &criteria));
     }
 
     /// Ends the request with `event`: withdraws its open offers and cancels its timers.
@@ -112,7 +110,7 @@ impl<'a> Draft<'a> {
             self.effect(Effect::cancel(offer_timer(&offer_id)));
             self.announce_offer(&offer_id);
             if self.next.booking_of(&offer_id).is_none() {
-                self.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+                self.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id });
             }
         }
     }

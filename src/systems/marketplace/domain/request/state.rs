@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Rejection};
+use super::Rejection;
+use crate::systems::marketplace::domain::messages::Asked;
 use crate::systems::marketplace::domain::offer::{Decline, Offer, OfferStatus};
 
 /// Where a request stands.

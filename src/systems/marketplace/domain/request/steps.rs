@@ -9,11 +9,7 @@ mod ending;
 
 pub(super) use ending::booking_cancelled;
 
-pub(super) fn create(
-    state: &State,
-    mut asked: Asked,
-    cx: &DecideCx<'_>,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn create(state: &State, mut asked: Asked, cx: &DecideCx<'_>) -> Decided<Request> {
     if !is_consumers(&asked, cx.caller, "request") {
         return Err(Rejection::NotYours);
     }
@@ -76,7 +72,7 @@ pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Dec
             budget: asked.budget,
             score: scored.score,
         };
-        draft.send_provider(&scored.provider_id, &provider::Command::ConsiderLead { lead });
+        draft.send_provider(&scored.provider_id, &ToProvider::ConsiderLead { lead });
     }
     draft.decision
 }
@@ -104,10 +100,7 @@ pub(super) fn retry_match(mut draft: Draft<'_>) -> Decision<Request> {
     draft.decision
 }
 
-pub(super) fn receive_offer(
-    mut draft: Draft<'_>,
-    offer: Offer,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn receive_offer(mut draft: Draft<'_>, offer: Offer) -> Decided<Request> {
     let provider_id = offer.provider.id.clone();
     let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
     let pending = lead.ok_or(Rejection::NotAsked)?.answer == Answer::Pending;
@@ -117,7 +110,7 @@ pub(super) fn receive_offer(
     let wanted = draft.next.status.is_searching() || draft.next.status == Status::Accepting;
     if !wanted {
         let offer_id = offer.id;
-        draft.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id });
+        draft.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id });
         return Ok(draft.decision);
     }
     let offer = Offer { status: OfferStatus::Open, ..offer };
@@ -142,7 +135,7 @@ pub(super) fn receive_decline(
     mut draft: Draft<'_>,
     provider_id: String,
     decline: Decline,
-) -> Result<Decision<Request>, Rejection> {
+) -> Decided<Request> {
     let lead = draft.next.leads.iter().find(|lead| lead.provider_id == provider_id);
     if lead.ok_or(Rejection::NotAsked)?.answer != Answer::Pending {
         return Ok(draft.decision);
@@ -185,10 +178,7 @@ pub(super) fn end_offer(
     draft.decision
 }
 
-pub(super) fn decline_offer(
-    mut draft: Draft<'_>,
-    offer_id: &str,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn decline_offer(mut draft: Draft<'_>, offer_id: &str) -> Decided<Request> {
     let offer = draft.next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     let provider_id = offer.provider.id.clone();
     match offer.status {
@@ -206,13 +196,13 @@ pub(super) fn decline_offer(
     let id = offer_id.to_owned();
     draft.event(Event::OfferDeclined { offer_id: id.clone(), at: draft.cx.now });
     draft.effect(Effect::cancel(offer_timer(offer_id)));
-    draft.send_provider(&provider_id, &provider::Command::WithdrawOffer { offer_id: id });
+    draft.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id: id });
     draft.announce_offer(offer_id);
     draft.settle();
     Ok(draft.reply_request())
 }
 
-pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Result<Decision<Request>, Rejection> {
+pub(super) fn accept(mut draft: Draft<'_>, offer_id: &str) -> Decided<Request> {
     let next = &draft.next;
     let offer = next.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     let booking_id = next.booking_of(offer_id).map(str::to_owned);
@@ -254,7 +244,7 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
     };
     let Some(offer) = draft.next.offer(&offer_id).cloned() else { return };
     let asked = draft.asked().clone();
-    let hold = provider::Hold {
+    let hold = Hold {
         booking_id: booking_id.clone(),
         offer_id,
         request_id: draft.cx.key.into(),
@@ -267,15 +257,12 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
         ends_at: offer.ends_at,
         expires_at: offer.expires_at,
     };
-    draft.send_provider(&offer.provider.id, &provider::Command::HoldSlot(hold));
+    draft.send_provider(&offer.provider.id, &ToProvider::HoldSlot(hold));
     let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
     draft.schedule("acceptance", at, &Command::AcceptanceOverdue { booking_id });
 }
 
-pub(super) fn await_acceptance(
-    state: &State,
-    offer_id: &str,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn await_acceptance(state: &State, offer_id: &str) -> Decided<Request> {
     let offer = state.offer(offer_id).ok_or(Rejection::OfferNotFound)?;
     match (state.status, state.booking_of(offer_id)) {
         (Status::Accepting, Some(_)) => Ok(Decision::wait()),
@@ -336,7 +323,7 @@ pub(super) fn abandon(mut draft: Draft<'_>, booking_id: &str, reason: String) ->
     let offer = draft.next.offer(&acceptance.offer_id);
     if let Some(provider_id) = offer.map(|offer| offer.provider.id.clone()) {
         let booking_id = booking_id.into();
-        draft.send_provider(&provider_id, &provider::Command::ReleaseSlot { booking_id });
+        draft.send_provider(&provider_id, &ToProvider::ReleaseSlot { booking_id });
     }
     refuse_acceptance(draft, booking_id, reason)
 }
@@ -350,8 +337,8 @@ pub(super) fn confirm(
         let ours = draft.next.status == Status::Booked && draft.next.accepts(&booking_id);
         if !ours {
             // The acceptance was already given up, so the booking must not stand.
-            let command = booking::Command::Cancel { reason: Some("acceptance_abandoned".into()) };
-            draft.effect(Effect::send::<Booking>(booking_id, &command));
+            let command = ToBooking::Cancel { reason: Some("acceptance_abandoned".into()) };
+            draft.effect(Effect::send(booking_id, &command));
         }
         return draft.decision;
     }
@@ -368,10 +355,7 @@ pub(super) fn confirm(
     draft.decision
 }
 
-pub(super) fn cancel(
-    mut draft: Draft<'_>,
-    reason: Option<String>,
-) -> Result<Decision<Request>, Rejection> {
+pub(super) fn cancel(mut draft: Draft<'_>, reason: Option<String>) -> Decided<Request> {
     match draft.next.status {
         Status::Matching | Status::Open => {}
         Status::Cancelled => return Ok(draft.reply_request()),

@@ -323,7 +323,7 @@ mod offers {
     #[test]
     fn a_provider_that_cannot_be_reached_has_declined() {
         let lead = crate::systems::marketplace::domain::fixtures::lead();
-        let command = Effect::send::<Provider>("prv_1", &provider::Command::ConsiderLead { lead });
+        let command = Effect::send("prv_1", &ToProvider::ConsiderLead { lead });
         let Effect::Send { kind, key, command } = command else { unreachable!() };
         let failure = SendFailure { kind: kind.into(), key, command, reason: "dead_letter".into() };
         let expected = declined("prv_1", DeclineReason::Unreachable, None);

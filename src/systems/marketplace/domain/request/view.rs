@@ -1,15 +1,18 @@
-//! Views of a request: for clients, and as rows of read models.
+//! Views of a request: for clients, in announcements to them, and as rows of read models.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, State, Status};
+use crate::kernel::entity::Announcement;
 use crate::kernel::view::{Listed, View, ViewRow};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Offer, OfferView};
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::service::Service;
+
+const USER: &[&str] = &["user"];
 
 /// What the API, the read model and `request:updated` show of a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +68,36 @@ impl RequestView {
 impl View for RequestView {
     const NAME: &'static str = "requests";
     const LISTED: Option<Listed> = Listed::by("consumer_id", "created_at");
+}
+
+impl Announcement for RequestView {
+    const EVENT: &'static str = "request:updated";
+    const SUMMARY: &'static str = "A request has changed: the whole of it";
+    const TOPICS: &'static [&'static str] = USER;
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct OfferMade {
+    pub request_id: String,
+    pub offer: OfferView,
+}
+
+impl Announcement for OfferMade {
+    const EVENT: &'static str = "offer:new";
+    const SUMMARY: &'static str = "A provider makes an offer";
+    const TOPICS: &'static [&'static str] = USER;
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct OfferChanged {
+    pub request_id: String,
+    pub offer: OfferView,
+}
+
+impl Announcement for OfferChanged {
+    const EVENT: &'static str = "offer:updated";
+    const SUMMARY: &'static str = "An offer has changed";
+    const TOPICS: &'static [&'static str] = USER;
 }
 
 /// What clients see of an offer, with the columns that rows are found by.

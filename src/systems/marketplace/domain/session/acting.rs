@@ -9,11 +9,11 @@ use serde_json::json;
 use super::talk::{Said, Turn};
 use super::{Current, OfferSummary, Pending, Session, words};
 use crate::kernel::entity::{Decision, Effect};
-use crate::systems::marketplace::domain::booking::{self, Booking};
 use crate::systems::marketplace::domain::language::{self, Thing, Understanding, Which};
+use crate::systems::marketplace::domain::messages::{ToBooking, ToRequest};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
-use crate::systems::marketplace::domain::request::{self, Status};
+use crate::systems::marketplace::domain::request::Status;
 use crate::systems::marketplace::domain::service::Service;
 
 /// What a sentence comes to.
@@ -132,10 +132,9 @@ impl<'a> Turn<'a> {
     }
 
     fn accept_offer(self, request_id: &str, offer_id: &str) -> Decision<Session> {
-        let command = request::Command::AcceptOffer { offer_id: offer_id.into() };
+        let command = ToRequest::AcceptOffer { offer_id: offer_id.into() };
         let data = json!({"request_id": request_id, "offer_id": offer_id});
-        self.effect(Effect::send::<request::Request>(request_id, &command))
-            .say(words::accepting(), data)
+        self.effect(Effect::send(request_id, &command)).say(words::accepting(), data)
     }
 
     fn read_offer_back(self, request: &Current, offer: &OfferSummary) -> Decision<Session> {
@@ -257,17 +256,15 @@ impl<'a> Turn<'a> {
     }
 
     fn cancel_request(self, request_id: &str) -> Decision<Session> {
-        let command = request::Command::Cancel { reason: None };
+        let command = ToRequest::Cancel { reason: None };
         let data = json!({"request_id": request_id});
-        self.effect(Effect::send::<request::Request>(request_id, &command))
-            .say(words::cancelling(), data)
+        self.effect(Effect::send(request_id, &command)).say(words::cancelling(), data)
     }
 
     fn cancel_booking(self, request_id: &str, booking_id: &str) -> Decision<Session> {
-        let command = booking::Command::CancelForConsumer { reason: None };
+        let command = ToBooking::CancelForConsumer { reason: None };
         let data = json!({"request_id": request_id, "booking_id": booking_id});
-        self.effect(Effect::send::<Booking>(booking_id, &command))
-            .say(words::cancelling_booking(), data)
+        self.effect(Effect::send(booking_id, &command)).say(words::cancelling_booking(), data)
     }
 
     fn read_cancelling_back(self, request: &Current, live: &Live<'_>) -> Decision<Session> {

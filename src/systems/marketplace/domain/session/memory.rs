@@ -1,98 +1,12 @@
-//! What a session remembers of requests and offers, and what it hears of them.
-
-use std::collections::BTreeMap;
+//! A session's memory of the requests that were made in it.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::systems::marketplace::domain::booking::Party;
 use crate::systems::marketplace::domain::language::Understanding;
-use crate::systems::marketplace::domain::money::Money;
-use crate::systems::marketplace::domain::offer::{DeclineReason, Offer};
+use crate::systems::marketplace::domain::offer::OfferSummary;
 use crate::systems::marketplace::domain::request::Status;
 use crate::systems::marketplace::domain::service::Service;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AskedOf {
-    Create,
-    Cancel,
-    Accept,
-    CancelBooking,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Progress {
-    Matched {
-        providers: u32,
-    },
-    FirstOffer {
-        offer: OfferSummary,
-    },
-    AllAnswered {
-        offers: u32,
-        cheapest: OfferSummary,
-        /// The open ones, in the order of their arrival.
-        #[serde(default)]
-        open: Vec<OfferSummary>,
-    },
-    /// `reason` as in `request::Event::Unmatched`.
-    Unmatched {
-        reason: String,
-        reasons: BTreeMap<DeclineReason, u32>,
-        lowest_price: Option<Money>,
-    },
-    /// The accepted offer could not be kept; so many others are open.
-    OfferRefused {
-        offers: u32,
-        /// A word such as `slot_taken`. Empty: an older release did not say it.
-        #[serde(default)]
-        reason: String,
-    },
-    Booked {
-        booking_id: String,
-        offer: OfferSummary,
-    },
-    Cancelled,
-    Expired,
-    /// What was booked is not any more.
-    BookingCancelled {
-        by: Party,
-        offer: Option<OfferSummary>,
-    },
-}
-
-/// What the agent says about an offer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OfferSummary {
-    pub offer_id: String,
-    pub provider_name: String,
-    pub price: Money,
-    pub starts_at: Timestamp,
-    /// Of the place where it happens.
-    pub time_zone: String,
-    /// How well it fits, from 0 to 1.
-    #[serde(default)]
-    pub score: f64,
-}
-
-impl OfferSummary {
-    /// Of equals the one that came first.
-    pub fn costs_less(&self, other: &Self) -> bool {
-        self.price.amount_minor < other.price.amount_minor
-    }
-
-    pub fn of(offer: &Offer, time_zone: &str) -> Self {
-        Self {
-            offer_id: offer.id.clone(),
-            provider_name: offer.provider.name.clone(),
-            price: offer.price.clone(),
-            starts_at: offer.starts_at,
-            time_zone: time_zone.into(),
-            score: offer.score.total,
-        }
-    }
-}
 
 /// A request that was made here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

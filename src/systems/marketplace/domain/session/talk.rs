@@ -2,14 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::{AskedOf, Author, Current, Event, Pending, Progress, Reply, Session, State, words};
+use super::{
+    AskedOf, Author, ChatMessage, ChatResponse, ChatToken, Current, Event, Pending, Progress,
+    Reply, Session, State, words,
+};
 use crate::kernel::entity::{DecideCx, Decision, Effect};
 use crate::kernel::private::Private;
-use crate::systems::marketplace::domain::announcements::{ChatMessage, ChatResponse, ChatToken};
 use crate::systems::marketplace::domain::language::{
     self, About, Home, Intent, Thing, Understanding,
 };
-use crate::systems::marketplace::domain::request::{self, Asked, Request, Status};
+use crate::systems::marketplace::domain::messages::{Asked, ToRequest};
+use crate::systems::marketplace::domain::request::Status;
 
 /// One message, and the decision that is made of it.
 pub(super) struct Turn<'a> {
@@ -201,8 +204,8 @@ impl Turn<'_> {
 
     /// Another request in the place of an open one.
     pub fn replace(self, request_id: String, changed: Understanding) -> Decision<Session> {
-        let command = request::Command::Cancel { reason: Some("changed".into()) };
-        let effect = Effect::send::<Request>(request_id.as_str(), &command);
+        let command = ToRequest::Cancel { reason: Some("changed".into()) };
+        let effect = Effect::send(request_id.as_str(), &command);
         let Some(asked) = self.asked(&changed) else { return self.unclear() };
         self.effect(effect).start(asked, changed, Some(request_id))
     }
@@ -252,9 +255,9 @@ impl Turn<'_> {
             asked: Some(known.into()),
             replaces,
         };
-        let create = request::Command::Create(asked);
+        let create = ToRequest::Create(asked);
         self.event(started)
-            .effect(Effect::send::<Request>(request_id.as_str(), &create))
+            .effect(Effect::send(request_id.as_str(), &create))
             .say(content, json!({"request_id": request_id}))
     }
 

@@ -7,7 +7,9 @@ use crate::kernel::entity::spec::{Given, given};
 use crate::kernel::entity::{Caller, Role};
 use crate::kernel::private;
 use crate::systems::marketplace::domain::fixtures::{NOW, at, eur, published, sent};
+use crate::systems::marketplace::domain::messages::{Party, Pick};
 use crate::systems::marketplace::domain::offer::DeclineReason;
+use crate::systems::marketplace::domain::request::Request;
 
 const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
@@ -608,7 +610,7 @@ mod following {
             (Progress::Cancelled, "cancelled", request::Status::Cancelled),
             (Progress::Expired, "expired", request::Status::Expired),
             (
-                Progress::BookingCancelled { by: booking::Party::Provider, offer: Some(summary()) },
+                Progress::BookingCancelled { by: Party::Provider, offer: Some(summary()) },
                 "the provider has cancelled your booking (Mirela's Chair",
                 request::Status::Cancelled,
             ),
@@ -665,7 +667,7 @@ mod following {
             command: crate::kernel::entity::to_value(command),
             reason: "no_offers".into(),
         };
-        let accept = request::Command::AcceptPick { pick: request::Pick::Cheapest };
+        let accept = request::Command::AcceptPick { pick: Pick::Cheapest };
         let expected = Command::RequestRefused {
             request_id: "req_1".into(),
             asked: AskedOf::Accept,

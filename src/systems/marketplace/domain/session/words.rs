@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{AskedOf, Current, OfferSummary, Progress};
-use crate::systems::marketplace::domain::booking::Party;
+use crate::systems::marketplace::domain::messages::{Asked, Party};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::DeclineReason;
-use crate::systems::marketplace::domain::request::{Asked, Status};
+use crate::systems::marketplace::domain::request::Status;
 use crate::systems::marketplace::domain::schedule::zone;
 use crate::systems::marketplace::domain::service::Service;
 

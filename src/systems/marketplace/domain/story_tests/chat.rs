@@ -1,6 +1,7 @@
 //! Whole conversations: nothing binds that was not said, and what was said is done.
 
 use super::*;
+use crate::systems::marketplace::domain::messages::Party;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::service::Service;
 
@@ -63,7 +64,7 @@ fn an_appointment_is_cancelled_in_the_chat() {
     world.say("alice", "cancel my appointment please");
     let booking = world.bookings.values().next().unwrap();
     assert_eq!(booking.status, booking::Status::Cancelled);
-    assert_eq!(booking.cancellation.as_ref().unwrap().by, booking::Party::Consumer);
+    assert_eq!(booking.cancellation.as_ref().unwrap().by, Party::Consumer);
     assert_eq!(world.of(Service::Haircut)[0].status, request::Status::Cancelled);
     assert!(world.told().contains("cancelled"), "{}", world.told());
     world.check();

@@ -6,7 +6,7 @@ use super::*;
 pub(in crate::systems::marketplace::domain::request) fn booking_cancelled(
     mut draft: Draft<'_>,
     booking_id: String,
-    by: booking::Party,
+    by: Party,
 ) -> Decision<Request> {
     if draft.next.status != Status::Booked || !draft.next.accepts(&booking_id) {
         return draft.decision;

@@ -1,88 +1,14 @@
-//! The announcements that clients of the marketplace receive.
+//! Announcements on the topic of a session.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::booking::BookingView;
-use super::offer::OfferView;
-use super::request::RequestView;
-use super::session::Author;
+use super::Author;
 use crate::kernel::entity::Announcement;
 
-const USER: &[&str] = &["user"];
 const SESSION: &[&str] = &["session"];
-const BOOKING: &[&str] = &["user", "booking"];
-
-impl Announcement for RequestView {
-    const EVENT: &'static str = "request:updated";
-    const SUMMARY: &'static str = "A request has changed; the data is the whole request";
-    const TOPICS: &'static [&'static str] = USER;
-}
-
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct OfferMade {
-    pub request_id: String,
-    pub offer: OfferView,
-}
-
-impl Announcement for OfferMade {
-    const EVENT: &'static str = "offer:new";
-    const SUMMARY: &'static str = "A provider makes an offer";
-    const TOPICS: &'static [&'static str] = USER;
-}
-
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct OfferChanged {
-    pub request_id: String,
-    pub offer: OfferView,
-}
-
-impl Announcement for OfferChanged {
-    const EVENT: &'static str = "offer:updated";
-    const SUMMARY: &'static str = "An offer has changed";
-    const TOPICS: &'static [&'static str] = USER;
-}
-
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct AppointmentAgreed {
-    pub booking: BookingView,
-}
-
-impl Announcement for AppointmentAgreed {
-    const EVENT: &'static str = "booking:confirmed";
-    const SUMMARY: &'static str = "An appointment is agreed";
-    const TOPICS: &'static [&'static str] = BOOKING;
-}
-
-/// What happened to a booking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BookingChange {
-    Started,
-    Completed,
-    Cancelled,
-    Reviewed,
-    /// The consumer did not come.
-    NoShow,
-    /// The booking starts in `hours_before` hours.
-    Reminder,
-}
-
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct BookingChanged {
-    pub kind: BookingChange,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hours_before: Option<u8>,
-    pub booking: BookingView,
-}
-
-impl Announcement for BookingChanged {
-    const EVENT: &'static str = "booking:updated";
-    const SUMMARY: &'static str = "A booking has changed, or is about to start; `kind` says which";
-    const TOPICS: &'static [&'static str] = BOOKING;
-}
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ChatMessage {

@@ -1,0 +1,14 @@
+//! The way to language models: which one is asked, for how long, how often, and what that costs.
+//!
+//! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
+//! all attempts, three clocks, circuit breakers, limits a provider, and prices.
+
+mod breaker;
+mod failure;
+pub mod options;
+mod router;
+mod wire;
+
+pub use failure::{Failure, FailureKind};
+pub use options::Options;
+pub use router::{Ask, Bill, Complexity, Delta, Failed, Purse, Router};

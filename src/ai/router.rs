@@ -1,0 +1,536 @@
+//! The router: which models are asked for an answer, one after the other, and what is done when one fails.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use genai::Client;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::breaker::Breaker;
+use super::failure::{Failure, FailureKind};
+use super::options::{Options, RouteOptions};
+use super::wire::{self, Clocks, Progress, Target};
+use crate::kernel::chat::{Completion, Cost, Price, Prompt, Usage};
+
+/// The longest pause between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// The first pause; each one after it is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+/// A wrong key or name does not mend itself in seconds.
+const REFUSED_PAUSE_MS: i64 = 30_000;
+/// So many calls wait for a place, for each place that there is.
+const WAITING_PER_PLACE: usize = 8;
+
+/// A piece of an answer, as it comes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delta {
+    Text(String),
+}
+
+/// How hard a question is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Complexity {
+    Simple,
+    Complex,
+}
+
+/// A question, and how it may be answered.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    pub prompt: &'a Prompt,
+    /// A route's name or a model's. `None`: the default route.
+    pub route: Option<&'a str>,
+    /// `None`: by the route's rules.
+    pub complexity: Option<Complexity>,
+    /// Over all attempts. `None`: as configured.
+    pub deadline: Option<Duration>,
+    /// Whether it is asked again after a call that may be charged.
+    pub may_pay_twice: bool,
+    /// No call that could cost more.
+    pub max_cost: Option<Cost>,
+}
+
+impl<'a> Ask<'a> {
+    pub fn new(prompt: &'a Prompt) -> Self {
+        let (route, complexity, deadline) = (None, None, None);
+        Self { prompt, route, complexity, deadline, may_pay_twice: false, max_cost: None }
+    }
+}
+
+/// Who pays for the calls: asked before each one, and told what it came to.
+pub trait Purse: Send + Sync {
+    /// Sets aside the most that the call can cost. `Err`: there is not so much left.
+    fn reserve(&self, call: u32, model: &str, most: Cost) -> BoxFuture<'_, Result<(), Failure>>;
+    fn settle(&self, call: u32, bill: Bill) -> BoxFuture<'_, ()>;
+}
+
+/// What one call came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bill {
+    pub model: Arc<str>,
+    pub usage: Usage,
+    pub cost: Cost,
+    pub failure: Option<FailureKind>,
+}
+
+/// Why there is no answer, and what was spent all the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    pub failure: Failure,
+    /// The model that failed last. `None`: none was asked.
+    pub model: Option<Arc<str>>,
+    pub usage: Usage,
+    pub cost: Cost,
+    pub calls_made: u32,
+}
+
+struct Provider {
+    places: Semaphore,
+    concurrency: usize,
+    waiting: Mutex<usize>,
+}
+
+struct Model {
+    name: Arc<str>,
+    target: Target,
+    provider: Arc<Provider>,
+    price: Price,
+    context: u64,
+    vision: bool,
+    breaker: Mutex<Breaker>,
+}
+
+struct Route {
+    simple: Vec<Arc<Model>>,
+    complex: Vec<Arc<Model>>,
+    max_cost: Option<Cost>,
+    complex_from_tokens: u64,
+    complex_from_tools: usize,
+}
+
+pub struct Router {
+    client: Client,
+    /// Where the circuit breakers count from.
+    started: Instant,
+    clocks: Clocks,
+    deadline: Duration,
+    max_calls: u32,
+    default: String,
+    routes: BTreeMap<String, Route>,
+    models: BTreeMap<String, Arc<Model>>,
+}
+
+impl Router {
+    /// `Err`: what is wrong with the options.
+    pub fn new(options: &Options) -> Result<Self, String> {
+        let providers: BTreeMap<_, _> = options
+            .providers
+            .iter()
+            .map(|(name, one)| {
+                let concurrency = one.concurrency.clamp(1, 4_096);
+                let (places, waiting) = (Semaphore::new(concurrency), Mutex::new(0));
+                (name.as_str(), (one, Arc::new(Provider { places, concurrency, waiting })))
+            })
+            .collect();
+        let mut models = BTreeMap::new();
+        for (name, one) in &options.models {
+            let at = |what: String| format!("ai.models.{name}.{what}");
+            let Some((provider, shared)) = providers.get(one.provider.as_str()) else {
+                return Err(at(format!("provider: there is no [ai.providers.{}]", one.provider)));
+            };
+            let price = one.price().map_err(at)?;
+            let id = if one.id.is_empty() { name } else { &one.id };
+            let model = Model {
+                name: name.as_str().into(),
+                target: Target::new(provider, id),
+                provider: shared.clone(),
+                price,
+                context: one.context,
+                vision: one.vision,
+                breaker: Mutex::default(),
+            };
+            models.insert(name.clone(), Arc::new(model));
+        }
+        let mut routes = BTreeMap::new();
+        for (name, one) in &options.routes {
+            let route = Route::new(one, &models).map_err(|e| format!("ai.routes.{name}.{e}"))?;
+            routes.insert(name.clone(), route);
+        }
+        let is_known = routes.contains_key(&options.route) || models.contains_key(&options.route);
+        if !options.models.is_empty() && !is_known {
+            return Err(format!("ai.route: there is no route and no model {:?}", options.route));
+        }
+        let ms = Duration::from_millis;
+        Ok(Self {
+            client: client()?,
+            started: Instant::now(),
+            clocks: Clocks {
+                header: ms(options.header_ms),
+                first_content: ms(options.first_content_ms),
+                between: ms(options.between_ms),
+            },
+            deadline: ms(options.deadline_ms),
+            max_calls: options.max_calls.max(1),
+            default: options.route.clone(),
+            routes,
+            models,
+        })
+    }
+
+    pub fn default_route(&self) -> &str {
+        &self.default
+    }
+
+    pub fn models(&self) -> Vec<String> {
+        self.models.keys().cloned().collect()
+    }
+
+    pub fn routes(&self) -> Vec<String> {
+        self.routes.keys().cloned().collect()
+    }
+
+    /// Whether there is any model to ask.
+    pub fn has_models(&self) -> bool {
+        !self.models.is_empty()
+    }
+
+    /// Asks one model after the other until one has answered, within one deadline and so many calls. With a `sink`, words
+    /// go there as they come; after the first of them nobody else is asked, since they cannot be taken back.
+    pub async fn complete(
+        &self,
+        ask: &Ask<'_>,
+        purse: &Arc<dyn Purse>,
+        sink: Option<&mpsc::Sender<Delta>>,
+    ) -> Result<Completion, Failed> {
+        let mut spent = Spent::default();
+        let models = self.plan(ask).map_err(|failure| spent.failed(failure, None))?;
+        let deadline = Instant::now() + ask.deadline.unwrap_or(self.deadline);
+        let mut wait = FIRST_WAIT;
+        let mut too_long = 0;
+        let mut last: Option<(Failure, Arc<str>)> = None;
+        loop {
+            let mut was_asked = false;
+            for model in &models {
+                if model.context <= too_long || spent.calls >= self.max_calls {
+                    continue;
+                }
+                if model.breaker.lock().admit(self.now_ms()).is_err() {
+                    continue;
+                }
+                let trial = Trial { model, is_over: false };
+                was_asked = true;
+                let asked = self.ask_one(ask, trial, purse, sink, deadline, &mut spent).await;
+                let (failure, is_heard) = match asked {
+                    Ok(answer) => return Ok(spent.completion(answer, &model.name)),
+                    Err(failed) => failed,
+                };
+                let may_go_on = failure.kind.is_safe_to_repeat()
+                    || (failure.kind == FailureKind::Uncertain && ask.may_pay_twice);
+                if is_heard || !may_go_on || Instant::now() >= deadline {
+                    return Err(spent.failed(failure, Some(model.name.clone())));
+                }
+                if failure.kind == FailureKind::TooLong {
+                    too_long = too_long.max(model.context);
+                }
+                last = Some((failure, model.name.clone()));
+            }
+            // A circuit that others have opened is not waited for: all would wait, for as long as an outage lasts.
+            let Some((failure, name)) = last.take() else {
+                let failure = Failure::new(FailureKind::Busy, "all models of the route are paused");
+                return Err(spent.failed(failure, None));
+            };
+            let may_mend = matches!(
+                failure.kind,
+                FailureKind::Busy | FailureKind::Broken | FailureKind::Unreachable
+            );
+            let pause = failure.retry_after.map_or(wait, |after| after.max(wait));
+            let is_late = Instant::now() + pause >= deadline || pause > LONGEST_WAIT;
+            if !was_asked || !may_mend || is_late || spent.calls >= self.max_calls {
+                return Err(spent.failed(failure, Some(name)));
+            }
+            sleep(pause).await;
+            wait *= 2;
+            last = Some((failure, name));
+        }
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.started.elapsed().as_millis() as i64
+    }
+
+    /// The models that may answer, in their order.
+    fn plan(&self, ask: &Ask<'_>) -> Result<Vec<Arc<Model>>, Failure> {
+        let name = ask.route.unwrap_or(&self.default);
+        let invalid = |why: String| Failure::new(FailureKind::Invalid, why);
+        let (models, route) = match (self.routes.get(name), self.models.get(name)) {
+            (Some(route), _) => (route.models(ask).clone(), Some(route)),
+            (None, Some(model)) => (vec![model.clone()], None),
+            (None, None) if self.models.is_empty() => {
+                return Err(invalid("no model is configured".into()));
+            }
+            (None, None) => return Err(invalid(format!("there is no route or model {name:?}"))),
+        };
+        let needs = ask.prompt.estimated_tokens() / 2 + u64::from(ask.prompt.max_tokens);
+        let cap =
+            [ask.max_cost, route.and_then(|route| route.max_cost)].into_iter().flatten().min();
+        let has_images = ask.prompt.has_images();
+        let fits = |model: &Arc<Model>| {
+            (model.vision || !has_images)
+                && model.context >= needs
+                && cap.is_none_or(|cap| model.price.most(ask.prompt) <= cap)
+        };
+        let fitting: Vec<_> = models.into_iter().filter(fits).collect();
+        if fitting.is_empty() {
+            let why = "no model of the route takes it: for its pictures, its length or its price";
+            return Err(invalid(why.into()));
+        }
+        Ok(fitting)
+    }
+
+    /// The failure, and whether words of the answer have been heard.
+    async fn ask_one(
+        &self,
+        ask: &Ask<'_>,
+        mut trial: Trial<'_>,
+        purse: &Arc<dyn Purse>,
+        sink: Option<&mpsc::Sender<Delta>>,
+        deadline: Instant,
+        spent: &mut Spent,
+    ) -> Result<wire::Answer, (Failure, bool)> {
+        let model = trial.model;
+        let _place = match model.provider.place(deadline).await {
+            Ok(place) => place,
+            Err(failure) => return Err((failure, false)),
+        };
+        let most = model.price.most(ask.prompt);
+        let call = spent.calls;
+        purse.reserve(call, &model.name, most).await.map_err(|failure| (failure, false))?;
+        spent.calls += 1;
+        let mut bill = Unsettled {
+            purse: purse.clone(),
+            call,
+            model,
+            prompt: ask.prompt,
+            progress: Progress::default(),
+            is_settled: false,
+        };
+        let started = Instant::now();
+        let (client, target) = (&self.client, &model.target);
+        let progress = &mut bill.progress;
+        let asked =
+            wire::call(client, target, ask.prompt, self.clocks, deadline, sink, progress).await;
+        let is_heard = bill.progress.is_heard;
+        let failure = asked.as_ref().err().map(|failure| failure.kind);
+        let (usage, cost) = bill.settle(failure).await;
+        spent.usage += usage;
+        spent.cost = spent.cost.saturating_add(cost);
+        trial.end(asked.as_ref().err(), self.now_ms());
+        let outcome = failure.map_or("ok", FailureKind::as_str);
+        metrics::counter!("proxie_model_calls_total", "model" => model.name.to_string(), "outcome" => outcome)
+            .increment(1);
+        metrics::histogram!("proxie_model_call_seconds", "model" => model.name.to_string())
+            .record(started.elapsed().as_secs_f64());
+        asked.map_err(|failure| (failure, is_heard))
+    }
+}
+
+fn client() -> Result<Client, String> {
+    // What reqwest takes; the cluster's own connections name theirs.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let web = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+        .map_err(|error| format!("no client for models: {error}"))?;
+    Client::builder().with_reqwest(web).build().map_err(|error| error.to_string())
+}
+
+impl Provider {
+    /// A place among the calls that are under way.
+    async fn place(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Failure> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Ok(place);
+        }
+        let _waiting = Waiting::new(self).ok_or_else(|| busy("too many calls wait for it"))?;
+        let place = timeout_at(deadline, self.places.acquire()).await;
+        place.map_err(|_| busy("no place in time"))?.map_err(|_| busy("it is closed"))
+    }
+}
+
+fn busy(why: &str) -> Failure {
+    Failure::new(FailureKind::Busy, why)
+}
+
+/// One of the bounded number of calls that wait for a place.
+struct Waiting<'a>(&'a Provider);
+
+impl<'a> Waiting<'a> {
+    fn new(provider: &'a Provider) -> Option<Self> {
+        let mut waiting = provider.waiting.lock();
+        if *waiting >= provider.concurrency * WAITING_PER_PLACE {
+            return None;
+        }
+        *waiting += 1;
+        Some(Self(provider))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.0.waiting.lock() -= 1;
+    }
+}
+
+impl Route {
+    fn new(options: &RouteOptions, models: &BTreeMap<String, Arc<Model>>) -> Result<Self, String> {
+        let chain = |field: &str, names: &[String]| {
+            let found = names.iter().map(|name| {
+                let unknown = || format!("{field}: there is no [ai.models.\"{name}\"]");
+                models.get(name).cloned().ok_or_else(unknown)
+            });
+            found.collect::<Result<Vec<_>, _>>()
+        };
+        let simple = chain("simple", &options.simple)?;
+        let complex = chain("complex", &options.complex)?;
+        let (simple, complex) = match (simple.is_empty(), complex.is_empty()) {
+            (true, true) => return Err("simple: a route has at least one model".into()),
+            (true, false) => (complex.clone(), complex),
+            (false, true) => (simple.clone(), simple),
+            (false, false) => (simple, complex),
+        };
+        let max_cost = match options.max_cost.as_str() {
+            "" => None,
+            text => {
+                let wrong = || format!("max_cost: {text:?} is no price; \"0.05\" would be one");
+                Some(Cost::parse(text).ok_or_else(wrong)?)
+            }
+        };
+        Ok(Self {
+            simple,
+            complex,
+            max_cost,
+            complex_from_tokens: options.complex_from_tokens.unwrap_or(2_000),
+            complex_from_tools: options.complex_from_tools.unwrap_or(4),
+        })
+    }
+
+    fn models(&self, ask: &Ask<'_>) -> &Vec<Arc<Model>> {
+        let is_complex = ask.prompt.tools.len() >= self.complex_from_tools
+            || ask.prompt.estimated_tokens() >= self.complex_from_tokens;
+        let by_rule = if is_complex { Complexity::Complex } else { Complexity::Simple };
+        match ask.complexity.unwrap_or(by_rule) {
+            Complexity::Simple => &self.simple,
+            Complexity::Complex => &self.complex,
+        }
+    }
+}
+
+/// A call that its model's circuit breaker has admitted, and is told the end of.
+struct Trial<'a> {
+    model: &'a Model,
+    is_over: bool,
+}
+
+impl Trial<'_> {
+    fn end(&mut self, failure: Option<&Failure>, now_ms: i64) {
+        self.is_over = true;
+        let mut breaker = self.model.breaker.lock();
+        match failure {
+            None => breaker.succeeded(),
+            Some(failure) if failure.kind.counts() => {
+                let asked_for = failure.retry_after.map(|after| after.as_millis() as i64);
+                let pause = match failure.kind {
+                    FailureKind::Unauthorized | FailureKind::NoSuchModel => Some(REFUSED_PAUSE_MS),
+                    _ => asked_for,
+                };
+                breaker.failed(now_ms, pause);
+            }
+            // It answers; it does not want this.
+            Some(_) => breaker.abandoned(),
+        }
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.model.breaker.lock().abandoned();
+        }
+    }
+}
+
+/// A call that has a reserve. However it ends, also by being dropped, its purse learns what it came to.
+struct Unsettled<'a> {
+    purse: Arc<dyn Purse>,
+    call: u32,
+    model: &'a Model,
+    prompt: &'a Prompt,
+    progress: Progress,
+    is_settled: bool,
+}
+
+impl Unsettled<'_> {
+    fn bill(&self, failure: Option<FailureKind>) -> Bill {
+        let usage = self.progress.usage(self.prompt);
+        let cost = self.model.price.of(&usage);
+        Bill { model: self.model.name.clone(), usage, cost, failure }
+    }
+
+    async fn settle(mut self, failure: Option<FailureKind>) -> (Usage, Cost) {
+        let bill = self.bill(failure);
+        let (usage, cost) = (bill.usage, bill.cost);
+        let purse = self.purse.clone();
+        let settled = purse.settle(self.call, bill);
+        self.is_settled = true;
+        settled.await;
+        (usage, cost)
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        let (purse, call) = (self.purse.clone(), self.call);
+        let bill = self.bill(Some(FailureKind::Uncertain));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { purse.settle(call, bill).await });
+        }
+    }
+}
+
+#[derive(Default)]
+struct Spent {
+    usage: Usage,
+    cost: Cost,
+    calls: u32,
+}
+
+impl Spent {
+    fn failed(&self, failure: Failure, model: Option<Arc<str>>) -> Failed {
+        let Self { usage, cost, calls } = *self;
+        Failed { failure, model, usage, cost, calls_made: calls }
+    }
+
+    fn completion(&self, answer: wire::Answer, model: &str) -> Completion {
+        Completion {
+            text: answer.text,
+            calls: answer.calls,
+            stop: answer.stop,
+            model: model.into(),
+            usage: self.usage,
+            cost: self.cost,
+            calls_made: self.calls,
+        }
+    }
+}

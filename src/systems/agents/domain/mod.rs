@@ -1,0 +1,3 @@
+//! The entities of agents, pure.
+
+pub mod budget;

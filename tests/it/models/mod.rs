@@ -1,0 +1,4 @@
+//! Language models: the router, on providers that fail.
+
+mod fake;
+mod routing;
