@@ -34,7 +34,7 @@ use ractor::ActorRef;
 
 use self::memory::{Claim, Memory};
 use self::writing::DecisionRows;
-use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::ask::{ActivationMessage, Ask, Origin};
 use crate::actors::delivery::Outgoing;
 use crate::actors::registry::KindTable;
 use crate::actors::runtime::Witnessed;
@@ -196,7 +196,11 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    pub fn ask(&mut self, myself: &ActorRef<Message<E>>, ask: Box<Ask<E>>) -> Result<(), Stop> {
+    pub fn ask(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+        ask: Box<Ask<E>>,
+    ) -> Result<(), Stop> {
         if let Some(redo) = &mut self.redo {
             redo.push(ask);
             return Ok(());
@@ -205,7 +209,11 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Decides one command on the state as it will be after all pending commits.
-    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Box<Ask<E>>) -> Result<(), Stop> {
+    fn decide(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+        mut ask: Box<Ask<E>>,
+    ) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
         if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             ask.answer(Err(AskError::DeadlineExceeded));
@@ -291,7 +299,7 @@ impl<E: Entity> Activation<E> {
     /// Applies the decision, hands its rows to the writer, and keeps the answer until they are durable.
     fn submit(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         ask: Box<Ask<E>>,
         answer: EntityAnswer<E>,
         decision: Decision<E>,
@@ -423,14 +431,14 @@ impl<E: Entity> Activation<E> {
     /// Finishes an activation that has ended: it cannot publish any more, so its listeners must read the history.
     fn finish_with(
         &self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         publishes: bool,
     ) -> Box<dyn FnOnce(CommitResult) + Send + Sync> {
         let (myself, ticket, failed) = (myself.clone(), self.next_ticket, self.failed.clone());
         let topic = publishes.then(|| (self.table.clone(), self.key.clone()));
         Box::new(move |result| {
             let committed = result == CommitResult::Committed;
-            let told = myself.cast(Message::Finished { ticket, result }).is_ok();
+            let told = myself.cast(ActivationMessage::Finished { ticket, result }).is_ok();
             if let Some((table, key)) = topic
                 && committed
                 && (!told || failed.load(Ordering::SeqCst))
@@ -468,7 +476,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Writes a snapshot if there is something new, and stops. A command that arrives meanwhile keeps it awake.
-    pub fn passivate(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    pub fn passivate(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Result<(), Stop> {
         self.waiting.retain(|w| !w.abandoned());
         let busy = !self.is_idle()
             || !self.waiting.is_empty()
@@ -485,7 +493,7 @@ impl<E: Entity> Activation<E> {
             let again = myself.clone();
             let done = Box::new(move |result| {
                 if result == CommitResult::Committed {
-                    let _ = again.cast(Message::Passivate);
+                    let _ = again.cast(ActivationMessage::Passivate);
                 }
             });
             let item = CommitItem { snapshot: Some(snapshot), ..self.bare_item(done) };

@@ -62,7 +62,7 @@ impl<E> Drop for Slip<E> {
 }
 
 /// A message to an activation's actor.
-pub enum Message<E: Entity> {
+pub enum ActivationMessage<E: Entity> {
     Ask(Box<Ask<E>>),
     Finished {
         ticket: u64,
@@ -79,7 +79,7 @@ pub enum Message<E: Entity> {
     Retire,
 }
 
-impl<E: Entity> ractor::Message for Message<E> {}
+impl<E: Entity> ractor::Message for ActivationMessage<E> {}
 
 impl<E: Entity> Ask<E> {
     pub fn internal(command: E::Command, origin: Origin<E>) -> Box<Self> {

@@ -15,7 +15,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, 
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::actors::ask::{Ask, Message, Origin, Slip};
+use crate::actors::ask::{ActivationMessage, Ask, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
 use crate::cluster::ask::{Answering, EntityAnswer};
@@ -37,7 +37,7 @@ fn seconds_since(start: Instant, now: Instant) -> u32 {
 }
 
 struct Live<E: Entity> {
-    actor: ActorRef<Message<E>>,
+    actor: ActorRef<ActivationMessage<E>>,
     in_flight: Arc<AtomicU32>,
     last_used_s: AtomicU32,
 }
@@ -52,8 +52,12 @@ struct Failure {
 }
 
 /// A function that starts an activation under a supervisor, for a key and the current epoch of its slot.
-pub type Start<E> =
-    fn(Arc<KindTable<E>>, Arc<str>, i64, ActorCell) -> Result<ActorRef<Message<E>>, SpawnErr>;
+pub type Start<E> = fn(
+    Arc<KindTable<E>>,
+    Arc<str>,
+    i64,
+    ActorCell,
+) -> Result<ActorRef<ActivationMessage<E>>, SpawnErr>;
 
 /// All activations of one kind.
 pub struct KindTable<E: Entity> {
@@ -80,7 +84,7 @@ impl<E: Entity> KindTable<E> {
         slot: u16,
         key: &str,
         now: Instant,
-    ) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
+    ) -> Result<(ActorRef<ActivationMessage<E>>, Slip<E>), AskError> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
@@ -238,14 +242,14 @@ impl<E: Entity> KindTable<E> {
             deadline: Some(meta.deadline),
             origin: Origin::Caller { reply, slip: Some(slip) },
         };
-        if actor.cast(Message::Ask(Box::new(ask))).is_err() {
+        if actor.cast(ActivationMessage::Ask(Box::new(ask))).is_err() {
             self.ended(&key.into(), actor.get_id());
             return Err(AskError::NotHere);
         }
         Ok(answer)
     }
 
-    fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
+    fn cast(self: &Arc<Self>, key: &str, message: ActivationMessage<E>) -> Result<(), AskError> {
         let (actor, _slip) = self.take_slip(slot_of(E::KIND, key), key, Instant::now())?;
         actor.cast(message).map_err(|_| AskError::unavailable("the entity has just stopped"))
     }
@@ -338,7 +342,8 @@ impl<E: Entity> AnyKind for Kind<E> {
     fn retire(&self, leaving: &HashSet<u16>) -> usize {
         let keys_of = |slot| self.0.by_slot.get(slot).map(|keys| keys.iter().cloned().collect());
         let keys = leaving.iter().filter_map(keys_of).flat_map(|keys: Vec<_>| keys);
-        let tell = |key: Arc<str>| self.0.live.get(&key)?.actor.cast(Message::Retire).ok();
+        let tell =
+            |key: Arc<str>| self.0.live.get(&key)?.actor.cast(ActivationMessage::Retire).ok();
         keys.filter_map(tell).count()
     }
 
@@ -359,11 +364,11 @@ impl<E: Entity> AnyKind for Kind<E> {
             deadline: None,
             origin,
         };
-        self.0.cast(key, Message::Ask(Box::new(ask)))
+        self.0.cast(key, ActivationMessage::Ask(Box::new(ask)))
     }
 
     fn wake(&self, key: &str) -> bool {
-        self.0.cast(key, Message::Owed).is_ok()
+        self.0.cast(key, ActivationMessage::Owed).is_ok()
     }
 
     fn live(&self) -> usize {
@@ -377,7 +382,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             .iter()
             .filter(|live| now.saturating_sub(live.last_used_s.load(Ordering::Relaxed)) >= idle_s)
             .take(limit)
-            .for_each(|live| drop(live.actor.cast(Message::Passivate)));
+            .for_each(|live| drop(live.actor.cast(ActivationMessage::Passivate)));
     }
 
     fn known_as(&self) -> &str {

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use ractor::ActorRef;
 
 use super::{Activation, Stop, away};
-use crate::actors::ask::{Ask, Message};
+use crate::actors::ask::{ActivationMessage, Ask};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
 use crate::kernel::private::{Need, Trouble};
@@ -26,7 +26,10 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Fetches the missing key, and decides the commands that waited for it.
-    pub async fn fetch_keys(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    pub async fn fetch_keys(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+    ) -> Result<(), Stop> {
         while let Some(need) = self.needs.take() {
             let fetched = self.table.runtime.vault.fetch(*need).await;
             for ask in self.redo.take().unwrap_or_default() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ractor::ActorRef;
 
 use super::{Activation, Next, Stop};
-use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::ask::{ActivationMessage, Ask, Origin};
 use crate::actors::delivery::{Delivered, Notice};
 use crate::kernel::entity::Entity;
 use crate::persistence::commit::{CommitItem, OutboxChange};
@@ -14,7 +14,7 @@ impl<E: Entity> Activation<E> {
     /// Takes the outcome of a delivery: deletes its row from the outbox, and notifies the entity if it asked for that.
     pub fn delivered(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         delivered: Delivered,
     ) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
@@ -60,7 +60,7 @@ impl<E: Entity> Activation<E> {
         let _ = self.table.runtime.lanes.submit(Box::new(item));
     }
 
-    pub fn pump(&mut self, myself: &ActorRef<Message<E>>) {
+    pub fn pump(&mut self, myself: &ActorRef<ActivationMessage<E>>) {
         if let Some(outgoing) = &mut self.outgoing {
             let myself = myself.clone();
             outgoing.pump(
@@ -69,8 +69,10 @@ impl<E: Entity> Activation<E> {
                 &self.key,
                 Arc::new(move |delivered| {
                     let _ = match delivered {
-                        Some(delivered) => myself.cast(Message::Delivered(Box::new(delivered))),
-                        None => myself.cast(Message::Wake),
+                        Some(delivered) => {
+                            myself.cast(ActivationMessage::Delivered(Box::new(delivered)))
+                        }
+                        None => myself.cast(ActivationMessage::Wake),
                     };
                 }),
             );
@@ -82,7 +84,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Reads the next page of the outbox. If that fails, the next message or the recovery scan tries again.
-    pub async fn read_on(&mut self, myself: &ActorRef<Message<E>>) {
+    pub async fn read_on(&mut self, myself: &ActorRef<ActivationMessage<E>>) {
         let Some(after) = self.reads_on_after() else { return };
         let rt = self.table.runtime.clone();
         let Ok(rows) = rt.loader.owed_after(E::KIND, &self.key, after).await else { return };
@@ -92,7 +94,7 @@ impl<E: Entity> Activation<E> {
         self.pump(myself);
     }
 
-    pub fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Next {
+    pub fn owed(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Next {
         let idle = self.is_idle();
         let now = self.table.runtime.clock.now();
         let known = self.outgoing.as_ref().is_some_and(|o| o.is_due_within_s(0, now));

@@ -7,7 +7,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 
 use super::memory::Claim;
 use super::{Activation, Next, Pending, Stop, away};
-use crate::actors::ask::{Ask, Message};
+use crate::actors::ask::{ActivationMessage, Ask};
 use crate::cluster::ask::EntityAnswer;
 use crate::cluster::topics::Published;
 use crate::kernel::entity::Entity;
@@ -61,7 +61,7 @@ impl<E: Entity> Activation<E> {
 
     pub fn finished(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         ticket: u64,
         result: CommitResult,
     ) -> Result<Next, Stop> {
@@ -145,7 +145,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Reads the state again after a failed commit, and decides all later commands again on it.
-    pub async fn roll_back(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    pub async fn roll_back(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Result<(), Stop> {
         self.redo.get_or_insert_default();
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
@@ -178,8 +178,8 @@ impl<E: Entity> Activation<E> {
     /// Ends the activation. Waiting callers hear the reason; uncommitted decisions are dropped.
     pub fn end(
         &mut self,
-        myself: &ActorRef<Message<E>>,
-        message: Option<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
+        message: Option<ActivationMessage<E>>,
         stop: Stop,
     ) -> Result<(), ActorProcessingErr> {
         self.failed.store(true, Ordering::SeqCst);
@@ -197,7 +197,7 @@ impl<E: Entity> Activation<E> {
         let waiting =
             waiting.chain(self.waiting.drain(..)).chain(self.redo.take().into_iter().flatten());
         for ask in waiting.chain(message.and_then(|m| match m {
-            Message::Ask(ask) => Some(ask),
+            ActivationMessage::Ask(ask) => Some(ask),
             _ => None,
         })) {
             ask.answer(Err(error.clone()));
