@@ -107,7 +107,7 @@ pub enum Event {
     },
 }
 
-/// An operation with a time that could not be believed.
+/// An operation whose time was too far ahead and has been replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "SyncRestamped")]
 pub struct Restamped {
