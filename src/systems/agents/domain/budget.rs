@@ -345,11 +345,7 @@ impl Entity for Budget {
     const KIND: &'static str = "budget";
     const GOLDEN: &'static str = include_str!("golden/budget.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let is_operator = matches!(cx.caller, Caller::User { role: Role::Operator, .. });

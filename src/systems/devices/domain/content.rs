@@ -194,11 +194,7 @@ impl Entity for Content {
     const KIND: &'static str = "content";
     const GOLDEN: &'static str = include_str!("golden/content.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         // Whoever acts for an operator has no role of theirs.

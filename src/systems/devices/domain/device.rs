@@ -351,11 +351,7 @@ impl Entity for Device {
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn is_query(command: &Command) -> bool {
         matches!(command, Command::Get)
