@@ -99,6 +99,8 @@ pub struct Meta {
     pub is_repeatable: bool,
     /// The effect on the connection that it is called over.
     pub on_connection: Option<OnConnection>,
+    /// Whether its answer can be heard as it comes.
+    pub is_streamed: bool,
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
 }
@@ -116,6 +118,7 @@ impl Meta {
             if_match: None,
             is_repeatable: true,
             on_connection: None,
+            is_streamed: false,
             without_connection: None,
         }
     }
@@ -184,6 +187,12 @@ impl Meta {
 
     pub const fn scope(mut self, scope: &'static str) -> Self {
         self.scope = Some(scope);
+        self
+    }
+
+    /// Its answer can be heard as it comes: over HTTP, by who accepts `text/event-stream`.
+    pub const fn streamed(mut self) -> Self {
+        self.is_streamed = true;
         self
     }
 
