@@ -43,6 +43,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
+    ("rmcp", &["gateway/mcp/"]),
     (
         "tokio",
         &[

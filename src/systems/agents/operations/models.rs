@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ai::{Ask, Complexity, Failed, FailureKind, Purse};
-use crate::contract::operation::Nothing;
+use crate::contract::operation::{Effect, Nothing};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
 use crate::kernel::error::ErrorCode;
@@ -31,8 +31,10 @@ pub struct AskModel {
 pub struct Complete;
 
 impl Operation for Complete {
-    const META: Meta =
-        Meta::command("ai.complete", "Ask a language model").post("/v1/ai/complete").heard_again();
+    const META: Meta = Meta::command("ai.complete", "Ask a language model")
+        .post("/v1/ai/complete")
+        .heard_again()
+        .tool("ask_model", Effect::Outside);
     type Input = AskModel;
     type Answer = Completion;
 
@@ -100,8 +102,9 @@ pub struct ModelList {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta =
-        Meta::query("ai.models", "The language models that can be asked").get("/v1/ai/models");
+    const META: Meta = Meta::query("ai.models", "The language models that can be asked")
+        .get("/v1/ai/models")
+        .tool("list_models", Effect::ReadOnly);
     type Input = Nothing;
     type Answer = ModelList;
 

@@ -10,7 +10,7 @@ use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
 use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::Page;
-use crate::contract::operation::{Done, Nothing};
+use crate::contract::operation::{Done, Effect, Nothing};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -173,7 +173,9 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<DeviceWithStatus> {
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("device.get", "A device").get("/v1/devices/{device_id}");
+    const META: Meta = Meta::query("device.get", "A device")
+        .get("/v1/devices/{device_id}")
+        .tool("get_device", Effect::ReadOnly);
     type Input = DeviceById;
     type Answer = DeviceWithStatus;
 
@@ -190,7 +192,8 @@ impl Operation for List {
         Meta::query("device.list", "List your devices; the user's id is `me`, or your own")
             .get("/v1/devices")
             .get("/v1/sync/devices")
-            .get("/v1/sync/devices/{user_id}");
+            .get("/v1/sync/devices/{user_id}")
+            .tool("list_devices", Effect::ReadOnly);
     type Input = Nothing;
     type Answer = Page<DeviceWithStatus>;
 
@@ -293,7 +296,8 @@ pub struct Control;
 
 impl Operation for Control {
     const META: Meta = Meta::command("device.command", "Send a remote command to an online device")
-        .post("/v1/devices/{device_id}/commands");
+        .post("/v1/devices/{device_id}/commands")
+        .tool("control_device", Effect::Additive);
     type Input = DeviceCommand;
     type Answer = DeviceCommanded;
 
