@@ -83,14 +83,14 @@ pub struct Route {
 pub struct Tool {
     /// `accept_offer`: unique, and never changed.
     pub name: &'static str,
-    pub effect: Effect,
+    pub effect: ToolEffect,
     /// The words for models, where the operation's summary does not do.
     pub description: Option<&'static str>,
 }
 
 /// The effect of a tool, by which an agent's host decides whether to ask its person first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum ToolEffect {
     ReadOnly,
     /// Something new each time.
     Additive,
@@ -214,7 +214,7 @@ impl Meta {
     }
 
     /// Offers it to agents.
-    pub const fn tool(mut self, name: &'static str, effect: Effect) -> Self {
+    pub const fn tool(mut self, name: &'static str, effect: ToolEffect) -> Self {
         self.tool = Some(Tool { name, effect, description: None });
         self
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
 use serde_json::Value;
 
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Declared, System};
 
 /// The tools of all systems by name, so that their order is always the same.
@@ -41,7 +41,7 @@ impl Tools {
 fn shown(
     operation: &Declared,
     name: &'static str,
-    effect: Effect,
+    effect: ToolEffect,
     description: Option<&'static str>,
 ) -> Tool {
     let mut input = object(operation.input_schema());
@@ -54,10 +54,10 @@ fn shown(
     tool.output_schema = Some(Arc::new(object(operation.answer_schema())));
     tool.annotations = Some(
         ToolAnnotations::new()
-            .read_only(effect == Effect::ReadOnly)
-            .destructive(effect == Effect::Destructive)
-            .idempotent(matches!(effect, Effect::ReadOnly | Effect::Idempotent))
-            .open_world(effect == Effect::Outside),
+            .read_only(effect == ToolEffect::ReadOnly)
+            .destructive(effect == ToolEffect::Destructive)
+            .idempotent(matches!(effect, ToolEffect::ReadOnly | ToolEffect::Idempotent))
+            .open_world(effect == ToolEffect::Outside),
     );
     tool
 }

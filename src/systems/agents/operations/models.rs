@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ai::{Ask, Complexity, Failed, FailureKind, Purse};
-use crate::contract::operation::{Effect, Nothing};
+use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
 use crate::kernel::error::ErrorCode;
@@ -34,7 +34,7 @@ impl Operation for Complete {
     const META: Meta = Meta::command("ai.complete", "Ask a language model")
         .post("/v1/ai/complete")
         .heard_again()
-        .tool("ask_model", Effect::Outside);
+        .tool("ask_model", ToolEffect::Outside);
     type Input = AskModel;
     type Answer = Completion;
 
@@ -104,7 +104,7 @@ pub struct List;
 impl Operation for List {
     const META: Meta = Meta::query("ai.models", "The language models that can be asked")
         .get("/v1/ai/models")
-        .tool("list_models", Effect::ReadOnly);
+        .tool("list_models", ToolEffect::ReadOnly);
     type Input = Nothing;
     type Answer = ModelList;
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem, input};
 use crate::kernel::entity::Role;
 use crate::systems::devices::domain::content::{
@@ -26,7 +26,7 @@ impl Operation for Get {
     const META: Meta =
         Meta::query("content.get", "Get the platforms on which a content can be watched")
             .get("/v1/content/{content_id}/availability")
-            .tool("get_content_availability", Effect::ReadOnly);
+            .tool("get_content_availability", ToolEffect::ReadOnly);
     type Input = ContentById;
     type Answer = ContentView;
 

@@ -10,7 +10,7 @@ use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
 use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::Page;
-use crate::contract::operation::{Done, Effect, Nothing};
+use crate::contract::operation::{Done, Nothing, ToolEffect};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -175,7 +175,7 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("device.get", "A device")
         .get("/v1/devices/{device_id}")
-        .tool("get_device", Effect::ReadOnly);
+        .tool("get_device", ToolEffect::ReadOnly);
     type Input = DeviceById;
     type Answer = DeviceWithStatus;
 
@@ -193,7 +193,7 @@ impl Operation for List {
             .get("/v1/devices")
             .get("/v1/sync/devices")
             .get("/v1/sync/devices/{user_id}")
-            .tool("list_devices", Effect::ReadOnly);
+            .tool("list_devices", ToolEffect::ReadOnly);
     type Input = Nothing;
     type Answer = Page<DeviceWithStatus>;
 
@@ -297,7 +297,7 @@ pub struct Control;
 impl Operation for Control {
     const META: Meta = Meta::command("device.command", "Send a remote command to an online device")
         .post("/v1/devices/{device_id}/commands")
-        .tool("control_device", Effect::Additive);
+        .tool("control_device", ToolEffect::Additive);
     type Input = DeviceCommand;
     type Answer = DeviceCommanded;
 

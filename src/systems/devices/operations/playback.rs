@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::devices::{self, DeviceWithStatus, Remote};
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::list::{Page, Paging};
-use crate::contract::operation::{Effect, Nothing};
+use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -67,7 +67,7 @@ impl Operation for Initiate {
     )
     .post("/v1/playback/initiate")
     .creates("/v1/playback/session/")
-    .tool("initiate_playback", Effect::Additive);
+    .tool("initiate_playback", ToolEffect::Additive);
     type Input = InitiatePlayback;
     type Answer = InitiatedPlayback;
 
@@ -204,7 +204,7 @@ impl Operation for List {
     const META: Meta =
         Meta::query("playback.list", "List your playback sessions, current and past, newest first")
             .get("/v1/playback/session")
-            .tool("list_playback", Effect::ReadOnly);
+            .tool("list_playback", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<PlaybackSessionView>;
 
@@ -244,7 +244,7 @@ impl Operation for Control {
         "Send a remote command to the device of a session; `stop` ends the session",
     )
     .post("/v1/playback/control")
-    .tool("control_playback", Effect::Additive);
+    .tool("control_playback", ToolEffect::Additive);
     type Input = ControlPlayback;
     type Answer = ControlledPlayback;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem, input};
 use crate::kernel::clock::Timestamp;
@@ -287,7 +287,7 @@ impl Operation for GetState {
         "Get the state that your devices share; the user's id is `me`, or your own",
     )
     .get("/v1/sync/state/{user_id}")
-    .tool("get_shared_state", Effect::ReadOnly)
+    .tool("get_shared_state", ToolEffect::ReadOnly)
     .tool_description(
         "Get what your devices share: the watchlist, positions of playback, counters",
     );
@@ -346,7 +346,7 @@ impl Operation for Explain {
         "Explain the values of a content: which operations produced them",
     )
     .get("/v1/sync/explain/{content_id}")
-    .tool("explain_shared_state", Effect::ReadOnly);
+    .tool("explain_shared_state", ToolEffect::ReadOnly);
     type Input = ExplainSync;
     type Answer = SyncExplanation;
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::contract::call::known_id;
 use crate::contract::list::{ListOf, Page, Paging};
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
 use crate::systems::marketplace::views;
@@ -17,7 +17,7 @@ impl Operation for List {
     const META: Meta =
         Meta::query("booking.list", "List your bookings as consumer or provider, newest first")
             .get("/v1/bookings")
-            .tool("list_bookings", Effect::ReadOnly);
+            .tool("list_bookings", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<BookingView>;
 
@@ -56,7 +56,7 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("booking.get", "Get a booking")
         .get("/v1/bookings/{booking_id}")
-        .tool("get_booking", Effect::ReadOnly);
+        .tool("get_booking", ToolEffect::ReadOnly);
     type Input = BookingById;
     type Answer = BookingView;
 
@@ -78,7 +78,7 @@ pub struct Cancel;
 impl Operation for Cancel {
     const META: Meta = Meta::command("booking.cancel", "Cancel a booking before it starts")
         .post("/v1/bookings/{booking_id}/cancel")
-        .tool("cancel_booking", Effect::Destructive);
+        .tool("cancel_booking", ToolEffect::Destructive);
     type Input = CancelBooking;
     type Answer = BookingView;
 
@@ -105,7 +105,7 @@ impl Operation for Review {
     const META: Meta =
         Meta::command("booking.review", "Review a completed booking, as its consumer")
             .post("/v1/bookings/{booking_id}/review")
-            .tool("submit_review", Effect::Additive);
+            .tool("submit_review", ToolEffect::Additive);
     type Input = ReviewBooking;
     type Answer = BookingView;
 

@@ -7,7 +7,7 @@ use super::requests;
 use crate::cluster;
 use crate::contract::call::known_id;
 use crate::contract::list::{After, Limit, Page, Paging};
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::error::AskError;
 use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
@@ -27,7 +27,7 @@ impl Operation for List {
     const META: Meta =
         Meta::query("offer.list", "List the offers to a request, in order of arrival")
             .get("/v1/requests/{request_id}/offers")
-            .tool("get_offers", Effect::ReadOnly);
+            .tool("get_offers", ToolEffect::ReadOnly);
     type Input = ListOffers;
     type Answer = Page<OfferView>;
 
@@ -78,7 +78,7 @@ pub struct Accept;
 impl Operation for Accept {
     const META: Meta = Meta::command("offer.accept", "Accept an offer and wait for the booking")
         .post("/v1/offers/{offer_id}/accept")
-        .tool("accept_offer", Effect::Destructive)
+        .tool("accept_offer", ToolEffect::Destructive)
         .tool_description(
             "Accept an offer: binding, it books the appointment. Ask the person first",
         );
@@ -119,7 +119,7 @@ pub struct Decline;
 impl Operation for Decline {
     const META: Meta = Meta::command("offer.decline", "Decline an offer")
         .post("/v1/offers/{offer_id}/decline")
-        .tool("decline_offer", Effect::Destructive);
+        .tool("decline_offer", ToolEffect::Destructive);
     type Input = OfferById;
     type Answer = Declined;
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::contract::call::known_id;
 use crate::contract::list::{After, Limit, ListOf, Page};
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::entity::{Role, to_value};
 use crate::systems::marketplace::domain::pricing::Offering;
@@ -43,7 +43,7 @@ pub struct List;
 impl Operation for List {
     const META: Meta = Meta::query("provider.list", "List the directory of providers")
         .get("/v1/providers")
-        .tool("list_providers", Effect::ReadOnly);
+        .tool("list_providers", ToolEffect::ReadOnly);
     type Input = ListProviders;
     type Answer = Page<ProviderView>;
 
@@ -85,7 +85,7 @@ impl Operation for Get {
     const META: Meta = Meta::query("provider.get", "Get a provider's public profile")
         .get("/v1/providers/{provider_id}")
         .versioned()
-        .tool("get_provider", Effect::ReadOnly);
+        .tool("get_provider", ToolEffect::ReadOnly);
     type Input = ProviderById;
     type Answer = ProviderView;
 
@@ -219,7 +219,7 @@ impl Operation for Update {
             .patch("/v1/providers/{provider_id}")
             .versioned()
             .if_match("expected_versions")
-            .tool("update_availability", Effect::Idempotent)
+            .tool("update_availability", ToolEffect::Idempotent)
             .tool_description("Change your hours and days off as a provider, or other fields of your profile; a list replaces the whole list");
     type Input = UpdateProvider;
     type Answer = ProviderView;

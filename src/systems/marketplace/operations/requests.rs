@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::contract::list::{Page, Paging};
-use crate::contract::operation::Effect;
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
@@ -63,7 +63,7 @@ impl Operation for Create {
         Meta::command("request.create", "Request a service, in a sentence or in fields")
             .post("/v1/requests")
             .creates("/v1/requests/")
-            .tool("create_service_request", Effect::Additive);
+            .tool("create_service_request", ToolEffect::Additive);
     type Input = CreateRequest;
     type Answer = RequestView;
 
@@ -140,7 +140,7 @@ pub struct List;
 impl Operation for List {
     const META: Meta = Meta::query("request.list", "List your requests, newest first")
         .get("/v1/requests")
-        .tool("list_requests", Effect::ReadOnly);
+        .tool("list_requests", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<RequestView>;
 
@@ -161,7 +161,7 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("request.get", "Get a request")
         .get("/v1/requests/{request_id}")
-        .tool("get_request", Effect::ReadOnly);
+        .tool("get_request", ToolEffect::ReadOnly);
     type Input = RequestById;
     type Answer = RequestView;
 
@@ -183,7 +183,7 @@ pub struct Cancel;
 impl Operation for Cancel {
     const META: Meta = Meta::command("request.cancel", "Cancel a request")
         .post("/v1/requests/{request_id}/cancel")
-        .tool("cancel_request", Effect::Destructive);
+        .tool("cancel_request", ToolEffect::Destructive);
     type Input = CancelRequest;
     type Answer = RequestView;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::{After, Limit, Page, Paging};
-use crate::contract::operation::{Done, Effect};
+use crate::contract::operation::{Done, ToolEffect};
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
@@ -61,7 +61,7 @@ impl Operation for Create {
         Meta::command("session.create", "Open a session: the given one, or a new one")
             .post("/v1/sessions")
             .creates("/v1/sessions/")
-            .tool("open_session", Effect::Additive);
+            .tool("open_session", ToolEffect::Additive);
     type Input = OpenSession;
     type Answer = SessionView;
 
@@ -165,7 +165,7 @@ pub struct List;
 impl Operation for List {
     const META: Meta = Meta::query("session.list", "List your sessions, newest first")
         .get("/v1/sessions")
-        .tool("list_sessions", Effect::ReadOnly);
+        .tool("list_sessions", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<SessionView>;
 
@@ -224,7 +224,7 @@ pub struct Messages;
 impl Operation for Messages {
     const META: Meta = Meta::query("session.messages", "List the messages of a session")
         .get("/v1/sessions/{session_id}/messages")
-        .tool("get_messages", Effect::ReadOnly);
+        .tool("get_messages", ToolEffect::ReadOnly);
     type Input = ListMessages;
     type Answer = Page<MessageView>;
 
@@ -266,7 +266,7 @@ impl Operation for SendMessage {
     )
     .post("/v1/sessions/{session_id}/messages")
     .creates("")
-    .tool("send_message", Effect::Additive)
+    .tool("send_message", ToolEffect::Additive)
     .tool_description(
         "Send a message to the agent of a session; read its answer with get_messages",
     );
