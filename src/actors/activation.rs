@@ -1,7 +1,7 @@
-//! One live entity: deciding, and handing what was decided to the writer.
+//! The activation of one live entity: it decides commands, and hands the decisions to the writer.
 //!
-//! An activation keeps deciding while its commits are in flight: `state` is ahead of the journal by what [`Pending`]
-//! holds. Replies, publications and effects leave in order, each after its commit.
+//! An activation keeps deciding while its commits are in flight: `state` is ahead of the journal by the decisions in
+//! [`Pending`]. Replies, publications and effects leave in order, each after its commit.
 //!
 //! ```text
 //! ask ──▶ decided ──▶ submitted ──▶ committed ──▶ answered, published, sent
@@ -34,7 +34,7 @@ use ractor::ActorRef;
 
 use self::memory::{Claim, Memory};
 use self::writing::DecisionRows;
-use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::ask::{ActivationMessage, Ask, Origin};
 use crate::actors::delivery::Outgoing;
 use crate::actors::registry::KindTable;
 use crate::actors::runtime::Witnessed;
@@ -57,13 +57,13 @@ struct Pending<E: Entity> {
     ask: Box<Ask<E>>,
     answer: EntityAnswer<E>,
     publish: Vec<Arc<Published>>,
-    /// A durable publication was not rendered, as nobody listened. Somebody may by the time it is committed, and may
-    /// have looked at the history before that.
+    /// Whether a durable publication was not rendered, since nobody listened. A listener that subscribes before the commit
+    /// may have read the history before it too, and would miss the publication.
     unheard: bool,
     outbox: Vec<OutboxRow>,
     claim: Option<Claim>,
     commits: bool,
-    /// Of the journal, with this command's events.
+    /// The head of the journal, this command's events included.
     head: i64,
 }
 
@@ -71,7 +71,7 @@ pub struct Activation<E: Entity> {
     table: Arc<KindTable<E>>,
     key: Arc<str>,
     slot: u16,
-    /// Of the slot when this activation began. Under another one it is not the one any more.
+    /// The slot's epoch when this activation started. If the slot has another epoch now, this activation is obsolete.
     epoch: i64,
     loaded: bool,
     retiring: bool,
@@ -81,9 +81,9 @@ pub struct Activation<E: Entity> {
     snapshot_seq: i64,
     next_ticket: u64,
     next_position: i64,
-    /// Rows of the outbox up to this position were read from the store.
+    /// The position up to which rows of the outbox were read from the store.
     owed_to: i64,
-    /// Boxed, as a queue keeps its room when it is empty.
+    /// Boxed, since a queue keeps its capacity when it is empty.
     pending: VecDeque<Box<Pending<E>>>,
     memory: Memory<E>,
     /// Queries that wait for a change.
@@ -91,15 +91,15 @@ pub struct Activation<E: Entity> {
     /// Commands to decide again once the state has been read anew.
     redo: Option<Vec<Box<Ask<E>>>>,
     outgoing: Option<Box<Outgoing>>,
-    /// A key that is to be fetched before anything goes on.
+    /// A key that has to be fetched before the activation can continue.
     needs: Option<Box<Need>>,
-    /// How many erasures this node knew of when the state was read.
+    /// The number of erasures that this node knew of when the state was read.
     erasures: u64,
     failed: Arc<AtomicBool>,
     _entry: Entry<E>,
 }
 
-/// Takes the activation out of the registry when it ends, however it ends.
+/// A guard that removes the activation from the registry when it ends, however it ends.
 struct Entry<E: Entity> {
     table: Arc<KindTable<E>>,
     key: Arc<str>,
@@ -114,7 +114,7 @@ impl<E: Entity> Drop for Entry<E> {
     }
 }
 
-/// Why an activation ends.
+/// The reason for which an activation ends.
 pub enum Stop {
     /// Passive, or its slot or the store is away: nothing is wrong with the entity.
     Orderly(AskError),
@@ -122,10 +122,10 @@ pub enum Stop {
     Failed(String),
 }
 
-/// What a message leads to.
+/// The next step after a message.
 pub enum Next {
     GoOn,
-    /// The state is to be read again.
+    /// Read the state again.
     RollBack,
 }
 
@@ -134,7 +134,7 @@ fn away(reason: impl Into<String>) -> Stop {
 }
 
 impl<E: Entity> Activation<E> {
-    /// Nothing is read yet: that is the first message's business.
+    /// A new activation. It has read nothing yet: the first message makes it load.
     pub fn new(
         table: Arc<KindTable<E>>,
         key: Arc<str>,
@@ -173,7 +173,7 @@ impl<E: Entity> Activation<E> {
         self.loaded
     }
 
-    /// Ends it when it has finished what has begun.
+    /// Ends the activation once its pending commands are finished.
     pub fn retire(&mut self) {
         self.retiring = true;
     }
@@ -182,7 +182,7 @@ impl<E: Entity> Activation<E> {
         self.retiring
     }
 
-    /// Nothing that was decided waits for its commit, and nothing waits to be decided.
+    /// Whether no command waits for its commit or to be decided.
     pub fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.redo.is_none()
     }
@@ -196,7 +196,11 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    pub fn ask(&mut self, myself: &ActorRef<Message<E>>, ask: Box<Ask<E>>) -> Result<(), Stop> {
+    pub fn ask(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+        ask: Box<Ask<E>>,
+    ) -> Result<(), Stop> {
         if let Some(redo) = &mut self.redo {
             redo.push(ask);
             return Ok(());
@@ -204,15 +208,19 @@ impl<E: Entity> Activation<E> {
         self.decide(myself, ask)
     }
 
-    /// One command: decided on the state as it will be when all pending commits are through.
-    fn decide(&mut self, myself: &ActorRef<Message<E>>, mut ask: Box<Ask<E>>) -> Result<(), Stop> {
+    /// Decides one command on the state as it will be after all pending commits.
+    fn decide(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+        mut ask: Box<Ask<E>>,
+    ) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
         if ask.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             ask.answer(Err(AskError::DeadlineExceeded));
             return Ok(());
         }
         if !rt.slots.is_here(self.slot, self.epoch) {
-            // What is under way ends as it will; nothing new begins.
+            // Pending commands run to their end; no new one starts.
             ask.answer(Err(AskError::NotHere));
             return Ok(());
         }
@@ -266,7 +274,7 @@ impl<E: Entity> Activation<E> {
                 return Ok(());
             }
             if let Origin::Caller { slip, .. } = &mut ask.origin {
-                // It is bounded by `MAX_WAITING` now, and must not keep commands out.
+                // From here `MAX_WAITING` bounds it, and it must not keep commands out.
                 slip.take();
             }
             self.waiting.push(ask);
@@ -291,7 +299,7 @@ impl<E: Entity> Activation<E> {
     /// Applies the decision, hands its rows to the writer, and keeps the answer until they are durable.
     fn submit(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         ask: Box<Ask<E>>,
         answer: EntityAnswer<E>,
         decision: Decision<E>,
@@ -370,10 +378,10 @@ impl<E: Entity> Activation<E> {
             .in_the_vault(|| Ok::<_, String>(E::project(&self.key, &self.state, &decision.events)));
         let views = match views {
             Ok(views) => views,
-            // It was in memory a moment ago. The state is ahead of what is written, and is dropped.
+            // The key was in memory a moment ago. The state is ahead of the journal, and is dropped.
             Err(trouble) => {
                 ask.answer(Err(AskError::unavailable(trouble.to_string())));
-                return Err(away("a key was forgotten in the middle"));
+                return Err(away("a key left the memory during a commit"));
             }
         };
         let due = self.head - self.snapshot_seq >= rt.options.snapshot_every;
@@ -420,17 +428,17 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    /// An activation that has ended publishes nothing, so its listeners are to look at the history.
+    /// Finishes an activation that has ended: it cannot publish any more, so its listeners must read the history.
     fn finish_with(
         &self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         publishes: bool,
     ) -> Box<dyn FnOnce(CommitResult) + Send + Sync> {
         let (myself, ticket, failed) = (myself.clone(), self.next_ticket, self.failed.clone());
         let topic = publishes.then(|| (self.table.clone(), self.key.clone()));
         Box::new(move |result| {
             let committed = result == CommitResult::Committed;
-            let told = myself.cast(Message::Finished { ticket, result }).is_ok();
+            let told = myself.cast(ActivationMessage::Finished { ticket, result }).is_ok();
             if let Some((table, key)) = topic
                 && committed
                 && (!told || failed.load(Ordering::SeqCst))
@@ -468,7 +476,7 @@ impl<E: Entity> Activation<E> {
     }
 
     /// Writes a snapshot if there is something new, and stops. A command that arrives meanwhile keeps it awake.
-    pub fn passivate(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    pub fn passivate(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Result<(), Stop> {
         self.waiting.retain(|w| !w.abandoned());
         let busy = !self.is_idle()
             || !self.waiting.is_empty()
@@ -485,7 +493,7 @@ impl<E: Entity> Activation<E> {
             let again = myself.clone();
             let done = Box::new(move |result| {
                 if result == CommitResult::Committed {
-                    let _ = again.cast(Message::Passivate);
+                    let _ = again.cast(ActivationMessage::Passivate);
                 }
             });
             let item = CommitItem { snapshot: Some(snapshot), ..self.bare_item(done) };

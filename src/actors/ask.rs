@@ -24,9 +24,9 @@ pub struct Ask<E: Entity> {
     pub origin: Origin<E>,
 }
 
-/// Where a command comes from, and so where its answer goes.
+/// The origin of a command, to which its answer goes.
 pub enum Origin<E: Entity> {
-    /// The slip is given back when the command is answered, or parked as a waiting query.
+    /// A caller. The slip is released when the command is answered, or becomes a waiting query.
     Caller {
         reply: oneshot::Sender<EntityAnswer<E>>,
         slip: Option<Slip<E>>,
@@ -40,15 +40,15 @@ pub enum Origin<E: Entity> {
     Outbox {
         id: String,
     },
-    /// A notice that nobody waits for.
+    /// A notice whose answer nobody waits for.
     Notice,
 }
 
-/// One command in flight; the count goes down when it is answered or dropped.
+/// A slot for one command in flight; the count goes down when the command is answered or dropped.
 pub struct Slip<E>(Arc<AtomicU32>, PhantomData<fn() -> E>);
 
 impl<E> Slip<E> {
-    /// `None`: there are `max` in flight already.
+    /// Takes a slip, or `None` if `max` commands are in flight already.
     pub fn take(in_flight: &Arc<AtomicU32>, max: u32) -> Option<Self> {
         let slip = Self(in_flight.clone(), PhantomData);
         (in_flight.fetch_add(1, Ordering::AcqRel) < max).then_some(slip)
@@ -61,25 +61,25 @@ impl<E> Drop for Slip<E> {
     }
 }
 
-/// What an activation's actor is sent.
-pub enum Message<E: Entity> {
+/// A message to an activation's actor.
+pub enum ActivationMessage<E: Entity> {
     Ask(Box<Ask<E>>),
     Finished {
         ticket: u64,
         result: CommitResult,
     },
     Delivered(Box<Delivered>),
-    /// Something in the outbox may be due.
+    /// A row of the outbox may be due.
     Wake,
-    /// The store knows a delivery that is overdue: if it is not under way here, read the outbox again.
+    /// The store has an overdue delivery: if it is not under way here, read the outbox again.
     Owed,
-    /// Become passive if nothing is going on.
+    /// Become passive if nothing is pending.
     Passivate,
-    /// The slot is being handed over: finish what has begun, and end.
+    /// The slot is being handed over: finish pending commands, and end.
     Retire,
 }
 
-impl<E: Entity> ractor::Message for Message<E> {}
+impl<E: Entity> ractor::Message for ActivationMessage<E> {}
 
 impl<E: Entity> Ask<E> {
     pub fn internal(command: E::Command, origin: Origin<E>) -> Box<Self> {
@@ -90,7 +90,7 @@ impl<E: Entity> Ask<E> {
     pub fn answer(self, answer: EntityAnswer<E>) {
         match self.origin {
             Origin::Caller { reply, slip } => {
-                // Who has heard the answer finds its place free.
+                // Release the slip first: a caller that has its answer finds its place free.
                 drop(slip);
                 let _ = reply.send(answer);
             }
@@ -110,7 +110,7 @@ impl<E: Entity> Ask<E> {
         }
     }
 
-    /// Under which id and fingerprint this command is remembered.
+    /// The id and the fingerprint under which this command is remembered.
     pub fn dedupe(&self, key: &str) -> Option<DedupeRow> {
         let id = self.command_id.clone()?;
         let user_id = match &self.caller {
@@ -125,7 +125,7 @@ impl<E: Entity> Ask<E> {
     }
 }
 
-/// Serialises what stays in memory, or is on its way.
+/// Serialises a value that stays in memory or is on its way, in the plain.
 fn plain<E: Entity, R>(serialise: impl FnOnce() -> R) -> R {
     if E::PRIVATE { private::plain(serialise).0 } else { serialise() }
 }

@@ -1,5 +1,4 @@
-//! What an entity still owes others: its outbox rows in memory, delivered in order per receiver, and to receivers in
-//! turn.
+//! Deliveries: an entity's outbox rows in memory, delivered in order per receiver, and to receivers in turn.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,34 +21,34 @@ use crate::persistence::loader::{OWED_PAGE, PendingOutbox};
 use crate::persistence::store::from_micros;
 use crate::persistence::vault::outbox_field;
 
-/// A command that its receiver's node cannot read is tried for no longer than this: during an upgrade the receiver may
-/// come to a node that can, and what waits behind it waits as long.
+/// The longest time for which a command that its receiver's node cannot read is retried: during an upgrade the receiver
+/// may move to a node that can, and rows behind it wait as long.
 const UNREADABLE: SignedDuration = SignedDuration::from_hours(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Nothing changes soon about what cannot be read, and each attempt is a commit.
+/// The first delay for such a command: it does not become readable soon, and each attempt is a commit.
 const FIRST_UNREADABLE: Duration = Duration::from_secs(5);
 /// After the first time that a run had no turn.
 const FIRST_PUT_OFF: Duration = Duration::from_secs(1);
 
-/// What is kept of an error, for operators.
+/// The most bytes that are stored of an error, for operators.
 const MAX_ERROR_BYTES: usize = 2_000;
 
-/// Rows in memory beyond which no more are read, though none of them can go now. Those behind them wait.
+/// The most rows in memory: beyond them no more are read, even if none of these can be delivered now.
 const MAX_KEPT: usize = 10 * OWED_PAGE;
 
-/// Kind and key. Runs have no order among themselves: each is its own receiver.
+/// The kind and key of a receiver. Runs have no order among themselves: each is its own receiver.
 type Receiver = Arc<(String, String)>;
 
 #[derive(Default)]
 pub struct Outgoing {
     queues: HashMap<Receiver, Queue>,
-    /// Rows in all queues.
+    /// The number of rows in all queues.
     kept: usize,
-    /// Rows after this position are in the store only.
+    /// The position after which rows are in the store only.
     rest: Option<i64>,
-    /// Receivers whose first row is not on its way: who waits for longest is served first. By the time from which it may
-    /// be served, and by turn.
+    /// Receivers whose first row is not in flight, by the time from which they may be served, and by turn: the one that has
+    /// waited longest is served first.
     waiting: BTreeMap<(Timestamp, u64), Receiver>,
     turn: u64,
     in_flight: usize,
@@ -65,14 +64,14 @@ struct Queue {
 struct Row {
     row: OutboxRow,
     attempts: i32,
-    /// When it was written, or put back by an operator.
+    /// The time at which it was written, or put back by an operator.
     since: Timestamp,
     due: Timestamp,
     /// How often it was put off since it was last tried.
     put_off: i32,
 }
 
-/// A row's delivery. A run is dropped with it: what nobody waits for any more is not continued.
+/// A row's delivery in flight. A run is cancelled with it, since nobody waits for its outcome any more.
 struct Way {
     id: String,
     run: Option<AbortHandle>,
@@ -95,34 +94,34 @@ pub struct Delivered {
 enum Outcome {
     Sent(Result<Result<Value, String>, AskError>),
     Ran(Ran),
-    /// Its person was erased, and what it said with them.
+    /// The person whom it concerns was erased, and its content with them.
     Erased,
 }
 
-/// How one row went on: what to write, and what to tell the entity.
+/// The outcome of one row: what to write, and what to tell the entity.
 pub struct End {
     pub change: Option<OutboxChange>,
     pub notice: Option<Notice>,
 }
 
-/// What the entity hears of a delivery.
+/// The entity's notice of a delivery's outcome.
 pub enum Notice {
     Run(RunOutcome),
     Failed(SendFailure),
 }
 
-/// `None`: time to look again.
+/// A callback for the end of a delivery. `None`: it is time to look for due rows again.
 pub type OnDelivered = Arc<dyn Fn(Option<Delivered>) + Send + Sync>;
 
 impl Outgoing {
-    /// What was still owed when the entity was last live: the first page.
+    /// The deliveries left from the entity's last activation: their first page.
     pub fn resume(rows: Vec<PendingOutbox>, now: Timestamp) -> Option<Box<Self>> {
         let mut outgoing = Self::default();
         outgoing.go_on(rows, now);
         (!outgoing.is_empty()).then(|| Box::new(outgoing))
     }
 
-    /// The next page. Where it is full there may be more.
+    /// Adds the next page. If it is full there may be more.
     pub fn go_on(&mut self, rows: Vec<PendingOutbox>, now: Timestamp) {
         let last = rows.last().map(|last| last.row.position);
         self.rest = last.filter(|_| rows.len() == OWED_PAGE);
@@ -132,14 +131,14 @@ impl Outgoing {
         }
     }
 
-    /// The position after which the next page is to be read, if it is time for that: much has been delivered, or nothing
-    /// that is here can be delivered now.
+    /// The position after which to read the next page, if it is time for that: much has been delivered, or none of the rows
+    /// in memory can be delivered now.
     pub fn reads_on_after(&self, now: Timestamp) -> Option<i64> {
         let idles = || self.kept < MAX_KEPT && !self.is_due_within_s(0, now);
         self.rest.filter(|_| self.kept < OWED_PAGE / 2 || idles())
     }
 
-    /// Rows that were just written. While others are in the store only, these are read after them.
+    /// Adds rows that were just written. While older rows are in the store only, new ones are read from there after them.
     pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
         if self.rest.is_none() {
             for row in rows {
@@ -161,7 +160,7 @@ impl Outgoing {
         }
     }
 
-    /// Lets a receiver wait for its turn, behind those that wait already.
+    /// Queues a receiver behind those that wait already.
     fn enqueue(&mut self, receiver: &Receiver, now: Timestamp) {
         let Some(queue) = self.queues.get(receiver) else { return };
         match queue.rows.front() {
@@ -184,7 +183,7 @@ impl Outgoing {
             || self.waiting.first_key_value().is_some_and(|((at, _), _)| *at <= until)
     }
 
-    /// After the rows were read again: those that are on their way stay so.
+    /// Keeps rows in flight after all rows were read again.
     pub fn keep_in_flight(&mut self, mut before: Self) {
         for (receiver, queue) in &mut self.queues {
             let way = before.queues.get_mut(receiver).and_then(|queue| queue.on_its_way.take());
@@ -236,7 +235,7 @@ impl Outgoing {
         }
         self.wake_at = Some(at);
         let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-        // A later one is found by the recovery scan, after the entity has become passive.
+        // The recovery scan finds a later row, after the entity has become passive.
         if wait < Duration::from_secs(60) {
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
@@ -283,7 +282,7 @@ impl Queue {
         let done = Some(OutboxChange::Done { id: id.clone() });
         let given_up = signed(give_up_after);
         let (change, notice) = match outcome {
-            // The receiver has it; what it said did not fit between the nodes.
+            // The receiver has the command; its answer did not fit between the nodes.
             Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
             Outcome::Ran(Ran::Ended(result)) => (done, Some(ran(row, result))),
@@ -319,7 +318,7 @@ impl Queue {
 }
 
 impl Row {
-    /// Later again, or a dead letter once it is older than `limit`.
+    /// Schedules the next attempt, or makes the row a dead letter once it is older than `limit`.
     fn fail(
         &mut self,
         mut error: String,
@@ -383,7 +382,7 @@ fn signed(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
-/// `first` doubled each time, at most 5 minutes, give or take a quarter.
+/// The delay before the next attempt: `first` doubled each time, at most 5 minutes, with a jitter of a quarter.
 fn retry_delay(attempts: i32, first: Duration) -> SignedDuration {
     let times = u32::try_from(attempts - 1).unwrap_or(0);
     let base = doubled(first, times, Duration::from_secs(300));
@@ -431,7 +430,7 @@ fn deliver(
         let place = EncryptionContext { kind: kind.into(), key: key.clone() };
         let body = rt.vault.open_text(body, &place, &outbox_field(target_kind, target_key)).await;
         let outcome = match (body, principal(&row)) {
-            // Of a newer release. Without it the receiver would take the sender for somebody else.
+            // The principal is of a newer release. Without it the receiver would take the sender for somebody else.
             (_, Err(error)) => {
                 Outcome::Sent(Err(AskError::BadCommand(format!("for whom it is: {error}"))))
             }

@@ -1,4 +1,4 @@
-//! Timers under way, and why those that came to nothing did.
+//! Timers that are being fired, and the reasons of failed ones.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl Fires {
         self.0.lock()
     }
 
-    /// `None`: it is under way already.
+    /// Begins to fire a timer. `None`: it is being fired already.
     pub fn begin(&self, timer: &DueTimer) -> Option<Firing> {
         let new = self.lock().under_way.insert(timer.id.clone());
         new.then(|| Firing(Some(Box::new(Begun { fires: self.clone(), timer: failed(timer, "") }))))
@@ -53,7 +53,7 @@ fn failed(timer: &DueTimer, reason: &str) -> Failed {
     }
 }
 
-/// One timer under way. Dropped when the fire has ended, whichever way.
+/// A guard of one timer that is being fired, dropped when that has ended, whichever way.
 #[derive(Default)]
 pub struct Firing(Option<Box<Begun>>);
 
@@ -63,7 +63,7 @@ struct Begun {
 }
 
 impl Firing {
-    /// It came to nothing. The first reason counts.
+    /// Notes that it failed. The first reason counts.
     pub fn failed(&mut self, reason: impl Into<String>) {
         if let Some(begun) = self.0.as_mut().filter(|begun| begun.timer.reason.is_empty()) {
             begun.timer.reason = reason.into();

@@ -1,4 +1,4 @@
-//! A kind of entity, for those who list kinds without naming their types.
+//! Kinds of entities, for code that lists them without naming their types.
 
 use std::collections::BTreeSet;
 
@@ -14,15 +14,15 @@ use crate::persistence::codec::SnapshotCodec;
 use crate::persistence::entities::JournalEntry;
 use crate::persistence::shape::variants;
 
-/// What a node can do with a kind.
+/// The functions of a kind that a node needs.
 #[derive(Clone, Copy)]
 pub struct EntityKind {
     pub name: &'static str,
     pub has_topic: bool,
     pub register: for<'a> fn(&'a mut Registry) -> BoxFuture<'a, anyhow::Result<()>>,
-    /// The state that a journal leads to, for whoever looks at an entity from outside.
+    /// Folds a journal into a state, for tools that inspect an entity from outside.
     pub replay: fn(&mut [JournalEntry]) -> anyhow::Result<Value>,
-    /// What is wrong with its golden journal, for a test.
+    /// Checks the golden journal, for a test.
     pub check_golden: fn() -> Result<(), String>,
 }
 
@@ -37,7 +37,7 @@ pub const fn entity<E: Entity>() -> EntityKind {
     }
 }
 
-/// The golden journal is read, has every event, and leads to a state that a snapshot holds.
+/// Checks that the golden journal can be read, has every event, and leads to a state that a snapshot can hold.
 fn check_golden<E: Entity>() -> Result<(), String> {
     let state = replay_golden::<E>()?;
     let name = |line: &str| {
@@ -69,7 +69,7 @@ fn check_golden<E: Entity>() -> Result<(), String> {
     }
 }
 
-/// Without keys: what is private is not shown, in the state nor in the events.
+/// Folds a journal without keys: private values are shown neither in the state nor in the events.
 fn replay<E: Entity>(journal: &mut [JournalEntry]) -> anyhow::Result<Value> {
     private::shut(|| fold::<E>(journal))
 }

@@ -1,4 +1,5 @@
-//! The activations of this node: finding or starting one, bounding what is in flight, parking what cannot start.
+//! The registry of this node's activations. It finds or starts them, bounds the commands in flight, and parks entities
+//! that cannot start.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -14,7 +15,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, 
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::actors::ask::{Ask, Message, Origin, Slip};
+use crate::actors::ask::{ActivationMessage, Ask, Origin, Slip};
 use crate::actors::firing::Firing;
 use crate::actors::runtime::{ParkNotice, Runtime};
 use crate::cluster::ask::{Answering, EntityAnswer};
@@ -27,7 +28,7 @@ use crate::kernel::ids::slot_of;
 use crate::persistence::codec::SnapshotCodec;
 use crate::persistence::outbox::Parked;
 
-/// After an entity could not start, doubled with each failure.
+/// The first delay after an entity could not start; it doubles with each failure.
 const FIRST_RESTART: Duration = Duration::from_millis(100);
 
 /// Whole seconds, for "last used".
@@ -36,7 +37,7 @@ fn seconds_since(start: Instant, now: Instant) -> u32 {
 }
 
 struct Live<E: Entity> {
-    actor: ActorRef<Message<E>>,
+    actor: ActorRef<ActivationMessage<E>>,
     in_flight: Arc<AtomicU32>,
     last_used_s: AtomicU32,
 }
@@ -46,13 +47,17 @@ struct Failure {
     retry_at: Instant,
     reason: String,
     parked: bool,
-    /// Another release has parked it: it starts here, and with that the store forgets it.
+    /// Whether another release has parked it: it starts here, and its row in the store is deleted then.
     parked_elsewhere: bool,
 }
 
-/// Starts an activation under a supervisor: of this key, in this epoch of its slot.
-pub type Start<E> =
-    fn(Arc<KindTable<E>>, Arc<str>, i64, ActorCell) -> Result<ActorRef<Message<E>>, SpawnErr>;
+/// A function that starts an activation under a supervisor, for a key and the current epoch of its slot.
+pub type Start<E> = fn(
+    Arc<KindTable<E>>,
+    Arc<str>,
+    i64,
+    ActorCell,
+) -> Result<ActorRef<ActivationMessage<E>>, SpawnErr>;
 
 /// All activations of one kind.
 pub struct KindTable<E: Entity> {
@@ -63,7 +68,7 @@ pub struct KindTable<E: Entity> {
     /// The keys of `live`, changed under its locks.
     by_slot: DashMap<u16, HashSet<Arc<str>>>,
     failures: Mutex<HashMap<Arc<str>, Failure>>,
-    /// The size of `failures`: almost always 0, and then nobody takes the lock.
+    /// The size of `failures`: it is almost always 0, and then the lock is not taken.
     failing: AtomicUsize,
     start: Start<E>,
     supervisor: ActorCell,
@@ -79,7 +84,7 @@ impl<E: Entity> KindTable<E> {
         slot: u16,
         key: &str,
         now: Instant,
-    ) -> Result<(ActorRef<Message<E>>, Slip<E>), AskError> {
+    ) -> Result<(ActorRef<ActivationMessage<E>>, Slip<E>), AskError> {
         if self.failing.load(Ordering::Acquire) > 0 {
             self.check_failure(key)?;
         }
@@ -132,7 +137,7 @@ impl<E: Entity> KindTable<E> {
         }
     }
 
-    /// The activation is gone: the next command starts a new one.
+    /// Removes an activation that has ended: the next command starts a new one.
     pub fn ended(&self, key: &Arc<str>, actor: ActorId) {
         self.remove(key, |live| live.actor.get_id() == actor);
     }
@@ -192,7 +197,7 @@ impl<E: Entity> KindTable<E> {
         }
     }
 
-    /// The command is in the mailbox when this returns; the future waits for the answer.
+    /// Sends a command. It is in the mailbox when this returns; the future waits for the answer.
     fn ask(
         self: &Arc<Self>,
         key: &str,
@@ -237,20 +242,20 @@ impl<E: Entity> KindTable<E> {
             deadline: Some(meta.deadline),
             origin: Origin::Caller { reply, slip: Some(slip) },
         };
-        if actor.cast(Message::Ask(Box::new(ask))).is_err() {
+        if actor.cast(ActivationMessage::Ask(Box::new(ask))).is_err() {
             self.ended(&key.into(), actor.get_id());
             return Err(AskError::NotHere);
         }
         Ok(answer)
     }
 
-    fn cast(self: &Arc<Self>, key: &str, message: Message<E>) -> Result<(), AskError> {
+    fn cast(self: &Arc<Self>, key: &str, message: ActivationMessage<E>) -> Result<(), AskError> {
         let (actor, _slip) = self.take_slip(slot_of(E::KIND, key), key, Instant::now())?;
         actor.cast(message).map_err(|_| AskError::unavailable("the entity has just stopped"))
     }
 }
 
-/// What the rest of the node does with a kind, without knowing its types.
+/// A kind as the rest of the node uses it, without knowing its types.
 pub trait AnyKind: Send + Sync {
     fn ask_any(
         &self,
@@ -277,15 +282,15 @@ pub trait AnyKind: Send + Sync {
         command: &str,
         firing: Firing,
     ) -> Result<(), AskError>;
-    /// Lets it look at what it owes. False: it cannot start.
+    /// Makes an entity look for due deliveries. False: it cannot start.
     fn wake(&self, key: &str) -> bool;
     fn live(&self) -> usize;
-    /// Makes passive what was idle for `idle_s`, at most `limit` of them.
+    /// Makes entities passive that were idle for `idle_s`, at most `limit` of them.
     fn sweep(&self, idle_s: u32, limit: usize);
-    /// How this release knows the kind: what another one could not start, this one may.
+    /// The version of the kind that this release knows: it may start an entity that another release could not.
     fn known_as(&self) -> &str;
     /// Keeps exactly these entities parked, as far as this release has parked them. False: others were parked a moment
-    /// ago, and are kept until the store must know of them.
+    /// ago, and stay parked until the store is sure to list them.
     fn set_parked(&self, parked: &HashMap<String, Parked>) -> bool;
 }
 
@@ -337,7 +342,8 @@ impl<E: Entity> AnyKind for Kind<E> {
     fn retire(&self, leaving: &HashSet<u16>) -> usize {
         let keys_of = |slot| self.0.by_slot.get(slot).map(|keys| keys.iter().cloned().collect());
         let keys = leaving.iter().filter_map(keys_of).flat_map(|keys: Vec<_>| keys);
-        let tell = |key: Arc<str>| self.0.live.get(&key)?.actor.cast(Message::Retire).ok();
+        let tell =
+            |key: Arc<str>| self.0.live.get(&key)?.actor.cast(ActivationMessage::Retire).ok();
         keys.filter_map(tell).count()
     }
 
@@ -358,11 +364,11 @@ impl<E: Entity> AnyKind for Kind<E> {
             deadline: None,
             origin,
         };
-        self.0.cast(key, Message::Ask(Box::new(ask)))
+        self.0.cast(key, ActivationMessage::Ask(Box::new(ask)))
     }
 
     fn wake(&self, key: &str) -> bool {
-        self.0.cast(key, Message::Owed).is_ok()
+        self.0.cast(key, ActivationMessage::Owed).is_ok()
     }
 
     fn live(&self) -> usize {
@@ -376,7 +382,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             .iter()
             .filter(|live| now.saturating_sub(live.last_used_s.load(Ordering::Relaxed)) >= idle_s)
             .take(limit)
-            .for_each(|live| drop(live.actor.cast(Message::Passivate)));
+            .for_each(|live| drop(live.actor.cast(ActivationMessage::Passivate)));
     }
 
     fn known_as(&self) -> &str {
@@ -390,7 +396,7 @@ impl<E: Entity> AnyKind for Kind<E> {
             if !(f.parked || f.parked_elsewhere) || parked.contains_key(&**key) {
                 return true;
             }
-            // Parked here a moment ago and not yet in the store: `retry_at` is still to come.
+            // It was parked here a moment ago and may not be in the store yet: `retry_at` is in the future.
             let new = f.retry_at + Duration::from_secs(5) > Instant::now();
             settled &= !new;
             new
@@ -536,7 +542,8 @@ fn unknown_kind<T: Send + 'static>(kind: &str) -> Answering<T> {
     std::future::ready(Err(AskError::BadCommand(format!("no kind {kind}")))).boxed()
 }
 
-/// Survives its children: an entity that fails is logged here and starts again with its next command.
+/// The supervisor of a kind's activations, which outlives them: it logs an entity that fails, which starts again with its
+/// next command.
 struct Supervisor(&'static str);
 
 impl Actor for Supervisor {

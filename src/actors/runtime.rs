@@ -1,4 +1,4 @@
-//! What every activation of a node shares, and the settings of them all.
+//! The runtime that all activations of a node share, and its settings.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::persistence::loader::Loader;
 use crate::persistence::vault::Vault;
 use crate::persistence::writer::Lanes;
 
-/// Is told of every activation and its commits: for tests that do not believe what entities say of themselves.
+/// An observer of every activation and its commits, for tests that must not rely on what entities report about themselves.
 pub trait Witness: Send + Sync {
-    /// It has read a journal of `head` events.
+    /// An activation has read a journal of `head` events.
     fn loaded(&self, activation: Witnessed<'_>, head: i64);
-    /// It has heard that a command is committed, with which the journal has `head` events.
+    /// An activation has learned that a command is committed, with which the journal has `head` events.
     fn committed(&self, activation: Witnessed<'_>, head: i64);
 }
 
-/// An activation, as a [`Witness`] is told of it.
+/// An activation as a [`Witness`] sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Witnessed<'a> {
     pub kind: &'static str,
@@ -30,19 +30,19 @@ pub struct Witnessed<'a> {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Commands an entity may have in flight; beyond it callers hear `overloaded` at once.
+    /// The most commands of an entity in flight; beyond it callers hear `overloaded` at once.
     pub max_in_flight: u32,
     pub snapshot_every: i64,
     pub idle_s: u32,
-    /// Live entities of this node; beyond it the idlest are made passive early.
+    /// The most live entities of this node; beyond it the idlest are made passive early.
     pub max_live: usize,
     /// Resident memory at which entities are made passive early, in bytes.
     pub memory_limit: u64,
     /// Failed starts in a row after which an entity is parked.
     pub park_after: u32,
-    /// For how long a delivery, a run or a timer is tried before it is a dead letter.
+    /// The time for which a delivery, a run or a timer is retried before it is a dead letter.
     pub give_up_after: Duration,
-    /// Deliveries of one entity at the same time.
+    /// The most deliveries of one entity at the same time.
     pub max_deliveries: usize,
 }
 
@@ -61,14 +61,14 @@ impl Default for Options {
     }
 }
 
-/// What every activation of this node shares.
+/// The services and settings that all activations of this node share.
 pub struct Runtime {
     pub lanes: Lanes,
     pub loader: Loader,
     pub lease: Lease,
     pub slots: Slots,
     pub clock: Clock,
-    /// How far that is from the database's.
+    /// The difference of that clock from the database's.
     pub skew: Skew,
     pub topics: Topics,
     pub vault: Vault,
@@ -79,7 +79,7 @@ pub struct Runtime {
     pub entities: OnceLock<WeakEntities>,
 }
 
-/// Told to the store by a service, so that operators see it.
+/// A notice that an entity was parked or has started again, which a service writes to the store for operators.
 pub struct ParkNotice {
     pub kind: &'static str,
     pub key: Arc<str>,

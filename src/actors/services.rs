@@ -1,5 +1,5 @@
-//! What runs beside the entities on every node: firing timers, waking entities that owe deliveries, making idle ones
-//! passive, and carrying the list of parked ones to and from the store.
+//! The background services of every node: they fire timers, wake entities with overdue deliveries, make idle entities
+//! passive, and synchronise the list of parked ones with the store.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use crate::persistence::vault::TIMER;
 use crate::persistence::{outbox, timers};
 
 const TIMER_POLL: Duration = Duration::from_millis(200);
-/// Timers under way at once; more are claimed as these end.
+/// The most timers under way at once; more are claimed as these end.
 const TIMER_WINDOW: usize = 1_000;
 const SCAN_POLL: Duration = Duration::from_millis(250);
-/// Overdue deliveries claimed at once.
+/// The most overdue deliveries that are claimed at once.
 const SCAN_LIMIT: usize = 1_000;
-/// Full windows in a row before there is a pause: what cannot be handled leaves the window with its claim, and what is
-/// behind it does not wait for the next poll.
+/// The most full windows in a row before a pause. A timer that cannot be handled leaves the window with its claim, so
+/// that those behind it do not wait for the next poll.
 const ROUNDS: usize = 16;
-/// From this claim of a timer on it is said that something is wrong: about seven seconds after the first.
+/// The claim of a timer from which on an error is logged: about seven seconds after the first claim.
 const SUSPICIOUS: i32 = 5;
 
-/// Fires due timers. The row goes with the commit that handles it, so a fire that came to nothing is claimed again.
+/// Fires due timers. A timer's row is deleted by the commit that handles it, so a failed one is claimed again.
 pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>) {
     let fires = Fires::default();
     let give_up_s = rt.options.give_up_after.as_secs() as i64;
@@ -39,7 +39,7 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
     loop {
         tick.tick().await;
         if rt.skew.is_too_much() {
-            // What is due by this clock is not due.
+            // This clock cannot be trusted to say what is due.
             continue;
         }
         let failed = fires.take_failed();
@@ -63,16 +63,16 @@ pub async fn fire_timers(pool: PgPool, rt: Arc<Runtime>, registry: Arc<Registry>
     }
 }
 
-/// What was sealed, in the plain. Timers whose person was erased go.
+/// Opens sealed timers. Timers whose person was erased are dropped.
 async fn opened(mut due: Vec<DueTimer>, rt: &Runtime, pool: &PgPool) -> Vec<DueTimer> {
     let mut opened = Vec::with_capacity(due.len());
     for mut timer in due.drain(..) {
         let place = EncryptionContext::new(&timer.kind, &timer.key);
         match rt.vault.open_text(&timer.command, &place, TIMER).await {
             Ok(Some(command)) => timer.command = command,
-            // Claimed again.
+            // It is claimed again.
             Err(Trouble::Needs(_)) => continue,
-            // What remains is no command: its entity's node says so.
+            // What remains is no command: the node of its entity reports that.
             Err(Trouble::Broken(_)) => {}
             Ok(None) => {
                 let _ = timers::forget(pool, &timer).await;
@@ -203,9 +203,9 @@ pub fn resident_bytes() -> u64 {
         .map_or(0, |pages| pages * rustix::param::page_size() as u64)
 }
 
-/// Newly parked entities, and those that have started, that wait to be written.
+/// The most notices of parked and restarted entities that wait to be written.
 const MAX_UNWRITTEN: usize = 10_000;
-/// Parked entities that are read at once.
+/// The most parked entities that are read at once.
 const PARKED_PAGE: i64 = 10_000;
 
 /// Writes newly parked entities to the store, and lets those start again whose row an operator has deleted.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
 
 use crate::actors::activation::{Activation, Next, Stop};
-use crate::actors::ask::Message;
+use crate::actors::ask::ActivationMessage;
 use crate::actors::registry::{KindTable, Registry};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
@@ -23,7 +23,7 @@ fn start<E: Entity>(
     key: Arc<str>,
     epoch: i64,
     supervisor: ActorCell,
-) -> Result<ActorRef<Message<E>>, SpawnErr> {
+) -> Result<ActorRef<ActivationMessage<E>>, SpawnErr> {
     let shell = Shell::<E>(PhantomData);
     let started =
         ractor::ActorRuntime::spawn_linked_instant(None, shell, (table, key, epoch), supervisor)?;
@@ -33,14 +33,14 @@ fn start<E: Entity>(
 struct Shell<E>(PhantomData<fn() -> E>);
 
 impl<E: Entity> Actor for Shell<E> {
-    type Msg = Message<E>;
+    type Msg = ActivationMessage<E>;
     /// Boxed: ractor's task holds room for several moves of its state.
     type State = Box<Activation<E>>;
     type Arguments = (Arc<KindTable<E>>, Arc<str>, i64);
 
     async fn pre_start(
         &self,
-        myself: ActorRef<Message<E>>,
+        myself: ActorRef<ActivationMessage<E>>,
         (table, key, epoch): Self::Arguments,
     ) -> Result<Box<Activation<E>>, ActorProcessingErr> {
         Ok(Box::new(Activation::new(table, key, epoch, myself.get_id())))
@@ -48,8 +48,8 @@ impl<E: Entity> Actor for Shell<E> {
 
     async fn handle(
         &self,
-        myself: ActorRef<Message<E>>,
-        message: Message<E>,
+        myself: ActorRef<ActivationMessage<E>>,
+        message: ActivationMessage<E>,
         a: &mut Box<Activation<E>>,
     ) -> Result<(), ActorProcessingErr> {
         if !a.is_loaded()
@@ -65,23 +65,25 @@ impl<E: Entity> Actor for Shell<E> {
         }
         // The rare long ways are boxed: an idle actor's memory holds the largest future that its handler may become.
         let mut step = match message {
-            Message::Ask(ask) => a.ask(&myself, ask),
-            Message::Finished { ticket, result } => match a.finished(&myself, ticket, result) {
-                Ok(Next::RollBack) => Box::pin(a.roll_back(&myself)).await,
-                Ok(Next::GoOn) => Ok(()),
-                Err(stop) => Err(stop),
-            },
-            Message::Delivered(delivered) => a.delivered(&myself, *delivered),
-            Message::Wake => {
+            ActivationMessage::Ask(ask) => a.ask(&myself, ask),
+            ActivationMessage::Finished { ticket, result } => {
+                match a.finished(&myself, ticket, result) {
+                    Ok(Next::RollBack) => Box::pin(a.roll_back(&myself)).await,
+                    Ok(Next::GoOn) => Ok(()),
+                    Err(stop) => Err(stop),
+                }
+            }
+            ActivationMessage::Delivered(delivered) => a.delivered(&myself, *delivered),
+            ActivationMessage::Wake => {
                 a.pump(&myself);
                 Ok(())
             }
-            Message::Owed => match a.owed(&myself) {
+            ActivationMessage::Owed => match a.owed(&myself) {
                 Next::RollBack => Box::pin(a.roll_back(&myself)).await,
                 Next::GoOn => Ok(()),
             },
-            Message::Passivate => a.passivate(&myself),
-            Message::Retire => {
+            ActivationMessage::Passivate => a.passivate(&myself),
+            ActivationMessage::Retire => {
                 a.retire();
                 Ok(())
             }

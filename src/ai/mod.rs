@@ -11,4 +11,4 @@ mod wire;
 
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
-pub use router::{Ask, Bill, Complexity, Delta, Failed, Purse, Router};
+pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};

@@ -62,7 +62,7 @@ impl Options {
 /// The protocol that a provider speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Wire {
+pub enum WireFormat {
     Gemini,
     Anthropic,
     /// And all that is compatible: vLLM, llama.cpp, LM Studio.
@@ -71,7 +71,7 @@ pub enum Wire {
     Ollama,
 }
 
-impl Wire {
+impl WireFormat {
     /// Where its provider is, unless the configuration names another place.
     pub fn url(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl Wire {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProviderOptions {
-    pub wire: Wire,
+    pub wire: WireFormat,
     #[serde(default)]
     pub url: String,
     /// Empty: it takes none.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::breaker::Breaker;
 use super::failure::{Failure, FailureKind};
 use super::options::{Options, RouteOptions};
-use super::wire::{self, Clocks, Progress, Target};
+use super::wire::{self, AnswerProgress, Clocks, Target};
 use crate::kernel::chat::{Completion, Cost, Price, Prompt, Usage};
 
 /// The longest pause between two attempts.
@@ -28,7 +28,7 @@ const WAITING_PER_PLACE: usize = 8;
 
 /// A piece of an answer, as it comes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Delta {
+pub enum AnswerDelta {
     Text(String),
 }
 
@@ -42,7 +42,7 @@ pub enum Complexity {
 
 /// A question, and how it may be answered.
 #[derive(Clone, Debug)]
-pub struct Ask<'a> {
+pub struct ModelAsk<'a> {
     pub prompt: &'a Prompt,
     /// A route's name or a model's. `None`: the default route.
     pub route: Option<&'a str>,
@@ -56,7 +56,7 @@ pub struct Ask<'a> {
     pub max_cost: Option<Cost>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> ModelAsk<'a> {
     pub fn new(prompt: &'a Prompt) -> Self {
         let (route, complexity, deadline) = (None, None, None);
         Self { prompt, route, complexity, deadline, may_pay_twice: false, max_cost: None }
@@ -81,7 +81,7 @@ pub struct Bill {
 
 /// Why there is no answer, and what was spent all the same.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Failed {
+pub struct ModelFailure {
     pub failure: Failure,
     /// The model that failed last. `None`: none was asked.
     pub model: Option<Arc<str>>,
@@ -114,7 +114,7 @@ struct Route {
     complex_from_tools: usize,
 }
 
-pub struct Router {
+pub struct ModelRouter {
     client: Client,
     /// Where the circuit breakers count from.
     started: Instant,
@@ -126,7 +126,7 @@ pub struct Router {
     models: BTreeMap<String, Arc<Model>>,
 }
 
-impl Router {
+impl ModelRouter {
     /// `Err`: what is wrong with the options.
     pub fn new(options: &Options) -> Result<Self, String> {
         let providers: BTreeMap<_, _> = options
@@ -204,10 +204,10 @@ impl Router {
     /// go there as they come; after the first of them nobody else is asked, since they cannot be taken back.
     pub async fn complete(
         &self,
-        ask: &Ask<'_>,
+        ask: &ModelAsk<'_>,
         purse: &Arc<dyn Purse>,
-        sink: Option<&mpsc::Sender<Delta>>,
-    ) -> Result<Completion, Failed> {
+        sink: Option<&mpsc::Sender<AnswerDelta>>,
+    ) -> Result<Completion, ModelFailure> {
         let mut spent = Spent::default();
         let models = self.plan(ask).map_err(|failure| spent.failed(failure, None))?;
         let deadline = Instant::now() + ask.deadline.unwrap_or(self.deadline);
@@ -265,7 +265,7 @@ impl Router {
     }
 
     /// The models that may answer, in their order.
-    fn plan(&self, ask: &Ask<'_>) -> Result<Vec<Arc<Model>>, Failure> {
+    fn plan(&self, ask: &ModelAsk<'_>) -> Result<Vec<Arc<Model>>, Failure> {
         let name = ask.route.unwrap_or(&self.default);
         let invalid = |why: String| Failure::new(FailureKind::Invalid, why);
         let (models, route) = match (self.routes.get(name), self.models.get(name)) {
@@ -296,13 +296,13 @@ impl Router {
     /// The failure, and whether words of the answer have been heard.
     async fn ask_one(
         &self,
-        ask: &Ask<'_>,
+        ask: &ModelAsk<'_>,
         mut trial: Trial<'_>,
         purse: &Arc<dyn Purse>,
-        sink: Option<&mpsc::Sender<Delta>>,
+        sink: Option<&mpsc::Sender<AnswerDelta>>,
         deadline: Instant,
         spent: &mut Spent,
-    ) -> Result<wire::Answer, (Failure, bool)> {
+    ) -> Result<wire::ModelAnswer, (Failure, bool)> {
         let model = trial.model;
         let _place = match model.provider.place(deadline).await {
             Ok(place) => place,
@@ -317,7 +317,7 @@ impl Router {
             call,
             model,
             prompt: ask.prompt,
-            progress: Progress::default(),
+            progress: AnswerProgress::default(),
             is_settled: false,
         };
         let started = Instant::now();
@@ -423,7 +423,7 @@ impl Route {
         })
     }
 
-    fn models(&self, ask: &Ask<'_>) -> &Vec<Arc<Model>> {
+    fn models(&self, ask: &ModelAsk<'_>) -> &Vec<Arc<Model>> {
         let is_complex = ask.prompt.tools.len() >= self.complex_from_tools
             || ask.prompt.estimated_tokens() >= self.complex_from_tokens;
         let by_rule = if is_complex { Complexity::Complex } else { Complexity::Simple };
@@ -474,7 +474,7 @@ struct Unsettled<'a> {
     call: u32,
     model: &'a Model,
     prompt: &'a Prompt,
-    progress: Progress,
+    progress: AnswerProgress,
     is_settled: bool,
 }
 
@@ -517,12 +517,12 @@ struct Spent {
 }
 
 impl Spent {
-    fn failed(&self, failure: Failure, model: Option<Arc<str>>) -> Failed {
+    fn failed(&self, failure: Failure, model: Option<Arc<str>>) -> ModelFailure {
         let Self { usage, cost, calls } = *self;
-        Failed { failure, model, usage, cost, calls_made: calls }
+        ModelFailure { failure, model, usage, cost, calls_made: calls }
     }
 
-    fn completion(&self, answer: wire::Answer, model: &str) -> Completion {
+    fn completion(&self, answer: wire::ModelAnswer, model: &str) -> Completion {
         Completion {
             text: answer.text,
             calls: answer.calls,

@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::{Failure, FailureKind};
-use super::options::{ProviderOptions, Wire};
-use super::router::Delta;
+use super::options::{ProviderOptions, WireFormat};
+use super::router::AnswerDelta;
 use crate::kernel::chat::{
-    Part, Prompt, PromptMessage, Stop, ToolCall, ToolSpec, Usage, estimated_tokens,
+    AnswerEnd, Part, Prompt, PromptMessage, ToolCall, ToolSpec, Usage, estimated_tokens,
 };
 
 /// A longer answer than any `max_tokens` allows is none.
@@ -41,11 +41,11 @@ pub struct Target(ServiceTarget);
 impl Target {
     pub fn new(provider: &ProviderOptions, model: &str) -> Self {
         let adapter = match provider.wire {
-            Wire::Gemini => AdapterKind::Gemini,
-            Wire::Anthropic => AdapterKind::Anthropic,
-            Wire::OpenAi => AdapterKind::OpenAI,
-            Wire::OpenRouter => AdapterKind::OpenRouter,
-            Wire::Ollama => AdapterKind::Ollama,
+            WireFormat::Gemini => AdapterKind::Gemini,
+            WireFormat::Anthropic => AdapterKind::Anthropic,
+            WireFormat::OpenAi => AdapterKind::OpenAI,
+            WireFormat::OpenRouter => AdapterKind::OpenRouter,
+            WireFormat::Ollama => AdapterKind::Ollama,
         };
         let mut url = match provider.url.as_str() {
             "" => provider.wire.url().to_owned(),
@@ -69,15 +69,15 @@ impl Target {
 
 /// What a model answered to one call.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ModelAnswer {
     pub text: String,
     pub calls: Vec<ToolCall>,
-    pub stop: Stop,
+    pub stop: AnswerEnd,
 }
 
 /// How far a call has come. What it has used is charged, however it ends.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct AnswerProgress {
     /// The question is on its way, so its tokens are charged.
     pub is_sent: bool,
     text: String,
@@ -87,7 +87,7 @@ pub struct Progress {
     pub is_heard: bool,
 }
 
-impl Progress {
+impl AnswerProgress {
     /// What will be charged: the provider's own count, or else our estimate of what was sent and received.
     pub fn usage(&self, prompt: &Prompt) -> Usage {
         let received = self.text.len() + self.other_bytes;
@@ -109,9 +109,9 @@ pub async fn call(
     prompt: &Prompt,
     clocks: Clocks,
     deadline: Instant,
-    sink: Option<&mpsc::Sender<Delta>>,
-    progress: &mut Progress,
-) -> Result<Answer, Failure> {
+    sink: Option<&mpsc::Sender<AnswerDelta>>,
+    progress: &mut AnswerProgress,
+) -> Result<ModelAnswer, Failure> {
     let started = Instant::now();
     let options = options(prompt);
     // Nothing is sent before the stream is polled.
@@ -140,7 +140,8 @@ pub async fn call(
                 if let Some(sink) = sink {
                     progress.is_heard = true;
                     // A slow listener slows the provider. One that has gone ends the call.
-                    let told = timeout_at(deadline, sink.send(Delta::Text(chunk.content))).await;
+                    let told =
+                        timeout_at(deadline, sink.send(AnswerDelta::Text(chunk.content))).await;
                     if !matches!(told, Ok(Ok(()))) {
                         return Err(Failure::new(FailureKind::Uncertain, "nobody listens"));
                     }
@@ -170,7 +171,7 @@ pub async fn call(
     }
 }
 
-fn received(progress: &Progress) -> usize {
+fn received(progress: &AnswerProgress) -> usize {
     progress.text.len() + progress.other_bytes
 }
 
@@ -181,24 +182,24 @@ fn drain(mut stream: impl Stream + Send + Unpin + 'static) {
     });
 }
 
-fn answer(end: StreamEnd, text: String) -> Result<Answer, Failure> {
+fn answer(end: StreamEnd, text: String) -> Result<ModelAnswer, Failure> {
     let found = end.captured_content.map(MessageContent::into_tool_calls).unwrap_or_default();
     let calls: Vec<_> = found.into_iter().map(tool_call).collect();
     let stop = match end.captured_stop_reason {
         Some(StopReason::ContentFilter(_)) => {
             return Err(Failure::new(FailureKind::Policy, "the provider refused to answer"));
         }
-        Some(StopReason::MaxTokens(_)) => Stop::MaxTokens,
+        Some(StopReason::MaxTokens(_)) => AnswerEnd::MaxTokens,
         Some(StopReason::Other(_)) => {
             return Err(Failure::new(FailureKind::Uncertain, "the provider stopped by itself"));
         }
-        _ if !calls.is_empty() => Stop::ToolCalls,
+        _ if !calls.is_empty() => AnswerEnd::ToolCalls,
         None if text.is_empty() => {
             return Err(Failure::new(FailureKind::Uncertain, "the answer is empty"));
         }
-        _ => Stop::Finished,
+        _ => AnswerEnd::Finished,
     };
-    Ok(Answer { text, calls, stop })
+    Ok(ModelAnswer { text, calls, stop })
 }
 
 /// `genai` counts as OpenAI does: what is cached is part of the prompt. Here each token is counted once.

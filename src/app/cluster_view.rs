@@ -1,5 +1,5 @@
-//! What a node knows of its cluster, and what it decides from it: whom to declare dead, which slots to claim and to hand
-//! over. Pure, without clock or I/O, so that it can be tried under thousands of schedules.
+//! A node's view of its cluster, and the decisions that follow from it: which nodes to declare dead, which slots to claim
+//! and to hand over. It is pure, without clock or I/O, so that it can be tested under thousands of schedules.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,26 +8,26 @@ use crate::cluster::slots::SlotOwnership;
 use crate::cluster::transport::{DownCause, LinkEvent};
 use crate::persistence::members::{Beat, Evidence, Member, MemberState};
 
-/// Who has missed heartbeats of its own (the store was away) gives the others this time to be heard there again.
+/// The time that a node which missed heartbeats of its own (the store was away) gives the others to be heard there again.
 pub const STEADY_MS: i64 = 2_000;
-/// Two nodes that cannot reach each other, and that the others all reach, are one too many after this time.
+/// The time after which one of two nodes that cannot reach each other, but that all others reach, has to leave.
 pub const CUT_OFF_MS: i64 = 6_000;
-/// Slots that are handed over at once: their entities pause for as long as that takes. A newcomer gets fewer at first.
+/// The most slots that are handed over at once: their entities pause meanwhile. A newcomer gets fewer at first.
 const MOVES: usize = 64;
 const FIRST_MOVES: usize = 8;
 
-/// Times are milliseconds on the clock of the lease.
+/// A node's view of its cluster. Times are milliseconds on the clock of the lease.
 pub struct ClusterView {
     me: i64,
     beat: Beat,
     beat_at_ms: i64,
-    /// Since when this node has been heard in the store without a pause.
+    /// The time since which this node's heartbeats have reached the store without a pause.
     steady_since_ms: i64,
     up: HashSet<i64>,
     /// Links that were reset, and whose redial was refused.
     reset: HashSet<i64>,
     refused: HashSet<i64>,
-    /// Batches that each newcomer has had.
+    /// The number of batches that each newcomer has got.
     given: HashMap<i64, u32>,
 }
 
@@ -36,18 +36,18 @@ pub struct ClusterView {
 pub struct Verdict {
     pub peer: i64,
     pub evidence: Evidence,
-    /// The others should know of the suspicion first.
+    /// Whether the others should know of the suspicion first.
     pub suspect: bool,
 }
 
 /// This node's share of the plan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Slots, with their epochs, that nobody who lives owns.
+    /// Slots that no live node owns, with their epochs.
     pub claims: Vec<(u16, i64)>,
     /// Slots for other nodes, at most one batch for each.
     pub moves: BTreeMap<i64, Vec<(u16, i64)>>,
-    /// There is more to hand over after these batches.
+    /// Whether there is more to hand over after these batches.
     pub more: bool,
 }
 
@@ -86,7 +86,7 @@ impl ClusterView {
         self.beat.members.iter().find(|member| member.incarnation == self.me).map(|me| me.state)
     }
 
-    /// Takes over a beat. Returns who has died since the last one.
+    /// Takes over a beat. Returns the nodes that have died since the last one.
     pub fn hear(&mut self, beat: Beat, now_ms: i64) -> Vec<i64> {
         if now_ms - self.beat_at_ms > STEADY_MS {
             self.steady_since_ms = now_ms;
@@ -123,7 +123,8 @@ impl ClusterView {
         }
     }
 
-    /// The state that this node should go to. Whoever becomes active can reach all who are, and be reached by them.
+    /// The state that this node should change to. A node that becomes active can reach all active ones, and be reached by
+    /// them.
     pub fn next_state(&self, leaving: bool) -> Option<MemberState> {
         let linked = || {
             self.others()
@@ -137,7 +138,7 @@ impl ClusterView {
         }
     }
 
-    /// What keeps this node from becoming active, for people.
+    /// The reason that keeps this node from becoming active, for operators.
     pub fn waits_for(&self) -> Option<String> {
         if self.state()? != MemberState::Joining {
             return None;
@@ -159,8 +160,8 @@ impl ClusterView {
         (!words.is_empty()).then(|| words.join("; "))
     }
 
-    /// Who provably, or by the word of enough, is gone. `silent_ms`: for how long a peer that should have been heard was
-    /// not. `awake`: this node's own heart beats; who was stopped or starved itself accuses nobody.
+    /// The nodes that are gone, provably or by the word of enough others. `silent_ms`: the time for which a peer has not been
+    /// heard. `awake`: this node's own heart beats; a node that was stopped or starved itself accuses nobody.
     pub fn verdicts(
         &self,
         silent_ms: impl Fn(i64) -> Option<i64>,
@@ -183,7 +184,7 @@ impl ClusterView {
                 return Some(Verdict { peer, evidence: Evidence::Refused, suspect: false });
             }
             let silent_ms = silent_ms(peer)?;
-            // Nobody else finds it silent: the two cannot reach each other, and the older one stays.
+            // No other node finds it silent: the two cannot reach each other, and the older one stays.
             let cut_off = silent_ms > CUT_OFF_MS && self.me < peer;
             let by = if cut_off { 1 } else { needed };
             Some(Verdict { peer, evidence: Evidence::Suspected { by }, suspect: true })
@@ -191,12 +192,13 @@ impl ClusterView {
         self.others().filter_map(verdict).collect()
     }
 
-    /// What this node has to claim and to hand over. `owned`: every slot's owner and epoch as this node knows them.
-    /// `wanted`: slots of this node, and who has asked there for what this one does not know. They go to those nodes if
-    /// their releases are the newest and this one is not; until then, and otherwise, their commands wait.
+    /// The slots that this node has to claim and to hand over. `owned`: every slot's owner and epoch as this node knows them.
+    /// `wanted`: slots of this node, and the nodes that have asked there for kinds or commands that this one does not know.
+    /// The slots go to those nodes if their releases are the newest and this one is not; until then, and otherwise, the
+    /// commands wait.
     pub fn share(&self, owned: &[SlotOwnership], wanted: &BTreeMap<u16, i64>) -> Share {
         let active = || self.beat.members.iter().filter(|m| m.state == MemberState::Active);
-        // There is always one that may gain, also where each of two nodes knows what the other does not.
+        // There is always one node that may gain, even where each of two nodes knows kinds that the other does not.
         let release = |m: &Member| (release(&m.version), m.kinds.len());
         let newest = active().map(release).max();
         let candidates: Vec<PlacementCandidate> = active()
@@ -250,7 +252,7 @@ impl ClusterView {
         *self.given.entry(to).or_default() += 1;
     }
 
-    /// Somebody could take this node's slots.
+    /// Whether another node could take this node's slots.
     pub fn has_takers(&self) -> bool {
         self.others().any(|member| member.state == MemberState::Active && member.weight > 0)
     }

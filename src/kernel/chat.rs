@@ -103,7 +103,8 @@ pub struct ToolCall {
 /// Why a model stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Stop {
+#[schemars(rename = "Stop")]
+pub enum AnswerEnd {
     /// The answer is whole.
     Finished,
     /// It asks for tools.
@@ -261,7 +262,7 @@ pub struct Completion {
     pub text: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub calls: Vec<ToolCall>,
-    pub stop: Stop,
+    pub stop: AnswerEnd,
     /// The model that thought, by its name in the configuration.
     pub model: String,
     /// Of all calls that were made for it.

@@ -96,6 +96,18 @@ pub trait Message: Serialize {
     const TO: &'static str;
 }
 
+/// The associated types of an [`Entity`] whose module calls them `State`, `Command`, `Event`, `Reply` and `Rejection`.
+#[macro_export]
+macro_rules! own_types {
+    () => {
+        type State = State;
+        type Command = Command;
+        type Event = Event;
+        type Reply = Reply;
+        type Rejection = Rejection;
+    };
+}
+
 /// A refusal by the business rules: typed, remembered like a reply, and never an error of the runtime.
 pub trait Rejection:
     Clone + Debug + Display + Serialize + DeserializeOwned + Send + Sync + 'static

@@ -126,11 +126,7 @@ impl Entity for Counter {
 "#;
     const HAS_TOPIC: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    proxie::own_types!();
 
     fn is_query(command: &Command) -> bool {
         matches!(command, Command::Get | Command::Echo(_) | Command::WaitFor { .. })

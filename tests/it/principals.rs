@@ -226,6 +226,22 @@ impl Person {
         let session_id = self.key("plb");
         at("user", self.id, vec![publish(), publication()]);
         at("app", "room", vec![publish(), publication()]);
+        let call = json!({"call": "1", "model": "gpt", "most": 1, "until": "2030-01-07T10:00:00Z", "otherwise": null});
+        let bill = json!({
+            "call": "1", "model": "gpt", "cost": 1, "has_failed": false,
+            "usage": {"input": 1, "cached_input": 0, "cache_writes": 0, "output": 1, "reasoning": 0, "is_estimate": false},
+        });
+        at(
+            "budget",
+            &format!("user-{}", self.id),
+            vec![
+                json!({"Allow": {"limit": 1, "warn_percent": 80, "period": "day"}}),
+                json!({"Show": {"otherwise": null}}),
+                json!({"Reserve": call}),
+                json!({"Settle": bill}),
+                json!("Expire"),
+            ],
+        );
         at("content", "tt1", vec![json!({"SetAvailability": []})]);
         at(
             "session",

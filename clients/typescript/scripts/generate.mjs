@@ -181,7 +181,7 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   }
   out += `};
 
-/** Commands that HTTP has too: where they are posted. What stands in braces is a field of the data. */
+/** The HTTP paths to which commands can be posted instead. A name in braces is a field of the data. */
 export const PATHS: Readonly<Partial<Record<string, string>>> = {
 `;
   for (const [key, message] of of('client.')) {

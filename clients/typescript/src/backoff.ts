@@ -7,14 +7,14 @@ export interface BackoffOptions {
   stableMs?: number;
 }
 
-/** A server may ask for patience, but not for ever; and a timer beyond 2^31 ms would fire at once. */
+/** The longest delay that a server may ask for: not for ever, and a timer beyond 2^31 ms would fire at once. */
 const MAX_RETRY_AFTER_MS = 300_000;
 
 export const patience = (retryAfterMs = 0): number => Math.min(Math.max(retryAfterMs, 0), MAX_RETRY_AFTER_MS);
 
 /**
- * Exponential with full jitter: clients that lost the same node do not come back at the same moment.
- * What the server asked for comes on top, for the same reason.
+ * Exponential backoff with full jitter: clients that lost the same node do not come back at the same moment.
+ * The delay that the server asked for is added to it, for the same reason.
  */
 export function backoff(
   attempt: number,

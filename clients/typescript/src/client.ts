@@ -30,29 +30,29 @@ import { ulids } from './ulid.js';
 import { WebSocketTransport, type WebSocketConstructor } from './websocket.js';
 
 export interface Options {
-  /** Where the node is: `https://…` or `wss://…`. */
+  /** The address of the node: `https://…` or `wss://…`. */
   url: string | URL;
-  /** A function is asked at every connect, and whenever the token is about to end. */
+  /** The token, or a function that is called at every connect and before the token expires. */
   token: string | (() => string | Promise<string>);
   /** Default `auto`: Server-Sent Events and HTTP where no WebSocket gets through. */
   transport?: 'auto' | 'websocket' | 'sse';
   /** Default: the global one. Node before 22 has none: pass that of the package `ws`. */
   WebSocket?: WebSocketConstructor;
   fetch?: typeof fetch;
-  /** Where an earlier client stood, from its `positions`: subscribed to again, and nothing missed. */
+  /** The `positions` of an earlier client: its topics are subscribed to again from there, and nothing is missed. */
   positions?: Record<string, Position>;
   backoff?: BackoffOptions;
-  /** For the token, the socket and the answer to `auth`. Default: 10 s. */
+  /** The time limit for the token, the socket and the answer to `auth`. Default: 10 s. */
   connectTimeoutMs?: number;
-  /** How long a command may take, waiting and repeating included. Default: 30 s. */
+  /** The time limit of a command, waiting and retries included. Default: 30 s. */
   timeoutMs?: number;
-  /** How long beyond the server's `ping_ms` silence is fine. Default: 5 s. */
+  /** The silence that is accepted beyond the server's `ping_ms`. Default: 5 s. */
   graceMs?: number;
-  /** WebSockets that failed in a row, without ever opening, before `auto` falls back. Default: 3. */
+  /** The number of WebSockets in a row that fail to open before `auto` falls back. Default: 3. */
   fallbackAfter?: number;
-  /** Commands that are not answered. Default: 1000. */
+  /** The most commands that wait for their answers. Default: 1000. */
   maxPending?: number;
-  /** What those may take. Default: 4 MiB. */
+  /** The most bytes of those commands. Default: 4 MiB. */
   maxQueueBytes?: number;
   now?: () => number;
   random?: () => number;
@@ -72,7 +72,7 @@ export interface ReadOptions {
   signal?: AbortSignal;
 }
 
-/** What `get` takes besides the path: nothing has to be given where nothing is required. */
+/** The arguments of `get` besides the path: none where no parameter is required. */
 export type Asked<P extends keyof Reads> =
   object extends Reads[P]['query']
     ? [query?: Reads[P]['query'], options?: ReadOptions]
@@ -83,14 +83,14 @@ export type State = 'connecting' | 'open' | 'waiting' | 'closed';
 export interface StateChange {
   state: State;
   transport: 'websocket' | 'sse' | undefined;
-  /** Why the connection ended: the word of the server's reason, or the client's own. */
+  /** The reason why the connection ended: the code of the server's reason, or the client's own. */
   reason?: string;
   code?: number;
   /** When a `waiting` client tries again, in the milliseconds of `now`. */
   nextAttemptAt?: number;
 }
 
-/** Publications of this topic were missed and cannot be had any more: fetch what you show anew. */
+/** Publications of this topic were missed and cannot be replayed: fetch what you show again. */
 export interface Gap {
   topic: string;
   position: Position;
@@ -102,7 +102,7 @@ export interface Failure {
   topic?: string;
 }
 
-/** What comes with an event's data. */
+/** The metadata of an event. */
 export interface Meta {
   event: string;
   topic: string | undefined;
@@ -129,7 +129,7 @@ interface Pending {
   readonly deadline: number;
   /** `later`: the server asked to wait. */
   phase: 'waiting' | 'sent' | 'later';
-  /** It was sent once, on whatever connection. */
+  /** Whether it has been sent, on whatever connection. */
   written: boolean;
   attempts: number;
   /** The server was told a position of the topic that this subscribes to. */
@@ -148,11 +148,11 @@ interface Topic {
 
 /** Positions of one `auth`: far below the 64 KiB a frame may have. The others are subscribed to one by one. */
 const AUTH_POSITION_BYTES = 32_768;
-/** A token that is about to end again at once must not make us ask in a circle. */
+/** The shortest time between two tokens: one that expires at once must not make the client ask in a loop. */
 const REFRESH_PAUSE_MS = 5_000;
-/** A network that let no WebSocket through may have changed. */
+/** The time after which a WebSocket is tried again: the network may have changed. */
 const WEBSOCKET_AGAIN_MS = 600_000;
-/** Room for what the server counts and we do not see: pings, replays. */
+/** A reserve for what the server counts and the client does not see: pings, replays. */
 const IN_FLIGHT_RESERVE = 8;
 
 const encoder = new TextEncoder();
@@ -189,7 +189,7 @@ export class Proxie {
   #refreshTimer: ReturnType<typeof setTimeout> | undefined;
   #refreshedAt = Number.NEGATIVE_INFINITY;
   #unopened = 0;
-  /** Why the last connection ended. */
+  /** The reason why the last connection ended. */
   #lostBy = 'connecting';
   #webSocketTriedAt = 0;
 
@@ -221,7 +221,7 @@ export class Proxie {
     return this.#userId;
   }
 
-  /** Where this client stands: keep it to go on from here with another one. */
+  /** This client's positions in its topics: store them to continue from here with another client. */
   get positions(): Record<string, Position> {
     return Object.fromEntries(this.#known());
   }
@@ -245,7 +245,7 @@ export class Proxie {
   on<E extends keyof Events & string>(event: E, listener: Listener<Events[E]>): () => void {
     const listeners = this.#listeners.get(event) ?? new Set();
     this.#listeners.set(event, listeners);
-    // A listener that is added twice is told twice, and each has its own end.
+    // A listener that is added twice is called twice, and each has its own end.
     const added: Listener<never> = (data, meta) => listener(data, meta);
     listeners.add(added);
     return () => {
@@ -293,7 +293,8 @@ export class Proxie {
     await this.send('topic:unsubscribe', { topic }, options);
   }
 
-  /** To an application topic, with its offset where that is durable; never repeated, since others know no repeated one. */
+  /** Publishes to an application topic, and resolves with the offset if that is durable. It is never retried, since others
+   * could not tell a repetition. */
   publish(
     topic: string,
     event: `app:${string}`,
@@ -466,7 +467,7 @@ export class Proxie {
     this.#flush();
   }
 
-  /** What a reply says about topics. */
+  /** Handles what a reply says about topics. */
   #done({ event, data, covered }: Pending, reply: Record<string, unknown>): void {
     const at = position(reply.position);
     const topic = this.#topicOf(event, data);
@@ -551,7 +552,7 @@ export class Proxie {
     this.#emit(frame.event, frame.data, meta);
   }
 
-  /** False: this publication was here before. */
+  /** Whether this publication is new; false for a repeated one. */
   #advance(topic: string, offset: number): boolean {
     const known = this.#topics.get(topic);
     if (known === undefined) {
@@ -572,7 +573,7 @@ export class Proxie {
     if (event === 'error' && !listeners?.size) return console.error('proxie:', (data as Failure).error);
     const about = meta ?? { event, topic: undefined, offset: undefined, from: undefined };
     for (const listener of [...(listeners ?? [])]) {
-      // One listener's mistake is not the others'.
+      // An error of one listener must not affect the others.
       const failed = (error: unknown) => {
         if (event === 'error') console.error('proxie:', error);
         else this.#emit('error', { error });
@@ -746,7 +747,7 @@ export class Proxie {
     else this.#unopened = Math.max(0, (this.#options.fallbackAfter ?? 3) - 1);
   }
 
-  /** The transport is over: whatever may be repeated waits for the next one. */
+  /** The transport has ended: commands that may be repeated wait for the next one. */
   #leave(): void {
     this.#transport = undefined;
     clearTimeout(this.#flushTimer);
@@ -767,7 +768,7 @@ export class Proxie {
     }
   }
 
-  /** For good, until `connect` is called. */
+  /** Ends for good, until `connect` is called. */
   #end(change: StateChange, code: ErrorCode, message: string, reason = 'closed'): void {
     this.#transport?.close();
     this.#leave();

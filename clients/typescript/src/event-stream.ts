@@ -17,7 +17,7 @@ import {
   type Transport,
 } from './transport.js';
 
-/** How far a stream was read, and which topics that says something about. */
+/** The id up to which a stream was read, and the topics that the id covers. */
 export interface Cursor {
   id: string;
   topics: ReadonlySet<string>;
@@ -25,7 +25,7 @@ export interface Cursor {
 
 export interface EventStreamOptions {
   http: Http;
-  /** Without `user:<self>`, which is always there. */
+  /** The topics, without `user:<self>`, which is always included. */
   topics: readonly string[];
   cursor: Cursor | undefined;
   moved: (cursor: Cursor | undefined) => void;
@@ -33,16 +33,16 @@ export interface EventStreamOptions {
   graceMs: number;
 }
 
-/** What a stream may have, `user:<self>` included: its cursor names them all. */
+/** The most topics of a stream, `user:<self>` included: its cursor names them all. */
 const MAX_TOPICS = 32;
 
-/** Nothing of a topic without offsets is kept, so nobody can say what a stream missed before it began. */
+/** Topics without offsets are not stored, so nobody can tell what a stream missed before it began. */
 const mayBeLossy = (topic: string, { offset }: Position): boolean => offset === 0 && /^(app|presence):/.test(topic);
 
-/** As if the server had closed with this code: a stream that would be refused again. */
+/** The close code for a stream that would be refused again, as if the server had closed with it. */
 const FINAL: Partial<Record<ErrorCode, number>> = { unauthenticated: 3501, forbidden: 3503, bad_request: 3500 };
 
-/** Events by `GET /v1/events`, commands by the HTTP API: for networks that let no WebSocket through. */
+/** A transport for networks that let no WebSocket through: events by `GET /v1/events`, commands by the HTTP API. */
 export class EventStreamTransport implements Transport {
   readonly kind = 'sse';
   attempted = false;
@@ -78,7 +78,7 @@ export class EventStreamTransport implements Transport {
     } else void this.#command(frame);
   }
 
-  /** The stream is as good as the token that opened it. */
+  /** A stream ends with the token that opened it, so a new token needs a new stream. */
   async refresh(): Promise<void> {
     this.#reopen();
   }

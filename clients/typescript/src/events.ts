@@ -5,7 +5,7 @@ export type Accepted = {
   booking_id: string;
 };
 
-/** In the order in which people like it. */
+/** The terms of access, in order of preference. */
 export type Access = 'free' | 'subscription' | 'ads' | 'rent' | 'buy';
 
 /** How much may be spent, and in which time. */
@@ -36,19 +36,19 @@ export type AskModel = {
 /** Who says something. */
 export type Author = 'user' | 'agent';
 
-/** One way to watch it. */
+/** A platform on which a content can be watched, with its terms. */
 export type Availability = {
   access: Access;
   available_from?: string | null;
   expires_at?: string | null;
   /** `netflix`, `youtube`, … */
   platform: string;
-  /** The platform's own id of it, for links. */
+  /** The platform's own id of the content, for links. */
   platform_content_id?: string | null;
   quality?: Quality;
-  /** ISO 3166-1; without: everywhere. */
+  /** The region (ISO 3166-1). Default: everywhere. */
   region?: string | null;
-  /** Where it is watched in a browser, if not by the platform's usual link. */
+  /** The address for browsers, if not the platform's usual link. */
   web_url?: string | null;
 };
 
@@ -146,9 +146,9 @@ export type Cancellation = {
 };
 
 export type Capabilities = {
-  /** It does what other devices tell it. */
+  /** Whether it accepts remote commands from other devices. */
   remote_control?: boolean;
-  /** Where it can play from: `netflix`, `youtube`, … */
+  /** The platforms that it supports: `netflix`, `youtube`, … */
   supported_platforms?: string[];
   supports_4k?: boolean;
   supports_dolby_atmos?: boolean;
@@ -226,7 +226,7 @@ export type ConnectDevice = {
   device_id: string;
 };
 
-/** A content as everybody sees it: the reply, and the row. */
+/** A content as everybody sees it: the reply and the row. */
 export type Content = {
   availability: Availability[];
   id: string;
@@ -849,7 +849,7 @@ export type RemoteCommand = {
   expires_at: string;
   from_device_id?: string | null;
   playback_session_id?: string | null;
-  /** Of a seek. */
+  /** The target position of a seek. */
   position_ms?: number | null;
 };
 
@@ -1043,9 +1043,9 @@ export type SyncMerged = {
   stable: number;
 };
 
-/** An operation of a device, for the documents: on the wire it is [`DeviceOperation`]. */
+/** An operation of a device. */
 export type SyncOperation = {
-  /** Your own name for it. */
+  /** Your own id for it, which the acknowledgement repeats. */
   operation_id?: string | null;
   /** WatchlistAdd, WatchlistRemove, PlaybackUpdate, CounterUpdate or Nothing */
   operation_type: string;
@@ -1081,7 +1081,7 @@ export type SyncRefused = {
   sequence: number;
 };
 
-/** An operation with a time that could not be believed. */
+/** An operation whose time was too far ahead and has been replaced. */
 export type SyncRestamped = {
   claimed: string;
   sequence: number;
@@ -1248,7 +1248,7 @@ export interface ClientEvents {
     data: Nothing;
     reply: ModelList;
   };
-  /** Authenticates, or learns about the connection */
+  /** Authenticate, or get the connection's details */
   auth: {
     data: {
       positions?: Positions | null | undefined;
@@ -1344,7 +1344,7 @@ export interface ClientEvents {
     data: ConnectDevice;
     reply: Done;
   };
-  /** A device */
+  /** Get a device */
   'device:get': {
     data: DeviceId;
     reply: Device;
@@ -1384,7 +1384,7 @@ export interface ClientEvents {
     data: ListOffers;
     reply: OfferList;
   };
-  /** Is somebody there? */
+  /** Check that the server answers */
   ping: {
     data: Record<string, unknown>;
     reply: {
@@ -1421,7 +1421,7 @@ export interface ClientEvents {
     data: ReportPlayback;
     reply: PlaybackSession;
   };
-  /** This connection counts as a device of the user, until it ends */
+  /** Count this connection as a device of the user until it ends */
   'presence:online': {
     data: {
       status?: string | null | undefined;
@@ -1587,7 +1587,7 @@ export interface ServerEvents {
   'chat:typing': ChatTyping;
   /** A device was registered, updated or removed, came online or went offline, or started or stopped playing */
   'device:changed': DeviceChanged;
-  /** Another device of the same person says what to do; not after expires_at */
+  /** A remote command from another device of the same person; void after expires_at */
   'device:command': RemoteCommand;
   /** A provider makes an offer */
   'offer:new': OfferMade;
@@ -1597,7 +1597,7 @@ export interface ServerEvents {
   'playback:changed': PlaybackSession;
   /** Tells a device to open a link before expires_at; repeated when the device reconnects before it has reported */
   'playback:start': StartPlayback;
-  /** How it stands with a user's devices: after each change, and for a new listener */
+  /** The presence of a user: after each change, and for a new listener */
   'presence:changed': {
     devices: PresenceDevice[];
     joins: string[];
@@ -1611,11 +1611,11 @@ export interface ServerEvents {
   'session:ended': SessionEnded;
   /** Operations of one device, as they were merged */
   'sync:delta': SyncDelta;
-  /** The token ends soon: send auth:refresh */
+  /** The token expires soon: send auth:refresh */
   'token:expiring': {
     expires_at: string;
   };
-  /** What was published at this place of the history is gone with the person it concerned */
+  /** The publication at this offset was erased with the person whom it concerned */
   'topic:erased': Record<string, unknown>;
 }
 
@@ -1712,7 +1712,7 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'usage:list': true,
 };
 
-/** Commands that HTTP has too: where they are posted. What stands in braces is a field of the data. */
+/** The HTTP paths to which commands can be posted instead. A name in braces is a field of the data. */
 export const PATHS: Readonly<Partial<Record<string, string>>> = {
   'ai:complete': '/v1/ai/complete',
   'booking:cancel': '/v1/bookings/{booking_id}/cancel',

@@ -35,10 +35,10 @@ export async function problem(response: Response): Promise<WireError> {
 
 export const segment = (value: unknown): string => encodeURIComponent(String(value));
 
-/** What is the same for every call. */
+/** The settings that all calls share. */
 const CALL = { cache: 'no-store', credentials: 'omit' } as const;
 
-/** What asking why may take. */
+/** The time that finding out the reason may take. */
 const REFUSAL_MS = 3_000;
 
 /** The node's HTTP API. */
@@ -55,13 +55,13 @@ export class Http {
     this.#getToken = token;
   }
 
-  /** A fresh token, for what is authenticated once. */
+  /** A fresh token, for connections that are authenticated once. */
   async token(): Promise<string> {
     this.#token = await this.#getToken();
     return this.#token;
   }
 
-  /** With a token; once more with a fresh one where it is not taken any more. */
+  /** Calls with a token, and once more with a fresh one where the first has expired. */
   async call(path: string, init: RequestInit): Promise<Response> {
     const send = async (token: string) =>
       this.fetch(path, { ...init, headers: { ...(init.headers as object), Authorization: `Bearer ${token}` } });
@@ -77,8 +77,8 @@ export class Http {
   }
 
   /**
-   * Why nothing gets through to the node, where it says so: a browser hides why a WebSocket was refused, and what was
-   * answered to pages of other origins. This answer every page may read.
+   * The reason why nothing gets through to the node, where the node gives one: a browser hides why a WebSocket was refused,
+   * and answers to pages of other origins. This answer every page may read.
    */
   async refusal(): Promise<WireError | undefined> {
     const ended = new AbortController();

@@ -69,7 +69,7 @@ export interface Reads {
     query: {};
     answer: DeviceList;
   };
-  /** A device */
+  /** Get a device */
   '/v1/devices/{id}': {
     query: {
       id: string;

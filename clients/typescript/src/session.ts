@@ -2,7 +2,7 @@ import type { Events, Listener, Meta, Proxie, SendOptions } from './client.js';
 
 type SessionEvent = 'chat:message' | 'chat:stream' | 'chat:response' | 'chat:typing' | 'session:ended';
 
-/** One conversation. Its topic is subscribed to, and stays so over every reconnect. */
+/** A conversation. Its topic stays subscribed to over every reconnect. */
 export class Session {
   readonly id: string;
   readonly topic: string;
@@ -14,7 +14,7 @@ export class Session {
     this.topic = `session:${id}`;
   }
 
-  /** Durable when it resolves; the answer comes as `chat:stream` and `chat:response`. */
+  /** Sends a message, which is durable when this resolves; the answer comes as `chat:stream` and `chat:response`. */
   say(content: string, options: SendOptions & { media?: string[] } = {}): Promise<{ message_id: string }> {
     const { media = [], ...rest } = options;
     return this.#client.send('chat:message', { session_id: this.id, content, media }, rest);
@@ -24,7 +24,7 @@ export class Session {
     await this.#client.send('chat:typing', { session_id: this.id, is_typing: isTyping });
   }
 
-  /** The client's events, those of this session only. */
+  /** Listens to the client's events of this session only. */
   on<E extends SessionEvent>(event: E, listener: Listener<Events[E]>): () => void {
     const own = (data: Events[E], meta: Meta) => {
       if (meta.topic === this.topic) listener(data, meta);
@@ -32,7 +32,7 @@ export class Session {
     return this.#client.on(event, own);
   }
 
-  /** Stops listening; the session goes on. */
+  /** Stops listening; the session stays open. */
   async leave(): Promise<void> {
     await this.#client.send('session:close', { session_id: this.id });
   }

@@ -1,7 +1,7 @@
 import { wireError } from './error.js';
 import type { Position, WireError } from './events.js';
 
-/** A frame of the client. `text` is what goes over a WebSocket. */
+/** A frame of the client. `text` is its form on a WebSocket. */
 export interface Outgoing {
   readonly id: string;
   readonly event: string;
@@ -37,16 +37,16 @@ export interface Closed {
   error?: unknown;
 }
 
-/** Where a transport tells what happens. Nothing is called after `closed`. */
+/** The callbacks of a transport. None is called after `closed`. */
 export interface Handlers {
   ready(ready: Ready): void;
-  /** Outcomes of topics on a connection that was ready before. */
+  /** Outcomes of subscriptions on a connection that was ready before. */
   topics(topics: Map<string, TopicOutcome>, covered: ReadonlySet<string>): void;
   frame(frame: Incoming): void;
   closed(closed: Closed): void;
 }
 
-/** One connection: it is made by the constructor and ends once. */
+/** One connection, which the constructor opens and which ends once. */
 export interface Transport {
   readonly kind: 'websocket' | 'sse';
   /** Somebody tried to reach the server: no token is not the network's fault. */
@@ -83,7 +83,7 @@ export function outcomes(value: unknown): Map<string, TopicOutcome> {
   return found;
 }
 
-/** The contract's minima, where the server says nothing. */
+/** The limits to assume where the server names none: the contract's minima. */
 export function limits(value: unknown): Limits {
   const given = record(value);
   return {

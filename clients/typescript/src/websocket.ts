@@ -15,7 +15,7 @@ import {
   type Transport,
 } from './transport.js';
 
-/** What is used of a WebSocket: the browser's, or that of the package `ws`. */
+/** The part of a WebSocket that is used: the browser's, or that of the package `ws`. */
 export interface WebSocketLike {
   /* eslint-disable @typescript-eslint/no-explicit-any -- the event classes of browsers and of `ws` differ */
   onopen: ((event: any) => void) | null;
@@ -35,11 +35,11 @@ export interface WebSocketTransportOptions {
   positions: Record<string, Position>;
   nextId: () => string;
   connectTimeoutMs: number;
-  /** Beyond the server's `ping_ms`; also the time a `ping` may take. */
+  /** The silence that is accepted beyond the server's `ping_ms`; also the time a `ping` may take. */
   graceMs: number;
 }
 
-/** As if the server had closed with this code: a refused `auth` that would be refused again. */
+/** The close code for a refused `auth` that would be refused again, as if the server had closed with it. */
 const FINAL: Partial<Record<ErrorCode, number>> = {
   unauthenticated: 3501,
   forbidden: 3503,
@@ -121,7 +121,7 @@ export class WebSocketTransport implements Transport {
     socket.onmessage = (event: { data: unknown }) => {
       if (typeof event.data === 'string') this.#received(event.data);
     };
-    // What went wrong is told by the close that follows.
+    // The close that follows has the reason.
     socket.onerror = () => {};
     socket.onclose = (event: { code: number; reason: string }) => {
       const why = closed(event.code, parsed(event.reason));

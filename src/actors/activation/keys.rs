@@ -1,20 +1,21 @@
-//! Keys of the vault that an activation has to wait for, and those that are gone.
+//! The vault's keys that an activation waits for, and erased ones.
 
 use std::fmt::Display;
 
 use ractor::ActorRef;
 
 use super::{Activation, Stop, away};
-use crate::actors::ask::{Ask, Message};
+use crate::actors::ask::{ActivationMessage, Ask};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
 use crate::kernel::private::{Need, Trouble};
 
-/// Keys that one piece of data may need: those of as many people.
+/// The most keys that one piece of data may need: one for each person in it.
 const MAX_NEEDS: usize = 64;
 
 impl<E: Entity> Activation<E> {
-    /// A command cannot be written before this key is in memory: it, and those after it, are decided when it is.
+    /// Holds commands back until a key is in memory: this command cannot be written without it, and later ones keep their
+    /// order.
     pub(super) fn wait_for(&mut self, need: Need, ask: Box<Ask<E>>) {
         self.needs = Some(Box::new(need));
         self.redo.get_or_insert_default().push(ask);
@@ -24,8 +25,11 @@ impl<E: Entity> Activation<E> {
         self.needs.is_some()
     }
 
-    /// Fetches what was found to be missing, and decides what has waited for it.
-    pub async fn fetch_keys(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    /// Fetches the missing key, and decides the commands that waited for it.
+    pub async fn fetch_keys(
+        &mut self,
+        myself: &ActorRef<ActivationMessage<E>>,
+    ) -> Result<(), Stop> {
         while let Some(need) = self.needs.take() {
             let fetched = self.table.runtime.vault.fetch(*need).await;
             for ask in self.redo.take().unwrap_or_default() {
@@ -38,7 +42,7 @@ impl<E: Entity> Activation<E> {
         Ok(())
     }
 
-    /// Does what needs keys again, when they have been fetched. The inner error is about the data.
+    /// Repeats work that needs keys once they have been fetched. The inner error is about the data.
     pub(super) async fn with_keys<R, F: Display>(
         &self,
         work: impl Fn() -> Result<R, F>,
@@ -55,12 +59,12 @@ impl<E: Entity> Activation<E> {
         Err(away("the keys of its people do not stay in memory"))
     }
 
-    /// Somebody was erased since the state was read, and it may hold what was theirs.
+    /// Whether a person was erased since the state was read, which may hold their data.
     pub fn is_outdated(&self) -> bool {
         E::PRIVATE && self.loaded && self.erasures != self.table.runtime.vault.erasures()
     }
 
-    /// Nothing new is decided on an outdated state. True: it can be read again now.
+    /// Whether an outdated state can be read again now. Until then nothing new is decided on it.
     pub fn holds_back(&mut self) -> bool {
         self.redo.get_or_insert_default();
         self.pending.is_empty()

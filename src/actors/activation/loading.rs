@@ -1,4 +1,4 @@
-//! Reading an entity: its snapshot, its journal, and what it owes.
+//! Loading an entity: its snapshot, its journal, and its undelivered outbox rows.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,7 +8,7 @@ use crate::kernel::entity::{Entity, decode_event};
 use crate::kernel::error::AskError;
 use crate::persistence::loader::{StoredEvent, is_full};
 
-/// Pages of a journal that are folded before a snapshot keeps how far that went.
+/// The number of journal pages after which a snapshot saves the progress of a long load.
 const SNAPSHOT_PAGES: u32 = 10;
 
 impl<E: Entity> Activation<E> {
@@ -58,7 +58,7 @@ impl<E: Entity> Activation<E> {
             self.fold(events).await?;
             pages += 1;
             if more && pages % SNAPSHOT_PAGES == 0 {
-                // Without it the next start has more to read, no more.
+                // Without the snapshot the next start only has more to read.
                 if let Some(snapshot) = self.snapshot() {
                     let loader = &self.table.runtime.loader;
                     let _ = loader.keep_snapshot(E::KIND, &self.key, &snapshot, dropped).await;
@@ -77,7 +77,7 @@ impl<E: Entity> Activation<E> {
         Ok(())
     }
 
-    /// Applies what the journal says next.
+    /// Applies the next events of the journal.
     async fn fold(&mut self, events: Vec<StoredEvent>) -> Result<(), Stop> {
         for stored in events {
             if stored.seq != self.head + 1 {

@@ -8,7 +8,7 @@ use crate::cluster::ask::EntityAnswer;
 use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
 
-/// Outcomes kept in memory; older ones are in the store.
+/// The number of outcomes kept in memory; older ones are in the store.
 const RECENT: usize = 4;
 
 /// The id under which a command's first outcome is remembered.
@@ -19,7 +19,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The answer to somebody who asks under this id with the fingerprint `asked`.
+    /// The answer to a retry under this id with the fingerprint `asked`.
     pub fn recall<E: Entity>(&self, asked: i64) -> EntityAnswer<E> {
         if self.fingerprint != asked {
             return Err(AskError::IdReused);
@@ -28,7 +28,7 @@ impl Claim {
     }
 }
 
-/// What an activation knows of the ids it was sent.
+/// The command ids that an activation knows, with their outcomes.
 pub struct Memory<E: Entity> {
     /// Ids in flight, so that a retry waits for the first outcome: id hash → ticket.
     ids: HashMap<u64, u64>,
@@ -65,7 +65,7 @@ impl<E: Entity> Memory<E> {
         self.ids.insert(id_hash, ticket);
     }
 
-    /// The command of this ticket has ended: whoever waits for its outcome.
+    /// Ends the command of this ticket, and returns the retries that wait for its outcome.
     pub fn end(&mut self, ticket: u64, claim: Option<&Claim>) -> Vec<Follower<E>> {
         if let Some(claim) = claim {
             self.ids.remove(&claim.id_hash);
@@ -80,7 +80,7 @@ impl<E: Entity> Memory<E> {
         self.recent.push_back(claim);
     }
 
-    /// Nothing is in flight any more.
+    /// Forgets all commands in flight.
     pub fn forget_ids(&mut self) {
         self.ids.clear();
     }

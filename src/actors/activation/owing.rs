@@ -1,20 +1,20 @@
-//! What an entity owes others, on its way and back.
+//! An entity's deliveries: sending them, and taking their outcomes.
 
 use std::sync::Arc;
 
 use ractor::ActorRef;
 
 use super::{Activation, Next, Stop};
-use crate::actors::ask::{Ask, Message, Origin};
+use crate::actors::ask::{ActivationMessage, Ask, Origin};
 use crate::actors::delivery::{Delivered, Notice};
 use crate::kernel::entity::Entity;
 use crate::persistence::commit::{CommitItem, OutboxChange};
 
 impl<E: Entity> Activation<E> {
-    /// The outcome of a delivery: takes its row out of the outbox, tells the entity where it asked to know.
+    /// Takes the outcome of a delivery: deletes its row from the outbox, and notifies the entity if it asked for that.
     pub fn delivered(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         delivered: Delivered,
     ) -> Result<(), Stop> {
         let rt = self.table.runtime.clone();
@@ -54,13 +54,13 @@ impl<E: Entity> Activation<E> {
         Ok(())
     }
 
-    /// Bookkeeping in its own right: nobody waits for it, and nothing is lost when it is.
+    /// Writes bookkeeping of its own. Nobody waits for it, and nothing is lost if it fails.
     fn change_outbox(&mut self, change: OutboxChange) {
         let item = CommitItem { outbox_changes: vec![change], ..self.bare_item(Box::new(|_| {})) };
         let _ = self.table.runtime.lanes.submit(Box::new(item));
     }
 
-    pub fn pump(&mut self, myself: &ActorRef<Message<E>>) {
+    pub fn pump(&mut self, myself: &ActorRef<ActivationMessage<E>>) {
         if let Some(outgoing) = &mut self.outgoing {
             let myself = myself.clone();
             outgoing.pump(
@@ -69,8 +69,10 @@ impl<E: Entity> Activation<E> {
                 &self.key,
                 Arc::new(move |delivered| {
                     let _ = match delivered {
-                        Some(delivered) => myself.cast(Message::Delivered(Box::new(delivered))),
-                        None => myself.cast(Message::Wake),
+                        Some(delivered) => {
+                            myself.cast(ActivationMessage::Delivered(Box::new(delivered)))
+                        }
+                        None => myself.cast(ActivationMessage::Wake),
                     };
                 }),
             );
@@ -81,8 +83,8 @@ impl<E: Entity> Activation<E> {
         self.outgoing.as_ref()?.reads_on_after(self.table.runtime.clock.now())
     }
 
-    /// Reads the next page of what it owes. Where that fails, the next message or the recovery scan tries again.
-    pub async fn read_on(&mut self, myself: &ActorRef<Message<E>>) {
+    /// Reads the next page of the outbox. If that fails, the next message or the recovery scan tries again.
+    pub async fn read_on(&mut self, myself: &ActorRef<ActivationMessage<E>>) {
         let Some(after) = self.reads_on_after() else { return };
         let rt = self.table.runtime.clone();
         let Ok(rows) = rt.loader.owed_after(E::KIND, &self.key, after).await else { return };
@@ -92,7 +94,7 @@ impl<E: Entity> Activation<E> {
         self.pump(myself);
     }
 
-    pub fn owed(&mut self, myself: &ActorRef<Message<E>>) -> Next {
+    pub fn owed(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Next {
         let idle = self.is_idle();
         let now = self.table.runtime.clock.now();
         let known = self.outgoing.as_ref().is_some_and(|o| o.is_due_within_s(0, now));

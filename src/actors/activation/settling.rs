@@ -1,4 +1,4 @@
-//! What becomes of decided commands: committed, refused and decided again, or ended with the activation.
+//! Settling decided commands: they are committed, refused and decided again, or end with the activation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use ractor::{ActorProcessingErr, ActorRef};
 
 use super::memory::Claim;
 use super::{Activation, Next, Pending, Stop, away};
-use crate::actors::ask::{Ask, Message};
+use crate::actors::ask::{ActivationMessage, Ask};
 use crate::cluster::ask::EntityAnswer;
 use crate::cluster::topics::Published;
 use crate::kernel::entity::Entity;
@@ -15,7 +15,7 @@ use crate::kernel::error::AskError;
 use crate::persistence::commit::CommitResult;
 
 impl<E: Entity> Activation<E> {
-    /// An answer that needs no commit of its own, but waits for those before it.
+    /// Queues an answer that needs no commit of its own, but waits for the commits before it.
     pub(super) fn push_answer(
         &mut self,
         ask: Box<Ask<E>>,
@@ -36,7 +36,7 @@ impl<E: Entity> Activation<E> {
         }));
     }
 
-    /// Lets go of what waits at the front and needs no commit.
+    /// Releases answers at the front of the queue that need no commit.
     pub(super) fn release(&mut self) {
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
@@ -44,7 +44,7 @@ impl<E: Entity> Activation<E> {
         }
     }
 
-    /// Answers what needs no commit: only a fresh lease, and the slot, prove that this is still the one activation.
+    /// Answers a command that needs no commit. Only a fresh lease and the slot prove that this is still the one activation.
     pub(super) fn settle(&self, ask: Ask<E>, answer: EntityAnswer<E>, publish: &[Arc<Published>]) {
         let rt = &self.table.runtime;
         ask.answer(if !rt.slots.is_here(self.slot, self.epoch) {
@@ -61,7 +61,7 @@ impl<E: Entity> Activation<E> {
 
     pub fn finished(
         &mut self,
-        myself: &ActorRef<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
         ticket: u64,
         result: CommitResult,
     ) -> Result<Next, Stop> {
@@ -91,7 +91,7 @@ impl<E: Entity> Activation<E> {
                 }
                 pending.ask.answer(pending.answer);
                 let mut rows = std::mem::take(&mut pending.outbox);
-                // Those that were read meanwhile, in a page of the store's, are there already.
+                // Rows that a page from the store has brought meanwhile are there already.
                 rows.retain(|row| row.position > self.owed_to);
                 if !rows.is_empty() {
                     let now = self.table.runtime.clock.now();
@@ -123,7 +123,7 @@ impl<E: Entity> Activation<E> {
                 pending.ask.answer(rejection.map(Err).ok_or(AskError::Internal));
             }
             CommitResult::Moved => {
-                // Neither this nor anything decided after it was written, nor will be.
+                // Neither this nor any later decision was written, nor will be.
                 pending.ask.answer(Err(AskError::NotHere));
                 for (_, _, follower) in followers {
                     follower.answer(Err(AskError::NotHere));
@@ -144,8 +144,8 @@ impl<E: Entity> Activation<E> {
         Ok(Next::RollBack)
     }
 
-    /// What was decided after a commit that did not go through is decided again, on what the journal says.
-    pub async fn roll_back(&mut self, myself: &ActorRef<Message<E>>) -> Result<(), Stop> {
+    /// Reads the state again after a failed commit, and decides all later commands again on it.
+    pub async fn roll_back(&mut self, myself: &ActorRef<ActivationMessage<E>>) -> Result<(), Stop> {
         self.redo.get_or_insert_default();
         while self.pending.front().is_some_and(|p| !p.commits) {
             let pending = self.pending.pop_front().expect("there is a front");
@@ -167,7 +167,7 @@ impl<E: Entity> Activation<E> {
         for ask in self.redo.take().unwrap_or_default() {
             self.ask(myself, ask)?;
         }
-        // The state may be what they wait for.
+        // The new state may be the one that they wait for.
         for waiting in std::mem::take(&mut self.waiting) {
             self.decide(myself, waiting)?;
         }
@@ -175,11 +175,11 @@ impl<E: Entity> Activation<E> {
         Ok(())
     }
 
-    /// Ends the activation. Whoever waits hears why; what is not committed never will be.
+    /// Ends the activation. Waiting callers hear the reason; uncommitted decisions are dropped.
     pub fn end(
         &mut self,
-        myself: &ActorRef<Message<E>>,
-        message: Option<Message<E>>,
+        myself: &ActorRef<ActivationMessage<E>>,
+        message: Option<ActivationMessage<E>>,
         stop: Stop,
     ) -> Result<(), ActorProcessingErr> {
         self.failed.store(true, Ordering::SeqCst);
@@ -188,7 +188,7 @@ impl<E: Entity> Activation<E> {
             Stop::Orderly(error) => (error, None),
             Stop::Failed(reason) => (AskError::Internal, Some(reason)),
         };
-        // Those whose commit is through already: what is committed from now on is told to be missed by `finish_with`.
+        // Covers commits that have already completed. `finish_with` reports later ones.
         if self.pending.iter().any(|p| p.commits && (p.unheard || !p.publish.is_empty())) {
             self.table.runtime.topics.missed(E::KIND, &self.key);
         }
@@ -197,7 +197,7 @@ impl<E: Entity> Activation<E> {
         let waiting =
             waiting.chain(self.waiting.drain(..)).chain(self.redo.take().into_iter().flatten());
         for ask in waiting.chain(message.and_then(|m| match m {
-            Message::Ask(ask) => Some(ask),
+            ActivationMessage::Ask(ask) => Some(ask),
             _ => None,
         })) {
             ask.answer(Err(error.clone()));

@@ -1,4 +1,4 @@
-//! What a decision becomes in the store: rows, sealed where they concern somebody.
+//! The rows that a decision becomes in the store, sealed where they concern a person.
 
 use std::cell::LazyCell;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::kernel::private::{self, EncryptionContext, INBOX, Trouble};
 use crate::persistence::commit::{JournalRow, OutboxRow, PublicationRow, SnapshotRow, TimerChange};
 use crate::persistence::vault::{PUBLICATION, TIMER, outbox_field};
 
-/// Rows of a decision, and where they leave off.
+/// The rows of a decision, and their last positions.
 #[derive(Default)]
 pub struct DecisionRows {
     pub events: Vec<JournalRow>,
@@ -18,14 +18,14 @@ pub struct DecisionRows {
     pub timers: Vec<TimerChange>,
     pub publications: Vec<PublicationRow>,
     pub publish: Vec<Arc<Published>>,
-    /// A durable publication was not rendered, as nobody listened.
+    /// Whether a durable publication was not rendered, since nobody listened.
     pub unheard: bool,
     pub topic_head: i64,
     pub next_position: i64,
 }
 
 impl<E: Entity> Activation<E> {
-    /// Changes nothing, so that it can be done again when a key has come into memory.
+    /// Renders the rows. It changes no state, so that it can be repeated once a missing key is in memory.
     pub(super) fn write(
         &self,
         events: &[E::Event],

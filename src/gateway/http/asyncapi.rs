@@ -15,7 +15,7 @@ use crate::persistence::publications::ERASED;
 pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
     (
         "auth",
-        "Authenticates, or learns about the connection",
+        "Authenticate, or get the connection's details",
         "token?: string, positions?: Positions",
         "user_id: string, role: string, connection_id: string, expires_at: string, ping_ms: integer, limits: Limits, topics: Topics",
     ),
@@ -25,10 +25,10 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
         "token: string",
         "user_id: string, role: string, connection_id: string, expires_at: string, ping_ms: integer, limits: Limits, topics: Topics",
     ),
-    ("ping", "Is somebody there?", "", "now: string"),
+    ("ping", "Check that the server answers", "", "now: string"),
     (
         "presence:online",
-        "This connection counts as a device of the user, until it ends",
+        "Count this connection as a device of the user until it ends",
         "status?: string",
         "",
     ),
@@ -45,19 +45,25 @@ pub const CLIENT_EVENTS: &[(&str, &str, &str, &str)] = &[
 pub const SERVER_EVENTS: &[(&str, &str, &str, bool, &str)] = &[
     (
         "presence:changed",
-        "How it stands with a user's devices: after each change, and for a new listener",
+        "The presence of a user: after each change, and for a new listener",
         "presence:",
         false,
         "user_id: string, status: string, devices: PresenceDevice[], joins: string[], leaves: string[]",
     ),
     (
         ERASED,
-        "What was published at this place of the history is gone with the person it concerned",
+        "The publication at this offset was erased with the person whom it concerned",
         "user:, session:",
         true,
         "",
     ),
-    ("token:expiring", "The token ends soon: send auth:refresh", "", false, "expires_at: string"),
+    (
+        "token:expiring",
+        "The token expires soon: send auth:refresh",
+        "",
+        false,
+        "expires_at: string",
+    ),
 ];
 
 /// Close codes: code, reason word, whether the client reconnects, and when the code is sent.

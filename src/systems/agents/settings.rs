@@ -1,13 +1,13 @@
 //! What configuration says of models and of what may be spent on them.
 
-use crate::ai::Router;
+use crate::ai::ModelRouter;
 use crate::ai::options::Options;
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
 /// The models of this node, and what a person may spend where nobody has said otherwise.
 pub struct Models {
-    pub router: Router,
+    pub router: ModelRouter,
     pub allowance: Option<Allowance>,
 }
 
@@ -16,7 +16,7 @@ impl Section for Options {
     type Ready = Models;
 
     fn prepare(&self) -> Result<Models, String> {
-        let router = Router::new(self)?;
+        let router = ModelRouter::new(self)?;
         let limit = self.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });

@@ -1,4 +1,5 @@
 //! Language models: the router, on providers that fail.
 
 mod fake;
+mod money;
 mod routing;

@@ -6,20 +6,22 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use proxie::ai::options::{ModelOptions, Options, ProviderOptions, RouteOptions, Wire};
-use proxie::ai::{Ask, Bill, Complexity, Delta, Failed, Failure, FailureKind, Purse, Router};
+use proxie::ai::options::{ModelOptions, Options, ProviderOptions, RouteOptions, WireFormat};
+use proxie::ai::{
+    AnswerDelta, Bill, Complexity, Failure, FailureKind, ModelAsk, ModelFailure, ModelRouter, Purse,
+};
 use proxie::kernel::chat::{
-    Completion, Cost, Part, Prompt, PromptMessage, Stop, ToolCall, ToolSpec, Usage,
+    AnswerEnd, Completion, Cost, Part, Prompt, PromptMessage, ToolCall, ToolSpec, Usage,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::fake::{CACHED, Does, Fake, INPUT, OUTPUT};
 
-const WIRES: [(&str, Wire, &str); 3] = [
-    ("gpt", Wire::OpenAi, "v1"),
-    ("claude", Wire::Anthropic, "v1"),
-    ("gemini", Wire::Gemini, "v1beta"),
+const WIRES: [(&str, WireFormat, &str); 3] = [
+    ("gpt", WireFormat::OpenAi, "v1"),
+    ("claude", WireFormat::Anthropic, "v1"),
+    ("gemini", WireFormat::Gemini, "v1beta"),
 ];
 
 fn options(fake: &Fake) -> Options {
@@ -47,8 +49,8 @@ fn options(fake: &Fake) -> Options {
     options
 }
 
-fn router(options: &Options) -> Router {
-    Router::new(options).unwrap()
+fn router(options: &Options) -> ModelRouter {
+    ModelRouter::new(options).unwrap()
 }
 
 /// A purse that writes down what it is told.
@@ -75,7 +77,7 @@ fn hello() -> Prompt {
 }
 
 struct Asking {
-    router: Router,
+    router: ModelRouter,
     ledger: Arc<Ledger>,
     purse: Arc<dyn Purse>,
 }
@@ -86,12 +88,12 @@ impl Asking {
         Self { router: router(options), purse: ledger.clone(), ledger }
     }
 
-    async fn ask(&self, ask: Ask<'_>) -> Result<Completion, Failed> {
+    async fn ask(&self, ask: ModelAsk<'_>) -> Result<Completion, ModelFailure> {
         self.router.complete(&ask, &self.purse, None).await
     }
 
-    async fn of(&self, route: &str) -> Result<Completion, Failed> {
-        self.ask(Ask { route: Some(route), ..Ask::new(&hello()) }).await
+    async fn of(&self, route: &str) -> Result<Completion, ModelFailure> {
+        self.ask(ModelAsk { route: Some(route), ..ModelAsk::new(&hello()) }).await
     }
 
     fn bills(&self) -> Vec<Bill> {
@@ -99,7 +101,7 @@ impl Asking {
     }
 }
 
-fn kind(failed: Result<Completion, Failed>) -> FailureKind {
+fn kind(failed: Result<Completion, ModelFailure>) -> FailureKind {
     failed.unwrap_err().failure.kind
 }
 
@@ -110,7 +112,7 @@ async fn each_wire_answers_and_its_tokens_are_counted_once() {
     for (name, ..) in WIRES {
         fake.script([Does::Says(vec!["hel", "lo"], Duration::ZERO)]);
         let answer = asking.of(name).await.unwrap();
-        assert_eq!((answer.text.as_str(), answer.stop), ("hello", Stop::Finished), "{name}");
+        assert_eq!((answer.text.as_str(), answer.stop), ("hello", AnswerEnd::Finished), "{name}");
         assert_eq!((answer.model.as_str(), answer.calls_made), (name, 1));
         let usage = Usage {
             input: INPUT - CACHED,
@@ -146,9 +148,9 @@ async fn tools_and_pictures_go_over_each_wire() {
             tools: vec![look.clone()],
             ..hello()
         };
-        let ask = Ask { route: Some(name), ..Ask::new(&prompt) };
+        let ask = ModelAsk { route: Some(name), ..ModelAsk::new(&prompt) };
         let answer = asking.ask(ask).await.unwrap();
-        assert_eq!(answer.stop, Stop::ToolCalls, "{name}");
+        assert_eq!(answer.stop, AnswerEnd::ToolCalls, "{name}");
         let [ToolCall { id, name: called, arguments, .. }] = &answer.calls[..] else {
             panic!("{name}: {answer:?}");
         };
@@ -158,7 +160,7 @@ async fn tools_and_pictures_go_over_each_wire() {
         let (call_id, content) = (id.clone(), "fur and whiskers".to_owned());
         prompt.messages.push(PromptMessage::Assistant { text: String::new(), calls: answer.calls });
         prompt.messages.push(PromptMessage::Tool { call_id, name: "look".into(), content });
-        let ask = Ask { route: Some(name), ..Ask::new(&prompt) };
+        let ask = ModelAsk { route: Some(name), ..ModelAsk::new(&prompt) };
         assert_eq!(asking.ask(ask).await.unwrap().text, "a cat", "{name}");
         let asked = fake.journal().pop().unwrap().body.to_string();
         assert!(asked.contains("fur and whiskers"), "{name}: {asked}");
@@ -181,7 +183,7 @@ async fn the_next_model_is_asked_where_nothing_can_have_been_charged() {
         let fake = Fake::start().await;
         let asking = Asking::new(&options(&fake));
         fake.script([refusal.clone(), Does::say("second")]);
-        let answer = asking.ask(Ask::new(&hello())).await.unwrap();
+        let answer = asking.ask(ModelAsk::new(&hello())).await.unwrap();
         assert_eq!(
             (answer.text.as_str(), answer.model.as_str()),
             ("second", "claude"),
@@ -208,14 +210,14 @@ async fn what_may_have_been_charged_is_not_asked_again_unless_the_caller_says_so
         let fake = Fake::start().await;
         let asking = Asking::new(&options(&fake));
         fake.script([doubt.clone()]);
-        let failed = asking.ask(Ask::new(&hello())).await.unwrap_err();
+        let failed = asking.ask(ModelAsk::new(&hello())).await.unwrap_err();
         assert_eq!(failed.failure.kind, FailureKind::Uncertain, "{doubt:?}");
         assert_eq!((fake.asked().len(), failed.calls_made), (1, 1), "{doubt:?}");
         let bill = &asking.bills()[0];
         assert!(bill.usage.is_estimate && bill.cost > Cost(0), "{doubt:?}: {bill:?}");
         fake.script([doubt.clone(), Does::say("second")]);
         let prompt = hello();
-        let ask = Ask { may_pay_twice: true, ..Ask::new(&prompt) };
+        let ask = ModelAsk { may_pay_twice: true, ..ModelAsk::new(&prompt) };
         assert_eq!(asking.ask(ask).await.unwrap().text, "second", "{doubt:?}");
     }
 }
@@ -240,14 +242,14 @@ async fn one_deadline_and_one_number_of_calls_hold_over_all_attempts() {
     let fake = Fake::start().await;
     let asking = Asking::new(&options(&fake));
     fake.otherwise(Does::Refuses(500, "{}", None));
-    let failed = asking.ask(Ask::new(&hello())).await.unwrap_err();
+    let failed = asking.ask(ModelAsk::new(&hello())).await.unwrap_err();
     assert_eq!((failed.calls_made, fake.asked().len()), (4, 4));
     let fake = Fake::start().await;
     fake.otherwise(Does::KeepsAlive);
     let asking = Asking::new(&options(&fake));
     let deadline = Some(Duration::from_millis(400));
     let prompt = hello();
-    let ask = Ask { deadline, may_pay_twice: true, ..Ask::new(&prompt) };
+    let ask = ModelAsk { deadline, may_pay_twice: true, ..ModelAsk::new(&prompt) };
     assert_eq!(kind(asking.ask(ask).await), FailureKind::Uncertain);
     assert_eq!(fake.asked().len(), 1, "the deadline is over with the first attempt");
 }
@@ -271,13 +273,13 @@ async fn words_are_heard_as_they_come_and_are_never_followed_by_another_models()
     let fake = Fake::start().await;
     let asking = Asking::new(&options(&fake));
     let prompt = hello();
-    let ask = Ask { may_pay_twice: true, ..Ask::new(&prompt) };
+    let ask = ModelAsk { may_pay_twice: true, ..ModelAsk::new(&prompt) };
     fake.script([Does::Says(vec!["hel", "lo"], Duration::ZERO), Does::BreaksOff("par")]);
     let (sink, mut heard) = mpsc::channel(8);
     let answer = asking.router.complete(&ask, &asking.purse, Some(&sink)).await.unwrap();
     assert_eq!(answer.text, "hello");
-    assert_eq!(heard.recv().await, Some(Delta::Text("hel".into())));
-    assert_eq!(heard.recv().await, Some(Delta::Text("lo".into())));
+    assert_eq!(heard.recv().await, Some(AnswerDelta::Text("hel".into())));
+    assert_eq!(heard.recv().await, Some(AnswerDelta::Text("lo".into())));
     let failed = asking.router.complete(&ask, &asking.purse, Some(&sink)).await.unwrap_err();
     assert_eq!(failed.failure.kind, FailureKind::Uncertain);
     assert_eq!(fake.asked().len(), 2, "nobody else was asked");
@@ -291,7 +293,7 @@ async fn a_listener_that_goes_closes_the_providers_connection_and_is_billed() {
     fake.script([Does::Stalls("par"), Does::Stalls("par")]);
     let (sink, mut heard) = mpsc::channel(8);
     let prompt = hello();
-    let ask = Ask::new(&prompt);
+    let ask = ModelAsk::new(&prompt);
     tokio::select! {
         _ = asking.router.complete(&ask, &asking.purse, Some(&sink)) => panic!("it stalls"),
         _ = heard.recv() => {}
@@ -317,10 +319,10 @@ async fn a_question_goes_to_models_that_can_take_it() {
     let asking = Asking::new(&options);
     let image = Part::Image { media_type: "image/png".into(), data: "aGVsbG8=".into() };
     let seen = Prompt { messages: vec![PromptMessage::User { parts: vec![image] }], ..hello() };
-    assert_eq!(asking.ask(Ask::new(&seen)).await.unwrap().model, "gemini");
+    assert_eq!(asking.ask(ModelAsk::new(&seen)).await.unwrap().model, "gemini");
     // Too dear: $1000 for a million tokens of output, and 100 of them.
     let max_cost = Some(Cost(50_000_000));
-    let ask = Ask { max_cost, ..Ask::new(&seen) };
+    let ask = ModelAsk { max_cost, ..ModelAsk::new(&seen) };
     assert_eq!(kind(asking.ask(ask).await), FailureKind::Invalid);
     assert_eq!(fake.asked(), ["gemini"]);
 }
@@ -334,10 +336,10 @@ async fn hard_questions_go_to_other_models_than_simple_ones() {
     options.routes.insert("default".into(), route);
     let asking = Asking::new(&options);
     let (simple, long) = (hello(), Prompt { system: Some("x".repeat(9_000)), ..hello() });
-    assert_eq!(asking.ask(Ask::new(&simple)).await.unwrap().model, "gemini");
-    assert_eq!(asking.ask(Ask::new(&long)).await.unwrap().model, "claude");
+    assert_eq!(asking.ask(ModelAsk::new(&simple)).await.unwrap().model, "gemini");
+    assert_eq!(asking.ask(ModelAsk::new(&long)).await.unwrap().model, "claude");
     let complexity = Some(Complexity::Complex);
-    let said = Ask { complexity, ..Ask::new(&simple) };
+    let said = ModelAsk { complexity, ..ModelAsk::new(&simple) };
     assert_eq!(asking.ask(said).await.unwrap().model, "claude");
 }
 
@@ -348,7 +350,7 @@ async fn a_longer_conversation_than_one_model_reads_goes_to_one_that_reads_more(
     options.models.get_mut("gemini").unwrap().context = 1_000_000;
     let asking = Asking::new(&options);
     fake.script([Does::Refuses(400, "prompt is too long", None), Does::say("read")]);
-    let answer = asking.ask(Ask::new(&hello())).await.unwrap();
+    let answer = asking.ask(ModelAsk::new(&hello())).await.unwrap();
     assert_eq!(answer.model, "gemini", "claude reads no more than gpt");
 }
 
@@ -366,7 +368,7 @@ async fn without_money_nothing_is_asked() {
     let fake = Fake::start().await;
     let purse: Arc<dyn Purse> = Arc::new(Empty);
     let router = router(&options(&fake));
-    let failed = router.complete(&Ask::new(&hello()), &purse, None).await.unwrap_err();
+    let failed = router.complete(&ModelAsk::new(&hello()), &purse, None).await.unwrap_err();
     assert_eq!((failed.calls_made, fake.asked().len()), (0, 0));
 }
 
@@ -376,7 +378,7 @@ async fn what_is_wrong_in_the_options_is_said_with_its_place() {
     let wrong = |change: fn(&mut Options)| {
         let mut options = options(&fake);
         change(&mut options);
-        Router::new(&options).err().unwrap()
+        ModelRouter::new(&options).err().unwrap()
     };
     let said = wrong(|one| one.models.get_mut("gpt").unwrap().input = "cheap".into());
     assert!(said.starts_with("ai.models.gpt.input"), "{said}");

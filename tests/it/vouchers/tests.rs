@@ -86,7 +86,9 @@ fn the_page_shows_this_code() {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
     let here = ["voucher.rs", "operations.rs", "mod.rs", "golden/voucher.jsonl"];
     let code: String = here.map(|file| read(&format!("tests/it/vouchers/{file}"))).join("\n");
-    let code = code.replace("proxie::", "crate::");
+    let work = ["runners.rs", "domain/matching.rs", "domain/request.rs"];
+    let work = work.map(|file| read(&format!("src/systems/marketplace/{file}"))).join("\n");
+    let code = code.replace("proxie::", "crate::") + &work;
     let page = read("docs/adding-a-system.md");
     let mut blocks = 0;
     for block in page.split("```").skip(1).step_by(2) {

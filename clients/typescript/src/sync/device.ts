@@ -16,7 +16,7 @@ export interface DeviceOptions {
   now?: () => number;
 }
 
-/** What another device of the same person says to do. */
+/** A remote command from another device of the same person. */
 export interface RemoteCommand {
   action: string;
   position_ms?: number;
@@ -26,7 +26,7 @@ export interface RemoteCommand {
   playback_session_id?: string | null;
 }
 
-/** A link to open: something was started on this device. */
+/** A link to open: playback was started on this device. */
 export type PlaybackStart = ServerEvents['playback:start'];
 
 interface Delta {
@@ -48,7 +48,7 @@ interface Listeners {
   change: () => void;
   command: (command: RemoteCommand) => void;
   start: (start: PlaybackStart) => void;
-  /** Something that asking again will not mend: the device was removed, or there is no room. */
+  /** An error that retrying cannot fix: the device was removed, or there is no room. */
   error: (error: unknown) => void;
 }
 
@@ -69,7 +69,7 @@ const MAX_TAGS = 64;
 const SEEN_MS = 10_000;
 const RETRY_MS = 1_000;
 
-/** What the server would refuse must not get into the queue. */
+/** Throws for operations that the server would refuse: they must not get into the queue. */
 function checked(change: Change): Change {
   const { payload } = change;
   if ('content_id' in payload && !/^[!-~]{1,128}$/.test(payload.content_id)) {
@@ -90,8 +90,8 @@ function unreadable(error: unknown): number[] {
 }
 
 /**
- * This device among those of its person. It reads and writes at once, also without a connection; what it wrote is on its
- * disk first, then sent, and kept until it has come back through the log. See docs/sync.md.
+ * This device among those of its person. It reads and writes at once, also without a connection: an operation is on disk
+ * first, then sent, and kept until it has come back through the log. See docs/sync.md.
  */
 export class Device {
   readonly id: string;
@@ -158,7 +158,7 @@ export class Device {
     this.#work();
   }
 
-  /** Reads what the device had kept, or begins anew. Needs no connection. */
+  /** Opens the device from its store, or starts with an empty one. Needs no connection. */
   static async open(proxie: Proxie, options: DeviceOptions): Promise<Device> {
     const store = options.store ?? memoryStore();
     let kept = await store.load();
@@ -184,7 +184,7 @@ export class Device {
 
   // ---- What it shows --------------------------------------------------------------------------------------------
 
-  /** All it has heard, and what it has written besides. */
+  /** The state of the log as heard, with the device's own newer operations applied. */
   get #state(): Replica {
     if (!this.#shown) {
       this.#shown = Replica.from(this.#confirmed.toJSON());
@@ -216,7 +216,7 @@ export class Device {
     return this.#write({ operation_type: 'WatchlistAdd', payload: { content_id: contentId, tag: this.#mint() } });
   }
 
-  /** What this device shows of it; an addition that it has not heard of stays. */
+  /** Removes the additions that this device knows of; one that it has not heard of stays. */
   async remove(contentId: string): Promise<void> {
     for (;;) {
       const tags = this.#state.tags(contentId).slice(0, MAX_TAGS);
@@ -268,7 +268,7 @@ export class Device {
     });
   }
 
-  /** Stops listening and sending; what is kept goes on with the next `open`. */
+  /** Stops listening and sending; the next `open` continues from the store. */
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
@@ -340,7 +340,7 @@ export class Device {
 
   // ---- The conversation -----------------------------------------------------------------------------------------
 
-  /** One step after the other; whoever asks meanwhile is served at the end. */
+  /** Runs one step after the other; requests that come meanwhile are handled at the end. */
   #work(): void {
     if (this.#working) {
       this.#again = true;
@@ -399,7 +399,7 @@ export class Device {
     }
   }
 
-  /** What the server has of this device. */
+  /** Asks the server which of this device's operations it has. */
   #stands(standing: Standing): void {
     if (standing.sequence > this.#sequence) {
       // This disk has forgotten what was sent from it. What is on it now was written after that, and needs other numbers.
@@ -447,7 +447,7 @@ export class Device {
     this.#listening = true;
   }
 
-  /** The whole state, from its first page's position on. */
+  /** Reads the whole state, and continues from the position of its first page. */
   async #read(): Promise<void> {
     const replica = new Replica();
     let position: Position | undefined;

@@ -3,7 +3,7 @@ import { dirname } from 'node:path';
 
 import type { Kept, Store } from './store.js';
 
-/** In Node: written beside, brought to disk, and put in its place. */
+/** A store in a file, for Node. It is written beside the old one, flushed to disk, and renamed. */
 export function fileStore(path: string): Store {
   return {
     async load() {

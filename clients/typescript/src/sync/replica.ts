@@ -53,8 +53,8 @@ function compareWritten(a: Written, b: Written): number {
 }
 
 /**
- * What operations add up to: the same whatever order they come in, and however often. It is the server's
- * (`src/domain/sync/replica.rs`), and both are held to `test/sync-vectors.json`.
+ * The state that operations add up to: the same in whatever order they come, and however often. It mirrors the server's
+ * (`src/systems/devices/domain/replica.rs`), and both are tested with `test/sync-vectors.json`.
  */
 export class Replica {
   readonly #live = new Map<string, Added[]>();

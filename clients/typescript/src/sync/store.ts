@@ -3,11 +3,11 @@ import type { Operation, ReplicaData } from './replica.js';
 
 export interface Queued {
   operation: Operation;
-  /** How far the device had seen the log when it wrote this. */
+  /** The position up to which the device had seen the log when it wrote this. */
   seen: number;
 }
 
-/** All that a device has to keep. */
+/** The data that a device has to store. */
 export interface Kept {
   id: string;
   /** Of its newest operation. */
@@ -18,14 +18,14 @@ export interface Kept {
   position: { epoch: string; offset: number } | null;
 }
 
-/** Where a device keeps what it wrote and heard. One device, one store: never copy it. */
+/** The store of a device's data. One device, one store: never copy it. */
 export interface Store {
   load(): Promise<Kept | undefined>;
-  /** What was saved before is replaced, whole or not at all. */
+  /** Replaces the saved data, whole or not at all. */
   save(kept: Kept): Promise<void>;
 }
 
-/** For tests, and for devices that may forget. */
+/** A store in memory, for tests and for devices that may lose their data. */
 export function memoryStore(): Store {
   let saved: string | undefined;
   return {
@@ -36,7 +36,7 @@ export function memoryStore(): Store {
   };
 }
 
-/** In browsers. */
+/** A store in IndexedDB, for browsers. */
 export function indexedDbStore(name = 'proxie-device'): Store {
   const opening = new Promise<IDBDatabase>((resolve, reject) => {
     const request = indexedDB.open(name, 1);

@@ -1,4 +1,4 @@
-// The CRDTs, held to the vectors that the server computes too (src/domain/sync/crdt/tests.rs).
+// The CRDTs, held to the vectors that the server computes too (src/systems/devices/domain/crdt/tests.rs).
 
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';

@@ -331,30 +331,27 @@ impl State {
     }
 }
 
-/// Whose budget it is. `None`: a task's or an agent's, which the runtime keeps.
+/// Whose budget it is.
 fn owner(key: &str) -> Option<&str> {
     key.strip_prefix(USER)
 }
 
 fn may_use(key: &str, caller: &Caller) -> bool {
     let is_owner = owner(key).is_some_and(|owner| caller.may_act_for(owner, "ai"));
-    is_owner || caller.is_system()
+    is_owner || caller.is_itself()
 }
 
 impl Entity for Budget {
     const KIND: &'static str = "budget";
     const GOLDEN: &'static str = include_str!("golden/budget.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let is_operator = matches!(cx.caller, Caller::User { role: Role::Operator, .. });
         match command {
             Command::Allow(_) if !is_operator => return Err(Rejection::OperatorsOnly),
+            Command::Expire if !cx.caller.is_itself() => return Err(Rejection::NotYours),
             Command::Allow(_) | Command::Expire => {}
             Command::Show { .. } if is_operator => {}
             _ if !may_use(cx.key, cx.caller) => return Err(Rejection::NotYours),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ai::{Ask, Complexity, Failed, FailureKind, Purse};
+use crate::ai::{Complexity, FailureKind, ModelAsk, ModelFailure, Purse};
 use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
@@ -51,7 +51,7 @@ impl Operation for Complete {
             question: call.unique_id("ask"),
             allowance: models.allowance,
         });
-        let ask = Ask {
+        let ask = ModelAsk {
             prompt: &input.prompt,
             route: input.route.as_deref(),
             complexity: input.complexity,
@@ -64,8 +64,8 @@ impl Operation for Complete {
 }
 
 /// What a failure is for whoever asked.
-fn problem(failed: Failed) -> Problem {
-    let Failed { failure, cost, calls_made, .. } = failed;
+fn problem(failed: ModelFailure) -> Problem {
+    let ModelFailure { failure, cost, calls_made, .. } = failed;
     let code = match failure.kind {
         FailureKind::Busy
         | FailureKind::Unreachable

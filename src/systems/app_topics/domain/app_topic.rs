@@ -54,11 +54,7 @@ impl Entity for AppTopic {
     const GOLDEN: &'static str = include_str!("golden/app.jsonl");
     const HAS_TOPIC: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(
         state: &State,

@@ -15,22 +15,22 @@ pub const MAX_AVAILABILITIES: usize = 500;
 #[derive(Debug)]
 pub struct Content;
 
-/// One way to watch it.
+/// A platform on which a content can be watched, with its terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Availability {
     /// `netflix`, `youtube`, …
     pub platform: String,
-    /// The platform's own id of it, for links.
+    /// The platform's own id of the content, for links.
     #[serde(default)]
     pub platform_content_id: Option<String>,
-    /// Where it is watched in a browser, if not by the platform's usual link.
+    /// The address for browsers, if not the platform's usual link.
     #[serde(default)]
     pub web_url: Option<String>,
     pub access: Access,
     #[serde(default)]
     pub quality: Quality,
-    /// ISO 3166-1; without: everywhere.
+    /// The region (ISO 3166-1). Default: everywhere.
     #[serde(default)]
     pub region: Option<String>,
     #[serde(default)]
@@ -39,7 +39,7 @@ pub struct Availability {
     pub expires_at: Option<Timestamp>,
 }
 
-/// In the order in which people like it.
+/// The terms of access, in order of preference.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -140,7 +140,7 @@ pub enum Reply {
     Content(ContentView),
 }
 
-/// A content as everybody sees it: the reply, and the row.
+/// A content as everybody sees it: the reply and the row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Content")]
 pub struct ContentView {
@@ -194,11 +194,7 @@ impl Entity for Content {
     const KIND: &'static str = "content";
     const GOLDEN: &'static str = include_str!("golden/content.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         // Whoever acts for an operator has no role of theirs.

@@ -141,7 +141,7 @@ impl Announcement for DeviceChanged {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RemoteCommand {
     action: RemoteAction,
-    /// Of a seek.
+    /// The target position of a seek.
     #[serde(skip_serializing_if = "Option::is_none")]
     position_ms: Option<u64>,
     command_id: String,
@@ -153,7 +153,7 @@ pub struct RemoteCommand {
 impl Announcement for RemoteCommand {
     const EVENT: &'static str = "device:command";
     const SUMMARY: &'static str =
-        "Another device of the same person says what to do; not after expires_at";
+        "A remote command from another device of the same person; void after expires_at";
     const TOPICS: &'static [&'static str] = &["device"];
 }
 
@@ -351,11 +351,7 @@ impl Entity for Device {
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn is_query(command: &Command) -> bool {
         matches!(command, Command::Get)

@@ -93,7 +93,7 @@ pub enum ToPlayback {
     Stop {
         session_id: String,
     },
-    /// The device's presence, sent by the device's actor.
+    /// The device's state, sent by the device's actor.
     DeviceIs {
         session_id: String,
         there: DeviceState,
@@ -147,7 +147,7 @@ pub enum DeviceState {
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "PlaybackEnd")]
 pub enum EndReason {
-    /// Somebody said so.
+    /// It was stopped by a command.
     Stopped,
     /// It was watched to its end, or left.
     Finished,

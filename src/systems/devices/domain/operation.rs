@@ -18,14 +18,16 @@ pub struct DeviceOperation {
     pub change: Change,
 }
 
-/// An operation of a device, for the documents: on the wire it is [`DeviceOperation`].
+/// An operation of a device.
+//
+// For the documents only: `DeviceOperation` is what travels.
 #[derive(JsonSchema)]
 #[allow(dead_code, reason = "it is only described: the real one has its parts flattened")]
 pub struct SyncOperation {
     /// 1, 2, 3, … of this device.
     #[schemars(range(min = 1))]
     sequence: u64,
-    /// Your own name for it.
+    /// Your own id for it, which the acknowledgement repeats.
     operation_id: Option<String>,
     /// A hybrid logical time of 64 bits as text (NTP64, as uhlc counts), or an RFC 3339 time.
     timestamp: String,

@@ -280,11 +280,7 @@ impl Entity for PlaybackSessions {
     const KIND: &'static str = PLAYBACK;
     const GOLDEN: &'static str = include_str!("golden/playback.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<PlaybackSessions> {
         let is_theirs = cx.caller.may_act_for(cx.key, "playback");

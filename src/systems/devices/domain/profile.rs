@@ -1,4 +1,4 @@
-//! What a device is, as it says of itself.
+//! A device's description of itself.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ pub struct DeviceProfile {
     pub name: String,
     pub device_type: DeviceType,
     pub capabilities: Capabilities,
-    /// For waking it up. Never shown.
+    /// The token for push notifications that wake the device. Never shown.
     pub push_token: Option<Private<String, PushToken>>,
 }
 
@@ -23,7 +23,7 @@ impl Field for PushToken {
 }
 
 impl DeviceProfile {
-    /// Of this person, also where it was read in the plain.
+    /// Assigns the profile to this person, also where it was read in the plain.
     pub(super) fn of(mut self, owner_id: &str) -> Self {
         self.push_token = self.push_token.map(|token| token.belonging_to(owner_id));
         self
@@ -55,8 +55,8 @@ pub struct Capabilities {
     pub supports_4k: bool,
     pub supports_hdr: bool,
     pub supports_dolby_atmos: bool,
-    /// Where it can play from: `netflix`, `youtube`, …
+    /// The platforms that it supports: `netflix`, `youtube`, …
     pub supported_platforms: Vec<String>,
-    /// It does what other devices tell it.
+    /// Whether it accepts remote commands from other devices.
     pub remote_control: bool,
 }

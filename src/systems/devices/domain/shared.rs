@@ -107,7 +107,7 @@ pub enum Event {
     },
 }
 
-/// An operation with a time that could not be believed.
+/// An operation whose time was too far ahead and has been replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "SyncRestamped")]
 pub struct Restamped {
@@ -366,11 +366,7 @@ impl Entity for SyncLog {
     const GOLDEN: &'static str = include_str!("golden/sync.jsonl");
     const HAS_TOPIC: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn is_query(command: &Command) -> bool {
         matches!(

@@ -173,7 +173,7 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<DeviceWithStatus> {
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("device.get", "A device")
+    const META: Meta = Meta::query("device.get", "Get a device")
         .get("/v1/devices/{device_id}")
         .tool("get_device", ToolEffect::ReadOnly);
     type Input = DeviceById;

@@ -101,11 +101,7 @@ impl Entity for Booking {
     const GOLDEN: &'static str = include_str!("golden/booking.jsonl");
     const HAS_TOPIC: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(agreed) = &state.agreed else {

@@ -170,11 +170,7 @@ impl Entity for Provider {
     const KIND: &'static str = PROVIDER;
     const GOLDEN: &'static str = include_str!("golden/provider.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if !may(state, &command, cx.caller) {

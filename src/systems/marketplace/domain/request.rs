@@ -158,11 +158,7 @@ impl Entity for Request {
     const KIND: &'static str = REQUEST;
     const GOLDEN: &'static str = include_str!("golden/request.jsonl");
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(asked) = &state.asked else {

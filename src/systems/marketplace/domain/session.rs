@@ -257,11 +257,7 @@ impl Entity for Session {
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         if state.created_at.is_none() {

@@ -54,11 +54,7 @@ impl Entity for User {
     const GOLDEN: &'static str = include_str!("golden/user.jsonl");
     const HAS_TOPIC: bool = true;
 
-    type State = State;
-    type Command = Command;
-    type Event = Event;
-    type Reply = Reply;
-    type Rejection = Rejection;
+    crate::own_types!();
 
     fn decide(_: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let is_entity = cx.caller.user_id().is_none();

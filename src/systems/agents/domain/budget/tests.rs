@@ -75,6 +75,8 @@ fn the_same_reserve_and_the_same_bill_count_once() {
 fn what_nobody_settles_counts_as_spent_until_its_bill_comes() {
     let mut budget = alices();
     budget.when(reserve("1", "0.4")).decision();
+    budget.when(Command::Expire).then_rejected("not_yours");
+    budget.caller = Caller::Runtime;
     budget.now = at("2026-01-31T12:04:59Z");
     assert!(budget.when(Command::Expire).decision().events.is_empty());
     budget.now = at("2026-01-31T12:05:00Z");
