@@ -3,6 +3,7 @@
 //! A tool is an operation that its system offers ([`crate::contract::Meta::tool`]). Nothing is kept between two requests,
 //! in either revision: any node answers any request (ADR 20).
 
+mod manifests;
 mod server;
 mod tools;
 
@@ -33,7 +34,8 @@ const METADATA: &str = "/.well-known/oauth-protected-resource";
 type Service = StreamableHttpService<McpServer, NeverSessionManager>;
 
 pub fn routes(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
-    let service = service(gateway);
+    let tools = Arc::new(Tools::of(gateway.operations.systems));
+    let service = service(gateway, tools.clone());
     let door = move |State(gateway): State<Arc<Gateway>>, request: Request| {
         answer(gateway, service, request)
     };
@@ -43,12 +45,20 @@ pub fn routes(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
         .layer(from_fn_with_state(gateway.clone(), challenge));
     let metadata = Router::new()
         .route(METADATA, get(metadata))
-        .route(&format!("{METADATA}{PATH}"), get(metadata));
-    mcp.merge(metadata)
+        .route(&format!("{METADATA}{PATH}"), get(metadata))
+        .route("/.well-known/ard.json", get(ard));
+    // What does not depend on who asks.
+    let arw = manifests::arw(gateway.operations.systems, &tools);
+    let all: Vec<_> = tools.all().map(|tool| &tool.shown).collect();
+    let all = serde_json::json!({"tools": all});
+    let open = [("/.well-known/arw-manifest.json", arw), (manifests::TOOLS, all)];
+    let open = open.into_iter().fold(Router::new(), |router, (path, document)| {
+        router.route(path, get(async move || Json(document)))
+    });
+    mcp.merge(metadata).merge(open)
 }
 
-fn service(gateway: &Arc<Gateway>) -> Service {
-    let tools = Arc::new(Tools::of(gateway.operations.systems));
+fn service(gateway: &Arc<Gateway>, tools: Arc<Tools>) -> Service {
     let mut config =
         StreamableHttpServerConfig::default().with_allowed_hosts(gateway.options.hosts.names());
     config.legacy_session_mode = false;
@@ -90,6 +100,10 @@ async fn metadata(State(gateway): State<Arc<Gateway>>, request: Request) -> Outc
         "scopes_supported": operations::scopes(gateway.operations.systems),
         "bearer_methods_supported": ["header"],
     })))
+}
+
+async fn ard(State(gateway): State<Arc<Gateway>>, request: Request) -> Outcome<Json<Value>> {
+    gateway.options.hosts.address(request.headers()).map(|address| Json(manifests::ard(&address)))
 }
 
 async fn answer(gateway: Arc<Gateway>, service: Service, request: Request) -> Outcome<Response> {

@@ -1,7 +1,9 @@
 //! The door for agents over HTTP, in both revisions of the protocol.
 
+mod manifests;
 mod nodes;
 mod rights;
+mod stdio;
 mod tools;
 
 use proxie::kernel::entity::Role;
