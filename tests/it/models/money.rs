@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proxie::ai::Options;
-use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, Wire};
+use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, WireFormat};
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ fn question() -> Value {
 fn options(fake: &Fake) -> Options {
     let mut options = Options { daily_limit: "0.005".into(), ..Options::default() };
     let provider = ProviderOptions {
-        wire: Wire::OpenAi,
+        wire: WireFormat::OpenAi,
         url: fake.url("v1"),
         key: "sk-secret".into(),
         concurrency: 16,
@@ -55,6 +55,7 @@ async fn a_person_pays_for_their_questions_up_to_their_limit() {
     let ai = options(&fake);
     let node = TestNode::with(|config| config.systems.set(ai)).await;
     let (alice, bob) = (node.user("alice"), node.user("bob"));
+    let mut ws = node.ws("alice").await;
     let answer = alice.post("/v1/ai/complete", &question()).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let answer = answer.json();
@@ -82,7 +83,6 @@ async fn a_person_pays_for_their_questions_up_to_their_limit() {
         (&budget["spent"], &budget["reserved"], &budget["left"]),
         (&json!(10 * CALL), &json!(0), &json!(0))
     );
-    let mut ws = node.ws("alice").await;
     let low = ws.event_named("budget:low").await;
     assert_eq!(low["data"]["budget"]["id"], "user-alice");
     // Another person's is another.
