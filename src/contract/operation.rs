@@ -126,6 +126,8 @@ pub struct Meta {
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
     pub tool: Option<Tool>,
+    /// The address by which agents read it: `proxie://bookings/{booking_id}`, where `{name}` is a field of the input.
+    pub resource: Option<&'static str>,
 }
 
 impl Meta {
@@ -143,6 +145,7 @@ impl Meta {
             on_connection: None,
             without_connection: None,
             tool: None,
+            resource: None,
         }
     }
 
@@ -216,6 +219,12 @@ impl Meta {
     /// Offers it to agents.
     pub const fn tool(mut self, name: &'static str, effect: ToolEffect) -> Self {
         self.tool = Some(Tool { name, effect, description: None });
+        self
+    }
+
+    /// Lets agents read it as a resource too. Only queries can be.
+    pub const fn resource(mut self, address: &'static str) -> Self {
+        self.resource = Some(address);
         self
     }
 

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
-use super::tools::{OfferedTool, Tools};
+use super::resources::OfferedResource;
+use super::server::Offers;
+use super::tools::OfferedTool;
 use super::{METADATA, PATH};
 use crate::contract::System;
 use crate::contract::operation::ToolEffect;
@@ -12,7 +14,25 @@ use crate::gateway::operations;
 const NAME: &str = "Proxie";
 const DESCRIPTION: &str =
     "An agent-native backend: find and book services, and share what is watched between devices";
-pub const TOOLS: &str = "/mcp/tools";
+/// What is offered to anybody, for programs that read no MCP.
+const TOOLS: &str = "/mcp/tools";
+const RESOURCES: &str = "/mcp/resources";
+const PROMPTS: &str = "/mcp/prompts";
+
+/// The documents that do not depend on who asks, by their paths.
+pub fn open(systems: &'static [&'static System], offers: &Offers) -> [(&'static str, Value); 4] {
+    let tools: Vec<_> = offers.tools.all().map(|tool| &tool.shown).collect();
+    let (templates, resources): (Vec<_>, Vec<_>) =
+        offers.resources.all().partition(|resource| resource.is_template());
+    let resources: Vec<_> = resources.into_iter().map(OfferedResource::resource).collect();
+    let templates: Vec<_> = templates.into_iter().map(OfferedResource::template).collect();
+    [
+        ("/.well-known/arw-manifest.json", arw(systems, offers)),
+        (TOOLS, json!({"tools": tools})),
+        (RESOURCES, json!({"resources": resources, "resourceTemplates": templates})),
+        (PROMPTS, json!({"prompts": offers.prompts.shown()})),
+    ]
+}
 
 fn action(OfferedTool { operation, shown }: &OfferedTool) -> Option<Value> {
     let tool = operation.meta.tool?;
@@ -29,7 +49,7 @@ fn action(OfferedTool { operation, shown }: &OfferedTool) -> Option<Value> {
 }
 
 /// The manifest of the agent-ready web (ARW). Links are paths of this node.
-pub fn arw(systems: &'static [&'static System], tools: &Tools) -> Value {
+fn arw(systems: &'static [&'static System], offers: &Offers) -> Value {
     json!({
         "$schema": "https://arw.agentics.org/schemas/manifest-v1.json",
         "version": "1.0.0",
@@ -41,10 +61,12 @@ pub fn arw(systems: &'static [&'static System], tools: &Tools) -> Value {
                 "transports": ["stdio", "streamable-http"],
                 "endpoint": PATH,
                 "tools_url": TOOLS,
+                "resources_url": RESOURCES,
+                "prompts_url": PROMPTS,
             },
             "rest": {"openapi": "/openapi.json"},
             "events": {"asyncapi": "/asyncapi.json"},
-            "actions": tools.all().filter_map(action).collect::<Vec<_>>(),
+            "actions": offers.tools.all().filter_map(action).collect::<Vec<_>>(),
         },
         "authentication": {
             "oauth2": {

@@ -4,6 +4,8 @@
 //! in either revision: any node answers any request (ADR 20).
 
 mod manifests;
+mod prompts;
+mod resources;
 mod server;
 mod tools;
 
@@ -24,8 +26,7 @@ use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::http::{AuthenticatedUser, KeepBody, authenticate, check_origin};
 use crate::gateway::{Gateway, json, operations};
 use crate::kernel::error::ErrorCode;
-use server::{McpServer, Sender};
-use tools::Tools;
+use server::{McpServer, Offers, Sender};
 
 const PATH: &str = "/mcp";
 /// RFC 9728: the resource's path follows the well-known one.
@@ -34,8 +35,8 @@ const METADATA: &str = "/.well-known/oauth-protected-resource";
 type Service = StreamableHttpService<McpServer, NeverSessionManager>;
 
 pub fn routes(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
-    let tools = Arc::new(Tools::of(gateway.operations.systems));
-    let service = service(gateway, tools.clone());
+    let offers = Arc::new(Offers::of(gateway.operations.systems));
+    let service = service(gateway, offers.clone());
     let door = move |State(gateway): State<Arc<Gateway>>, request: Request| {
         answer(gateway, service, request)
     };
@@ -48,24 +49,21 @@ pub fn routes(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
         .route(&format!("{METADATA}{PATH}"), get(metadata))
         .route("/.well-known/ard.json", get(ard));
     // What does not depend on who asks.
-    let arw = manifests::arw(gateway.operations.systems, &tools);
-    let all: Vec<_> = tools.all().map(|tool| &tool.shown).collect();
-    let all = serde_json::json!({"tools": all});
-    let open = [("/.well-known/arw-manifest.json", arw), (manifests::TOOLS, all)];
+    let open = manifests::open(gateway.operations.systems, &offers);
     let open = open.into_iter().fold(Router::new(), |router, (path, document)| {
         router.route(path, get(async move || Json(document)))
     });
     mcp.merge(metadata).merge(open)
 }
 
-fn service(gateway: &Arc<Gateway>, tools: Arc<Tools>) -> Service {
+fn service(gateway: &Arc<Gateway>, offers: Arc<Offers>) -> Service {
     let mut config =
         StreamableHttpServerConfig::default().with_allowed_hosts(gateway.options.hosts.names());
     config.legacy_session_mode = false;
     config.json_response = true;
     config.max_request_body_bytes = gateway.options.max_body_bytes;
     let gateway = gateway.clone();
-    let server = move || Ok(McpServer { gateway: gateway.clone(), tools: tools.clone() });
+    let server = move || Ok(McpServer { gateway: gateway.clone(), offers: offers.clone() });
     Service::new(server, Arc::default(), config)
 }
 

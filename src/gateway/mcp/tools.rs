@@ -62,22 +62,45 @@ fn shown(
     tool
 }
 
-fn object(schema: Value) -> JsonObject {
+fn object(mut schema: Value) -> JsonObject {
+    without_sizes(&mut schema);
     let Value::Object(schema) = schema else { panic!("inputs and answers of tools are objects") };
     schema
+}
+
+/// Removes the formats of numbers, such as `uint64`: they are OpenAPI's, and clients warn of what they do not know.
+fn without_sizes(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let is_size = |format: &Value| {
+                let format = format.as_str().unwrap_or_default();
+                ["int", "uint", "float", "double"].iter().any(|size| {
+                    let rest = format.strip_prefix(size);
+                    rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
+                })
+            };
+            if fields.get("format").is_some_and(is_size) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(without_sizes);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_sizes),
+        _ => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    /// The texts of this keyword, at any depth.
+    fn all<'a>(keyword: &str, value: &'a Value, found: &mut Vec<&'a str>) {
         match value {
             Value::Object(fields) => {
-                found.extend(fields.get("$ref").and_then(Value::as_str));
-                fields.values().for_each(|value| references(value, found));
+                found.extend(fields.get(keyword).and_then(Value::as_str));
+                fields.values().for_each(|value| all(keyword, value, found));
             }
-            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            Value::Array(items) => items.iter().for_each(|value| all(keyword, value, found)),
             _ => {}
         }
     }
@@ -92,11 +115,15 @@ mod tests {
                 assert_eq!(schema["type"], "object", "{}: {schema:?}", shown.name);
                 let whole = Value::Object(schema.clone());
                 let mut found = Vec::new();
-                references(&whole, &mut found);
-                for at in found {
+                all("$ref", &whole, &mut found);
+                for at in found.drain(..) {
                     let at = at.strip_prefix('#').expect(at);
                     assert!(whole.pointer(at).is_some(), "{}: {at}", shown.name);
                 }
+                all("format", &whole, &mut found);
+                // Those that JSON Schema names.
+                let known = ["date", "date-time", "uri", "email", "uuid"];
+                assert!(found.iter().all(|format| known.contains(format)), "{found:?}");
             }
             assert!(shown.input_schema.get("properties").is_none_or(|of| of["user_id"].is_null()));
         }

@@ -2,6 +2,7 @@
 
 mod manifests;
 mod nodes;
+mod resources;
 mod rights;
 mod stdio;
 mod tools;

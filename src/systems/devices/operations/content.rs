@@ -26,7 +26,8 @@ impl Operation for Get {
     const META: Meta =
         Meta::query("content.get", "Get the platforms on which a content can be watched")
             .get("/v1/content/{content_id}/availability")
-            .tool("get_content_availability", ToolEffect::ReadOnly);
+            .tool("get_content_availability", ToolEffect::ReadOnly)
+            .resource("proxie://content/{content_id}");
     type Input = ContentById;
     type Answer = ContentView;
 

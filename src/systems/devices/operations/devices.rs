@@ -175,7 +175,8 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("device.get", "Get a device")
         .get("/v1/devices/{device_id}")
-        .tool("get_device", ToolEffect::ReadOnly);
+        .tool("get_device", ToolEffect::ReadOnly)
+        .resource("proxie://devices/{device_id}");
     type Input = DeviceById;
     type Answer = DeviceWithStatus;
 
@@ -193,7 +194,8 @@ impl Operation for List {
             .get("/v1/devices")
             .get("/v1/sync/devices")
             .get("/v1/sync/devices/{user_id}")
-            .tool("list_devices", ToolEffect::ReadOnly);
+            .tool("list_devices", ToolEffect::ReadOnly)
+            .resource("proxie://devices");
     type Input = Nothing;
     type Answer = Page<DeviceWithStatus>;
 

@@ -288,9 +288,8 @@ impl Operation for GetState {
     )
     .get("/v1/sync/state/{user_id}")
     .tool("get_shared_state", ToolEffect::ReadOnly)
-    .tool_description(
-        "Get what your devices share: the watchlist, positions of playback, counters",
-    );
+    .tool_description("Get what your devices share: the watchlist, positions of playback, counters")
+    .resource("proxie://shared");
     type Input = SyncStateOf;
     type Answer = SyncState;
 

@@ -17,7 +17,8 @@ impl Operation for List {
     const META: Meta =
         Meta::query("booking.list", "List your bookings as consumer or provider, newest first")
             .get("/v1/bookings")
-            .tool("list_bookings", ToolEffect::ReadOnly);
+            .tool("list_bookings", ToolEffect::ReadOnly)
+            .resource("proxie://bookings");
     type Input = Paging;
     type Answer = Page<BookingView>;
 
@@ -56,7 +57,8 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("booking.get", "Get a booking")
         .get("/v1/bookings/{booking_id}")
-        .tool("get_booking", ToolEffect::ReadOnly);
+        .tool("get_booking", ToolEffect::ReadOnly)
+        .resource("proxie://bookings/{booking_id}");
     type Input = BookingById;
     type Answer = BookingView;
 

@@ -27,7 +27,8 @@ impl Operation for List {
     const META: Meta =
         Meta::query("offer.list", "List the offers to a request, in order of arrival")
             .get("/v1/requests/{request_id}/offers")
-            .tool("get_offers", ToolEffect::ReadOnly);
+            .tool("get_offers", ToolEffect::ReadOnly)
+            .resource("proxie://requests/{request_id}/offers");
     type Input = ListOffers;
     type Answer = Page<OfferView>;
 

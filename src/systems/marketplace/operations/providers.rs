@@ -85,7 +85,8 @@ impl Operation for Get {
     const META: Meta = Meta::query("provider.get", "Get a provider's public profile")
         .get("/v1/providers/{provider_id}")
         .versioned()
-        .tool("get_provider", ToolEffect::ReadOnly);
+        .tool("get_provider", ToolEffect::ReadOnly)
+        .resource("proxie://providers/{provider_id}");
     type Input = ProviderById;
     type Answer = ProviderView;
 

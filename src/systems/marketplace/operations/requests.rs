@@ -140,7 +140,8 @@ pub struct List;
 impl Operation for List {
     const META: Meta = Meta::query("request.list", "List your requests, newest first")
         .get("/v1/requests")
-        .tool("list_requests", ToolEffect::ReadOnly);
+        .tool("list_requests", ToolEffect::ReadOnly)
+        .resource("proxie://requests");
     type Input = Paging;
     type Answer = Page<RequestView>;
 
@@ -161,7 +162,8 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("request.get", "Get a request")
         .get("/v1/requests/{request_id}")
-        .tool("get_request", ToolEffect::ReadOnly);
+        .tool("get_request", ToolEffect::ReadOnly)
+        .resource("proxie://requests/{request_id}");
     type Input = RequestById;
     type Answer = RequestView;
 
