@@ -28,7 +28,8 @@ const REFUSED_PAUSE_MS: i64 = 30_000;
 const WAITING_PER_PLACE: usize = 8;
 
 /// A piece of an answer, as it comes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AnswerDelta {
     Text(String),
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::problem::{Outcome, Problem};
 use crate::cluster::{CommandMeta, Entities, Presence, Topics};
@@ -106,6 +106,8 @@ pub struct Call {
     pub counted: bool,
     /// The unparsed input.
     pub given: Value,
+    /// Where the operation says what it has so far, for a caller who hears the answer as it comes. A slow listener slows it.
+    pub progress: Option<mpsc::Sender<Value>>,
 }
 
 impl Call {

@@ -123,6 +123,8 @@ pub struct Meta {
     pub is_repeatable: bool,
     /// The effect on the connection that it is called over.
     pub on_connection: Option<OnConnection>,
+    /// Whether its answer can be heard as it comes.
+    pub is_streamed: bool,
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
     pub tool: Option<Tool>,
@@ -143,6 +145,7 @@ impl Meta {
             if_match: None,
             is_repeatable: true,
             on_connection: None,
+            is_streamed: false,
             without_connection: None,
             tool: None,
             resource: None,
@@ -233,6 +236,12 @@ impl Meta {
         let mut tool = self.tool.expect("the tool is declared before its description");
         tool.description = Some(words);
         self.tool = Some(tool);
+        self
+    }
+
+    /// Its answer can be heard as it comes: over HTTP, by who accepts `text/event-stream`.
+    pub const fn streamed(mut self) -> Self {
+        self.is_streamed = true;
         self
     }
 

@@ -76,6 +76,7 @@ impl Gateway {
             connection: None,
             counted: false,
             given: serde_json::Value::Null,
+            progress: None,
         }
     }
 }

@@ -10,6 +10,7 @@ use proxie::kernel::error::ErrorCode;
 /// Parts by rank. A part imports strictly lower ranks, and itself. `domain` is that of each system.
 const RANKS: &[(&str, u8)] = &[
     ("kernel", 0),
+    ("own_types", 0),
     ("domain", 1),
     ("persistence", 2),
     ("cluster", 2),
@@ -52,7 +53,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "ai/",
             "contract/",
             "actors/",
-            "systems/agents/purse.rs",
+            "systems/agents/",
             "gateway/",
             "app",
             "telemetry.rs",

@@ -183,7 +183,12 @@ fn of_route(
         _ => ("200", answer),
     };
     let edits = meta.if_match.is_some();
-    let responses = responses(meta.summary, status, schema, route.method == Method::Get, edits);
+    let mut responses = responses(meta.summary, status, schema, route.method == Method::Get, edits);
+    if meta.is_streamed {
+        let text = "As it comes: `progress` events, then one `answer` or one `problem`";
+        let stream = json!({"schema": {"type": "string", "description": text}});
+        responses[status]["content"]["text/event-stream"] = stream;
+    }
     let id = if n == 0 { meta.name.to_owned() } else { format!("{}.{}", meta.name, n + 1) };
     let mut described = json!({
         "tags": [tag(route)],

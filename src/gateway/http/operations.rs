@@ -1,23 +1,29 @@
 //! The operations over HTTP: the routes under `/v1` that the systems declare.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use tokio::sync::mpsc;
 
 use super::extract::{AuthenticatedUser, Body};
 use crate::contract::input::from_text;
 use crate::contract::operation::{Method, Route};
-use crate::contract::{Declared, Outcome, Problem};
+use crate::contract::{Call, Declared, Outcome, Problem};
 use crate::gateway::Gateway;
+use crate::kernel::entity::to_value;
 use crate::kernel::error::ErrorCode;
 
 /// An operation at one of its routes.
@@ -78,6 +84,9 @@ impl Served {
             }
         }
         let call = gateway.call(&user.claims, user.command_id);
+        if meta.is_streamed && wants_stream(&headers) {
+            return Ok(streamed(self.operation, call, Value::Object(given)));
+        }
         let answer = self.operation.run(call, Value::Object(given)).await;
         let answer = answer.map_err(|problem| match problem.reason.as_deref() {
             Some("version_mismatch") if meta.if_match.is_some() => {
@@ -169,6 +178,55 @@ impl Served {
         response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
         response
     }
+}
+
+/// What an operation has said that nobody has read yet.
+const UNREAD: usize = 16;
+
+fn wants_stream(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|one| one.to_str().ok());
+    accepted
+        .flat_map(|list| list.split(','))
+        .any(|kind| kind.trim().starts_with("text/event-stream"))
+}
+
+/// The answer as it comes: `progress` events, then one `answer` or one `problem`. The operation runs in the connection's
+/// task, so it ends with the connection.
+fn streamed(operation: &'static Declared, mut call: Call, given: Value) -> Response {
+    let (progress, said) = mpsc::channel(UNREAD);
+    call.progress = Some(progress);
+    let running = operation.run(call, given);
+    let events = stream::unfold((Some(running), said), async |(running, mut said)| {
+        let mut running = running?;
+        let next = tokio::select! {
+            biased;
+            Some(piece) = said.recv() => Event::default().event("progress").data(piece.to_string()),
+            outcome = &mut running => {
+                // What was said before the end comes before it.
+                let mut last = Vec::new();
+                while let Ok(piece) = said.try_recv() {
+                    last.push(Event::default().event("progress").data(piece.to_string()));
+                }
+                last.push(match outcome {
+                    Ok(answer) => Event::default().event("answer").data(answer.get()),
+                    Err(problem) => {
+                        let details = to_value(&problem.details(None)).to_string();
+                        Event::default().event("problem").data(details)
+                    }
+                });
+                return Some((last, (None, said)));
+            }
+        };
+        Some((vec![next], (Some(running), said)))
+    });
+    let events = events.flat_map(stream::iter).map(Ok::<_, Infallible>);
+    let every = Duration::from_secs(15);
+    let events = Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(every));
+    let mut response = events.into_response();
+    // Proxies that buffer responses would hold events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// Most versions in one `If-Match`.

@@ -178,3 +178,37 @@ async fn a_budget_of_ten_calls_is_ten_calls_over_two_nodes_and_a_kill() {
         "{usage}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_heard_as_it_comes_and_a_broken_one_is_no_answer() {
+    let fake = Fake::start().await;
+    let ai = options(&fake);
+    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let alice = node.user("alice");
+    let headers = [("content-type", "application/json"), ("accept", "text/event-stream")];
+    let ask = async || {
+        let body = question().to_string();
+        let answer = alice.send("POST", "/v1/ai/complete", &headers, body.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert!(answer.text.contains("event: "), "{:?} {}", answer.headers, answer.text);
+        let events = answer.text.split("event: ").skip(1).map(|event| {
+            let (name, rest) = event.split_once('\n').unwrap();
+            let data = rest.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+            (name.to_owned(), serde_json::from_str::<Value>(data).unwrap())
+        });
+        events.collect::<Vec<_>>()
+    };
+    fake.script([Does::Says(vec!["hel", "lo"], Duration::from_millis(50)), Does::BreaksOff("par")]);
+    let events = ask().await;
+    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["progress", "progress", "answer"]);
+    assert_eq!((&events[0].1, &events[1].1), (&json!({"text": "hel"}), &json!({"text": "lo"})));
+    assert_eq!(events[2].1["text"], "hello");
+    let events = ask().await;
+    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["progress", "problem"]);
+    assert_eq!(events[1].1["reason"], "model_uncertain");
+    let usage = alice.get("/v1/usage").await.json()["items"][0].clone();
+    assert_eq!((&usage["calls"], &usage["failed"]), (&json!(2), &json!(1)), "{usage}");
+    node.node.stop().await;
+}

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::ai::{Complexity, FailureKind, ModelAsk, ModelFailure, Purse};
 use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
+use crate::kernel::entity::to_value;
 use crate::kernel::error::ErrorCode;
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::Models;
@@ -33,6 +36,7 @@ pub struct Complete;
 impl Operation for Complete {
     const META: Meta = Meta::command("ai.complete", "Ask a language model")
         .post("/v1/ai/complete")
+        .streamed()
         .heard_again()
         .tool("ask_model", ToolEffect::Outside);
     type Input = AskModel;
@@ -60,7 +64,20 @@ impl Operation for Complete {
             may_pay_twice: input.may_pay_twice.unwrap_or(false),
             max_cost: input.max_cost,
         };
-        models.router.complete(&ask, &purse, None).await.map_err(problem)
+        let Some(progress) = &call.progress else {
+            return models.router.complete(&ask, &purse, None).await.map_err(problem);
+        };
+        let (sink, mut said) = mpsc::channel(8);
+        let asked = async move { models.router.complete(&ask, &purse, Some(&sink)).await };
+        // Where the listener has gone, `said` goes, and with it the call.
+        let told = async move {
+            while let Some(delta) = said.recv().await {
+                if progress.send(to_value(&delta)).await.is_err() {
+                    break;
+                }
+            }
+        };
+        join(asked, told).await.0.map_err(problem)
     }
 }
 
