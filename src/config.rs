@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::contract::section::{SectionKind, Sections};
-use crate::gateway::Allowed;
 pub use crate::gateway::ws::ConnectionLimits as WebSocket;
+use crate::gateway::{Allowed, AllowedHost, Hosts};
 use crate::kernel::secret::Secret;
 use crate::systems;
 
@@ -94,6 +94,7 @@ section!(Gateway {
     listen: String = "127.0.0.1:8080".into(),
     admin_listen: String = String::new(),
     allowed_origins: Vec<String> = Vec::new(),
+    allowed_hosts: Vec<String> = Vec::new(),
     allow_credentials: bool = false,
     trusted_proxies: Vec<String> = Vec::new(),
     max_body_bytes: usize = 262_144,
@@ -187,6 +188,7 @@ const PREFIX: &str = "PROXIE__";
 /// Keys that hold lists, and whether their items are plain words, which a comma can separate.
 const LISTS: &[(&str, bool)] = &[
     ("gateway.allowed_origins", true),
+    ("gateway.allowed_hosts", true),
     ("gateway.trusted_proxies", true),
     ("topics.grants", false),
 ];
@@ -314,6 +316,7 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let origins = self.gateway.origins()?;
+        self.gateway.hosts()?;
         let problem = if self.cluster.enabled && self.cluster.cookie.reveal().is_empty() {
             "cluster.enabled needs a cluster.cookie: set PROXIE__CLUSTER__COOKIE to the same secret on every node"
         } else if self.cluster.enabled && self.embedded() {
@@ -441,6 +444,20 @@ impl Gateway {
             .map(|origin| origin.parse())
             .collect::<Result<_, _>>()
             .map_err(|error| format!("gateway.allowed_origins: {error}"))
+    }
+
+    /// What `allowed_hosts` stands for, with the name of this machine and the address that is listened at.
+    pub fn hosts(&self) -> Result<Hosts, String> {
+        let named = self.allowed_hosts.iter().filter(|host| !host.is_empty());
+        let named: Result<Vec<AllowedHost>, String> = named.map(|host| host.parse()).collect();
+        let mut hosts = named.map_err(|error| format!("gateway.allowed_hosts: {error}"))?;
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let address = self.listen.rsplit_once(':').map(|(address, _)| address.to_owned());
+        // A machine may have a name that is no host's; it is not asked by that one.
+        hosts.extend(
+            [Some(machine), address].into_iter().flatten().filter_map(|host| host.parse().ok()),
+        );
+        Ok(Hosts::new(hosts))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::systems::devices::settings::Tiers;
 
 mod entity;
 mod letters;
+mod mcp;
 mod vault;
 
 #[derive(Parser)]
@@ -52,6 +53,8 @@ enum Command {
     /// Call an operation of a running node, or list them
     #[command(disable_help_flag = true)]
     Call(CallArgs),
+    /// Serve agents over standard input and output (MCP), as a client of a running node
+    Mcp(mcp::McpArgs),
     /// Apply the database migrations
     Migrate,
     /// Check the configuration and exit
@@ -237,6 +240,7 @@ async fn run(command: Command, config: Config) -> anyhow::Result<()> {
             demo::run_at(&at, token).await
         }
         Command::Call(args) => call(&config, args).await,
+        Command::Mcp(args) => mcp::run(&config, args).await,
         Command::CheckConfig => {
             println!("the configuration is valid");
             Ok(())

@@ -129,6 +129,7 @@ pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {
         node_name: config.node.name.clone(),
         metrics_apart: !http.admin_listen.is_empty(),
         allowed_origins: http.origins().map_err(anyhow::Error::msg)?,
+        hosts: http.hosts().map_err(anyhow::Error::msg)?,
         allow_credentials: http.allow_credentials,
         trusted_proxies: http
             .trusted_proxies

@@ -10,6 +10,7 @@ pub mod input;
 pub mod list;
 pub mod operation;
 pub mod problem;
+pub mod prompt;
 pub mod runner;
 pub mod section;
 pub mod system;

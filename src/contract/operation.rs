@@ -78,6 +78,30 @@ pub struct Route {
     pub path: &'static str,
 }
 
+/// The tool that agents call an operation by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// `accept_offer`: unique, and never changed.
+    pub name: &'static str,
+    pub effect: ToolEffect,
+    /// The words for models, where the operation's summary does not do.
+    pub description: Option<&'static str>,
+}
+
+/// The effect of a tool, by which an agent's host decides whether to ask its person first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolEffect {
+    ReadOnly,
+    /// Something new each time.
+    Additive,
+    /// Nothing more when it is called again with the same arguments, and nothing is lost.
+    Idempotent,
+    /// Something binding or final.
+    Destructive,
+    /// Something new each time, by a service outside of this node.
+    Outside,
+}
+
 /// The metadata of an operation: its name, documentation, routes and rights.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
@@ -103,6 +127,9 @@ pub struct Meta {
     pub is_streamed: bool,
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
+    pub tool: Option<Tool>,
+    /// The address by which agents read it: `proxie://bookings/{booking_id}`, where `{name}` is a field of the input.
+    pub resource: Option<&'static str>,
 }
 
 impl Meta {
@@ -120,6 +147,8 @@ impl Meta {
             on_connection: None,
             is_streamed: false,
             without_connection: None,
+            tool: None,
+            resource: None,
         }
     }
 
@@ -190,6 +219,26 @@ impl Meta {
         self
     }
 
+    /// Offers it to agents.
+    pub const fn tool(mut self, name: &'static str, effect: ToolEffect) -> Self {
+        self.tool = Some(Tool { name, effect, description: None });
+        self
+    }
+
+    /// Lets agents read it as a resource too. Only queries can be.
+    pub const fn resource(mut self, address: &'static str) -> Self {
+        self.resource = Some(address);
+        self
+    }
+
+    /// Words for models instead of the summary. The tool is declared before.
+    pub const fn tool_description(mut self, words: &'static str) -> Self {
+        let mut tool = self.tool.expect("the tool is declared before its description");
+        tool.description = Some(words);
+        self.tool = Some(tool);
+        self
+    }
+
     /// Its answer can be heard as it comes: over HTTP, by who accepts `text/event-stream`.
     pub const fn streamed(mut self) -> Self {
         self.is_streamed = true;
@@ -238,6 +287,7 @@ pub struct Declared {
     pub meta: Meta,
     pub input: fn(&mut SchemaGenerator) -> Schema,
     pub answer: fn(&mut SchemaGenerator) -> Schema,
+    allow: fn(&Call) -> Outcome<()>,
     run: Run,
 }
 
@@ -247,6 +297,7 @@ pub const fn operation<O: Operation>() -> Declared {
         meta: O::META,
         input: |generator| generator.subschema_for::<O::Input>(),
         answer: |generator| generator.subschema_for::<O::Answer>(),
+        allow: allow::<O>,
         run: run::<O>,
     }
 }
@@ -257,13 +308,49 @@ impl Declared {
         (self.run)(call, given)
     }
 
+    /// Whether the caller may call it at all, by their role and the scopes of their token.
+    pub fn allows(&self, call: &Call) -> bool {
+        (self.allow)(call).is_ok()
+    }
+
     /// The schema of the input by itself.
     pub fn input_schema(&self) -> Value {
-        let mut generator = SchemaGenerator::default();
-        let schema = (self.input)(&mut generator).to_value();
-        let name = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next()).map(str::to_owned);
-        name.and_then(|name| generator.definitions().get(&name).cloned()).unwrap_or(schema)
+        by_itself(self.input)
     }
+
+    /// The schema of the answer by itself.
+    pub fn answer_schema(&self) -> Value {
+        by_itself(self.answer)
+    }
+}
+
+/// A schema (JSON Schema 2020-12) with all definitions that it refers to.
+fn by_itself(of: fn(&mut SchemaGenerator) -> Schema) -> Value {
+    let mut generator = SchemaGenerator::default();
+    let schema = of(&mut generator).to_value();
+    let mut definitions = generator.take_definitions(true);
+    let name = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next());
+    let mut schema = match name.and_then(|name| definitions.get(name)) {
+        // One that is referred to stays among the definitions as well.
+        Some(definition) => {
+            let definition = definition.clone();
+            let refers = Value::Object(definitions.clone()).to_string();
+            if !refers.contains(&schema["$ref"].to_string()) {
+                name.and_then(|name| definitions.remove(name));
+            }
+            definition
+        }
+        None => schema,
+    };
+    if !definitions.is_empty() {
+        schema["$defs"] = definitions.into();
+    }
+    schema
+}
+
+fn allow<O: Operation>(call: &Call) -> Outcome<()> {
+    call.may(O::META.takes_scope())?;
+    O::allow(call)
 }
 
 fn run<O: Operation>(
@@ -271,8 +358,7 @@ fn run<O: Operation>(
     mut given: Value,
 ) -> BoxFuture<'static, Outcome<Box<RawValue>>> {
     async move {
-        call.may(O::META.takes_scope())?;
-        O::allow(&call)?;
+        allow::<O>(&call)?;
         call.check_user(&given)?;
         // Ids and fingerprints are of what is said, and not of the order in which it is.
         given.sort_all_objects();

@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
+use super::prompt::AgentPrompt;
 use super::runner::RunnerKind;
 use super::section::SectionKind;
 use super::topic::{Announced, TopicKind};
@@ -18,6 +19,8 @@ pub struct System {
     pub name: &'static str,
     pub entities: &'static [EntityKind],
     pub operations: &'static [Declared],
+    /// The beginnings of conversations that it offers to agents.
+    pub prompts: &'static [AgentPrompt],
     pub topics: &'static [TopicKind],
     /// The events that clients hear on topics.
     pub announcements: &'static [Announced],
@@ -45,6 +48,7 @@ impl System {
             name,
             entities: &[],
             operations: &[],
+            prompts: &[],
             topics: &[],
             announcements: &[],
             views: &[],

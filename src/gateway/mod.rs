@@ -8,9 +8,11 @@ pub mod auth;
 pub mod door;
 
 mod bodies;
+mod hosts;
 pub mod http;
 mod json;
 mod listening;
+mod mcp;
 pub mod operations;
 mod origins;
 mod socketio;
@@ -41,6 +43,7 @@ use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 
+pub use hosts::{AllowedHost, Hosts};
 pub use http::{operators, router};
 pub use origins::Allowed;
 
@@ -51,6 +54,8 @@ pub struct Options {
     pub metrics_apart: bool,
     /// Origins allowed in addition to our own, for CORS, WebSocket and Socket.IO alike.
     pub allowed_origins: Vec<Allowed>,
+    /// The hosts by which agents reach this node.
+    pub hosts: Hosts,
     /// Whether pages of these origins may send cookies. These are a load balancer's cookies; we set none.
     pub allow_credentials: bool,
     /// Addresses or networks (`10.0.0.0/8`) whose forwarded headers are believed.
@@ -71,6 +76,7 @@ impl Default for Options {
             node_name: "node-1".into(),
             metrics_apart: false,
             allowed_origins: Vec::new(),
+            hosts: Hosts::default(),
             allow_credentials: false,
             trusted_proxies: Vec::new(),
             max_body_bytes: 262_144,

@@ -42,7 +42,7 @@ fn default_port(scheme: &str) -> Option<u16> {
 }
 
 /// A host and its port, as in `Host`, in canonical form; the default port of `scheme` becomes `None`.
-fn authority(text: &str, scheme: &str) -> Option<(String, Option<u16>)> {
+pub(super) fn authority(text: &str, scheme: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
         // Colons within brackets belong to an IPv6 address.
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
@@ -159,7 +159,7 @@ impl Refused {
 
 /// The headers in which a proxy passes on the host that its client asked for. They are removed from requests that do
 /// not come from a trusted proxy.
-pub const FORWARDED: [HeaderName; 2] =
+pub static FORWARDED: [HeaderName; 2] =
     [HeaderName::from_static("x-forwarded-host"), header::FORWARDED];
 
 impl Origins {
@@ -204,11 +204,18 @@ fn is_own(origin: &Origin, headers: &HeaderMap) -> bool {
         authority(host.trim(), &origin.scheme)
             .is_some_and(|(host, port)| (&host, port) == (&origin.host, origin.port))
     };
-    let values = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let [forwarded_host, forwarded] = FORWARDED;
-    values(header::HOST).any(own)
-        || values(forwarded_host).flat_map(|hosts| hosts.split(',')).any(own)
-        || values(forwarded).flat_map(forwarded_hosts).any(own)
+    values(headers, &header::HOST).any(own) || forwarded(headers).any(own)
+}
+
+fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+}
+
+/// The hosts that proxies pass on.
+pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let [host, list] = &FORWARDED;
+    let hosts = values(headers, host).flat_map(|hosts| hosts.split(','));
+    hosts.chain(values(headers, list).flat_map(forwarded_hosts))
 }
 
 /// The `host` parameters of a `Forwarded` header (RFC 7239).

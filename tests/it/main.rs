@@ -10,6 +10,7 @@ mod edges;
 mod embedded;
 mod failover;
 mod gateway;
+mod mcp;
 mod members;
 mod models;
 mod principals;

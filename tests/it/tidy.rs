@@ -44,6 +44,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
+    ("rmcp", &["gateway/mcp/"]),
     (
         "tokio",
         &[
@@ -60,8 +61,8 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("genai", &["ai/"]),
-    ("reqwest", &["ai/"]),
-    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs"]),
+    ("reqwest", &["ai/", "app/cli/mcp.rs"]),
+    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "app/cli/mcp.rs"]),
     ("tokio_rustls", &["cluster/transport/tls.rs"]),
     ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),

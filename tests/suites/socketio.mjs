@@ -2,11 +2,10 @@
 // from the root. They are cloned to target/suites, or found there. What they send and expect is changed where a token is
 // needed, or an echo: a node repeats nothing, but it answers. Every change must find its place, and every test that fails
 // must be declined here, as docs/protocol.md does.
-import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
-import { createInterface } from "node:readline";
+import { serve } from "./node.mjs";
 
 const proxie = resolve(process.argv[2]);
 const folder = resolve("target/suites");
@@ -102,34 +101,6 @@ function installed({ name, commit }) {
   return tests;
 }
 
-/** A node with the settings that the suites ask for. */
-async function serve() {
-  const home = mkdtempSync(join(tmpdir(), "proxie-suites-"));
-  const grant = '[[topics.grants]]\ntopic = "app:echo"\npublish = ["consumer"]\nsubscribe = ["consumer"]\n';
-  writeFileSync(join(home, "config.toml"), grant);
-  const env = {
-    ...process.env,
-    PROXIE__GATEWAY__LISTEN: "127.0.0.1:0",
-    PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF: "true",
-    PROXIE__WEBSOCKET__PING_MS: "300",
-    PROXIE__WEBSOCKET__PONG_TIMEOUT_MS: "200",
-    PROXIE__WEBSOCKET__CONNECT_TIMEOUT_MS: "1000",
-    PROXIE__WEBSOCKET__MAX_FRAME_BYTES: "1000000",
-  };
-  const node = spawn(proxie, ["serve"], { cwd: home, env, stdio: ["ignore", "pipe", "inherit"] });
-  for await (const line of createInterface({ input: node.stdout })) {
-    const [, address] = line.match(/^proxie ready on (http:\S+)/) ?? [];
-    if (!address) continue;
-    const { stdout } = spawnSync(proxie, ["token", "--user", "clara"], { cwd: home, env, encoding: "utf8" });
-    const stop = () => {
-      node.kill("SIGTERM");
-      return new Promise((ended) => node.once("exit", () => ended(rmSync(home, { recursive: true }))));
-    };
-    return { address, token: stdout.trim().split("\n").at(-1), stop };
-  }
-  throw new Error("the node did not start");
-}
-
 function run(suite, address) {
   const tests = installed(suite);
   let text = readFileSync(join(tests, "test-suite.js"), "utf8");
@@ -155,7 +126,13 @@ function run(suite, address) {
   return wrong.length + unknown.length === 0;
 }
 
-const node = await serve();
+const grant = '[[topics.grants]]\ntopic = "app:echo"\npublish = ["consumer"]\nsubscribe = ["consumer"]\n';
+const node = await serve(proxie, grant, {
+  PROXIE__WEBSOCKET__PING_MS: "300",
+  PROXIE__WEBSOCKET__PONG_TIMEOUT_MS: "200",
+  PROXIE__WEBSOCKET__CONNECT_TIMEOUT_MS: "1000",
+  PROXIE__WEBSOCKET__MAX_FRAME_BYTES: "1000000",
+});
 let good = true;
 try {
   for (const suite of suites(node.token)) good = run(suite, node.address) && good;

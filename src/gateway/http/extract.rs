@@ -22,7 +22,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// The authenticated user, and the id of the command: the `Idempotency-Key`, or a new id.
 pub struct AuthenticatedUser {
     pub claims: Claims,
-    pub(super) command_id: String,
+    pub command_id: String,
 }
 
 impl FromRequestParts<Arc<Gateway>> for AuthenticatedUser {
@@ -111,7 +111,7 @@ impl FromRequest<Arc<Gateway>> for Body {
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub fn is_json(headers: &HeaderMap) -> bool {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
         return false;
     };

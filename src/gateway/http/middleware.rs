@@ -18,6 +18,7 @@ use super::problem::IsProblem;
 use crate::contract::problem::{Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::gateway::accept::network_of;
+use crate::gateway::hosts::FORWARDED_PROTO;
 use crate::gateway::origins::FORWARDED;
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
@@ -38,7 +39,8 @@ pub async fn distrust(
     next: Next,
 ) -> Response {
     if !gateway.trusts(peer(request.extensions())) {
-        FORWARDED.iter().for_each(|name| drop(request.headers_mut().remove(name)));
+        let headers = request.headers_mut();
+        FORWARDED.iter().chain([&FORWARDED_PROTO]).for_each(|name| drop(headers.remove(name)));
     }
     next.run(request).await
 }
@@ -207,12 +209,17 @@ pub fn cors(gateway: &Arc<Gateway>) -> CorsLayer {
             REQUEST_ID,
             name("idempotency-key"),
             name("last-event-id"),
+            name("mcp-method"),
+            name("mcp-name"),
+            name("mcp-protocol-version"),
+            name("mcp-session-id"),
             name("traceparent"),
         ])
         .expose_headers([
             header::ETAG,
             header::LOCATION,
             header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
             REQUEST_ID,
             name("ratelimit"),
             name("ratelimit-policy"),

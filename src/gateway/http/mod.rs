@@ -20,12 +20,12 @@ use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::contract::problem::Problem;
-use crate::gateway::{Gateway, socketio, ws};
+use crate::gateway::{Gateway, mcp, socketio, ws};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 
-pub(super) use extract::bearer;
-pub(super) use middleware::{address_key, check_origin, count_connection};
+pub(super) use extract::{AuthenticatedUser, bearer, is_command_id, is_json};
+pub(super) use middleware::{address_key, authenticate, check_origin, count_connection};
 pub(super) use pages::{Documents, KeepBody, healthz, metrics_page, not_ready};
 
 /// The public router. Each request needs a `ConnectInfo<SocketAddr>` in its extensions.
@@ -40,6 +40,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(gateway.clone(), middleware::authenticate));
     let open = Router::new()
         .merge(v1)
+        .merge(mcp::routes(&gateway))
         // The WebSocket authenticates by itself, since a browser cannot set headers here.
         .route("/v1/ws", get(ws::door).post(ws::ask))
         .route("/sync/ws", get(ws::sync_door))

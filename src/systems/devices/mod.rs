@@ -2,6 +2,7 @@
 
 pub mod domain;
 pub mod operations;
+pub mod prompts;
 pub mod settings;
 pub mod topics;
 pub mod views;
@@ -11,6 +12,7 @@ use crate::contract::declare::{announcement, entity, operation, section, topic, 
 use operations::{content, devices, playback, sync};
 
 pub const SYSTEM: System = System {
+    prompts: &[prompts::RECOMMENDATION_GUIDE],
     entities: &[
         entity::<domain::shared::SyncLog>(),
         entity::<domain::device::Device>(),

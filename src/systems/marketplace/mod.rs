@@ -2,6 +2,7 @@
 
 pub mod domain;
 pub mod operations;
+pub mod prompts;
 pub mod runners;
 pub mod seed;
 pub mod topics;
@@ -13,6 +14,7 @@ use domain::{booking, request, session};
 use operations::{bookings, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
+    prompts: &[prompts::DISCOVERY_ASSISTANT],
     entities: &[
         entity::<domain::user::User>(),
         entity::<session::Session>(),

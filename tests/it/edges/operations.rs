@@ -8,6 +8,7 @@ use proxie::systems;
 use serde_json::{Map, Value, json};
 
 use super::TestNode;
+use crate::mcp::{Agent, Revision};
 
 /// What a refusal says: its code, and the fields that it names.
 type Refusal = (String, BTreeSet<String>);
@@ -35,6 +36,7 @@ fn wrong(operation: &Declared) -> Map<String, Value> {
 async fn what_is_wrong_is_said_the_same_at_every_door() {
     let node = TestNode::start().await;
     let (user, mut ws) = (node.user("alice"), node.ws("alice").await);
+    let agent = Agent::new(user.clone(), Revision::Newest);
     let mut compared = 0;
     for (n, operation) in systems::ALL.iter().flat_map(|system| system.operations).enumerate() {
         let name = operation.meta.name;
@@ -46,6 +48,10 @@ async fn what_is_wrong_is_said_the_same_at_every_door() {
         }
         assert_eq!(reply["ok"], false, "{name}: {reply}");
         let over_ws = refusal(&reply["error"]);
+        if let Some(tool) = operation.meta.tool {
+            let over_mcp = refusal(&agent.problem(tool.name, given.clone().into()).await);
+            assert_eq!(over_mcp, over_ws, "{name}");
+        }
         let with_body = |method| matches!(method, Method::Post | Method::Put | Method::Patch);
         for route in operation.meta.routes().filter(|route| with_body(route.method)) {
             // A field of the path is a text and one of a header has its form, so they are not wrong there.

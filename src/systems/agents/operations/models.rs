@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::ai::{Complexity, FailureKind, ModelAsk, ModelFailure, Purse};
-use crate::contract::operation::Nothing;
+use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
 use crate::kernel::entity::to_value;
@@ -37,7 +37,8 @@ impl Operation for Complete {
     const META: Meta = Meta::command("ai.complete", "Ask a language model")
         .post("/v1/ai/complete")
         .streamed()
-        .heard_again();
+        .heard_again()
+        .tool("ask_model", ToolEffect::Outside);
     type Input = AskModel;
     type Answer = Completion;
 
@@ -119,8 +120,9 @@ pub struct ModelList {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta =
-        Meta::query("ai.models", "The language models that can be asked").get("/v1/ai/models");
+    const META: Meta = Meta::query("ai.models", "The language models that can be asked")
+        .get("/v1/ai/models")
+        .tool("list_models", ToolEffect::ReadOnly);
     type Input = Nothing;
     type Answer = ModelList;
 

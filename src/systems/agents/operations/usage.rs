@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::contract::call::known_id;
 use crate::contract::list::{Page, Paging};
-use crate::contract::operation::Nothing;
+use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::Cost;
 use crate::kernel::entity::Role;
@@ -22,7 +22,8 @@ impl Operation for List {
     const META: Meta =
         Meta::query("usage.list", "What you have used of each model, by day, newest first")
             .scope("ai")
-            .get("/v1/usage");
+            .get("/v1/usage")
+            .tool("get_usage", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<UsageView>;
 
@@ -35,8 +36,10 @@ impl Operation for List {
 pub struct GetBudget;
 
 impl Operation for GetBudget {
-    const META: Meta =
-        Meta::query("budget.get", "What you may spend on models").scope("ai").get("/v1/budget");
+    const META: Meta = Meta::query("budget.get", "What you may spend on models")
+        .scope("ai")
+        .get("/v1/budget")
+        .tool("get_budget", ToolEffect::ReadOnly);
     type Input = Nothing;
     type Answer = BudgetView;
 

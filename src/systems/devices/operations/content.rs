@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem, input};
 use crate::kernel::entity::Role;
 use crate::systems::devices::domain::content::{
@@ -24,7 +25,9 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta =
         Meta::query("content.get", "Get the platforms on which a content can be watched")
-            .get("/v1/content/{content_id}/availability");
+            .get("/v1/content/{content_id}/availability")
+            .tool("get_content_availability", ToolEffect::ReadOnly)
+            .resource("proxie://content/{content_id}");
     type Input = ContentById;
     type Answer = ContentView;
 

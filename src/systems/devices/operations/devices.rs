@@ -10,7 +10,7 @@ use crate::cluster::CommandMeta;
 use crate::contract::call::derived_id;
 use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::Page;
-use crate::contract::operation::{Done, Nothing};
+use crate::contract::operation::{Done, Nothing, ToolEffect};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -173,7 +173,10 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<DeviceWithStatus> {
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("device.get", "Get a device").get("/v1/devices/{device_id}");
+    const META: Meta = Meta::query("device.get", "Get a device")
+        .get("/v1/devices/{device_id}")
+        .tool("get_device", ToolEffect::ReadOnly)
+        .resource("proxie://devices/{device_id}");
     type Input = DeviceById;
     type Answer = DeviceWithStatus;
 
@@ -190,7 +193,9 @@ impl Operation for List {
         Meta::query("device.list", "List your devices; the user's id is `me`, or your own")
             .get("/v1/devices")
             .get("/v1/sync/devices")
-            .get("/v1/sync/devices/{user_id}");
+            .get("/v1/sync/devices/{user_id}")
+            .tool("list_devices", ToolEffect::ReadOnly)
+            .resource("proxie://devices");
     type Input = Nothing;
     type Answer = Page<DeviceWithStatus>;
 
@@ -293,7 +298,8 @@ pub struct Control;
 
 impl Operation for Control {
     const META: Meta = Meta::command("device.command", "Send a remote command to an online device")
-        .post("/v1/devices/{device_id}/commands");
+        .post("/v1/devices/{device_id}/commands")
+        .tool("control_device", ToolEffect::Additive);
     type Input = DeviceCommand;
     type Answer = DeviceCommanded;
 

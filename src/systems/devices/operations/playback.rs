@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::devices::{self, DeviceWithStatus, Remote};
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::list::{Page, Paging};
-use crate::contract::operation::Nothing;
+use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, FieldError, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::{AskError, ErrorCode};
@@ -66,7 +66,8 @@ impl Operation for Initiate {
         "Play a content on one of your devices, on the best platform that has it",
     )
     .post("/v1/playback/initiate")
-    .creates("/v1/playback/session/");
+    .creates("/v1/playback/session/")
+    .tool("initiate_playback", ToolEffect::Additive);
     type Input = InitiatePlayback;
     type Answer = InitiatedPlayback;
 
@@ -202,7 +203,8 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("playback.list", "List your playback sessions, current and past, newest first")
-            .get("/v1/playback/session");
+            .get("/v1/playback/session")
+            .tool("list_playback", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<PlaybackSessionView>;
 
@@ -241,7 +243,8 @@ impl Operation for Control {
         "playback.control",
         "Send a remote command to the device of a session; `stop` ends the session",
     )
-    .post("/v1/playback/control");
+    .post("/v1/playback/control")
+    .tool("control_playback", ToolEffect::Additive);
     type Input = ControlPlayback;
     type Answer = ControlledPlayback;
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::contract::operation::ToolEffect;
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem, input};
 use crate::kernel::clock::Timestamp;
@@ -285,7 +286,10 @@ impl Operation for GetState {
         "sync.state",
         "Get the state that your devices share; the user's id is `me`, or your own",
     )
-    .get("/v1/sync/state/{user_id}");
+    .get("/v1/sync/state/{user_id}")
+    .tool("get_shared_state", ToolEffect::ReadOnly)
+    .tool_description("Get what your devices share: the watchlist, positions of playback, counters")
+    .resource("proxie://shared");
     type Input = SyncStateOf;
     type Answer = SyncState;
 
@@ -340,7 +344,8 @@ impl Operation for Explain {
         "sync.explain",
         "Explain the values of a content: which operations produced them",
     )
-    .get("/v1/sync/explain/{content_id}");
+    .get("/v1/sync/explain/{content_id}")
+    .tool("explain_shared_state", ToolEffect::ReadOnly);
     type Input = ExplainSync;
     type Answer = SyncExplanation;
 

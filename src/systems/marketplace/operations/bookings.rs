@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use crate::contract::call::known_id;
 use crate::contract::list::{ListOf, Page, Paging};
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
 use crate::systems::marketplace::views;
@@ -15,7 +16,9 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("booking.list", "List your bookings as consumer or provider, newest first")
-            .get("/v1/bookings");
+            .get("/v1/bookings")
+            .tool("list_bookings", ToolEffect::ReadOnly)
+            .resource("proxie://bookings");
     type Input = Paging;
     type Answer = Page<BookingView>;
 
@@ -52,7 +55,10 @@ pub struct BookingById {
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("booking.get", "Get a booking").get("/v1/bookings/{booking_id}");
+    const META: Meta = Meta::query("booking.get", "Get a booking")
+        .get("/v1/bookings/{booking_id}")
+        .tool("get_booking", ToolEffect::ReadOnly)
+        .resource("proxie://bookings/{booking_id}");
     type Input = BookingById;
     type Answer = BookingView;
 
@@ -73,7 +79,8 @@ pub struct Cancel;
 
 impl Operation for Cancel {
     const META: Meta = Meta::command("booking.cancel", "Cancel a booking before it starts")
-        .post("/v1/bookings/{booking_id}/cancel");
+        .post("/v1/bookings/{booking_id}/cancel")
+        .tool("cancel_booking", ToolEffect::Destructive);
     type Input = CancelBooking;
     type Answer = BookingView;
 
@@ -99,7 +106,8 @@ pub struct Review;
 impl Operation for Review {
     const META: Meta =
         Meta::command("booking.review", "Review a completed booking, as its consumer")
-            .post("/v1/bookings/{booking_id}/review");
+            .post("/v1/bookings/{booking_id}/review")
+            .tool("submit_review", ToolEffect::Additive);
     type Input = ReviewBooking;
     type Answer = BookingView;
 

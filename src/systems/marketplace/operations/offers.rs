@@ -7,6 +7,7 @@ use super::requests;
 use crate::cluster;
 use crate::contract::call::known_id;
 use crate::contract::list::{After, Limit, Page, Paging};
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::error::AskError;
 use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
@@ -25,7 +26,9 @@ pub struct List;
 impl Operation for List {
     const META: Meta =
         Meta::query("offer.list", "List the offers to a request, in order of arrival")
-            .get("/v1/requests/{request_id}/offers");
+            .get("/v1/requests/{request_id}/offers")
+            .tool("get_offers", ToolEffect::ReadOnly)
+            .resource("proxie://requests/{request_id}/offers");
     type Input = ListOffers;
     type Answer = Page<OfferView>;
 
@@ -75,7 +78,11 @@ pub struct Accept;
 
 impl Operation for Accept {
     const META: Meta = Meta::command("offer.accept", "Accept an offer and wait for the booking")
-        .post("/v1/offers/{offer_id}/accept");
+        .post("/v1/offers/{offer_id}/accept")
+        .tool("accept_offer", ToolEffect::Destructive)
+        .tool_description(
+            "Accept an offer: binding, it books the appointment. Ask the person first",
+        );
     type Input = OfferById;
     type Answer = OfferAccepted;
 
@@ -111,8 +118,9 @@ pub struct Declined {
 pub struct Decline;
 
 impl Operation for Decline {
-    const META: Meta =
-        Meta::command("offer.decline", "Decline an offer").post("/v1/offers/{offer_id}/decline");
+    const META: Meta = Meta::command("offer.decline", "Decline an offer")
+        .post("/v1/offers/{offer_id}/decline")
+        .tool("decline_offer", ToolEffect::Destructive);
     type Input = OfferById;
     type Answer = Declined;
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::contract::call::known_id;
 use crate::contract::list::{After, Limit, ListOf, Page};
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::entity::{Role, to_value};
 use crate::systems::marketplace::domain::pricing::Offering;
@@ -40,8 +41,9 @@ pub struct ListProviders {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta =
-        Meta::query("provider.list", "List the directory of providers").get("/v1/providers");
+    const META: Meta = Meta::query("provider.list", "List the directory of providers")
+        .get("/v1/providers")
+        .tool("list_providers", ToolEffect::ReadOnly);
     type Input = ListProviders;
     type Answer = Page<ProviderView>;
 
@@ -82,7 +84,9 @@ pub struct Get;
 impl Operation for Get {
     const META: Meta = Meta::query("provider.get", "Get a provider's public profile")
         .get("/v1/providers/{provider_id}")
-        .versioned();
+        .versioned()
+        .tool("get_provider", ToolEffect::ReadOnly)
+        .resource("proxie://providers/{provider_id}");
     type Input = ProviderById;
     type Answer = ProviderView;
 
@@ -215,7 +219,9 @@ impl Operation for Update {
         Meta::command("provider.update", "Change your profile; takes the ETag as If-Match")
             .patch("/v1/providers/{provider_id}")
             .versioned()
-            .if_match("expected_versions");
+            .if_match("expected_versions")
+            .tool("update_availability", ToolEffect::Idempotent)
+            .tool_description("Change your hours and days off as a provider, or other fields of your profile; a list replaces the whole list");
     type Input = UpdateProvider;
     type Answer = ProviderView;
 

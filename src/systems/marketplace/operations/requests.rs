@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::contract::list::{Page, Paging};
+use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
@@ -61,7 +62,8 @@ impl Operation for Create {
     const META: Meta =
         Meta::command("request.create", "Request a service, in a sentence or in fields")
             .post("/v1/requests")
-            .creates("/v1/requests/");
+            .creates("/v1/requests/")
+            .tool("create_service_request", ToolEffect::Additive);
     type Input = CreateRequest;
     type Answer = RequestView;
 
@@ -136,8 +138,10 @@ pub async fn shown(call: &Call, id: &str) -> Outcome<RequestView> {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta =
-        Meta::query("request.list", "List your requests, newest first").get("/v1/requests");
+    const META: Meta = Meta::query("request.list", "List your requests, newest first")
+        .get("/v1/requests")
+        .tool("list_requests", ToolEffect::ReadOnly)
+        .resource("proxie://requests");
     type Input = Paging;
     type Answer = Page<RequestView>;
 
@@ -156,7 +160,10 @@ pub struct RequestById {
 pub struct Get;
 
 impl Operation for Get {
-    const META: Meta = Meta::query("request.get", "Get a request").get("/v1/requests/{request_id}");
+    const META: Meta = Meta::query("request.get", "Get a request")
+        .get("/v1/requests/{request_id}")
+        .tool("get_request", ToolEffect::ReadOnly)
+        .resource("proxie://requests/{request_id}");
     type Input = RequestById;
     type Answer = RequestView;
 
@@ -177,7 +184,8 @@ pub struct Cancel;
 
 impl Operation for Cancel {
     const META: Meta = Meta::command("request.cancel", "Cancel a request")
-        .post("/v1/requests/{request_id}/cancel");
+        .post("/v1/requests/{request_id}/cancel")
+        .tool("cancel_request", ToolEffect::Destructive);
     type Input = CancelRequest;
     type Answer = RequestView;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::contract::call::{derived_id, known_id};
 use crate::contract::connection::{ConnectionHold, OnConnection};
 use crate::contract::list::{After, Limit, Page, Paging};
-use crate::contract::operation::Done;
+use crate::contract::operation::{Done, ToolEffect};
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
@@ -60,7 +60,8 @@ impl Operation for Create {
     const META: Meta =
         Meta::command("session.create", "Open a session: the given one, or a new one")
             .post("/v1/sessions")
-            .creates("/v1/sessions/");
+            .creates("/v1/sessions/")
+            .tool("open_session", ToolEffect::Additive);
     type Input = OpenSession;
     type Answer = SessionView;
 
@@ -162,8 +163,9 @@ impl Operation for Close {
 pub struct List;
 
 impl Operation for List {
-    const META: Meta =
-        Meta::query("session.list", "List your sessions, newest first").get("/v1/sessions");
+    const META: Meta = Meta::query("session.list", "List your sessions, newest first")
+        .get("/v1/sessions")
+        .tool("list_sessions", ToolEffect::ReadOnly);
     type Input = Paging;
     type Answer = Page<SessionView>;
 
@@ -221,7 +223,8 @@ pub struct Messages;
 
 impl Operation for Messages {
     const META: Meta = Meta::query("session.messages", "List the messages of a session")
-        .get("/v1/sessions/{session_id}/messages");
+        .get("/v1/sessions/{session_id}/messages")
+        .tool("get_messages", ToolEffect::ReadOnly);
     type Input = ListMessages;
     type Answer = Page<MessageView>;
 
@@ -262,7 +265,11 @@ impl Operation for SendMessage {
         "Send a message; the agent's answer is published on the session's topic",
     )
     .post("/v1/sessions/{session_id}/messages")
-    .creates("");
+    .creates("")
+    .tool("send_message", ToolEffect::Additive)
+    .tool_description(
+        "Send a message to the agent of a session; read its answer with get_messages",
+    );
     type Input = NewMessage;
     type Answer = MessageSent;
 

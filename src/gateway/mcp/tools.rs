@@ -1,0 +1,151 @@
+//! The operations as tools: what systems declare, in the words of MCP.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rmcp::model::{JsonObject, Tool, ToolAnnotations};
+use serde_json::Value;
+
+use crate::contract::operation::ToolEffect;
+use crate::contract::{Declared, System};
+
+/// The tools of all systems by name, so that their order is always the same.
+pub struct Tools(BTreeMap<&'static str, OfferedTool>);
+
+pub struct OfferedTool {
+    pub operation: &'static Declared,
+    pub shown: Tool,
+}
+
+impl Tools {
+    pub fn of(systems: &'static [&'static System]) -> Self {
+        let mut tools = BTreeMap::new();
+        for operation in systems.iter().flat_map(|system| system.operations) {
+            let Some(tool) = operation.meta.tool else { continue };
+            let shown = shown(operation, tool.name, tool.effect, tool.description);
+            let taken = tools.insert(tool.name, OfferedTool { operation, shown });
+            assert!(taken.is_none(), "the name of a tool is unique: {}", tool.name);
+        }
+        Self(tools)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&OfferedTool> {
+        self.0.get(name)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &OfferedTool> {
+        self.0.values()
+    }
+}
+
+fn shown(
+    operation: &Declared,
+    name: &'static str,
+    effect: ToolEffect,
+    description: Option<&'static str>,
+) -> Tool {
+    let mut input = object(operation.input_schema());
+    // The user is the token's. Other doors have the field for their paths.
+    if let Some(Value::Object(fields)) = input.get_mut("properties") {
+        fields.remove("user_id");
+    }
+    let words = description.unwrap_or(operation.meta.summary);
+    let mut tool = Tool::new(name, words, Arc::new(input));
+    tool.output_schema = Some(Arc::new(object(operation.answer_schema())));
+    tool.annotations = Some(
+        ToolAnnotations::new()
+            .read_only(effect == ToolEffect::ReadOnly)
+            .destructive(effect == ToolEffect::Destructive)
+            .idempotent(matches!(effect, ToolEffect::ReadOnly | ToolEffect::Idempotent))
+            .open_world(effect == ToolEffect::Outside),
+    );
+    tool
+}
+
+fn object(mut schema: Value) -> JsonObject {
+    without_sizes(&mut schema);
+    let Value::Object(schema) = schema else { panic!("inputs and answers of tools are objects") };
+    schema
+}
+
+/// Removes the formats of numbers, such as `uint64`: they are OpenAPI's, and clients warn of what they do not know.
+fn without_sizes(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let is_size = |format: &Value| {
+                let format = format.as_str().unwrap_or_default();
+                ["int", "uint", "float", "double"].iter().any(|size| {
+                    let rest = format.strip_prefix(size);
+                    rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
+                })
+            };
+            if fields.get("format").is_some_and(is_size) {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(without_sizes);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_sizes),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The texts of this keyword, at any depth.
+    fn all<'a>(keyword: &str, value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(fields.get(keyword).and_then(Value::as_str));
+                fields.values().for_each(|value| all(keyword, value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| all(keyword, value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn schemas_of_tools_are_objects_that_stand_alone() {
+        let tools = Tools::of(crate::systems::ALL);
+        assert!(tools.all().count() >= 20);
+        for OfferedTool { shown, .. } in tools.all() {
+            let output = shown.output_schema.clone().unwrap();
+            for schema in [&*shown.input_schema, &*output] {
+                assert_eq!(schema["type"], "object", "{}: {schema:?}", shown.name);
+                let whole = Value::Object(schema.clone());
+                let mut found = Vec::new();
+                all("$ref", &whole, &mut found);
+                for at in found.drain(..) {
+                    let at = at.strip_prefix('#').expect(at);
+                    assert!(whole.pointer(at).is_some(), "{}: {at}", shown.name);
+                }
+                all("format", &whole, &mut found);
+                // Those that JSON Schema names.
+                let known = ["date", "date-time", "uri", "email", "uuid"];
+                assert!(found.iter().all(|format| known.contains(format)), "{found:?}");
+            }
+            assert!(shown.input_schema.get("properties").is_none_or(|of| of["user_id"].is_null()));
+        }
+    }
+
+    #[test]
+    fn hints_follow_from_the_effect() {
+        let tools = Tools::of(crate::systems::ALL);
+        let hints = |name: &str| {
+            let hints = tools.get(name).unwrap().shown.annotations.clone().unwrap();
+            [
+                hints.read_only_hint,
+                hints.destructive_hint,
+                hints.idempotent_hint,
+                hints.open_world_hint,
+            ]
+            .map(Option::unwrap)
+        };
+        assert_eq!(hints("get_offers"), [true, false, true, false]);
+        assert_eq!(hints("create_service_request"), [false, false, false, false]);
+        assert_eq!(hints("accept_offer"), [false, true, false, false]);
+        assert_eq!(hints("update_availability"), [false, false, true, false]);
+        assert_eq!(hints("ask_model"), [false, false, false, true]);
+    }
+}
