@@ -5,17 +5,14 @@ use serde_json::from_str;
 
 use super::content::{Access, Quality};
 use super::device::{self, Action, Capabilities, Device, DeviceProfile, DeviceType};
+use super::messages as m;
 use super::platforms::Choice;
 use super::playback::{self, DeviceState, EndReason, PlaybackSessions, SessionStart, Status};
-use crate::kernel::entity::{Entity, Message};
+use crate::kernel::entity::Entity;
 use crate::kernel::private::{self, Private};
 
 /// The command as it is written, which reads as the same command.
-fn written<E: Entity>(command: E::Command) -> String
-where
-    E::Command: Message,
-{
-    assert_eq!(E::Command::TO, E::KIND);
+fn written<E: Entity>(command: E::Command) -> String {
     let (text, _) = private::plain(|| serde_json::to_string(&command).unwrap());
     let read: E::Command = from_str(&text).unwrap();
     let (again, _) = private::plain(|| serde_json::to_string(&read).unwrap());
@@ -61,8 +58,8 @@ fn to_devices() -> Vec<String> {
         control(Action::Seek { position_ms: 7 }),
         control(Action::Next),
         control(Action::Previous),
-        Play { session_id: "pbk_1".into(), start: start() },
-        Stopped { session_id: "pbk_1".into() },
+        Play(m::Play { session_id: "pbk_1".into(), start: start() }),
+        Stopped(m::Stopped { session_id: "pbk_1".into() }),
         Get,
     ];
     commands.into_iter().map(written::<Device>).collect()
@@ -75,7 +72,7 @@ fn to_playbacks() -> Vec<String> {
         let report = playback::PlaybackReport { status, position_ms: Some(1), duration_ms: None };
         Report { session_id: session_id(), report }
     };
-    let is = |there| DeviceIs { session_id: session_id(), there };
+    let is = |there| DeviceIs(m::DeviceIs { session_id: session_id(), there });
     let over = |why| TimedOut { session_id: session_id(), why };
     let commands = [
         Start { session_id: session_id(), start: start(), replaces: None, max_streams: 3 },

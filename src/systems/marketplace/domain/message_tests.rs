@@ -6,21 +6,20 @@ use std::collections::BTreeMap;
 use serde_json::{Value, from_value, json};
 
 use super::fixtures::{agreed, asked, eur, hold, lead, offer, profile, scored};
-use super::messages::{AskedOf, Party, Pick, Progress};
+use super::messages::{self as m, Party, Pick, Progress};
 use super::offer::{Decline, DeclineReason, OfferSummary};
 use super::{booking, provider, request, session};
-use crate::kernel::entity::{Entity, Message};
+use crate::kernel::entity::Entity;
 use booking::Booking;
 use provider::Provider;
 use request::Request;
-use session::Session;
+use session::{AskedOf, Session};
 
 /// The command as it is written, which reads as the same command.
 fn written<E: Entity>(command: E::Command) -> String
 where
-    E::Command: PartialEq + Message,
+    E::Command: PartialEq,
 {
-    assert_eq!(E::Command::TO, E::KIND);
     let text = serde_json::to_string(&command).unwrap();
     assert_eq!(serde_json::from_str::<E::Command>(&text).unwrap(), command, "{text}");
     let value = serde_json::to_value(&command).unwrap();
@@ -40,11 +39,11 @@ fn to_providers() -> Vec<String> {
         enroll,
         update,
         Get,
-        ConsiderLead { lead: lead() },
+        ConsiderLead(m::ConsiderLead { lead: lead() }),
         HoldSlot(hold("bkg_1")),
-        ReleaseSlot { booking_id: "bkg_1".into() },
-        WithdrawOffer { offer_id: "off_1".into() },
-        RecordReview { booking_id: "bkg_1".into(), stars: 5 },
+        ReleaseSlot(m::ReleaseSlot { booking_id: "bkg_1".into() }),
+        WithdrawOffer(m::DropOffer { offer_id: "off_1".into() }),
+        RecordReview(m::RecordReview { booking_id: "bkg_1".into(), stars: 5 }),
     ];
     commands.into_iter().map(written::<Provider>).collect()
 }
@@ -55,26 +54,30 @@ fn to_requests() -> Vec<String> {
     let decline = Decline { reason: DeclineReason::OverBudget, lowest_price: Some(eur(4_000)) };
     let commands = [
         Create(asked()),
-        AcceptOffer { offer_id: offer_id() },
+        AcceptOffer(m::AcceptOffer { offer_id: offer_id() }),
         DeclineOffer { offer_id: offer_id() },
-        Cancel { reason: None },
-        Cancel { reason: Some("changed".into()) },
+        Cancel(m::RequestCancellation { reason: None }),
+        Cancel(m::RequestCancellation { reason: Some("changed".into()) }),
         Get,
         AwaitAcceptance { offer_id: offer_id() },
-        AcceptPick { pick: Pick::Best },
-        AcceptPick { pick: Pick::Cheapest },
-        AcceptPick { pick: Pick::Nth(2) },
+        AcceptPick(m::AcceptPick { pick: Pick::Best }),
+        AcceptPick(m::AcceptPick { pick: Pick::Cheapest }),
+        AcceptPick(m::AcceptPick { pick: Pick::Nth(2) }),
         TakeMatches { candidates: vec![scored("prv_1")] },
         MatchFailed { error: "gone".into() },
         RetryMatch,
-        ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) },
-        ReceiveDecline { provider_id: "prv_1".into(), decline },
-        WithdrawOffer { offer_id: offer_id(), reason: Some("slot_taken".into()) },
-        HoldRefused { offer_id: offer_id(), booking_id: booking_id(), reason: "slot_taken".into() },
-        BookingConfirmed { booking_id: booking_id(), offer_id: offer_id() },
-        BookingCancelled { booking_id: booking_id(), by: Party::Consumer },
-        BookingCancelled { booking_id: booking_id(), by: Party::Provider },
-        BookingCancelled { booking_id: booking_id(), by: Party::System },
+        ReceiveOffer(m::ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) }),
+        ReceiveDecline(m::ReceiveDecline { provider_id: "prv_1".into(), decline }),
+        WithdrawOffer(m::WithdrawOffer { offer_id: offer_id(), reason: Some("slot_taken".into()) }),
+        HoldRefused(m::HoldRefused {
+            offer_id: offer_id(),
+            booking_id: booking_id(),
+            reason: "slot_taken".into(),
+        }),
+        BookingConfirmed(m::BookingConfirmed { booking_id: booking_id(), offer_id: offer_id() }),
+        BookingCancelled(m::BookingCancelled { booking_id: booking_id(), by: Party::Consumer }),
+        BookingCancelled(m::BookingCancelled { booking_id: booking_id(), by: Party::Provider }),
+        BookingCancelled(m::BookingCancelled { booking_id: booking_id(), by: Party::System }),
         ExpireOffer { offer_id: offer_id() },
         AcceptanceOverdue { booking_id: booking_id() },
         AbandonAcceptance { booking_id: booking_id(), reason: "no_answer".into() },
@@ -87,8 +90,8 @@ fn to_bookings() -> Vec<String> {
     use booking::Command::*;
     let commands = [
         Confirm(agreed().into()),
-        Cancel { reason: Some("ill".into()) },
-        CancelForConsumer { reason: None },
+        Cancel(m::BookingCancellation { reason: Some("ill".into()) }),
+        CancelForConsumer(m::CancelForConsumer { reason: None }),
         Review { rating: 5, comment: None },
         MarkNoShow,
         Get,
@@ -117,9 +120,9 @@ fn to_sessions() -> Vec<String> {
         Progress::Expired,
         Progress::BookingCancelled { by: Party::Provider, offer: Some(summary()) },
     ];
-    let progress = progress
-        .into_iter()
-        .map(|progress| RequestProgress { request_id: "req_1".into(), progress });
+    let progress = progress.into_iter().map(|progress| {
+        RequestProgress(m::RequestProgress { request_id: "req_1".into(), progress })
+    });
     let refused = AskedOf::CancelBooking;
     let others = [
         Open { time_zone: "Europe/Berlin".into(), locale: "de".into(), currency: None },
@@ -148,7 +151,7 @@ fn what_older_releases_wrote_is_read() {
     let offer_id = "off_1".to_owned();
     assert_eq!(
         read(json!({"WithdrawOffer": {"offer_id": "off_1"}})),
-        request::Command::WithdrawOffer { offer_id, reason: None }
+        request::Command::WithdrawOffer(m::WithdrawOffer { offer_id, reason: None })
     );
     let refused = json!({"RequestProgress": {
         "request_id": "req_1",
@@ -157,7 +160,10 @@ fn what_older_releases_wrote_is_read() {
     let progress = Progress::OfferRefused { offers: 1, reason: String::new() };
     assert_eq!(
         from_value::<session::Command>(refused).unwrap(),
-        session::Command::RequestProgress { request_id: "req_1".into(), progress }
+        session::Command::RequestProgress(m::RequestProgress {
+            request_id: "req_1".into(),
+            progress
+        })
     );
 }
 
