@@ -15,6 +15,7 @@ use super::breaker::Breaker;
 use super::failure::{Failure, FailureKind};
 use super::options::{Options, RouteOptions};
 use super::wire::{self, AnswerProgress, Clocks, Target};
+use crate::kernel::bucket::Bucket;
 use crate::kernel::chat::{Completion, Cost, Price, Prompt, Usage};
 
 /// The longest pause between two attempts.
@@ -94,6 +95,7 @@ struct Provider {
     places: Semaphore,
     concurrency: usize,
     waiting: Mutex<usize>,
+    rate: Mutex<Bucket>,
 }
 
 struct Model {
@@ -135,7 +137,10 @@ impl ModelRouter {
             .map(|(name, one)| {
                 let concurrency = one.concurrency.clamp(1, 4_096);
                 let (places, waiting) = (Semaphore::new(concurrency), Mutex::new(0));
-                (name.as_str(), (one, Arc::new(Provider { places, concurrency, waiting })))
+                let per_second = one.per_second.max(1);
+                let rate =
+                    Mutex::new(Bucket::new(per_second, per_second, Instant::now().into_std()));
+                (name.as_str(), (one, Arc::new(Provider { places, concurrency, waiting, rate })))
             })
             .collect();
         let mut models = BTreeMap::new();
@@ -181,6 +186,11 @@ impl ModelRouter {
             routes,
             models,
         })
+    }
+
+    /// How long all attempts of one question may take together.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     pub fn default_route(&self) -> &str {
@@ -355,14 +365,29 @@ fn client() -> Result<Client, String> {
 }
 
 impl Provider {
-    /// A place among the calls that are under way.
+    /// A place among the calls that are under way, when it is this call's turn.
     async fn place(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Failure> {
-        if let Ok(place) = self.places.try_acquire() {
+        if let Ok(place) = self.places.try_acquire()
+            && self.rate.lock().take(Instant::now().into_std())
+        {
             return Ok(place);
         }
         let _waiting = Waiting::new(self).ok_or_else(|| busy("too many calls wait for it"))?;
         let place = timeout_at(deadline, self.places.acquire()).await;
-        place.map_err(|_| busy("no place in time"))?.map_err(|_| busy("it is closed"))
+        let place = place.map_err(|_| busy("no place in time"))?;
+        loop {
+            let now = Instant::now();
+            let wait = {
+                let (mut rate, now) = (self.rate.lock(), now.into_std());
+                if rate.take(now) { None } else { Some(rate.wait(now)) }
+            };
+            match wait {
+                None => return place.map_err(|_| busy("it is closed")),
+                Some(wait) if now + wait >= deadline => return Err(busy("no turn in time")),
+                // Others that wait as long may be first.
+                Some(wait) => sleep(wait.max(Duration::from_millis(1))).await,
+            }
+        }
     }
 }
 

@@ -10,12 +10,12 @@ use super::domain::budget::{self, Allowance, Budget, Command, Rejection, Reply};
 use crate::ai::{Bill, Failure, FailureKind, Purse};
 use crate::cluster::{CommandMeta, Entities};
 use crate::kernel::chat::Cost;
-use crate::kernel::clock::Clock;
+use crate::kernel::clock::{Clock, saturating_add};
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
 
-/// How long a call may be under way. A reserve that is older counts as spent.
-const OPEN_FOR: SignedDuration = SignedDuration::from_mins(5);
+/// What a bill may need after the end of its call. A reserve that is older counts as spent.
+const MARGIN: SignedDuration = SignedDuration::from_secs(5);
 /// Attempts to write a bill down, a second and more apart. After the last one the reserve expires.
 const ATTEMPTS: u32 = 6;
 
@@ -28,6 +28,8 @@ pub struct PersonsPurse {
     pub person: String,
     /// What tells these calls from all others.
     pub question: String,
+    /// The longest that a call can be under way.
+    pub deadline: Duration,
     /// Where nobody has set one.
     pub allowance: Option<Allowance>,
 }
@@ -45,11 +47,11 @@ impl PersonsPurse {
 
 impl Purse for PersonsPurse {
     fn reserve(&self, call: u32, model: &str, most: Cost) -> BoxFuture<'_, Result<(), Failure>> {
-        let until = self.clock.now().saturating_add(OPEN_FOR);
+        let longest = SignedDuration::try_from(self.deadline).unwrap_or(SignedDuration::MAX);
+        let until = saturating_add(self.clock.now(), longest.saturating_add(MARGIN));
         let model = model.to_owned();
         async move {
             let (call, otherwise) = (self.id(call), self.allowance);
-            let until = until.unwrap_or(jiff::Timestamp::MAX);
             match self.ask(Command::Reserve { call, model, most, until, otherwise }).await {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err(rejection)) => Err(Failure::new(FailureKind::Budget, rejection.to_string())),

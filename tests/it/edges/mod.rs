@@ -328,6 +328,18 @@ impl Http {
         .await
     }
 
+    pub async fn send_json(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let headers = [("content-type", "application/json")];
+        self.send(method, path, &headers, body.to_string().as_bytes()).await
+    }
+
+    /// The status. `None`: the node has gone.
+    pub async fn try_post(&self, path: &str, body: &Value) -> Option<u16> {
+        let (http, path, body) = (self.clone(), path.to_owned(), body.clone());
+        // What the other helpers take for granted is not, of a node that is killed.
+        tokio::spawn(async move { http.post(&path, &body).await.status }).await.ok()
+    }
+
     pub async fn post_as(&self, key: &str, path: &str, body: &Value) -> Answer {
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
         self.send("POST", path, &headers, body.to_string().as_bytes()).await

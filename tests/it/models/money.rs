@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, Wire};
 use proxie::ai::Options;
+use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, WireFormat};
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ fn question() -> Value {
 fn options(fake: &Fake) -> Options {
     let mut options = Options { daily_limit: "0.005".into(), ..Options::default() };
     let provider = ProviderOptions {
-        wire: Wire::OpenAi,
+        wire: WireFormat::OpenAi,
         url: fake.url("v1"),
         key: "sk-secret".into(),
         concurrency: 16,
@@ -55,10 +55,14 @@ async fn a_person_pays_for_their_questions_up_to_their_limit() {
     let ai = options(&fake);
     let node = TestNode::with(|config| config.systems.set(ai)).await;
     let (alice, bob) = (node.user("alice"), node.user("bob"));
+    let mut ws = node.ws("alice").await;
     let answer = alice.post("/v1/ai/complete", &question()).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let answer = answer.json();
-    assert_eq!((&answer["text"], &answer["model"], &answer["cost"]), (&json!("yes"), &json!("gpt"), &json!(CALL)));
+    assert_eq!(
+        (&answer["text"], &answer["model"], &answer["cost"]),
+        (&json!("yes"), &json!("gpt"), &json!(CALL))
+    );
     for _ in 0..9 {
         assert_eq!(ask(&alice).await, 200);
     }
@@ -69,11 +73,16 @@ async fn a_person_pays_for_their_questions_up_to_their_limit() {
     let usage = alice.get("/v1/usage").await.json()["items"].clone();
     assert_eq!(usage.as_array().map(Vec::len), Some(1), "{usage}");
     let day = &usage[0];
-    assert_eq!((&day["calls"], &day["cost"], &day["model"]), (&json!(10), &json!(10 * CALL), &json!("gpt")));
+    assert_eq!(
+        (&day["calls"], &day["cost"], &day["model"]),
+        (&json!(10), &json!(10 * CALL), &json!("gpt"))
+    );
     assert_eq!((&day["output_tokens"], &day["cached_input_tokens"]), (&json!(500), &json!(4_000)));
     let budget = alice.get("/v1/budget").await.json();
-    assert_eq!((&budget["spent"], &budget["reserved"], &budget["left"]), (&json!(10 * CALL), &json!(0), &json!(0)));
-    let mut ws = node.ws("alice").await;
+    assert_eq!(
+        (&budget["spent"], &budget["reserved"], &budget["left"]),
+        (&json!(10 * CALL), &json!(0), &json!(0))
+    );
     let low = ws.event_named("budget:low").await;
     assert_eq!(low["data"]["budget"]["id"], "user-alice");
     // Another person's is another.
@@ -109,7 +118,8 @@ async fn what_goes_wrong_is_a_problem_with_a_name() {
     let none = node.user("alice").post("/v1/ai/complete", &question()).await;
     assert_eq!(none.problem(422, "rejected")["reason"], "prompt_invalid");
     assert_eq!(node.user("alice").get("/v1/ai/models").await.json()["route"], Value::Null);
-    let empty = node.user("alice").post("/v1/ai/complete", &json!({"prompt": {"messages": []}})).await;
+    let empty =
+        node.user("alice").post("/v1/ai/complete", &json!({"prompt": {"messages": []}})).await;
     assert_eq!(empty.problem(400, "bad_request")["errors"][0]["pointer"], "/prompt/messages");
     node.node.stop().await;
 }
@@ -138,7 +148,9 @@ async fn a_budget_of_ten_calls_is_ten_calls_over_two_nodes_and_a_kill() {
     let (one, other) = (http(0), http(1));
     let asking: Vec<_> = (0..50)
         .flat_map(|_| [one.clone(), other.clone()])
-        .map(|http| tokio::spawn(async move { http.try_post("/v1/ai/complete", &question()).await }))
+        .map(|http| {
+            tokio::spawn(async move { http.try_post("/v1/ai/complete", &question()).await })
+        })
         .collect();
     eventually("calls are under way", async || fake.asked().len() >= 2).await;
     nodes.kill(1);
@@ -160,5 +172,9 @@ async fn a_budget_of_ten_calls_is_ten_calls_over_two_nodes_and_a_kill() {
     let (budget, usage) = (budget().await, one.get("/v1/usage").await.json());
     assert_eq!(budget["spent"], json!(10 * CALL), "{budget}");
     let calls = &usage["items"][0];
-    assert_eq!(calls["calls"].as_u64().unwrap() + calls["unsettled"].as_u64().unwrap(), 10, "{usage}");
+    assert_eq!(
+        calls["calls"].as_u64().unwrap() + calls["unsettled"].as_u64().unwrap(),
+        10,
+        "{usage}"
+    );
 }

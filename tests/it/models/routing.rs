@@ -355,6 +355,20 @@ async fn a_longer_conversation_than_one_model_reads_goes_to_one_that_reads_more(
 }
 
 #[tokio::test]
+async fn calls_begin_at_their_providers_rate_and_what_has_no_turn_in_time_is_busy() {
+    let fake = Fake::start().await;
+    let mut options = options(&fake);
+    options.providers.get_mut("gpt").unwrap().per_second = 1;
+    let asking = Asking::new(&options);
+    let prompt = hello();
+    let deadline = Some(Duration::from_millis(300));
+    let ask = || ModelAsk { route: Some("gpt"), deadline, ..ModelAsk::new(&prompt) };
+    assert_eq!(asking.ask(ask()).await.unwrap().text, "yes");
+    assert_eq!(kind(asking.ask(ask()).await), FailureKind::Busy);
+    assert_eq!(fake.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn without_money_nothing_is_asked() {
     struct Empty;
     impl Purse for Empty {

@@ -6,7 +6,7 @@ mod voucher;
 
 use proxie::contract::System;
 use proxie::contract::declare::{announcement, entity, operation, topic, view};
-use proxie::systems::{app_topics, devices, marketplace};
+use proxie::systems::{agents, app_topics, devices, marketplace};
 
 pub const SYSTEM: System = System {
     entities: &[entity::<voucher::Voucher>()],
@@ -22,4 +22,5 @@ pub const SYSTEM: System = System {
 };
 
 /// Every system, with this one: in the program itself it is one more line of `systems::ALL`.
-pub const ALL: &[&System] = &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &SYSTEM];
+pub const ALL: &[&System] =
+    &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &agents::SYSTEM, &SYSTEM];

@@ -47,6 +47,7 @@ impl Operation for Complete {
             caller: call.caller(),
             person: call.user_id.to_string(),
             question: call.unique_id("ask"),
+            deadline: models.router.deadline(),
             allowance: models.allowance,
         });
         let ask = ModelAsk {
