@@ -10,7 +10,6 @@ use proxie::kernel::error::ErrorCode;
 /// Parts by rank. A part imports strictly lower ranks, and itself. `domain` is that of each system.
 const RANKS: &[(&str, u8)] = &[
     ("kernel", 0),
-    ("own_types", 0),
     ("domain", 1),
     ("persistence", 2),
     ("cluster", 2),
