@@ -90,10 +90,27 @@ pub trait Entity: Sized + Send + Sync + 'static {
     }
 }
 
-/// Commands that other entities send. The sender knows them, and not the entity that takes them.
-pub trait Message: Serialize {
-    /// The kind of the receiver, which reads it as its command.
+/// A command that one entity sends another. The sender knows the message, and not the entity that takes it.
+pub trait Message: Serialize + DeserializeOwned {
+    /// The kind of the receiver.
     const TO: &'static str;
+    /// Its name among the receiver's commands, whose variant holds the message. Persisted: never renamed.
+    const NAME: &'static str;
+}
+
+/// Declares the [`Message`]s of a domain by receiver, each with the name under which it stands in rows.
+#[macro_export]
+macro_rules! messages {
+    ($($to:ident: $($message:ident as $name:literal),+;)+) => {
+        $($(impl $crate::kernel::entity::Message for $message {
+            const TO: &'static str = $to;
+            const NAME: &'static str = $name;
+        })+)+
+
+        /// All messages of the domain, by the kind of their receiver and their name.
+        #[cfg(test)]
+        pub const ALL: &[(&str, &str)] = &[$($(($to, $name)),+),+];
+    };
 }
 
 /// The associated types of an [`Entity`] whose module calls them `State`, `Command`, `Event`, `Reply` and `Rejection`.
@@ -377,7 +394,8 @@ pub enum Effect {
 
 impl Effect {
     pub fn send<M: Message>(key: impl Into<String>, message: &M) -> Self {
-        let (command, of) = private::plain(|| to_value(message));
+        let (message, of) = private::plain(|| to_value(message));
+        let command = Value::Object([(M::NAME.into(), message)].into_iter().collect());
         let effect = Self::Send { kind: M::TO, key: key.into(), command };
         effect.private_to_whom(of)
     }
@@ -526,6 +544,14 @@ pub struct SendFailure {
     pub reason: String,
 }
 
+impl SendFailure {
+    /// The message, if it is of this type.
+    pub fn of<M: Message>(&self) -> Option<M> {
+        let message = self.command.get(M::NAME).filter(|_| self.kind == M::TO)?;
+        M::deserialize(message).ok()
+    }
+}
+
 /// Folds a golden journal, which holds events of all releases so far.
 pub fn replay_golden<E: Entity>() -> Result<E::State, String> {
     #[derive(Deserialize)]
@@ -644,6 +670,48 @@ pub mod spec {
                 }
             }
             Outcome { result }
+        }
+    }
+
+    /// The text of a command as rows hold it, which is read as the same command.
+    pub fn stored<E: Entity>(command: &E::Command) -> String {
+        let text = |command| private::plain(|| serde_json::to_string(command).unwrap()).0;
+        let read = serde_json::from_str(&text(command)).unwrap();
+        assert_eq!(text(&read), text(command), "it is read as another one");
+        format!("{} {}", E::KIND, text(command))
+    }
+
+    /// The text of a message as its receiver reads and writes it.
+    pub fn sent<E: Entity>(message: &impl Message) -> String {
+        let Effect::Send { kind, command, .. } = Effect::send("key", message).bare().clone() else {
+            unreachable!("a send")
+        };
+        assert_eq!(kind, E::KIND);
+        let read: E::Command = serde_json::from_value(command.clone())
+            .unwrap_or_else(|error| panic!("{kind} does not read {command}: {error}"));
+        assert_eq!(private::plain(|| to_value(&read).to_string()).0, command.to_string());
+        stored::<E>(&read)
+    }
+
+    /// Holds what stands in rows against the golden text, in which each message has a line.
+    #[track_caller]
+    pub fn is_golden(now: &[String], golden: &str, messages: &[(&str, &str)]) {
+        const FILES: &str = "domain/message_tests.rs and domain/golden/commands.txt";
+        for (kind, name) in messages {
+            let begin = format!("{kind} {{\"{name}\":");
+            let has_one = golden.lines().any(|line| line.starts_with(&begin));
+            assert!(has_one, "{FILES} have no example of the message {name} to a {kind}");
+        }
+        for line in now {
+            let known = golden.lines().any(|golden| golden == line);
+            assert!(
+                known,
+                "other releases read what is written: is this line new? {FILES}: {line}"
+            );
+        }
+        for line in golden.lines() {
+            let written = now.iter().any(|now| now == line);
+            assert!(written, "{FILES}: a line that nothing is written as: {line}");
         }
     }
 

@@ -108,8 +108,13 @@ impl Work for Missing {
     type Outcome = ();
 }
 
-impl Message for Command {
+/// `Command::Add`, as another counter sends it.
+#[derive(Serialize, Deserialize)]
+struct Add(i64);
+
+impl Message for Add {
     const TO: &'static str = Counter::KIND;
+    const NAME: &'static str = "Add";
 }
 
 impl Entity for Counter {
@@ -149,7 +154,7 @@ impl Entity for Counter {
             Command::Echo(text) => Decision::reply(Reply::Echo(text)),
             Command::Spread { to, n } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
-                .effects(to.into_iter().map(|key| Effect::send(key, &Command::Add(n)))),
+                .effects(to.into_iter().map(|key| Effect::send(key, &Add(n)))),
             Command::AddAt { at, n, name } => Decision::reply(Reply::Done)
                 .event(Event::Planned)
                 .effect(Effect::schedule::<Counter>(name, at, &Command::Fired(n))),

@@ -13,7 +13,7 @@ fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The part of a page between its marks is this text. With `PROXIE_DOCS=write` it becomes so.
+/// The part of a page between its marks is this text. With `PROXIE_DOCS=write`, as in `./dev generate`, it becomes so.
 fn page_has(page: &str, mark: &str, expected: &str) {
     let path = root(page);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -26,9 +26,12 @@ fn page_has(page: &str, mark: &str, expected: &str) {
     if std::env::var("PROXIE_DOCS").is_ok_and(|what| what == "write") {
         std::fs::write(&path, format!("{before}{begin}{expected}{end}{after}")).unwrap();
     } else {
-        panic!(
-            "{page}, {mark}: PROXIE_DOCS=write brings it up to date.\n{there}\nis not\n{expected}"
-        );
+        let rows = |sign: char, of: &str, but: &str| {
+            let differ = of.lines().filter(|row| !but.lines().any(|other| other == *row));
+            differ.map(|row| format!("{sign} {row}\n")).collect::<String>()
+        };
+        let (old, new) = (rows('-', there, expected), rows('+', expected, there));
+        panic!("{page}, {mark}: it differs here, or in the order: run ./dev generate\n{old}{new}");
     }
 }
 

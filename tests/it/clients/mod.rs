@@ -17,7 +17,7 @@ const EMBEDDED: [(&str, &str); 2] =
     [("PROXIE__GATEWAY__LISTEN", "127.0.0.1:0"), ("PROXIE__PERSISTENCE__ALLOW_FSYNC_OFF", "true")];
 
 /// A folder with its packages, which are installed once.
-fn installed(name: &'static str) -> PathBuf {
+pub fn installed(name: &'static str) -> PathBuf {
     static INSTALLED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,30 +18,36 @@ use tokio::sync::mpsc;
 
 use super::fake::{CACHED, Does, Fake, INPUT, OUTPUT};
 
-const WIRES: [(&str, WireFormat, &str); 3] = [
+pub const WIRES: [(&str, WireFormat, &str); 3] = [
     ("gpt", WireFormat::OpenAi, "v1"),
     ("claude", WireFormat::Anthropic, "v1"),
     ("gemini", WireFormat::Gemini, "v1beta"),
 ];
 
+pub fn provider(wire: WireFormat, url: String) -> ProviderOptions {
+    let key = "sk-secret".into();
+    ProviderOptions { wire, url, key, concurrency: 16, per_second: 1_000 }
+}
+
+/// Of the provider of this name.
+pub fn model(provider: &str) -> ModelOptions {
+    ModelOptions {
+        provider: provider.into(),
+        id: String::new(),
+        input: "1".into(),
+        cached_input: "0.1".into(),
+        cache_writes: String::new(),
+        output: "10".into(),
+        context: 100_000,
+        vision: true,
+    }
+}
+
 fn options(fake: &Fake) -> Options {
     let mut options = Options { header_ms: 1_000, first_content_ms: 2_000, ..Options::default() };
     for (name, wire, path) in WIRES {
-        let url = fake.url(path);
-        let key = "sk-secret".into();
-        let provider = ProviderOptions { wire, url, key, concurrency: 16, per_second: 1_000 };
-        options.providers.insert(name.into(), provider);
-        let model = ModelOptions {
-            provider: name.into(),
-            id: String::new(),
-            input: "1".into(),
-            cached_input: "0.1".into(),
-            cache_writes: String::new(),
-            output: "10".into(),
-            context: 100_000,
-            vision: true,
-        };
-        options.models.insert(name.into(), model);
+        options.providers.insert(name.into(), provider(wire, fake.url(path)));
+        options.models.insert(name.into(), model(name));
     }
     let simple = vec!["gpt".into(), "claude".into(), "gemini".into()];
     let route = RouteOptions { simple, ..RouteOptions::default() };
@@ -76,19 +82,19 @@ fn hello() -> Prompt {
     Prompt { messages: vec![PromptMessage::user("hello")], max_tokens: 100, ..Prompt::default() }
 }
 
-struct Asking {
+pub struct Asking {
     router: ModelRouter,
     ledger: Arc<Ledger>,
     purse: Arc<dyn Purse>,
 }
 
 impl Asking {
-    fn new(options: &Options) -> Self {
+    pub fn new(options: &Options) -> Self {
         let ledger = Arc::<Ledger>::default();
         Self { router: router(options), purse: ledger.clone(), ledger }
     }
 
-    async fn ask(&self, ask: ModelAsk<'_>) -> Result<Completion, ModelFailure> {
+    pub async fn ask(&self, ask: ModelAsk<'_>) -> Result<Completion, ModelFailure> {
         self.router.complete(&ask, &self.purse, None).await
     }
 
@@ -96,7 +102,7 @@ impl Asking {
         self.ask(ModelAsk { route: Some(route), ..ModelAsk::new(&hello()) }).await
     }
 
-    fn bills(&self) -> Vec<Bill> {
+    pub fn bills(&self) -> Vec<Bill> {
         self.ledger.bills.lock().clone()
     }
 }

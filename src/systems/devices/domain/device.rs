@@ -7,8 +7,7 @@ use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use super::messages::{Action, ToDevice as Command};
-use super::messages::{DEVICE, DeviceState, PLAYBACK, ToPlayback};
+use super::messages::{DEVICE, DeviceIs, DeviceState, PLAYBACK, Play, Stopped};
 pub use super::profile::{Capabilities, DeviceProfile, DeviceType};
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
@@ -22,6 +21,54 @@ const START_S: i64 = 60;
 
 #[derive(Debug)]
 pub struct Device;
+
+/// What a device is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Anew, or with changes.
+    Register(DeviceProfile),
+    Remove,
+    /// This connection speaks for it from now on.
+    Connect {
+        connection: String,
+        lease_s: i64,
+    },
+    /// Within the lease, which is the gateway's word. It takes the device from nobody.
+    Renew {
+        connection: String,
+        lease_s: i64,
+    },
+    Disconnect {
+        connection: String,
+    },
+    /// The timer.
+    LeaseEnded,
+    /// From another device of the same person.
+    Control {
+        action: Action,
+        from: Option<String>,
+        /// Only if it plays this.
+        session_id: Option<String>,
+        /// Who hears it later must not carry it out.
+        ttl_ms: u32,
+    },
+    /// From the person's playback.
+    Play(Play),
+    Stopped(Stopped),
+    Get,
+}
+
+/// What a device can do at the word of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    Play,
+    Pause,
+    Stop,
+    Seek { position_ms: u64 },
+    Next,
+    Previous,
+}
 
 /// An action by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -277,7 +324,7 @@ impl State {
     /// What it plays depends on whether it is there.
     fn tell_playback(&self, there: DeviceState) -> Option<Effect> {
         let (registered, session_id) = (self.registered.as_ref()?, self.playing.clone()?);
-        let command = ToPlayback::DeviceIs { session_id, there };
+        let command = DeviceIs { session_id, there };
         Some(Effect::send(registered.owner_id.clone(), &command))
     }
 
@@ -413,10 +460,10 @@ impl Entity for Device {
             Command::Control { action, from, session_id, ttl_ms } => {
                 state.control(action, from, session_id.as_deref(), ttl_ms, cx)
             }
-            Command::Play { .. } | Command::Stopped { .. } if !cx.caller.is_a(PLAYBACK) => {
+            Command::Play(_) | Command::Stopped(_) if !cx.caller.is_a(PLAYBACK) => {
                 Err(Rejection::InternalOnly)
             }
-            Command::Play { session_id, start } => {
+            Command::Play(Play { session_id, start }) => {
                 state.owned(cx.caller)?;
                 // It is sent again when the device comes back before it has said anything.
                 let expires_at = saturating_add(cx.now, SignedDuration::from_secs(START_S));
@@ -433,13 +480,13 @@ impl Entity for Device {
                 let decision = state.change(Reply::Done, event, cx.key, "watching");
                 Ok(decision.effect(Effect::announce(&play)))
             }
-            Command::Stopped { session_id }
+            Command::Stopped(Stopped { session_id })
                 if state.playing.as_ref() == Some(&session_id) && state.is_played_by(cx.caller) =>
             {
                 let event = Event::Playing { session_id: None, at: cx.now };
                 Ok(state.change(Reply::Done, event, cx.key, "stopped"))
             }
-            Command::Stopped { .. } => Ok(Decision::reply(Reply::Done)),
+            Command::Stopped(_) => Ok(Decision::reply(Reply::Done)),
         }
     }
 
@@ -628,7 +675,7 @@ mod tests {
             resume_position_ms: None,
             idle_s: 900,
         };
-        Command::Play { session_id: session_id.into(), start }
+        Command::Play(Play { session_id: session_id.into(), start })
     }
 
     /// What the playback is told.
@@ -650,7 +697,7 @@ mod tests {
     fn it_watches_what_the_playback_says() {
         let mut tv = tv();
         tv.when(connect("con_1")).decision();
-        let stopped = |session: &str| Command::Stopped { session_id: session.into() };
+        let stopped = |session: &str| Command::Stopped(Stopped { session_id: session.into() });
         tv.when(play("plb_1")).then_rejected("internal_only");
         tv.when(stopped("plb_1")).then_rejected("internal_only");
         tv.caller = Caller::entity("playback", "bob");

@@ -11,10 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Access, Quality};
-use super::messages::{DEVICE, PLAYBACK, ToDevice};
-pub use super::messages::{
-    DeviceState, EndReason, PlaybackReport, SessionStart, Status, ToPlayback as Command,
-};
+use super::messages::{DEVICE, DeviceIs, PLAYBACK, Play, Stopped};
+pub use super::messages::{DeviceState, SessionStart};
 use super::platforms::Choice;
 use crate::kernel::clock::{Timestamp, saturating_add};
 use crate::kernel::entity::{
@@ -30,6 +28,68 @@ const MAX_STREAMS: usize = 100;
 
 #[derive(Debug)]
 pub struct PlaybackSessions;
+
+/// What a person's playback is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Starts a session. The operation decides what is played on which device, and the limits.
+    Start {
+        session_id: String,
+        start: SessionStart,
+        /// A session to end in the same step.
+        replaces: Option<String>,
+        max_streams: usize,
+    },
+    /// A report from the device.
+    Report {
+        session_id: String,
+        report: PlaybackReport,
+    },
+    Stop {
+        session_id: String,
+    },
+    /// From the device.
+    DeviceIs(DeviceIs),
+    /// A timer fired.
+    TimedOut {
+        session_id: String,
+        why: EndReason,
+    },
+}
+
+/// What a device says of its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaybackReport {
+    pub status: Status,
+    pub position_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "PlaybackStatus")]
+pub enum Status {
+    /// The device has the link, and has not said anything yet.
+    Starting,
+    Playing,
+    Paused,
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "PlaybackEnd")]
+pub enum EndReason {
+    /// It was stopped by a command.
+    Stopped,
+    /// It was watched to its end, or left.
+    Finished,
+    /// Its device plays something else, or another session was started instead.
+    Replaced,
+    DeviceOffline,
+    DeviceRemoved,
+    TimedOut,
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -122,7 +182,7 @@ fn timer(session_id: &str) -> String {
 }
 
 fn play(session_id: &str, start: &SessionStart) -> Effect {
-    let command = ToDevice::Play { session_id: session_id.into(), start: start.clone() };
+    let command = Play { session_id: session_id.into(), start: start.clone() };
     Effect::send(start.device_id.clone(), &command)
 }
 
@@ -266,7 +326,7 @@ fn end(
     cx: &DecideCx<'_>,
 ) -> Decision<PlaybackSessions> {
     let shown = session.shown(session_id, cx.key, Some((reason, cx.now)));
-    let stopped = ToDevice::Stopped { session_id: session_id.into() };
+    let stopped = Stopped { session_id: session_id.into() };
     let (session_id, session, at) = (session_id.to_owned(), session.clone(), cx.now);
     let (cancel, device_id) = (Effect::cancel(timer(&session_id)), session.start.device_id.clone());
     Decision::reply(Reply::Session(shown.clone()))
@@ -285,7 +345,7 @@ impl Entity for PlaybackSessions {
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<PlaybackSessions> {
         let is_theirs = cx.caller.may_act_for(cx.key, "playback");
         match &command {
-            Command::DeviceIs { session_id, .. } => {
+            Command::DeviceIs(DeviceIs { session_id, .. }) => {
                 let may = match state.live.get(session_id) {
                     Some(session) => cx.caller.is_the(DEVICE, &session.start.device_id),
                     None => cx.caller.is_a(DEVICE),
@@ -312,10 +372,10 @@ impl Entity for PlaybackSessions {
             Command::Report { session_id, report } => state.report(&session_id, report, cx),
             Command::Stop { session_id } => state.stop(&session_id, EndReason::Stopped, cx),
             Command::TimedOut { session_id, why } => state.stop(&session_id, why, cx),
-            Command::DeviceIs { session_id, there: DeviceState::Removed } => {
+            Command::DeviceIs(DeviceIs { session_id, there: DeviceState::Removed }) => {
                 state.stop(&session_id, EndReason::DeviceRemoved, cx)
             }
-            Command::DeviceIs { session_id, there } => {
+            Command::DeviceIs(DeviceIs { session_id, there }) => {
                 let decision = Decision::reply(Reply::Done);
                 let Some(session) = state.live.get(&session_id) else { return Ok(decision) };
                 if there == DeviceState::Offline {
@@ -362,12 +422,8 @@ impl Entity for PlaybackSessions {
 
     /// Handles an undeliverable command: a device that cannot be told to play counts as removed.
     fn send_failed(failure: SendFailure) -> Option<Command> {
-        match serde_json::from_value(failure.command).ok()? {
-            ToDevice::Play { session_id, .. } => {
-                Some(Command::DeviceIs { session_id, there: DeviceState::Removed })
-            }
-            _ => None,
-        }
+        let Play { session_id, .. } = failure.of()?;
+        Some(Command::DeviceIs(DeviceIs { session_id, there: DeviceState::Removed }))
     }
 }
 
@@ -379,6 +435,7 @@ mod tests {
     use crate::kernel::entity::Caller;
     use crate::kernel::entity::spec::{Given, given};
     use crate::systems::devices::domain::content::{Access, Quality};
+    use crate::systems::devices::domain::device;
 
     fn now() -> Timestamp {
         "2026-01-12T08:00:00Z".parse().unwrap()
@@ -493,7 +550,7 @@ mod tests {
     #[test]
     fn it_ends_when_nothing_is_heard_of_it() {
         let mut alice = alice();
-        let is = |there| Command::DeviceIs { session_id: "plb_1".into(), there };
+        let is = |there| Command::DeviceIs(DeviceIs { session_id: "plb_1".into(), there });
         let timed_out = |why| Command::TimedOut { session_id: "plb_1".into(), why };
         alice.when(is(DeviceState::Removed)).then_rejected("internal_only");
         alice.when(timed_out(EndReason::TimedOut)).then_rejected("internal_only");
@@ -517,7 +574,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_gone_plays_nothing() {
-        let play = ToDevice::Play { session_id: "plb_1".into(), start: on("dev_1") };
+        let play = device::Command::Play(Play { session_id: "plb_1".into(), start: on("dev_1") });
         let failed = PlaybackSessions::send_failed(SendFailure {
             kind: "device".into(),
             key: "dev_1".into(),

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::entity::{Announcement, Caller, DecideCx, Decided, Decision, Effect, Entity};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::messages::{
-    Agreed, BOOKING, PROVIDER, Party, REQUEST, SESSION, ToProvider, ToRequest,
+    Agreed, BOOKING, BookingCancellation, BookingCancelled, BookingConfirmed, CancelForConsumer,
+    PROVIDER, Party, REQUEST, RecordReview, ReleaseSlot, SESSION,
 };
 use crate::systems::marketplace::domain::rejection::Check;
 use crate::systems::marketplace::domain::schedule::later;
@@ -26,7 +27,6 @@ mod rejection;
 mod tests;
 mod view;
 
-pub use crate::systems::marketplace::domain::messages::ToBooking as Command;
 pub use rejection::Rejection;
 pub use view::{AppointmentAgreed, BookingChange, BookingChanged, BookingRow, BookingView};
 
@@ -37,6 +37,30 @@ const REMIND_HOURS: [u8; 2] = [24, 1];
 
 #[derive(Debug)]
 pub struct Booking;
+
+/// What a booking is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Internal: the provider holds the time.
+    Confirm(Box<Agreed>),
+    Cancel(BookingCancellation),
+    CancelForConsumer(CancelForConsumer),
+    /// The consumer's review, once the booking is completed.
+    Review {
+        rating: u8,
+        comment: Option<String>,
+    },
+    /// A no-show, reported by the provider's owner, from the start until a day after the end.
+    MarkNoShow,
+    /// Query by the parties.
+    Get,
+    /// Internal: timers.
+    Remind {
+        hours_before: u8,
+    },
+    Start,
+    Complete,
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -110,7 +134,7 @@ impl Entity for Booking {
                     Ok(confirm(state, agreed, cx))
                 }
                 // Given up before the provider could confirm: there is nothing to undo here.
-                Command::Cancel { .. } if cx.caller.is_a(REQUEST) || cx.caller.is_a(PROVIDER) => {
+                Command::Cancel(_) if cx.caller.is_a(REQUEST) || cx.caller.is_a(PROVIDER) => {
                     Ok(Decision::reply(Reply::Done))
                 }
                 _ => Err(Rejection::NotFound),
@@ -122,8 +146,8 @@ impl Entity for Booking {
         let step = Step { state, agreed, cx };
         match command {
             Command::Get => Ok(step.unchanged()),
-            Command::Cancel { reason } => step.cancel(party, reason),
-            Command::CancelForConsumer { reason } => {
+            Command::Cancel(BookingCancellation { reason }) => step.cancel(party, reason),
+            Command::CancelForConsumer(CancelForConsumer { reason }) => {
                 only(party != Party::Provider && cx.caller.user_id().is_none())?;
                 step.cancel(Party::Consumer, reason)
             }
@@ -200,7 +224,7 @@ fn party(agreed: &Agreed, command: &Command, caller: &Caller) -> Option<Party> {
             let made_it = caller.is_the(REQUEST, &agreed.request_id)
                 || caller.is_the(PROVIDER, &agreed.provider.id);
             // In the release before, a session did not say for whom it cancels.
-            let cancels = matches!(command, Command::CancelForConsumer { .. })
+            let cancels = matches!(command, Command::CancelForConsumer(_))
                 && caller.is_system()
                 && caller.is_a(SESSION);
             (made_it || cancels).then_some(Party::System)
@@ -240,9 +264,8 @@ fn confirm(state: &State, agreed: Box<Agreed>, cx: &DecideCx<'_>) -> Decision<Bo
 }
 
 fn answer_request(agreed: &Agreed, key: &str) -> Effect {
-    let command =
-        ToRequest::BookingConfirmed { booking_id: key.into(), offer_id: agreed.offer_id.clone() };
-    Effect::send(agreed.request_id.clone(), &command)
+    let confirmed = BookingConfirmed { booking_id: key.into(), offer_id: agreed.offer_id.clone() };
+    Effect::send(agreed.request_id.clone(), &confirmed)
 }
 
 /// One command on an existing booking.
@@ -303,14 +326,13 @@ impl Step<'_> {
 
     /// Tells the request that its booking was cancelled; the request tells its session.
     fn tell_request(&self, by: Party) -> Effect {
-        let command = ToRequest::BookingCancelled { booking_id: self.cx.key.into(), by };
-        Effect::send(self.agreed.request_id.clone(), &command)
+        let cancelled = BookingCancelled { booking_id: self.cx.key.into(), by };
+        Effect::send(self.agreed.request_id.clone(), &cancelled)
     }
 
     fn release(&self) -> Effect {
         let booking_id = self.cx.key.into();
-        let command = ToProvider::ReleaseSlot { booking_id };
-        Effect::send(self.agreed.provider.id.clone(), &command)
+        Effect::send(self.agreed.provider.id.clone(), &ReleaseSlot { booking_id })
     }
 
     fn cancel(&self, by: Party, reason: Option<String>) -> Decided<Booking> {
@@ -362,7 +384,7 @@ impl Step<'_> {
         check.text(comment.as_deref().unwrap_or_default(), 2_000, "/comment");
         check.finish(|errors| Rejection::Invalid { errors })?;
         let booking_id = self.cx.key.into();
-        let record = ToProvider::RecordReview { booking_id, stars: rating };
+        let record = RecordReview { booking_id, stars: rating };
         let record = Effect::send(self.agreed.provider.id.clone(), &record);
         let event = Event::BookingReviewed { rating, comment, at: self.cx.now };
         Ok(self.updated(BookingChange::Reviewed, event).effect(record))

@@ -141,6 +141,7 @@ mod tests {
     use crate::kernel::entity::spec::{Given, given};
     use crate::kernel::ids::is_valid_id;
     use crate::systems::marketplace::domain::matching::{Criteria, MAX_RANKED, candidate, rank};
+    use crate::systems::marketplace::domain::messages::ConsiderLead;
     use crate::systems::marketplace::domain::places::{Place, distance_km};
     use crate::systems::marketplace::domain::provider::{Event, Provider};
     use crate::systems::marketplace::domain::request::MAX_LEADS;
@@ -235,7 +236,8 @@ mod tests {
                     budget: criteria.budget.clone(),
                     score: scored.score,
                 };
-                let decision = provider.when(Command::ConsiderLead { lead }).decision();
+                let decision =
+                    provider.when(Command::ConsiderLead(ConsiderLead { lead })).decision();
                 for event in &decision.events {
                     if let Event::OfferMade { offer, .. } = event {
                         offers += 1;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::kernel::entity::Effect;
 use crate::systems::marketplace::domain::matching::{Score, ScoreParts, Scored};
-use crate::systems::marketplace::domain::messages::{Agreed, Asked, Hold};
+use crate::systems::marketplace::domain::messages::{Agreed, Asked, HoldSlot};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Lead, Offer, OfferStatus};
 use crate::systems::marketplace::domain::places::Place;
@@ -143,8 +143,8 @@ pub fn offer(id: &str, provider_id: &str, price_minor: i64) -> Offer {
     }
 }
 
-pub fn hold(booking_id: &str) -> Hold {
-    Hold {
+pub fn hold(booking_id: &str) -> HoldSlot {
+    HoldSlot {
         booking_id: booking_id.into(),
         offer_id: "off_1".into(),
         request_id: "req_1".into(),

@@ -1,26 +1,21 @@
-//! The commands of the entities that speak with each other, by receiver, and what they carry.
+//! What the entities send each other, by receiver, and what that carries.
 //!
-//! A sender names the message and not the entity that takes it, so that entities do not import each other. As JSON, the
-//! commands stand in rows of the outbox and of timers, and travel between nodes. Releases beside this one write and
-//! read them too: names of variants and fields stay, and a new field has a default.
+//! A sender names the message and not the entity that takes it, so that entities do not import each other. As JSON,
+//! messages stand in rows of the outbox and travel between nodes. Releases beside this one write and read them too: names
+//! of messages and fields stay, and a new field has a default. `golden/commands.txt` has their text.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::kernel::entity::Message;
-use crate::systems::marketplace::domain::matching::Scored;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
     Decline, DeclineReason, Lead, Offer, OfferSummary,
 };
 use crate::systems::marketplace::domain::places::Place;
-use crate::systems::marketplace::domain::profile::{
-    Profile, ProfilePatch, ProviderCard, Reputation,
-};
+use crate::systems::marketplace::domain::profile::ProviderCard;
 use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
 
@@ -29,69 +24,35 @@ pub const PROVIDER: &str = "provider";
 pub const REQUEST: &str = "request";
 pub const SESSION: &str = "session";
 
-impl Message for ToSession {
-    const TO: &'static str = SESSION;
+crate::messages! {
+    SESSION: RequestProgress as "RequestProgress";
+    REQUEST: Asked as "Create",
+        AcceptOffer as "AcceptOffer",
+        AcceptPick as "AcceptPick",
+        RequestCancellation as "Cancel",
+        ReceiveOffer as "ReceiveOffer",
+        ReceiveDecline as "ReceiveDecline",
+        WithdrawOffer as "WithdrawOffer",
+        HoldRefused as "HoldRefused",
+        BookingConfirmed as "BookingConfirmed",
+        BookingCancelled as "BookingCancelled";
+    PROVIDER: ConsiderLead as "ConsiderLead",
+        HoldSlot as "HoldSlot",
+        ReleaseSlot as "ReleaseSlot",
+        DropOffer as "WithdrawOffer",
+        RecordReview as "RecordReview";
+    BOOKING: Agreed as "Confirm",
+        BookingCancellation as "Cancel",
+        CancelForConsumer as "CancelForConsumer";
 }
 
-impl Message for ToRequest {
-    const TO: &'static str = REQUEST;
-}
+// ---- To a session ----------------------------------------------------------------------------------------------------
 
-impl Message for ToProvider {
-    const TO: &'static str = PROVIDER;
-}
-
-impl Message for ToBooking {
-    const TO: &'static str = BOOKING;
-}
-
-/// What a session is asked.
+/// Word from a request to the session's agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum ToSession {
-    /// Creates the session for the calling user, or opens it again.
-    Open {
-        time_zone: String,
-        locale: String,
-        currency: Option<String>,
-    },
-    SendMessage {
-        content: String,
-        media: Vec<String>,
-    },
-    /// Query, with a lossy publication.
-    Typing {
-        is_typing: bool,
-    },
-    /// `end` ends the session for all devices.
-    Close {
-        end: bool,
-    },
-    /// Internal: another entity's `Effect::notify`.
-    Publish {
-        event: String,
-        data: Value,
-    },
-    /// Internal: how a request is going.
-    RequestProgress {
-        request_id: String,
-        progress: Progress,
-    },
-    /// Internal: a request, or a booking, said no to what the agent asked of it.
-    RequestRefused {
-        request_id: String,
-        asked: AskedOf,
-        reason: String,
-    },
-}
-
-/// What a session asked of a request or a booking, and was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AskedOf {
-    Create,
-    Cancel,
-    Accept,
-    CancelBooking,
+pub struct RequestProgress {
+    pub request_id: String,
+    pub progress: Progress,
 }
 
 /// How a request is going, for the agent to put into words.
@@ -136,80 +97,9 @@ pub enum Progress {
     },
 }
 
-/// What a request is asked.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum ToRequest {
-    Create(Asked),
-    /// Acceptance by the consumer.
-    AcceptOffer {
-        offer_id: String,
-    },
-    DeclineOffer {
-        offer_id: String,
-    },
-    Cancel {
-        reason: Option<String>,
-    },
-    /// Query.
-    Get,
-    /// Query that waits until the acceptance of this offer is decided.
-    AwaitAcceptance {
-        offer_id: String,
-    },
-    /// Internal: the session's agent accepts for its user.
-    AcceptPick {
-        pick: Pick,
-    },
-    /// Internal: the outcome of the matching run.
-    TakeMatches {
-        candidates: Vec<Scored>,
-    },
-    MatchFailed {
-        error: String,
-    },
-    RetryMatch,
-    /// Internal: a provider's agent.
-    ReceiveOffer {
-        offer: Offer,
-    },
-    ReceiveDecline {
-        provider_id: String,
-        decline: Decline,
-    },
-    WithdrawOffer {
-        offer_id: String,
-        #[serde(default)]
-        reason: Option<String>,
-    },
-    HoldRefused {
-        offer_id: String,
-        booking_id: String,
-        reason: String,
-    },
-    /// Internal: the booking.
-    BookingConfirmed {
-        booking_id: String,
-        offer_id: String,
-    },
-    BookingCancelled {
-        booking_id: String,
-        by: Party,
-    },
-    /// Internal: timers, and commands that could not be delivered.
-    ExpireOffer {
-        offer_id: String,
-    },
-    AcceptanceOverdue {
-        booking_id: String,
-    },
-    AbandonAcceptance {
-        booking_id: String,
-        reason: String,
-    },
-    Expire,
-}
+// ---- To a request ----------------------------------------------------------------------------------------------------
 
-/// The content of a request.
+/// The content of a request, with which it is created.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
     pub consumer_id: String,
@@ -223,6 +113,18 @@ pub struct Asked {
     pub time_zone: String,
 }
 
+/// Acceptance by the consumer, or by their session's agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AcceptOffer {
+    pub offer_id: String,
+}
+
+/// Acceptance by the session's agent, which only older releases send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AcceptPick {
+    pub pick: Pick,
+}
+
 /// Which of the open offers is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -234,47 +136,75 @@ pub enum Pick {
     Nth(u8),
 }
 
-/// What a provider is asked.
+/// The end of the search, by the consumer or their session's agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum ToProvider {
-    /// Enrolment by the owner. `standing` is only for profiles that the node itself seeds.
-    Enroll {
-        owner_id: String,
-        profile: Profile,
-        standing: Option<Reputation>,
-    },
-    /// An update by the owner. The version must be `expected_version`, which the editor saw, or one of `or_versions`.
-    Update {
-        patch: ProfilePatch,
-        expected_version: Option<u64>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        or_versions: Vec<u64>,
-    },
-    /// Query. Profiles are public.
-    Get,
-    /// Internal: a request asks the agent.
-    ConsiderLead {
-        lead: Lead,
-    },
-    HoldSlot(Hold),
-    /// Internal: a request gave up, or a booking was cancelled.
-    ReleaseSlot {
-        booking_id: String,
-    },
-    /// Internal: the request went another way.
-    WithdrawOffer {
-        offer_id: String,
-    },
-    /// Internal: the booking was reviewed.
-    RecordReview {
-        booking_id: String,
-        stars: u8,
-    },
+pub struct RequestCancellation {
+    pub reason: Option<String>,
+}
+
+/// The offer of a provider's agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReceiveOffer {
+    pub offer: Offer,
+}
+
+/// The refusal of a provider's agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReceiveDecline {
+    pub provider_id: String,
+    pub decline: Decline,
+}
+
+/// The end of an offer, by its provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WithdrawOffer {
+    pub offer_id: String,
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The provider's answer to terms that cannot be kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HoldRefused {
+    pub offer_id: String,
+    pub booking_id: String,
+    pub reason: String,
+}
+
+/// The booking's answer to an acceptance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BookingConfirmed {
+    pub booking_id: String,
+    pub offer_id: String,
+}
+
+/// The end of the booking before its start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BookingCancelled {
+    pub booking_id: String,
+    pub by: Party,
+}
+
+/// Who did something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Party {
+    Consumer,
+    Provider,
+    System,
+}
+
+// ---- To a provider ---------------------------------------------------------------------------------------------------
+
+/// A request's question to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConsiderLead {
+    pub lead: Lead,
 }
 
 /// The terms of an accepted offer, as the request received them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Hold {
+pub struct HoldSlot {
     pub booking_id: String,
     pub offer_id: String,
     pub request_id: String,
@@ -288,37 +218,28 @@ pub struct Hold {
     pub expires_at: Timestamp,
 }
 
-/// What a booking is asked.
+/// The end of a hold: a request gave up, or a booking was cancelled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum ToBooking {
-    /// Internal: the provider holds the time.
-    Confirm(Box<Agreed>),
-    /// Cancellation by either party, before the start. Internal: also by an abandoned acceptance.
-    Cancel {
-        reason: Option<String>,
-    },
-    /// Internal: the session's agent cancels for its user.
-    CancelForConsumer {
-        reason: Option<String>,
-    },
-    /// The consumer's review, once the booking is completed.
-    Review {
-        rating: u8,
-        comment: Option<String>,
-    },
-    /// A no-show, reported by the provider's owner, from the start until a day after the end.
-    MarkNoShow,
-    /// Query by the parties.
-    Get,
-    /// Internal: timers.
-    Remind {
-        hours_before: u8,
-    },
-    Start,
-    Complete,
+pub struct ReleaseSlot {
+    pub booking_id: String,
 }
 
-/// The terms that both sides agreed on.
+/// The end of an offer, whose request went another way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DropOffer {
+    pub offer_id: String,
+}
+
+/// The stars of a booking that was reviewed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordReview {
+    pub booking_id: String,
+    pub stars: u8,
+}
+
+// ---- To a booking ----------------------------------------------------------------------------------------------------
+
+/// The terms that both sides agreed on, once the provider holds the time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreed {
     pub request_id: String,
@@ -334,11 +255,14 @@ pub struct Agreed {
     pub ends_at: Timestamp,
 }
 
-/// Who did something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Party {
-    Consumer,
-    Provider,
-    System,
+/// Cancellation by either party before the start, or because the acceptance was abandoned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BookingCancellation {
+    pub reason: Option<String>,
+}
+
+/// Cancellation by the agent of the consumer's session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CancelForConsumer {
+    pub reason: Option<String>,
 }

@@ -12,7 +12,8 @@ use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity}
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::messages::{
-    Agreed, BOOKING, Hold, PROVIDER, REQUEST, ToBooking, ToRequest,
+    Agreed, BOOKING, BookingCancellation, ConsiderLead, DropOffer, HoldRefused, HoldSlot, PROVIDER,
+    REQUEST, ReceiveDecline, ReceiveOffer, RecordReview, ReleaseSlot, WithdrawOffer,
 };
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Decline, Lead, Offer, OfferStatus};
@@ -28,7 +29,6 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use crate::systems::marketplace::domain::messages::ToProvider as Command;
 use steps::{consider_lead, enroll, hold_slot, release_slot, update};
 
 /// Most open offers that are remembered. Beyond this, the one that expires first is forgotten; its slot can still be
@@ -43,6 +43,32 @@ const PROJECT_EVERY_LEADS: u32 = 16;
 
 #[derive(Debug)]
 pub struct Provider;
+
+/// What a provider is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Enrolment by the owner. `standing` is only for profiles that the node itself seeds.
+    Enroll {
+        owner_id: String,
+        profile: Profile,
+        standing: Option<Reputation>,
+    },
+    /// An update by the owner. The version must be `expected_version`, which the editor saw, or one of `or_versions`.
+    Update {
+        patch: ProfilePatch,
+        expected_version: Option<u64>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        or_versions: Vec<u64>,
+    },
+    /// Query. Profiles are public.
+    Get,
+    /// Internal: requests and bookings.
+    ConsiderLead(ConsiderLead),
+    HoldSlot(HoldSlot),
+    ReleaseSlot(ReleaseSlot),
+    WithdrawOffer(DropOffer),
+    RecordReview(RecordReview),
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -193,15 +219,19 @@ impl Entity for Provider {
                 update(state, profile, patch, seen, cx)
             }
             Command::Get => Ok(shown(cx.key, state)),
-            Command::ConsiderLead { lead } => Ok(consider_lead(state, profile, lead, cx)),
+            Command::ConsiderLead(ConsiderLead { lead }) => {
+                Ok(consider_lead(state, profile, lead, cx))
+            }
             Command::HoldSlot(hold) => Ok(hold_slot(state, profile, hold, cx)),
-            Command::ReleaseSlot { booking_id } => Ok(release_slot(state, booking_id, cx)),
-            Command::WithdrawOffer { offer_id } => {
+            Command::ReleaseSlot(ReleaseSlot { booking_id }) => {
+                Ok(release_slot(state, booking_id, cx))
+            }
+            Command::WithdrawOffer(DropOffer { offer_id }) => {
                 let known = state.offers.iter().any(|offer| offer.id == offer_id);
                 let event = known.then_some(Event::OfferWithdrawn { offer_id, at: cx.now });
                 Ok(Decision { events: event.into_iter().collect(), ..Decision::reply(Reply::Done) })
             }
-            Command::RecordReview { booking_id, stars } => {
+            Command::RecordReview(RecordReview { booking_id, stars }) => {
                 let stars = stars.clamp(1, 5);
                 let event = Event::ReviewRecorded { booking_id, stars, at: cx.now };
                 Ok(Decision::reply(Reply::Done).event(event))
@@ -308,19 +338,21 @@ impl Entity for Provider {
 fn may(state: &State, command: &Command, caller: &Caller) -> bool {
     match command {
         Command::Enroll { .. } | Command::Update { .. } | Command::Get => true,
-        Command::ConsiderLead { lead } => caller.is_the(REQUEST, &lead.request_id),
+        Command::ConsiderLead(ConsiderLead { lead }) => caller.is_the(REQUEST, &lead.request_id),
         Command::HoldSlot(hold) => caller.is_the(REQUEST, &hold.request_id),
-        Command::WithdrawOffer { offer_id } => {
+        Command::WithdrawOffer(DropOffer { offer_id }) => {
             match state.offers.iter().find(|offer| offer.id == *offer_id) {
                 Some(offer) => caller.is_the(REQUEST, &offer.request_id),
                 None => caller.is_a(REQUEST),
             }
         }
         // Which request holds the time is not kept; the booking's id, which it made, is known to it alone.
-        Command::ReleaseSlot { booking_id } => {
+        Command::ReleaseSlot(ReleaseSlot { booking_id }) => {
             caller.is_the(BOOKING, booking_id) || caller.is_a(REQUEST)
         }
-        Command::RecordReview { booking_id, .. } => caller.is_the(BOOKING, booking_id),
+        Command::RecordReview(RecordReview { booking_id, .. }) => {
+            caller.is_the(BOOKING, booking_id)
+        }
     }
 }
 

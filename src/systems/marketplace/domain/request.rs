@@ -20,8 +20,10 @@ use crate::kernel::entity::{
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::matching::{Criteria, MatchProviders, Matches, Scored};
 use crate::systems::marketplace::domain::messages::{
-    Asked, BOOKING, Hold, PROVIDER, Party, Pick, Progress, REQUEST, SESSION, ToBooking, ToProvider,
-    ToSession,
+    AcceptOffer, AcceptPick, Asked, BOOKING, BookingCancellation, BookingCancelled,
+    BookingConfirmed, ConsiderLead, DropOffer, HoldRefused, HoldSlot, PROVIDER, Party, Pick,
+    Progress, REQUEST, ReceiveDecline, ReceiveOffer, ReleaseSlot, RequestCancellation,
+    RequestProgress, SESSION, WithdrawOffer,
 };
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
@@ -38,7 +40,6 @@ mod steps;
 mod tests;
 mod view;
 
-pub use crate::systems::marketplace::domain::messages::ToRequest as Command;
 pub use rejection::Rejection;
 pub use state::{Acceptance, Answer, AskedProvider, State, Status};
 pub use view::{OfferChanged, OfferMade, OfferRow, RequestView};
@@ -61,6 +62,53 @@ const MATCH_RETRY_S: i64 = 5;
 
 #[derive(Debug)]
 pub struct Request;
+
+/// What a request is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    Create(Asked),
+    AcceptOffer(AcceptOffer),
+    DeclineOffer {
+        offer_id: String,
+    },
+    Cancel(RequestCancellation),
+    /// Query.
+    Get,
+    /// Query that waits until the acceptance of this offer is decided.
+    AwaitAcceptance {
+        offer_id: String,
+    },
+    /// Internal: the session's agent accepts for its user.
+    AcceptPick(AcceptPick),
+    /// Internal: the outcome of the matching run.
+    TakeMatches {
+        candidates: Vec<Scored>,
+    },
+    MatchFailed {
+        error: String,
+    },
+    RetryMatch,
+    /// Internal: a provider's agent.
+    ReceiveOffer(ReceiveOffer),
+    ReceiveDecline(ReceiveDecline),
+    WithdrawOffer(WithdrawOffer),
+    HoldRefused(HoldRefused),
+    /// Internal: the booking.
+    BookingConfirmed(BookingConfirmed),
+    BookingCancelled(BookingCancelled),
+    /// Internal: timers, and messages that could not be delivered.
+    ExpireOffer {
+        offer_id: String,
+    },
+    AcceptanceOverdue {
+        booking_id: String,
+    },
+    AbandonAcceptance {
+        booking_id: String,
+        reason: String,
+    },
+    Expire,
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -171,23 +219,23 @@ impl Entity for Request {
         let draft = Draft::new(state, cx);
         match command {
             Command::Create(_) => Err(Rejection::AlreadyExists),
-            Command::AcceptOffer { offer_id } => accept(draft, &offer_id),
-            Command::AcceptPick { pick } => {
+            Command::AcceptOffer(AcceptOffer { offer_id }) => accept(draft, &offer_id),
+            Command::AcceptPick(AcceptPick { pick }) => {
                 let offer_id = picked(state, pick).ok_or(Rejection::NoOffers)?;
                 accept(draft, &offer_id)
             }
             Command::DeclineOffer { offer_id } => decline_offer(draft, &offer_id),
-            Command::Cancel { reason } => cancel(draft, reason),
+            Command::Cancel(RequestCancellation { reason }) => cancel(draft, reason),
             Command::Get => Ok(draft.reply_request()),
             Command::AwaitAcceptance { offer_id } => await_acceptance(state, &offer_id),
             Command::TakeMatches { candidates } => Ok(take_matches(draft, candidates)),
             Command::MatchFailed { error } => Ok(match_failed(draft, error)),
             Command::RetryMatch => Ok(retry_match(draft)),
-            Command::ReceiveOffer { offer } => receive_offer(draft, offer),
-            Command::ReceiveDecline { provider_id, decline } => {
+            Command::ReceiveOffer(ReceiveOffer { offer }) => receive_offer(draft, offer),
+            Command::ReceiveDecline(ReceiveDecline { provider_id, decline }) => {
                 receive_decline(draft, provider_id, decline)
             }
-            Command::WithdrawOffer { offer_id, reason } => {
+            Command::WithdrawOffer(WithdrawOffer { offer_id, reason }) => {
                 Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferWithdrawn {
                     offer_id,
                     reason,
@@ -197,13 +245,13 @@ impl Entity for Request {
             Command::ExpireOffer { offer_id } => {
                 Ok(end_offer(draft, offer_id, |offer_id, at| Event::OfferExpired { offer_id, at }))
             }
-            Command::HoldRefused { booking_id, reason, .. } => {
+            Command::HoldRefused(HoldRefused { booking_id, reason, .. }) => {
                 Ok(refuse_acceptance(draft, &booking_id, reason))
             }
-            Command::BookingConfirmed { booking_id, offer_id } => {
+            Command::BookingConfirmed(BookingConfirmed { booking_id, offer_id }) => {
                 Ok(confirm(draft, booking_id, offer_id))
             }
-            Command::BookingCancelled { booking_id, by } => {
+            Command::BookingCancelled(BookingCancelled { booking_id, by }) => {
                 Ok(booking_cancelled(draft, booking_id, by))
             }
             Command::AcceptanceOverdue { booking_id } => Ok(overdue(draft, booking_id)),
@@ -304,20 +352,13 @@ impl Entity for Request {
 
     /// Handles an undeliverable command: a lead counts as declined, and a hold is given up.
     fn send_failed(failure: SendFailure) -> Option<Command> {
-        if failure.kind != PROVIDER {
-            return None;
+        if failure.of::<ConsiderLead>().is_some() {
+            let decline = Decline { reason: DeclineReason::Unreachable, lowest_price: None };
+            let provider_id = failure.key;
+            return Some(Command::ReceiveDecline(ReceiveDecline { provider_id, decline }));
         }
-        match serde_json::from_value(failure.command).ok()? {
-            ToProvider::ConsiderLead { .. } => Some(Command::ReceiveDecline {
-                provider_id: failure.key,
-                decline: Decline { reason: DeclineReason::Unreachable, lowest_price: None },
-            }),
-            ToProvider::HoldSlot(hold) => Some(Command::AbandonAcceptance {
-                booking_id: hold.booking_id,
-                reason: failure.reason,
-            }),
-            _ => None,
-        }
+        let HoldSlot { booking_id, .. } = failure.of()?;
+        Some(Command::AbandonAcceptance { booking_id, reason: failure.reason })
     }
 }
 
@@ -358,19 +399,24 @@ fn may(
         None => caller.is_a(PROVIDER),
     };
     let may = match command {
-        Command::Create(_) | Command::Cancel { .. } | Command::Get => consumers("request"),
-        Command::AcceptOffer { .. }
+        Command::Create(_) | Command::Cancel(_) | Command::Get => consumers("request"),
+        Command::AcceptOffer(_)
         | Command::DeclineOffer { .. }
         | Command::AwaitAcceptance { .. } => consumers("offer"),
         // People name the offer.
-        Command::AcceptPick { .. } => caller.user_id().is_none() && consumers("offer"),
-        Command::ReceiveOffer { offer } => caller.is_the(PROVIDER, &offer.provider.id),
-        Command::ReceiveDecline { provider_id, .. } => caller.is_the(PROVIDER, provider_id),
-        Command::WithdrawOffer { offer_id, .. } | Command::HoldRefused { offer_id, .. } => {
-            provider(offer_id)
+        Command::AcceptPick(_) => caller.user_id().is_none() && consumers("offer"),
+        Command::ReceiveOffer(ReceiveOffer { offer }) => {
+            caller.is_the(PROVIDER, &offer.provider.id)
         }
-        Command::BookingConfirmed { booking_id, .. }
-        | Command::BookingCancelled { booking_id, .. } => caller.is_the(BOOKING, booking_id),
+        Command::ReceiveDecline(ReceiveDecline { provider_id, .. }) => {
+            caller.is_the(PROVIDER, provider_id)
+        }
+        Command::WithdrawOffer(WithdrawOffer { offer_id, .. })
+        | Command::HoldRefused(HoldRefused { offer_id, .. }) => provider(offer_id),
+        Command::BookingConfirmed(BookingConfirmed { booking_id, .. })
+        | Command::BookingCancelled(BookingCancelled { booking_id, .. }) => {
+            caller.is_the(BOOKING, booking_id)
+        }
         Command::TakeMatches { .. }
         | Command::MatchFailed { .. }
         | Command::RetryMatch

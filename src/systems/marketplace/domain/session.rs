@@ -18,7 +18,8 @@ use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::language::Understanding;
 use crate::systems::marketplace::domain::messages::{
-    AskedOf, BOOKING, Progress, REQUEST, SESSION, ToBooking, ToRequest,
+    AcceptOffer, AcceptPick, Asked, CancelForConsumer, Progress, REQUEST, RequestCancellation,
+    RequestProgress, SESSION,
 };
 use crate::systems::marketplace::domain::offer::OfferSummary;
 use crate::systems::marketplace::domain::rejection::{Check, FieldError, is_currency, summary};
@@ -35,7 +36,6 @@ mod tests;
 mod view;
 mod words;
 
-pub use crate::systems::marketplace::domain::messages::ToSession as Command;
 pub use announcements::{ChatMessage, ChatResponse, ChatToken, ChatTyping, SessionEnded};
 pub use memory::{Current, Pending};
 pub use view::{MessageRow, MessageView, SessionView};
@@ -50,6 +50,52 @@ pub const MAX_REQUESTS: usize = 8;
 
 #[derive(Debug)]
 pub struct Session;
+
+/// What a session is asked. Names of variants and fields stay: nodes of another release read them too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Creates the session for the calling user, or opens it again.
+    Open {
+        time_zone: String,
+        locale: String,
+        currency: Option<String>,
+    },
+    SendMessage {
+        content: String,
+        media: Vec<String>,
+    },
+    /// Query, with a lossy publication.
+    Typing {
+        is_typing: bool,
+    },
+    /// `end` ends the session for all devices.
+    Close {
+        end: bool,
+    },
+    /// Internal: another entity's `Effect::notify`.
+    Publish {
+        event: String,
+        data: Value,
+    },
+    /// Internal: a request.
+    RequestProgress(RequestProgress),
+    /// Internal: a request, or a booking, said no to what the agent asked of it.
+    RequestRefused {
+        request_id: String,
+        asked: AskedOf,
+        reason: String,
+    },
+}
+
+/// What a session asked of a request or a booking, and was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AskedOf {
+    Create,
+    Cancel,
+    Accept,
+    CancelBooking,
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
@@ -279,7 +325,7 @@ impl Entity for Session {
                 let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }
-            Command::RequestProgress { .. } | Command::RequestRefused { .. } if state.ended => {
+            Command::RequestProgress(_) | Command::RequestRefused { .. } if state.ended => {
                 Ok(Decision::reply(Reply::Done))
             }
             _ if state.ended => Err(Rejection::Ended),
@@ -293,7 +339,7 @@ impl Entity for Session {
                 check_message(&content, &media)?;
                 Ok(talk::answer(state, content, media, cx))
             }
-            Command::RequestProgress { request_id, progress } => {
+            Command::RequestProgress(RequestProgress { request_id, progress }) => {
                 Ok(talk::tell(state, request_id, progress, cx))
             }
             Command::RequestRefused { request_id, asked, reason } => {
@@ -367,18 +413,18 @@ impl Entity for Session {
     }
 
     fn send_failed(failure: SendFailure) -> Option<Command> {
-        let asked = match failure.kind.as_str() {
-            BOOKING => match serde_json::from_value(failure.command).ok()? {
-                ToBooking::CancelForConsumer { .. } => AskedOf::CancelBooking,
-                _ => return None,
-            },
-            REQUEST => match serde_json::from_value(failure.command).ok()? {
-                ToRequest::Create(_) => AskedOf::Create,
-                ToRequest::Cancel { .. } => AskedOf::Cancel,
-                ToRequest::AcceptPick { .. } | ToRequest::AcceptOffer { .. } => AskedOf::Accept,
-                _ => return None,
-            },
-            _ => return None,
+        let accepts =
+            || failure.of::<AcceptOffer>().is_some() || failure.of::<AcceptPick>().is_some();
+        let asked = if failure.of::<CancelForConsumer>().is_some() {
+            AskedOf::CancelBooking
+        } else if failure.of::<Asked>().is_some() {
+            AskedOf::Create
+        } else if failure.of::<RequestCancellation>().is_some() {
+            AskedOf::Cancel
+        } else if accepts() {
+            AskedOf::Accept
+        } else {
+            return None;
         };
         Some(Command::RequestRefused { request_id: failure.key, asked, reason: failure.reason })
     }
@@ -393,7 +439,9 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
         Command::Publish { .. } => {
             caller.is_system() || caller.user_id().is_none() && users("session")
         }
-        Command::RequestProgress { request_id, .. } => caller.is_the(REQUEST, request_id),
+        Command::RequestProgress(RequestProgress { request_id, .. }) => {
+            caller.is_the(REQUEST, request_id)
+        }
         Command::RequestRefused { .. } => caller.is_itself(),
     };
     if may {

@@ -17,6 +17,7 @@ use crate::systems::marketplace::domain::fixtures::{NOW, at};
 use crate::systems::marketplace::domain::matching::{
     Criteria, MatchProviders, Matches, candidate, rank,
 };
+use crate::systems::marketplace::domain::messages::{AcceptOffer, BookingCancellation, DropOffer};
 use crate::systems::marketplace::domain::profile::ProfilePatch;
 use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::request::{self, Request};
@@ -228,7 +229,7 @@ impl World {
     }
 
     fn accept(&mut self, user: &str, request: &str, offer: &str) -> Result<String, String> {
-        let accept = request::Command::AcceptOffer { offer_id: offer.into() };
+        let accept = request::Command::AcceptOffer(AcceptOffer { offer_id: offer.into() });
         self.ask::<Request>(person(user), request, accept).map_err(|no| no.reason().to_owned())?;
         self.deliver();
         let wait = request::Command::AwaitAcceptance { offer_id: offer.into() };
@@ -357,7 +358,8 @@ fn of_many_who_want_the_same_time_one_gets_it() {
         world.requests[request].offers.iter().find(|o| o.provider.id == best).unwrap().id.clone()
     };
     for (user, request) in users.iter().zip(&requests) {
-        let accept = request::Command::AcceptOffer { offer_id: offer_of(&world, request) };
+        let accept =
+            request::Command::AcceptOffer(AcceptOffer { offer_id: offer_of(&world, request) });
         world.ask::<Request>(person(user), request, accept).unwrap();
     }
     world.deliver();
@@ -382,7 +384,7 @@ fn offer_after(change: ProfilePatch, in_flight: bool) -> (World, String, String)
     let offer = world.requests[&request].offers[0].clone();
     if in_flight {
         world.stopped = Some("provider");
-        let accept = request::Command::AcceptOffer { offer_id: offer.id.clone() };
+        let accept = request::Command::AcceptOffer(AcceptOffer { offer_id: offer.id.clone() });
         world.ask::<Request>(person("alice"), &request, accept).unwrap();
         world.deliver();
         world.stopped = None;
@@ -445,7 +447,11 @@ fn a_cancelled_booking_frees_the_time() {
     let offer = world.requests[&request].offers[0].clone();
     let booking = world.accept("alice", &request, &offer.id).unwrap();
     world
-        .ask::<Booking>(person("alice"), &booking, booking::Command::Cancel { reason: None })
+        .ask::<Booking>(
+            person("alice"),
+            &booking,
+            booking::Command::Cancel(BookingCancellation { reason: None }),
+        )
         .unwrap();
     world.deliver();
     world.check();
@@ -465,7 +471,7 @@ fn an_acceptance_that_hangs_is_given_up_without_a_trace_or_goes_through() {
             let mut world = World::new();
             let request = world.request("alice");
             let offer = world.requests[&request].offers[0].id.clone();
-            let accept = request::Command::AcceptOffer { offer_id: offer };
+            let accept = request::Command::AcceptOffer(AcceptOffer { offer_id: offer });
             world.ask::<Request>(person("alice"), &request, accept).unwrap();
             world.stopped = Some(stopped);
             world.deliver();
@@ -493,7 +499,7 @@ fn what_nobody_does_there_is_said() {
     world.ask::<Request>(person("alice"), "req_far", create).unwrap();
     world.deliver();
     assert_eq!(world.requests["req_far"].reason.as_deref(), Some("no_providers"));
-    let hold = provider::Command::WithdrawOffer { offer_id: "off_unknown".into() };
+    let hold = provider::Command::WithdrawOffer(DropOffer { offer_id: "off_unknown".into() });
     let id = world.providers.keys().next().unwrap().clone();
     assert!(world.ask::<Provider>(Caller::Runtime, &id, hold).unwrap().events.is_empty());
 }

@@ -8,6 +8,7 @@ use crate::contract::list::{ListOf, Page, Paging};
 use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::systems::marketplace::domain::booking::{self, Booking, BookingView};
+use crate::systems::marketplace::domain::messages::BookingCancellation;
 use crate::systems::marketplace::views;
 
 /// Lists the bookings of which the caller is a party.
@@ -86,7 +87,7 @@ impl Operation for Cancel {
 
     async fn run(call: &Call, input: CancelBooking) -> Outcome<BookingView> {
         let CancelBooking { booking_id, reason } = input;
-        ask(call, &booking_id, booking::Command::Cancel { reason }).await
+        ask(call, &booking_id, booking::Command::Cancel(BookingCancellation { reason })).await
     }
 }
 

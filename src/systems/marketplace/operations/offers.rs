@@ -10,6 +10,7 @@ use crate::contract::list::{After, Limit, Page, Paging};
 use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::error::AskError;
+use crate::systems::marketplace::domain::messages::AcceptOffer;
 use crate::systems::marketplace::domain::offer::{OfferStatus, OfferView};
 use crate::systems::marketplace::domain::request::{self, OfferRow, Request};
 
@@ -90,7 +91,7 @@ impl Operation for Accept {
         let request_id = shown(call, &offer_id).await?.request_id;
         let meta = call.meta();
         let deadline = meta.deadline;
-        let accept = request::Command::AcceptOffer { offer_id: offer_id.clone() };
+        let accept = request::Command::AcceptOffer(AcceptOffer { offer_id: offer_id.clone() });
         if let request::Reply::Accepted { booking_id } =
             call.ask::<Request>(&request_id, accept, meta).await?
         {

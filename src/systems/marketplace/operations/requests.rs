@@ -9,7 +9,7 @@ use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
-use crate::systems::marketplace::domain::messages::Asked;
+use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::request::{self, Request, RequestView};
 use crate::systems::marketplace::domain::schedule::When;
@@ -193,7 +193,14 @@ impl Operation for Cancel {
         let CancelRequest { request_id: id, reason } = input;
         // The read model is asked first, so that unknown ids do not each load an entity.
         shown(call, &id).await?;
-        match call.ask::<Request>(&id, request::Command::Cancel { reason }, call.meta()).await? {
+        match call
+            .ask::<Request>(
+                &id,
+                request::Command::Cancel(RequestCancellation { reason }),
+                call.meta(),
+            )
+            .await?
+        {
             request::Reply::Request(request) => Ok(*request),
             _ => shown(call, &id).await,
         }

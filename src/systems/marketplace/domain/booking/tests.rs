@@ -44,7 +44,7 @@ fn booking<const N: usize>(more: [Event; N]) -> Given<Booking> {
 }
 
 fn cancel() -> Command {
-    Command::Cancel { reason: Some("ill".into()) }
+    Command::Cancel(BookingCancellation { reason: Some("ill".into()) })
 }
 
 fn review(rating: u8) -> Command {
@@ -128,9 +128,9 @@ fn either_party_cancels_before_the_start() {
         assert_eq!(cancelled(&decision.effects), ["remind_24h", "remind_1h", "start", "complete"]);
         it.when(cancel()).then([]);
     }
-    let long = Command::Cancel { reason: Some("x".repeat(501)) };
+    let long = Command::Cancel(BookingCancellation { reason: Some("x".repeat(501)) });
     booking([]).by_user("alice").when(long).then_rejected("invalid");
-    let tricky = Command::Cancel { reason: Some("ill\u{202E}".into()) };
+    let tricky = Command::Cancel(BookingCancellation { reason: Some("ill\u{202E}".into()) });
     booking([]).by_user("alice").when(tricky).then_rejected("invalid");
 }
 
@@ -222,8 +222,8 @@ fn other_entities_send_their_own_part_only() {
         it.caller = caller;
         it.when(command).result.is_ok()
     };
-    let cancel = || Command::Cancel { reason: None };
-    let for_consumer = || Command::CancelForConsumer { reason: None };
+    let cancel = || Command::Cancel(BookingCancellation { reason: None });
+    let for_consumer = || Command::CancelForConsumer(CancelForConsumer { reason: None });
     assert!(from(Caller::entity("request", "req_1"), cancel()));
     assert!(!from(Caller::entity("request", "req_2"), cancel()), "it made another one");
     assert!(!from(Caller::entity("session", "ses_1"), cancel()));

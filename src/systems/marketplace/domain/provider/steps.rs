@@ -48,10 +48,10 @@ pub(super) fn update(
     let mut decision = changed(state, Event::Updated { profile: new, at: cx.now }, cx);
     for (offer_id, request_id) in gone {
         let reason = Some("offer_withdrawn".into());
-        let withdraw = ToRequest::WithdrawOffer { offer_id: offer_id.clone(), reason };
+        let withdraw = WithdrawOffer { offer_id: offer_id.clone(), reason };
         decision = decision
             .event(Event::OfferWithdrawn { offer_id, at: cx.now })
-            .effect(to_request(request_id, withdraw));
+            .effect(Effect::send(request_id, &withdraw));
     }
     Ok(decision)
 }
@@ -105,27 +105,23 @@ pub(super) fn consider_lead(
             let open = OpenOffer { id, request_id, price, slot, expires_at, job };
             decision
                 .event(Event::OfferMade { offer: open, at: cx.now })
-                .effect(to_request(lead.request_id, ToRequest::ReceiveOffer { offer }))
+                .effect(Effect::send(lead.request_id, &ReceiveOffer { offer }))
         }
         Err(decline) => {
             let request_id = lead.request_id.clone();
             let provider_id = cx.key.into();
-            let answer = ToRequest::ReceiveDecline { provider_id, decline: decline.clone() };
+            let answer = ReceiveDecline { provider_id, decline: decline.clone() };
             decision
                 .event(Event::LeadDeclined { request_id, decline, at: cx.now })
-                .effect(to_request(lead.request_id, answer))
+                .effect(Effect::send(lead.request_id, &answer))
         }
     }
-}
-
-fn to_request(request_id: String, command: ToRequest) -> Effect {
-    Effect::send(request_id, &command)
 }
 
 pub(super) fn hold_slot(
     state: &State,
     profile: &Profile,
-    hold: Hold,
+    hold: HoldSlot,
     cx: &DecideCx<'_>,
 ) -> Decision<Provider> {
     let slot = Span { starts_at: hold.starts_at, ends_at: hold.ends_at };
@@ -136,9 +132,9 @@ pub(super) fn hold_slot(
         refusal(state, profile, &hold, &slot, cx.now)
     };
     if let Some(reason) = refusal {
-        let Hold { offer_id, booking_id, request_id, .. } = hold;
-        let refused = ToRequest::HoldRefused { offer_id, booking_id, reason: reason.into() };
-        return Decision::reply(Reply::Done).effect(to_request(request_id, refused));
+        let HoldSlot { offer_id, booking_id, request_id, .. } = hold;
+        let refused = HoldRefused { offer_id, booking_id, reason: reason.into() };
+        return Decision::reply(Reply::Done).effect(Effect::send(request_id, &refused));
     }
     let taken = slot.with_travel();
     let impossible = state
@@ -147,8 +143,8 @@ pub(super) fn hold_slot(
         .filter(|offer| offer.id != hold.offer_id && offer.slot.overlaps(&taken))
         .map(|offer| {
             let (offer_id, reason) = (offer.id.clone(), Some("slot_taken".into()));
-            let withdraw = ToRequest::WithdrawOffer { offer_id, reason };
-            to_request(offer.request_id.clone(), withdraw)
+            let withdraw = WithdrawOffer { offer_id, reason };
+            Effect::send(offer.request_id.clone(), &withdraw)
         })
         .collect::<Vec<_>>();
     let held = Event::SlotHeld {
@@ -167,7 +163,7 @@ pub(super) fn hold_slot(
 fn refusal(
     state: &State,
     profile: &Profile,
-    hold: &Hold,
+    hold: &HoldSlot,
     slot: &Span,
     now: Timestamp,
 ) -> Option<&'static str> {
@@ -193,7 +189,7 @@ fn refusal(
     }
 }
 
-fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>) -> Effect {
+fn confirmation(state: &State, profile: &Profile, hold: HoldSlot, cx: &DecideCx<'_>) -> Effect {
     let agreed = Agreed {
         request_id: hold.request_id,
         offer_id: hold.offer_id,
@@ -207,7 +203,7 @@ fn confirmation(state: &State, profile: &Profile, hold: Hold, cx: &DecideCx<'_>)
         starts_at: hold.starts_at,
         ends_at: hold.ends_at,
     };
-    Effect::send(hold.booking_id, &ToBooking::Confirm(agreed.into()))
+    Effect::send(hold.booking_id, &agreed)
 }
 
 pub(super) fn release_slot(
@@ -224,6 +220,6 @@ pub(super) fn release_slot(
     if cx.caller.is_the(BOOKING, &booking_id) && !cx.caller.is_itself() {
         return decision;
     }
-    let command = ToBooking::Cancel { reason: Some("acceptance_abandoned".into()) };
-    decision.effect(Effect::send(booking_id, &command))
+    let cancel = BookingCancellation { reason: Some("acceptance_abandoned".into()) };
+    decision.effect(Effect::send(booking_id, &cancel))
 }

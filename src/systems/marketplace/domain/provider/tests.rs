@@ -176,11 +176,11 @@ mod enrolment {
     #[test]
     fn users_cannot_send_what_only_the_system_may() {
         let internal = [
-            Command::ConsiderLead { lead: lead() },
+            Command::ConsiderLead(ConsiderLead { lead: lead() }),
             Command::HoldSlot(hold("bkg_1")),
-            Command::ReleaseSlot { booking_id: "bkg_1".into() },
-            Command::WithdrawOffer { offer_id: "off_1".into() },
-            Command::RecordReview { booking_id: "bkg_1".into(), stars: 5 },
+            Command::ReleaseSlot(ReleaseSlot { booking_id: "bkg_1".into() }),
+            Command::WithdrawOffer(DropOffer { offer_id: "off_1".into() }),
+            Command::RecordReview(RecordReview { booking_id: "bkg_1".into(), stars: 5 }),
         ];
         for command in internal {
             provider([enrolled()]).by_user("mirela").when(command).then_rejected("internal_only");
@@ -194,7 +194,7 @@ mod leads {
     fn consider(it: &mut Given<Provider>, change: impl FnOnce(&mut Lead)) -> Decision<Provider> {
         let mut lead = lead();
         change(&mut lead);
-        it.when(Command::ConsiderLead { lead }).decision()
+        it.when(Command::ConsiderLead(ConsiderLead { lead })).decision()
     }
 
     #[track_caller]
@@ -297,7 +297,7 @@ mod leads {
     #[test]
     fn a_withdrawn_offer_is_forgotten() {
         let mut it = provider([enrolled(), made("off_1", "req_1", START)]);
-        let withdraw = || Command::WithdrawOffer { offer_id: "off_1".into() };
+        let withdraw = || Command::WithdrawOffer(DropOffer { offer_id: "off_1".into() });
         it.when(withdraw()).then([Event::OfferWithdrawn { offer_id: "off_1".into(), at: at(NOW) }]);
         it.when(withdraw()).then([]);
     }
@@ -518,14 +518,14 @@ mod holds {
         let mut past = provider([enrolled()]).at(at(START));
         let decision = past.when(Command::HoldSlot(hold("bkg_1"))).then([]);
         assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_expired");
-        let cheap = Hold { price: eur(3_999), ..hold("bkg_1") };
+        let cheap = HoldSlot { price: eur(3_999), ..hold("bkg_1") };
         let decision = provider([enrolled()]).when(Command::HoldSlot(cheap)).then([]);
         assert_eq!(answer(&decision)["HoldRefused"]["reason"], "offer_withdrawn");
     }
 
     #[test]
     fn nobody_books_themselves() {
-        let own = Hold { consumer_id: "mirela".into(), ..hold("bkg_1") };
+        let own = HoldSlot { consumer_id: "mirela".into(), ..hold("bkg_1") };
         let decision = provider([enrolled()]).when(Command::HoldSlot(own)).then([]);
         assert_eq!(answer(&decision)["HoldRefused"]["reason"], "own_provider");
     }
@@ -557,7 +557,7 @@ mod holds {
         let mut it = provider([enrolled()]);
         it.when(Command::HoldSlot(hold("bkg_1"))).decision();
         it.caller = Caller::entity("booking", "bkg_1");
-        let release = || Command::ReleaseSlot { booking_id: "bkg_1".into() };
+        let release = || Command::ReleaseSlot(ReleaseSlot { booking_id: "bkg_1".into() });
         let decision = it.when(release()).decision();
         assert_eq!(decision.effects, []);
         let rows = Provider::project("prv_1", &it.state, &decision.events);
@@ -572,7 +572,7 @@ mod holds {
         let mut it = provider([enrolled()]);
         it.when(Command::HoldSlot(hold("bkg_1"))).decision();
         it.caller = Caller::entity("booking", "bkg_2");
-        let release = Command::ReleaseSlot { booking_id: "bkg_1".into() };
+        let release = Command::ReleaseSlot(ReleaseSlot { booking_id: "bkg_1".into() });
         it.when(release).then_rejected("internal_only");
         it.caller = Caller::entity("request", "req_2");
         it.when(Command::HoldSlot(hold("bkg_2"))).then_rejected("internal_only");
@@ -583,7 +583,8 @@ mod holds {
         let mut it = provider([enrolled()]);
         it.when(Command::HoldSlot(hold("bkg_1"))).decision();
         it.caller = Caller::entity("request", "req_1");
-        let decision = it.when(Command::ReleaseSlot { booking_id: "bkg_1".into() }).decision();
+        let decision =
+            it.when(Command::ReleaseSlot(ReleaseSlot { booking_id: "bkg_1".into() })).decision();
         let (key, command) = sent(&decision.effects, "booking").remove(0);
         assert_eq!(key, "bkg_1");
         assert!(command.get("Cancel").is_some());
@@ -593,7 +594,7 @@ mod holds {
     fn past_bookings_leave_the_state_with_the_next_one() {
         let mut it = provider([enrolled(), held("bkg_9", "2026-01-12T09:00:00Z")]);
         it.now = at("2026-01-13T08:00:00Z");
-        let fresh = Hold { expires_at: at("2026-01-13T08:30:00Z"), ..hold("bkg_1") };
+        let fresh = HoldSlot { expires_at: at("2026-01-13T08:30:00Z"), ..hold("bkg_1") };
         it.when(Command::HoldSlot(fresh)).decision();
         assert_eq!(it.state.holds.len(), 1);
     }
@@ -622,14 +623,14 @@ mod holds {
             for (booking, slot, length, release) in steps {
                 let booking_id = format!("bkg_{booking}");
                 if release {
-                    it.when(Command::ReleaseSlot { booking_id }).decision();
+                    it.when(Command::ReleaseSlot(ReleaseSlot { booking_id })).decision();
                     continue;
                 }
                 let starts_at = later(at(START), slot * GRID_MINUTES);
                 let ends_at = later(starts_at, length * GRID_MINUTES);
                 let profile = it.state.profile.as_mut().unwrap();
                 profile.services[0].duration_minutes = (length * GRID_MINUTES) as u16;
-                it.when(Command::HoldSlot(Hold { starts_at, ends_at, ..hold(&booking_id) })).decision();
+                it.when(Command::HoldSlot(HoldSlot { starts_at, ends_at, ..hold(&booking_id) })).decision();
                 for (n, a) in it.state.holds.iter().enumerate() {
                     for b in &it.state.holds[n + 1..] {
                         prop_assert!(!a.slot.with_travel().overlaps(&b.slot), "{a:?} {b:?}");
@@ -654,7 +655,7 @@ mod holds {
                 owner_id: "mirela".into(), profile, standing: Reputation::default(), at: at(NOW),
             }]);
             let lead = Lead { budget: Some(eur(budget)), ..lead() };
-            it.when(Command::ConsiderLead { lead }).decision();
+            it.when(Command::ConsiderLead(ConsiderLead { lead })).decision();
             prop_assert_eq!(it.state.offers.is_empty(), budget < floor);
             for offer in &it.state.offers {
                 prop_assert!((floor..=budget).contains(&offer.price.amount_minor));
@@ -667,7 +668,8 @@ mod holds {
 fn reviews_move_the_rating() {
     let mut it = provider([enrolled()]);
     for stars in [5, 4] {
-        it.when(Command::RecordReview { booking_id: "bkg_1".into(), stars }).decision();
+        it.when(Command::RecordReview(RecordReview { booking_id: "bkg_1".into(), stars }))
+            .decision();
     }
     assert_eq!((it.state.standing.rating, it.state.standing.reviews), (4.5, 2));
     let event = Event::ReviewRecorded { booking_id: "bkg_1".into(), stars: 4, at: at(NOW) };
@@ -678,7 +680,7 @@ fn reviews_move_the_rating() {
 #[test]
 fn a_provider_cannot_be_asked_before_it_is_enrolled() {
     let mut nobody = provider([]);
-    nobody.when(Command::ConsiderLead { lead: lead() }).then_rejected("not_found");
+    nobody.when(Command::ConsiderLead(ConsiderLead { lead: lead() })).then_rejected("not_found");
     nobody.caller = Caller::user("x", Role::Operator);
     nobody.when(Command::Get).then_rejected("not_found");
     assert_eq!(five_pm().earliest, at(START));

@@ -78,12 +78,7 @@ impl<'a> Draft<'a> {
     pub(super) fn tell(&mut self, progress: Progress) {
         let Some(session) = self.asked().session_id.clone() else { return };
         let request_id = self.cx.key.to_owned();
-        let command = ToSession::RequestProgress { request_id, progress };
-        self.effect(Effect::send(session, &command));
-    }
-
-    pub(super) fn send_provider(&mut self, provider_id: &str, command: &ToProvider) {
-        self.effect(Effect::send(provider_id, command));
+        self.effect(Effect::send(session, &RequestProgress { request_id, progress }));
     }
 
     pub(super) fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {
@@ -110,7 +105,7 @@ impl<'a> Draft<'a> {
             self.effect(Effect::cancel(offer_timer(&offer_id)));
             self.announce_offer(&offer_id);
             if self.next.booking_of(&offer_id).is_none() {
-                self.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id });
+                self.effect(Effect::send(provider_id, &DropOffer { offer_id }));
             }
         }
     }

@@ -72,7 +72,7 @@ pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Dec
             budget: asked.budget,
             score: scored.score,
         };
-        draft.send_provider(&scored.provider_id, &ToProvider::ConsiderLead { lead });
+        draft.effect(Effect::send(scored.provider_id, &ConsiderLead { lead }));
     }
     draft.decision
 }
@@ -110,7 +110,7 @@ pub(super) fn receive_offer(mut draft: Draft<'_>, offer: Offer) -> Decided<Reque
     let wanted = draft.next.status.is_searching() || draft.next.status == Status::Accepting;
     if !wanted {
         let offer_id = offer.id;
-        draft.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id });
+        draft.effect(Effect::send(provider_id, &DropOffer { offer_id }));
         return Ok(draft.decision);
     }
     let offer = Offer { status: OfferStatus::Open, ..offer };
@@ -196,7 +196,7 @@ pub(super) fn decline_offer(mut draft: Draft<'_>, offer_id: &str) -> Decided<Req
     let id = offer_id.to_owned();
     draft.event(Event::OfferDeclined { offer_id: id.clone(), at: draft.cx.now });
     draft.effect(Effect::cancel(offer_timer(offer_id)));
-    draft.send_provider(&provider_id, &ToProvider::WithdrawOffer { offer_id: id });
+    draft.effect(Effect::send(provider_id, &DropOffer { offer_id: id }));
     draft.announce_offer(offer_id);
     draft.settle();
     Ok(draft.reply_request())
@@ -244,7 +244,7 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
     };
     let Some(offer) = draft.next.offer(&offer_id).cloned() else { return };
     let asked = draft.asked().clone();
-    let hold = Hold {
+    let hold = HoldSlot {
         booking_id: booking_id.clone(),
         offer_id,
         request_id: draft.cx.key.into(),
@@ -257,7 +257,7 @@ fn ask_to_hold(draft: &mut Draft<'_>) {
         ends_at: offer.ends_at,
         expires_at: offer.expires_at,
     };
-    draft.send_provider(&offer.provider.id, &ToProvider::HoldSlot(hold));
+    draft.effect(Effect::send(offer.provider.id, &hold));
     let at = in_seconds(draft.cx.now, ACCEPTANCE_TIMEOUT_S);
     draft.schedule("acceptance", at, &Command::AcceptanceOverdue { booking_id });
 }
@@ -323,7 +323,7 @@ pub(super) fn abandon(mut draft: Draft<'_>, booking_id: &str, reason: String) ->
     let offer = draft.next.offer(&acceptance.offer_id);
     if let Some(provider_id) = offer.map(|offer| offer.provider.id.clone()) {
         let booking_id = booking_id.into();
-        draft.send_provider(&provider_id, &ToProvider::ReleaseSlot { booking_id });
+        draft.effect(Effect::send(provider_id, &ReleaseSlot { booking_id }));
     }
     refuse_acceptance(draft, booking_id, reason)
 }
@@ -337,8 +337,8 @@ pub(super) fn confirm(
         let ours = draft.next.status == Status::Booked && draft.next.accepts(&booking_id);
         if !ours {
             // The acceptance was already given up, so the booking must not stand.
-            let command = ToBooking::Cancel { reason: Some("acceptance_abandoned".into()) };
-            draft.effect(Effect::send(booking_id, &command));
+            let cancel = BookingCancellation { reason: Some("acceptance_abandoned".into()) };
+            draft.effect(Effect::send(booking_id, &cancel));
         }
         return draft.decision;
     }

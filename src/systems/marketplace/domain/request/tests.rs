@@ -60,24 +60,27 @@ fn open_and(more: Event) -> Vec<Event> {
 }
 
 fn accept(offer_id: &str) -> Command {
-    Command::AcceptOffer { offer_id: offer_id.into() }
+    Command::AcceptOffer(AcceptOffer { offer_id: offer_id.into() })
 }
 
 fn declined(provider: &str, reason: DeclineReason, lowest: Option<i64>) -> Command {
     let decline = Decline { reason, lowest_price: lowest.map(eur) };
-    Command::ReceiveDecline { provider_id: provider.into(), decline }
+    Command::ReceiveDecline(ReceiveDecline { provider_id: provider.into(), decline })
 }
 
 fn hold_refused() -> Command {
-    Command::HoldRefused {
+    Command::HoldRefused(HoldRefused {
         offer_id: "off_1".into(),
         booking_id: "bkg_1".into(),
         reason: "slot_taken".into(),
-    }
+    })
 }
 
 fn booking_confirmed() -> Command {
-    Command::BookingConfirmed { booking_id: "bkg_1".into(), offer_id: "off_1".into() }
+    Command::BookingConfirmed(BookingConfirmed {
+        booking_id: "bkg_1".into(),
+        offer_id: "off_1".into(),
+    })
 }
 
 fn status_of(given: &Given<Request>, offer_id: &str) -> OfferStatus {
@@ -236,7 +239,7 @@ mod offers {
     #[test]
     fn the_first_offer_opens_the_request() {
         let mut it = request([created(), matched(&["prv_1", "prv_2"])]);
-        let command = Command::ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) };
+        let command = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) });
         let decision = it.when(command).then([offered("off_1", "prv_1", 5_000)]);
         assert_eq!(it.state.status, Status::Open);
         assert_eq!(notified(&decision.effects), ["alice request:updated", "alice offer:new"]);
@@ -249,7 +252,7 @@ mod offers {
     #[test]
     fn an_offer_is_shown_with_its_provider_and_the_parts_of_its_score() {
         let mut it = request([created(), matched(&["prv_1"])]);
-        let command = Command::ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) };
+        let command = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) });
         let decision = it.when(command).decision();
         let new = decision.effects.iter().find_map(|effect| match effect {
             Effect::Notify { publication, .. } if publication.event == "offer:new" => {
@@ -274,7 +277,7 @@ mod offers {
     fn when_all_have_answered_the_session_hears_of_the_cheapest() {
         let mut events = open();
         events.pop();
-        let command = Command::ReceiveOffer { offer: offer("off_2", "prv_2", 4_500) };
+        let command = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_2", "prv_2", 4_500) });
         let decision = request(events).when(command).decision();
         let told = &sent(&decision.effects, "session")[0].1["RequestProgress"]["progress"];
         assert_eq!(told["AllAnswered"]["offers"], 2);
@@ -284,9 +287,9 @@ mod offers {
 
     #[test]
     fn only_who_was_asked_may_offer_and_only_once() {
-        let stranger = Command::ReceiveOffer { offer: offer("off_3", "prv_3", 1) };
+        let stranger = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_3", "prv_3", 1) });
         request(open()).when(stranger).then_rejected("not_asked");
-        let again = Command::ReceiveOffer { offer: offer("off_3", "prv_1", 1) };
+        let again = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_3", "prv_1", 1) });
         request(open()).when(again).then([]);
         request(open())
             .when(declined("prv_9", DeclineReason::NoSkill, None))
@@ -297,7 +300,7 @@ mod offers {
     fn an_offer_that_comes_too_late_is_withdrawn() {
         let cancelled = Event::Cancelled { reason: None, at: at(NOW) };
         let mut it = request([created(), matched(&["prv_1"]), cancelled]);
-        let late = Command::ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) };
+        let late = Command::ReceiveOffer(ReceiveOffer { offer: offer("off_1", "prv_1", 5_000) });
         let decision = it.when(late).then([]);
         let to_provider = sent(&decision.effects, "provider");
         assert_eq!(
@@ -323,7 +326,7 @@ mod offers {
     #[test]
     fn a_provider_that_cannot_be_reached_has_declined() {
         let lead = crate::systems::marketplace::domain::fixtures::lead();
-        let command = Effect::send("prv_1", &ToProvider::ConsiderLead { lead });
+        let command = Effect::send("prv_1", &ConsiderLead { lead });
         let Effect::Send { kind, key, command } = command else { unreachable!() };
         let failure = SendFailure { kind: kind.into(), key, command, reason: "dead_letter".into() };
         let expected = declined("prv_1", DeclineReason::Unreachable, None);
@@ -349,9 +352,11 @@ mod offers {
     fn a_provider_withdraws_an_offer_whose_time_is_gone() {
         let mut it = request(open()).by_user("alice");
         it.caller = crate::kernel::entity::Caller::Runtime;
-        let withdraw = |reason: Option<&str>| Command::WithdrawOffer {
-            offer_id: "off_1".into(),
-            reason: reason.map(Into::into),
+        let withdraw = |reason: Option<&str>| {
+            Command::WithdrawOffer(WithdrawOffer {
+                offer_id: "off_1".into(),
+                reason: reason.map(Into::into),
+            })
         };
         it.when(withdraw(None)).decision();
         assert_eq!(status_of(&it, "off_1"), OfferStatus::Unavailable);
@@ -366,8 +371,9 @@ mod offers {
     fn when_all_offers_are_withdrawn_nobody_has_time() {
         let mut it = request([created(), matched(&["prv_1"]), offered("off_1", "prv_1", 5_000)]);
         let reason = Some("offer_withdrawn".into());
-        let decision =
-            it.when(Command::WithdrawOffer { offer_id: "off_1".into(), reason }).decision();
+        let decision = it
+            .when(Command::WithdrawOffer(WithdrawOffer { offer_id: "off_1".into(), reason }))
+            .decision();
         let told =
             &sent(&decision.effects, "session")[0].1["RequestProgress"]["progress"]["Unmatched"];
         assert_eq!(told["reason"], "all_declined");
@@ -411,7 +417,8 @@ mod ends {
     #[test]
     fn the_consumer_cancels() {
         let mut it = request(open()).by_user("alice");
-        let cancel = || Command::Cancel { reason: Some("changed my mind".into()) };
+        let cancel =
+            || Command::Cancel(RequestCancellation { reason: Some("changed my mind".into()) });
         let decision = it.when(cancel()).decision();
         assert_eq!(it.state.status, Status::Cancelled);
         assert_eq!(sent(&decision.effects, "provider").len(), 2);
@@ -421,7 +428,7 @@ mod ends {
         );
         it.when(cancel()).then([]);
         request(open()).by_user("bob").when(cancel()).then_rejected("not_found");
-        let long = Command::Cancel { reason: Some("x".repeat(501)) };
+        let long = Command::Cancel(RequestCancellation { reason: Some("x".repeat(501)) });
         request(open()).by_user("alice").when(long).then_rejected("invalid");
     }
 
@@ -430,7 +437,9 @@ mod ends {
         let mut it = request(open());
         it.when(Command::Expire).then([Event::Expired { at: at(NOW) }]);
         it.when(Command::Expire).then([]);
-        it.by_user("alice").when(Command::Cancel { reason: None }).then_rejected("request_closed");
+        it.by_user("alice")
+            .when(Command::Cancel(RequestCancellation { reason: None }))
+            .then_rejected("request_closed");
     }
 
     #[test]
@@ -451,13 +460,14 @@ mod ends {
             it.caller = caller;
             it.when(command).result.is_ok()
         };
-        let offer_1 = || Command::WithdrawOffer { offer_id: "off_1".into(), reason: None };
+        let offer_1 =
+            || Command::WithdrawOffer(WithdrawOffer { offer_id: "off_1".into(), reason: None });
         assert!(from(Caller::entity("provider", "prv_1"), offer_1()));
         assert!(!from(Caller::entity("provider", "prv_2"), offer_1()), "it is not theirs");
         assert!(!from(Caller::entity("booking", "prv_1"), offer_1()));
         let declined = || declined("prv_3", DeclineReason::NoSkill, None);
         assert!(!from(Caller::entity("provider", "prv_1"), declined()), "not for somebody else");
-        let cancel = || Command::Cancel { reason: None };
+        let cancel = || Command::Cancel(RequestCancellation { reason: None });
         let session = |user: &str| Caller::Entity {
             kind: "session".into(),
             key: "ses_1".into(),
@@ -474,13 +484,13 @@ mod ends {
     #[test]
     fn users_cannot_send_what_only_the_system_may() {
         let internal = [
-            Command::AcceptPick { pick: Pick::Best },
+            Command::AcceptPick(AcceptPick { pick: Pick::Best }),
             Command::TakeMatches { candidates: vec![] },
             Command::MatchFailed { error: String::new() },
             Command::RetryMatch,
-            Command::ReceiveOffer { offer: offer("off_1", "prv_1", 1) },
+            Command::ReceiveOffer(ReceiveOffer { offer: offer("off_1", "prv_1", 1) }),
             declined("prv_1", DeclineReason::NoSkill, None),
-            Command::WithdrawOffer { offer_id: "off_1".into(), reason: None },
+            Command::WithdrawOffer(WithdrawOffer { offer_id: "off_1".into(), reason: None }),
             hold_refused(),
             booking_confirmed(),
             Command::ExpireOffer { offer_id: "off_1".into() },

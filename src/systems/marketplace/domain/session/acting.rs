@@ -10,7 +10,9 @@ use super::talk::{Said, Turn};
 use super::{Current, OfferSummary, Pending, Session, words};
 use crate::kernel::entity::{Decision, Effect};
 use crate::systems::marketplace::domain::language::{self, Thing, Understanding, Which};
-use crate::systems::marketplace::domain::messages::{ToBooking, ToRequest};
+use crate::systems::marketplace::domain::messages::{
+    AcceptOffer, CancelForConsumer, RequestCancellation,
+};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::request::Status;
@@ -132,9 +134,9 @@ impl<'a> Turn<'a> {
     }
 
     fn accept_offer(self, request_id: &str, offer_id: &str) -> Decision<Session> {
-        let command = ToRequest::AcceptOffer { offer_id: offer_id.into() };
+        let accept = AcceptOffer { offer_id: offer_id.into() };
         let data = json!({"request_id": request_id, "offer_id": offer_id});
-        self.effect(Effect::send(request_id, &command)).say(words::accepting(), data)
+        self.effect(Effect::send(request_id, &accept)).say(words::accepting(), data)
     }
 
     fn read_offer_back(self, request: &Current, offer: &OfferSummary) -> Decision<Session> {
@@ -256,15 +258,15 @@ impl<'a> Turn<'a> {
     }
 
     fn cancel_request(self, request_id: &str) -> Decision<Session> {
-        let command = ToRequest::Cancel { reason: None };
+        let cancel = RequestCancellation { reason: None };
         let data = json!({"request_id": request_id});
-        self.effect(Effect::send(request_id, &command)).say(words::cancelling(), data)
+        self.effect(Effect::send(request_id, &cancel)).say(words::cancelling(), data)
     }
 
     fn cancel_booking(self, request_id: &str, booking_id: &str) -> Decision<Session> {
-        let command = ToBooking::CancelForConsumer { reason: None };
+        let cancel = CancelForConsumer { reason: None };
         let data = json!({"request_id": request_id, "booking_id": booking_id});
-        self.effect(Effect::send(booking_id, &command)).say(words::cancelling_booking(), data)
+        self.effect(Effect::send(booking_id, &cancel)).say(words::cancelling_booking(), data)
     }
 
     fn read_cancelling_back(self, request: &Current, live: &Live<'_>) -> Decision<Session> {

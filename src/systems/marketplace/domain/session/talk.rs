@@ -11,7 +11,7 @@ use crate::kernel::private::Private;
 use crate::systems::marketplace::domain::language::{
     self, About, Home, Intent, Thing, Understanding,
 };
-use crate::systems::marketplace::domain::messages::{Asked, ToRequest};
+use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
 use crate::systems::marketplace::domain::request::Status;
 
 /// One message, and the decision that is made of it.
@@ -204,8 +204,8 @@ impl Turn<'_> {
 
     /// Another request in the place of an open one.
     pub fn replace(self, request_id: String, changed: Understanding) -> Decision<Session> {
-        let command = ToRequest::Cancel { reason: Some("changed".into()) };
-        let effect = Effect::send(request_id.as_str(), &command);
+        let cancel = RequestCancellation { reason: Some("changed".into()) };
+        let effect = Effect::send(request_id.as_str(), &cancel);
         let Some(asked) = self.asked(&changed) else { return self.unclear() };
         self.effect(effect).start(asked, changed, Some(request_id))
     }
@@ -255,9 +255,8 @@ impl Turn<'_> {
             asked: Some(known.into()),
             replaces,
         };
-        let create = ToRequest::Create(asked);
         self.event(started)
-            .effect(Effect::send(request_id.as_str(), &create))
+            .effect(Effect::send(request_id.as_str(), &asked))
             .say(content, json!({"request_id": request_id}))
     }
 

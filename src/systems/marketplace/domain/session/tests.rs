@@ -91,7 +91,7 @@ fn message(content: &str) -> Command {
 }
 
 fn progress(progress: Progress) -> Command {
-    Command::RequestProgress { request_id: "req_1".into(), progress }
+    Command::RequestProgress(RequestProgress { request_id: "req_1".into(), progress })
 }
 
 fn summary() -> OfferSummary {
@@ -667,7 +667,7 @@ mod following {
             command: crate::kernel::entity::to_value(command),
             reason: "no_offers".into(),
         };
-        let accept = request::Command::AcceptPick { pick: Pick::Cheapest };
+        let accept = request::Command::AcceptPick(AcceptPick { pick: Pick::Cheapest });
         let expected = Command::RequestRefused {
             request_id: "req_1".into(),
             asked: AskedOf::Accept,

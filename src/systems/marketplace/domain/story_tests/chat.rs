@@ -76,7 +76,7 @@ fn when_the_provider_cancels_request_and_chat_know() {
     world.say_all(&[HAIRCUT, "the cheapest"]);
     let (id, booking) = world.bookings.iter().next().unwrap();
     let (id, owner) = (id.clone(), booking.agreed.as_ref().unwrap().provider_owner_id.clone());
-    let cancel = booking::Command::Cancel { reason: None };
+    let cancel = booking::Command::Cancel(BookingCancellation { reason: None });
     world.ask::<Booking>(person(&owner), &id, cancel).unwrap();
     world.deliver();
     let request = world.of(Service::Haircut)[0];

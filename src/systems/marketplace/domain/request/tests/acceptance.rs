@@ -26,12 +26,13 @@ fn accepting_again_is_the_same_acceptance_and_another_is_a_conflict() {
     assert_eq!(decision.reply, Some(Reply::Accepting { booking_id: "bkg_1".into() }));
     assert_eq!(decision.effects, []);
     it.when(accept("off_2")).then_rejected("already_accepting");
-    it.when(Command::Cancel { reason: None }).then_rejected("already_accepting");
+    it.when(Command::Cancel(RequestCancellation { reason: None }))
+        .then_rejected("already_accepting");
     Request::evolve(&mut it.state, &booked("off_1"));
     let decision = it.when(accept("off_1")).then([]);
     assert_eq!(decision.reply, Some(Reply::Accepted { booking_id: "bkg_1".into() }));
     it.when(accept("off_2")).then_rejected("already_booked");
-    it.when(Command::Cancel { reason: None }).then_rejected("already_booked");
+    it.when(Command::Cancel(RequestCancellation { reason: None })).then_rejected("already_booked");
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn only_the_consumer_accepts_and_only_what_stands() {
 #[test]
 fn the_agent_accepts_what_the_user_means() {
     let picked = |pick| {
-        let decision = request(open()).when(Command::AcceptPick { pick }).decision();
+        let decision = request(open()).when(Command::AcceptPick(AcceptPick { pick })).decision();
         let Event::AcceptanceStarted { offer_id, .. } = &decision.events[0] else { panic!() };
         offer_id.clone()
     };
@@ -55,9 +56,11 @@ fn the_agent_accepts_what_the_user_means() {
     assert_eq!(picked(Pick::Best), "off_1");
     assert_eq!(picked(Pick::Nth(2)), "off_2");
     for pick in [Pick::Nth(0), Pick::Nth(3)] {
-        request(open()).when(Command::AcceptPick { pick }).then_rejected("no_offers");
+        request(open()).when(Command::AcceptPick(AcceptPick { pick })).then_rejected("no_offers");
     }
-    request([created()]).when(Command::AcceptPick { pick: Pick::Best }).then_rejected("no_offers");
+    request([created()])
+        .when(Command::AcceptPick(AcceptPick { pick: Pick::Best }))
+        .then_rejected("no_offers");
 }
 
 #[test]
