@@ -9,14 +9,14 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Log, LogFormat};
 
 pub fn filter(log: &Log) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
-    // It says a line or two for every request, which `rmcp=info` brings back.
-    EnvFilter::try_new(format!("rmcp=warn,{}", log.level))
+    // It says a line or two for every request, also of a client that is wrong. `rmcp=info` brings them back.
+    EnvFilter::try_new(format!("rmcp=error,{}", log.level))
 }
 
 /// Logs go to standard error: standard output belongs to what a command answers.
 pub fn init_logs(log: &Log) {
     // What cannot be read was refused before a node starts.
-    let filter = filter(log).unwrap_or_else(|_| EnvFilter::new("rmcp=warn,info"));
+    let filter = filter(log).unwrap_or_else(|_| EnvFilter::new("rmcp=error,info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let format = log.format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rmcp::model::{JsonObject, Tool, ToolAnnotations};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::contract::operation::ToolEffect;
 use crate::contract::{Declared, System};
@@ -44,14 +44,14 @@ fn shown(
     effect: ToolEffect,
     description: Option<&'static str>,
 ) -> Tool {
-    let mut input = object(operation.input_schema());
+    let mut input = object(operation.input_schema(), Nulls::Dropped);
     // The user is the token's. Other doors have the field for their paths.
     if let Some(Value::Object(fields)) = input.get_mut("properties") {
         fields.remove("user_id");
     }
     let words = description.unwrap_or(operation.meta.summary);
     let mut tool = Tool::new(name, words, Arc::new(input));
-    tool.output_schema = Some(Arc::new(object(operation.answer_schema())));
+    tool.output_schema = Some(Arc::new(object(operation.answer_schema(), Nulls::Kept)));
     tool.annotations = Some(
         ToolAnnotations::new()
             .read_only(effect == ToolEffect::ReadOnly)
@@ -62,31 +62,56 @@ fn shown(
     tool
 }
 
-fn object(mut schema: Value) -> JsonObject {
-    without_sizes(&mut schema);
+fn object(mut schema: Value, nulls: Nulls) -> JsonObject {
+    make_portable(&mut schema, nulls);
     let Value::Object(schema) = schema else { panic!("inputs and answers of tools are objects") };
     schema
 }
 
-/// Removes the formats of numbers, such as `uint64`: they are OpenAPI's, and clients warn of what they do not know.
-fn without_sizes(schema: &mut Value) {
-    match schema {
-        Value::Object(fields) => {
-            let is_size = |format: &Value| {
-                let format = format.as_str().unwrap_or_default();
-                ["int", "uint", "float", "double"].iter().any(|size| {
-                    let rest = format.strip_prefix(size);
-                    rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
-                })
-            };
-            if fields.get("format").is_some_and(is_size) {
-                fields.remove("format");
-            }
-            fields.values_mut().for_each(without_sizes);
+/// What becomes of a type that may be null.
+#[derive(Clone, Copy)]
+enum Nulls {
+    /// It is left out of an input: a field that may be null may also be absent, and some models know no other way.
+    Dropped,
+    /// It stays in an answer.
+    Kept,
+}
+
+/// Writes a schema in the words that all clients know: no formats of OpenAPI's numbers, such as `uint64`, and one type
+/// a schema.
+fn make_portable(schema: &mut Value, nulls: Nulls) {
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Array(items) => {
+            items.iter_mut().for_each(|item| make_portable(item, nulls));
+            return;
         }
-        Value::Array(items) => items.iter_mut().for_each(without_sizes),
-        _ => {}
+        _ => return,
+    };
+    let is_size = |format: &Value| {
+        let format = format.as_str().unwrap_or_default();
+        ["int", "uint", "float", "double"].iter().any(|size| {
+            let rest = format.strip_prefix(size);
+            rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
+        })
+    };
+    if fields.get("format").is_some_and(is_size) {
+        fields.remove("format");
     }
+    if let Some(Value::Array(kinds)) = fields.get("type")
+        && let [kind, null] = kinds.as_slice()
+        && null == "null"
+    {
+        let kind = kind.clone();
+        match nulls {
+            Nulls::Dropped => drop(fields.insert("type".into(), kind)),
+            Nulls::Kept => {
+                fields.remove("type");
+                fields.insert("anyOf".into(), json!([{"type": kind}, {"type": "null"}]));
+            }
+        }
+    }
+    fields.values_mut().for_each(|field| make_portable(field, nulls));
 }
 
 #[cfg(test)]
@@ -121,6 +146,8 @@ mod tests {
                     assert!(whole.pointer(at).is_some(), "{}: {at}", shown.name);
                 }
                 all("format", &whole, &mut found);
+                let of_one_type = |schema: &Value| !schema.to_string().contains("\"type\":[");
+                assert!(of_one_type(&whole), "{}: {whole}", shown.name);
                 // Those that JSON Schema names.
                 let known = ["date", "date-time", "uri", "email", "uuid"];
                 assert!(found.iter().all(|format| known.contains(format)), "{found:?}");

@@ -19,7 +19,7 @@ pub const DISCOVERY_ASSISTANT: AgentPrompt = AgentPrompt {
     ],
     text: "I need this: {wish}. Times are in {time_zone}.\n\n\
         1. If place, time or service are missing, ask me for them; do not guess.\n\
-        2. Call `create_service_request` with my words as `text`. `list_providers` shows who there is, if I want to know.\n\
+        2. Call `create_service_request` with my words in its field text. `list_providers` shows who there is, if I want to know.\n\
         3. Offers come within seconds: call `get_offers` until there are some, a few times at most. Compare them for me by \
         price, time and distance, in a short list, and say which one you would take and why.\n\
         4. Accepting binds me. Call `accept_offer` only after I have said yes to that very offer, and then show me the \
