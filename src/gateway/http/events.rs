@@ -12,7 +12,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -112,12 +112,20 @@ pub async fn events(
         let event = listener.next().await?;
         Some((Ok::<_, Infallible>(event), listener))
     });
+    Ok(event_stream(events, every))
+}
+
+/// Events as a response, with a comment in between where there are none for so long.
+pub fn event_stream(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+    every: Duration,
+) -> Response {
     let mut response =
         Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(every)).into_response();
     // Proxies that buffer responses would hold events back.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    response
 }
 
 /// One event stream. It runs in the connection's task: while the client does not read, no event is taken, new ones wait

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use futures_util::{StreamExt, stream};
@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
+use super::events::event_stream;
 use super::extract::{AuthenticatedUser, Body};
 use crate::contract::input::from_text;
 use crate::contract::operation::{Method, Route};
@@ -220,13 +221,7 @@ fn streamed(operation: &'static Declared, mut call: Call, given: Value) -> Respo
         Some((vec![next], (Some(running), said)))
     });
     let events = events.flat_map(stream::iter).map(Ok::<_, Infallible>);
-    let every = Duration::from_secs(15);
-    let events = Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(every));
-    let mut response = events.into_response();
-    // Proxies that buffer responses would hold events back.
-    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    event_stream(events, Duration::from_secs(15))
 }
 
 /// Most versions in one `If-Match`.
