@@ -17,6 +17,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::limits::{Policy, RateLimiter};
 use crate::persistence::publications::Histories;
+use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
 
 /// The reason of a refusal for want of a scope.
@@ -56,6 +57,7 @@ pub struct Services {
     pub epoch: watch::Receiver<Arc<str>>,
     pub views: Views,
     pub histories: Histories,
+    pub sealed_cache: SealedCache,
 }
 
 impl Services {

@@ -1,5 +1,6 @@
 //! Agents: models that think for people, and what they may spend on it.
 
+pub mod answers;
 pub mod domain;
 pub mod operations;
 pub mod purse;

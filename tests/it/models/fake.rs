@@ -38,6 +38,8 @@ pub enum Does {
     Garbles,
     /// Its content policy.
     Filters,
+    /// Says a piece and has used up its tokens.
+    Cuts(&'static str),
 }
 
 impl Does {
@@ -134,6 +136,7 @@ struct Frames {
     tool: fn(&str, &Value) -> String,
     end: fn(&str) -> String,
     stop: &'static str,
+    cut: &'static str,
     tool_stop: &'static str,
     filtered: &'static str,
 }
@@ -172,6 +175,7 @@ async fn open_ai(
             data(&finish) + &data(&counted) + "data: [DONE]\n\n"
         },
         stop: "stop",
+        cut: "length",
         tool_stop: "tool_calls",
         filtered: "content_filter",
     };
@@ -237,6 +241,7 @@ async fn anthropic(
                 + &data(&json!({"type": "message_stop"}))
         },
         stop: "end_turn",
+        cut: "max_tokens",
         tool_stop: "tool_use",
         filtered: "refusal",
     };
@@ -270,6 +275,7 @@ async fn gemini(
             data(&json!({"candidates": [candidate], "usageMetadata": usage}))
         },
         stop: "STOP",
+        cut: "MAX_TOKENS",
         tool_stop: "STOP",
         filtered: "SAFETY",
     };
@@ -312,6 +318,9 @@ fn answer(inner: Arc<Inner>, does: Does, frames: Frames) -> Response<Body> {
             vec![(Duration::ZERO, Some(text(said))), (pause, Some(String::new()))]
         }
         Does::Garbles => vec![(Duration::ZERO, Some("data: {\"choices\": [{malformed\n\n".into()))],
+        Does::Cuts(said) => {
+            vec![(Duration::ZERO, Some(text(said))), (Duration::ZERO, Some(end(frames.cut)))]
+        }
         Does::Filters => vec![(Duration::ZERO, Some(end(frames.filtered)))],
     };
     streamed(inner, pieces)
