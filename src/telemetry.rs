@@ -98,6 +98,11 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ),
     ("proxie_lease_renewal_seconds", Histogram, "Duration of a renewal of the lease"),
     ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
+    (
+        "proxie_model_answers_total",
+        Counter,
+        "Answers to questions whose answers are kept, by where they came from (the cache or a model)",
+    ),
     ("proxie_model_call_seconds", Histogram, "Duration of calls of language models, by model"),
     ("proxie_model_calls_total", Counter, "Calls of language models, by model and outcome"),
     ("proxie_nodes", Gauge, "Live nodes, as this one sees them"),

@@ -18,6 +18,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::limits::{Policy, RateLimiter};
 use crate::persistence::publications::Histories;
+use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
 
 /// The reason of a refusal for want of a scope.
@@ -59,6 +60,7 @@ pub struct Services {
     pub histories: Histories,
     /// Whatever this node can do.
     pub systems: &'static [&'static System],
+    pub sealed_cache: SealedCache,
 }
 
 impl Services {

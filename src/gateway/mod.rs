@@ -41,6 +41,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
+use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
 
 pub use hosts::{AllowedHost, Hosts};
@@ -199,6 +200,7 @@ pub struct Parts {
     pub presence: Arc<Presence>,
     pub views: Views,
     pub histories: Histories,
+    pub sealed_cache: SealedCache,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
     /// The nodes that count shared limits together.
@@ -244,6 +246,7 @@ impl Gateway {
             presence,
             views,
             histories,
+            sealed_cache,
             auth,
             limiter,
             nodes,
@@ -274,6 +277,7 @@ impl Gateway {
             views,
             histories,
             systems,
+            sealed_cache,
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());

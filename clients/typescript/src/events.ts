@@ -29,6 +29,8 @@ export type AskModel = {
   /** Whether to ask again after a call that may be charged although its answer did not come. Default: no. */
   may_pay_twice?: boolean | null | undefined;
   prompt: Prompt;
+  /** Whether an earlier answer to the same question will do, and this one for later. Default: where the temperature is 0. */
+  reuse?: boolean | null | undefined;
   /** A route or a model of the configuration. Default: its `ai.route`. */
   route?: string | null | undefined;
 };
@@ -129,6 +131,9 @@ export type BudgetLow = {
   budget: Budget;
 };
 
+/** How an earlier answer was found. */
+export type Cached = 'exact';
+
 export type CancelBooking = {
   booking_id: string;
   reason?: string | null | undefined;
@@ -207,6 +212,8 @@ export type CloseSession = {
 
 /** What a model answered. */
 export type Completion = {
+  /** That it was given before, for an equal question of the same person. */
+  cached?: Cached | null;
   calls?: ToolCall[];
   /** Calls of providers that were made for it; 0: it is from a cache. */
   calls_made: number;

@@ -6,11 +6,14 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use crate::cluster::CommandMeta;
 use crate::contract::section::Section;
 use crate::contract::{Declared, Services, System};
 use crate::kernel::agent::{AgentDefinition, AgentTool, MessagePolicy, RunTerms};
 use crate::kernel::chat::Cost;
 use crate::kernel::entity::Scopes;
+use crate::kernel::error::AskError;
+use crate::systems::agents::domain::version::{AgentVersion, Command};
 
 /// Versions that this node knows to be stored.
 const MAX_KNOWN: usize = 10_000;
@@ -47,7 +50,7 @@ pub struct Agents {
     /// Made once the node's operations are known.
     defined: OnceLock<Result<BTreeMap<String, DefinedAgent>, String>>,
     /// Versions that are stored.
-    pub known: Mutex<HashSet<String>>,
+    known: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -77,13 +80,24 @@ impl Agents {
         defined.as_ref().map_err(String::as_str)
     }
 
-    /// Notes that a version is stored.
-    pub fn knows(&self, version: &str) {
+    /// Stores the agent's version, so that runs of it go on where another release runs.
+    pub async fn store(&self, services: &Services, agent: &DefinedAgent) -> Result<(), AskError> {
+        let DefinedAgent { version, definition, .. } = agent;
+        if self.known.lock().contains(version) {
+            return Ok(());
+        }
+        let define = Command::Define(Box::new((**definition).clone()));
+        let stored = services.entities.of::<AgentVersion>(version.as_str());
+        if let Err(rejection) = stored.ask(define, CommandMeta::runtime()).await? {
+            tracing::error!(%rejection, version, "a version of an agent is not taken");
+            return Err(AskError::Internal);
+        }
         let mut known = self.known.lock();
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(version.to_owned());
+        known.insert(version.clone());
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ mod events;
 mod forwarded;
 mod handshakes;
 mod http;
-mod limits;
+pub mod limits;
 mod lists;
 mod operations;
 pub mod outage;

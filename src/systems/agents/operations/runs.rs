@@ -3,7 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::CommandMeta;
 use crate::contract::call::known_id;
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
@@ -11,11 +10,10 @@ use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::PromptMessage;
 use crate::kernel::entity::Entity;
 use crate::kernel::text;
-use crate::systems::agents::definitions::{Agents, DefinedAgent};
+use crate::systems::agents::definitions::Agents;
 use crate::systems::agents::domain::run::{
     AgentRun, Command, Reply, RunDetail, RunView, Start as StartRun,
 };
-use crate::systems::agents::domain::version::{self, AgentVersion};
 
 /// The agents that can be started.
 pub struct ListAgents;
@@ -105,7 +103,7 @@ impl Operation for Start {
         let all = agents(call)?.all(&call.services).map_err(misconfigured)?;
         let agent = all.get(name);
         let agent = agent.ok_or_else(|| Problem::field("/agent", "there is no such agent"))?;
-        store(call, agent).await?;
+        agents(call)?.store(&call.services, agent).await?;
         let start = StartRun {
             agent: name.to_owned(),
             version: agent.version.clone(),
@@ -116,19 +114,6 @@ impl Operation for Start {
         let id = call.new_id("run");
         shown(call.ask::<AgentRun>(&id, Command::Start(Box::new(start)), call.meta()).await?)
     }
-}
-
-/// Stores the agent's version, once.
-async fn store(call: &Call, agent: &DefinedAgent) -> Outcome<()> {
-    let DefinedAgent { version, definition, .. } = agent;
-    let agents = agents(call)?;
-    if agents.known.lock().contains(version) {
-        return Ok(());
-    }
-    let define = version::Command::Define(Box::new((**definition).clone()));
-    call.ask::<AgentVersion>(version, define, CommandMeta::runtime()).await?;
-    agents.knows(version);
-    Ok(())
 }
 
 fn words(text: &str) -> Outcome<PromptMessage> {

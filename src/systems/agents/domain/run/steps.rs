@@ -90,9 +90,18 @@ impl<'a> Steps<'a> {
         self.effects.push(effect);
     }
 
-    fn step(&mut self, kind: StepKind) {
-        let (run_id, turn) = (self.key.to_owned(), self.after.turn);
-        self.announce(&RunStep { run_id, turn, kind, at: self.now });
+    fn step(&self, step: StepKind, tools: Vec<String>) -> RunStep {
+        RunStep {
+            run_id: self.key.to_owned(),
+            turn: self.after.turn,
+            step,
+            text: None,
+            tools,
+            model: None,
+            use_id: None,
+            is_error: false,
+            at: self.now,
+        }
     }
 
     /// Uninterrupted work has a time limit, from here on.
@@ -203,7 +212,8 @@ impl<'a> Steps<'a> {
         let name = one.tool.clone();
         let result = self.message(PromptMessage::Tool { call_id, name: name.clone(), content });
         self.take(Event::Returned { use_id, result, is_error, effect, at: self.now });
-        self.step(StepKind::Returned { use_id, tool: name, is_error });
+        let step = self.step(StepKind::Returned, vec![name]);
+        self.announce(&RunStep { use_id: Some(use_id), is_error, ..step });
     }
 
     /// After people have decided: the time limit runs again, unless more calls wait for them.
@@ -286,7 +296,8 @@ impl<'a> Steps<'a> {
         let message = PromptMessage::Assistant { text: text.clone(), calls };
         let answer = self.message(message);
         let tools = uses.iter().map(|one| one.tool.clone()).collect();
-        self.step(StepKind::Thought { text, tools, model: model.clone() });
+        let step = self.step(StepKind::Thought, tools);
+        self.announce(&RunStep { text: Some(text), model: Some(model.clone()), ..step });
         self.take(Event::Thought { turn, answer, uses, model, usage, cost, repeated, at });
         if let Some(to) = hand_over {
             self.hand_over(to);

@@ -89,18 +89,28 @@ pub struct ApprovalView {
 pub struct RunStep {
     pub run_id: String,
     pub turn: u32,
-    #[serde(flatten)]
-    pub kind: StepKind,
+    pub step: StepKind,
+    /// What the model said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The tools that it asks for, or the one that has returned.
+    pub tools: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The call that has returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_id: Option<u32>,
+    pub is_error: bool,
     pub at: Timestamp,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[serde(tag = "step", rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum StepKind {
-    /// The model has answered, and asks for these tools.
-    Thought { text: String, tools: Vec<String>, model: String },
+    /// The model has answered.
+    Thought,
     /// A call has its result.
-    Returned { use_id: u32, tool: String, is_error: bool },
+    Returned,
 }
 
 impl Announcement for RunStep {
