@@ -21,6 +21,6 @@ pub const SYSTEM: System = System {
     ],
     announcements: &[announcement::<budget::BudgetLow>()],
     views: &[view::<budget::UsageView>()],
-    sections: &[section::<crate::ai::Options>()],
+    sections: &[section::<settings::AiSection>()],
     ..System::new("agents")
 };

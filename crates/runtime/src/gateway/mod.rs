@@ -12,7 +12,7 @@ mod hosts;
 pub mod http;
 mod json;
 mod listening;
-mod mcp;
+pub mod mcp;
 pub mod operations;
 mod origins;
 mod socketio;
