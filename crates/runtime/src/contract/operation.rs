@@ -86,6 +86,8 @@ pub struct Tool {
     pub effect: ToolEffect,
     /// The words for models, where the operation's summary does not do.
     pub description: Option<&'static str>,
+    /// Whether it passes the call's id on as the key by which the service outside recognises a repetition.
+    pub is_keyed: bool,
 }
 
 /// The effect of a tool, by which an agent's host decides whether to ask its person first.
@@ -221,7 +223,7 @@ impl Meta {
 
     /// Offers it to agents.
     pub const fn tool(mut self, name: &'static str, effect: ToolEffect) -> Self {
-        self.tool = Some(Tool { name, effect, description: None });
+        self.tool = Some(Tool { name, effect, description: None, is_keyed: false });
         self
     }
 
@@ -235,6 +237,14 @@ impl Meta {
     pub const fn tool_description(mut self, words: &'static str) -> Self {
         let mut tool = self.tool.expect("the tool is declared before its description");
         tool.description = Some(words);
+        self.tool = Some(tool);
+        self
+    }
+
+    /// Promises that the tool, which reaches outside, passes the call's id on: the service there recognises a repetition by it.
+    pub const fn keyed(mut self) -> Self {
+        let mut tool = self.tool.expect("the tool is declared before its key");
+        tool.is_keyed = true;
         self.tool = Some(tool);
         self
     }
@@ -288,6 +298,7 @@ pub struct Declared {
     pub input: fn(&mut SchemaGenerator) -> Schema,
     pub answer: fn(&mut SchemaGenerator) -> Schema,
     allow: fn(&Call) -> Outcome<()>,
+    check: fn(&Value) -> Outcome<()>,
     run: Run,
 }
 
@@ -298,6 +309,7 @@ pub const fn operation<O: Operation>() -> Declared {
         input: |generator| generator.subschema_for::<O::Input>(),
         answer: |generator| generator.subschema_for::<O::Answer>(),
         allow: allow::<O>,
+        check: |given| input::read::<O::Input>(given).map(drop),
         run: run::<O>,
     }
 }
@@ -311,6 +323,11 @@ impl Declared {
     /// Whether the caller may call it at all, by their role and the scopes of their token.
     pub fn allows(&self, call: &Call) -> bool {
         (self.allow)(call).is_ok()
+    }
+
+    /// Checks an input without running anything: all wrong fields at once.
+    pub fn check(&self, given: &Value) -> Outcome<()> {
+        (self.check)(given)
     }
 
     /// The schema of the input by itself.
