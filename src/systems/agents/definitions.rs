@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::cluster::CommandMeta;
 use crate::contract::section::Section;
+use crate::contract::system::Installed;
 use crate::contract::{Declared, Services, System};
 use crate::kernel::agent::{AgentDefinition, AgentTool, MessagePolicy, RunTerms};
 use crate::kernel::chat::Cost;
@@ -76,7 +77,7 @@ impl Section for AgentSection {
 impl Agents {
     /// All of them by name. `Err`: what is wrong with the configuration.
     pub fn all(&self, services: &Services) -> Result<&BTreeMap<String, DefinedAgent>, &str> {
-        let defined = self.defined.get_or_init(|| define_all(services.systems, &self.options));
+        let defined = self.defined.get_or_init(|| define_all(installed(services), &self.options));
         defined.as_ref().map_err(String::as_str)
     }
 
@@ -102,7 +103,15 @@ impl Agents {
 }
 
 /// A tool of any system, by its name.
-pub fn tool_named(systems: &'static [&'static System], name: &str) -> Option<&'static Declared> {
+pub fn tool_named(services: &Services, name: &str) -> Option<&'static Declared> {
+    find_tool(installed(services), name)
+}
+
+fn installed(services: &Services) -> &'static [&'static System] {
+    services.settings.get::<Installed>().map_or(&[], |installed| installed.0)
+}
+
+fn find_tool(systems: &'static [&'static System], name: &str) -> Option<&'static Declared> {
     let mut operations = systems.iter().flat_map(|system| system.operations);
     operations.find(|operation| operation.meta.tool.is_some_and(|tool| tool.name == name))
 }
@@ -173,7 +182,7 @@ fn define(
     let mut scopes = Vec::new();
     for tool in options.tools.iter().flatten() {
         let unknown = || format!("tools: there is no tool {tool:?}");
-        let operation = tool_named(systems, tool).ok_or_else(unknown)?;
+        let operation = find_tool(systems, tool).ok_or_else(unknown)?;
         let declared = operation.meta.tool.ok_or_else(unknown)?;
         tools.push(AgentTool {
             spec: operation.tool_spec().ok_or_else(unknown)?,

@@ -45,7 +45,7 @@ pub const SYSTEM: System = System {
         announcement::<run::RunDelta>(),
     ],
     views: &[view::<budget::UsageView>(), view::<run::RunView>()],
-    sections: &[section::<crate::ai::Options>(), section::<definitions::AgentSection>()],
+    sections: &[section::<settings::AiSection>(), section::<definitions::AgentSection>()],
     runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
     ..System::new("agents")
 };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proxie::kernel::entity::Role;
+use proxie::systems::agents::settings::AiSection;
 use serde_json::{Value, json};
 
 use super::outside::Outside;
@@ -15,7 +16,7 @@ use crate::support::eventually;
 async fn node(fake: &Fake, outside: &Outside) -> TestNode {
     let (ai, url) = (model(fake.url("v1")), outside.url.clone());
     TestNode::with_systems_and(tools::ALL, |config| {
-        config.systems.set(ai);
+        config.systems.set(AiSection(ai));
         config.systems.set(OutsideSection { url });
     })
     .await

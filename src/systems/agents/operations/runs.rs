@@ -11,9 +11,7 @@ use crate::kernel::chat::PromptMessage;
 use crate::kernel::entity::Entity;
 use crate::kernel::text;
 use crate::systems::agents::definitions::Agents;
-use crate::systems::agents::domain::run::{
-    AgentRun, Command, Reply, RunDetail, RunView, Start as StartRun,
-};
+use crate::systems::agents::domain::run::{AgentRun, Command, Reply, RunDetail, RunOrder, RunView};
 
 /// The agents that can be started.
 pub struct ListAgents;
@@ -104,7 +102,7 @@ impl Operation for Start {
         let agent = all.get(name);
         let agent = agent.ok_or_else(|| Problem::field("/agent", "there is no such agent"))?;
         agents(call)?.store(&call.services, agent).await?;
-        let start = StartRun {
+        let start = RunOrder {
             agent: name.to_owned(),
             version: agent.version.clone(),
             terms: agent.definition.terms,
@@ -191,7 +189,7 @@ impl Operation for Say {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Decision {
+pub struct ApprovalDecision {
     run_id: String,
     use_id: u32,
     /// The hash that was shown with the arguments: what is allowed is this call, and no other.
@@ -206,11 +204,11 @@ impl Operation for Decide {
     const META: Meta =
         Meta::command("run.decide", "Allow what an agent wants to do for you, or do not")
             .post("/v1/runs/{run_id}/decisions/{use_id}");
-    type Input = Decision;
+    type Input = ApprovalDecision;
     type Answer = RunView;
 
-    async fn run(call: &Call, input: Decision) -> Outcome<RunView> {
-        let Decision { run_id, use_id, arguments_hash: arguments, allow } = input;
+    async fn run(call: &Call, input: ApprovalDecision) -> Outcome<RunView> {
+        let ApprovalDecision { run_id, use_id, arguments_hash: arguments, allow } = input;
         let id = known_id(&run_id, AgentRun::KIND)?;
         let decide = Command::Decide { use_id, arguments, allow };
         shown(call.ask::<AgentRun>(id, decide, call.meta()).await?)

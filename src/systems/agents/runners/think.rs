@@ -20,7 +20,7 @@ use crate::kernel::entity::{Caller, Principal, Scopes};
 use crate::kernel::outward::Guarantee;
 use crate::systems::agents::definitions::{Agents, tool_named};
 use crate::systems::agents::domain::run::{
-    AgentRun, Answer, Command, HandOver, ProposedCall, Reply, RunDelta, Think, Thought, Turn,
+    AgentRun, Command, HandOver, ProposedCall, Reply, RunDelta, Think, Thought, Turn, TurnAnswer,
     TurnWork,
 };
 use crate::systems::agents::purse::PersonsPurse;
@@ -194,7 +194,7 @@ async fn answered(
     };
     let calls = calls.into_iter().map(|call| proposed(services, definition, call)).collect();
     let repeated = cx.unfinished;
-    let answer = Answer { text, calls, model, usage, cost, repeated, hand_over };
+    let answer = TurnAnswer { text, calls, model, usage, cost, repeated, hand_over };
     Ok(Thought::Answered(Box::new(answer)))
 }
 
@@ -228,7 +228,7 @@ fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -
         };
         return refused(call, why);
     };
-    let Some(operation) = tool_named(services.systems, &call.name) else {
+    let Some(operation) = tool_named(services, &call.name) else {
         return refused(call, "This tool does not exist any more.".to_owned());
     };
     if !matches!(call.arguments, Value::Object(_)) {

@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{RunStatus, State, ToolUse};
 use crate::kernel::chat::{Cost, Part, PromptMessage};
 use crate::kernel::entity::{Announcement, to_value};
+use crate::kernel::ids::digest;
 use crate::kernel::outward::OutwardEffect;
 use crate::kernel::view::{Listed, View};
 
@@ -180,7 +180,8 @@ pub fn row(key: &str, state: &State) -> RunView {
 }
 
 pub fn detail(key: &str, state: &State) -> RunDetail {
-    let shown = |message: &super::Message| message.reveal().map(spoken).unwrap_or_else(erased);
+    let shown =
+        |message: &super::StoredMessage| message.reveal().map(spoken).unwrap_or_else(erased);
     let approvals = state.waits_for_a_person().map(|one| ApprovalView {
         use_id: one.id,
         tool: one.tool.clone(),
@@ -200,8 +201,7 @@ pub fn detail(key: &str, state: &State) -> RunDetail {
 /// A hash of exactly what a call would do.
 pub fn arguments_of(one: &ToolUse) -> String {
     let arguments = one.call.reveal().map(|call| to_value(&call.arguments));
-    let text = format!("{}\n{}", one.tool, arguments.unwrap_or_default());
-    Sha256::digest(text)[..12].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest(&format!("{}\n{}", one.tool, arguments.unwrap_or_default()))
 }
 
 fn erased() -> SpokenView {

@@ -26,6 +26,7 @@ use crate::kernel::error::ErrorCode;
 
 pub(super) use extract::{AuthenticatedUser, bearer, is_command_id, is_json};
 pub(super) use middleware::{address_key, authenticate, check_origin, count_connection};
+pub use pages::docs_page;
 pub(super) use pages::{Documents, KeepBody, healthz, metrics_page, not_ready};
 
 /// The public router. Each request needs a `ConnectInfo<SocketAddr>` in its extensions.

@@ -143,7 +143,7 @@ fn page(title: &str, body: &str) -> String {
 
 /// The console: an ordinary client that ships with the node.
 pub async fn console(headers: HeaderMap) -> Response {
-    let page = include_str!("../../../clients/console/index.html");
+    let page = include_str!("../../../../../clients/console/index.html");
     let mut response = asset(&headers, "text/html; charset=utf-8", page);
     // It talks to this node, and runs no script but its own.
     let policy = HeaderValue::from_static(
@@ -155,7 +155,11 @@ pub async fn console(headers: HeaderMap) -> Response {
 }
 
 pub async fn console_style(headers: HeaderMap) -> Response {
-    asset(&headers, "text/css; charset=utf-8", include_str!("../../../clients/console/console.css"))
+    asset(
+        &headers,
+        "text/css; charset=utf-8",
+        include_str!("../../../../../clients/console/console.css"),
+    )
 }
 
 /// The script of the console, or of a page that says how to build it (`build.rs`).
@@ -200,7 +204,8 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-fn docs_page(document: &Value) -> String {
+/// The page of an OpenAPI document, in HTML without scripts.
+pub fn docs_page(document: &Value) -> String {
     let empty = serde_json::Map::new();
     let text = |value: &Value| escape(value.as_str().unwrap_or_default());
     let mut body =
@@ -267,18 +272,4 @@ fn docs_page(document: &Value) -> String {
 fn schema_name(of: &Value) -> Option<&str> {
     let content = of["content"].as_object()?.values().next()?;
     content["schema"]["$ref"].as_str()?.rsplit('/').next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_docs_show_every_operation_and_nothing_from_elsewhere() {
-        let page = docs_page(&openapi::document(crate::systems::ALL));
-        for path in ["/v1/requests", "/v1/offers/{id}/accept", "/readyz"] {
-            assert!(page.contains(path), "{path}");
-        }
-        assert!(!page.contains("<script") && !page.contains("http://") && !page.contains("style="));
-    }
 }

@@ -224,35 +224,3 @@ fn responses(summary: &str, status: &str, schema: &Value, reads: bool, edits: bo
     }
     Value::Object(responses)
 }
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    fn references(value: &Value, found: &mut BTreeSet<String>) {
-        match value {
-            Value::Object(fields) => {
-                for (name, field) in fields {
-                    if name == "$ref" {
-                        found.insert(field.as_str().unwrap().rsplit('/').next().unwrap().into());
-                    }
-                    references(field, found);
-                }
-            }
-            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
-            _ => {}
-        }
-    }
-
-    #[test]
-    fn every_reference_is_defined() {
-        let document = document(crate::systems::ALL);
-        let mut found = BTreeSet::new();
-        references(&document, &mut found);
-        let defined: BTreeSet<String> =
-            document["components"]["schemas"].as_object().unwrap().keys().cloned().collect();
-        assert_eq!(found.difference(&defined).collect::<Vec<_>>(), Vec::<&String>::new());
-    }
-}

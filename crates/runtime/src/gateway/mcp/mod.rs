@@ -3,11 +3,12 @@
 //! A tool is an operation that its system offers ([`crate::contract::Meta::tool`]). Nothing is kept between two requests,
 //! in either revision: any node answers any request (ADR 20).
 
+pub mod prompts;
+pub mod resources;
+pub mod tools;
+
 mod manifests;
-mod prompts;
-mod resources;
 mod server;
-mod tools;
 
 use std::sync::Arc;
 

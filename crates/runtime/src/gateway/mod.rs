@@ -12,7 +12,7 @@ mod hosts;
 pub mod http;
 mod json;
 mod listening;
-mod mcp;
+pub mod mcp;
 pub mod operations;
 mod origins;
 mod socketio;
@@ -32,6 +32,7 @@ use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::contract::System;
 use crate::contract::call::{Services, Settings};
 use crate::contract::problem::{Outcome, Problem};
+use crate::contract::system::Installed;
 use crate::gateway::auth::Auth;
 use crate::gateway::operations::Operations;
 use crate::gateway::origins::Origins;
@@ -265,7 +266,7 @@ impl Gateway {
             topics,
             presence,
             clock,
-            settings,
+            settings: settings.with(Installed(systems)),
             connection_lease_s,
             may_read: Box::new(move || ready.store_up() && ready.lease_fresh()),
             limiter: limiter.clone(),
@@ -276,7 +277,6 @@ impl Gateway {
             epoch,
             views,
             histories,
-            systems,
             sealed_cache,
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 fn main() {
-    let console = Path::new("clients/console");
-    println!("cargo::rerun-if-changed=clients/console/dist");
-    println!("cargo::rerun-if-changed=clients/console/unbuilt.js");
+    let console = Path::new("../../clients/console");
+    println!("cargo::rerun-if-changed=../../clients/console/dist");
+    println!("cargo::rerun-if-changed=../../clients/console/unbuilt.js");
     let built = console.join("dist/console.js");
     let script = if built.is_file() { built } else { console.join("unbuilt.js") };
     let out = std::env::var("OUT_DIR").expect("cargo sets it");

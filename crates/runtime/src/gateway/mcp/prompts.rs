@@ -24,8 +24,12 @@ impl Prompts {
         self.0.get(name).copied()
     }
 
+    pub fn all(&self) -> impl Iterator<Item = &'static AgentPrompt> {
+        self.0.values().copied()
+    }
+
     pub fn shown(&self) -> Vec<Prompt> {
-        self.0.values().map(|prompt| shown(prompt)).collect()
+        self.all().map(shown).collect()
     }
 }
 
@@ -37,25 +41,4 @@ fn shown(prompt: &AgentPrompt) -> Prompt {
     };
     let arguments = prompt.fields.iter().map(argument).collect();
     Prompt::new(prompt.name, Some(prompt.summary), Some(arguments))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gateway::mcp::tools::Tools;
-
-    #[test]
-    fn prompts_name_their_fields_and_tools_that_exist() {
-        let systems = crate::systems::ALL;
-        let tools = Tools::of(systems);
-        for prompt in Prompts::of(systems).0.values() {
-            prompt.filled(|_| Some("x")).unwrap();
-            let mut named = 0;
-            for tool in prompt.text.split('`').skip(1).step_by(2) {
-                assert!(tools.get(tool).is_some(), "{}: {tool}", prompt.name);
-                named += 1;
-            }
-            assert!(named > 0, "{} names no tool", prompt.name);
-        }
-    }
 }

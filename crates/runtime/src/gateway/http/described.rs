@@ -55,20 +55,3 @@ pub fn resolved<'a>(schema: &'a Value, schemas: &'a Map<String, Value>) -> &'a V
     let name = schema["$ref"].as_str().and_then(|at| at.rsplit('/').next());
     name.and_then(|name| schemas.get(name)).unwrap_or(schema)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::describe;
-
-    /// `schemars` puts a number behind the second of two types that would have the same name.
-    #[test]
-    fn every_shape_has_a_name_of_its_own() {
-        let schemas = describe(crate::systems::ALL).schemas;
-        let taken = |name: &&String| {
-            let plain = name.trim_end_matches(|c: char| c.is_ascii_digit());
-            plain.len() < name.len() && schemas.contains_key(plain)
-        };
-        let twice: Vec<_> = schemas.keys().filter(taken).collect();
-        assert!(twice.is_empty(), "{twice:?}: rename one of each");
-    }
-}

@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
 use super::problem::{Outcome, Problem};
-use super::system::System;
 use crate::cluster::{CommandMeta, Entities, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::{Caller, Entity, Role, Scopes};
@@ -58,8 +57,6 @@ pub struct Services {
     pub epoch: watch::Receiver<Arc<str>>,
     pub views: Views,
     pub histories: Histories,
-    /// Whatever this node can do.
-    pub systems: &'static [&'static System],
     pub sealed_cache: SealedCache,
 }
 
