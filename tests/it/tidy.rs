@@ -512,6 +512,7 @@ fn kernel_and_domain_know_value_crates_only() {
         "ulid",
         "bincode",
         "zeroize",
+        "sha2",
     ];
     let manifest = read(&root().join("Cargo.toml"));
     let dependencies =

@@ -11,6 +11,7 @@ use proxie::kernel::chat::{
 use proxie::persistence::shared::SealedCache;
 use proxie::persistence::vault;
 use proxie::systems::agents::answers::PersonsAnswers;
+use proxie::systems::agents::settings::AiSection;
 use redis::AsyncCommands;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -248,7 +249,7 @@ async fn nodes_share_answers_in_redis_which_shows_nothing_of_them() {
 async fn an_answer_of_before_costs_nothing_and_says_so() {
     let fake = Fake::start().await;
     let ai = money::options(&fake);
-    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let node = TestNode::with(|config| config.systems.set(AiSection(ai))).await;
     let alice = node.user("alice");
     let mut question = money::question();
     question["prompt"]["temperature"] = json!(0);
