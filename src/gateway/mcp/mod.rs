@@ -1,7 +1,7 @@
 //! The door for agents: MCP over Streamable HTTP at `/mcp`, in the revisions 2026-07-28 and 2025-11-25.
 //!
 //! A tool is an operation that its system offers ([`crate::contract::Meta::tool`]). Nothing is kept between two requests,
-//! in either revision: any node answers any request (ADR 20).
+//! in either revision: any node answers any request (ADR 20 and 23).
 
 mod answers;
 mod asking;
