@@ -73,6 +73,8 @@ pub struct RunCx {
     pub principal: Option<Principal>,
     /// When the run is dropped.
     pub deadline: Instant,
+    /// Begins of this run that have had no end, since a node died: what they called for may have happened.
+    pub unfinished: u32,
     running: watch::Receiver<()>,
     topics: Topics,
 }
@@ -203,15 +205,15 @@ impl Runners {
         let Some(_place) = bounded.turn(&now).await else {
             return Ran::PutOff { give_up_after };
         };
-        match self.begins.begin(id, now()).await {
-            Ok(Begun::Yes) => {}
+        let unfinished = match self.begins.begin(id, now()).await {
+            Ok(Begun::Yes { unfinished }) => unfinished,
             Ok(Begun::Gone) => return Ran::Gone,
             Ok(Begun::GivenUp) => return Ran::GivenUp,
             Err(error) => {
                 return again(format!("its begin could not be noted: {error}"));
             }
-        }
-        match bounded.run(id, asker, input).await {
+        };
+        match bounded.run(id, asker, input, unfinished).await {
             Ok(outcome) => Ran::Ended(Ok(outcome)),
             Err(RunError::Final(error)) => Ran::Ended(Err(error)),
             Err(RunError::Retry(error)) => again(error),
@@ -253,13 +255,20 @@ impl Bounded {
         tokio::time::timeout(LONGEST_TURN, turn).await.ok()
     }
 
-    async fn run(&self, id: &str, asker: Asker, input: Value) -> Result<Value, RunError> {
+    async fn run(
+        &self,
+        id: &str,
+        asker: Asker,
+        input: Value,
+        unfinished: u32,
+    ) -> Result<Value, RunError> {
         let RunLimits { timeout, max_outcome_bytes, .. } = self.runner.limits;
         // Dropped with this future.
         let (_running, running) = watch::channel(());
         let Asker { kind, key, principal, topics } = asker;
         let deadline = Instant::now() + timeout;
-        let cx = RunCx { id: id.to_owned(), kind, key, principal, deadline, running, topics };
+        let id = id.to_owned();
+        let cx = RunCx { id, kind, key, principal, deadline, unfinished, running, topics };
         let running =
             AssertUnwindSafe(async { self.runner.run.run(cx, input).await }).catch_unwind();
         let outcome = match tokio::time::timeout(timeout, running).await {

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::host::{AgentHost, HostAnswer, HostQuestion, LogLevel, cannot_ask};
 use super::input;
 use super::problem::{Outcome, Problem};
+use super::system::System;
 use crate::cluster::{CommandMeta, Entities, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::{Caller, Entity, Role, Scopes};
@@ -60,6 +61,8 @@ pub struct Services {
     pub epoch: watch::Receiver<Arc<str>>,
     pub views: Views,
     pub histories: Histories,
+    /// Whatever this node can do.
+    pub systems: &'static [&'static System],
 }
 
 impl Services {

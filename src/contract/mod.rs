@@ -3,6 +3,7 @@
 //! An operation is written down once. Its routes, its events, its documents and the clients' types follow from the
 //! declaration. No door knows a system, no system knows a door (ADR 15).
 
+pub mod assistant;
 pub mod call;
 pub mod connection;
 pub mod content;
@@ -16,6 +17,7 @@ pub mod prompt;
 pub mod runner;
 pub mod section;
 pub mod system;
+pub mod tool;
 pub mod topic;
 pub mod view;
 

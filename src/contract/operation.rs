@@ -101,6 +101,8 @@ pub struct Tool {
     pub effect: ToolEffect,
     /// The words for models, where the operation's summary does not do.
     pub description: Option<&'static str>,
+    /// Whether it passes the call's id on as the key by which the service outside recognises a repetition.
+    pub is_keyed: bool,
 }
 
 /// The effect of a tool, by which an agent's host decides whether to ask its person first.
@@ -242,7 +244,7 @@ impl Meta {
 
     /// Offers it to agents.
     pub const fn tool(mut self, name: &'static str, effect: ToolEffect) -> Self {
-        self.tool = Some(Tool { name, effect, description: None });
+        self.tool = Some(Tool { name, effect, description: None, is_keyed: false });
         self
     }
 
@@ -269,6 +271,14 @@ impl Meta {
     pub const fn tool_description(mut self, words: &'static str) -> Self {
         let mut tool = self.tool.expect("the tool is declared before its description");
         tool.description = Some(words);
+        self.tool = Some(tool);
+        self
+    }
+
+    /// Promises that the tool, which reaches outside, passes the call's id on: the service there recognises a repetition by it.
+    pub const fn keyed(mut self) -> Self {
+        let mut tool = self.tool.expect("the tool is declared before its key");
+        tool.is_keyed = true;
         self.tool = Some(tool);
         self
     }
@@ -324,6 +334,7 @@ pub struct Declared {
     pub answer: fn(&mut SchemaGenerator) -> Schema,
     allow: fn(&Call) -> Outcome<()>,
     complete: Complete,
+    check: fn(&Value) -> Outcome<()>,
     run: Run,
 }
 
@@ -335,6 +346,7 @@ pub const fn operation<O: Operation>() -> Declared {
         answer: |generator| generator.subschema_for::<O::Answer>(),
         allow: allow::<O>,
         complete: |call, field, begun| O::complete(call, field, begun).boxed(),
+        check: |given| input::read::<O::Input>(given).map(drop),
         run: run::<O>,
     }
 }
@@ -354,6 +366,11 @@ impl Declared {
     pub async fn complete(&self, call: &Call, field: &str, begun: &str) -> Outcome<Vec<String>> {
         (self.allow)(call)?;
         (self.complete)(call, field, begun).await
+    }
+
+    /// Checks an input without running anything: all wrong fields at once.
+    pub fn check(&self, given: &Value) -> Outcome<()> {
+        (self.check)(given)
     }
 
     /// The schema of the input by itself.

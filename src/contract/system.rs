@@ -2,6 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
+use super::assistant::Assistant;
 use super::call::Call;
 use super::operation::Declared;
 use super::problem::Outcome;
@@ -21,6 +22,8 @@ pub struct System {
     pub operations: &'static [Declared],
     /// The beginnings of conversations that it offers to agents.
     pub prompts: &'static [AgentPrompt],
+    /// The agents of our own that people start runs of.
+    pub assistants: &'static [Assistant],
     pub topics: &'static [TopicKind],
     /// The events that clients hear on topics.
     pub announcements: &'static [Announced],
@@ -49,6 +52,7 @@ impl System {
             entities: &[],
             operations: &[],
             prompts: &[],
+            assistants: &[],
             topics: &[],
             announcements: &[],
             views: &[],

@@ -273,6 +273,7 @@ impl Gateway {
             epoch,
             views,
             histories,
+            systems,
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());

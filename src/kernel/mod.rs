@@ -2,6 +2,7 @@
 //!
 //! **Architecture invariant:** nothing here is async, reads a clock by itself, or does I/O.
 
+pub mod agent;
 pub mod bucket;
 pub mod chat;
 pub mod clock;
@@ -9,6 +10,7 @@ pub mod codec;
 pub mod entity;
 pub mod error;
 pub mod ids;
+pub mod outward;
 pub mod private;
 pub mod secret;
 pub mod text;

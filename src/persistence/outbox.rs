@@ -76,7 +76,8 @@ pub async fn owing(
 /// Whether a run's outside call may be made.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Begun {
-    Yes,
+    /// So many begins before this one have had no end: their outside calls may have been made.
+    Yes { unfinished: u32 },
     /// Its row is gone, or set aside: somebody else has had the outcome, or an operator was here.
     Gone,
     /// It was begun too often without an end, and is set aside now.
@@ -105,7 +106,7 @@ impl Begins {
                  last_error = case when begun - attempts >= $3
                      then 'it was begun ' || $3 || ' times, and what came of it was never taken' else last_error end
              where id = $1 and dead_at is null
-             returning dead_at is not null",
+             returning dead_at is not null, greatest(begun - 1 - attempts, 0)",
         )
         .bind(id)
         .bind(micros(now))
@@ -114,9 +115,9 @@ impl Begins {
             begin.fetch_optional(connection).await
         })
         .await?;
-        Ok(match row.map(|row| row.get::<bool, _>(0)) {
-            Some(false) => Begun::Yes,
-            Some(true) => Begun::GivenUp,
+        Ok(match row.map(|row| (row.get::<bool, _>(0), row.get::<i32, _>(1))) {
+            Some((false, unfinished)) => Begun::Yes { unfinished: unfinished.unsigned_abs() },
+            Some((true, _)) => Begun::GivenUp,
             None => Begun::Gone,
         })
     }

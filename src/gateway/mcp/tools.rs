@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rmcp::model::{ContentBlock, JsonObject, Resource, Tool, ToolAnnotations};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::resources::contents;
 use crate::contract::content::{self, ContentPart};
@@ -67,14 +67,9 @@ fn shown(
     effect: ToolEffect,
     description: Option<&'static str>,
 ) -> Tool {
-    let mut input = object(operation.input_schema(), Nulls::Dropped);
-    // The user is the token's. Other doors have the field for their paths.
-    if let Some(Value::Object(fields)) = input.get_mut("properties") {
-        fields.remove("user_id");
-    }
     let words = description.unwrap_or(operation.meta.summary);
-    let mut tool = Tool::new(name, words, Arc::new(input));
-    tool.output_schema = Some(Arc::new(object(operation.answer_schema(), Nulls::Kept)));
+    let mut tool = Tool::new(name, words, object(operation.tool_input()));
+    tool.output_schema = Some(object(operation.tool_answer()));
     tool.annotations = Some(
         ToolAnnotations::new()
             .read_only(effect == ToolEffect::ReadOnly)
@@ -85,56 +80,9 @@ fn shown(
     tool
 }
 
-fn object(mut schema: Value, nulls: Nulls) -> JsonObject {
-    make_portable(&mut schema, nulls);
+fn object(schema: Value) -> Arc<JsonObject> {
     let Value::Object(schema) = schema else { panic!("inputs and answers of tools are objects") };
-    schema
-}
-
-/// What becomes of a type that may be null.
-#[derive(Clone, Copy)]
-enum Nulls {
-    /// It is left out of an input: a field that may be null may also be absent, and some models know no other way.
-    Dropped,
-    /// It stays in an answer.
-    Kept,
-}
-
-/// Writes a schema in the words that all clients know: no formats of OpenAPI's numbers, such as `uint64`, and one type
-/// a schema.
-fn make_portable(schema: &mut Value, nulls: Nulls) {
-    let fields = match schema {
-        Value::Object(fields) => fields,
-        Value::Array(items) => {
-            items.iter_mut().for_each(|item| make_portable(item, nulls));
-            return;
-        }
-        _ => return,
-    };
-    let is_size = |format: &Value| {
-        let format = format.as_str().unwrap_or_default();
-        ["int", "uint", "float", "double"].iter().any(|size| {
-            let rest = format.strip_prefix(size);
-            rest.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
-        })
-    };
-    if fields.get("format").is_some_and(is_size) {
-        fields.remove("format");
-    }
-    if let Some(Value::Array(kinds)) = fields.get("type")
-        && let [kind, null] = kinds.as_slice()
-        && null == "null"
-    {
-        let kind = kind.clone();
-        match nulls {
-            Nulls::Dropped => drop(fields.insert("type".into(), kind)),
-            Nulls::Kept => {
-                fields.remove("type");
-                fields.insert("anyOf".into(), json!([{"type": kind}, {"type": "null"}]));
-            }
-        }
-    }
-    fields.values_mut().for_each(|field| make_portable(field, nulls));
+    Arc::new(schema)
 }
 
 #[cfg(test)]

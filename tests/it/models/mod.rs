@@ -1,6 +1,6 @@
 //! Language models: the router, on providers that fail.
 
-mod fake;
+pub mod fake;
 mod independent;
 mod money;
 mod routing;

@@ -1,4 +1,5 @@
-//! What can be asked of models and budgets.
+//! What can be asked of models, budgets and agents.
 
 pub mod models;
+pub mod runs;
 pub mod usage;
