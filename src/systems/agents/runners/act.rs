@@ -83,9 +83,11 @@ fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> 
         plan: None,
         id: format!("{run}-{use_id}"),
         connection: None,
+        host: None,
         counted: true,
         given: serde_json::Value::Null,
         progress: None,
+        host: None,
     }
 }
 
