@@ -1,8 +1,10 @@
 //! A system: everything one folder below `systems/` declares.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 
-use super::call::Call;
+use super::call::{Call, Services};
 use super::operation::Declared;
 use super::problem::Outcome;
 use super::prompt::AgentPrompt;
@@ -32,12 +34,15 @@ pub struct System {
     pub sections: &'static [SectionKind],
     /// Work outside of its entities.
     pub runners: &'static [RunnerKind],
+    /// Work of each node beside what it is asked, for as long as it serves.
+    pub tasks: &'static [NodeTask],
     /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
     pub seed: Option<Seed>,
     /// Whether the caller has something open with another user, which lets them see whether that user is online.
     pub have_dealings: Option<HaveDealings>,
 }
 
+pub type NodeTask = fn(Arc<Services>) -> BoxFuture<'static, ()>;
 pub type Seed = for<'a> fn(&'a Entities, &'a Views) -> BoxFuture<'a, Result<(), String>>;
 pub type HaveDealings = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<bool>>;
 
@@ -55,6 +60,7 @@ impl System {
             migrations: &[],
             sections: &[],
             runners: &[],
+            tasks: &[],
             seed: None,
             have_dealings: None,
         }

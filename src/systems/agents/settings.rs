@@ -1,5 +1,7 @@
 //! What configuration says of models and of what may be spent on them.
 
+use serde::Deserialize;
+
 use crate::ai::ModelRouter;
 use crate::ai::options::Options;
 use crate::contract::section::Section;
@@ -21,5 +23,35 @@ impl Section for Options {
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
         Ok(Models { router, allowance })
+    }
+}
+
+/// The section `[memory]`: what people's agents may remember.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySettings {
+    /// Memories of a person.
+    pub max: i64,
+    /// Of one memory, and of what one is looked for by.
+    pub max_bytes: usize,
+    /// Whoever has fewer has each of them compared; the others' are looked up in an index, which may miss some.
+    pub exact_below: i64,
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self { max: 10_000, max_bytes: 8_192, exact_below: 5_000 }
+    }
+}
+
+impl Section for MemorySettings {
+    const NAME: &'static str = "memory";
+    type Ready = Self;
+
+    fn prepare(&self) -> Result<Self, String> {
+        if self.max_bytes == 0 || self.max_bytes > 65_536 {
+            return Err("memory.max_bytes: must be 1 to 65536".into());
+        }
+        Ok(self.clone())
     }
 }

@@ -1,4 +1,5 @@
-//! What can be asked of models and budgets.
+//! What can be asked of models, budgets and memories.
 
+pub mod memories;
 pub mod models;
 pub mod usage;
