@@ -16,6 +16,7 @@ use crate::app::settings;
 use crate::cluster::skew;
 use crate::config::Config;
 use crate::contract::System;
+use crate::contract::runner::{LateServices, RunnerParts};
 use crate::gateway::auth::{Auth, fresh_key};
 use crate::gateway::door::Door;
 use crate::gateway::{self, Details, Gateway, Parts, Readiness, accept};
@@ -155,7 +156,10 @@ impl Node {
         let (connect, embedded) = open_store(config).await?;
         let pool = store::connect(connect, &settings::store(config)).await?;
         let held = embedded.is_some();
-        let core = start_core(config, systems, &pool, clock.clone(), held, address, &door).await?;
+        let late = LateServices::default();
+        let (views, services) = (Views::new(pool.clone()), late.clone());
+        let parts = RunnerParts { views, clock: clock.clone(), services };
+        let core = start_core(config, systems, &pool, parts, held, address, &door).await?;
         let keys = keys::signing_keys(&pool, fresh_key(), config.auth.token_s).await?;
         let auth = Arc::new(Auth::new(keys.first().context("the store has no signing key")?));
         // Before anything is answered: what was revoked in an earlier life stays so.
@@ -205,6 +209,7 @@ impl Node {
             systems,
         })
         .await?;
+        late.set(&gateway.services);
         let mut tasks = vec![
             tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
@@ -332,14 +337,13 @@ async fn start_core(
     config: &Config,
     systems: &'static [&'static System],
     pool: &PgPool,
-    clock: Clock,
+    parts: RunnerParts,
     data_lock_held: bool,
     address: SocketAddr,
     door: &Door,
 ) -> anyhow::Result<Core> {
-    let views = Views::new(pool.clone());
     let runners = systems.iter().flat_map(|system| system.runners);
-    let runners = runners.map(|runner| (runner.make)(&views, &clock)).collect();
+    let runners = runners.map(|runner| (runner.make)(&parts)).collect();
     let cluster = match config.cluster.enabled {
         true => Some(settings::cluster(config).await?),
         false => None,
@@ -360,7 +364,7 @@ async fn start_core(
         },
         data_lock_held,
         read_ttl: Duration::from_millis(config.cluster.read_ttl_ms),
-        clock,
+        clock: parts.clock,
         clock_limits: skew::SkewLimits {
             warn_ms: config.node.clock_warn_ms,
             limit_ms: config.node.clock_limit_ms,

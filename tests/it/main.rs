@@ -1,10 +1,12 @@
 //! The integration tests: one binary, on real servers that it starts and stops itself.
 
+mod agents;
 mod clients;
 mod cluster;
 mod convergence;
 mod counter;
 mod database;
+mod declared;
 mod documents;
 mod edges;
 mod embedded;

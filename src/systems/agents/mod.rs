@@ -1,21 +1,29 @@
-//! Agents: models that think for people, what they may spend on it, and what they remember.
+//! Agents: models that think for people, what they do for them, what they may spend on it, and what they remember.
 
 pub mod answers;
+pub mod assistants;
+pub mod definitions;
 pub mod domain;
 pub mod embedding;
 pub mod memories;
 pub mod operations;
 pub mod purse;
+pub mod runners;
 pub mod settings;
+pub mod topics;
 pub mod views;
 
 use crate::contract::System;
-use crate::contract::declare::{announcement, entity, operation, section, view};
-use domain::budget;
-use operations::{models, usage};
+use crate::contract::declare::{announcement, entity, operation, runner, section, topic, view};
+use domain::{budget, run, version};
+use operations::{models, runs, usage};
 
 pub const SYSTEM: System = System {
-    entities: &[entity::<budget::Budget>()],
+    entities: &[
+        entity::<budget::Budget>(),
+        entity::<version::AgentVersion>(),
+        entity::<run::AgentRun>(),
+    ],
     operations: &[
         operation::<models::Complete>(),
         operation::<models::List>(),
@@ -26,11 +34,31 @@ pub const SYSTEM: System = System {
         operation::<usage::List>(),
         operation::<usage::GetBudget>(),
         operation::<usage::SetAllowance>(),
+        operation::<runs::ListAgents>(),
+        operation::<runs::Start>(),
+        operation::<runs::Get>(),
+        operation::<runs::List>(),
+        operation::<runs::Say>(),
+        operation::<runs::Decide>(),
+        operation::<runs::Cancel>(),
     ],
-    announcements: &[announcement::<budget::BudgetLow>()],
-    views: &[view::<budget::UsageView>()],
+    assistants: &[assistants::ASSISTANT],
+    topics: &[topic::<topics::RunSteps>()],
+    announcements: &[
+        announcement::<budget::BudgetLow>(),
+        announcement::<run::RunStep>(),
+        announcement::<run::RunWaiting>(),
+        announcement::<run::RunEnded>(),
+        announcement::<run::RunDelta>(),
+    ],
+    views: &[view::<budget::UsageView>(), view::<run::RunView>()],
     migrations: &[(17, "memories", include_str!("migrations/0017_memories.sql"))],
-    sections: &[section::<crate::ai::Options>(), section::<settings::MemorySettings>()],
+    sections: &[
+        section::<settings::AiSection>(),
+        section::<definitions::AgentSection>(),
+        section::<settings::MemorySettings>(),
+    ],
+    runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
     tasks: &[embedding::keep_vectors],
     ..System::new("agents")
 };

@@ -2,8 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::ai::ModelRouter;
-use crate::ai::options::Options;
+use crate::ai::{ModelRouter, Options};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
@@ -13,13 +12,18 @@ pub struct Models {
     pub allowance: Option<Allowance>,
 }
 
-impl Section for Options {
+/// The section `[ai]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct AiSection(pub Options);
+
+impl Section for AiSection {
     const NAME: &'static str = "ai";
     type Ready = Models;
 
     fn prepare(&self) -> Result<Models, String> {
-        let router = ModelRouter::new(self)?;
-        let limit = self.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
+        let router = ModelRouter::new(&self.0)?;
+        let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
         Ok(Models { router, allowance })

@@ -1,6 +1,6 @@
 //! The runner that looks for providers: candidates from the read models, ranked by the domain.
 
-use crate::contract::runner::{RunCx, RunError, Runner, SystemRunner};
+use crate::contract::runner::{RunCx, RunError, Runner, RunnerParts, SystemRunner};
 use crate::kernel::clock::Clock;
 use crate::kernel::entity::to_value;
 use crate::persistence::views::Views;
@@ -13,8 +13,8 @@ pub struct Matcher {
 }
 
 impl SystemRunner for Matcher {
-    fn new(views: &Views, clock: &Clock) -> Self {
-        Self { views: views.clone(), clock: clock.clone() }
+    fn new(parts: &RunnerParts) -> Self {
+        Self { views: parts.views.clone(), clock: parts.clock.clone() }
     }
 }
 

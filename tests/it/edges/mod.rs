@@ -75,12 +75,20 @@ impl TestNode {
     }
 
     pub async fn with_systems(systems: &'static [&'static System]) -> Self {
+        Self::with_systems_and(systems, |_| {}).await
+    }
+
+    pub async fn with_systems_and(
+        systems: &'static [&'static System],
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config::default();
         let database = support::database().await;
         config.persistence.database_url = database.to_url_lossy().to_string().into();
         config.persistence.allow_fsync_off = true;
         config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
+        change(&mut config);
         let clock = Clock::System;
         let node = Node::start_systems(&config, clock.clone(), systems).await.unwrap();
         Self { node, config, clock }

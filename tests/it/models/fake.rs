@@ -22,6 +22,10 @@ pub enum Does {
     Says(Vec<&'static str>, Duration),
     /// Asks for a tool.
     Calls(&'static str, Value),
+    /// Asks for several tools at once, over OpenAI's wire.
+    CallsAll(Vec<(&'static str, Value)>),
+    /// What follows from the question.
+    Decides(fn(&Value) -> Does),
     /// Answers with a status, a body and `Retry-After`.
     Refuses(u16, &'static str, Option<&'static str>),
     /// Says a piece and closes, with no sign of an end.
@@ -141,10 +145,14 @@ impl Fake {
 
 impl Inner {
     async fn next(&self, model: &str, body: Value, key: Option<String>) -> Does {
-        self.journal.lock().push(Asked { model: model.into(), body, key });
+        let asked = Asked { model: model.into(), body, key };
+        self.journal.lock().push(asked.clone());
         let scripted = self.script.lock().pop_front();
         let does = scripted.or_else(|| self.otherwise.lock().clone());
-        let does = does.unwrap_or(Does::say("yes"));
+        let does = match does.unwrap_or(Does::say("yes")) {
+            Does::Decides(decide) => decide(&asked.body),
+            does => does,
+        };
         if matches!(does, Does::Silent) {
             std::future::pending::<()>().await;
         }
@@ -155,7 +163,7 @@ impl Inner {
 /// The frames of one wire.
 struct Frames {
     text: fn(&str) -> String,
-    tool: fn(&str, &Value) -> String,
+    tool: fn(usize, &str, &Value) -> String,
     end: fn(&str) -> String,
     stop: &'static str,
     cut: &'static str,
@@ -179,10 +187,10 @@ async fn open_ai(
     let does = inner.next(&model, body, key(&headers)).await;
     const FRAMES: Frames = Frames {
         text: |text| data(&json!({"choices": [{"index": 0, "delta": {"content": text}}]})),
-        tool: |name, arguments| {
+        tool: |n, name, arguments| {
             let function = json!({"name": name, "arguments": arguments.to_string()});
-            let call =
-                json!({"index": 0, "id": "call_1", "type": "function", "function": function});
+            let id = format!("call_{}", n + 1);
+            let call = json!({"index": n, "id": id, "type": "function", "function": function});
             data(&json!({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}))
         },
         end: |reason| {
@@ -267,7 +275,7 @@ async fn anthropic(
                 + "event: content_block_delta\n"
                 + &data(&delta)
         },
-        tool: |name, arguments| {
+        tool: |_, name, arguments| {
             let usage = json!({
                 "input_tokens": INPUT - CACHED, "cache_read_input_tokens": CACHED, "output_tokens": 1,
             });
@@ -316,7 +324,7 @@ async fn gemini(
     let does = inner.next(model, serde_json::from_slice(&body).unwrap(), key(&headers)).await;
     const FRAMES: Frames = Frames {
         text: |text| data(&json!({"candidates": [{"content": {"parts": [{"text": text}]}}]})),
-        tool: |name, arguments| {
+        tool: |_, name, arguments| {
             let part = json!({"functionCall": {"name": name, "args": arguments}});
             data(&json!({"candidates": [{"content": {"parts": [part]}}]}))
         },
@@ -362,9 +370,16 @@ fn answer(inner: Arc<Inner>, does: Does, frames: Frames) -> Response<Body> {
             pieces
         }
         Does::Calls(name, arguments) => vec![
-            (Duration::ZERO, Some((frames.tool)(name, &arguments))),
+            (Duration::ZERO, Some((frames.tool)(0, name, &arguments))),
             (Duration::ZERO, Some(end(frames.tool_stop))),
         ],
+        Does::CallsAll(calls) => {
+            let calls = calls.iter().enumerate();
+            let calls = calls.map(|(n, (name, arguments))| (frames.tool)(n, name, arguments));
+            let pieces = calls.chain([end(frames.tool_stop)]);
+            pieces.map(|piece| (Duration::ZERO, Some(piece))).collect()
+        }
+        Does::Decides(_) => unreachable!("it was decided"),
         Does::BreaksOff(said) => vec![(Duration::ZERO, Some(text(said)))],
         Does::Drops(said) => vec![(Duration::ZERO, Some(text(said))), (Duration::ZERO, None)],
         Does::KeepsAlive => {

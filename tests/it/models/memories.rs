@@ -8,7 +8,7 @@ use proxie::ai::words;
 use proxie::kernel::entity::Role;
 use proxie::persistence::vault;
 use proxie::persistence::views::Views;
-use proxie::systems::agents::settings::MemorySettings;
+use proxie::systems::agents::settings::{AiSection, MemorySettings};
 use proxie::systems::agents::views::{
     self, Addition, MemoryRow, Nearest, NewMemory, choose, nearest,
 };
@@ -276,7 +276,7 @@ fn embedder(fake: &Fake) -> proxie::ai::Options {
 async fn a_providers_vectors_are_paid_and_a_memory_without_one_gets_it_later() {
     let fake = Fake::start().await;
     let ai = embedder(&fake);
-    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let node = TestNode::with(|config| config.systems.set(AiSection(ai))).await;
     let alice = node.user("alice");
     assert_eq!(write(&alice, HAIR, None).await["is_findable"], true);
     write(&alice, BIKE, None).await;

@@ -1,7 +1,7 @@
 //! Language models: the router, on providers that fail.
 
 mod answers;
-mod fake;
+pub mod fake;
 mod independent;
 mod memories;
 mod money;

@@ -1,0 +1,114 @@
+//! One call of a tool, for the person whose agent asked for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::later;
+use crate::cluster::CommandMeta;
+use crate::contract::runner::{
+    LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
+};
+use crate::contract::{Call, Problem, Services};
+use crate::kernel::error::ErrorCode;
+use crate::kernel::outward::Guarantee;
+use crate::systems::agents::definitions::tool_named;
+use crate::systems::agents::domain::run::{Act, Acted, AgentRun, Command, Reply, UseOf, UseWork};
+
+/// What a model is shown of one result. What is longer is cut, and says so.
+const MAX_RESULT: usize = 16 << 10;
+/// The longest that one attempt may take.
+const LONGEST: Duration = Duration::from_secs(30);
+
+pub struct Actor {
+    services: LateServices,
+}
+
+impl SystemRunner for Actor {
+    fn new(parts: &RunnerParts) -> Self {
+        Self { services: parts.services.clone() }
+    }
+}
+
+impl Runner for Actor {
+    type Work = Act;
+    const LIMITS: RunLimits = RunLimits {
+        timeout: Duration::from_secs(60),
+        concurrent: 512,
+        // An entity remembers a command's id for a day.
+        give_up_after: Duration::from_secs(12 * 3_600),
+        ..RunLimits::DEFAULT
+    };
+
+    async fn run(&self, cx: RunCx, UseOf { use_id }: UseOf) -> Result<Acted, RunError> {
+        let services = self.services.get()?;
+        let run = services.entities.of::<AgentRun>(&*cx.key);
+        let asked = run.ask(Command::Use { use_id }, CommandMeta::runtime()).await;
+        let work = match asked.map_err(later)? {
+            Ok(Reply::Use(work)) => *work,
+            _ => return Ok(Acted::Over),
+        };
+        if work.guarantee == Guarantee::AtMostOnce && cx.unfinished > 0 {
+            return Ok(Acted::Unknown);
+        }
+        let Some(call) = work.call.reveal() else {
+            let content = "The arguments were erased.".to_owned();
+            return Ok(Acted::Returned { content, is_error: true });
+        };
+        let Some(operation) = tool_named(&services, &call.name) else {
+            let content = "This tool does not exist any more.".to_owned();
+            return Ok(Acted::Returned { content, is_error: true });
+        };
+        let given = call.arguments.clone();
+        let called = operation.run(calling(&services, &work, &cx.key, use_id), given);
+        let Ok(outcome) = tokio::time::timeout(LONGEST, called).await else {
+            return match work.guarantee {
+                Guarantee::AtMostOnce => Ok(Acted::Unknown),
+                _ => Err(RunError::Retry(format!("no answer within {LONGEST:?}"))),
+            };
+        };
+        match outcome {
+            Ok(answer) => Ok(Acted::Returned { content: shown(answer.get()), is_error: false }),
+            Err(problem) => failed(problem, work.guarantee),
+        }
+    }
+}
+
+/// The call as its person would make it, in the agent's scopes, under an id that is the same for each attempt.
+fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> Call {
+    Call {
+        services: services.clone(),
+        user_id: work.owner.as_str().into(),
+        role: work.role,
+        scopes: work.scopes.clone(),
+        plan: None,
+        id: format!("{run}-{use_id}"),
+        connection: None,
+        counted: true,
+        given: serde_json::Value::Null,
+        progress: None,
+    }
+}
+
+fn shown(result: &str) -> String {
+    if result.len() <= MAX_RESULT {
+        return result.to_owned();
+    }
+    let cut = result.floor_char_boundary(MAX_RESULT);
+    format!("{} … (cut: it has {} bytes)", &result[..cut], result.len())
+}
+
+fn failed(problem: Problem, guarantee: Guarantee) -> Result<Acted, RunError> {
+    use ErrorCode::{DeadlineExceeded, Internal, Overloaded, RateLimited, Unavailable};
+    let Problem { code, detail, reason, .. } = problem;
+    match (code, guarantee) {
+        // Refused before it was begun.
+        (Overloaded | RateLimited, _) => Err(RunError::Retry(detail)),
+        (Unavailable | DeadlineExceeded | Internal, Guarantee::AtMostOnce) => Ok(Acted::Unknown),
+        (Unavailable | DeadlineExceeded, _) => Err(RunError::Retry(detail)),
+        _ => {
+            let reason = reason.unwrap_or_else(|| code.as_str().to_owned());
+            let content = shown(&format!("{reason}: {detail}"));
+            Ok(Acted::Returned { content, is_error: true })
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Runners of agents: one turn of a model, and one call of a tool.
+
+mod act;
+mod think;
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+
+pub use act::Actor;
+pub use think::Thinker;
+
+use super::domain::version::{AgentVersion, Command, Reply};
+use crate::cluster::CommandMeta;
+use crate::contract::Services;
+use crate::contract::runner::RunError;
+use crate::kernel::agent::AgentDefinition;
+use crate::kernel::error::AskError;
+
+/// The definitions that runs of this node use, by version. They never change.
+#[derive(Clone)]
+struct Versions(Cache<String, Arc<AgentDefinition>>);
+
+impl Versions {
+    fn new() -> Self {
+        Self(Cache::new(1_000))
+    }
+
+    async fn get(
+        &self,
+        services: &Services,
+        version: &str,
+    ) -> Result<Arc<AgentDefinition>, RunError> {
+        if let Some(known) = self.0.get(version) {
+            return Ok(known);
+        }
+        let stored = services.entities.of::<AgentVersion>(version);
+        match stored.ask(Command::Show, CommandMeta::runtime()).await.map_err(later)? {
+            Ok(Reply::Shown(definition)) => {
+                let definition: Arc<AgentDefinition> = Arc::from(definition);
+                self.0.insert(version.to_owned(), definition.clone());
+                Ok(definition)
+            }
+            Ok(Reply::Defined) => Err(RunError::Final("a version shows itself".into())),
+            Err(rejection) => Err(RunError::Final(rejection.to_string())),
+        }
+    }
+}
+
+fn later(error: AskError) -> RunError {
+    RunError::Retry(error.to_string())
+}

@@ -1,0 +1,161 @@
+//! Nodes that are killed while agents work: every run ends, and each effect happens once.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use proxie::app::node::Node;
+use proxie::config::Config;
+use proxie::kernel::clock::Clock;
+use proxie::kernel::entity::Role;
+use proxie::kernel::secret::Secret;
+use proxie::systems::agents::settings::AiSection;
+use rand::Rng;
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+
+use super::outside::Outside;
+use super::tools::{self, OutsideSection};
+use super::{decide, get, model, start};
+use crate::edges::Http;
+use crate::models::fake::{Does, Fake};
+use crate::support::{database, eventually};
+
+const AS_A_NODE: &str = "PROXIE_TEST_AGENT_NODE";
+
+/// A node in a process of its own, which is this program again.
+struct NodeProcess {
+    child: Child,
+    http: Http,
+}
+
+impl NodeProcess {
+    async fn start(settings: &Value) -> Self {
+        let settings = settings.to_string();
+        let starting = tokio::task::spawn_blocking(move || {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "agents::kills::as_a_node", "--nocapture", "--ignored"])
+                .env(AS_A_NODE, settings)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+            let ready = said.find_map(|line| Some(line.ok()?.strip_prefix("ready ")?.to_owned()));
+            let ready = ready.expect("the node starts");
+            // It says nothing more that anybody reads.
+            std::thread::spawn(move || said.for_each(drop));
+            (child, ready)
+        });
+        let (child, ready) = starting.await.unwrap();
+        let (address, token) = ready.split_once(' ').unwrap();
+        let address = address.parse().unwrap();
+        Self { child, http: Http { address, token: Some(token.to_owned()) } }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// No test: the process that the others kill.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore]
+async fn as_a_node() {
+    let Ok(settings) = std::env::var(AS_A_NODE) else { return };
+    let settings: Value = serde_json::from_str(&settings).unwrap();
+    let text = |name: &str| settings[name].as_str().unwrap().to_owned();
+    let mut config = Config::default();
+    config.persistence.database_url = text("database").into();
+    config.persistence.allow_fsync_off = true;
+    config.vault.key = Secret::new("5e".repeat(32));
+    config.gateway.listen = "127.0.0.1:0".into();
+    config.systems.set(AiSection(model(text("model"))));
+    config.systems.set(OutsideSection { url: text("outside") });
+    let node = Node::start_systems(&config, Clock::System, tools::ALL).await.unwrap();
+    let token = node.gateway().auth.mint("alice", Role::Consumer, Clock::System.now(), 86_400);
+    println!("\nready {} {token}", node.address);
+    std::future::pending::<()>().await;
+}
+
+/// Says yes to what waits, and looks first whether what is unknown has happened.
+async fn allows(http: &Http, run: &str, outside: &Outside) {
+    for approval in get(http, run).await["approvals"].as_array().into_iter().flatten() {
+        let text = approval["arguments"]["text"].as_str().unwrap();
+        let has_happened = outside.faxes.lock().iter().any(|fax| fax == text);
+        decide(http, run, approval, !has_happened).await;
+    }
+}
+
+/// `PROXIE_KILLS` says how often a node is killed at some step of its runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_step_a_node_dies_at_each_effect_happens_once() {
+    let kills: usize = std::env::var("PROXIE_KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let (fake, outside) = (Fake::start().await, Outside::start().await);
+    fake.otherwise(Does::Decides(super::runs::clerk));
+    let database = database().await.to_url_lossy().to_string();
+    let settings = json!({"database": database, "model": fake.url("v1"), "outside": outside.url});
+    let mut node = NodeProcess::start(&settings).await;
+    let mut runs = Vec::new();
+    let mut unknown = 0;
+    for n in 0..kills {
+        let run = start(&node.http, "clerk", &format!("errand {n}")).await;
+        runs.push(run.clone());
+        let pause = Duration::from_micros(rand::rng().random_range(0..250_000));
+        let deciding = async {
+            loop {
+                allows(&node.http, &run, &outside).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(pause, deciding).await;
+        node.kill();
+        node = NodeProcess::start(&settings).await;
+        let was_unknown = AtomicBool::new(false);
+        eventually(&format!("{run} ends"), async || {
+            let shown = get(&node.http, &run).await;
+            if shown["approvals"][0]["is_unknown"] == true {
+                was_unknown.store(true, Ordering::Relaxed);
+            }
+            allows(&node.http, &run, &outside).await;
+            shown["run"]["status"] == "answered"
+        })
+        .await;
+        unknown += usize::from(was_unknown.into_inner());
+    }
+    let mut expected: Vec<_> = (0..kills).map(|n| format!("errand {n} 3")).collect();
+    expected.sort();
+    let mut faxes = outside.faxes.lock().clone();
+    faxes.sort();
+    assert_eq!(faxes, expected);
+    let sent = outside.keyed.lock().clone();
+    assert_eq!(sent.len(), 2 * kills, "{sent:?}");
+    let notes = node.http.get("/v1/notes").await.json()["items"].clone();
+    let mut notes: Vec<_> =
+        notes.as_array().unwrap().iter().map(|note| note.as_str().unwrap().to_owned()).collect();
+    notes.sort();
+    let mut expected: Vec<_> =
+        (0..kills).flat_map(|n| [1, 5].map(|m| format!("errand {n} {m}"))).collect();
+    expected.sort();
+    assert_eq!(notes, expected);
+    let mut paid_twice = 0;
+    for run in &runs {
+        paid_twice += get(&node.http, run).await["run"]["repeated"].as_i64().unwrap();
+    }
+    let calls = fake.asked().len();
+    println!(
+        "{kills} kills: {calls} calls of the model for {} turns, {paid_twice} turns counted as begun before; {} repeated webhooks recognised; {unknown} outcomes asked of a person",
+        4 * kills,
+        outside.repeated.lock(),
+    );
+    assert!(calls >= 4 * kills && calls <= 4 * kills + paid_twice as usize);
+}

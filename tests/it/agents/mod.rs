@@ -1,0 +1,79 @@
+//! Agents at work: their runs, on models that follow a script, through everything that happens to nodes and people.
+
+mod kills;
+mod outside;
+mod runs;
+mod tools;
+
+use std::time::Duration;
+
+use proxie::ai::Options;
+use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
+use serde_json::{Value, json};
+
+use crate::edges::Http;
+
+/// A model at this address, which costs $10 for a million tokens of output.
+pub fn model(url: String) -> Options {
+    let mut options =
+        Options { route: "gpt".into(), daily_limit: String::new(), ..Options::default() };
+    let provider = ProviderOptions {
+        wire: WireFormat::OpenAi,
+        url,
+        key: "sk-secret".into(),
+        concurrency: 64,
+        per_second: 10_000,
+    };
+    options.providers.insert("fake".into(), provider);
+    let model = ModelOptions {
+        provider: "fake".into(),
+        id: String::new(),
+        input: "0".into(),
+        cached_input: String::new(),
+        cache_writes: String::new(),
+        output: "10".into(),
+        context: 100_000,
+        vision: false,
+    };
+    options.models.insert("gpt".into(), model);
+    options
+}
+
+/// Results that the model has seen so far.
+pub fn results(body: &Value) -> usize {
+    let messages = body["messages"].as_array().unwrap();
+    messages.iter().filter(|message| message["role"] == "tool").count()
+}
+
+pub async fn start(http: &Http, agent: &str, text: &str) -> String {
+    let run = http.post("/v1/runs", &json!({"agent": agent, "text": text})).await;
+    assert_eq!(run.status, 201, "{}", run.text);
+    run.json()["id"].as_str().unwrap().to_owned()
+}
+
+pub async fn get(http: &Http, run: &str) -> Value {
+    http.get(&format!("/v1/runs/{run}")).await.json()
+}
+
+/// The run, once it is so.
+pub async fn until(http: &Http, run: &str, status: &str) -> Value {
+    for _ in 0..300 {
+        let shown = get(http, run).await;
+        if shown["run"]["status"] == status {
+            return shown;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("never {status}: {:#}", get(http, run).await)
+}
+
+/// The person's word on a call that waits.
+pub async fn decide(http: &Http, run: &str, approval: &Value, allow: bool) -> u16 {
+    let path = format!("/v1/runs/{run}/decisions/{}", approval["use_id"]);
+    let word = json!({"arguments_hash": approval["arguments_hash"], "allow": allow});
+    let answer = http.post(&path, &word).await;
+    if answer.status == 400 {
+        panic!("{}", answer.text);
+    }
+    answer.status
+}
