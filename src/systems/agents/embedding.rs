@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use crate::ai::{Bill, Failure, FailureKind, Purse};
 use crate::contract::call::Services;
 use crate::kernel::chat::Cost;
+use crate::kernel::private::Trouble;
 use crate::systems::agents::memories::{Memories, MemoryError, Remembered};
 use crate::systems::agents::settings::{MemorySettings, Models};
 use crate::systems::agents::views::{self, EmbedderRow};
@@ -119,8 +120,9 @@ async fn step(
                     None => by_owner.push((memory.row.owner_id.as_str().into(), vec![memory])),
                 }
             }
-            Ok(None) => {}
-            Err(MemoryError::Vault(trouble)) => {
+            // Its owner was erased, and it goes with them.
+            Ok(None) => views::refuse(views, &at.row, &id).await?,
+            Err(MemoryError::Vault(trouble @ Trouble::Broken(_))) => {
                 tracing::error!(%trouble, "a memory cannot be read, and gets no vector");
                 views::refuse(views, &at.row, &id).await?;
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, FailureKind};
-use super::options::{EmbedderOptions, Options};
+use super::options::{EmbedderOptions, Options, WireFormat};
 use super::router::{Model, ModelFailure, ModelRouter, Purse, Spent, Trial, Unsettled};
 use super::wire::{self, AnswerProgress};
 use super::words;
@@ -63,8 +63,14 @@ impl Embedder {
         self.model.is_none()
     }
 
-    /// The names of all that the options know besides [`WORDS`], which they must not use.
+    /// What is wrong with the embedders of these options, by themselves.
     pub(super) fn check(options: &Options) -> Result<(), String> {
+        for (name, one) in &options.embedders {
+            let provider = options.providers.get(&one.provider);
+            if provider.is_some_and(|provider| provider.wire == WireFormat::Anthropic) {
+                return Err(format!("ai.embedders.{name}.provider: it makes no vectors"));
+            }
+        }
         if options.embedders.contains_key(WORDS) {
             return Err(format!("ai.embedders.{WORDS}: the name is taken"));
         }
