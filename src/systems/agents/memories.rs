@@ -45,7 +45,7 @@ pub struct Memories<'a> {
 }
 
 /// What is looked for.
-pub struct Question<'a> {
+pub struct RecallQuestion<'a> {
     pub owner: &'a str,
     pub agent: Option<&'a str>,
     pub text: &'a str,
@@ -117,7 +117,7 @@ impl<'a> Memories<'a> {
     /// one before are looked at too, as long as the configuration knows it; what they lead to gets its new vector at once.
     pub async fn recall(
         &self,
-        question: &Question<'_>,
+        question: &RecallQuestion<'_>,
         purse: impl Fn() -> Arc<dyn Purse>,
     ) -> Result<Found, MemoryError> {
         let owner: Arc<str> = question.owner.into();
@@ -174,13 +174,13 @@ impl<'a> Memories<'a> {
 
     async fn near(
         &self,
-        question: &Question<'_>,
+        question: &RecallQuestion<'_>,
         embedder: &EmbedderRow,
         vector: &[f32],
         limit: usize,
         is_exact: bool,
     ) -> Result<Vec<(Remembered, f32)>, MemoryError> {
-        let Question { owner, agent, .. } = *question;
+        let RecallQuestion { owner, agent, .. } = *question;
         let nearest = Nearest { owner, agent, embedder, vector, limit };
         let rows = views::nearest(self.views, &nearest, is_exact).await?;
         let mut opened = Vec::with_capacity(rows.len());

@@ -131,7 +131,7 @@ pub struct NewMemory<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Addition {
+pub enum AddedMemory {
     Yes,
     /// There is one with its id.
     Exists,
@@ -141,7 +141,7 @@ pub enum Addition {
     KeyGone,
 }
 
-pub async fn add(views: &Views, new: &NewMemory<'_>) -> Result<Addition, ViewError> {
+pub async fn add(views: &Views, new: &NewMemory<'_>) -> Result<AddedMemory, ViewError> {
     let row = views.read(async |connection| {
         // The key first and then the count, which is the order of an erasure.
         sqlx::query(
@@ -176,10 +176,10 @@ pub async fn add(views: &Views, new: &NewMemory<'_>) -> Result<Addition, ViewErr
     });
     let row = row.await?;
     Ok(match (row.get(0), row.get(1), row.get(2)) {
-        (_, _, true) => Addition::Yes,
-        (false, ..) => Addition::KeyGone,
-        (_, false, _) => Addition::Full,
-        _ => Addition::Exists,
+        (_, _, true) => AddedMemory::Yes,
+        (false, ..) => AddedMemory::KeyGone,
+        (_, false, _) => AddedMemory::Full,
+        _ => AddedMemory::Exists,
     })
 }
 

@@ -14,10 +14,10 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::views::RowPage;
-use crate::systems::agents::memories::{Memories, MemoryError, Question, Remembered};
+use crate::systems::agents::memories::{Memories, MemoryError, RecallQuestion, Remembered};
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::{MemorySettings, Models};
-use crate::systems::agents::views::{self, Addition, MemoryRow, NewMemory};
+use crate::systems::agents::views::{self, AddedMemory, MemoryRow, NewMemory};
 
 /// What a person's agents remember.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -131,12 +131,12 @@ impl Operation for Write {
         let (bytes, limit) = (text.len(), settings.max);
         let new = NewMemory { row: &row, key, bytes, vector, limit };
         match views::add(memories.views, &new).await? {
-            Addition::Yes | Addition::Exists => {}
-            Addition::Full => {
+            AddedMemory::Yes | AddedMemory::Exists => {}
+            AddedMemory::Full => {
                 let why = format!("{limit} memories are kept: forget some first");
                 return Err(Problem::rejected("too_many_memories", why));
             }
-            Addition::KeyGone => return Err(Problem::unavailable()),
+            AddedMemory::KeyGone => return Err(Problem::unavailable()),
         }
         match views::get(memories.views, owner, &row.id).await? {
             Some(found) => again(&memories, found, &row.digest).await,
@@ -213,7 +213,7 @@ impl Operation for Recall {
             ));
         }
         let memories = memories(call)?;
-        let question = Question {
+        let question = RecallQuestion {
             owner: &call.user_id,
             agent: agent(input.agent.as_deref())?,
             text: &input.about,
