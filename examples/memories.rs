@@ -14,9 +14,9 @@ use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::persistence::views::Views;
 use proxie::systems::agents::embedding::House;
-use proxie::systems::agents::memories::{Memories, Question};
+use proxie::systems::agents::memories::{Memories, RecallQuestion};
 use proxie::systems::agents::settings::MemorySettings;
-use proxie::systems::agents::views::{self, Addition, MemoryRow, Nearest, NewMemory};
+use proxie::systems::agents::views::{self, AddedMemory, MemoryRow, Nearest, NewMemory};
 use serde_json::{Value, json};
 
 const PEOPLE: usize = 90;
@@ -130,7 +130,7 @@ async fn measure(node: &Node) -> anyhow::Result<()> {
             };
             let vector = Some((embedder.identity.as_str(), vector.as_slice()));
             let new = NewMemory { row: &row, key, bytes: text.len(), vector, limit: BIG as i64 };
-            ensure!(views::add(&views, &new).await? == Addition::Yes, "a memory was not added");
+            ensure!(views::add(&views, &new).await? == AddedMemory::Yes, "a memory was not added");
         }
     };
     futures_util::future::try_join_all((0..8).map(|_| write())).await?;
@@ -231,7 +231,7 @@ async fn measure(node: &Node) -> anyhow::Result<()> {
             100.0 * found_it as f64 / QUESTIONS as f64
         );
     }
-    let question = Question { owner: "nobody", agent: None, text: "anything", limit: K };
+    let question = RecallQuestion { owner: "nobody", agent: None, text: "anything", limit: K };
     let none = memories.recall(&question, || purse.clone()).await;
     ensure!(none.is_ok_and(|found| found.memories.is_empty()), "who has nothing finds nothing");
     Ok(())
