@@ -8,15 +8,18 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+const QUIET: &str = "rmcp=error,rmcp::service=off";
+
 pub fn filter(log: &Log) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
-    // It says a line or two for every request, also of a client that is wrong. `rmcp=info` brings them back.
-    EnvFilter::try_new(format!("rmcp=error,{}", log.level))
+    // It says a line or two for every request, also of a client that is wrong, and calls it an error where one has gone
+    // away. `rmcp=info,rmcp::service=info` brings them back.
+    EnvFilter::try_new(format!("{QUIET},{}", log.level))
 }
 
 /// Logs go to standard error: standard output belongs to what a command answers.
 pub fn init_logs(log: &Log) {
     // What cannot be read was refused before a node starts.
-    let filter = filter(log).unwrap_or_else(|_| EnvFilter::new("rmcp=error,info"));
+    let filter = filter(log).unwrap_or_else(|_| EnvFilter::new(format!("{QUIET},info")));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let format = log.format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json });
@@ -98,6 +101,11 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ),
     ("proxie_lease_renewal_seconds", Histogram, "Duration of a renewal of the lease"),
     ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
+    (
+        "proxie_model_answers_total",
+        Counter,
+        "Answers to questions whose answers are kept, by where they came from (the cache or a model)",
+    ),
     ("proxie_model_call_seconds", Histogram, "Duration of calls of language models, by model"),
     ("proxie_model_calls_total", Counter, "Calls of language models, by model and outcome"),
     ("proxie_nodes", Gauge, "Live nodes, as this one sees them"),

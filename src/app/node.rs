@@ -195,6 +195,7 @@ impl Node {
             presence: core.presence.clone(),
             views: Views::new(reads.clone()).opened_by(core.runtime.vault.clone()),
             histories: Histories::start(reads.clone(), core.runtime.vault.clone()),
+            sealed_cache: settings::sealed_cache(config, core.runtime.vault.clone()).await?,
             auth: auth.clone(),
             limiter: settings::limiter(config).await?,
             nodes: Box::new(nodes),

@@ -1,5 +1,6 @@
 //! Agents: models that think for people, what they do for them, and what they may spend on it.
 
+pub mod answers;
 pub mod assistants;
 pub mod definitions;
 pub mod domain;

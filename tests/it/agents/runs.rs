@@ -71,8 +71,8 @@ async fn an_agent_works_step_by_step_and_asks_before_what_it_cannot_take_back() 
     assert_eq!(decide(&alice, &run, approval, true).await, 200);
     let ended = until(&alice, &run, "answered").await;
     assert_eq!(ended["messages"].as_array().unwrap().last().unwrap()["text"], "done");
-    let step = ws.event_where("run:step", |event| event["data"]["text"] == "done").await;
-    assert_eq!(step["data"]["step"], "thought");
+    let step = ws.event_where("run:step", |event| event["text"] == "done").await;
+    assert_eq!(step["step"], "thought");
     assert_eq!(*outside.faxes.lock(), ["buy milk 3"]);
     let sent: Vec<_> = outside.keyed.lock().values().cloned().collect();
     assert_eq!(sent, ["buy milk 2", "buy milk 4"]);

@@ -8,7 +8,7 @@ mod events;
 mod forwarded;
 mod handshakes;
 mod http;
-mod limits;
+pub mod limits;
 mod lists;
 mod operations;
 pub mod outage;
@@ -41,7 +41,7 @@ use crate::process::{Folder, Served};
 use crate::{schema, support};
 
 /// What everything here is given before a test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct TestNode {
     pub node: Node,

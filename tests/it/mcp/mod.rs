@@ -1,11 +1,17 @@
 //! The door for agents over HTTP, in both revisions of the protocol.
 
+mod asking;
+mod content;
 mod manifests;
 mod nodes;
 mod resources;
 mod rights;
 mod stdio;
+mod streams;
 mod tools;
+
+#[path = "../../../examples/conformance/system.rs"]
+mod system;
 
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
@@ -50,7 +56,10 @@ impl Agent {
                 self.revision.name().into();
             params["_meta"]["io.modelcontextprotocol/clientInfo"] =
                 json!({"name": "test", "version": "1"});
-            params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
+            let capabilities = &mut params["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+            if capabilities.is_null() {
+                *capabilities = json!({});
+            }
         }
         let name =
             params["name"].as_str().or(params["uri"].as_str()).unwrap_or_default().to_owned();

@@ -42,6 +42,8 @@ pub enum Does {
     Garbles,
     /// Its content policy.
     Filters,
+    /// Says a piece and has used up its tokens.
+    Cuts(&'static str),
 }
 
 impl Does {
@@ -142,6 +144,7 @@ struct Frames {
     tool: fn(usize, &str, &Value) -> String,
     end: fn(&str) -> String,
     stop: &'static str,
+    cut: &'static str,
     tool_stop: &'static str,
     filtered: &'static str,
 }
@@ -180,6 +183,7 @@ async fn open_ai(
             data(&finish) + &data(&counted) + "data: [DONE]\n\n"
         },
         stop: "stop",
+        cut: "length",
         tool_stop: "tool_calls",
         filtered: "content_filter",
     };
@@ -245,6 +249,7 @@ async fn anthropic(
                 + &data(&json!({"type": "message_stop"}))
         },
         stop: "end_turn",
+        cut: "max_tokens",
         tool_stop: "tool_use",
         filtered: "refusal",
     };
@@ -278,6 +283,7 @@ async fn gemini(
             data(&json!({"candidates": [candidate], "usageMetadata": usage}))
         },
         stop: "STOP",
+        cut: "MAX_TOKENS",
         tool_stop: "STOP",
         filtered: "SAFETY",
     };
@@ -327,6 +333,9 @@ fn answer(inner: Arc<Inner>, does: Does, frames: Frames) -> Response<Body> {
             vec![(Duration::ZERO, Some(text(said))), (pause, Some(String::new()))]
         }
         Does::Garbles => vec![(Duration::ZERO, Some("data: {\"choices\": [{malformed\n\n".into()))],
+        Does::Cuts(said) => {
+            vec![(Duration::ZERO, Some(text(said))), (Duration::ZERO, Some(end(frames.cut)))]
+        }
         Does::Filters => vec![(Duration::ZERO, Some(end(frames.filtered)))],
     };
     streamed(inner, pieces)

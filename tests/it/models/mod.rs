@@ -1,5 +1,6 @@
 //! Language models: the router, on providers that fail.
 
+mod answers;
 pub mod fake;
 mod independent;
 mod money;

@@ -16,11 +16,11 @@ use crate::support::eventually;
 /// One call costs what its answer of 50 tokens does: $0.0005.
 const CALL: u64 = OUTPUT * 10_000;
 
-fn question() -> Value {
+pub fn question() -> Value {
     json!({"prompt": {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}], "max_tokens": OUTPUT}})
 }
 
-fn options(fake: &Fake) -> Options {
+pub fn options(fake: &Fake) -> Options {
     let mut options = Options { daily_limit: "0.005".into(), ..Options::default() };
     let provider = ProviderOptions {
         wire: WireFormat::OpenAi,

@@ -73,7 +73,9 @@ pub struct RunCx {
     pub principal: Option<Principal>,
     /// When the run is dropped.
     pub deadline: Instant,
-    /// Begins of this run that have had no end, since a node died: what they called for may have happened.
+    /// Begins of this run before this one.
+    pub earlier: u32,
+    /// Those among them that have had no end, since a node died: what they called for may have happened.
     pub unfinished: u32,
     running: watch::Receiver<()>,
     topics: Topics,
@@ -205,15 +207,15 @@ impl Runners {
         let Some(_place) = bounded.turn(&now).await else {
             return Ran::PutOff { give_up_after };
         };
-        let unfinished = match self.begins.begin(id, now()).await {
-            Ok(Begun::Yes { unfinished }) => unfinished,
+        let begins = match self.begins.begin(id, now()).await {
+            Ok(Begun::Yes { earlier, unfinished }) => (earlier, unfinished),
             Ok(Begun::Gone) => return Ran::Gone,
             Ok(Begun::GivenUp) => return Ran::GivenUp,
             Err(error) => {
                 return again(format!("its begin could not be noted: {error}"));
             }
         };
-        match bounded.run(id, asker, input, unfinished).await {
+        match bounded.run(id, asker, input, begins).await {
             Ok(outcome) => Ran::Ended(Ok(outcome)),
             Err(RunError::Final(error)) => Ran::Ended(Err(error)),
             Err(RunError::Retry(error)) => again(error),
@@ -260,7 +262,7 @@ impl Bounded {
         id: &str,
         asker: Asker,
         input: Value,
-        unfinished: u32,
+        (earlier, unfinished): (u32, u32),
     ) -> Result<Value, RunError> {
         let RunLimits { timeout, max_outcome_bytes, .. } = self.runner.limits;
         // Dropped with this future.
@@ -268,7 +270,7 @@ impl Bounded {
         let Asker { kind, key, principal, topics } = asker;
         let deadline = Instant::now() + timeout;
         let id = id.to_owned();
-        let cx = RunCx { id, kind, key, principal, deadline, unfinished, running, topics };
+        let cx = RunCx { id, kind, key, principal, deadline, earlier, unfinished, running, topics };
         let running =
             AssertUnwindSafe(async { self.runner.run.run(cx, input).await }).catch_unwind();
         let outcome = match tokio::time::timeout(timeout, running).await {

@@ -3,12 +3,14 @@
 //! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
 //! all attempts, three clocks, circuit breakers, limits a provider, and prices.
 
+mod answers;
 mod breaker;
 mod failure;
 pub mod options;
 mod router;
 mod wire;
 
+pub use answers::{Keep, SharedAnswers};
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};

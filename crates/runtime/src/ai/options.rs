@@ -25,6 +25,7 @@ pub struct Options {
     pub max_calls: u32,
     /// What a person may spend a day, in US dollars, where an operator has not said otherwise. Empty: as much as they like.
     pub daily_limit: String,
+    pub cache: AnswerOptions,
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
@@ -40,6 +41,7 @@ impl Default for Options {
             between_ms: 10_000,
             max_calls: 4,
             daily_limit: "1".into(),
+            cache: AnswerOptions::default(),
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -56,6 +58,24 @@ impl Options {
                 Cost::parse(text).map(Some).ok_or_else(wrong)
             }
         }
+    }
+}
+
+/// The section `[ai.cache]`: answers that are given again to the person who asks the same.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnswerOptions {
+    /// For how long. 0: not at all.
+    pub ttl_s: u64,
+    /// Of all that this process keeps. 0: nothing is kept.
+    pub max_bytes: u64,
+    /// A longer answer is not kept.
+    pub max_answer_bytes: usize,
+}
+
+impl Default for AnswerOptions {
+    fn default() -> Self {
+        Self { ttl_s: 3_600, max_bytes: 64 << 20, max_answer_bytes: 64 << 10 }
     }
 }
 

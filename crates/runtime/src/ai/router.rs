@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::answers::{Answers, Keep};
 use super::breaker::Breaker;
 use super::failure::{Failure, FailureKind};
 use super::options::{Options, RouteOptions};
@@ -43,7 +44,7 @@ pub enum Complexity {
 }
 
 /// A question, and how it may be answered.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ModelAsk<'a> {
     pub prompt: &'a Prompt,
     /// A route's name or a model's. `None`: the default route.
@@ -56,12 +57,22 @@ pub struct ModelAsk<'a> {
     pub may_pay_twice: bool,
     /// No call that could cost more.
     pub max_cost: Option<Cost>,
+    /// Whether an earlier answer to the same will do, and this one for a later question. `None`, as it has to be where
+    /// memories are in the prompt: no.
+    pub keep: Option<Keep<'a>>,
 }
 
 impl<'a> ModelAsk<'a> {
     pub fn new(prompt: &'a Prompt) -> Self {
-        let (route, complexity, deadline) = (None, None, None);
-        Self { prompt, route, complexity, deadline, may_pay_twice: false, max_cost: None }
+        Self {
+            prompt,
+            route: None,
+            complexity: None,
+            deadline: None,
+            may_pay_twice: false,
+            max_cost: None,
+            keep: None,
+        }
     }
 }
 
@@ -101,6 +112,8 @@ struct Provider {
 
 struct Model {
     name: Arc<str>,
+    /// Whose it is and what it is called there, which its name alone does not say.
+    identity: String,
     target: Target,
     provider: Arc<Provider>,
     price: Price,
@@ -119,6 +132,7 @@ struct Route {
 
 pub struct ModelRouter {
     client: Client,
+    answers: Option<Answers>,
     /// Where the circuit breakers count from.
     started: Instant,
     clocks: Clocks,
@@ -154,6 +168,7 @@ impl ModelRouter {
             let id = if one.id.is_empty() { name } else { &one.id };
             let model = Model {
                 name: name.as_str().into(),
+                identity: format!("{name} {:?} {} {id}", provider.wire, provider.url),
                 target: Target::new(provider, id),
                 provider: shared.clone(),
                 price,
@@ -175,6 +190,7 @@ impl ModelRouter {
         let ms = Duration::from_millis;
         Ok(Self {
             client: client()?,
+            answers: Answers::new(&options.cache),
             started: Instant::now(),
             clocks: Clocks {
                 header: ms(options.header_ms),
@@ -211,23 +227,41 @@ impl ModelRouter {
         !self.models.is_empty()
     }
 
-    /// Asks one model after the other until one has answered, within one deadline and so many calls. With a `sink`, words
-    /// go there as they come; after the first of them nobody else is asked, since they cannot be taken back.
+    /// Answers from what is kept, or asks the models. With a `sink`, words go there as they come.
     pub async fn complete(
         &self,
         ask: &ModelAsk<'_>,
         purse: &Arc<dyn Purse>,
         sink: Option<&mpsc::Sender<AnswerDelta>>,
     ) -> Result<Completion, ModelFailure> {
-        let mut spent = Spent::default();
-        let models = self.plan(ask).map_err(|failure| spent.failed(failure, None))?;
+        let models = self.plan(ask).map_err(|failure| Spent::default().failed(failure, None))?;
         let deadline = Instant::now() + ask.deadline.unwrap_or(self.deadline);
+        let asked = self.ask_models(ask, &models, deadline, purse, sink);
+        let (Some(answers), Some(keep)) = (&self.answers, &ask.keep) else { return asked.await };
+        let identities = models.iter().map(|model| model.identity.as_str());
+        match answers.key(keep, ask.prompt, identities) {
+            Some(key) => answers.get_or(key, keep, deadline, sink, asked).await,
+            None => asked.await,
+        }
+    }
+
+    /// Asks one model after the other until one has answered, within one deadline and so many calls. After the first word
+    /// nobody else is asked, since it cannot be taken back.
+    async fn ask_models(
+        &self,
+        ask: &ModelAsk<'_>,
+        models: &[Arc<Model>],
+        deadline: Instant,
+        purse: &Arc<dyn Purse>,
+        sink: Option<&mpsc::Sender<AnswerDelta>>,
+    ) -> Result<Completion, ModelFailure> {
+        let mut spent = Spent::default();
         let mut wait = FIRST_WAIT;
         let mut too_long = 0;
         let mut last: Option<(Failure, Arc<str>)> = None;
         loop {
             let mut was_asked = false;
-            for model in &models {
+            for model in models {
                 if model.context <= too_long || spent.calls >= self.max_calls {
                     continue;
                 }
@@ -557,6 +591,7 @@ impl Spent {
             usage: self.usage,
             cost: self.cost,
             calls_made: self.calls,
+            cached: None,
         }
     }
 }

@@ -5,12 +5,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
+use super::host::{AgentHost, HostAnswer, HostQuestion, LogLevel, cannot_ask};
+use super::input;
 use super::problem::{Outcome, Problem};
-use super::system::System;
 use crate::cluster::{CommandMeta, Entities, Presence, Topics};
 use crate::kernel::clock::{Clock, Timestamp};
 use crate::kernel::entity::{Caller, Entity, Role, Scopes};
@@ -18,6 +21,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::limits::{Policy, RateLimiter};
 use crate::persistence::publications::Histories;
+use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
 
 /// The reason of a refusal for want of a scope.
@@ -57,8 +61,7 @@ pub struct Services {
     pub epoch: watch::Receiver<Arc<str>>,
     pub views: Views,
     pub histories: Histories,
-    /// Whatever this node can do.
-    pub systems: &'static [&'static System],
+    pub sealed_cache: SealedCache,
 }
 
 impl Services {
@@ -111,6 +114,8 @@ pub struct Call {
     pub given: Value,
     /// Where the operation says what it has so far, for a caller who hears the answer as it comes. A slow listener slows it.
     pub progress: Option<mpsc::Sender<Value>>,
+    /// The agent's host that the call comes from.
+    pub host: Option<Arc<dyn AgentHost>>,
 }
 
 impl Call {
@@ -175,6 +180,50 @@ impl Call {
 
     pub async fn may_command(&self) -> Outcome<()> {
         if self.counted { self.services.may_command(&self.user_id).await } else { Ok(()) }
+    }
+
+    /// Whether the caller's agent can be asked this.
+    pub fn can_ask(&self, question: &HostQuestion) -> bool {
+        self.host.as_ref().is_some_and(|host| host.can_answer(question))
+    }
+
+    /// Asks the caller's agent several things at once ([`AgentHost::ask`]).
+    pub async fn ask_host(
+        &self,
+        questions: Vec<(&'static str, HostQuestion)>,
+    ) -> Outcome<Vec<HostAnswer>> {
+        match &self.host {
+            Some(host) => host.ask(questions).await,
+            None => Err(cannot_ask()),
+        }
+    }
+
+    /// Asks the caller themself to fill in a form ([`AgentHost::ask`]). `None`: they would not.
+    pub async fn ask_person<T: DeserializeOwned + JsonSchema>(
+        &self,
+        name: &'static str,
+        message: impl Into<String>,
+    ) -> Outcome<Option<T>> {
+        let form = schemars::schema_for!(T).to_value();
+        let question = HostQuestion::Person { message: message.into(), form };
+        match self.ask_host(vec![(name, question)]).await?.pop() {
+            Some(HostAnswer::Person(Some(filled))) => input::read(&filled).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Says how far the operation is, where somebody hears it.
+    pub async fn report(&self, done: u64, of: u64) {
+        if let Some(progress) = &self.progress {
+            let _ = progress.send(json!({"progress": done, "total": of})).await;
+        }
+    }
+
+    /// Tells the caller's agent how the call goes, if there is one.
+    pub fn log(&self, level: LogLevel, text: &str) {
+        if let Some(host) = &self.host {
+            host.log(level, text);
+        }
     }
 
     /// An id that nothing else has, also not the call's retry.

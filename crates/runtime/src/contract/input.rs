@@ -105,6 +105,28 @@ pub fn from_text(schema: &Value, text: &str) -> Value {
     text.into()
 }
 
+/// The texts that the type of a field lists.
+pub fn choices(schema: &Value, field: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    add_choices(schema, &schema["properties"][field], &mut found);
+    found
+}
+
+fn add_choices(schema: &Value, of: &Value, found: &mut Vec<String>) {
+    let target = of["$ref"].as_str().and_then(|at| schema.pointer(at.strip_prefix('#')?));
+    let of = target.unwrap_or(of);
+    let listed = of["enum"].as_array().into_iter().flatten().chain(of.get("const"));
+    found.extend(listed.filter_map(|value| value.as_str().map(str::to_owned)));
+    for either in ["anyOf", "oneOf"] {
+        let each = of[either].as_array().into_iter().flatten();
+        // What refers to something again is no list of texts.
+        each.for_each(|one| match target.is_some() && one.get("$ref").is_some() {
+            true => {}
+            false => add_choices(schema, one, found),
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
@@ -141,6 +163,27 @@ mod tests {
         let parts = json!({"session_id": "s", "count": 1, "parts": [{"of": 1}, {"of": "x"}]});
         assert_eq!(wrong(parts), ["/parts/1/of"]);
         assert_eq!(read::<Order>(&json!([])).unwrap_err().errors[0].pointer, "");
+    }
+
+    #[test]
+    fn the_texts_that_a_type_lists_are_found_wherever_it_is_written() {
+        let schema = json!({
+            "properties": {
+                "plain": {"type": "string", "enum": ["a", "b"]},
+                "perhaps": {"anyOf": [{"$ref": "#/$defs/Place"}, {"type": "null"}]},
+                "itself": {"$ref": "#/$defs/Tree"},
+                "free": {"type": "string"},
+            },
+            "$defs": {
+                "Place": {"oneOf": [{"type": "string", "enum": ["x"]}, {"const": "y"}]},
+                "Tree": {"anyOf": [{"$ref": "#/$defs/Tree"}, {"type": "null"}]},
+            },
+        });
+        assert_eq!(choices(&schema, "plain"), ["a", "b"]);
+        assert_eq!(choices(&schema, "perhaps"), ["x", "y"]);
+        for none in ["itself", "free", "unknown"] {
+            assert_eq!(choices(&schema, none), Vec::<String>::new(), "{none}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 pub mod assistant;
 pub mod call;
 pub mod connection;
+pub mod content;
 pub mod declare;
+pub mod host;
 pub mod input;
 pub mod list;
 pub mod operation;

@@ -1,5 +1,7 @@
 //! Operations: the queries and commands of a system, each declared once for all doors.
 
+use std::future::ready;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -31,6 +33,19 @@ pub trait Operation: 'static {
     /// Whether the caller may call this operation at all. It is checked before the input is read.
     fn allow(_call: &Call) -> Outcome<()> {
         Ok(())
+    }
+
+    /// What the text of a field may become that begins so, for clients that complete what a person writes. By default the
+    /// values that its type lists.
+    fn complete<'a>(
+        _call: &'a Call,
+        field: &'a str,
+        begun: &'a str,
+    ) -> impl Future<Output = Outcome<Vec<String>>> + Send + 'a {
+        let schema = by_itself(|all| all.subschema_for::<Self::Input>());
+        let mut values = input::choices(&schema, field);
+        values.retain(|value| value.starts_with(begun));
+        ready(Ok(values))
     }
 
     /// Whether this call counts as one of the user's kept commands: not where nothing of it is stored.
@@ -132,6 +147,10 @@ pub struct Meta {
     pub tool: Option<Tool>,
     /// The address by which agents read it: `proxie://bookings/{booking_id}`, where `{name}` is a field of the input.
     pub resource: Option<&'static str>,
+    /// The topic whose events say that what is read there has changed: `booking:{booking_id}`.
+    pub changes_with: Option<&'static str>,
+    /// The name by which hosts offer its answer as the beginning of a conversation.
+    pub prompt: Option<&'static str>,
 }
 
 impl Meta {
@@ -151,6 +170,8 @@ impl Meta {
             without_connection: None,
             tool: None,
             resource: None,
+            changes_with: None,
+            prompt: None,
         }
     }
 
@@ -233,6 +254,19 @@ impl Meta {
         self
     }
 
+    /// Lets agents hear when the resource has changed. Its fields are those of the resource's address.
+    pub const fn changes_with(mut self, topic: &'static str) -> Self {
+        self.changes_with = Some(topic);
+        self
+    }
+
+    /// Offers its answer, which is [`super::content::ContentParts`], as a prompt whose arguments are its fields. Only queries
+    /// can be prompts.
+    pub const fn prompt(mut self, name: &'static str) -> Self {
+        self.prompt = Some(name);
+        self
+    }
+
     /// Words for models instead of the summary. The tool is declared before.
     pub const fn tool_description(mut self, words: &'static str) -> Self {
         let mut tool = self.tool.expect("the tool is declared before its description");
@@ -289,6 +323,7 @@ pub struct Done {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize, JsonSchema)]
 pub struct Nothing {}
 
+type Complete = for<'a> fn(&'a Call, &'a str, &'a str) -> BoxFuture<'a, Outcome<Vec<String>>>;
 type Run = fn(Call, Value) -> BoxFuture<'static, Outcome<Box<RawValue>>>;
 
 /// An operation as the doors see it.
@@ -298,6 +333,7 @@ pub struct Declared {
     pub input: fn(&mut SchemaGenerator) -> Schema,
     pub answer: fn(&mut SchemaGenerator) -> Schema,
     allow: fn(&Call) -> Outcome<()>,
+    complete: Complete,
     check: fn(&Value) -> Outcome<()>,
     run: Run,
 }
@@ -309,6 +345,7 @@ pub const fn operation<O: Operation>() -> Declared {
         input: |generator| generator.subschema_for::<O::Input>(),
         answer: |generator| generator.subschema_for::<O::Answer>(),
         allow: allow::<O>,
+        complete: |call, field, begun| O::complete(call, field, begun).boxed(),
         check: |given| input::read::<O::Input>(given).map(drop),
         run: run::<O>,
     }
@@ -323,6 +360,12 @@ impl Declared {
     /// Whether the caller may call it at all, by their role and the scopes of their token.
     pub fn allows(&self, call: &Call) -> bool {
         (self.allow)(call).is_ok()
+    }
+
+    /// What the text of a field may become, for those who may call it.
+    pub async fn complete(&self, call: &Call, field: &str, begun: &str) -> Outcome<Vec<String>> {
+        (self.allow)(call)?;
+        (self.complete)(call, field, begun).await
     }
 
     /// Checks an input without running anything: all wrong fields at once.
@@ -342,7 +385,7 @@ impl Declared {
 }
 
 /// A schema (JSON Schema 2020-12) with all definitions that it refers to.
-fn by_itself(of: fn(&mut SchemaGenerator) -> Schema) -> Value {
+pub(super) fn by_itself(of: fn(&mut SchemaGenerator) -> Schema) -> Value {
     let mut generator = SchemaGenerator::default();
     let schema = of(&mut generator).to_value();
     let mut definitions = generator.take_definitions(true);

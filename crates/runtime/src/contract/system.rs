@@ -41,6 +41,9 @@ pub struct System {
     pub have_dealings: Option<HaveDealings>,
 }
 
+/// The systems of a node, among the settings of its services.
+pub struct Installed(pub &'static [&'static System]);
+
 pub type Seed = for<'a> fn(&'a Entities, &'a Views) -> BoxFuture<'a, Result<(), String>>;
 pub type HaveDealings = for<'a> fn(&'a Call, &'a str) -> BoxFuture<'a, Outcome<bool>>;
 

@@ -11,6 +11,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
 };
 use parking_lot::RwLock;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -69,6 +70,16 @@ pub enum AuthError {
     Expired,
     #[error("the access token was revoked")]
     Revoked,
+}
+
+/// What a client carries for us, as it was sealed.
+#[derive(Serialize, Deserialize)]
+struct SealedClaims {
+    iss: String,
+    /// What it is for: no access token, and nothing that was sealed for something else.
+    aud: String,
+    exp: i64,
+    value: Value,
 }
 
 /// Times of revocation in seconds since the epoch, by `user:<id>` or `jti:<id>`.
@@ -167,27 +178,45 @@ impl Auth {
             nbf: iat,
             exp: iat + ttl_s,
         };
+        self.sign(&claims)
+    }
+
+    fn sign(&self, claims: &impl Serialize) -> String {
         let keys = self.keys();
         let key = keys.first().expect("there is always a key");
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid = Some(key.kid.clone());
-        encode(&header, &claims, &key.encoding).expect("claims serialise and the key signs")
+        encode(&header, claims, &key.encoding).expect("claims serialise and the key signs")
+    }
+
+    /// The claims of a token that one of our keys has signed.
+    fn checked<T: DeserializeOwned>(&self, token: &str, validation: &Validation) -> Option<T> {
+        let header = decode_header(token).ok().filter(|it| it.alg == Algorithm::EdDSA)?;
+        let keys = self.keys();
+        let key = keys.iter().find(|key| header.kid.as_deref() == Some(&key.kid))?;
+        decode::<T>(token, &key.decoding, validation).ok().map(|it| it.claims)
+    }
+
+    /// Seals what a client is to carry for us: it can be read, and not be changed. Every node opens it.
+    pub fn seal(&self, purpose: &str, value: Value, now: Timestamp, ttl_s: i64) -> String {
+        let (iss, aud) = (ISSUER.into(), format!("{ISSUER}/{purpose}"));
+        self.sign(&SealedClaims { iss, aud, exp: now.as_second() + ttl_s, value })
+    }
+
+    /// What was sealed for this purpose, unless its time is over.
+    pub fn open(&self, purpose: &str, sealed: &str, now: Timestamp) -> Option<Value> {
+        let mut validation = self.validation.clone();
+        validation.set_audience(&[format!("{ISSUER}/{purpose}")]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let claims: SealedClaims = self.checked(sealed, &validation)?;
+        (claims.exp > now.as_second()).then_some(claims.value)
     }
 
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, AuthError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AuthError::Invalid);
         }
-        let header = decode_header(token).map_err(|_| AuthError::Invalid)?;
-        if header.alg != Algorithm::EdDSA {
-            return Err(AuthError::Invalid);
-        }
-        let keys = self.keys();
-        let key = keys.iter().find(|key| header.kid.as_deref() == Some(&key.kid));
-        let key = key.ok_or(AuthError::Invalid)?;
-        let claims = decode::<Claims>(token, &key.decoding, &self.validation)
-            .map_err(|_| AuthError::Invalid)?
-            .claims;
+        let claims: Claims = self.checked(token, &self.validation).ok_or(AuthError::Invalid)?;
         let now = now.as_second();
         if !is_valid_id(&claims.sub) || claims.nbf > now + LEEWAY_S || claims.iat > now + LEEWAY_S {
             return Err(AuthError::Invalid);
@@ -353,6 +382,21 @@ mod tests {
         ] {
             assert_eq!(auth.verify(&bad, at(NOW)), Err(AuthError::Invalid), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_sealed_is_no_token_and_opens_for_its_purpose_only() {
+        let (auth, value) = (auth(1), json!({"answers": {"name": "Alice"}}));
+        let sealed = auth.seal("mcp", value.clone(), at(NOW), 60);
+        assert_eq!(auth.open("mcp", &sealed, at(NOW + 59)), Some(value));
+        assert_eq!(auth.open("mcp", &sealed, at(NOW + 60)), None, "its time is over");
+        assert_eq!(auth.open("other", &sealed, at(NOW)), None);
+        assert_eq!(auth.open("mcp", &format!("{sealed}x"), at(NOW)), None);
+        assert_eq!(auth.open("mcp", &token(&auth), at(NOW)), None, "a token is nothing sealed");
+        assert_eq!(auth.verify(&sealed, at(NOW)), Err(AuthError::Invalid));
+        let stranger =
+            super::Auth::new(&keys::SigningKey { kid: "k1".into(), secret: [2; 32].into() });
+        assert_eq!(stranger.open("mcp", &sealed, at(NOW)), None);
     }
 
     #[test]

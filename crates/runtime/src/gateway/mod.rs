@@ -32,6 +32,7 @@ use crate::cluster::{Entities, Lease, Presence, Topics};
 use crate::contract::System;
 use crate::contract::call::{Services, Settings};
 use crate::contract::problem::{Outcome, Problem};
+use crate::contract::system::Installed;
 use crate::gateway::auth::Auth;
 use crate::gateway::operations::Operations;
 use crate::gateway::origins::Origins;
@@ -41,6 +42,7 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
 use crate::persistence::publications::Histories;
+use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
 
 pub use hosts::{AllowedHost, Hosts};
@@ -199,6 +201,7 @@ pub struct Parts {
     pub presence: Arc<Presence>,
     pub views: Views,
     pub histories: Histories,
+    pub sealed_cache: SealedCache,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
     /// The nodes that count shared limits together.
@@ -244,6 +247,7 @@ impl Gateway {
             presence,
             views,
             histories,
+            sealed_cache,
             auth,
             limiter,
             nodes,
@@ -262,7 +266,7 @@ impl Gateway {
             topics,
             presence,
             clock,
-            settings,
+            settings: settings.with(Installed(systems)),
             connection_lease_s,
             may_read: Box::new(move || ready.store_up() && ready.lease_fresh()),
             limiter: limiter.clone(),
@@ -273,7 +277,7 @@ impl Gateway {
             epoch,
             views,
             histories,
-            systems,
+            sealed_cache,
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());

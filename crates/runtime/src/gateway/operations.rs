@@ -77,6 +77,7 @@ impl Gateway {
             counted: false,
             given: serde_json::Value::Null,
             progress: None,
+            host: None,
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::kernel::chat::{Cost, ToolSpec};
 use crate::kernel::entity::{Scopes, to_value};
+use crate::kernel::ids::digest;
 use crate::kernel::outward::Guarantee;
 
 /// One version of an agent, with everything that its runs depend on. It never changes: another prompt is another version.
@@ -34,9 +34,7 @@ pub struct AgentDefinition {
 impl AgentDefinition {
     /// The version's id, which follows from its content.
     pub fn version(&self) -> String {
-        let hash = Sha256::digest(to_value(self).to_string());
-        let digits: String = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("ver_{digits}")
+        format!("ver_{}", digest(&to_value(self).to_string()))
     }
 
     pub fn tool(&self, name: &str) -> Option<&AgentTool> {

@@ -270,6 +270,18 @@ pub struct Completion {
     pub cost: Cost,
     /// Calls of providers that were made for it; 0: it is from a cache.
     pub calls_made: u32,
+    /// That it was given before, for an equal question of the same person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<Kept>,
+}
+
+/// How an earlier answer was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "Cached")]
+pub enum Kept {
+    /// The question was the same, to the letter.
+    Exact,
 }
 
 #[cfg(test)]

@@ -2,10 +2,17 @@
 
 use std::cell::Cell;
 
+use sha2::{Digest, Sha256};
+
 use crate::kernel::clock::Timestamp;
 
 /// The number of slots of the key space. Persisted in every row that names a slot: never changed.
 pub const SLOTS: u16 = 4096;
+
+/// A digest that nobody can find another text for: SHA-256, its first 16 bytes in hexadecimal.
+pub fn digest(text: &str) -> String {
+    Sha256::digest(text)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A stable hash: FNV-1a with 64 bits, finished as in SplitMix64. It is persisted through slots and fingerprints, so it is
 /// spelled out here and never changed.

@@ -146,17 +146,24 @@ impl RedisLimiter {
         redis::Client::open(url).map(drop)
     }
 
-    /// The answer of Redis, if it comes in time.
     async fn in_time<T>(
         &self,
         asked: impl Future<Output = Result<T, redis::RedisError>>,
     ) -> Option<T> {
-        match tokio::time::timeout(self.patience, asked).await {
-            Ok(Ok(answer)) => Some(answer),
-            _ => {
-                metrics::counter!("proxie_redis_failures_total").increment(1);
-                None
-            }
+        in_time(self.patience, asked).await
+    }
+}
+
+/// The answer of Redis, if it comes in time.
+pub(super) async fn in_time<T>(
+    patience: Duration,
+    asked: impl Future<Output = Result<T, redis::RedisError>>,
+) -> Option<T> {
+    match tokio::time::timeout(patience, asked).await {
+        Ok(Ok(answer)) => Some(answer),
+        _ => {
+            metrics::counter!("proxie_redis_failures_total").increment(1);
+            None
         }
     }
 }

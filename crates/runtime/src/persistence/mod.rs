@@ -19,6 +19,7 @@ pub mod patience;
 pub mod publications;
 pub mod session;
 pub mod shape;
+pub mod shared;
 pub mod store;
 pub mod sweep;
 pub mod timers;

@@ -73,8 +73,8 @@ pub async fn owing(
 /// The permission to make a run's outside call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// The call may be made. The number counts earlier begins without an end, whose outside calls may have been made.
-    Yes { unfinished: u32 },
+    /// The call may be made, after this many earlier begins. Of those without an end, the outside calls may have been made.
+    Yes { earlier: u32, unfinished: u32 },
     /// The row is gone or given up: another node has recorded the outcome, or an operator has intervened.
     Gone,
     /// The run was begun too often without an end, and has now been given up.
@@ -103,7 +103,7 @@ impl Begins {
                  last_error = case when begun - attempts >= $3
                      then 'it was begun ' || $3 || ' times, and what came of it was never taken' else last_error end
              where id = $1 and dead_at is null
-             returning dead_at is not null, greatest(begun - 1 - attempts, 0)",
+             returning dead_at is not null, begun - 1, greatest(begun - 1 - attempts, 0)",
         )
         .bind(id)
         .bind(micros(now))
@@ -112,11 +112,12 @@ impl Begins {
             begin.fetch_optional(connection).await
         })
         .await?;
-        Ok(match row.map(|row| (row.get::<bool, _>(0), row.get::<i32, _>(1))) {
-            Some((false, unfinished)) => Begun::Yes { unfinished: unfinished.unsigned_abs() },
-            Some((true, _)) => Begun::GivenUp,
-            None => Begun::Gone,
-        })
+        let Some(row) = row else { return Ok(Begun::Gone) };
+        if row.get::<bool, _>(0) {
+            return Ok(Begun::GivenUp);
+        }
+        let number = |n| row.get::<i32, _>(n).unsigned_abs();
+        Ok(Begun::Yes { earlier: number(1), unfinished: number(2) })
     }
 }
 

@@ -18,6 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use moka::sync::Cache;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use sqlx::postgres::PgPool;
 use tokio::sync::{mpsc, oneshot};
 
@@ -73,6 +74,17 @@ struct Known {
 struct Key {
     number: i64,
     key: LessSafeKey,
+    /// The key of names that reveal nothing, derived from the same secret.
+    blinding: hmac::Key,
+}
+
+impl Key {
+    fn new(number: i64, bytes: &[u8; 32]) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, bytes);
+        let blinding = hmac::sign(&root, b"proxie blind 1");
+        let blinding = hmac::Key::new(hmac::HMAC_SHA256, blinding.as_ref());
+        Self { number, key: key_of(bytes), blinding }
+    }
 }
 
 /// The vault of a node; cheap to clone.
@@ -175,6 +187,33 @@ impl Vault {
         text.map_err(|_| Trouble::Broken("a sealed text is not UTF-8".into()))
     }
 
+    /// Whether values are sealed now.
+    pub fn seals(&self) -> bool {
+        self.0.seals()
+    }
+
+    /// Seals a value, and fetches or makes the key if it is not in memory.
+    pub async fn seal(
+        &self,
+        person: &Arc<str>,
+        place: &EncryptionContext,
+        field: &str,
+        plain: &[u8],
+    ) -> Result<String, Trouble> {
+        self.with_key(|inner| inner.seal(person, place, field, plain)).await
+    }
+
+    /// A stable name for a thing of a person, which only a holder of the person's key can make.
+    pub async fn blind(&self, person: &Arc<str>, name: &[u8]) -> Result<[u8; 32], Trouble> {
+        self.with_key(|inner| {
+            let key = inner.key(person)?;
+            let mut blind = [0; 32];
+            blind.copy_from_slice(hmac::sign(&key.blinding, name).as_ref());
+            Ok(blind)
+        })
+        .await
+    }
+
     /// Opens a value, and fetches the key if it is not in memory.
     pub async fn open(
         &self,
@@ -182,10 +221,14 @@ impl Vault {
         place: &EncryptionContext,
         field: &str,
     ) -> Result<Option<Vec<u8>>, Trouble> {
-        match self.0.open(sealed, place, field) {
+        self.with_key(|inner| inner.open(sealed, place, field)).await
+    }
+
+    async fn with_key<T>(&self, work: impl Fn(&Inner) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        match work(&self.0) {
             Err(Trouble::Needs(need)) => {
                 self.fetch(need.clone()).await.map_err(|_| Trouble::Needs(need))?;
-                self.0.open(sealed, place, field)
+                work(&self.0)
             }
             done => done,
         }
@@ -195,6 +238,12 @@ impl Vault {
 impl Inner {
     fn forget(&self, person: &str) {
         self.known.invalidate(person);
+    }
+
+    /// The key to seal with.
+    fn key(&self, person: &Arc<str>) -> Result<Arc<Key>, Trouble> {
+        let key = self.known.get(person).and_then(|known| known.key);
+        key.ok_or_else(|| Trouble::Needs(Need { person: person.clone(), key: None }))
     }
 }
 
@@ -206,8 +255,7 @@ impl Cipher for Inner {
         field: &str,
         plain: &[u8],
     ) -> Result<String, Trouble> {
-        let key = self.known.get(person).and_then(|known| known.key);
-        let key = key.ok_or_else(|| Trouble::Needs(Need { person: person.clone(), key: None }))?;
+        let key = self.key(person)?;
         let aad = bound_to(person, key.number, place, field);
         let sealed = BASE64.encode(encrypt(&key.key, &aad, plain));
         Ok(format!("{SEALED}{}:{sealed}:{person}", key.number))

@@ -59,7 +59,8 @@ impl Operation for Get {
     const META: Meta = Meta::query("booking.get", "Get a booking")
         .get("/v1/bookings/{booking_id}")
         .tool("get_booking", ToolEffect::ReadOnly)
-        .resource("proxie://bookings/{booking_id}");
+        .resource("proxie://bookings/{booking_id}")
+        .changes_with("booking:{booking_id}");
     type Input = BookingById;
     type Answer = BookingView;
 

@@ -24,6 +24,7 @@ use crate::gateway::{Gateway, mcp, socketio, ws};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 
+pub(super) use events::event_stream;
 pub(super) use extract::{AuthenticatedUser, bearer, is_command_id, is_json};
 pub(super) use middleware::{address_key, authenticate, check_origin, count_connection};
 pub use pages::docs_page;

@@ -130,7 +130,7 @@ impl Served {
                     }
                     continue;
                 }
-                given.insert(name.clone(), Value::String(value));
+                given.insert(name.clone(), text(&name, &value));
             }
         }
         if let Some(field) = self.operation.meta.if_match

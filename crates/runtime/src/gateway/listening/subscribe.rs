@@ -34,7 +34,7 @@ impl StartedSubscription {
     }
 }
 
-async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<()> {
+pub async fn authorise(gateway: &Gateway, claims: &Claims, topic: &str) -> Outcome<()> {
     let (kind, key) = split_topic(topic)?;
     // Reads need no command id.
     let reader = gateway.call(claims, String::new());

@@ -30,11 +30,11 @@ pub fn open(systems: &'static [&'static System], offers: &Offers) -> [(&'static 
         ("/.well-known/arw-manifest.json", arw(systems, offers)),
         (TOOLS, json!({"tools": tools})),
         (RESOURCES, json!({"resources": resources, "resourceTemplates": templates})),
-        (PROMPTS, json!({"prompts": offers.prompts.shown()})),
+        (PROMPTS, json!({"prompts": offers.prompts.shown(|_| true)})),
     ]
 }
 
-fn action(OfferedTool { operation, shown }: &OfferedTool) -> Option<Value> {
+fn action(OfferedTool { operation, shown, .. }: &OfferedTool) -> Option<Value> {
     let tool = operation.meta.tool?;
     let scopes = [operation.meta.takes_scope()];
     let mut action = json!({

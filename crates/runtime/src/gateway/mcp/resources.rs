@@ -1,8 +1,9 @@
 //! The queries that can be read as resources.
 
-use rmcp::model::{Resource, ResourceTemplate};
+use rmcp::model::{Resource, ResourceContents, ResourceTemplate};
 use serde_json::{Map, Value};
 
+use crate::contract::content::{self, ContentPart, ContentParts};
 use crate::contract::operation::Sort;
 use crate::contract::{Declared, System};
 
@@ -15,6 +16,8 @@ pub struct OfferedResource {
     pub operation: &'static Declared,
     /// `proxie://bookings/{booking_id}`, where `{name}` is a field of the input.
     pub address: &'static str,
+    /// Whether its answer is content of several kinds rather than JSON.
+    is_content: bool,
 }
 
 impl OfferedResource {
@@ -27,13 +30,15 @@ impl OfferedResource {
     }
 
     pub fn resource(&self) -> Resource {
-        let resource = Resource::new(self.address, self.name()).with_mime_type(JSON);
-        resource.with_description(self.operation.meta.summary)
+        let resource = Resource::new(self.address, self.name());
+        let resource = resource.with_description(self.operation.meta.summary);
+        if self.is_content { resource } else { resource.with_mime_type(JSON) }
     }
 
     pub fn template(&self) -> ResourceTemplate {
-        let template = ResourceTemplate::new(self.address, self.name()).with_mime_type(JSON);
-        template.with_description(self.operation.meta.summary)
+        let template = ResourceTemplate::new(self.address, self.name());
+        let template = template.with_description(self.operation.meta.summary);
+        if self.is_content { template } else { template.with_mime_type(JSON) }
     }
 
     /// The input of the query, if `uri` is one of its addresses.
@@ -64,7 +69,8 @@ impl Resources {
                     operation.meta.sort == Sort::Query,
                     "what is read changes nothing: {address}"
                 );
-                Some(OfferedResource { operation, address })
+                let is_content = operation.answer_schema() == *content::schema();
+                Some(OfferedResource { operation, address, is_content })
             })
             .collect();
         resources.sort_by_key(|resource| resource.address);
@@ -75,8 +81,56 @@ impl Resources {
         self.0.iter()
     }
 
-    /// The query behind an address, and its input.
-    pub fn find(&self, uri: &str) -> Option<(&'static Declared, Map<String, Value>)> {
-        self.0.iter().find_map(|resource| Some((resource.operation, resource.input(uri)?)))
+    /// The resource at an address, and the input of its query.
+    pub fn find(&self, uri: &str) -> Option<(&OfferedResource, Map<String, Value>)> {
+        self.0.iter().find_map(|resource| Some((resource, resource.input(uri)?)))
+    }
+
+    /// The one whose address is written so, with its fields' names in it.
+    pub fn written(&self, address: &str) -> Option<&OfferedResource> {
+        self.0.iter().find(|resource| resource.address == address)
+    }
+
+    /// The query behind an address, and the topic whose events say that it has changed.
+    pub fn topic(&self, uri: &str) -> Option<(&'static Declared, String)> {
+        let (resource, input) = self.find(uri)?;
+        let mut topic = resource.operation.meta.changes_with?.to_owned();
+        for (name, value) in input {
+            topic = topic.replace(&format!("{{{name}}}"), value.as_str()?);
+        }
+        Some((resource.operation, topic))
+    }
+
+    /// Whether one of them says when it has changed.
+    pub fn can_be_watched(&self) -> bool {
+        self.0.iter().any(|resource| resource.operation.meta.changes_with.is_some())
+    }
+}
+
+impl OfferedResource {
+    /// What is at the address.
+    pub fn contents(&self, answer: &str, uri: &str) -> Option<Vec<ResourceContents>> {
+        if !self.is_content {
+            return Some(vec![ResourceContents::text(answer, uri).with_mime_type(JSON)]);
+        }
+        let content: ContentParts = serde_json::from_str(answer).ok()?;
+        let parts = content.parts.into_iter().map(|part| contents(part, uri));
+        Some(parts.collect())
+    }
+}
+
+/// A piece of content as what is at an address.
+pub fn contents(part: ContentPart, uri: &str) -> ResourceContents {
+    match part {
+        ContentPart::Text { text } => ResourceContents::text(text, uri),
+        ContentPart::Image { media_type, data } | ContentPart::Audio { media_type, data } => {
+            ResourceContents::blob(data, uri).with_mime_type(media_type)
+        }
+        ContentPart::Resource { uri, media_type, text } => {
+            ResourceContents::text(text, uri).with_mime_type(media_type)
+        }
+        ContentPart::Link { uri: target, .. } => {
+            ResourceContents::text(target, uri).with_mime_type("text/uri-list")
+        }
     }
 }

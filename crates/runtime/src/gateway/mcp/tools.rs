@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rmcp::model::{JsonObject, Tool, ToolAnnotations};
+use rmcp::model::{ContentBlock, JsonObject, Resource, Tool, ToolAnnotations};
 use serde_json::Value;
 
+use super::resources::contents;
+use crate::contract::content::{self, ContentPart};
 use crate::contract::operation::ToolEffect;
 use crate::contract::{Declared, System};
 
@@ -15,6 +17,8 @@ pub struct Tools(BTreeMap<&'static str, OfferedTool>);
 pub struct OfferedTool {
     pub operation: &'static Declared,
     pub shown: Tool,
+    /// Whether its answer is content of several kinds rather than an object.
+    pub is_content: bool,
 }
 
 impl Tools {
@@ -22,8 +26,12 @@ impl Tools {
         let mut tools = BTreeMap::new();
         for operation in systems.iter().flat_map(|system| system.operations) {
             let Some(tool) = operation.meta.tool else { continue };
-            let shown = shown(operation, tool.name, tool.effect, tool.description);
-            let taken = tools.insert(tool.name, OfferedTool { operation, shown });
+            let mut shown = shown(operation, tool.name, tool.effect, tool.description);
+            let is_content = operation.answer_schema() == *content::schema();
+            if is_content {
+                shown.output_schema = None;
+            }
+            let taken = tools.insert(tool.name, OfferedTool { operation, shown, is_content });
             assert!(taken.is_none(), "the name of a tool is unique: {}", tool.name);
         }
         Self(tools)
@@ -35,6 +43,21 @@ impl Tools {
 
     pub fn all(&self) -> impl Iterator<Item = &OfferedTool> {
         self.0.values()
+    }
+}
+
+/// A piece of content in the words of MCP.
+pub fn block(part: ContentPart) -> ContentBlock {
+    match part {
+        ContentPart::Text { text } => ContentBlock::text(text),
+        ContentPart::Image { media_type, data } => ContentBlock::image(data, media_type),
+        ContentPart::Audio { media_type, data } => ContentBlock::audio(data, media_type),
+        ContentPart::Resource { .. } => ContentBlock::resource(contents(part, "")),
+        ContentPart::Link { uri, name, media_type } => {
+            let mut link = Resource::new(uri, name);
+            link.mime_type = media_type;
+            ContentBlock::resource_link(link)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::mpsc;
 
 use super::sealing::{self, Sealing};
-use super::{BATCH, Inner, Key, Known, LOOK, Master, Masters, VaultError, Wanted, key_of};
+use super::{BATCH, Inner, Key, Known, LOOK, Master, Masters, VaultError, Wanted};
 use crate::persistence::patience::{PATIENCE, within};
 
 /// Erasures that are read at once.
@@ -114,7 +114,7 @@ async fn read(
                     .ok_or_else(|| {
                         format!("no master key of this node unwraps the key of {person}")
                     })?;
-                Ok::<_, String>(Arc::new(Key { number: *number, key: key_of(key.reveal()) }))
+                Ok::<_, String>(Arc::new(Key::new(*number, key.reveal())))
             });
             let key = key.transpose()?;
             let up_to = key.as_ref().map_or(0, |key| key.number).max(*number);

@@ -6,7 +6,7 @@ fn vault(keys: &[(&str, i64, [u8; 32])]) -> Inner {
     let (wanted, _) = mpsc::channel(1);
     let known = Cache::new(100);
     for (person, number, key) in keys {
-        let key = Some(Arc::new(Key { number: *number, key: key_of(key) }));
+        let key = Some(Arc::new(Key::new(*number, key)));
         known.insert((*person).into(), Known { key, up_to: *number });
     }
     Inner { known, wanted, seals: AtomicBool::new(true), erasures: AtomicU64::new(0) }
