@@ -210,10 +210,12 @@ impl Node {
         })
         .await?;
         late.set(&gateway.services);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
+        let of_systems = systems.iter().flat_map(|system| system.tasks);
+        tasks.extend(of_systems.map(|task| tokio::spawn(task(gateway.services.clone()))));
         readiness.start();
         if let Some(door) = operators_door {
             door.open(gateway::operators(gateway.clone()));

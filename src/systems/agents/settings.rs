@@ -29,3 +29,33 @@ impl Section for AiSection {
         Ok(Models { router, allowance })
     }
 }
+
+/// The section `[memory]`: what people's agents may remember.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySettings {
+    /// Memories of a person.
+    pub max: i64,
+    /// Of one memory, and of what one is looked for by.
+    pub max_bytes: usize,
+    /// Whoever has fewer has each of them compared; the others' are looked up in an index, which may miss some.
+    pub exact_below: i64,
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self { max: 10_000, max_bytes: 8_192, exact_below: 5_000 }
+    }
+}
+
+impl Section for MemorySettings {
+    const NAME: &'static str = "memory";
+    type Ready = Self;
+
+    fn prepare(&self) -> Result<Self, String> {
+        if self.max_bytes == 0 || self.max_bytes > 65_536 {
+            return Err("memory.max_bytes: must be 1 to 65536".into());
+        }
+        Ok(self.clone())
+    }
+}

@@ -72,6 +72,19 @@ struct Inner {
     journal: Mutex<Vec<Asked>>,
     /// Responses whose stream was dropped before its end.
     hung_up: Mutex<u32>,
+    /// Texts whose vectors were asked for.
+    embedded: Mutex<Vec<String>>,
+    embeds: Mutex<Embeds>,
+}
+
+/// What it does when it is asked for vectors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Embeds {
+    pub after: Duration,
+    /// Answers with this status instead.
+    pub refuses: Option<u16>,
+    /// One dimension too few.
+    pub is_short: bool,
 }
 
 #[derive(Clone)]
@@ -87,6 +100,7 @@ impl Fake {
         let inner = Arc::<Inner>::default();
         let app = Router::new()
             .route("/v1/chat/completions", post(open_ai))
+            .route("/v1/embeddings", post(embeddings))
             .route("/v1/messages", post(anthropic))
             .route("/v1beta/models/{call}", post(gemini))
             .with_state(inner.clone());
@@ -114,6 +128,14 @@ impl Fake {
 
     pub fn asked(&self) -> Vec<String> {
         self.journal().into_iter().map(|asked| asked.model).collect()
+    }
+
+    pub fn embeds(&self, embeds: Embeds) {
+        *self.inner.embeds.lock() = embeds;
+    }
+
+    pub fn embedded(&self) -> Vec<String> {
+        self.inner.embedded.lock().clone()
     }
 
     pub fn hung_up(&self) -> u32 {
@@ -188,6 +210,41 @@ async fn open_ai(
         filtered: "content_filter",
     };
     answer(inner, does, FRAMES)
+}
+
+/// Vectors by the letters of the texts, of as many dimensions as the model's name ends on.
+async fn embeddings(State(inner): State<Arc<Inner>>, body: Bytes) -> Response<Body> {
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let model = body["model"].as_str().unwrap();
+    let dimensions: usize = model.rsplit('-').next().unwrap().parse().unwrap();
+    let texts: Vec<String> = serde_json::from_value(body["input"].clone()).unwrap();
+    inner.embedded.lock().extend(texts.iter().cloned());
+    let Embeds { after, refuses, is_short } = *inner.embeds.lock();
+    tokio::time::sleep(after).await;
+    let response = Response::builder().header("content-type", "application/json");
+    if let Some(status) = refuses {
+        return response.status(status).body(Body::from("{}")).unwrap();
+    }
+    let vector = |text: &str| {
+        let mut vector = vec![0.01; dimensions];
+        for word in text.to_lowercase().split(|c: char| !c.is_alphanumeric()) {
+            let sum =
+                word.bytes().fold(7usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
+            vector[sum % dimensions] += word.len() as f32;
+        }
+        vector.truncate(dimensions - usize::from(is_short));
+        vector
+    };
+    let made = texts.iter().enumerate();
+    // In another order than asked, as the wire allows.
+    let made =
+        made.map(|(n, text)| json!({"object": "embedding", "index": n, "embedding": vector(text)}));
+    let mut made: Vec<Value> = made.collect();
+    made.reverse();
+    let tokens = 10 * texts.len();
+    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+    let answer = json!({"object": "list", "data": made, "model": model, "usage": usage});
+    response.body(Body::from(answer.to_string())).unwrap()
 }
 
 async fn anthropic(

@@ -3,5 +3,6 @@
 mod answers;
 pub mod fake;
 mod independent;
+mod memories;
 mod money;
 mod routing;

@@ -5,12 +5,16 @@
 
 mod answers;
 mod breaker;
+mod embedding;
 mod failure;
 pub mod options;
+mod provider;
 mod router;
 mod wire;
+pub mod words;
 
 pub use answers::{Keep, SharedAnswers};
+pub use embedding::{Embedder, WORDS};
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};

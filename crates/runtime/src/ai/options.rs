@@ -29,6 +29,9 @@ pub struct Options {
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
+    /// What makes vectors of memories: `words`, or one of `embedders`.
+    pub embedder: String,
+    pub embedders: BTreeMap<String, EmbedderOptions>,
 }
 
 impl Default for Options {
@@ -45,6 +48,8 @@ impl Default for Options {
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
+            embedder: "words".into(),
+            embedders: BTreeMap::new(),
         }
     }
 }
@@ -175,6 +180,29 @@ impl ModelOptions {
             output: read("output", &self.output)?,
         })
     }
+}
+
+/// A model that makes vectors of texts, and what it costs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedderOptions {
+    pub provider: String,
+    /// What its provider calls it, where that is another name.
+    #[serde(default)]
+    pub id: String,
+    pub dimensions: usize,
+    /// US dollars for a million tokens.
+    pub input: String,
+    /// Texts in one call.
+    #[serde(default = "batch")]
+    pub batch: usize,
+    /// Whether the provider is asked for so many dimensions, since it would make more.
+    #[serde(default)]
+    pub is_shortened: bool,
+}
+
+fn batch() -> usize {
+    32
 }
 
 /// Which models are asked, in which order.

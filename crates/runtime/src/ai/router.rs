@@ -8,15 +8,16 @@ use futures_util::future::BoxFuture;
 use genai::Client;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 use super::answers::{Answers, Keep};
 use super::breaker::Breaker;
+use super::embedding::{Embedder, WORDS};
 use super::failure::{Failure, FailureKind};
 use super::options::{Options, RouteOptions};
+use super::provider::Provider;
 use super::wire::{self, AnswerProgress, Clocks, Target};
-use crate::kernel::bucket::Bucket;
 use crate::kernel::chat::{Completion, Cost, Price, Prompt, Usage};
 
 /// The longest pause between two attempts.
@@ -25,8 +26,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// A wrong key or name does not mend itself in seconds.
 const REFUSED_PAUSE_MS: i64 = 30_000;
-/// So many calls wait for a place, for each place that there is.
-const WAITING_PER_PLACE: usize = 8;
 
 /// A piece of an answer, as it comes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -103,23 +102,16 @@ pub struct ModelFailure {
     pub calls_made: u32,
 }
 
-struct Provider {
-    places: Semaphore,
-    concurrency: usize,
-    waiting: Mutex<usize>,
-    rate: Mutex<Bucket>,
-}
-
-struct Model {
-    name: Arc<str>,
+pub(super) struct Model {
+    pub name: Arc<str>,
     /// Whose it is and what it is called there, which its name alone does not say.
     identity: String,
-    target: Target,
-    provider: Arc<Provider>,
-    price: Price,
+    pub target: Target,
+    pub provider: Arc<Provider>,
+    pub price: Price,
     context: u64,
     vision: bool,
-    breaker: Mutex<Breaker>,
+    pub breaker: Mutex<Breaker>,
 }
 
 struct Route {
@@ -131,16 +123,18 @@ struct Route {
 }
 
 pub struct ModelRouter {
-    client: Client,
+    pub(super) client: Client,
     answers: Option<Answers>,
     /// Where the circuit breakers count from.
     started: Instant,
-    clocks: Clocks,
+    pub(super) clocks: Clocks,
     deadline: Duration,
-    max_calls: u32,
+    pub(super) max_calls: u32,
     default: String,
     routes: BTreeMap<String, Route>,
     models: BTreeMap<String, Arc<Model>>,
+    pub(super) embedder: String,
+    pub(super) embedders: BTreeMap<String, Arc<Embedder>>,
 }
 
 impl ModelRouter {
@@ -149,14 +143,7 @@ impl ModelRouter {
         let providers: BTreeMap<_, _> = options
             .providers
             .iter()
-            .map(|(name, one)| {
-                let concurrency = one.concurrency.clamp(1, 4_096);
-                let (places, waiting) = (Semaphore::new(concurrency), Mutex::new(0));
-                let per_second = one.per_second.max(1);
-                let rate =
-                    Mutex::new(Bucket::new(per_second, per_second, Instant::now().into_std()));
-                (name.as_str(), (one, Arc::new(Provider { places, concurrency, waiting, rate })))
-            })
+            .map(|(name, one)| (name.as_str(), (one, Arc::new(Provider::new(one)))))
             .collect();
         let mut models = BTreeMap::new();
         for (name, one) in &options.models {
@@ -177,6 +164,29 @@ impl ModelRouter {
                 breaker: Mutex::default(),
             };
             models.insert(name.clone(), Arc::new(model));
+        }
+        Embedder::check(options)?;
+        let mut embedders = BTreeMap::from([(WORDS.to_owned(), Arc::new(Embedder::words()))]);
+        for (name, one) in &options.embedders {
+            let at = |what: String| format!("ai.embedders.{name}.{what}");
+            let Some((provider, shared)) = providers.get(one.provider.as_str()) else {
+                return Err(at(format!("provider: there is no [ai.providers.{}]", one.provider)));
+            };
+            let wrong = || at(format!("input: {:?} is no price; \"0.02\" would be one", one.input));
+            let input = Cost::parse(&one.input).ok_or_else(wrong)?;
+            let id = if one.id.is_empty() { name } else { &one.id };
+            let model = Model {
+                name: name.as_str().into(),
+                identity: String::new(),
+                target: Target::new(provider, id),
+                provider: shared.clone(),
+                price: Price { input, ..Price::default() },
+                context: 0,
+                vision: false,
+                breaker: Mutex::default(),
+            };
+            let embedder = Embedder::of(name, one, model).map_err(at)?;
+            embedders.insert(name.clone(), Arc::new(embedder));
         }
         let mut routes = BTreeMap::new();
         for (name, one) in &options.routes {
@@ -202,6 +212,8 @@ impl ModelRouter {
             default: options.route.clone(),
             routes,
             models,
+            embedder: options.embedder.clone(),
+            embedders,
         })
     }
 
@@ -268,7 +280,7 @@ impl ModelRouter {
                 if model.breaker.lock().admit(self.now_ms()).is_err() {
                     continue;
                 }
-                let trial = Trial { model, is_over: false };
+                let trial = Trial::of(model);
                 was_asked = true;
                 let asked = self.ask_one(ask, trial, purse, sink, deadline, &mut spent).await;
                 let (failure, is_heard) = match asked {
@@ -305,7 +317,7 @@ impl ModelRouter {
         }
     }
 
-    fn now_ms(&self) -> i64 {
+    pub(super) fn now_ms(&self) -> i64 {
         self.started.elapsed().as_millis() as i64
     }
 
@@ -361,7 +373,7 @@ impl ModelRouter {
             purse: purse.clone(),
             call,
             model,
-            prompt: ask.prompt,
+            input: ask.prompt.estimated_tokens(),
             progress: AnswerProgress::default(),
             is_settled: false,
         };
@@ -397,57 +409,6 @@ fn client() -> Result<Client, String> {
         .build()
         .map_err(|error| format!("no client for models: {error}"))?;
     Client::builder().with_reqwest(web).build().map_err(|error| error.to_string())
-}
-
-impl Provider {
-    /// A place among the calls that are under way, when it is this call's turn.
-    async fn place(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Failure> {
-        if let Ok(place) = self.places.try_acquire()
-            && self.rate.lock().take(Instant::now().into_std())
-        {
-            return Ok(place);
-        }
-        let _waiting = Waiting::new(self).ok_or_else(|| busy("too many calls wait for it"))?;
-        let place = timeout_at(deadline, self.places.acquire()).await;
-        let place = place.map_err(|_| busy("no place in time"))?;
-        loop {
-            let now = Instant::now();
-            let wait = {
-                let (mut rate, now) = (self.rate.lock(), now.into_std());
-                if rate.take(now) { None } else { Some(rate.wait(now)) }
-            };
-            match wait {
-                None => return place.map_err(|_| busy("it is closed")),
-                Some(wait) if now + wait >= deadline => return Err(busy("no turn in time")),
-                // Others that wait as long may be first.
-                Some(wait) => sleep(wait.max(Duration::from_millis(1))).await,
-            }
-        }
-    }
-}
-
-fn busy(why: &str) -> Failure {
-    Failure::new(FailureKind::Busy, why)
-}
-
-/// One of the bounded number of calls that wait for a place.
-struct Waiting<'a>(&'a Provider);
-
-impl<'a> Waiting<'a> {
-    fn new(provider: &'a Provider) -> Option<Self> {
-        let mut waiting = provider.waiting.lock();
-        if *waiting >= provider.concurrency * WAITING_PER_PLACE {
-            return None;
-        }
-        *waiting += 1;
-        Some(Self(provider))
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        *self.0.waiting.lock() -= 1;
-    }
 }
 
 impl Route {
@@ -495,13 +456,17 @@ impl Route {
 }
 
 /// A call that its model's circuit breaker has admitted, and is told the end of.
-struct Trial<'a> {
-    model: &'a Model,
+pub(super) struct Trial<'a> {
+    pub model: &'a Model,
     is_over: bool,
 }
 
-impl Trial<'_> {
-    fn end(&mut self, failure: Option<&Failure>, now_ms: i64) {
+impl<'a> Trial<'a> {
+    pub fn of(model: &'a Model) -> Self {
+        Self { model, is_over: false }
+    }
+
+    pub fn end(&mut self, failure: Option<&Failure>, now_ms: i64) {
         self.is_over = true;
         let mut breaker = self.model.breaker.lock();
         match failure {
@@ -529,23 +494,24 @@ impl Drop for Trial<'_> {
 }
 
 /// A call that has a reserve. However it ends, also by being dropped, its purse learns what it came to.
-struct Unsettled<'a> {
-    purse: Arc<dyn Purse>,
-    call: u32,
-    model: &'a Model,
-    prompt: &'a Prompt,
-    progress: AnswerProgress,
-    is_settled: bool,
+pub(super) struct Unsettled<'a> {
+    pub purse: Arc<dyn Purse>,
+    pub call: u32,
+    pub model: &'a Model,
+    /// The tokens of the question, as we count them.
+    pub input: u64,
+    pub progress: AnswerProgress,
+    pub is_settled: bool,
 }
 
 impl Unsettled<'_> {
     fn bill(&self, failure: Option<FailureKind>) -> Bill {
-        let usage = self.progress.usage(self.prompt);
+        let usage = self.progress.usage(self.input);
         let cost = self.model.price.of(&usage);
         Bill { model: self.model.name.clone(), usage, cost, failure }
     }
 
-    async fn settle(mut self, failure: Option<FailureKind>) -> (Usage, Cost) {
+    pub async fn settle(mut self, failure: Option<FailureKind>) -> (Usage, Cost) {
         let bill = self.bill(failure);
         let (usage, cost) = (bill.usage, bill.cost);
         let purse = self.purse.clone();
@@ -570,14 +536,14 @@ impl Drop for Unsettled<'_> {
 }
 
 #[derive(Default)]
-struct Spent {
-    usage: Usage,
-    cost: Cost,
-    calls: u32,
+pub(super) struct Spent {
+    pub usage: Usage,
+    pub cost: Cost,
+    pub calls: u32,
 }
 
 impl Spent {
-    fn failed(&self, failure: Failure, model: Option<Arc<str>>) -> ModelFailure {
+    pub fn failed(&self, failure: Failure, model: Option<Arc<str>>) -> ModelFailure {
         let Self { usage, cost, calls } = *self;
         ModelFailure { failure, model, usage, cost, calls_made: calls }
     }

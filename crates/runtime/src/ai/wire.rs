@@ -9,6 +9,7 @@ use genai::chat::{
     Binary, ChatMessage, ChatOptions, ChatRequest, ChatResponseFormat, ChatStreamEvent,
     ContentPart, JsonSpec, MessageContent, StopReason, StreamEnd, Tool, ToolResponse,
 };
+use genai::embed::EmbedOptions;
 use genai::resolver::{AuthData, Endpoint};
 use genai::{Client, ModelIden, ServiceTarget};
 use tokio::sync::mpsc;
@@ -89,11 +90,11 @@ pub struct AnswerProgress {
 
 impl AnswerProgress {
     /// What will be charged: the provider's own count, or else our estimate of what was sent and received.
-    pub fn usage(&self, prompt: &Prompt) -> Usage {
+    pub fn usage(&self, input: u64) -> Usage {
         let received = self.text.len() + self.other_bytes;
         self.usage.unwrap_or_else(|| match self.is_sent {
             true => Usage {
-                input: prompt.estimated_tokens(),
+                input,
                 output: estimated_tokens(received),
                 is_estimate: true,
                 ..Usage::default()
@@ -169,6 +170,36 @@ pub async fn call(
             return Err(Failure::new(FailureKind::Uncertain, "the answer does not end"));
         }
     }
+}
+
+/// Vectors of texts, in their order.
+pub async fn embed(
+    client: &Client,
+    target: &Target,
+    texts: Vec<String>,
+    dimensions: Option<usize>,
+    limit: Instant,
+    progress: &mut AnswerProgress,
+) -> Result<Vec<Vec<f32>>, Failure> {
+    let mut options = EmbedOptions::new().with_capture_usage(true);
+    options.dimensions = dimensions;
+    progress.is_sent = true;
+    let asked = client.embed_batch(target.0.clone(), texts, Some(&options));
+    let Ok(answer) = timeout_at(limit, asked).await else {
+        return Err(Failure::new(FailureKind::Uncertain, "no answer in time"));
+    };
+    let answer = answer.map_err(|error| {
+        let failure = Failure::of(&error);
+        progress.is_sent = !failure.kind.is_safe_to_repeat();
+        failure
+    })?;
+    progress.usage = answer.usage.prompt_tokens.is_some().then(|| usage_of(&answer.usage));
+    let mut made = answer.embeddings;
+    made.sort_by_key(|one| one.index);
+    if made.iter().enumerate().any(|(n, one)| one.index != n) {
+        return Err(Failure::new(FailureKind::Uncertain, "the answer cannot be read"));
+    }
+    Ok(made.into_iter().map(|one| one.vector).collect())
 }
 
 fn received(progress: &AnswerProgress) -> usize {

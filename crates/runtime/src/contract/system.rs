@@ -1,9 +1,11 @@
 //! A system: everything one folder below `systems/` declares.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 
 use super::assistant::Assistant;
-use super::call::Call;
+use super::call::{Call, Services};
 use super::operation::Declared;
 use super::problem::Outcome;
 use super::prompt::AgentPrompt;
@@ -35,12 +37,15 @@ pub struct System {
     pub sections: &'static [SectionKind],
     /// Work outside of its entities.
     pub runners: &'static [RunnerKind],
+    /// Work of each node beside what it is asked, for as long as it serves.
+    pub tasks: &'static [NodeTask],
     /// Demonstration data for a fresh store. Begun again, it goes on where it was cut off.
     pub seed: Option<Seed>,
     /// Whether the caller has something open with another user, which lets them see whether that user is online.
     pub have_dealings: Option<HaveDealings>,
 }
 
+pub type NodeTask = fn(Arc<Services>) -> BoxFuture<'static, ()>;
 /// The systems of a node, among the settings of its services.
 pub struct Installed(pub &'static [&'static System]);
 
@@ -62,6 +67,7 @@ impl System {
             migrations: &[],
             sections: &[],
             runners: &[],
+            tasks: &[],
             seed: None,
             have_dealings: None,
         }

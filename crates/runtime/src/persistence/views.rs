@@ -1,5 +1,7 @@
 //! Read models: their tables, and the reads of them. The systems declare which ones exist.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
@@ -110,6 +112,19 @@ impl Views {
             }
         }
         Ok(page)
+    }
+
+    pub fn vault(&self) -> Result<&Vault, ViewError> {
+        self.vault.as_ref().ok_or_else(|| ViewError::Internal("there is no vault here".into()))
+    }
+
+    /// Whatever a statement says, within this limit.
+    pub async fn within<T>(
+        &self,
+        limit: Duration,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, ViewError> {
+        Ok(within(&self.pool, READ, limit, statement).await?)
     }
 
     /// Runs a statement within the time limit of a read.

@@ -50,15 +50,7 @@ impl Operation for Complete {
         if input.prompt.messages.is_empty() {
             return Err(Problem::field("/prompt/messages", "must have at least one message"));
         }
-        let purse: Arc<dyn Purse> = Arc::new(PersonsPurse {
-            entities: call.services.entities.clone(),
-            clock: call.services.clock.clone(),
-            caller: call.caller(),
-            person: call.user_id.to_string(),
-            question: call.unique_id("ask"),
-            deadline: models.router.deadline(),
-            allowance: models.allowance,
-        });
+        let purse: Arc<dyn Purse> = Arc::new(PersonsPurse::of(call, "ask"));
         let shared = PersonsAnswers(&call.services.sealed_cache);
         let keep = (input.reuse != Some(false)).then(|| Keep {
             person: &call.user_id,
@@ -92,7 +84,7 @@ impl Operation for Complete {
 }
 
 /// What a failure is for whoever asked.
-fn problem(failed: ModelFailure) -> Problem {
+pub fn problem(failed: ModelFailure) -> Problem {
     let ModelFailure { failure, cost, calls_made, .. } = failed;
     let code = match failure.kind {
         FailureKind::Busy
