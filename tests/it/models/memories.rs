@@ -10,7 +10,7 @@ use proxie::persistence::vault;
 use proxie::persistence::views::Views;
 use proxie::systems::agents::settings::{AiSection, MemorySettings};
 use proxie::systems::agents::views::{
-    self, Addition, MemoryRow, Nearest, NewMemory, choose, nearest,
+    self, AddedMemory, MemoryRow, Nearest, NewMemory, choose, nearest,
 };
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Row};
@@ -159,7 +159,7 @@ async fn what_is_forgotten_or_erased_is_gone_with_its_vector() {
     let views = Views::new(node.node.core.pool.clone());
     let late = row("mem_late", "alice");
     let new = NewMemory { row: &late, key, bytes: 1, vector: None, limit: 10 };
-    assert_eq!(views::add(&views, &new).await.unwrap(), Addition::KeyGone);
+    assert_eq!(views::add(&views, &new).await.unwrap(), AddedMemory::KeyGone);
     node.node.stop().await;
 }
 
@@ -208,7 +208,7 @@ async fn the_index_finds_what_comparing_each_does_and_nothing_of_others() {
             let vector = vector();
             let vector = Some(("test 48", vector.as_slice()));
             let new = NewMemory { row: &row, key, bytes: 1, vector, limit: 1_000 };
-            assert_eq!(views::add(&views, &new).await.unwrap(), Addition::Yes);
+            assert_eq!(views::add(&views, &new).await.unwrap(), AddedMemory::Yes);
         }
     }
     let (mut agreed, mut asked) = (0, 0);
@@ -246,13 +246,13 @@ async fn the_index_finds_what_comparing_each_does_and_nothing_of_others() {
     let of_dora = row("dora-1", "dora");
     let new =
         NewMemory { row: &of_dora, key, bytes: 1, vector: Some(("test 48", &vector)), limit: 1 };
-    assert_eq!(views::add(&views, &new).await.unwrap(), Addition::Yes);
+    assert_eq!(views::add(&views, &new).await.unwrap(), AddedMemory::Yes);
     let question =
         Nearest { owner: "dora", agent: None, embedder: &embedder, vector: &vector, limit: 10 };
     assert_eq!(nearest(&views, &question, false).await.unwrap().len(), 1);
     let one_more = row("dora-2", "dora");
     let more = NewMemory { row: &one_more, ..new };
-    assert_eq!(views::add(&views, &more).await.unwrap(), Addition::Full);
+    assert_eq!(views::add(&views, &more).await.unwrap(), AddedMemory::Full);
 }
 
 fn embedder(fake: &Fake) -> proxie::ai::Options {
