@@ -92,7 +92,8 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::kernel::entity::{DecideCx, Decision, Rejection};
+    use crate::kernel::entity::spec::Never;
+    use crate::kernel::entity::{DecideCx, Decision};
 
     /// A light, whose golden journal is one of those below.
     struct Light<const JOURNAL: usize>;
@@ -118,21 +119,6 @@ mod tests {
 
     fn dimmed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u8, D::Error> {
         Ok(u8::deserialize(from)?.min(1))
-    }
-
-    #[derive(Clone, Debug, Serialize, Deserialize)]
-    struct Never;
-
-    impl std::fmt::Display for Never {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("never")
-        }
-    }
-
-    impl Rejection for Never {
-        fn reason(&self) -> &'static str {
-            "never"
-        }
     }
 
     impl<const JOURNAL: usize> Entity for Light<JOURNAL> {

@@ -317,21 +317,13 @@ impl<E: Entity> AnyKind for Kind<E> {
         command: &str,
         meta: CommandMeta,
     ) -> Answering<Result<Value, String>> {
-        let command = match decode_command::<E>(command) {
-            Ok(command) => command,
-            Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
-        };
-        let ask = self.0.ask(key, command, meta);
-        async move { Ok(as_json::<E>(ask.await?)) }.boxed()
+        let ask = decode_command::<E>(command).map(|command| self.0.ask(key, command, meta));
+        async move { Ok(as_json::<E>(ask?.await?)) }.boxed()
     }
 
     fn ask_outcome(&self, key: &str, command: &str, meta: CommandMeta) -> Answering<String> {
-        let command = match decode_command::<E>(command) {
-            Ok(command) => command,
-            Err(e) => return std::future::ready(Err(AskError::BadCommand(e))).boxed(),
-        };
-        let ask = self.0.ask(key, command, meta);
-        async move { Ok(serde_json::to_string(&ask.await?).expect("replies are plain data")) }
+        let ask = decode_command::<E>(command).map(|command| self.0.ask(key, command, meta));
+        async move { Ok(serde_json::to_string(&ask?.await?).expect("replies are plain data")) }
             .boxed()
     }
 
@@ -355,7 +347,7 @@ impl<E: Entity> AnyKind for Kind<E> {
         command: &str,
         firing: Firing,
     ) -> Result<(), AskError> {
-        let command = decode_command::<E>(command).map_err(AskError::BadCommand)?;
+        let command = decode_command::<E>(command)?;
         let origin = Origin::Timer { name, id, firing };
         let ask = Ask {
             command,
@@ -427,18 +419,19 @@ fn as_json<E: Entity>(answer: Result<E::Reply, E::Rejection>) -> Result<Value, S
     }
 }
 
-fn decode_command<E: Entity>(command: &str) -> Result<E::Command, String> {
+fn decode_command<E: Entity>(command: &str) -> Result<E::Command, AskError> {
     #[derive(serde::Deserialize)]
     struct Published {
         #[serde(rename = "@publication")]
         publication: Publication,
     }
+    let unreadable = |error: serde_json::Error| AskError::BadCommand(error.to_string());
     if command.starts_with("{\"@publication\"") {
-        let published: Published = serde_json::from_str(command).map_err(|e| e.to_string())?;
+        let published: Published = serde_json::from_str(command).map_err(unreadable)?;
         return E::publication(published.publication)
-            .ok_or_else(|| format!("{} has no topic", E::KIND));
+            .ok_or_else(|| AskError::BadCommand(format!("{} has no topic", E::KIND)));
     }
-    serde_json::from_str(command).map_err(|e| e.to_string())
+    serde_json::from_str(command).map_err(unreadable)
 }
 
 /// All kinds of this node.

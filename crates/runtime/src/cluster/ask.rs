@@ -9,13 +9,13 @@ use serde_json::Value;
 use crate::kernel::entity::{Caller, Entity};
 use crate::kernel::error::AskError;
 
-/// What travels with a command.
+/// The metadata of a command.
 #[derive(Clone, Debug)]
 pub struct CommandMeta {
     pub caller: Caller,
-    /// With an id the command is effective once: a retry gets the first reply.
+    /// The command's id. A command with an id takes effect once: a retry gets the first reply.
     pub command_id: Option<String>,
-    /// Past it the command is dropped before it is decided, never after.
+    /// The deadline. Once it has passed, the command is dropped, but only before its decision.
     pub deadline: Instant,
 }
 
@@ -45,10 +45,10 @@ impl CommandMeta {
     }
 }
 
-/// A reply or a rejection, or no answer.
+/// The outcome of an ask: a reply or a rejection, or an error if there is no answer.
 pub type EntityAnswer<E> = Result<Result<<E as Entity>::Reply, <E as Entity>::Rejection>, AskError>;
 
-/// An answer that is on its way.
+/// The future of an answer.
 pub type Answering<T> = BoxFuture<'static, Result<T, AskError>>;
 
 /// The activations of this node; `actors` implements it. A command is in its entity's mailbox when a call returns, so
@@ -63,7 +63,7 @@ pub trait LocalEntities: Send + Sync {
         meta: CommandMeta,
     ) -> Answering<Box<dyn Any + Send>>;
 
-    /// The same for a command that travels as JSON. The answer is `Ok(reply)` or the rejection's reason.
+    /// Asks with a command in JSON. The answer is `Ok(reply)` or the rejection's reason.
     fn ask_json(
         &self,
         kind: &str,
@@ -72,7 +72,7 @@ pub trait LocalEntities: Send + Sync {
         meta: CommandMeta,
     ) -> Answering<Result<Value, String>>;
 
-    /// The same for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
+    /// Asks for another node. The answer is `Result<E::Reply, E::Rejection>` as JSON.
     fn ask_outcome(
         &self,
         kind: &str,
@@ -81,11 +81,11 @@ pub trait LocalEntities: Send + Sync {
         meta: CommandMeta,
     ) -> Answering<String>;
 
-    /// What [`LocalEntities::ask_json`] makes of the answer of another node.
+    /// Converts another node's answer to that of [`LocalEntities::ask_json`].
     fn outcome_json(&self, kind: &str, outcome: &str) -> Option<Result<Value, String>>;
 }
 
-/// A command as it may be asked again: each attempt makes its own copy.
+/// A command that may be sent several times: each attempt makes its own copy.
 pub trait Attempts: Send + Sync {
     type Answer: Send;
     fn kind(&self) -> &str;

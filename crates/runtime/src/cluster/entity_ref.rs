@@ -12,14 +12,14 @@ use crate::kernel::entity::Entity;
 use crate::kernel::error::AskError;
 use crate::kernel::private;
 
-/// The door to all entities. Cheap to clone.
+/// The access to all entities; cheap to clone.
 #[derive(Clone)]
 pub struct Entities {
     router: Router,
 }
 
-/// For the entities themselves: what they hold must not hold them, or a node that is dropped stays in memory, with its
-/// connections to the store.
+/// The access that entities themselves hold. It is weak: a strong one would be a cycle, and a dropped node would stay in
+/// memory with its connections to the store.
 pub struct WeakEntities(WeakRouter);
 
 impl WeakEntities {
@@ -70,7 +70,7 @@ impl<E: Entity> EntityRef<E> {
         &self.key
     }
 
-    /// Asks and waits for the answer, which comes only after the commit it follows from.
+    /// Asks and waits for the answer, which comes only after the commit that it depends on.
     pub fn ask(
         &self,
         command: E::Command,
@@ -79,10 +79,10 @@ impl<E: Entity> EntityRef<E> {
         let way = if self.router.is_clustered() {
             let ask = AskTyped::<E> { key: self.key.clone(), command };
             let router = self.router.clone();
-            // Boxed, as it is large, and where there is one node nobody should carry its room.
+            // The future is boxed because it is large, and a single node never needs it.
             Either::Left(Box::pin(async move { router.route(ask, meta).await }))
         } else {
-            // There is one place it can be: no copy is made for a second attempt.
+            // A single node holds every entity, so no copy is kept for a second attempt.
             Either::Right(self.router.local().ask(E::KIND, &self.key, Box::new(command), meta))
         };
         async move {
@@ -160,7 +160,7 @@ impl Attempts for AskJson {
         &self.key
     }
 
-    /// Unknown here; who sends data gives it an id.
+    /// Unknown for a command in JSON, so it counts as one that writes. Its sender gives it an id.
     fn is_query(&self) -> bool {
         false
     }
@@ -182,7 +182,7 @@ impl Attempts for AskJson {
     }
 }
 
-/// What a newer release answered, as far as anybody can read it: that it was done is what its sender needs.
+/// A newer release's answer that this one cannot read. Its sender only needs to know that the command was done.
 fn in_short(outcome: &str) -> Option<Result<Value, String>> {
     let outcome: Result<Value, Value> = serde_json::from_str(outcome).ok()?;
     Some(outcome.map_err(|_| "rejected".to_owned()))

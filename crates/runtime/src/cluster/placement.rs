@@ -1,5 +1,5 @@
-//! Which node should own which slot. Pure: the same members and the same ownership lead every node to the same plan,
-//! so nobody has to be asked.
+//! Placement: which node should own which slot. It is pure: from the same members and owners every node computes the same
+//! plan, so the nodes need not agree on one.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use crate::kernel::ids::stable_hash;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlacementCandidate {
     pub incarnation: i64,
-    /// Its share relative to the others; 0 owns nothing.
+    /// The node's share relative to the others; a node of weight 0 owns nothing.
     pub weight: u32,
-    /// False for a release that is older than another active one, or knows fewer kinds: it keeps what it has and gets
-    /// nothing new.
+    /// Whether the node may gain slots. False for a release that is older than another active one, or knows fewer kinds:
+    /// it keeps its slots and gets no new ones.
     pub may_gain: bool,
 }
 
-/// Who should own each slot, given who does (`None`: nobody who lives). Shares follow the weights as closely as whole
-/// slots allow, and no slot moves that does not have to: only what is above its owner's share, or has no owner.
-/// `None` in the answer where no candidate may take the slot.
+/// The planned owner of each slot, given the present ones (`None`: no live node). Shares follow the weights as closely as
+/// whole slots allow. Only slots above their owner's share, or without an owner, move. The plan has `None` where no
+/// candidate may take the slot.
 pub fn solve(candidates: &[PlacementCandidate], owners: &[Option<i64>]) -> Vec<Option<i64>> {
     let nodes: BTreeMap<i64, PlacementCandidate> =
         candidates.iter().map(|c| (c.incarnation, *c)).collect();
@@ -35,7 +35,8 @@ pub fn solve(candidates: &[PlacementCandidate], owners: &[Option<i64>]) -> Vec<O
     for (incarnation, slots) in &mut owned {
         let share = shares[incarnation];
         if slots.len() > share {
-            // What it has the least affinity to goes first: then a node that comes back gets its own slots again.
+            // The slots with the least affinity to their owner go first, so that a returning node gets its own slots
+            // again.
             slots.sort_by_key(|slot| std::cmp::Reverse(affinity(*incarnation, *slot)));
             homeless.extend(slots.drain(share..));
         }
@@ -62,15 +63,15 @@ fn affinity(incarnation: i64, slot: u16) -> u64 {
     stable_hash(&[&incarnation.to_le_bytes(), &slot.to_le_bytes()])
 }
 
-/// How many slots each should have. They add up to all of them where somebody may gain.
+/// The number of slots that each candidate should have. The numbers add up to all slots if any candidate may gain.
 fn shares(
     nodes: &BTreeMap<i64, PlacementCandidate>,
     owned: &BTreeMap<i64, Vec<u16>>,
     slots: usize,
 ) -> BTreeMap<i64, usize> {
-    // Those that may not gain keep what they have, but no more than is fair; the others share the rest. Who has less
-    // than is fair comes first, because what it leaves is more for everybody else. Rounding down, a share once given
-    // is below what is fair ever after, and so the plan, carried out, leads to itself.
+    // Candidates that may not gain keep their slots up to their fair share; the others divide the rest. Candidates below
+    // their fair share come first, because they leave more for the others. As shares are rounded down, a share once given
+    // stays below the fair one, so the plan, carried out, is a fixed point.
     let mut shares = BTreeMap::new();
     let mut left = slots;
     let mut open: Vec<&PlacementCandidate> = nodes.values().collect();
@@ -94,7 +95,7 @@ fn shares(
         shares.insert(node.incarnation, share as usize);
         rest -= share as usize;
     }
-    // The remainder goes where it moves the least: to those that own more than their share, then by incarnation.
+    // The remainder goes where it moves the fewest slots: to owners above their share, then by incarnation.
     open.retain(|c| c.weight > 0);
     open.sort_by_key(|c| {
         let surplus = owned[&c.incarnation].len() as i64 - shares[&c.incarnation] as i64;
@@ -129,7 +130,7 @@ mod tests {
             })
     }
 
-    /// Somebody, nobody, or a dead one; in runs, as real tables are.
+    /// Owners that live, are dead or are missing, in runs as in real tables.
     fn owners() -> impl Strategy<Value = Vec<Option<i64>>> {
         prop::collection::vec((prop::option::weighted(0.9, 1_i64..40), 1_usize..900), 5..40)
             .prop_map(|runs| {
@@ -158,7 +159,7 @@ mod tests {
             if !gainers.is_empty() {
                 prop_assert!(plan.iter().all(Option::is_some), "every slot has an owner");
             }
-            // Among those that may gain, shares differ by the rounding alone.
+            // Shares of candidates that may gain differ only by rounding.
             for pair in gainers.windows(2) {
                 let [a, b] = pair else { continue };
                 let (a_has, b_has) = (count(&plan, a.incarnation), count(&plan, b.incarnation));
@@ -170,14 +171,14 @@ mod tests {
                 if !node.may_gain || node.weight == 0 {
                     prop_assert!(has <= had, "an old release, or one without weight, gains nothing");
                 }
-                // A node gives away or takes, never both.
+                // A node either gives slots away or takes some, never both.
                 let gave = before.iter().zip(&plan).filter(|(b, p)| **b == Some(node.incarnation) && b != p).count();
                 let took = before.iter().zip(&plan).filter(|(b, p)| **p == Some(node.incarnation) && b != p).count();
                 prop_assert!(gave == 0 || took == 0);
             }
-            // It is a fixed point: carrying the plan out leads to no further move.
+            // The plan is a fixed point: after it is carried out, no slot moves.
             prop_assert_eq!(&solve(&nodes, &plan), &plan);
-            // And it does not depend on the order in which members are listed.
+            // The plan does not depend on the order of the members.
             let mut reversed = nodes.clone();
             reversed.reverse();
             prop_assert_eq!(solve(&reversed, &before), plan);
@@ -214,14 +215,14 @@ mod tests {
         let mixed = [old(1), old(2), plain(&[3])[0]];
         let plan = solve(&mixed, &all);
         assert_eq!([1, 2, 3].map(|n| count(&plan, n)), [2048, 0, 2048]);
-        // The newer one is gone: nobody may take its slots but those that are newest then.
+        // The newer node is gone: only the nodes of the newest remaining release may take its slots.
         let lost: Vec<_> = plan.iter().map(|owner| owner.filter(|o| *o != 3)).collect();
         assert_eq!(solve(&[old(1)], &lost), lost);
     }
 
     #[test]
     fn what_an_older_release_gives_up_moves_once() {
-        // Its fair share is no whole number of slots, nor is anybody else's.
+        // No node's fair share is a whole number of slots.
         let weights = [(1, 2, true), (2, 4, true), (15, 1, false), (16, 2, true), (25, 3, true)];
         let nodes = weights.map(|(incarnation, weight, may_gain)| PlacementCandidate {
             incarnation,

@@ -1,8 +1,9 @@
-//! Sends a command to where its entity lives, and again where it went to the wrong place or its answer was lost.
+//! The router: sends a command to the node where its entity lives, and again if it reached the wrong node or the answer
+//! was lost.
 //!
-//! A command is sent again only where that is safe: it was not decided (nobody served the slot, it met the wrong node,
-//! the activation was on its way out), it only reads, or it carries an id, under which it counts once. What crosses to
-//! another node without an id is given one here.
+//! A command is sent again only where that is safe: it was not decided (no node served the slot, the node was the wrong
+//! one, the activation was ending), it only reads, or it carries an id, under which it takes effect once. A command that
+//! crosses to another node without an id gets one here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -20,16 +21,16 @@ use crate::cluster::transport::{
 use crate::kernel::error::AskError;
 use crate::kernel::ids::slot_of;
 
-/// Between two attempts where nothing has been heard of a change.
+/// The pause between two attempts when no change of the slot has been reported.
 const RETRY: Duration = Duration::from_millis(25);
-/// The same where the entity's node does not know what is asked for: that takes a hand-over.
+/// The same pause when the entity's node does not know the kind or command: only a hand-over changes that.
 const UNKNOWN_RETRY: Duration = Duration::from_millis(250);
 
-/// Cheap to clone.
+/// A handle to the router; cheap to clone.
 #[derive(Clone)]
 pub struct Router(Arc<Ways>);
 
-/// Does not keep the router, and what it leads to, in memory.
+/// A handle that keeps neither the router nor anything behind it in memory.
 pub(super) struct WeakRouter(Weak<Ways>);
 
 impl WeakRouter {
@@ -54,21 +55,21 @@ struct Counters {
 /// Asks on their way to other nodes.
 struct Remote {
     transport: Arc<dyn Transport>,
-    /// By correlation: the node asked, and who waits.
+    /// By correlation id: the node that was asked, and the waiting asker.
     pending: DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>,
     next: AtomicU64,
-    /// Announcements between nodes that are no asks.
+    /// Messages between nodes other than asks.
     control: Arc<dyn Control>,
 }
 
-/// Kinds of [`Envelope::Control`]: its first byte.
+/// The kinds of [`Envelope::Control`], which its first byte names.
 pub mod control {
     pub const PING: u8 = 0;
     pub const TOPICS: u8 = 1;
     pub const PRESENCE: u8 = 2;
 }
 
-/// Takes [`Envelope::Control`].
+/// The receiver of [`Envelope::Control`].
 pub trait Control: Send + Sync + 'static {
     fn receive(&self, from: i64, message: Vec<u8>);
 }
@@ -83,7 +84,7 @@ impl Router {
         Self(Arc::new(Ways { local, slots, remote: OnceLock::new(), counters }))
     }
 
-    /// From now on other nodes can be reached.
+    /// Connects the router to other nodes.
     pub fn connect(&self, transport: Arc<dyn Transport>, control: Arc<dyn Control>) {
         let remote =
             Remote { transport, pending: DashMap::new(), next: AtomicU64::new(1), control };
@@ -102,14 +103,14 @@ impl Router {
         self.0.remote.get().is_some()
     }
 
-    /// Nobody answers any more who was asked over this link.
+    /// Fails the asks that were sent over this link: no answer will come.
     pub fn link_down(&self, incarnation: i64) {
         if let Some(remote) = self.0.remote.get() {
             remote.pending.retain(|_, (peer, _)| *peer != incarnation);
         }
     }
 
-    /// Sends an announcement to another node. It may be lost.
+    /// Sends a control message to another node. It may be lost.
     pub fn announce(&self, incarnation: i64, message: Vec<u8>) -> Result<(), SendError> {
         let remote = self.0.remote.get().ok_or(SendError::Unreachable)?;
         remote.transport.send(incarnation, Envelope::Control(message))
@@ -146,14 +147,14 @@ impl Router {
                     let asked = remote.ask(&attempts, &meta, incarnation, epoch).await;
                     match asked {
                         Ok(RemoteAnswer::Outcome(outcome)) => {
-                            // It was carried out: under the same id, another node says what came of it.
+                            // The command was carried out: asked under the same id, another node returns its outcome.
                             let newer = || {
                                 AskError::unavailable("only a newer release can read the answer")
                             };
                             return attempts.decode(&outcome).ok_or_else(newer);
                         }
-                        // Whoever sends it knows it: the other one is of another release, and hands the slot over, or is
-                        // upgraded before long.
+                        // The sender knows the kind, so the other node runs another release: it hands the slot over, or
+                        // is upgraded before long.
                         Ok(RemoteAnswer::Failed(AskError::BadCommand(what))) => {
                             pause = UNKNOWN_RETRY;
                             AskError::unavailable(format!(
@@ -186,7 +187,7 @@ impl Router {
 }
 
 impl Remote {
-    /// `Err(NotHere)`: it may be asked again.
+    /// Asks another node. `Err(NotHere)`: the command may be sent again.
     async fn ask<A: Attempts>(
         &self,
         attempts: &A,
@@ -219,18 +220,18 @@ impl Remote {
         }
         match tokio::time::timeout_at(meta.deadline.into(), answered).await {
             Ok(Ok(answer)) => {
-                // Taken out already, by whoever had the answer.
+                // The task that received the answer has removed it already.
                 std::mem::forget(forget);
                 Ok(answer)
             }
-            // The link went down: what became of it is unknown, and the id makes asking again safe.
+            // The link went down: the outcome is unknown, and the id makes asking again safe.
             Ok(Err(_)) => Err(AskError::NotHere),
             Err(_) => Err(AskError::DeadlineExceeded),
         }
     }
 }
 
-/// Takes an ask out of the pending ones, however it ends.
+/// Removes an ask from the pending ones, however it ends.
 struct Forget<'a> {
     pending: &'a DashMap<u64, (i64, oneshot::Sender<RemoteAnswer>)>,
     correlation: u64,
@@ -242,17 +243,17 @@ impl Drop for Forget<'_> {
     }
 }
 
-/// The way back of one answer.
+/// The return path of one answer.
 struct Reply {
     transport: Arc<dyn Transport>,
     to: i64,
     correlation: u64,
-    /// The asker waits no longer.
+    /// Whether the asker has stopped waiting.
     until: Instant,
 }
 
 impl Reply {
-    /// One that can never travel is an error at once; one for which there is no room is sent as soon as there is.
+    /// Sends the answer. An answer too large for any link becomes an error at once; without room in the window it waits.
     async fn send(self, answer: RemoteAnswer) {
         let Self { transport, to, correlation, until } = self;
         let send = |answer: &RemoteAnswer| {
@@ -285,7 +286,7 @@ impl Inbox for Router {
                             command_id: ask.command_id,
                             deadline: Instant::now() + left,
                         };
-                        // Handed to its entity before the next envelope is looked at: order is kept.
+                        // The command is in its entity's mailbox before the next envelope is read, which keeps the order.
                         Ok(self.0.local.ask_outcome(&ask.kind, &ask.key, &ask.command, meta))
                     }
                     _ => {
@@ -314,7 +315,7 @@ impl Inbox for Router {
                             Err(answer) => answer,
                         })
                         .await;
-                    // Until now the asker's window is taken: what it may keep busy here is bounded.
+                    // The asker's window is occupied until here, which bounds the work that it can cause on this node.
                     drop(credit);
                 }));
             }

@@ -1,4 +1,4 @@
-//! Who owns which slot, as this node knows it, and whether it may serve its own.
+//! The slot table: the owner of each slot as this node knows it, and whether this node may serve its own slots.
 //!
 //! The truth is in the store, and every commit checks it there. This table decides only where a command is sent, and
 //! when this node may answer without a commit.
@@ -19,7 +19,7 @@ const NOBODY: i64 = 0;
 struct Slot {
     owner: AtomicI64,
     epoch: AtomicI64,
-    /// A successor of a dead node waits until that one cannot answer reads any more. On the clock of the lease.
+    /// When a slot taken from a dead node opens: once that node can no longer answer reads. On the lease's clock.
     opens_at_ms: AtomicI64,
 }
 
@@ -33,41 +33,41 @@ pub enum SlotLocation {
         incarnation: i64,
         epoch: i64,
     },
-    /// Nobody serves it at this moment: it has no owner, is being handed over, or waits for a dead owner's last reads.
+    /// No node serves the slot now: it has no owner, is being handed over, or waits for a dead owner's last reads.
     Nowhere,
 }
 
-/// A slot's row.
+/// A row of the slot table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotOwnership {
     pub owner: Option<i64>,
     pub epoch: i64,
 }
 
-/// Cheap to clone.
+/// A handle to the slot table; cheap to clone.
 #[derive(Clone)]
 pub struct Slots {
     me: i64,
     slots: Arc<[Slot]>,
     changed: Arc<watch::Sender<u64>>,
-    /// Slots of this node that others have asked for what this release does not know.
+    /// Slots of this node that were asked for a kind or command which only a newer release knows.
     wanted: Arc<Mutex<BTreeMap<u16, i64>>>,
-    /// Read only for a slot that waits.
+    /// The clock, which is read only for a slot that waits.
     now_ms: fn() -> i64,
 }
 
 impl Slots {
-    /// Nothing is known yet.
+    /// An empty table: no owner is known yet.
     pub fn unknown(me: i64) -> Self {
         Self::on_clock(me, SLOTS, boottime_ms)
     }
 
-    /// All slots are this node's, claimed together: a node without a cluster.
+    /// The table of a node without a cluster: it owns every slot, all claimed together.
     pub fn all_mine(me: i64, epoch: i64) -> Self {
         Self::filled(me, SLOTS, boottime_ms, me, epoch)
     }
 
-    /// Nothing is known yet. Simulations have fewer slots, and a time of their own.
+    /// An empty table with a chosen number of slots and a clock, for simulations.
     pub fn on_clock(me: i64, count: u16, now_ms: fn() -> i64) -> Self {
         Self::filled(me, count, now_ms, NOBODY, 0)
     }
@@ -91,8 +91,8 @@ impl Slots {
         let epoch = slot.epoch.load(Ordering::Acquire);
         let opens = slot.opens_at_ms.load(Ordering::Acquire);
         let owner = slot.owner.load(Ordering::Acquire);
-        // It is sealed while it changes, and every change has an epoch of its own: what was read in between, under one
-        // epoch, belongs together.
+        // A slot is sealed while it changes, and every change has its own epoch: owner and state read under one epoch
+        // belong together.
         if owner == NOBODY || opens == SEALED || slot.epoch.load(Ordering::Acquire) != epoch {
             return SlotLocation::Nowhere;
         }
@@ -103,12 +103,12 @@ impl Slots {
         }
     }
 
-    /// Whether an activation that began under `epoch` is still the one.
+    /// Whether an activation that began under `epoch` is still the current one.
     pub fn is_here(&self, slot: u16, epoch: i64) -> bool {
         self.locate(slot) == SlotLocation::Here { epoch }
     }
 
-    /// The owner and epoch, whether or not it serves.
+    /// The slot's owner and epoch, whether or not the owner serves it.
     pub fn owned(&self, slot: u16) -> SlotOwnership {
         let slot = &self.slots[usize::from(slot)];
         let owner = slot.owner.load(Ordering::Acquire);
@@ -122,8 +122,8 @@ impl Slots {
         self.slots.iter().filter(|slot| slot.owner.load(Ordering::Relaxed) == self.me).count()
     }
 
-    /// Takes over what the store says, unless something newer is known already. A slot that came to this node opens
-    /// `wait_ms` from now.
+    /// Adopts a slot's row from the store, unless a newer one is known. A slot that this node has gained opens `wait_ms`
+    /// from now.
     pub fn learn(&self, slot: u16, row: SlotOwnership, wait_ms: i64) {
         let entry = &self.slots[usize::from(slot)];
         if row.epoch < entry.epoch.load(Ordering::Acquire) {
@@ -135,7 +135,7 @@ impl Slots {
         if same {
             return;
         }
-        // Closed while it changes: nobody sees the new owner with the old epoch.
+        // The slot is closed while it changes: no reader sees the new owner with the old epoch.
         entry.opens_at_ms.store(SEALED, Ordering::Release);
         entry.epoch.store(row.epoch, Ordering::Release);
         entry.owner.store(owner, Ordering::Release);
@@ -143,8 +143,8 @@ impl Slots {
         entry.opens_at_ms.store(opens, Ordering::Release);
     }
 
-    /// From now on this node serves nothing of the slot: it is being handed over. False: it waits for a dead owner's
-    /// last reads, and has to wait here, because its next owner would serve it at once.
+    /// Stops serving the slot, for its hand-over. False: the slot still waits for a dead owner's last reads, and has to
+    /// wait here, because its next owner would serve it at once.
     pub fn seal(&self, slot: u16) -> bool {
         let opens = &self.slots[usize::from(slot)].opens_at_ms;
         let at = opens.load(Ordering::Acquire);
@@ -155,23 +155,23 @@ impl Slots {
         !waits
     }
 
-    /// The hand-over came to nothing.
+    /// Serves the slot again after a hand-over that failed.
     pub fn unseal(&self, slot: u16) {
         let entry = &self.slots[usize::from(slot)];
         let _ = entry.opens_at_ms.compare_exchange(SEALED, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Notes that a node knows something of the slot that this one does not: a kind, or a command.
+    /// Notes that another node asked the slot for a kind or command which this one does not know.
     pub fn want(&self, slot: u16, by: i64) {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, by);
     }
 
-    /// What was noted since the last time. Whoever gets nothing of it asks again.
+    /// The slots noted since the last call. A slot that is not handed over is noted again by the next ask.
     pub fn take_wanted(&self) -> BTreeMap<u16, i64> {
         std::mem::take(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Wakes those who wait for a slot to be served somewhere.
+    /// Wakes the asks that wait for a slot to be served.
     pub fn announce(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
@@ -194,14 +194,14 @@ mod tests {
         slots.learn(0, SlotOwnership { owner: Some(7), epoch: 2 }, 0);
         assert_eq!(slots.locate(0), SlotLocation::Here { epoch: 2 });
         assert!(slots.is_here(0, 2) && !slots.is_here(0, 1));
-        // Old news changes nothing; the same news does not open what is sealed.
+        // An older row changes nothing; the same row does not open a sealed slot.
         slots.learn(0, SlotOwnership { owner: Some(8), epoch: 1 }, 0);
         assert!(slots.seal(0) && slots.seal(0));
         slots.learn(0, SlotOwnership { owner: Some(7), epoch: 2 }, 0);
         assert_eq!(slots.locate(0), SlotLocation::Nowhere);
         slots.unseal(0);
         assert_eq!(slots.locate(0), SlotLocation::Here { epoch: 2 });
-        // From a dead owner: only after the wait.
+        // A slot of a dead owner opens only after the wait.
         slots.learn(1, SlotOwnership { owner: Some(7), epoch: 5 }, 60_000);
         assert_eq!(slots.locate(1), SlotLocation::Nowhere);
         slots.unseal(1);
@@ -216,7 +216,7 @@ mod tests {
     fn no_owner_is_seen_with_the_epoch_of_another() {
         let slots = Slots::unknown(7);
         let changing = slots.clone();
-        // Under odd epochs it is here, under even ones there.
+        // The slot is here under odd epochs, and elsewhere under even ones.
         let changes = std::thread::spawn(move || {
             for epoch in 1..2_000_000 {
                 let owner = Some(if epoch % 2 == 1 { 7 } else { 8 });

@@ -7,12 +7,13 @@
 //! command's id makes the retry safe.
 //!
 //! Everything is bounded: a peer that does not read has a window of [`TransportLimits::window_bytes`] outstanding, then
-//! [`SendError::Overloaded`]; an envelope above [`TransportLimits::max_envelope_bytes`] is refused before it is sent. Asks leave
-//! room in the window for control messages, and both leave room for answers.
+//! [`SendError::Overloaded`]; an envelope above [`TransportLimits::max_envelope_bytes`] is refused before it is sent.
+//! Asks leave room in the window for control messages, and both leave room for answers.
 //!
-//! What both implementations share is in `wire` (what travels, in each version), `frame` (what it weighs), `link` (one link: queue, window, credits), `links`
-//! (which peer has which link), `handshake` and `node` (listen, dial, redial), and [`tls`], which a connection may be
-//! wrapped in. [`framed`] writes frames to the connection; [`clustered`] hands the connection to ractor_cluster.
+//! Both implementations share `wire` (the messages, in each version), `frame` (their weight), `link` (one link: queue,
+//! window, credits), `links` (the link of each peer), `handshake` and `node` (listen, dial, redial), and [`tls`], which
+//! may wrap a connection. [`framed`] writes frames to the connection; [`clustered`] hands the connection to
+//! ractor_cluster.
 
 pub mod clustered;
 mod frame;
@@ -48,11 +49,11 @@ pub struct Peer {
     pub address: String,
 }
 
-/// What travels, as [`wire`] writes it. Bodies are JSON, as in the journal and the outbox: what a kind can read does not
-/// depend on its layout.
+/// A message between nodes, as [`wire`] writes it. Bodies are JSON, as in the journal and the outbox, so a kind can read
+/// them whatever its memory layout is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Envelope {
-    /// Must be answered, by [`Envelope::Answer`] with the same number, as long as the link lives.
+    /// A command or query. While the link lives, it is answered by an [`Envelope::Answer`] with the same number.
     Ask {
         correlation: u64,
         ask: RemoteAsk,
@@ -61,8 +62,8 @@ pub enum Envelope {
         correlation: u64,
         answer: RemoteAnswer,
     },
-    /// Everything that is not between an asker and an entity: kinds of it are told apart by the first byte, and one that
-    /// a node does not know is nothing to it.
+    /// A message that is not between an asker and an entity. Its first byte names its kind; a node ignores kinds that it
+    /// does not know.
     Control(Vec<u8>),
 }
 
@@ -75,9 +76,9 @@ pub struct RemoteAsk {
     pub command: String,
     pub caller: Caller,
     pub command_id: Option<String>,
-    /// What is left of the deadline when it is sent; no clock is compared.
+    /// The time left until the deadline when the ask is sent, so that no clocks are compared.
     pub remaining_ms: u32,
-    /// The epoch of the slot as the asker knows it.
+    /// The slot's epoch, as the asker knows it.
     pub epoch: i64,
     pub traceparent: Option<String>,
 }
@@ -87,46 +88,48 @@ pub enum RemoteAnswer {
     /// `Result<Reply, Rejection>` as JSON.
     Outcome(String),
     Failed(AskError),
-    /// The slot is somebody else's, as far as the answering node knows.
+    /// The slot belongs to another node, as far as the answering node knows.
     NotOwner {
         owner: Option<i64>,
         epoch: i64,
     },
 }
 
-/// How this node takes part.
+/// This node's part in the transport.
 pub struct Options {
     pub incarnation: i64,
     pub name: String,
-    /// See [`bind`]. Made by the caller, who learns that the port is taken before anybody learns of the node.
+    /// The listener (see [`bind`]). The caller makes it, and so learns that the port is taken before any node learns of
+    /// this one.
     pub listener: TcpListener,
-    /// Whoever knows it is a node of this cluster.
+    /// The cluster's shared secret: a process that knows it is a node of this cluster.
     pub cookie: Secret<String>,
-    /// With it every link is inside TLS, and a node is also who its certificate says. All nodes have it, or none does.
+    /// The certificate. With it every link is inside TLS, and a node must also be the one that its certificate names.
+    /// Either all nodes have one, or none.
     pub tls: Option<Tls>,
     pub limits: TransportLimits,
 }
 
-/// Listens on `host:port`, and nowhere else. Port 0 takes a free one.
+/// The listener on exactly `host:port`; port 0 takes a free port.
 ///
 /// # Errors
-/// An address that cannot be listened on; the error names it.
+/// The address cannot be listened on; the error names it.
 pub async fn bind(listen: &str) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(listen).await;
     bound.map_err(|error| io::Error::new(error.kind(), format!("{listen}: {error}")))
 }
 
-/// Both sides of a link keep to the smaller limits of the two.
+/// The limits of a link; its two sides keep to the smaller ones.
 #[derive(Clone, Debug)]
 pub struct TransportLimits {
-    /// Bytes on the way to one peer that it has not yet taken from its inbox.
+    /// The window: bytes sent to one peer that it has not yet taken from its inbox.
     pub window_bytes: usize,
     pub max_envelope_bytes: usize,
-    /// A frame is written as soon as something waits, with at most this much in it.
+    /// The size of a frame. A frame is written as soon as an envelope waits.
     pub max_frame_bytes: usize,
     pub max_frame_envelopes: usize,
     pub handshake_timeout_ms: u64,
-    /// Connections that may be in their handshake at the same time.
+    /// Connections in their handshake at the same time.
     pub max_handshakes: usize,
     pub redial_min_ms: u64,
     pub redial_max_ms: u64,
@@ -157,10 +160,10 @@ pub enum SendError {
     TooLarge,
 }
 
-/// What became of a link.
+/// News of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
-    /// Both directions work, and both sides have proved who they are.
+    /// The link is up: both directions work, and both sides have proved who they are.
     Up {
         peer: i64,
     },
@@ -168,7 +171,8 @@ pub enum LinkEvent {
         peer: i64,
         cause: DownCause,
     },
-    /// A dial was refused: nobody listens there, or another incarnation does. Strong evidence that the process is gone, no proof.
+    /// A dial was refused: no process listens there, or another incarnation does. This is strong evidence, but no
+    /// proof, that the process is gone.
     Refused {
         peer: i64,
     },
@@ -176,21 +180,21 @@ pub enum LinkEvent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownCause {
-    /// The connection was reset or closed by the other side: its process ended, or it closed the link.
+    /// The other side reset or closed the connection: its process ended, or it closed the link.
     Reset,
-    /// It broke a rule: a frame too large, an undecodable one, more than its window.
+    /// The peer broke a rule: its frame was too large or undecodable, or it sent more than its window.
     Protocol,
-    /// This side asked for it.
+    /// This side ended the link.
     Forgotten,
 }
 
-/// Takes what arrives. Called in order for each peer; it must neither block nor panic. What it is handed counts against
-/// the sender's window until the returned [`Credit`] is dropped.
+/// The receiver of envelopes. It is called in order for each peer, and must neither block nor panic. An envelope counts
+/// against the sender's window until the returned [`Credit`] is dropped.
 pub trait Inbox: Send + Sync + 'static {
     fn receive(&self, from: i64, envelope: Envelope, credit: Credit);
 }
 
-/// Gives the sender its window back when dropped.
+/// A part of the sender's window, which is given back when this is dropped.
 pub struct Credit {
     give_back: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
@@ -211,22 +215,22 @@ impl Drop for Credit {
 
 /// The links of this node.
 pub trait Transport: Send + Sync + 'static {
-    /// Keeps a link to the peer from now on: dials it, or waits to be dialled. Doing so again changes nothing.
+    /// Starts to keep a link to the peer: dials it, or waits to be dialled. A repetition changes nothing.
     fn link(&self, peer: Peer);
 
-    /// Ends the link, and takes no more from the peer: its incarnation is dead.
+    /// Ends the link to a dead incarnation and takes nothing more from it.
     fn forget(&self, incarnation: i64);
 
-    /// Never waits. `Ok` says that it is queued for a live link, no more.
+    /// Sends an envelope without waiting. `Ok` means only that the envelope is queued for a live link.
     fn send(&self, incarnation: i64, envelope: Envelope) -> Result<(), SendError>;
 
     fn is_up(&self, incarnation: i64) -> bool;
 }
 
-/// A started transport and the news of its links. The channel is bounded; the newest news of each peer is never lost.
+/// A started transport and the news of its links. The channel is bounded, and never loses the newest news of a peer.
 pub struct StartedTransport {
     pub transport: Arc<dyn Transport>,
     pub events: Receiver<LinkEvent>,
-    /// Where it listens, after port 0 was resolved.
+    /// The address that it listens on, with the port that 0 was resolved to.
     pub address: String,
 }

@@ -1,4 +1,4 @@
-//! How snapshots become bytes and back.
+//! The encoding of snapshots as bytes.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,8 +18,9 @@ pub struct SnapshotCodec {
 }
 
 impl SnapshotCodec {
-    /// The layout hash is that of the state's shape: reordered, added, removed or retyped fields and variants change it
-    /// without anybody having to remember. The golden journal is read all the same: a kind that cannot is refused.
+    /// The codec of a kind. The layout hash covers the shape of the state: reordered, added, removed or retyped fields
+    /// and variants change it without a version that someone must remember to raise. A kind that cannot read its golden
+    /// journal is refused as well.
     pub fn of<E: Entity>() -> Result<Self, String> {
         replay_golden::<E>()?;
         let layout = stable_hash(&[E::KIND.as_bytes(), shape::<E::State>()?.as_bytes()]);
@@ -29,7 +30,7 @@ impl SnapshotCodec {
         Ok(Self { header })
     }
 
-    /// How this release knows the kind: by its version, and by the events and the state that it can read.
+    /// This release's knowledge of the kind: its version, and the events and the state that it can read.
     pub fn known_as<E: Entity>(&self) -> String {
         let events = E::EVENT_VERSION.to_le_bytes();
         let known = stable_hash(&[&self.header, &events, E::GOLDEN.as_bytes()]);
@@ -42,7 +43,7 @@ impl SnapshotCodec {
         Ok(bytes)
     }
 
-    /// `None` for a snapshot of another layout or version: the caller replays the journal instead.
+    /// Decodes a snapshot. `None`: it has another layout or version, so the caller replays the journal instead.
     pub fn decode<S: DeserializeOwned>(&self, bytes: &[u8]) -> Option<S> {
         decode(bytes.strip_prefix(&self.header)?)
     }
@@ -52,12 +53,11 @@ impl SnapshotCodec {
 mod tests {
     use std::marker::PhantomData;
 
-    use serde::Deserialize;
-
     use super::*;
-    use crate::kernel::entity::{DecideCx, Decision, Rejection};
+    use crate::kernel::entity::spec::Never;
+    use crate::kernel::entity::{DecideCx, Decision};
 
-    /// A kind in one of its releases: with this state, this version of its events, and this golden journal.
+    /// One release of a kind: its state, the version of its events, and its golden journal.
     struct Ticket<S, const VERSION: u16>(PhantomData<fn() -> S>);
 
     mod before {
@@ -76,21 +76,6 @@ mod tests {
             Open,
             Paused,
             Expired,
-        }
-    }
-
-    #[derive(Clone, Debug, Serialize, Deserialize)]
-    struct Never;
-
-    impl std::fmt::Display for Never {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("never")
-        }
-    }
-
-    impl Rejection for Never {
-        fn reason(&self) -> &'static str {
-            "never"
         }
     }
 

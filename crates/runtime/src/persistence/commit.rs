@@ -1,4 +1,5 @@
-//! What one entity wants written at once ([`CommitItem`]), and the call that writes a batch of them.
+//! The unit of a commit ([`CommitItem`]: the rows that one entity writes together), and the call that writes a batch of
+//! them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use sqlx::postgres::PgConnection;
 use crate::kernel::view::ViewRow;
 use crate::persistence::store::micros;
 
-/// Everything that follows from one command of one entity. Written in whole or not at all.
+/// All rows that follow from one command of one entity. They are written as a whole or not at all.
 pub struct CommitItem {
     pub slot: u16,
     pub epoch: i64,
@@ -29,13 +30,13 @@ pub struct CommitItem {
     pub timers: Vec<TimerChange>,
     pub publications: Vec<PublicationRow>,
     pub views: Vec<ViewRow>,
-    /// Shared by all items of one activation. Once one of them fails, the later ones were decided on a state that is
-    /// not true: the writer refuses them.
+    /// The failure flag, shared by all items of one activation. Once an item fails, the later ones were decided on a
+    /// state that does not hold, so the writer refuses them.
     pub failed: Arc<AtomicBool>,
     pub done: Box<dyn FnOnce(CommitResult) + Send + Sync>,
 }
 
-/// Boxed, as an item is some hundred bytes long and passes through several queues.
+/// The items of a batch. Each is boxed, because it is some hundred bytes long and passes through several queues.
 #[allow(clippy::vec_box)]
 pub type Items = Vec<Box<CommitItem>>;
 
@@ -65,17 +66,17 @@ pub struct OutboxRow {
     pub target_kind: String,
     pub target_key: String,
     pub body: String,
-    /// For whom the entity acts, as JSON. `None`: it speaks in its own right.
+    /// The principal that the entity acts for, as JSON. `None`: it acts in its own right.
     pub principal: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
 pub enum OutboxChange {
-    /// The receiver has it.
+    /// The receiver has the message, so the row is deleted.
     Done {
         id: String,
     },
-    /// The outcome of a run is taken by this item: the row must still be there.
+    /// This item takes the outcome of a run: the row must still exist.
     Take {
         id: String,
     },
@@ -103,7 +104,7 @@ pub enum TimerChange {
     Cancel {
         name: String,
     },
-    /// This item handles the timer: its row must still be there.
+    /// This item handles the timer: its row must still exist.
     Fire {
         name: String,
         id: String,
@@ -125,20 +126,21 @@ pub enum CommitResult {
         fingerprint: i64,
         outcome: String,
     },
-    /// The timer or the outbox row that this item was to handle is no longer there.
+    /// The timer or outbox row that this item was to handle no longer exists.
     Gone,
-    /// The journal is not where this activation thought: another one has written.
+    /// The journal has advanced beyond this activation's state: another activation has written.
     Stale,
-    /// The slot belongs to somebody else.
+    /// The slot belongs to another node.
     Moved,
     /// The item cannot be written (a NUL, a constraint); its neighbours were.
     Invalid {
         constraint: Option<String>,
         message: String,
     },
-    /// Not written because an earlier item of the same activation was not.
+    /// The item was not written, because an earlier item of the same activation was not.
     Refused,
-    /// Not written, or not known to be: the store is away. The command's id makes a retry safe.
+    /// The store cannot be reached: the item was not written, or it is unknown whether it was. The command's id makes a
+    /// retry safe.
     Unavailable,
 }
 
@@ -160,22 +162,22 @@ impl CommitItem {
     }
 }
 
-/// What is kept of a topic's publications, whichever is less.
+/// The limits of the publications kept for a topic; the smaller one applies.
 #[derive(Clone, Copy, Debug)]
 pub struct PublicationRetention {
     pub publications: i32,
-    /// Of their data.
+    /// Bytes of their data.
     pub bytes: i64,
 }
 
-/// Which batch of which lane this is.
+/// The batch's lane and number.
 pub struct Batch {
     pub incarnation: i64,
     pub lane: i32,
     pub number: i64,
     pub at: Timestamp,
-    /// Command ids are looked up first. Without it an id that was used before fails the call, which is cheaper as long
-    /// as it is rare.
+    /// Whether command ids are looked up first. Without the look-up an id that was used before fails the call, which is
+    /// cheaper as long as it is rare.
     pub careful: bool,
     pub keep: PublicationRetention,
 }
@@ -201,7 +203,7 @@ pub async fn call(
     let mut v = ViewColumns::default();
     for (n, item) in items.iter().enumerate() {
         let n = n as i32 + 1;
-        // `failed` is what the items of one activation share.
+        // The items of one activation share `failed`.
         i_entity.push(*entities.entry(Arc::as_ptr(&item.failed) as usize).or_insert_with(|| {
             e.slot.push(i32::from(item.slot));
             e.epoch.push(item.epoch);
@@ -283,7 +285,7 @@ pub async fn call(
             v.row.push(row.row.to_string());
         }
     }
-    // In key order, as the call wants them.
+    // The rows are in the order of their keys, as the call requires.
     dedupe.sort_unstable_by_key(|(user, id, n, _)| (*user, *id, *n));
     for (user, id, n, row) in dedupe {
         d.item.push(n);
@@ -394,22 +396,22 @@ fn set_result(
     };
 }
 
-/// How a batch whose answer was lost ended.
+/// The outcome of a batch whose answer was lost.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Resolution {
-    /// It never committed and never will: its number is used up.
+    /// The batch did not commit and never will: its number is used up.
     Burned,
     Committed(Vec<CommitResult>),
-    /// The lane belongs to no live incarnation any more.
+    /// The lane no longer belongs to a live incarnation.
     Fenced,
 }
 
-/// What a lane remembers of a number that was used up without a batch: the answer to that may be lost as well, and
-/// whoever asks again must not take it for a batch of which everything was written.
+/// A lane's record of a number that was used up without a batch. The answer to that call may be lost as well, and a
+/// repeated question must not take the number for that of a batch that was written.
 const BURNED: &str = r#""burned""#;
 
-/// Runs the fence of batch `batch` once more. Either it takes the number, so that the lost call finds it taken, or it
-/// waits for the row lock that the lost call still holds and then sees how that ended.
+/// Runs the fence of batch `batch` again. Either it takes the number, so that the lost call finds it taken, or it waits
+/// for the row lock that the lost call still holds, and then reads that call's outcome.
 pub async fn resolve(
     connection: &mut PgConnection,
     incarnation: i64,

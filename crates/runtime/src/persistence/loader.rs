@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::persistence::commit::{OutboxRow, SnapshotRow};
-use crate::persistence::patience::{PATIENCE, within};
+use crate::persistence::patience::{PATIENCE, rows, within};
 
 /// The data of one entity in PostgreSQL.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub struct PendingOutbox {
     pub row: OutboxRow,
     pub attempts: i32,
     pub due_us: i64,
-    /// When the row was written, or put back by an operator.
+    /// The time when the row was written, or put back by an operator.
     pub since_us: i64,
 }
 
@@ -122,11 +122,7 @@ impl Loader {
         .bind(key)
         .bind(after)
         .bind(EVENT_PAGE);
-        let rows = within(&self.pool, "read a journal", PATIENCE, async |connection| {
-            page.fetch_all(connection).await
-        })
-        .await
-        .map_err(|e| e.to_string())?;
+        let rows = rows(&self.pool, "read a journal", page).await.map_err(|e| e.to_string())?;
         Ok(rows.iter().map(|row| stored(row, 0)).collect())
     }
 
@@ -146,11 +142,7 @@ impl Loader {
         .bind(key)
         .bind(after)
         .bind(OWED_PAGE as i64);
-        let rows = within(&self.pool, "read an outbox", PATIENCE, async |connection| {
-            page.fetch_all(connection).await
-        })
-        .await
-        .map_err(|e| e.to_string())?;
+        let rows = rows(&self.pool, "read an outbox", page).await.map_err(|e| e.to_string())?;
         Ok(rows.iter().map(|row| owed(row, 0)).collect())
     }
 

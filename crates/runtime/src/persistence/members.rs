@@ -16,9 +16,9 @@ use crate::persistence::membership::{
 use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::from_micros;
 
-/// How long a takeover waits for the batch that the dead node may have in its lane, before it ends that backend.
+/// The time that a takeover waits for a batch of the dead node that is being written, before it ends that node's backend.
 const LANE_PATIENCE: &str = "500ms";
-/// Longer than between two renewals, so that whoever lives has renewed.
+/// The pause before another look at a lease: longer than the interval of renewals, so that a live node has renewed it.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +34,17 @@ pub struct Member {
     pub name: String,
     pub peer_address: String,
     pub version: String,
-    /// The kinds of entities that it knows; none where it does not say, as releases before 0012 did not.
+    /// The kinds of entities that the node knows; empty for releases before 0012, which did not report them.
     pub kinds: Vec<String>,
     pub weight: u32,
     pub state: MemberState,
-    /// By the database's clock; negative when it has run out.
+    /// Seconds left of the lease by the database's clock; negative once it has expired.
     pub lease_left_ms: i64,
-    /// How many active members suspect it.
+    /// The number of active members that suspect the node.
     pub suspected_by: u32,
 }
 
-/// Who is alive, as of one renewal.
+/// The live members, as of one renewal.
 #[derive(Clone, Debug, Default)]
 pub struct Beat {
     pub version: i64,
@@ -53,29 +53,29 @@ pub struct Beat {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotRow {
-    /// `None` for nobody, or one who is dead.
+    /// The owner; `None` if there is none or it is dead.
     pub owner: Option<i64>,
     pub epoch: i64,
-    /// Taken after the death of the one before, and not handed over by it.
+    /// Whether the slot was claimed after its owner's death, and not handed over.
     pub claimed: bool,
 }
 
-/// Why a member is to be declared dead.
+/// The evidence for declaring a member dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// The lease has run out.
+    /// The lease has expired.
     Lease,
-    /// Its port refuses connections and its link was reset.
+    /// The node's port refuses connections and its link was reset.
     Refused,
-    /// It is silent, and that many active members must say so.
+    /// The node is silent, and this many active members must suspect it.
     Suspected { by: u32 },
-    /// An operator says so.
+    /// An operator has declared it.
     Operator,
 }
 
-/// Registers a new incarnation as joining. A node of the same name that renews its lease is an error; for one that does
-/// not, the end of that lease is waited for: a cluster that died as a whole comes back under its names. Those of this
-/// host whose process is gone are declared dead on the way, whatever their name: nobody knows it as surely as this node.
+/// Registers a new incarnation as joining. If a node of the same name renews its lease, that is an error; if it does not,
+/// this waits for the end of its lease, so that a cluster that died as a whole comes back under its names. Nodes of this
+/// host whose process is gone are declared dead on the way, whatever their name: no other node knows it as surely.
 pub async fn join(
     pool: &PgPool,
     node: &NodeInfo,
@@ -89,7 +89,7 @@ pub async fn join(
     loop {
         let mut wait = None;
         for other in others(pool).await? {
-            // Without a cluster, a node owns all: no other may be there.
+            // A node without a cluster owns all slots, so no other node may exist.
             let rival = other.name == node.name || other.peer_address.is_empty();
             if other.is_gone(node) {
                 evict(pool, None, other.incarnation, Evidence::Operator).await?;
@@ -110,7 +110,7 @@ pub async fn join(
     }
     let mut tx = pool.begin().await?;
     lock(&mut tx).await?;
-    // Another of this name may have come at the same moment.
+    // Another node of this name may have registered at the same moment.
     let racer = sqlx::query(
         "select incarnation, pid, peer_address from nodes where state <> 'dead' and (name = $1 or peer_address = '')",
     )
@@ -137,8 +137,7 @@ fn refusal(name: String, incarnation: i64, pid: i32, address: String) -> Registe
     RegisterError::NameTaken { name, incarnation, address }
 }
 
-/// Renews the lease and says who is alive, and when that was by the database's clock. `None`: this incarnation was
-/// declared dead.
+/// Renews the lease, and returns the live members and the database's time. `None`: this incarnation was declared dead.
 pub async fn beat(
     connection: &mut PgConnection,
     incarnation: i64,
@@ -184,7 +183,7 @@ pub async fn beat(
     Ok(Some((Beat { version, members: members.collect() }, at)))
 }
 
-/// All slots in order, with the version they belong to.
+/// All slots in order, with the version of their table.
 pub async fn slots(pool: &PgPool) -> Result<(i64, Vec<SlotRow>), sqlx::Error> {
     let sql = "select (select version from cluster), array_agg(coalesce(n.incarnation, 0) order by s.slot),
                 array_agg(s.epoch order by s.slot), array_agg(s.claimed order by s.slot)
@@ -204,7 +203,7 @@ pub async fn slots(pool: &PgPool) -> Result<(i64, Vec<SlotRow>), sqlx::Error> {
     Ok((row.get(0), rows.collect()))
 }
 
-/// Takes slots that nobody who lives owns. Returns those it got, with their new epochs.
+/// Claims slots that no live node owns. Returns the claimed ones, with their new epochs.
 pub async fn claim(
     pool: &PgPool,
     me: i64,
@@ -231,8 +230,8 @@ pub async fn claim(
     }).await
 }
 
-/// Gives slots of this node to another one, which may serve them at once: this one has stopped to. Whatever this node
-/// still tries to commit for them is refused. Returns the slots and their new epochs.
+/// Gives slots of this node to another one, which may serve them at once, because this node has stopped serving them.
+/// Commits that this node still tries for them are refused. Returns the slots and their new epochs.
 pub async fn hand_over(
     pool: &PgPool,
     me: i64,
@@ -242,7 +241,7 @@ pub async fn hand_over(
     within(pool, "move slots", PATIENCE, async |connection| {
         let mut tx = connection.begin().await?;
         lock(&mut tx).await?;
-        // A batch that is being written holds its lane's row and has checked its slots: it ends first.
+        // A batch that is being written holds its lane's row and has checked its slots, so this waits for its end.
         sqlx::query("select from lanes where incarnation = $1 order by lane for update")
             .bind(me)
             .execute(&mut *tx)
@@ -265,7 +264,7 @@ pub async fn hand_over(
     .await
 }
 
-/// Which of the slots are still this node's, under the epochs it knows. Waits for a hand-over that is being committed.
+/// The slots that are still this node's, under the epochs that it knows. Waits for a hand-over that is being committed.
 pub async fn still_owned(
     pool: &PgPool,
     me: i64,
@@ -299,7 +298,7 @@ async fn moved(
     Ok(rows.iter().map(|row| (row.get::<i32, _>(0) as u16, row.get(1))).collect())
 }
 
-/// Says which kinds of entities this node knows, before it becomes active.
+/// Stores the kinds of entities that this node knows, before it becomes active.
 pub async fn knows(pool: &PgPool, me: i64, kinds: &[&str]) -> Result<(), sqlx::Error> {
     let sql = "update nodes set kinds = $2 where incarnation = $1";
     within(pool, "note a node's kinds", PATIENCE, async |connection| {
@@ -308,7 +307,7 @@ pub async fn knows(pool: &PgPool, me: i64, kinds: &[&str]) -> Result<(), sqlx::E
     .await
 }
 
-/// Joining → active, or active → draining. False when it was declared dead meanwhile.
+/// Changes the node's state: joining → active, or active → draining. False: it was declared dead meanwhile.
 pub async fn set_state(
     pool: &PgPool,
     incarnation: i64,
@@ -346,9 +345,9 @@ pub async fn suspect(pool: &PgPool, me: i64, suspect: i64) -> Result<(), sqlx::E
     .await
 }
 
-/// Declares a member dead, for ever. From the commit of this on, nothing of it is ever written again: its lanes are
-/// fenced. The evictor must be active itself and hold its lease, in the same transaction, so that two nodes cannot
-/// evict each other. False when somebody was quicker, or the evidence does not hold.
+/// Declares a member dead for ever. Once this is committed, the member can write nothing: its lanes are fenced. The
+/// evictor must itself be active and hold its lease in the same transaction, so that two nodes cannot evict each other.
+/// False: another node was quicker, or the evidence does not hold.
 pub async fn evict(
     pool: &PgPool,
     by: Option<i64>,
@@ -361,7 +360,7 @@ pub async fn evict(
         });
         match evicting.await {
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
-                // A writer that is frozen in the middle of a call must not hold this up.
+                // A writer that is frozen in the middle of a call must not delay this.
                 tracing::warn!(
                     target,
                     attempt,
@@ -400,8 +399,8 @@ async fn try_evict(
     .fetch_all(&mut *tx)
     .await?;
     let row = |incarnation| rows.iter().find(|row| row.get::<i64, _>(0) == incarnation);
-    // One that joins takes nobody's word for it, but a lease that has run out everybody can see: the last node of a
-    // cluster may be the one that died.
+    // A joining node may act only on an expired lease, which every node can verify: the node that died may have been
+    // the last one of the cluster.
     let fit = by.is_none_or(|by| {
         row(by).is_some_and(|r| {
             let state: &str = r.get(1);
@@ -440,7 +439,7 @@ async fn try_evict(
     Ok(true)
 }
 
-/// The incarnation of the node of this name that lives.
+/// The incarnation of the live node of this name.
 pub async fn living(pool: &PgPool, name: &str) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select incarnation from nodes where name = $1 and state <> 'dead' and peer_address <> ''",
@@ -450,14 +449,14 @@ pub async fn living(pool: &PgPool, name: &str) -> Result<Option<i64>, sqlx::Erro
     .await
 }
 
-/// Hears of changes that other nodes made.
+/// Listens for changes that other nodes made.
 pub async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)
 }
 
-/// Changes of members and slots come one after the other.
+/// Takes the lock that serialises changes of members and slots.
 async fn lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select pg_advisory_xact_lock(hashtext('proxie:register'))")
         .execute(connection)

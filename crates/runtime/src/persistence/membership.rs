@@ -19,7 +19,7 @@ pub struct NodeInfo {
     pub process_start: i64,
     pub lease_s: f64,
     pub lanes: u16,
-    /// It reads what is sealed, and lets it be written.
+    /// Whether the node reads sealed values and agrees that they are written.
     pub seals: bool,
 }
 
@@ -160,7 +160,7 @@ pub async fn register(
     debug_assert_eq!(claimed, u64::from(SLOTS));
     tx.commit().await?;
     if fenced_a_silent_one {
-        // The old node may still believe in its lease, and answer reads, for `read_ttl` after its last renewal.
+        // The old node may still trust its lease, and answer reads, for `read_ttl` after its last renewal.
         tokio::time::sleep(read_ttl + Duration::from_millis(100)).await;
     }
     Ok(Registration { incarnation, epoch })
@@ -267,7 +267,7 @@ pub async fn changed(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         .map(drop)
 }
 
-/// Ends this incarnation in order, so that the next start need not wait.
+/// Ends this incarnation in an orderly way, so that the next start need not wait.
 pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("update lanes set live = false where incarnation = $1")
@@ -286,7 +286,7 @@ pub async fn leave(pool: &PgPool, incarnation: i64) -> Result<(), sqlx::Error> {
     tx.commit().await
 }
 
-/// How long a node that left in order is still shown, in seconds.
+/// The time, in seconds, for which a node that left in an orderly way is still listed.
 const SHOWN_S: f64 = 600.0;
 
 #[derive(Debug, serde::Serialize)]
@@ -302,7 +302,7 @@ pub struct NodeRow {
     pub connections: i64,
 }
 
-/// The living nodes, and those that left in order recently and have no successor of the same name.
+/// The live nodes, and the nodes that left in an orderly way recently and have no successor of the same name.
 pub async fn nodes(pool: &PgPool) -> Result<Vec<NodeRow>, sqlx::Error> {
     let rows = sqlx::query(
         "select n.name, n.incarnation, n.address, n.version, case n.state when 'dead' then 'drained' else n.state end,

@@ -7,23 +7,23 @@ use sqlx::Row;
 use sqlx::postgres::PgPool;
 
 use crate::persistence::letters;
-use crate::persistence::patience::{PATIENCE, within};
+use crate::persistence::patience::{PATIENCE, rows, within};
 use crate::persistence::store::{from_micros, micros};
 
-/// A row that was looked at: its sender's activation is gone, or still at it.
+/// An overdue row that the scan has claimed: its sender's activation is gone, or still delivers it.
 #[derive(Debug)]
 pub struct OverdueDelivery {
     pub kind: String,
     pub key: String,
-    /// The scan has set it aside, since waking its sender came to nothing for so long.
+    /// Whether the scan has given up the row, because waking its sender has had no effect for too long.
     pub dead: bool,
-    /// False: its sender means to try it again later.
+    /// Whether the row is due. False: its sender plans to try it again later.
     pub owed: bool,
 }
 
-/// Claims overdue rows of this incarnation's slots, the longest overdue first: the scan finds each again after a time
-/// that grows with its claims. Nothing else changes for its sender, whose plan (`due_at`) is on the clock of its node;
-/// all else is on the database's.
+/// Claims overdue rows of this incarnation's slots, the longest overdue first. The scan finds a row again after a time
+/// that grows with its claims. A claim changes nothing for the sender, whose plan (`due_at`) is on its node's clock;
+/// all other times are on the database's.
 pub async fn owing(
     pool: &PgPool,
     incarnation: i64,
@@ -58,10 +58,7 @@ pub async fn owing(
     .bind(give_up_s)
     .bind(limit)
     .bind(letters::ASLEEP);
-    let rows = within(pool, "find overdue deliveries", PATIENCE, async |connection| {
-        claim.fetch_all(connection).await
-    })
-    .await?;
+    let rows = rows(pool, "find overdue deliveries", claim).await?;
     Ok(rows
         .iter()
         .map(|row| OverdueDelivery {
@@ -73,21 +70,21 @@ pub async fn owing(
         .collect())
 }
 
-/// Whether a run's outside call may be made.
+/// The permission to make a run's outside call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// So many begins came before this one. Of those without an end the outside calls may have been made.
+    /// The call may be made, after this many earlier begins. Of those without an end, the outside calls may have been made.
     Yes { earlier: u32, unfinished: u32 },
-    /// Its row is gone, or set aside: somebody else has had the outcome, or an operator was here.
+    /// The row is gone or given up: another node has recorded the outcome, or an operator has intervened.
     Gone,
-    /// It was begun too often without an end, and is set aside now.
+    /// The run was begun too often without an end, and has now been given up.
     GivenUp,
 }
 
-/// Outside calls of one run that may end out of order before it is set aside.
+/// The number of a run's begins without an end after which it is given up.
 pub const MAX_UNFINISHED: i32 = 5;
 
-/// Takes note of runs.
+/// The record of begun runs.
 pub struct Begins(PgPool);
 
 impl Begins {
@@ -95,8 +92,8 @@ impl Begins {
         Self(pool)
     }
 
-    /// Notes that a run's outside call is about to be made, before it is. Should it never end, because the node dies
-    /// or what came of it cannot be taken, the next one is later, and not many follow.
+    /// Records that a run's outside call is about to be made. If the call never ends, because the node dies or its
+    /// outcome cannot be recorded, the next call comes later, and only a few follow.
     pub async fn begin(&self, id: &str, now: Timestamp) -> Result<Begun, sqlx::Error> {
         let begin = sqlx::query(
             "update outbox set
@@ -130,7 +127,8 @@ pub struct Parked {
     pub key: String,
     pub reason: String,
     pub failures: i32,
-    /// How the release knew the kind that parked it; releases before 0012 did not say. It binds no other.
+    /// The parking release's knowledge of the kind, which releases before 0012 did not store. It binds only releases
+    /// with the same knowledge.
     pub known_as: Option<String>,
     pub at: String,
 }
@@ -159,7 +157,7 @@ pub async fn park(
     .await
 }
 
-/// It has started on a node that knows its kind otherwise than the one that parked it.
+/// Removes the parking of an entity that has started on a node with another knowledge of its kind.
 pub async fn started(
     pool: &PgPool,
     kind: &str,
@@ -174,7 +172,7 @@ pub async fn started(
     .await
 }
 
-/// How many are parked, and when the last was: changes with every change of them.
+/// The number of parked entities and the time of the last parking, which together change with every change of the list.
 pub type ParkedVersion = (i64, Option<i64>);
 
 pub async fn parked_version(pool: &PgPool) -> Result<ParkedVersion, sqlx::Error> {
@@ -185,7 +183,7 @@ pub async fn parked_version(pool: &PgPool) -> Result<ParkedVersion, sqlx::Error>
     Ok((row.get(0), row.get(1)))
 }
 
-/// A page of those that are parked, in the order of their kind and key.
+/// A page of the parked entities, in the order of kind and key.
 pub async fn parked(
     pool: &PgPool,
     after: (&str, &str),
@@ -198,10 +196,7 @@ pub async fn parked(
     .bind(after.0)
     .bind(after.1)
     .bind(limit);
-    let rows = within(pool, "list parked entities", PATIENCE, async |connection| {
-        page.fetch_all(connection).await
-    })
-    .await?;
+    let rows = rows(pool, "list parked entities", page).await?;
     Ok(rows
         .iter()
         .map(|row| Parked {
@@ -215,7 +210,7 @@ pub async fn parked(
         .collect())
 }
 
-/// Lets a parked entity start again, and revives what was given up meanwhile. False: it was not parked.
+/// Lets a parked entity start again, and puts back the letters that were given up meanwhile. False: it was not parked.
 pub async fn unpark(pool: &PgPool, kind: &str, key: &str) -> Result<bool, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let done = sqlx::query("delete from parked where kind = $1 and key = $2")

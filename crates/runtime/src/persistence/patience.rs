@@ -6,7 +6,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::{PgArguments, PgConnection, PgPool, PgRow};
+use sqlx::query::Query;
 
 use crate::persistence::session;
 
@@ -58,6 +59,15 @@ pub async fn within<T>(
     done
 }
 
+/// The rows of one query, [`within`] [`PATIENCE`].
+pub async fn rows(
+    pool: &PgPool,
+    what: &'static str,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    within(pool, what, PATIENCE, async |connection| query.fetch_all(connection).await).await
+}
+
 /// A connection with a statement under way. If its future is dropped, it is closed, since the pool would wait for the
 /// statement in turn.
 struct Taken(Option<PoolConnection<Postgres>>);
@@ -70,7 +80,7 @@ impl Drop for Taken {
     }
 }
 
-/// Whether it failed now but not the last time.
+/// Whether the statement failed now but not the last time.
 fn is_news(what: &'static str, failed: bool) -> bool {
     let mut failing = FAILING.lock();
     let failing = failing.get_or_insert_default();

@@ -1,7 +1,7 @@
 //! The history of durable topics.
 //!
-//! When a node dies, thousands of clients come back and ask for what they missed. They are read for together: what has
-//! come while one batch is read is the next one, and who asks for the same gets the same answer.
+//! When a node dies, thousands of clients come back and ask for the publications that they missed. Their reads are
+//! batched: requests that arrive while one batch is read form the next one, and equal requests share one answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::persistence::patience::within;
 use crate::persistence::vault::{PUBLICATION, Vault};
 use crate::persistence::views::ViewError;
 
-/// Publications of a topic that are read, and sent, before the next ones are.
+/// The number of publications in one page of a topic.
 pub const PAGE: i64 = 128;
-/// … and of their data; at least one is read.
+/// The bytes of data in one page, which has at least one publication.
 const PAGE_BYTES: i64 = 128 * 1024;
-/// Topics that are read at once: with full pages 16 MiB.
+/// The number of topics in one batch; with full pages a batch takes 16 MiB.
 const BATCH: usize = 128;
-/// Reads that may wait; more are refused.
+/// The number of reads that may wait; more are refused.
 const QUEUE: usize = 32_768;
-/// A store that is silent for longer is away.
+/// The time limit of a batch; a store that is silent for longer counts as unreachable.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
@@ -32,21 +32,21 @@ pub struct Stored {
     pub offset: i64,
     pub event: String,
     pub from: Option<String>,
-    /// JSON.
+    /// The data, as JSON.
     pub data: String,
 }
 
 #[derive(Debug)]
 pub struct History {
-    /// The newest offset, 0 where nothing was published.
+    /// The newest offset; 0 if nothing was published.
     pub head: i64,
-    /// In order, without a hole, from `after + 1` on, at most [`PAGE`].
+    /// At most [`PAGE`] publications, in order and without a gap from `after + 1` on.
     pub items: Vec<Stored>,
-    /// False when something after `after` is no longer kept, or `after` lies beyond the head.
+    /// False if a publication after `after` is no longer kept, or `after` is beyond the head.
     pub complete: bool,
 }
 
-/// Cheap to clone.
+/// The reader of histories; cheap to clone.
 #[derive(Clone)]
 pub struct Histories {
     wanted: mpsc::Sender<Wanted>,
@@ -60,18 +60,19 @@ struct Wanted {
     answer: oneshot::Sender<Result<Arc<History>, ViewError>>,
 }
 
-/// Beyond every head: only that is asked for.
+/// A position beyond every head, which asks for the head alone.
 const HEAD_ONLY: i64 = i64::MAX;
 
 impl Histories {
-    /// Reads for as long as somebody holds it. `vault` opens what is sealed, for those who may hear it.
+    /// Starts the reader, which runs until its last handle is dropped. `vault` opens sealed data for authorised
+    /// listeners.
     pub fn start(pool: PgPool, vault: Vault) -> Self {
         let (wanted, queue) = mpsc::channel(QUEUE);
         tokio::spawn(read_all(pool, vault, queue));
         Self { wanted }
     }
 
-    /// What a topic published after `after`, the first page of it; `complete` speaks of the whole.
+    /// The first page of a topic's publications after `after`; `complete` applies to all of them.
     pub async fn after(
         &self,
         kind: &str,
@@ -85,13 +86,14 @@ impl Histories {
         answered.await.unwrap_or_else(|_| Err(refused("the reader of histories has ended")))
     }
 
-    /// The newest offset of a topic: the journal of its owner knows, even when the publications are gone.
+    /// The newest offset of a topic. It comes from the owner's journal, so it is known even after the publications are
+    /// deleted.
     pub async fn head(&self, kind: &str, key: &str) -> Result<i64, ViewError> {
         Ok(self.after(kind, key, HEAD_ONLY).await?.head)
     }
 }
 
-/// The event in the place of what was erased. Its offset stays.
+/// The event that replaces an erased one and keeps its offset.
 pub const ERASED: &str = "topic:erased";
 
 async fn open(
@@ -112,7 +114,7 @@ async fn open(
             }
             Err(Trouble::Broken(error)) => {
                 tracing::error!(error, offset = item.offset, "a publication cannot be opened");
-                // As if it were no longer kept.
+                // An unreadable publication counts as one that is no longer kept.
                 history.items.clear();
                 history.complete = false;
                 break;

@@ -1,7 +1,7 @@
 //! The shape of a type as bincode sees it: the order, names and types of all fields, and every variant of every enum.
 //!
-//! It is taken from the types alone. A deserializer that has no input answers each question of a type's `Deserialize` with
-//! a value that it makes up, and writes the question down. An enum is asked for again until all its variants were there.
+//! The shape comes from the types alone. A deserializer without input answers each question of a type's `Deserialize`
+//! with an invented value and records the question. An enum is read again until all its variants have occurred.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write};
@@ -14,12 +14,12 @@ use serde::de::{
 
 use crate::kernel::ids::stable_hash;
 
-/// A type that is deeper has no end.
+/// The greatest depth; a deeper type counts as endless.
 const MAX_DEPTH: usize = 96;
-/// Many times what the largest state takes.
+/// The greatest number of rounds, many times that of the largest state.
 const MAX_ROUNDS: usize = 20_000;
-/// Texts of which one is what a type can read: none, moments, a date, a time, ids of both sorts, a number, a zone, a
-/// currency, a private value that was erased.
+/// Sample texts, one of which a type can read: an empty one, moments, a date, a time, ids of both sorts, a number, a
+/// zone, a currency, an erased private value.
 const TEXTS: [&str; 11] = [
     "",
     "2027-01-01T00:00:00Z",
@@ -35,8 +35,7 @@ const TEXTS: [&str; 11] = [
 ];
 const NUMBERS: [u8; 2] = [0, 1];
 
-/// The words of which the shape consists. An error: a type refuses whatever it is offered, or asks what has no answer in
-/// bincode either.
+/// The words of the shape. An error: a type refuses every sample, or asks a question that bincode cannot answer either.
 pub fn shape<'de, T: Deserialize<'de>>() -> Result<String, String> {
     let mut tracer = Tracer::default();
     for round in 0..MAX_ROUNDS {
@@ -52,7 +51,7 @@ pub fn shape<'de, T: Deserialize<'de>>() -> Result<String, String> {
                     let seen = tracer.seen.get_mut(of).map(|seen| &mut seen[*n as usize]);
                     seen.is_some_and(|seen| !std::mem::replace(seen, true))
                 });
-                // A round that says nothing new is not a part of the shape.
+                // A round that reveals nothing new is not a part of the shape.
                 if new.count() == 0 && known > 0 {
                     tracer.shape.truncate(known);
                 }
@@ -60,7 +59,7 @@ pub fn shape<'de, T: Deserialize<'de>>() -> Result<String, String> {
                     return Ok(tracer.shape);
                 }
             }
-            // The last question was answered wrongly: there is another answer, or none.
+            // The last answer was refused: the next one is tried, if there is one.
             Err(Wrong(why)) => match tracer.last.and_then(|last| tracer.answers.get_mut(last)) {
                 Some(answer) if *answer + 1 < TEXTS.len() => *answer += 1,
                 _ => return Err(format!("{}: {why}", std::any::type_name::<T>())),
@@ -70,10 +69,10 @@ pub fn shape<'de, T: Deserialize<'de>>() -> Result<String, String> {
     Err(format!("{} has no end", std::any::type_name::<T>()))
 }
 
-/// The names of an enum's variants. Nothing of another type.
+/// The names of an enum's variants; empty for other types.
 pub fn variants<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
     let mut tracer = Tracer::default();
-    // Whether it can be made up does not matter: an enum says its variants first.
+    // The result does not matter: an enum names its variants before anything can fail.
     let _ = T::deserialize(&mut tracer);
     let outermost = tracer.chosen.first().map(|((_, variants), _)| variants.to_vec());
     outermost.unwrap_or_default()
@@ -81,19 +80,19 @@ pub fn variants<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
 
 #[derive(Default)]
 struct Tracer {
-    /// Of all rounds.
+    /// The words of all rounds.
     shape: String,
-    /// Of this one.
+    /// The words of this round.
     words: String,
     round: usize,
     asked: u64,
     depth: usize,
     /// Structs and enums that are being read, from the outermost.
     inside: Vec<&'static str>,
-    /// Enums, by their names and those of their variants, and which of them were there.
+    /// The variants that have occurred, by the names of the enum and of its variants.
     seen: HashMap<(&'static str, &'static [&'static str]), Vec<bool>>,
     chosen: Vec<((&'static str, &'static [&'static str]), u32)>,
-    /// By who asks: which answer they take.
+    /// The index of the answer for each asking type.
     answers: HashMap<&'static str, usize>,
     last: Option<&'static str>,
 }
@@ -120,14 +119,14 @@ impl Tracer {
         let _ = write!(self.words, "{word} ");
     }
 
-    /// Which answer `V` gets.
+    /// The index of the answer that `V` gets.
     fn answer<V>(&mut self) -> usize {
         let who = std::any::type_name::<V>();
         self.last = Some(who);
         *self.answers.entry(who).or_default()
     }
 
-    /// The innermost type is a part of itself: what may be empty there is, so that it comes to an end.
+    /// Whether the innermost type contains itself. Whatever may be empty inside it then is, so that the reading ends.
     fn holds_itself(&self) -> bool {
         self.inside.split_last().is_some_and(|(last, outer)| outer.contains(last))
     }
@@ -167,7 +166,7 @@ impl Tracer {
         let seen = self.seen.entry(of).or_insert_with(|| vec![false; variants.len()]);
         let here = |n: usize| self.chosen.contains(&(of, n as u32));
         let new = (0..variants.len()).find(|n| !seen[*n] && !here(*n));
-        // Any other: what is in it may have variants that are still to come.
+        // Another variant follows: its content may have variants that have not occurred yet.
         let any = stable_hash(&[&self.round.to_le_bytes(), &self.asked.to_le_bytes()]);
         let any = any % variants.len().max(1) as u64;
         let chosen = new.map_or(any as u32, |n| n as u32);
@@ -329,7 +328,7 @@ impl<'de> Deserializer<'de> for &mut Tracer {
     }
 }
 
-/// What is inside of something: so many parts, or the variant of this number.
+/// The content of a value: a number of parts, or the variant of this number.
 struct Parts<'a> {
     tracer: &'a mut Tracer,
     left: usize,
@@ -408,7 +407,7 @@ mod tests {
 
     use super::*;
 
-    /// States of two releases under the same names.
+    /// States of two releases with the same names.
     macro_rules! releases {
         ($($release:ident { $($item:item)* })*) => {$(
             #[allow(dead_code)]

@@ -1,4 +1,4 @@
-//! The connection to Postgres: pool, migrations, and what this store is.
+//! The connection to PostgreSQL: the pool, the migrations, and the store's identity.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ pub enum StoreError {
     Sql(#[from] sqlx::Error),
 }
 
-/// Microseconds since the epoch: how times travel to and from SQL.
+/// Microseconds since the epoch, the form in which times are exchanged with SQL.
 pub fn micros(at: Timestamp) -> i64 {
     at.as_microsecond()
 }
@@ -81,13 +81,13 @@ pub async fn connect(connect: PgConnectOptions, options: &Options) -> Result<PgP
     Ok(session::pool_options(options.max_connections).connect_lazy_with(connect))
 }
 
-/// A pool beside another one, with its settings: what takes all connections of one leaves the other its own.
+/// A second pool with the same settings, whose connections stay free when the first pool is exhausted.
 pub fn beside(pool: &PgPool, max_connections: u32) -> PgPool {
     let options = pool.options().clone().max_connections(max_connections);
     options.connect_lazy_with(pool.connect_options().as_ref().clone())
 }
 
-/// A server that starts at the same time as this node is waited for a little while.
+/// Waits a short time for a server that starts at the same time as this node.
 async fn first_connection(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     let started = Instant::now();
     loop {
@@ -116,7 +116,7 @@ fn refused(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// A step of the schema: its number, what it is about, and its SQL.
+/// A migration: its number, subject and SQL.
 pub type Migration = (i64, &'static str, &'static str);
 
 /// The runtime's own migrations by number: a release knows those up to its last one.
@@ -133,9 +133,9 @@ const MIGRATIONS: &[Migration] = &[
     (15, "sealing", include_str!("../../migrations/0015_sealing.sql")),
 ];
 
-/// Applies what is missing, on a connection that may take its time. Several nodes may start at once: sqlx holds an
-/// advisory lock meanwhile. Migrations of a later release are left as they are, unless one of them says that this
-/// release can no longer use the tables.
+/// Applies the missing migrations, on a connection without time limits. Several nodes may start at once: sqlx holds an
+/// advisory lock meanwhile. Migrations of a later release are left alone, unless one of them states that this release can
+/// no longer use the tables.
 pub async fn migrate(
     pool: &PgPool,
     of_systems: &[Migration],
@@ -157,7 +157,7 @@ async fn migrate_with(
     });
     let mut migrator = Migrator::with_migrations(migrations.collect());
     migrator.set_ignore_missing(true);
-    // Not one of the pool: it would keep settings that the others do not have.
+    // The connection is not from the pool, because it would keep settings that the other connections do not have.
     let mut connection = pool.acquire().await?.detach();
     session::let_migrate(&mut connection).await.map_err(refused)?;
     let migrated = {
@@ -197,12 +197,12 @@ fn migration_failed(error: MigrateError) -> StoreError {
     }
 }
 
-/// Whether Proxie's tables are there. Commands that only look at a store, or hand out tokens, make none.
+/// Whether Proxie's tables exist. Commands that only inspect a store, or issue tokens, create none.
 pub async fn is_migrated(pool: &PgPool) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("select to_regclass('schema_floor') is not null").fetch_one(pool).await
 }
 
-/// What this store is, and the epoch of its topics.
+/// The store's identity, and the epoch of its topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub epoch: String,
@@ -210,14 +210,14 @@ pub struct Identity {
     pub timeline: i32,
 }
 
-/// The timeline that is being written. A promoted replica writes its own from its first record on, while its control
-/// file names the old one until the next checkpoint, which may be minutes away.
+/// The timeline that the server writes. A promoted replica writes its own from its first record on, but its control file
+/// names the old one until the next checkpoint, which may be minutes away.
 const TIMELINE: &str =
     "case when pg_is_in_recovery() then (select timeline_id from pg_control_checkpoint())
     else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end";
 
-/// Reads the store's identity, and starts a new epoch when the server is another one, or on another timeline, than
-/// the one that wrote the last: positions that clients hold may name offsets that this history has not.
+/// Reads the store's identity. Starts a new epoch if the server or its timeline is not the one that wrote the last epoch:
+/// clients may then hold positions that this history does not contain.
 pub async fn identify(pool: &PgPool, fresh_epoch: &str) -> Result<Identity, StoreError> {
     let row = sqlx::query(sqlx::AssertSqlSafe(format!(
         "insert into store (epoch, system_id, timeline)
@@ -235,7 +235,8 @@ pub async fn identify(pool: &PgPool, fresh_epoch: &str) -> Result<Identity, Stor
 }
 
 impl Identity {
-    /// `None`: the server is the one that this identity was read from. Else what it is instead, for people.
+    /// Compares the server with the one that this identity was read from. `None`: it is the same; otherwise a
+    /// description for people.
     pub async fn differs(
         &self,
         connection: &mut PgConnection,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::postgres::PgPool;
 
-use crate::persistence::patience::{PATIENCE, within};
+use crate::persistence::patience::{PATIENCE, rows, within};
 use crate::persistence::store::micros;
 
 #[derive(Debug)]
@@ -14,16 +14,16 @@ pub struct DueTimer {
     pub name: String,
     pub id: String,
     pub command: String,
-    /// Claims of this scheduling, with this one.
+    /// The number of claims of this scheduling, including this one.
     pub attempts: i32,
-    /// What went wrong before.
+    /// The error of the previous attempt.
     pub last_error: Option<String>,
-    /// It was tried for too long and is set aside: it is not to be fired.
+    /// Whether the timer was tried for too long and is given up, so it must not be fired.
     pub dead: bool,
 }
 
-/// Claims due timers, the earliest first: each is found again after a time that grows with its claims, unless the
-/// commit that handles it has deleted it. Those that have been tried for `give_up_s` are set aside.
+/// Claims due timers, the earliest first. A timer is found again after a time that grows with its claims, unless the
+/// commit that handles it has deleted it. Timers that have been tried for `give_up_s` are given up.
 pub async fn claim(
     pool: &PgPool,
     incarnation: i64,
@@ -60,10 +60,7 @@ pub async fn claim(
     .bind(micros(now))
     .bind(give_up_s)
     .bind(limit);
-    let rows = within(pool, "claim due timers", PATIENCE, async |connection| {
-        claim.fetch_all(connection).await
-    })
-    .await?;
+    let rows = rows(pool, "claim due timers", claim).await?;
     Ok(rows
         .iter()
         .map(|row| DueTimer {
@@ -79,7 +76,7 @@ pub async fn claim(
         .collect())
 }
 
-/// Deletes a timer that nobody can fire any more.
+/// Deletes a timer that can no longer be fired.
 pub async fn forget(pool: &PgPool, timer: &DueTimer) -> Result<(), sqlx::Error> {
     let sql = "delete from timers where kind = $1 and key = $2 and name = $3 and id = $4";
     let forget = sqlx::query(sql).bind(&timer.kind).bind(&timer.key).bind(&timer.name);
@@ -90,7 +87,7 @@ pub async fn forget(pool: &PgPool, timer: &DueTimer) -> Result<(), sqlx::Error> 
     .await
 }
 
-/// A fire that came to nothing.
+/// A failed fire.
 #[derive(Debug)]
 pub struct Failed {
     pub kind: String,
@@ -100,7 +97,7 @@ pub struct Failed {
     pub reason: String,
 }
 
-/// Notes why timers could not be handled, for operators.
+/// Stores the errors of failed fires, for operators.
 pub async fn failed(pool: &PgPool, failed: &[Failed]) -> Result<(), sqlx::Error> {
     let column = |of: fn(&Failed) -> &str| failed.iter().map(of).collect::<Vec<_>>();
     let note = sqlx::query(

@@ -1,10 +1,10 @@
-//! The vault: seals and opens what concerns a person, under a key of that person's own.
+//! The vault: seals and opens personal data, under a key for each person.
 //!
-//! AES-256-GCM. The ciphertext is bound to the person, the number of the key, the entity and the field, so that it can
-//! neither be changed nor moved. Nonces are random: a key may seal 2^32 values before two of them meet with a chance of
-//! one in 2^33, which at 100 a second takes a person more than a year without a pause.
+//! The cipher is AES-256-GCM. The ciphertext is bound to the person, the number of the key, the entity and the field,
+//! so that it can be neither changed nor moved. Nonces are random: a key may seal 2^32 values before two nonces
+//! coincide with a probability of 2^-33, which at 100 values a second takes more than a year without a pause.
 //!
-//! Keys that are used are in memory, so that sealing needs no I/O. Where one is not, the caller fetches it and tries again.
+//! Keys in use are in memory, so that sealing needs no I/O. If a key is missing, the caller fetches it and tries again.
 
 mod master;
 mod sealing;
@@ -29,22 +29,23 @@ use crate::kernel::private::{
     Cipher, EncryptionContext, Need, SEALED, Trouble, person_of, sealed_text,
 };
 
-/// Keys in memory; those that nobody has used for longest are forgotten first. About a kilobyte each.
+/// The number of keys in memory, about a kilobyte each. The least recently used ones are forgotten first.
 const MAX_KEYS: u64 = 20_000;
-/// A key is read again after so long, whatever else has happened.
+/// The time after which a key is read again in any case.
 const KEEP: Duration = Duration::from_secs(600);
-/// Keys that are read together.
+/// The number of keys that are read together.
 const BATCH: usize = 256;
-/// Reads that may wait; more are refused.
+/// The number of reads that may wait; more are refused.
 const QUEUE: usize = 32_768;
-/// How often a node looks for erasures, and whether to seal: within two seconds all have forgotten.
+/// The interval at which a node looks for erasures, and whether to seal. Within two seconds all nodes have forgotten a
+/// key.
 const LOOK: Duration = Duration::from_millis(700);
 
-/// Fields of whole texts.
+/// The field names of whole texts.
 pub const PUBLICATION: &str = "@publication";
 pub const TIMER: &str = "@timer";
 
-/// A row of the outbox, which is its receiver's alone.
+/// The field of an outbox row, which only its receiver may read.
 pub fn outbox_field(kind: &str, key: &str) -> String {
     ["@outbox ", kind, "/", key].concat()
 }
@@ -62,18 +63,18 @@ pub enum VaultError {
     Sql(#[from] sqlx::Error),
 }
 
-/// What is known of a person's keys.
+/// The known keys of a person.
 #[derive(Clone)]
 struct Known {
     key: Option<Arc<Key>>,
-    /// All keys up to this number are gone, but `key`.
+    /// All keys up to this number are erased, except `key`.
     up_to: i64,
 }
 
 struct Key {
     number: i64,
     key: LessSafeKey,
-    /// Follows from the same secret, and makes names that say nothing.
+    /// The key of names that reveal nothing, derived from the same secret.
     blinding: hmac::Key,
 }
 
@@ -86,16 +87,16 @@ impl Key {
     }
 }
 
-/// Cheap to clone.
+/// The vault of a node; cheap to clone.
 #[derive(Clone)]
 pub struct Vault(Arc<Inner>);
 
 struct Inner {
     known: Cache<Arc<str>, Known>,
     wanted: mpsc::Sender<Wanted>,
-    /// As of the last look.
+    /// The state at the last look.
     seals: AtomicBool,
-    /// How many erasures this node has learned of.
+    /// The number of erasures that this node has learned of.
     erasures: AtomicU64,
 }
 
@@ -105,16 +106,16 @@ struct Wanted {
 }
 
 pub struct Options {
-    /// Finds the master key. True: the database has one already, so none is to be made. `None`: nothing is configured,
+    /// The source of the master key. True: the database has one already, so none is made. `None`: none is configured,
     /// and the database keeps it.
     pub masters: Box<dyn FnOnce(bool) -> Result<Option<Masters>, String> + Send>,
-    /// For how long every node must have been able to read what is sealed before it begins. `None`: this node seals
-    /// nothing.
+    /// The time for which every node must have been able to read sealed values before sealing begins. `None`: this node
+    /// seals nothing.
     pub seal_after: Option<Duration>,
 }
 
 impl Options {
-    /// With a master key that follows from a secret.
+    /// Options with a master key that is derived from a secret.
     pub fn derived_from(secret: &str) -> Self {
         let masters = Masters::only(Master::derived_from(secret));
         Self { masters: Box::new(|_| Ok(Some(masters))), seal_after: Some(Duration::ZERO) }
@@ -122,8 +123,8 @@ impl Options {
 }
 
 impl Vault {
-    /// Begins to read keys, and to look for erasures. Refuses a master key that is not this database's; where the
-    /// database has none yet, it becomes that.
+    /// Starts to read keys and to look for erasures. A master key other than the database's is refused; a database
+    /// without one adopts it.
     pub async fn start(pool: PgPool, options: Options) -> Result<Self, VaultError> {
         let Options { masters, seal_after } = options;
         let has_one = master_of(&pool).await?.is_some();
@@ -153,12 +154,12 @@ impl Vault {
         Ok(vault)
     }
 
-    /// For what serialises and deserialises.
+    /// The cipher for serialisation and deserialisation.
     pub fn cipher(&self) -> Arc<dyn Cipher> {
         self.0.clone()
     }
 
-    /// Brings a key into memory, and makes it first where something is to be sealed.
+    /// Fetches a key into memory, and creates it if a value is to be sealed.
     pub async fn fetch(&self, need: Need) -> Result<(), String> {
         let (done, fetched) = oneshot::channel();
         self.0
@@ -168,12 +169,12 @@ impl Vault {
         fetched.await.unwrap_or_else(|_| Err("the vault has ended".into()))
     }
 
-    /// Grows with each erasure that this node learns of: whoever holds private values then reads them again.
+    /// A counter that grows with each erasure that this node learns of: holders of private values then read them again.
     pub fn erasures(&self) -> u64 {
         self.0.erasures.load(Ordering::Acquire)
     }
 
-    /// A whole text of the store's, sealed or not. `None`: it was erased.
+    /// Opens a whole text of the store, sealed or not. `None`: it was erased.
     pub async fn open_text(
         &self,
         text: &str,
@@ -186,12 +187,12 @@ impl Vault {
         text.map_err(|_| Trouble::Broken("a sealed text is not UTF-8".into()))
     }
 
-    /// Whether what is written now is sealed.
+    /// Whether values are sealed now.
     pub fn seals(&self) -> bool {
         self.0.seals()
     }
 
-    /// Seals, and fetches or makes the key where it is not in memory.
+    /// Seals a value, and fetches or makes the key if it is not in memory.
     pub async fn seal(
         &self,
         person: &Arc<str>,
@@ -202,7 +203,7 @@ impl Vault {
         self.with_key(|inner| inner.seal(person, place, field, plain)).await
     }
 
-    /// A name for something of a person's, the same each time, that only who has their key can make.
+    /// A stable name for a thing of a person, which only a holder of the person's key can make.
     pub async fn blind(&self, person: &Arc<str>, name: &[u8]) -> Result<[u8; 32], Trouble> {
         self.with_key(|inner| {
             let key = inner.key(person)?;
@@ -213,7 +214,7 @@ impl Vault {
         .await
     }
 
-    /// Opens, and fetches the key where it is not in memory.
+    /// Opens a value, and fetches the key if it is not in memory.
     pub async fn open(
         &self,
         sealed: &str,
@@ -293,7 +294,8 @@ fn parts(sealed: &str) -> Option<(i64, Vec<u8>)> {
     Some((parts.next()?.parse().ok()?, BASE64.decode(parts.next()?).ok()?))
 }
 
-/// What ciphertext belongs to. Each part comes with its length, so that no two lists of parts are the same bytes.
+/// The associated data of a ciphertext. Each part is preceded by its length, so that different lists of parts never
+/// have the same bytes.
 fn bound_to(person: &str, key: i64, place: &EncryptionContext, field: &str) -> Vec<u8> {
     let mut bytes = b"proxie 1".to_vec();
     bytes.extend(key.to_be_bytes());
@@ -308,7 +310,7 @@ fn key_of(bytes: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).expect("an AES-256 key has 32 bytes"))
 }
 
-/// The nonce, then the ciphertext with its tag.
+/// Encrypts a value: the nonce, then the ciphertext with its tag.
 fn encrypt(key: &LessSafeKey, aad: &[u8], plain: &[u8]) -> Vec<u8> {
     let nonce: [u8; NONCE_LEN] = rand::random();
     let mut bytes = Vec::with_capacity(NONCE_LEN + plain.len() + AES_256_GCM.tag_len());

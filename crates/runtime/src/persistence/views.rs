@@ -1,4 +1,4 @@
-//! Read models: their tables, and reads of them. Which ones there are is for the systems to say.
+//! Read models: their tables, and the reads of them. The systems declare which ones exist.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::persistence::patience::{PATIENCE, within};
 use crate::persistence::store::{from_micros, micros};
 use crate::persistence::vault::Vault;
 
-/// A read that is refused or not answered in time, in the log and in metrics.
+/// The name, in logs and metrics, of a read that is refused or not answered in time.
 const READ: &str = "answer a read";
 
-/// Cheap to clone.
+/// The access to the read models; cheap to clone.
 #[derive(Clone)]
 pub struct Views {
     pool: PgPool,
@@ -25,10 +25,10 @@ pub struct Views {
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ViewError {
-    /// The store is away: the same read may succeed later.
+    /// The store cannot be reached: the same read may succeed later.
     #[error("{0}")]
     Unavailable(String),
-    /// The row is there, and is none that this release knows: a newer one has written it.
+    /// The row exists, but a newer release has written it in a form that this one does not know.
     #[error("{0}")]
     Unreadable(String),
     #[error("{0}")]
@@ -57,7 +57,7 @@ impl From<sqlx::Error> for ViewError {
     }
 }
 
-/// Where a list goes on: after the item that was made then and has this id.
+/// The position where a list continues: after the item with this time and id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub at: Timestamp,
@@ -67,7 +67,7 @@ pub struct Cursor {
 #[derive(Debug)]
 pub struct RowPage<T> {
     pub items: Vec<T>,
-    /// Rows of this page that are none of its items, since only a newer release can read them.
+    /// The number of rows that are not among the items, because only a newer release can read them.
     pub omitted: usize,
     pub next: Option<Cursor>,
 }
@@ -77,7 +77,7 @@ impl Views {
         Self { pool, vault: None }
     }
 
-    /// The vault opens what rows hold of people. Without it they cannot be read.
+    /// The read models with a vault, which opens the personal data in rows. Without it such rows cannot be read.
     pub fn opened_by(self, vault: Vault) -> Self {
         Self { vault: Some(vault), ..self }
     }
@@ -127,7 +127,7 @@ impl Views {
         Ok(within(&self.pool, READ, limit, statement).await?)
     }
 
-    /// Whatever a statement says, within the limit of a read.
+    /// Runs a statement within the time limit of a read.
     pub async fn read<T>(
         &self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -148,10 +148,10 @@ impl Views {
         }
     }
 
-    /// The row with this key, if it is this owner's.
+    /// The row with this key, if it belongs to this owner.
     pub async fn get_of<V: View>(&self, owner: &str, key: &str) -> Result<Option<V>, ViewError> {
         let (name, column, owned) = (V::NAME, V::KEY, const { Listed::of::<V>().by });
-        // The owner is compared and not looked for: a plan could take the index of all that is theirs.
+        // The owner is compared, not searched for: otherwise a plan could scan the index of all rows of the owner.
         let sql = format!(
             "select to_jsonb(t)::text, \"{owned}\" = $2 from {name} t where \"{column}\" = $1"
         );
@@ -222,7 +222,7 @@ impl Views {
 }
 
 impl<V: DeserializeOwned> RowPage<V> {
-    /// Of rows that [`Views::rows`] describes, one more than asked for where there is a next page.
+    /// Makes a page of the rows that [`Views::rows`] describes; one row beyond the limit tells that there is a next page.
     pub fn of(rows: &[PgRow], limit: usize) -> Result<Self, ViewError> {
         let mut page = Self { items: Vec::new(), omitted: 0, next: next(rows, limit) };
         for row in rows.iter().take(limit) {
@@ -236,8 +236,8 @@ impl<V: DeserializeOwned> RowPage<V> {
     }
 }
 
-/// A jsonb column that was read as text. Words that this release does not know make it unreadable, and nothing else
-/// takes their place: an answer fits the documents of the node that gives it.
+/// Reads a jsonb column from its text. A word that this release does not know makes the row unreadable, and is not
+/// replaced: an answer conforms to the documents of the node that gives it.
 pub fn typed<V: DeserializeOwned>(row: &PgRow, at: usize) -> Result<V, ViewError> {
     let text: &str = row.try_get(at)?;
     serde_json::from_str(text).map_err(unreadable)
@@ -254,7 +254,7 @@ fn next(rows: &[PgRow], limit: usize) -> Option<Cursor> {
     last.map(|row| Cursor { at: from_micros(row.get(1)), id: row.get(2) })
 }
 
-/// Which page of an owner's rows is wanted.
+/// The page of an owner's rows that is wanted.
 #[derive(Clone, Debug)]
 pub struct List<'a> {
     pub owner: &'a str,
@@ -263,22 +263,22 @@ pub struct List<'a> {
     pub limit: usize,
 }
 
-/// A view's table, as its type describes it.
+/// A view's table, as derived from its type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ViewTable {
     pub name: &'static str,
     pub key: &'static str,
     pub listed: Option<Listed>,
-    /// Names and types.
+    /// The columns' names and types.
     pub columns: Vec<(String, &'static str)>,
 }
 
-/// Makes what is missing of the tables: columns are added and never taken away, so that older releases go on.
+/// Creates missing tables and columns. Columns are never removed, so that older releases continue to work.
 pub async fn make_tables(
     connection: &mut PgConnection,
     tables: &[ViewTable],
 ) -> Result<(), sqlx::Error> {
-    // Several nodes may start at once.
+    // The lock is for several nodes that start at once.
     let lock = "select pg_advisory_lock(hashtext('proxie.views'))";
     sqlx::query(lock).execute(&mut *connection).await?;
     for table in tables {
@@ -293,7 +293,7 @@ pub async fn make_tables(
 }
 
 impl ViewTable {
-    /// The statements that make what is not there yet.
+    /// The statements that create the missing parts.
     async fn missing(&self, connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
         let Self { name, key, listed, columns } = self;
         let there: Vec<String> = sqlx::query_scalar(
@@ -344,14 +344,14 @@ impl ViewTable {
     }
 }
 
-/// Before the first item of a list that goes up, or down, in time.
+/// The cursor before the first item of a list in ascending or descending order of time.
 impl Cursor {
     pub fn first() -> Self {
         Self { at: Timestamp::UNIX_EPOCH, id: String::new() }
     }
 
     pub fn last() -> Self {
-        // The year 9999 is in the range of both sides.
+        // The year 9999 is in range here and in PostgreSQL.
         Self { at: from_micros(253_370_764_800_000_000), id: String::new() }
     }
 }

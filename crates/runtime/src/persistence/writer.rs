@@ -1,7 +1,7 @@
-//! The group-commit writer actors: one a lane, one batch in flight each.
+//! The group-commit writer actors: one for each lane, each with one batch in flight.
 //!
-//! A lane commits whatever waits: the first item goes at once, and what arrives while it is being written goes together
-//! in the next batch. So the batch grows with the load and nothing waits for a timer.
+//! A lane commits everything that waits: the first item goes at once, and items that arrive while it is being written
+//! form the next batch. So the batch grows with the load, and no item waits for a timer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ pub struct Options {
     pub lanes: u16,
     pub max_batch_items: usize,
     pub max_batch_bytes: usize,
-    /// Items that may wait in one lane; beyond it the entity answers `overloaded`.
+    /// The number of items that may wait in one lane; beyond it the entity answers `overloaded`.
     pub max_queued: usize,
     pub keep: PublicationRetention,
-    /// How long callers wait for a batch whose answer was lost, before they hear `unavailable`.
+    /// The time that callers wait for a batch whose answer was lost, before they get `unavailable`.
     pub resolve_patience_ms: u64,
 }
 
@@ -43,8 +43,8 @@ impl Default for Options {
     }
 }
 
-/// Is told the kind and key of an entity whose publications were committed after its callers were told that they might
-/// not be: nobody has published them.
+/// A callback with the kind and key of an entity whose publications were committed after its callers had been told that
+/// the outcome was unknown, and which therefore were not published.
 pub type Late = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 
 /// A cheap handle to all lanes.
@@ -52,10 +52,10 @@ pub type Late = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 pub struct Lanes {
     lanes: Arc<[Lane]>,
     fenced: Arc<watch::Sender<bool>>,
-    /// The store cannot be reached, as the renewals of the lease have found.
+    /// Whether the store cannot be reached, as the renewals of the lease have found.
     away: Arc<watch::Sender<bool>>,
     is_away: Arc<AtomicBool>,
-    /// Batches that are through.
+    /// The number of finished batches.
     written: Arc<AtomicUsize>,
     max_queued: usize,
 }
@@ -66,7 +66,7 @@ struct Lane {
     up: Arc<AtomicBool>,
 }
 
-/// Why an item was not taken. It comes back, unwritten.
+/// The refusal of an item, which is returned unwritten.
 pub enum SubmitError {
     Overloaded(Box<CommitItem>),
     Unavailable(Box<CommitItem>),
@@ -142,7 +142,7 @@ impl Lanes {
         }
     }
 
-    /// False while a lane of the slot cannot commit: nothing should be decided then.
+    /// Whether the slot's lane can commit. If it cannot, nothing should be decided.
     pub fn is_up(&self, slot: u16) -> bool {
         self.lane(slot).up.load(Ordering::Acquire) && !self.is_away.load(Ordering::Acquire)
     }
@@ -152,7 +152,7 @@ impl Lanes {
             && self.lanes.iter().all(|lane| lane.up.load(Ordering::Acquire))
     }
 
-    /// Lanes that nobody writes to do not notice that the store is away: whoever does says so.
+    /// Reports whether the store can be reached, because idle lanes do not notice.
     pub fn set_away(&self, away: bool) {
         self.is_away.store(away, Ordering::Release);
         self.away.send_if_modified(|was| std::mem::replace(was, away) != away);
@@ -163,7 +163,7 @@ impl Lanes {
         self.away.subscribe()
     }
 
-    /// Goes on while batches get through.
+    /// The number of finished batches, which grows while the lanes make progress.
     pub fn written(&self) -> usize {
         self.written.load(Ordering::Relaxed)
     }
@@ -172,7 +172,7 @@ impl Lanes {
         self.lanes.iter().map(|lane| lane.queued.load(Ordering::Relaxed)).sum()
     }
 
-    /// Resolves when everything that was submitted to the slot's lane before is written or refused.
+    /// Resolves when every item submitted to the slot's lane before this call is written or refused.
     pub async fn barrier(&self, slot: u16) {
         let (tx, rx) = oneshot::channel();
         if self.lane(slot).actor.cast(Message::Barrier(tx)).is_ok() {
@@ -202,19 +202,19 @@ impl Lanes {
 enum Message {
     Item(Box<CommitItem>),
     Barrier(oneshot::Sender<()>),
-    /// How items of the batch in flight ended, while the rest of it goes on.
+    /// Outcomes of items of the batch in flight, while the rest of the batch continues.
     Ended(Vec<Ended>),
-    /// The batch is through: what it still owes, and the writer back; without it the lane is fenced.
+    /// The batch has finished: the remaining outcomes, and the writer. Without the writer the lane is fenced.
     Through(Vec<Ended>, Option<Box<Writer>>),
 }
 
 impl ractor::Message for Message {}
 
-/// An item and how it ended. Its callers hear of it from the lane's actor alone, so in the order of submission.
+/// An item and its outcome. Only the lane's actor reports outcomes to callers, and so in the order of submission.
 type Ended = (Box<CommitItem>, CommitResult);
 
 struct State {
-    /// Away while a batch is in flight, and for good once the lane is fenced.
+    /// The writer; absent while a batch is in flight, and for good once the lane is fenced.
     writer: Option<Box<Writer>>,
     options: Options,
     up: Arc<AtomicBool>,
@@ -271,7 +271,7 @@ impl Actor for LaneActor {
             item.finish(result);
         }
         if state.writer.is_some() || *state.fenced.borrow() {
-            // Idle: whatever was submitted before the barrier is done.
+            // The lane is idle: every item submitted before the barrier has finished.
             state.barriers.drain(..).for_each(|done| {
                 let _ = done.send(());
             });
@@ -286,7 +286,7 @@ impl State {
         ended.extend(self.waiting.drain(..).map(|item| (item, CommitResult::Unavailable)));
     }
 
-    /// Starts a batch if there is something to write and nothing in flight.
+    /// Starts a batch if an item waits and no batch is in flight.
     fn next(&mut self, myself: &ActorRef<Message>, ended: &mut Vec<Ended>) -> bool {
         let Some(mut writer) = self.writer.take() else { return false };
         let mut batch = Vec::new();
@@ -317,7 +317,7 @@ impl State {
     }
 }
 
-/// A writer that panics leaves a lane of which nobody knows what it wrote. A new process finds out; this one cannot.
+/// A writer that panics leaves the outcome of its batch unknown. Only a new process can find out.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {

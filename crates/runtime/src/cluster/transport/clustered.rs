@@ -31,11 +31,11 @@ use crate::cluster::transport::node::{self, Carrier, Connection};
 use crate::cluster::transport::{DownCause, Inbox, Options, StartedTransport};
 
 const TOKEN: usize = size_of::<Token>();
-/// What ractor_cluster puts around a cast.
+/// The bytes that ractor_cluster adds to a cast.
 const CAST_OVERHEAD: u64 = 256;
 
 /// # Errors
-/// Limits that cannot be kept, and a certificate that is not this node's.
+/// The limits cannot be kept, or the certificate is not this node's.
 pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<StartedTransport> {
     let carrier = Clustered::start(&options).await.map_err(io::Error::other)?;
     node::start(options, inbox, carrier).await
@@ -51,11 +51,11 @@ struct Clustered {
 
 type Routes = DashMap<Token, Arc<Route>>;
 
-/// Where the parcels with a token belong.
+/// The inbox of the parcels with each token.
 struct Route {
     link: Arc<Link>,
     links: Arc<Links>,
-    /// The other side can be reached, and has said that it can reach this one: then the link is up.
+    /// Both sides have said that they can reach each other, so the link is up.
     stage: Mutex<Stage>,
     up: Notify,
 }
@@ -85,9 +85,9 @@ impl Route {
 impl Clustered {
     async fn start(options: &Options) -> Result<Self, ractor::SpawnErr> {
         let routes = Arc::new(Routes::new());
-        // Before the server: it tells each new peer of the remotable actors that exist.
+        // The mailbox starts before the server, which tells each new peer of the remotable actors that exist.
         let (mailbox, _) = Actor::spawn(None, Mailbox(routes.clone()), ()).await?;
-        // No two boots, and no two transports, have the same: sessions are elected by name.
+        // The name differs between boots and between transports, because sessions are elected by name.
         let name =
             format!("{}-{}-{:08x}", options.name, options.incarnation, rand::random::<u32>());
         let terms = Terms::of(&options.limits);
@@ -102,8 +102,8 @@ impl Clustered {
         .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
         .with_max_inbound_frame_size(terms.max_frame_length() as u64 + CAST_OVERHEAD);
         let (server, _) = Actor::spawn(None, server, ()).await?;
-        // It cannot be told not to listen. Its listener is its only child so far, and would come back if it were not
-        // unlinked first.
+        // The server always listens. Its listener is its only child so far; it would be restarted if it were not unlinked
+        // first.
         for listener in server.get_cell().get_children() {
             listener.unlink(server.get_cell());
             listener.kill();
@@ -121,21 +121,22 @@ impl Drop for Clustered {
     }
 }
 
-/// ractor_cluster hashes its cookie with 32 bits of challenge: it does not get the real one.
+/// A cookie for ractor_cluster, derived from the real one, which it does not get: it hashes its cookie with a challenge
+/// of only 32 bits.
 fn inner_cookie(cookie: &str) -> String {
     let mac = Hmac::<Sha256>::new_from_slice(cookie.as_bytes()).expect("any length will do");
     hex(&mac.chain_update(b"ractor_cluster").finalize().into_bytes())
 }
 
 impl Carrier for Clustered {
-    /// One more than its id, which may be 0: that would say that frames are not addressed.
+    /// The mailbox's address: its id plus one, because the id may be 0, which would mean that frames are not addressed.
     fn mailbox(&self) -> u64 {
         self.mailbox.get_id().pid() + 1
     }
 
     async fn carry(&self, connection: Connection, links: &Arc<Links>) {
         let Connection { read, write, met, dialled } = connection;
-        // What is there is half open. Its session would win the election over this one.
+        // The existing link is half open, and its session would win the election over this one.
         if let Some(old) = links.live(met.peer) {
             links.detach(&old, DownCause::Reset);
         }
@@ -161,10 +162,10 @@ impl Carrier for Clustered {
             return;
         };
         route.advance(|stage| stage.reaches = true);
-        // A parcel of nothing but its token.
+        // A parcel with only a token.
         if target.cast(Parcel(met.token.to_vec())).is_ok() {
             let up = async {
-                // A peer that never says so is no link.
+                // A peer that never confirms gets no link.
                 if timeout(self.deadline, route.up.notified()).await.is_ok() {
                     pump(&link, &target, met.token).await;
                 }
@@ -220,7 +221,8 @@ impl Message for Parcel {
         Ok(SerializedMessage::Cast { variant: String::new(), args: self.0, metadata: None })
     }
 
-    /// Total, because an error would end the mailbox: what is not a parcel becomes one for nobody.
+    /// The decoder never fails, because an error would end the mailbox: a message that is not a parcel becomes one
+    /// without a receiver.
     fn deserialize(message: SerializedMessage) -> Result<Self, BoxedDowncastErr> {
         match message {
             SerializedMessage::Cast { args, .. } => Ok(Self(args)),
@@ -229,7 +231,7 @@ impl Message for Parcel {
     }
 }
 
-/// The one actor of this node that others can reach.
+/// The actor that receives parcels, the only one of this node that others can reach.
 struct Mailbox(Arc<Routes>);
 
 impl Actor for Mailbox {

@@ -1,4 +1,4 @@
-//! What an envelope weighs, and what both sides of a link agree on.
+//! The weight of an envelope, and the limits that both sides of a link agree on.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,14 +6,14 @@ use crate::cluster::transport::{Envelope, RemoteAnswer, TransportLimits};
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
 
-/// The frame around its envelopes: two integers.
+/// The size of a frame without its envelopes: two integers.
 const FRAME_OVERHEAD: usize = 32;
 
-/// More than the fixed part of any envelope, in memory and encoded.
+/// An upper bound of the fixed part of any envelope, in memory and encoded.
 pub(super) const ENVELOPE_OVERHEAD: usize = 256;
 
-/// Bytes that an envelope of version 1 counts in the window, on both sides. An upper bound of its encoded length, so that a limit
-/// on weights is a limit on what travels, and nothing is encoded only to be measured.
+/// The weight of an envelope of version 1: the bytes that it counts in the window, on both sides. It is an upper bound
+/// of the encoded length, so a limit on weights bounds the traffic, and nothing is encoded only to be measured.
 pub(super) fn weight(envelope: &Envelope) -> usize {
     let content = match envelope {
         Envelope::Ask { ask, .. } => {
@@ -40,7 +40,7 @@ pub(super) fn weight(envelope: &Envelope) -> usize {
     ENVELOPE_OVERHEAD + content
 }
 
-/// What a side takes. Both sides of a link keep to the smaller of both: they count the same window.
+/// The limits of one side. Both sides of a link keep to the smaller ones, so they count the same window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Terms {
     pub window: usize,
@@ -63,19 +63,20 @@ impl Terms {
         let window = self.window.min(other.window);
         Self {
             window,
-            // One of them fits into what is reserved for answers.
+            // One answer fits into the part that is reserved for answers.
             envelope: self.envelope.min(other.envelope).min(window / 8),
             frame: self.frame.min(other.frame),
             frame_envelopes: self.frame_envelopes.min(other.frame_envelopes),
         }
     }
 
-    /// A single envelope may be larger than a frame of several.
+    /// The size of a frame with a single envelope, which may be larger than one with several.
     pub fn max_frame_length(&self) -> usize {
         self.frame.max(self.envelope) + FRAME_OVERHEAD
     }
 
-    /// How full the window may get by such an envelope. Asks cannot keep a ping out, and neither keeps an answer out.
+    /// The fill of the window up to which such an envelope is sent. Asks leave room for pings, and both leave room for
+    /// answers.
     pub fn share(&self, envelope: &Envelope) -> usize {
         match envelope {
             Envelope::Ask { .. } => self.window / 8 * 6,
@@ -84,8 +85,8 @@ impl Terms {
         }
     }
 
-    /// Credits below this wait for company, or for a frame that is sent anyway. Small enough never to keep an
-    /// envelope out for good: an eighth is free for each sort.
+    /// The least credit that is sent by itself; less waits for more, or for another frame. It is small enough never to
+    /// block an envelope for good: an eighth of the window is free for each sort.
     pub fn credit_batch(&self) -> usize {
         self.window / 16
     }

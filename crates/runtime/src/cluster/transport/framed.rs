@@ -1,4 +1,4 @@
-//! The transport over plain framed TCP: a frame is its length in four bytes and then itself.
+//! The transport over plain TCP: each frame follows its length in four bytes.
 
 use std::io;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::cluster::transport::node::{self, Carrier, Connection, Task};
 use crate::cluster::transport::{DownCause, Inbox, Options, StartedTransport};
 
 const LENGTH: usize = size_of::<u32>();
-/// Small frames are read several at a time.
+/// The read buffer, which holds several small frames.
 const READ_BUFFER: usize = 64 << 10;
 
 /// # Errors
-/// Limits that cannot be kept, and a certificate that is not this node's.
+/// The limits cannot be kept, or the certificate is not this node's.
 pub async fn start(options: Options, inbox: Arc<dyn Inbox>) -> io::Result<StartedTransport> {
     node::start(options, inbox, Framed).await
 }

@@ -1,14 +1,15 @@
-//! Two nodes prove to each other that they know the cookie, and then say who they are.
+//! The handshake: two nodes prove to each other that they know the cookie, and then say who they are.
 //!
-//! Both send magic and a nonce, which ends with the versions that its side speaks: the newest of both is spoken from
-//! then on. The releases before knew one version and nothing of ranges, and compare the magic alone. The dialling side proves first, so that a listener says nothing to strangers
-//! that could be used to guess the cookie. Each proof covers both nonces and its side's role: it can be neither
-//! replayed nor reflected. Then the dialling side names itself and the incarnation it means; the other one does the
-//! same and says whether it takes the link; a last byte confirms it.
+//! Both sides send a magic number and a nonce, which ends with the versions that the side speaks; the newest common
+//! version is spoken from then on. (Releases that know only version 1 compare the magic number alone.) The dialling
+//! side proves first, so that a listener tells strangers nothing from which they could guess the cookie. Each proof
+//! covers both nonces and its side's role, so it can be neither replayed nor reflected. Then the dialling side names
+//! itself and the incarnation that it means; the other side names itself and says whether it takes the link; a last
+//! byte confirms it.
 //!
-//! The cookie says that it is a node, and not which. That is what certificates are for: inside TLS the dialling side
-//! has seen that of the node it means before it says a word here, and the answering side compares what it was shown
-//! with the name that is claimed, and with the name of the peer that it waits for.
+//! The cookie proves that the other side is a node, and not which one. Certificates prove that: inside TLS the dialling
+//! side has checked the certificate before the handshake begins, and the answering side compares the certificate with
+//! the claimed name, and with the name of the peer that it waits for.
 
 use std::future::Future;
 use std::io;
@@ -25,24 +26,24 @@ use crate::cluster::transport::wire::Versions;
 use crate::kernel::codec;
 use crate::kernel::secret::Secret;
 
-/// How every connection begins, whatever is spoken then. It cannot change: releases that know one version compare it.
+/// The magic number at the start of every connection. It cannot change: releases that know only version 1 compare it.
 const MAGIC: &[u8; 8] = b"proxie\0\x01";
 const NONCE: usize = 32;
-/// What of a nonce is random. The rest is a mark and the versions; without the mark, they are the first one.
+/// The random part of a nonce. The rest is a mark and the versions; without the mark, the side speaks version 1.
 const RANDOM: usize = 24;
 const MARK: &[u8; 6] = b"speaks";
 const PROOF: usize = 32;
 const MAX_HELLO: usize = 4 * 1024;
 const CONFIRMED: u8 = 1;
 
-/// Names the link on both sides; nobody without the cookie can know it.
+/// The link's token, which is the same on both sides and secret to anyone without the cookie.
 pub(super) type Token = [u8; 16];
 
 pub(super) struct Identity {
     pub me: Peer,
     pub cookie: Secret<String>,
     pub terms: Terms,
-    /// Where a carrier wants its frames addressed to; 0: it does not address them.
+    /// The address that the carrier needs on its frames; 0: it needs none.
     pub mailbox: u64,
     pub speaks: Versions,
 }
@@ -56,10 +57,10 @@ struct Hello {
     mailbox: u64,
 }
 
-/// The other side, after it proved itself.
+/// The other side, after its proof.
 pub(super) struct Met {
     pub peer: i64,
-    /// As agreed.
+    /// The agreed limits and version.
     pub terms: Terms,
     pub version: u8,
     pub mailbox: u64,
@@ -117,7 +118,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// Somebody has to put it right: it does not pass by itself.
+    /// Whether a person has to correct the fault: it does not pass by itself.
     pub fn is_misconfiguration(&self) -> bool {
         !matches!(
             self,
@@ -125,7 +126,7 @@ impl Refusal {
         )
     }
 
-    /// What it means that the other side hung up here.
+    /// The meaning of a hang-up at this step.
     fn or(self, meaning: Self) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         let hung_up = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
@@ -165,8 +166,8 @@ where
     Ok(mine.met(&theirs, &nonces, version))
 }
 
-/// `certified` says whether the other side has shown that it is the node of that name; without TLS anybody has.
-/// `expects` is the name of the node that the incarnation belongs to, if a link to it is wanted.
+/// The answering side. `certified` tells whether the other side's certificate is that of the given node; without TLS it
+/// always is. `expects` is the name of the node that the incarnation belongs to, if a link to it is wanted.
 pub(super) async fn answer<R, W, F>(
     (read, write): (&mut R, &mut W),
     mine: &Identity,
@@ -187,7 +188,7 @@ where
     if !certified(&theirs.me.name) {
         return Err(Refusal::Certificate(theirs.me.name));
     }
-    // Said before anything else is judged: the dialling side learns whom it met.
+    // This is sent before anything else is judged, so that the dialling side learns which node it reached.
     put(write, version, &mine.hello(peer)).await?;
     if theirs.you != mine.me.incarnation {
         return Err(Refusal::Stale(theirs.you));
@@ -197,7 +198,7 @@ where
     }
     match expects(peer).await {
         None => return Err(Refusal::NotLinked),
-        // A node with a certificate of its own is not any other node by naming its incarnation.
+        // A node cannot pass for another one by naming that one's incarnation.
         Some(name) if name != theirs.me.name => return Err(Refusal::Name(theirs.me.name)),
         Some(_) => {}
     }
@@ -214,7 +215,7 @@ impl Identity {
         Hello { me: self.me.clone(), you, terms: self.terms, mailbox: self.mailbox }
     }
 
-    /// Both carry frames in the same way.
+    /// Whether both sides use the same carrier.
     fn fits(&self, theirs: &Hello) -> Result<(), Refusal> {
         let transport = |mailbox| if mailbox == 0 { "framed" } else { "ractor_cluster" };
         let (ours, theirs) = (transport(self.mailbox), transport(theirs.mailbox));
@@ -241,7 +242,7 @@ struct Nonces {
 }
 
 impl Nonces {
-    /// What both speak. Both proofs cover it, so nobody in between makes it an older one.
+    /// The newest common version. Both proofs cover the versions, so an attacker in between cannot force an older one.
     fn version(&self, ours: Versions, theirs: &[u8; NONCE]) -> Result<u8, Refusal> {
         let theirs = match theirs[RANDOM..].strip_prefix(MARK) {
             Some(&[oldest, newest]) => Versions { oldest, newest },
@@ -299,7 +300,7 @@ async fn check<R: AsyncRead + Unpin>(read: &mut R, mac: Hmac<Sha256>) -> Result<
     mac.verify_slice(&proof).map_err(|_| Refusal::Cookie)
 }
 
-/// By position in version 1, which cannot change; JSON, with room for more, since.
+/// Encodes an introduction: by position in version 1, which cannot change; as JSON, with room for more, since version 2.
 async fn put<W: AsyncWrite + Unpin>(
     write: &mut W,
     version: u8,
@@ -315,7 +316,7 @@ async fn put<W: AsyncWrite + Unpin>(
     send(write, &bytes).await
 }
 
-/// Flushed, because inside TLS what was written may stay behind otherwise, and the other side waits for it.
+/// Writes and flushes: inside TLS, written bytes could otherwise stay in a buffer while the other side waits for them.
 async fn send<W: AsyncWrite + Unpin>(write: &mut W, bytes: &[u8]) -> io::Result<()> {
     write.write_all(bytes).await?;
     write.flush().await
@@ -412,7 +413,7 @@ mod tests {
         let answering = async move {
             let expects = |_| async { Some(String::from("n")) };
             let answered = answer((&mut read, &mut write), &theirs, |_| false, expects).await;
-            // It hangs up.
+            // The listener hangs up.
             drop((read, write));
             answered
         };
@@ -437,7 +438,7 @@ mod tests {
     async fn who_answers_without_the_cookie_is_refused() {
         let (left, right) = duplex(4_096);
         let impostor = async move {
-            // Takes any proof, and gives back what it was given.
+            // A fake node that accepts any proof and sends back the one it got.
             let (mut read, mut write) = split(right);
             exchange(&mut read, &mut write, false, Versions::OURS).await.unwrap();
             let mut proof = [0; PROOF];
@@ -469,7 +470,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_release_without_a_range_is_met_in_the_first_version() {
-        // As it was: a random nonce, and everything by position.
+        // The handshake of the first release: a random nonce, and every field by position.
         let (left, right) = duplex(4_096);
         let theirs = node(2, "c");
         let older = async move {

@@ -1,6 +1,7 @@
-//! One live link: what waits to be sent, the window of both directions, and the credits.
+//! One live link: its queue, the window of each direction, and the credits.
 //!
-//! Knows no connection: a carrier takes frames out with [`Link::next_frame`] and puts them in with [`Link::receive`].
+//! A link knows no connection: a carrier takes frames out with [`Link::next_frame`] and puts them in with
+//! [`Link::receive`].
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,22 +18,22 @@ use crate::kernel::error::AskError;
 pub(super) struct Link {
     pub peer: i64,
     pub terms: Terms,
-    /// Of the protocol, as agreed.
+    /// The agreed version of the protocol.
     version: u8,
     queue: Mutex<Queue>,
-    /// Something waits to be sent. One task listens.
+    /// Signals to the one writing task that an envelope waits.
     wake: Notify,
     closed: watch::Sender<bool>,
-    /// Weight that arrived and that the inbox still holds.
+    /// The weight that has arrived and is still in the inbox.
     held: AtomicUsize,
-    /// Weight that the inbox let go of and that the peer has not been told.
+    /// The weight that the inbox has released and the peer has not been credited yet.
     given_back: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Packed>,
-    /// Weight of what waits and of what the peer has not given back: this side's share of the window.
+    /// The weight of queued envelopes and of those not credited by the peer: this side's use of the window.
     outstanding: usize,
 }
 
@@ -76,15 +77,15 @@ impl Link {
         Ok(())
     }
 
-    /// Everything that waits, as far as it fits into one frame: the credits, how many envelopes there are, and those. For
-    /// one task.
+    /// The next frame, with all waiting envelopes that fit: the credits, the number of envelopes, and the envelopes.
+    /// For one task.
     pub async fn next_frame(&self) -> Vec<u8> {
         loop {
             if let Some(frame) = self.take() {
                 return frame;
             }
             self.wake.notified().await;
-            // Whoever rang is often the first of many that run now: what they send travels with it.
+            // The task that rang is often the first of many that run now: their envelopes join the same frame.
             tokio::task::yield_now().await;
         }
     }
@@ -116,7 +117,7 @@ impl Link {
         Some(frame)
     }
 
-    /// Takes in an encoded frame. What it carries goes to the inbox, unless the link was closed.
+    /// Receives an encoded frame. Its envelopes go to the inbox, unless the link was closed.
     pub fn receive(self: &Arc<Self>, bytes: &[u8], inbox: &dyn Inbox) -> Result<(), Broken> {
         const UNDECODABLE: Broken = Broken("an undecodable frame");
         let ((credits, count), mut at): ((u64, u64), usize) =
@@ -151,7 +152,7 @@ impl Link {
                 Err(Unknown { correlation }) => {
                     let error = AskError::unavailable("who asks is known to newer releases only");
                     let answer = RemoteAnswer::Failed(error);
-                    // Where there is no room for it, the asker waits for its deadline.
+                    // Without room for the refusal, the asker waits until its deadline.
                     let _ = self.send(Envelope::Answer { correlation, answer });
                     drop(credit);
                 }
@@ -168,7 +169,7 @@ impl Link {
     }
 
     fn give_back(&self, weight: usize) {
-        // Before the peer can learn of it: it may use the window at once.
+        // The window is freed before the peer can learn of it, because the peer may use it at once.
         self.held.fetch_sub(weight, Ordering::AcqRel);
         let batch = self.terms.credit_batch();
         let before = self.given_back.fetch_add(weight, Ordering::AcqRel);
@@ -177,13 +178,13 @@ impl Link {
         }
     }
 
-    /// Ends the tasks of the link; the table of links has let go of it before.
+    /// Ends the link's tasks, after the table of links has removed it.
     pub fn close(&self) {
         self.closed.send_replace(true);
     }
 
     pub async fn closed(&self) {
-        // The sender lives as long as `self`: there is no error to have.
+        // `self` holds the sender, so there is no error.
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Which peers are linked, and by which link. Every change of it is told here, under its lock: in order for each peer.
+//! The table of links by peer. Every change is reported here under the table's lock, and so in order for each peer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -11,7 +11,7 @@ use crate::cluster::transport::link::Link;
 use crate::cluster::transport::news::News;
 use crate::cluster::transport::{DownCause, Envelope, Inbox, LinkEvent, SendError};
 
-/// Peers to keep a link to.
+/// The peers to keep a link to.
 type Table = HashMap<i64, Place>;
 
 struct Place {
@@ -41,7 +41,7 @@ impl Links {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `false`: it is known already.
+    /// Adds a peer. `false`: the peer is known already.
     pub fn add(&self, peer: i64, name: &str) -> bool {
         let mut table = self.write();
         if table.contains_key(&peer) {
@@ -62,7 +62,7 @@ impl Links {
         }
     }
 
-    /// The name of the peer, if it is linked or will be before long: two nodes do not learn of each other at the same
+    /// The peer's name, once it is known. It waits a little, because two nodes do not learn of each other at the same
     /// moment.
     pub async fn expects(&self, peer: i64, patience: Duration) -> Option<String> {
         let mut added = self.added.subscribe();
@@ -77,7 +77,7 @@ impl Links {
         timeout(patience, known).await.ok().flatten()
     }
 
-    /// Makes it the peer's link. One that was there is half open, or the peer would not have made another.
+    /// Makes this the peer's link. An existing link must be half open, or the peer would not have made another one.
     /// `false`: the peer was forgotten.
     pub fn attach(&self, link: &Arc<Link>) -> bool {
         let peer = link.peer;
@@ -95,7 +95,7 @@ impl Links {
         true
     }
 
-    /// The link has ended. Nothing happens where it is not the peer's link any more.
+    /// Removes a link that has ended. Nothing happens if the peer has another link now.
     pub fn detach(&self, link: &Arc<Link>, cause: DownCause) {
         let peer = link.peer;
         let mut table = self.write();

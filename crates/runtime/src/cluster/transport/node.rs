@@ -1,4 +1,4 @@
-//! Listens, dials, and dials again. What is done with a connection after its handshake is up to a [`Carrier`].
+//! The node's connections: it listens, dials and redials. After the handshake a [`Carrier`] uses the connection.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,19 +26,19 @@ use crate::cluster::transport::{
     Envelope, Inbox, Options, Peer, SendError, StartedTransport, Transport, TransportLimits,
 };
 
-/// How long a peer that is not linked may wait to be.
+/// The time that an unknown peer's connection waits for the peer to become known.
 const NOT_LINKED_YET: Duration = Duration::from_secs(1);
-/// A frame is decoded whole, and the codec takes no more than this.
+/// The largest frame that the codec takes, as a frame is decoded whole.
 const MAX_FRAME_BYTES: usize = 8 << 20;
 
-/// Moves the frames of a link over a connection.
+/// A way to move the frames of a link over a connection.
 pub(super) trait Carrier: Send + Sync + 'static {
-    /// What peers have to know to address frames to this node. 0 where they need not.
+    /// The address that peers put on frames for this node; 0: they need none.
     fn mailbox(&self) -> u64 {
         0
     }
 
-    /// Attaches a link for the peer, and detaches it when it ends. Dropped when it is to end now.
+    /// Attaches a link for the peer, and detaches it when it ends. Dropping the future ends the link at once.
     fn carry(&self, connection: Connection, links: &Arc<Links>) -> impl Future<Output = ()> + Send;
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Connection {
     pub dialled: bool,
 }
 
-/// Ends with its handle.
+/// A task that ends when its handle is dropped.
 pub(super) struct Task(JoinHandle<()>);
 
 impl Task {
@@ -68,16 +68,16 @@ impl Drop for Task {
     }
 }
 
-/// How long the same complaint about the same peer is not repeated; how many are remembered.
+/// The time for which a complaint about a peer is not repeated, and the number of complaints remembered.
 const QUIET: Duration = Duration::from_secs(60);
 const MAX_COMPLAINTS: usize = 256;
 
-/// What was said of refused connections, and when: redials would say it every two seconds.
+/// The latest complaints about refused connections: redials would repeat them every two seconds.
 #[derive(Default)]
 struct Complaints(Mutex<HashMap<String, Instant>>);
 
 impl Complaints {
-    /// True: it was not said just now.
+    /// Whether the complaint is new.
     fn are_news(&self, who: &str, refusal: &Refusal) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -98,7 +98,7 @@ struct Node<C> {
     identity: Identity,
     complaints: Complaints,
     tls: Option<Tls>,
-    /// What it listens on.
+    /// The address that it listens on.
     from: IpAddr,
     limits: TransportLimits,
     links: Arc<Links>,
@@ -109,7 +109,7 @@ struct Node<C> {
 struct Running<C> {
     node: Arc<Node<C>>,
     runtime: Handle,
-    /// The task that cares for the link to each peer.
+    /// The task that keeps the link to each peer.
     keepers: Mutex<HashMap<i64, Task>>,
     _listener: Task,
     _forwarder: Task,
@@ -204,7 +204,7 @@ impl<C: Carrier> Node<C> {
 
     async fn listen(self: Arc<Self>, listener: TcpListener) {
         let handshakes = Arc::new(Semaphore::new(self.limits.max_handshakes));
-        // Dropped, and its tasks ended, with this one.
+        // The set is dropped with this task, and ends its own tasks.
         let mut connections = JoinSet::new();
         loop {
             let permit = handshakes.clone().acquire_owned().await;
@@ -228,7 +228,8 @@ impl<C: Carrier> Node<C> {
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: that passes, and asking at once does not help.
+                    // Most likely the process is out of file descriptors: that passes, and an immediate retry does not
+                    // help.
                     warn!(%error, "no connection of another node can be accepted");
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -236,7 +237,7 @@ impl<C: Carrier> Node<C> {
         }
     }
 
-    /// Says what is wrong with a connection to this node, where somebody has to put it right.
+    /// Logs what is wrong with a connection to this node, if a person has to correct it.
     fn refused(&self, from: SocketAddr, refusal: &Refusal) {
         let who = from.ip().to_string();
         if refusal.is_misconfiguration() && self.complaints.are_news(&who, refusal) {
@@ -246,7 +247,7 @@ impl<C: Carrier> Node<C> {
         }
     }
 
-    /// The same of one that this node made.
+    /// Logs what is wrong with a connection that this node made, if a person has to correct it.
     fn not_linked(&self, peer: &Peer, refusal: &Refusal) {
         if refusal.is_misconfiguration() && self.complaints.are_news(&peer.address, refusal) {
             warn!(node = peer.name, address = peer.address, "no link to another node: {refusal}");
@@ -255,7 +256,7 @@ impl<C: Carrier> Node<C> {
         }
     }
 
-    /// The handshake of the side that listens, with that of TLS before it: both together have to be done in time.
+    /// The handshake of the listening side, after that of TLS; one time limit covers both.
     async fn greet(&self, stream: TcpStream) -> Result<Connection, Refusal> {
         stream.set_nodelay(true)?;
         let greeting = async {
@@ -279,7 +280,7 @@ impl<C: Carrier> Node<C> {
         timeout(self.handshake_timeout(), greeting).await.map_err(late)?
     }
 
-    /// The same of the side that dials.
+    /// The handshake of the dialling side, after that of TLS; one time limit covers both.
     async fn call(&self, stream: TcpStream, peer: &Peer) -> Result<Connection, Refusal> {
         stream.set_nodelay(true)?;
         let calling = async {
@@ -296,7 +297,8 @@ impl<C: Carrier> Node<C> {
             };
             let ends = (&mut read, &mut write);
             let met = handshake::dial(ends, &self.identity, peer.incarnation).await;
-            // A certificate is judged after the dialling side has gone on: its first answer may be that alert.
+            // In TLS 1.3 the dialling side's certificate is judged after that side has gone on, so the first answer may
+            // be the alert.
             let met = met.map_err(|refusal| match refusal {
                 Refusal::Io(error) if self.tls.is_some() => tls_failed(error),
                 Refusal::Unheard if self.tls.is_some() => {
@@ -309,7 +311,7 @@ impl<C: Carrier> Node<C> {
         timeout(self.handshake_timeout(), calling).await.map_err(late)?
     }
 
-    /// Cares for the link to one peer until that is forgotten.
+    /// Keeps the link to one peer until the peer is forgotten.
     async fn keep(self: Arc<Self>, peer: Peer) {
         let me = self.identity.me.incarnation;
         if me < peer.incarnation { self.dial(peer).await } else { self.watch(peer).await }
@@ -324,7 +326,7 @@ impl<C: Carrier> Node<C> {
                     Ok(connection) => {
                         let began = Instant::now();
                         self.carrier.carry(connection, &self.links).await;
-                        // One that breaks at once is no reason to be quick.
+                        // The backoff goes on after a link that broke at once.
                         if began.elapsed() > backoff.max {
                             backoff = Backoff::new(&self.limits);
                         }
@@ -335,7 +337,7 @@ impl<C: Carrier> Node<C> {
                         }
                         let is_unheard = matches!(refusal, Refusal::Unheard);
                         unheard = if is_unheard { unheard + 1 } else { 0 };
-                        // A process that is just ending hangs up as well: once.
+                        // A process that is just ending hangs up as well, but only once.
                         if !is_unheard || unheard > 2 {
                             self.not_linked(&peer, &refusal);
                         }
@@ -347,8 +349,8 @@ impl<C: Carrier> Node<C> {
         }
     }
 
-    /// Waits to be dialled. While there is no link it looks whether anybody listens there, because that a process is
-    /// gone has to show on this side too.
+    /// Waits to be dialled. While there is no link, it tests whether a process listens at the peer's address, so that
+    /// this side also notices that the process is gone.
     async fn watch(&self, peer: Peer) {
         let mut backoff = Backoff::new(&self.limits);
         loop {
@@ -373,7 +375,7 @@ impl<C: Carrier> Node<C> {
     }
 }
 
-/// From the interface that this node listens on, where that can be: others may know it by nothing else.
+/// Dials from the interface that this node listens on, if possible: other nodes may know it by no other address.
 async fn connect(address: &str, from: IpAddr) -> io::Result<TcpStream> {
     let mut last = io::ErrorKind::NotFound.into();
     for there in lookup_host(address).await? {
@@ -392,7 +394,7 @@ async fn connect(address: &str, from: IpAddr) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// What rustls finds wrong is invalid data to whoever reads; other errors are the network's.
+/// The refusal for an error under TLS: rustls reports its own errors as invalid data; the rest are network errors.
 fn tls_failed(error: io::Error) -> Refusal {
     match error.kind() {
         io::ErrorKind::InvalidData => Refusal::Tls(error),
@@ -417,7 +419,8 @@ impl Backoff {
         }
     }
 
-    /// Doubles, and is spread: nodes that lost the same peer do not all dial it at the same moment.
+    /// The pause before the next dial. It doubles and is spread at random: nodes that lost the same peer do not all
+    /// dial it at the same moment.
     fn next(&mut self) -> Duration {
         let base = self.next.min(self.max);
         self.next = base * 2;

@@ -1,8 +1,8 @@
 //! Links inside mutual TLS: both sides show a certificate of the cluster's own authority, which names their node.
 //!
-//! It is TLS 1.3 and nothing older, and nothing is resumed: links are few and live long, and each new one is judged by
-//! the certificate that is shown for it. The cookie is asked for all the same, inside: who has only one of the two gets
-//! nowhere. There are no lists of revoked certificates; a leaked key is answered with another authority.
+//! Only TLS 1.3 is spoken, and no session is resumed: links are few and live long, and each new one is judged by its own
+//! certificate. The cookie is still required inside: a process that has only one of the two gets no link. There are no
+//! lists of revoked certificates; the answer to a leaked key is another authority.
 //!
 //! The name of the node is a DNS name in its certificate, so with TLS a name has 1 to 63 letters, digits, `-` and `_`,
 //! neither begins nor ends with `-`, and is not digits only. (`_` is no character of host names, but rustls takes it.)
@@ -24,7 +24,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-/// This node's certificate and key, and the authority whose certificates it takes. Read once: new ones need a restart.
+/// This node's certificate and key, and the authority whose certificates it takes. They are read once: new ones need a
+/// restart.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -33,14 +34,14 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// From PEM files: the certificate, with what lies between it and the authority behind it; its private key; the
-    /// authority's certificate, or several while one takes the place of another.
+    /// Reads PEM files: the certificate, followed by the certificates between it and the authority; its private key;
+    /// and the authority's certificate, or several while one replaces another.
     ///
     /// # Errors
-    /// What cannot be read, does not belong together, or would be refused by every other node: a certificate that has
-    /// run out, or one that may not be used by both sides of a link.
+    /// A file cannot be read, the files do not belong together, or every other node would refuse the certificate
+    /// because it has expired or may not be used by both sides of a link.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> io::Result<Self> {
-        // Named here, because the process has no default one: dependencies turn on two of them.
+        // The provider is named here because the process has no default one: dependencies enable two.
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
         for authority in certificates(ca)? {
@@ -85,7 +86,7 @@ impl Tls {
     /// Whether a node of that name can take part with this certificate.
     ///
     /// # Errors
-    /// The name is none that a certificate can hold, or the certificate is another node's.
+    /// The name cannot be in a certificate, or the certificate is another node's.
     pub fn check_name(&self, name: &str) -> io::Result<()> {
         let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
         if !is_possible_name(name) {
@@ -97,19 +98,19 @@ impl Tls {
             .map_err(|error| wrong(format!("this is not the certificate of {name}: {error}")))
     }
 
-    /// The answering side. Whose certificate it is, is asked once the other side has said who it is.
+    /// The answering side. The certificate is compared with the other side's name once that side has said it.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
     ) -> io::Result<(server::TlsStream<TcpStream>, Certificate)> {
         let stream = self.acceptor.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        // The handshake fails without one; nothing here depends on that.
+        // The handshake fails without a certificate, but nothing here relies on that.
         let shown = shown.ok_or(io::ErrorKind::PermissionDenied)?.clone().into_owned();
         Ok((stream, Certificate(shown)))
     }
 
-    /// The dialling side: nobody is told anything who is not the node of that name.
+    /// The dialling side, which sends nothing to any node but the one of that name.
     pub(super) async fn connect(
         &self,
         stream: TcpStream,
@@ -119,17 +120,17 @@ impl Tls {
     }
 }
 
-/// For people who chose another one.
+/// The rules of names, for the people who chose another name.
 pub const POSSIBLE_NAMES: &str = "a name that a certificate can hold has 1 to 63 letters, digits, - and _, neither \
                                   begins nor ends with -, and is not digits only";
 
 /// Whether a certificate can hold the name.
 pub fn is_possible_name(name: &str) -> bool {
-    // A dot makes it several labels, and a node's name is one.
+    // A dot would make several labels of the name, and a node's name is one.
     !name.contains('.') && DnsName::try_from(name).is_ok()
 }
 
-/// What the other side has shown, and proved to have the key of.
+/// The other side's certificate, whose key it has proved to have.
 pub(super) struct Certificate(CertificateDer<'static>);
 
 impl Certificate {
@@ -148,7 +149,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, rustls::Error> {
     name.map(ServerName::DnsName).map_err(|e| rustls::Error::General(e.to_string()))
 }
 
-/// What other nodes will do with the certificate, done early: a node that is refused by all of them must not start.
+/// Verifies the certificate as other nodes will: a node that all of them would refuse must not start.
 fn judge(
     chain: &[CertificateDer<'_>],
     verifier: &dyn ClientCertVerifier,

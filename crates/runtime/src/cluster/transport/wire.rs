@@ -1,9 +1,9 @@
-//! What travels, in each version of the protocol between nodes.
+//! The messages between nodes, in each version of the protocol.
 //!
-//! Two nodes speak the newest version that both know (`handshake`), so that one release after the other can take part.
-//! Version 1 is told by position all through: it can never change, and is kept in types of its own. From version 2 on,
-//! who sends a command and why it failed are JSON, which has room for more: a field that a node does not know is left
-//! out, and a sender or a reason that it does not know is [`Unknown`].
+//! Two nodes speak the newest version that both know (`handshake`), so that releases can be upgraded one node at a time.
+//! Version 1 encodes every field by position: it can never change, and has its own types. From version 2 on, the sender
+//! of a command and the reason of a failure are JSON, which can grow: a node ignores fields that it does not know, and
+//! reads an unknown sender or reason as [`Unknown`].
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,12 +22,12 @@ pub(super) struct Versions {
 }
 
 impl Versions {
-    /// Of this release.
+    /// The versions of this release.
     pub const OURS: Self = Self { oldest: 1, newest: 2 };
-    /// Of the releases that knew no range.
+    /// The version of the releases that knew no range.
     pub const FIRST: Self = Self { oldest: 1, newest: 1 };
 
-    /// The newest that both speak.
+    /// The newest version that both sides speak.
     pub fn agreed(self, other: Self) -> Option<u8> {
         let newest = self.newest.min(other.newest);
         (newest >= self.oldest.max(other.oldest)).then_some(newest)
@@ -40,13 +40,13 @@ impl std::fmt::Display for Versions {
     }
 }
 
-/// An envelope as it is sent, and what it counts in the window.
+/// An encoded envelope, and its weight in the window.
 pub(super) struct Packed {
     pub bytes: Vec<u8>,
     pub weight: usize,
 }
 
-/// An envelope as it was received.
+/// A received envelope.
 pub(super) struct Unpacked {
     pub envelope: Result<Envelope, Unknown>,
     pub weight: usize,
@@ -58,7 +58,7 @@ pub(super) struct Unknown {
     pub correlation: u64,
 }
 
-/// With what stands for who sends (`C`) and for why it failed (`F`).
+/// An envelope, generic over the encodings of the sender (`C`) and of the failure (`F`).
 #[derive(Serialize, Deserialize)]
 enum WireMessage<C, F> {
     Ask { correlation: u64, ask: Ask<C> },
@@ -101,7 +101,7 @@ pub(super) fn pack(envelope: Envelope, version: u8) -> Packed {
     Packed { bytes, weight }
 }
 
-/// The first of several, and how many bytes it takes. `None`: it is none.
+/// The first envelope in the bytes, and its length. `None`: the bytes do not begin with an envelope.
 pub(super) fn unpack(bytes: &[u8], version: u8) -> Option<(Unpacked, usize)> {
     if version == 1 {
         let (told, length): (Positional, usize) = codec::decode_first(bytes)?;
@@ -114,7 +114,7 @@ pub(super) fn unpack(bytes: &[u8], version: u8) -> Option<(Unpacked, usize)> {
     Some((Unpacked { envelope, weight: described_weight(length) }, length))
 }
 
-/// Of the bytes and nothing else: both sides count the same, also where one does not know what they say.
+/// The weight, which follows from the bytes alone: both sides count the same, even if one cannot read the message.
 fn described_weight(length: usize) -> usize {
     super::frame::ENVELOPE_OVERHEAD + length
 }
@@ -192,7 +192,7 @@ fn envelope<C, F>(
     })
 }
 
-/// What version 1 says by position. It stays as it is, whatever becomes of the types it stands for.
+/// The types of version 1, encoded by position. They stay as they are, even when the types that they stand for change.
 mod first {
     use serde::{Deserialize, Serialize};
 
@@ -351,7 +351,7 @@ mod tests {
         }
     }
 
-    /// As the releases wrote it that knew nothing else.
+    /// Envelopes as the releases that only knew version 1 wrote them.
     #[test]
     fn version_1_is_what_it_was() {
         let lines = include_str!("first.hex").lines();

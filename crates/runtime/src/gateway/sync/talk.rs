@@ -416,7 +416,7 @@ mod tests {
             let follows = answer(&mut talk, &follows, "sync:read", page(9, Value::Null));
             let told = only(&follows.messages);
             assert_eq!((&told["reset"], &told["more"]), (&json!(false), &json!(false)));
-            // From where the first page was.
+            // The position is that of the first page.
             assert_eq!(only(&follows.frames)["data"]["position"]["offset"], 8);
             let follows =
                 answer(&mut talk, &follows, "topic:subscribe", json!({"recovered": true}));

@@ -3,7 +3,7 @@
 //!
 //! It waits for the first of these: a frame, a publication, the outcome of a command, a deadline, a revocation, the
 //! node's drain. Publications and replies that are ready together go out in one write. Nothing is read from a client
-//! that does not take what it is sent.
+//! that does not read.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -39,7 +39,7 @@ use crate::kernel::bucket::Bucket;
 pub struct Arguments {
     pub gateway: Arc<Gateway>,
     pub socket: Socket,
-    /// From the `Authorization` header.
+    /// The claims from the `Authorization` header.
     pub claims: Option<Arc<Claims>>,
     pub user: Option<ConnectionSlot>,
     pub opened: Opened,
@@ -67,18 +67,18 @@ pub struct Connection {
     pub claims: Option<Arc<Claims>>,
     pub user: Option<ConnectionSlot>,
     pub topics: Feed,
-    /// Commands whose outcome is awaited: bounded, a client is refused beyond.
+    /// Commands whose outcome is awaited. They are bounded: beyond, commands are refused.
     pub in_flight: FuturesUnordered<InFlight>,
-    /// Of a history: they go out with the next write, before what is live.
+    /// Publications from a history, which go out with the next write, before live ones.
     pub publications: Vec<Arc<Published>>,
-    /// Replies that needed no waiting.
+    /// Replies that are ready.
     answers: Vec<Message>,
     /// Whether authentication is under way. Frames that arrive meanwhile are read after it.
     pub authenticating: bool,
     /// A frame that came before its connection had subscribed to its user.
     pub held: Option<Frame>,
     pub present: Option<Present>,
-    /// The holds that operations gave it, at most one per operation.
+    /// The holds that operations have placed on the connection, at most one per operation.
     pub holds: Vec<HoldGuard>,
     pub deadlines: Deadlines,
     /// The close code to end with, once the replies on their way have been sent.
@@ -521,7 +521,7 @@ impl Connection {
         let hold = held.hold;
         self.holds.retain_mut(|other| {
             let replaced = std::ptr::eq(other.hold, hold);
-            // Asked for twice at once: one guard is enough.
+            // The hold was requested twice at once, and one guard is enough.
             other.is_over = replaced && other.name == held.name;
             !replaced
         });

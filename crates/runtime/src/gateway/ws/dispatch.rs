@@ -30,10 +30,10 @@ pub enum TaskOutcome {
     Answer {
         id: String,
         outcome: Outcome<Box<RawValue>>,
-        /// What the connection does more, where the operation has succeeded.
+        /// The follow-up on the connection after an operation that succeeded.
         then: Option<FollowUp>,
     },
-    /// `id` is `None` where the connection subscribed to its user by itself.
+    /// The outcome of a subscription. `id` is `None` if the connection subscribed to its user by itself.
     Authenticated {
         id: Option<String>,
         fresh: bool,
@@ -270,7 +270,7 @@ impl Connection {
         self.feed(protocol::reply(&id, &Ok(answer))).await
     }
 
-    /// Begins to deliver after the reply: first what was missed, then live publications.
+    /// Begins to deliver after the reply: first the missed publications, then live ones.
     pub(super) async fn begin(&mut self, key: u64, started: Option<StartedSubscription>) -> Flow {
         self.topics.begin(key, started, &mut self.publications)?;
         self.feed_publications().await

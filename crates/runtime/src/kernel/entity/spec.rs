@@ -3,6 +3,22 @@
 
 use super::*;
 
+/// The rejection of an entity that refuses nothing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Never {}
+
+impl Display for Never {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {}
+    }
+}
+
+impl super::Rejection for Never {
+    fn reason(&self) -> &'static str {
+        match *self {}
+    }
+}
+
 pub struct Given<E: Entity> {
     pub state: E::State,
     pub now: Timestamp,

@@ -1,4 +1,4 @@
-//! Writing one batch: the call, and what follows when it fails.
+//! The writing of one batch: the call, and the handling of its failures.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::persistence::commit::{self, Batch, CommitItem, CommitResult, Items, R
 use crate::persistence::patience::within;
 use crate::persistence::session;
 
-/// After an id came twice, this many batches look ids up: retries come in crowds.
+/// The number of batches that look ids up after an id was repeated: retries come in crowds.
 const CAREFUL_BATCHES: u32 = 64;
 
-/// A store that is reachable and says nothing for this long (a frozen process, a hanging disk) is away: callers hear
-/// so, and what became of the batch is found out when it speaks again.
+/// The silence after which a reachable store (a frozen process, a hanging disk) counts as away. Callers are told so,
+/// and the outcome of the batch is looked up once the store answers again.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// A question about a lost batch gets at least this much time, however late it is.
+/// The least time for a question about a lost batch, however late it is.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 fn silent() -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
-/// What it takes to write batches of one lane, one after the other.
+/// The writer of one lane, which writes its batches one after the other.
 pub struct Writer {
     pool: PgPool,
     incarnation: i64,
@@ -39,25 +39,25 @@ pub struct Writer {
     up: Arc<AtomicBool>,
     late: Late,
     next_batch: i64,
-    /// Batches that are still to be written with care.
+    /// The number of further batches that look ids up.
     careful: u32,
-    /// Times in a row that the store was there and had no room for a batch.
+    /// The number of times in a row that the store answered but had no room for a batch.
     starved: u32,
-    /// The lane's own: its plans are made, and one backend keeps them warm. Dropped with the first error on it.
+    /// The lane's own connection, whose backend keeps its plans. It is dropped after its first error.
     connection: Option<PoolConnection<Postgres>>,
 }
 
-/// What went wrong with a call.
+/// The failure of a call.
 enum Failure {
     /// The statement failed and was rolled back; the batch number is still free.
     Item(CommitResult),
     Conflict,
-    /// A command id was used before, or twice in the batch, and nobody looked.
+    /// A command id was used before, or twice in the batch, and ids were not looked up.
     UsedId,
     Fenced,
-    /// Whether it committed is not known.
+    /// It is unknown whether the batch committed.
     Unknown(String),
-    /// Rolled back for want of something (disk, memory, connections): later it may succeed.
+    /// The batch was rolled back for lack of a resource (disk, memory, connections): it may succeed later.
     Starved(String),
 }
 
@@ -130,14 +130,14 @@ impl Writer {
         })
     }
 
-    /// Writes the items and returns how they ended, and false when the lane is fenced. What ends while the rest waits
-    /// for the store is told at once.
+    /// Writes the items and returns their outcomes, and false if the lane is fenced. Outcomes that are known while the
+    /// rest waits for the store are reported at once.
     pub async fn write(&mut self, items: Items, tell: impl Fn(Vec<Ended>)) -> (Vec<Ended>, bool) {
         let started = Instant::now();
         let mut ended = Vec::with_capacity(items.len());
         let mut queue = VecDeque::from([items]);
         while let Some(mut items) = queue.pop_front() {
-            // Parts of a split batch come after what made them invalid.
+            // Later parts of a split batch may have been invalidated by an earlier one.
             let refused = items.extract_if(.., |item| item.failed.load(Ordering::SeqCst));
             ended.extend(refused.map(|item| (item, CommitResult::Refused)));
             if items.is_empty() {
@@ -146,7 +146,8 @@ impl Writer {
             match self.write_one(&items).await {
                 Written::Results(results) => {
                     for (item, result) in items.into_iter().zip(results) {
-                        // Now, not when it is handed out: nothing that was decided on it may get into a batch.
+                        // The flag is set now and not when the outcome is reported: no item that was decided on this
+                        // one may get into a batch.
                         if result != CommitResult::Committed {
                             item.failed.store(true, Ordering::SeqCst);
                         }
@@ -207,13 +208,13 @@ impl Writer {
         if usable {
             self.connection = Some(connection);
         } else {
-            // Not back into the pool: it may be half dead.
+            // The connection does not go back into the pool: it may be half dead.
             drop(connection.detach());
         }
         called
     }
 
-    /// A connection under a name by which a successor finds it, should it be frozen in the middle of a call.
+    /// Opens a connection with a name by which a successor can find it, if it is frozen in the middle of a call.
     async fn connect(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let patience = Duration::from_millis(self.options.resolve_patience_ms);
         let acquired = tokio::time::timeout(patience, self.pool.acquire()).await;
@@ -228,7 +229,7 @@ impl Writer {
         Ok(connection)
     }
 
-    /// How the next batch ended.
+    /// Writes the next batch and returns its outcome.
     async fn resolve(&self, items: usize, limit: Duration) -> Result<Resolution, sqlx::Error> {
         within(&self.pool, "settle a batch", limit, async |connection| {
             let (incarnation, lane, batch) = (self.incarnation, self.lane, self.next_batch);
@@ -306,14 +307,15 @@ impl Writer {
         }
     }
 
-    /// Waits until the store answers again and the lost batch, if any, is settled. Nothing is loaded or decided in
-    /// this lane before: what a later activation reads is final.
+    /// Waits until the store answers again and the lost batch, if any, is settled. Until then nothing is loaded or
+    /// decided in this lane, so a later activation reads final data.
     async fn wait_for_store(&mut self, unresolved: bool) -> Back {
         tracing::error!(
             lane = self.lane,
             "the store is away: commands are answered `unavailable` until it returns"
         );
-        // A store without room still takes the small update below: the next batch is the only proof. Longer each time.
+        // A store without room still takes the small update below, so only the next batch can prove that there is room.
+        // The wait is longer each time.
         if let Some(doublings) = self.starved.checked_sub(1) {
             let pause = doubled(Duration::from_millis(500), doublings, Duration::from_secs(8));
             tokio::time::sleep(pause).await;
@@ -338,7 +340,7 @@ impl Writer {
     }
 }
 
-/// What became of the batch that the store was lost with.
+/// The outcome of the batch that was under way when the store was lost.
 enum Back {
     Committed,
     Burned,
@@ -347,7 +349,7 @@ enum Back {
 
 enum Written {
     Results(Vec<CommitResult>),
-    /// One of several items is at fault: try them one by one.
+    /// One of several items is at fault, so they are tried one by one.
     Split,
     Away {
         unresolved: bool,

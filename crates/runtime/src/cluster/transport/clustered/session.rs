@@ -1,4 +1,4 @@
-//! Sessions of ractor_cluster: handing it a connection, finding the peer's mailbox in it, and making it end.
+//! Sessions of ractor_cluster: how a connection is handed over, the peer's mailbox is found, and a session is ended.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -24,7 +24,7 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// By the label of their connection, which is all that the server's news says of it.
+/// The sessions by the label of their connection, which is all that the server's events say of one.
 type Table = HashMap<String, Session>;
 
 #[derive(Clone)]
@@ -61,20 +61,20 @@ impl Sessions {
             if claimed {
                 return SessionClaim { sessions: self.0.clone(), label };
             }
-            // The sender is `self`: it lives.
+            // `self` holds the sender, so it lives.
             let _ = news.changed().await;
         }
     }
 }
 
-/// A place in the table. The server's news frees it, unless the session never came to be.
+/// An entry of the table. The server's event removes it, unless the session never began.
 pub struct SessionClaim {
     sessions: watch::Sender<Table>,
     label: String,
 }
 
 impl SessionClaim {
-    /// The peer's mailbox, once the session is ready. `None`: it ended, or there is no such actor.
+    /// The peer's mailbox, once the session is ready. `None`: the session ended, or the peer has no such actor.
     pub async fn target<M: Message>(&self, mailbox: u64) -> Option<ActorRef<M>> {
         let mut news = self.sessions.subscribe();
         let settled = |table: &Table| table.get(&self.label).is_none_or(|s| s.ready.is_some());
@@ -86,7 +86,7 @@ impl SessionClaim {
         found.map(ActorRef::from)
     }
 
-    /// Ends the session at once, also one that cannot write.
+    /// Ends the session at once, even one that cannot write.
     pub fn stop(&self) {
         if let Some(session) = self.sessions.borrow().get(&self.label)
             && let Some((actor, _)) = &session.ready
@@ -131,14 +131,14 @@ impl NodeEventSubscription for Subscription {
     }
 }
 
-/// A connection as ractor_cluster takes it.
+/// A connection in the form that ractor_cluster takes.
 pub struct Handed {
     read: BoxRead,
     write: BoxWrite,
     label: String,
 }
 
-/// The session ends when this is dropped, and this learns when the session does.
+/// The end of a session, in both directions: dropping it ends the session, and it reports when the session ends.
 pub struct Open {
     _cut: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
@@ -174,10 +174,10 @@ impl ClusterBidiStream for Handed {
     }
 }
 
-/// Reads until it is cut off. ractor_cluster drops it with the session.
+/// The reading half, until it is cut off. ractor_cluster drops it with the session.
 struct Watched<R> {
     inner: R,
-    /// `None`: it was.
+    /// The cut-off signal; `None` once it was received.
     cut: Option<oneshot::Receiver<()>>,
     _ends: oneshot::Sender<()>,
 }
