@@ -1,14 +1,17 @@
 //! The way to language models: which one is asked, for how long, how often, and what that costs.
 //!
 //! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
-//! all attempts, three clocks, circuit breakers, limits a provider, and prices.
+//! all attempts, three clocks, circuit breakers, limits a provider, and prices. Beside it, the way to outside servers of tools
+//! ([`outside`]).
 
 mod breaker;
 mod failure;
 pub mod options;
+pub mod outside;
 mod router;
 mod wire;
 
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
+pub use outside::OutsideTools;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};

@@ -1,13 +1,15 @@
 //! What configuration says of models and of what may be spent on them.
 
-use crate::ai::ModelRouter;
 use crate::ai::options::Options;
+use crate::ai::{ModelRouter, OutsideTools};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
 /// The models of this node, and what a person may spend where nobody has said otherwise.
 pub struct Models {
     pub router: ModelRouter,
+    /// The tools of outside servers.
+    pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
 }
 
@@ -17,9 +19,10 @@ impl Section for Options {
 
     fn prepare(&self) -> Result<Models, String> {
         let router = ModelRouter::new(self)?;
+        let outside = OutsideTools::new(&self.servers)?;
         let limit = self.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
-        Ok(Models { router, allowance })
+        Ok(Models { router, outside, allowance })
     }
 }
