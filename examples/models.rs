@@ -13,11 +13,11 @@ use anyhow::{Context, bail, ensure};
 use axum::body::Bytes;
 use axum::extract::Path as UrlPath;
 use axum::http::header::CONTENT_TYPE;
-use axum::routing::post;
+use axum::routing::{get, post};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
-use proxie::ai::{Bill, Failure, ModelAsk, ModelRouter, Options, Purse};
+use proxie::ai::{Bill, Failure, Keep, ModelAsk, ModelRouter, Options, Purse};
 use proxie::kernel::chat::{Cost, Prompt, PromptMessage};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -32,7 +32,11 @@ fn main() -> anyhow::Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["provider", ms] => runtime.block_on(provide(Duration::from_millis(ms.parse()?))),
         [] => runtime.block_on(measure()),
-        _ => bail!("usage: models"),
+        ["cache"] => runtime.block_on(async {
+            machine()?;
+            cache().await
+        }),
+        _ => bail!("usage: models [cache]"),
     }
 }
 
@@ -40,7 +44,10 @@ fn main() -> anyhow::Result<()> {
 async fn provide(after: Duration) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("ready {}", listener.local_addr()?);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
     let answer = async move |body: Bytes| {
+        count.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(after).await;
         let usage = json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15});
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -63,6 +70,7 @@ async fn provide(after: Duration) -> anyhow::Result<()> {
     };
     let app = axum::Router::new()
         .route("/v1/chat/completions", post(answer))
+        .route("/asked", get(async move || asked.load(Ordering::SeqCst).to_string()))
         .route("/{*any}", post(async |UrlPath(path): UrlPath<String>| path));
     axum::serve(listener, app).await?;
     Ok(())
@@ -145,6 +153,10 @@ impl Way {
 }
 
 fn routed(address: &str, concurrency: usize) -> anyhow::Result<Way> {
+    Ok(Way::Routed(router(address, concurrency)?))
+}
+
+fn router(address: &str, concurrency: usize) -> anyhow::Result<Arc<ModelRouter>> {
     let mut options = Options { route: "fake".into(), ..Options::default() };
     let provider = ProviderOptions {
         wire: WireFormat::OpenAi,
@@ -165,7 +177,7 @@ fn routed(address: &str, concurrency: usize) -> anyhow::Result<Way> {
         vision: false,
     };
     options.models.insert("fake".into(), model);
-    Ok(Way::Routed(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?)))
+    Ok(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?))
 }
 
 fn direct(address: &str) -> anyhow::Result<Way> {
@@ -247,13 +259,93 @@ fn median(mut of: Vec<f64>) -> (f64, f64, f64) {
     (of[of.len() / 2], of[0], of[of.len() - 1])
 }
 
-async fn measure() -> anyhow::Result<()> {
+fn machine() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let name = std::fs::read_to_string("/proc/cpuinfo")?;
     let name = name.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("?");
     let cores = std::thread::available_parallelism()?;
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!("machine: {cores} × {name}, load {}", load.trim());
+    Ok(())
+}
+
+/// Answers that are given again: what a hit takes, and what a trace of questions with repeats sends to the provider.
+async fn cache() -> anyhow::Result<()> {
+    const HITS: usize = 20_000;
+    const QUESTIONS: usize = 5_000;
+    let (_process, address) = provider(20)?;
+    let router = router(&address, 4_096)?;
+    let ask = async |router: &ModelRouter, n: usize| {
+        let words = "and what does it cost in the evening, at my place, with a beard? ".repeat(8);
+        let messages = vec![PromptMessage::user(format!("Question {n}: {words}"))];
+        let prompt =
+            Prompt { messages, max_tokens: 50, temperature: Some(0.0), ..Prompt::default() };
+        let purse: Arc<dyn Purse> = Arc::new(Free);
+        let keep = Some(Keep { person: "clara", any_temperature: false, shared: None });
+        let asked = ModelAsk { keep, ..ModelAsk::new(&prompt) };
+        let started = Instant::now();
+        let answer = router.complete(&asked, &purse, None).await;
+        let answer = answer.map_err(|failed| anyhow::anyhow!("{failed:?}"))?;
+        anyhow::Ok((started.elapsed().as_secs_f64(), answer.cached.is_some()))
+    };
+    ask(&router, 0).await?;
+    let mut times = Vec::new();
+    for _ in 0..HITS {
+        let (took, is_hit) = ask(&router, 0).await?;
+        ensure!(is_hit, "a miss");
+        times.push(took);
+    }
+    times.sort_by(f64::total_cmp);
+    println!(
+        "answer from the cache of the process, {HITS} hits: p50 {:.3} ms, p99 {:.3} ms",
+        at(&times, 0.5),
+        at(&times, 0.99)
+    );
+
+    // Each question is new, or with a chance of 60 % one of those before; 32 are under way at a time.
+    let mut state = 0x5eed_u64;
+    let mut random = |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as usize) % below
+    };
+    let mut trace = vec![1];
+    while trace.len() < QUESTIONS {
+        let is_repeat = random(100) < 60;
+        let next = if is_repeat { trace[random(trace.len())] } else { trace.len() + 1 };
+        trace.push(next);
+    }
+    let distinct = trace.iter().collect::<std::collections::HashSet<_>>().len();
+    let asked = async || {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let text = client.get(format!("http://{address}/asked")).send().await?.text().await?;
+        Ok::<usize, anyhow::Error>(text.parse()?)
+    };
+    let before = asked().await?;
+    let (trace, next) = (Arc::new(trace), Arc::new(AtomicUsize::new(0)));
+    let mut workers = Vec::new();
+    for _ in 0..32 {
+        let (router, trace, next) = (router.clone(), trace.clone(), next.clone());
+        workers.push(async move {
+            while let Some(n) = trace.get(next.fetch_add(1, Ordering::SeqCst)) {
+                ask(&router, *n).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    futures_util::future::try_join_all(workers).await?;
+    let reached = asked().await? - before;
+    println!(
+        "trace of {QUESTIONS} questions of which {:.1} % are repeats, 32 at a time: {reached} reached the provider, {:.1} %",
+        100.0 - 100.0 * distinct as f64 / QUESTIONS as f64,
+        100.0 * reached as f64 / QUESTIONS as f64
+    );
+    Ok(())
+}
+
+async fn measure() -> anyhow::Result<()> {
+    machine()?;
+    cache().await?;
 
     let (_process, address) = provider(20)?;
     let (plain, router) = (direct(&address)?, routed(&address, 4_096)?);

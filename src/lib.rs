@@ -1,13 +1,11 @@
 //! Proxie: an agent-native realtime backend. See ARCHITECTURE.md for the map.
 
-pub mod actors;
-pub mod ai;
 pub mod app;
-pub mod cluster;
 pub mod config;
-pub mod contract;
-pub mod gateway;
-pub mod kernel;
-pub mod persistence;
 pub mod systems;
 pub mod telemetry;
+
+// The other crate's parts are named as if they were here, so that every path in the house begins with `crate::`.
+pub use proxie_runtime::{
+    actors, ai, cluster, contract, gateway, kernel, messages, own_types, persistence,
+};

@@ -71,6 +71,11 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
         Counter,
         "Deliveries and runs that failed and are tried again, by sort (of)",
     ),
+    (
+        "proxie_embedding_tokens_total",
+        Counter,
+        "Tokens of vectors that were made anew, which no person pays, by model",
+    ),
     ("proxie_entities_live", Gauge, "Entities in the memory of this node"),
     ("proxie_entities_parked", Gauge, "Entities that fail on every start and wait for an operator"),
     ("proxie_entities_parked_total", Counter, "Entities that this node has parked, by kind"),
@@ -101,6 +106,16 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     ),
     ("proxie_lease_renewal_seconds", Histogram, "Duration of a renewal of the lease"),
     ("proxie_load_batch_entities", Histogram, "Entities loaded by one query"),
+    (
+        "proxie_memories_without_vector",
+        Gauge,
+        "Memories whose vectors are still to be made, as the node sees it that makes them",
+    ),
+    (
+        "proxie_model_answers_total",
+        Counter,
+        "Answers to questions whose answers are kept, by where they came from (the cache or a model)",
+    ),
     ("proxie_model_call_seconds", Histogram, "Duration of calls of language models, by model"),
     ("proxie_model_calls_total", Counter, "Calls of language models, by model and outcome"),
     ("proxie_nodes", Gauge, "Live nodes, as this one sees them"),

@@ -54,7 +54,7 @@ enum Command {
     #[command(disable_help_flag = true)]
     Call(CallArgs),
     /// Serve agents over standard input and output (MCP), as a client of a running node
-    Mcp(mcp::McpArgs),
+    Mcp(Speaker),
     /// Apply the database migrations
     Migrate,
     /// Check the configuration and exit
@@ -92,8 +92,9 @@ enum Command {
     },
 }
 
+/// Whom a command speaks to, and for whom.
 #[derive(clap::Args)]
-struct CallArgs {
+struct Speaker {
     /// The node (default: the one in this configuration)
     #[arg(long, value_name = "URL")]
     at: Option<String>,
@@ -102,6 +103,22 @@ struct CallArgs {
     user: String,
     #[arg(long, default_value = "consumer")]
     role: RoleArg,
+}
+
+impl Speaker {
+    fn address(&self, config: &Config) -> String {
+        self.at.clone().unwrap_or_else(|| format!("http://{}", config.gateway.listen))
+    }
+
+    async fn mint(&self, config: &Config) -> anyhow::Result<String> {
+        mint(config, &self.user, self.role.into(), None, None).await
+    }
+}
+
+#[derive(clap::Args)]
+struct CallArgs {
+    #[command(flatten)]
+    speaker: Speaker,
     /// The operation: `playback.report`
     name: Option<String>,
     /// Its fields: `--session-id plb_1 --status paused`, or `--json '{…}'`; `--help` shows them
@@ -359,12 +376,11 @@ async fn call(config: &Config, args: CallArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let input = call::input(operation, &args.fields).map_err(anyhow::Error::msg)?;
-    let at = args.at.unwrap_or_else(|| format!("http://{}", config.gateway.listen));
     let token = match std::env::var("PROXIE_TOKEN") {
         Ok(token) => token,
-        Err(_) => mint(config, &args.user, args.role.into(), None, None).await?,
+        Err(_) => args.speaker.mint(config).await?,
     };
-    let mut client = Client::connect(&at, &token).await?;
+    let mut client = Client::connect(&args.speaker.address(config), &token).await?;
     println!("{:#}", client.ask(&operation.meta.event(), input).await?);
     Ok(())
 }

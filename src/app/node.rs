@@ -195,6 +195,7 @@ impl Node {
             presence: core.presence.clone(),
             views: Views::new(reads.clone()).opened_by(core.runtime.vault.clone()),
             histories: Histories::start(reads.clone(), core.runtime.vault.clone()),
+            sealed_cache: settings::sealed_cache(config, core.runtime.vault.clone()).await?,
             auth: auth.clone(),
             limiter: settings::limiter(config).await?,
             nodes: Box::new(nodes),
@@ -209,10 +210,12 @@ impl Node {
         })
         .await?;
         late.set(&gateway.services);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),
         ];
+        let of_systems = systems.iter().flat_map(|system| system.tasks);
+        tasks.extend(of_systems.map(|task| tokio::spawn(task(gateway.services.clone()))));
         readiness.start();
         if let Some(door) = operators_door {
             door.open(gateway::operators(gateway.clone()));

@@ -12,8 +12,9 @@ use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, TransportKind};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use crate::persistence::shared::SealedCache;
 use crate::persistence::store;
-use crate::persistence::vault::{self, Master, Masters};
+use crate::persistence::vault::{self, Master, Masters, Vault};
 use crate::telemetry;
 
 /// Checks everything that `serve` would refuse and that can be found out without starting anything. Both `serve` and
@@ -121,6 +122,20 @@ pub async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
             Arc::new(redis.context("cannot reach Redis: check REDIS_URL, or unset it")?)
         }
     })
+}
+
+pub async fn sealed_cache(config: &Config, vault: Vault) -> anyhow::Result<SealedCache> {
+    let cache = SealedCache::new(vault);
+    match config.redis.url.reveal().as_str() {
+        "" => Ok(cache),
+        url => {
+            let connecting = cache.connect(url, REDIS_PATIENCE);
+            let connecting = tokio::time::timeout(Duration::from_secs(5), connecting).await;
+            let redis =
+                connecting.context("Redis does not answer: check REDIS_URL, or unset it")?;
+            redis.context("cannot reach Redis: check REDIS_URL, or unset it")
+        }
+    }
 }
 
 pub fn gateway(config: &Config) -> anyhow::Result<gateway::Options> {

@@ -60,7 +60,9 @@ fn metrics_of(folder: &Path, found: &mut BTreeSet<String>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_has_help_and_a_line_in_the_page() {
     let mut used = BTreeSet::new();
-    metrics_of(&root("src"), &mut used);
+    for folder in crate::tidy::SOURCES {
+        metrics_of(&root(folder), &mut used);
+    }
     let described: BTreeSet<String> =
         telemetry::METRICS.iter().map(|(name, ..)| (*name).into()).collect();
     assert_eq!(used, described, "src/telemetry.rs describes the metrics that there are");

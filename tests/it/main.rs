@@ -6,6 +6,7 @@ mod cluster;
 mod convergence;
 mod counter;
 mod database;
+mod declared;
 mod documents;
 mod edges;
 mod embedded;

@@ -9,8 +9,9 @@ use proxie::actors::{AnyRunner, RunCx, RunError, RunLimits, Runner};
 use proxie::app::core::Core;
 use proxie::cluster::CommandMeta;
 use proxie::cluster::topics::{Published, Subscriber};
+use proxie::kernel::entity::spec::Never;
 use proxie::kernel::entity::*;
-use proxie::kernel::error::{AskError, ErrorCode};
+use proxie::kernel::error::AskError;
 use proxie::kernel::work::Work;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -55,20 +56,6 @@ enum Reply {
     Done,
     /// Kind, command and reason of each, and what came of runs.
     Refusals(Vec<(String, String, String)>, Vec<String>),
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
-#[error("never")]
-struct Never;
-
-impl proxie::kernel::entity::Rejection for Never {
-    fn code(&self) -> ErrorCode {
-        ErrorCode::Rejected
-    }
-
-    fn reason(&self) -> &'static str {
-        "never"
-    }
 }
 
 impl Entity for Agent {

@@ -8,6 +8,26 @@ export type Accepted = {
 /** The terms of access, in order of preference. */
 export type Access = 'free' | 'subscription' | 'ads' | 'rent' | 'buy';
 
+export type AgentList = {
+  items: AgentView[];
+};
+
+export type AgentToolView = {
+  /** Whether you are asked before each call. */
+  asks_first: boolean;
+  description: string;
+  name: string;
+};
+
+/** An agent, as its present version. */
+export type AgentView = {
+  hands_over_to: string[];
+  name: string;
+  summary: string;
+  tools: AgentToolView[];
+  version: string;
+};
+
 /** How much may be spent, and in which time. */
 export type Allowance = {
   /** In billionths of a US dollar. */
@@ -21,6 +41,26 @@ export type AppointmentAgreed = {
   booking: Booking;
 };
 
+export type ApprovalDecision = {
+  allow: boolean;
+  /** The hash that was shown with the arguments: what is allowed is this call, and no other. */
+  arguments_hash: string;
+  run_id: string;
+  use_id: number;
+};
+
+/** A call that waits for a person. */
+export type ApprovalView = {
+  arguments: unknown;
+  /** What an approval names, so that it is for these arguments and no others. */
+  arguments_hash: string;
+  /** It was begun, and nobody knows whether it has happened: to allow it is to do it again. */
+  is_unknown: boolean;
+  tool: string;
+  until?: string | null;
+  use_id: number;
+};
+
 export type AskModel = {
   /** Default: by the route's rules. */
   complexity?: Complexity | null | undefined;
@@ -29,6 +69,8 @@ export type AskModel = {
   /** Whether to ask again after a call that may be charged although its answer did not come. Default: no. */
   may_pay_twice?: boolean | null | undefined;
   prompt: Prompt;
+  /** Whether an earlier answer to the same question will do, and this one for later. Default: where the temperature is 0. */
+  reuse?: boolean | null | undefined;
   /** A route or a model of the configuration. Default: its `ai.route`. */
   route?: string | null | undefined;
 };
@@ -129,6 +171,9 @@ export type BudgetLow = {
   budget: Budget;
 };
 
+/** How an earlier answer was found. */
+export type Cached = 'exact';
+
 export type CancelBooking = {
   booking_id: string;
   reason?: string | null | undefined;
@@ -207,6 +252,8 @@ export type CloseSession = {
 
 /** What a model answered. */
 export type Completion = {
+  /** That it was given before, for an equal question of the same person. */
+  cached?: Cached | null;
   calls?: ToolCall[];
   /** Calls of providers that were made for it; 0: it is from a cache. */
   calls_made: number;
@@ -533,6 +580,18 @@ export type NewAllowance = {
   person_id: string;
   /** From so many percent of it on they are warned. Default: 80. */
   warn_percent?: number | null | undefined;
+};
+
+export type NewRun = {
+  /** Which agent. Default: `assistant`. */
+  agent?: string | null | undefined;
+  /** What it is to do, in your words. */
+  text: string;
+};
+
+export type NewWords = {
+  run_id: string;
+  text: string;
 };
 
 /** The empty input. */
@@ -911,6 +970,87 @@ export type ReviewBooking = {
   rating: number;
 };
 
+/** Words of an answer, as they come. */
+export type RunDelta = {
+  run_id: string;
+  text: string;
+  turn: number;
+};
+
+/** A run with its conversation. */
+export type RunDetail = {
+  /** Calls that wait for the owner's word. */
+  approvals: ApprovalView[];
+  messages: SpokenView[];
+  /** Messages that the agent has not seen yet. */
+  queued: SpokenView[];
+  run: RunView;
+};
+
+/** A run has answered, failed or been cancelled. */
+export type RunEnded = {
+  run: RunView;
+};
+
+export type RunId = {
+  run_id: string;
+};
+
+export type RunStatus = 'running' | 'failed' | 'cancelled' | 'waiting' | 'answered';
+
+/** A run has taken a step. */
+export type RunStep = {
+  at: string;
+  is_error: boolean;
+  model?: string | null;
+  run_id: string;
+  step: StepKind;
+  /** What the model said. */
+  text?: string | null;
+  /** The tools that it asks for, or the one that has returned. */
+  tools: string[];
+  turn: number;
+  /** The call that has returned. */
+  use_id?: number | null;
+};
+
+/** A run in a list, without anybody's words. */
+export type RunView = {
+  agent: string;
+  /** In billionths of a US dollar. */
+  cost: number;
+  created_at: string;
+  id: string;
+  input_tokens: number;
+  output_tokens: number;
+  owner_id: string;
+  /** Why it failed: `too_many_turns`, `too_expensive`, `too_slow`, `loop`, or what the model's failure was. */
+  reason?: string | null;
+  /** Questions whose end nobody knows, since a node died: they may have been charged too. */
+  repeated: number;
+  status: RunStatus;
+  /** Questions to the model so far. */
+  turns: number;
+  updated_at: string;
+  /** The version of the agent that it began with, or that it was handed to. */
+  version: string;
+  /** Calls of tools that wait for the owner. */
+  waiting: number;
+};
+
+export type RunViewList = {
+  items: RunView[];
+  /** For `cursor`; null at the end */
+  next_cursor: string | null;
+  /** Number of items left out of this page, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
+};
+
+/** A run waits for its owner. */
+export type RunWaiting = {
+  run: RunView;
+};
+
 /** How well an offer fits. */
 export type Score = {
   parts: ScoreParts;
@@ -979,6 +1119,17 @@ export type SetAvailability = {
   content_id: string;
 };
 
+/** A message of the conversation. */
+export type SpokenView = {
+  /** The number of its pictures. */
+  images?: number;
+  /** `user`, `assistant` or `tool`. */
+  role: string;
+  text: string;
+  /** The tools that it asks for, or whose result it is. */
+  tools?: string[];
+};
+
 export type StartPlayback = {
   content_id: string;
   deep_link: string;
@@ -988,6 +1139,8 @@ export type StartPlayback = {
   session_id: string;
   web_fallback: string;
 };
+
+export type StepKind = 'thought' | 'returned';
 
 /** Why a model stopped. */
 export type Stop = 'finished' | 'tool_calls' | 'max_tokens';
@@ -1238,6 +1391,11 @@ export interface WireError {
 
 /** What a client sends, and the `data` of the reply to it. */
 export interface ClientEvents {
+  /** The agents that work for you */
+  'agent:list': {
+    data: Nothing;
+    reply: AgentList;
+  };
   /** Ask a language model */
   'ai:complete': {
     data: AskModel;
@@ -1468,6 +1626,36 @@ export interface ClientEvents {
     data: Paging;
     reply: RequestList;
   };
+  /** Stop an agent */
+  'run:cancel': {
+    data: RunId;
+    reply: RunView;
+  };
+  /** Allow what an agent wants to do for you, or do not */
+  'run:decide': {
+    data: ApprovalDecision;
+    reply: RunView;
+  };
+  /** A run: what was said, and what waits for your word */
+  'run:get': {
+    data: RunId;
+    reply: RunDetail;
+  };
+  /** Your runs, newest first */
+  'run:list': {
+    data: Paging;
+    reply: RunViewList;
+  };
+  /** Say something to an agent, also while it works */
+  'run:say': {
+    data: NewWords;
+    reply: RunView;
+  };
+  /** Start an agent that works for you */
+  'run:start': {
+    data: NewRun;
+    reply: RunView;
+  };
   /** Unsubscribe this connection; with `end` the session ends for all devices */
   'session:close': {
     data: CloseSession;
@@ -1607,6 +1795,14 @@ export interface ServerEvents {
   };
   /** A request has changed: the whole of it */
   'request:updated': Request;
+  /** Words of an agent's answer, as they come */
+  'run:delta': RunDelta;
+  /** An agent has answered, or has stopped */
+  'run:ended': RunEnded;
+  /** An agent has taken a step */
+  'run:step': RunStep;
+  /** An agent waits for its person's word */
+  'run:waiting': RunWaiting;
   /** The session has ended for all devices */
   'session:ended': SessionEnded;
   /** Operations of one device, as they were merged */
@@ -1641,6 +1837,10 @@ export const SERVER_EVENTS: Readonly<
   'playback:start': { topics: ['device:'], durable: true },
   'presence:changed': { topics: ['presence:'], durable: false },
   'request:updated': { topics: ['user:'], durable: true },
+  'run:delta': { topics: ['agent_run:'], durable: false },
+  'run:ended': { topics: ['agent_run:'], durable: true },
+  'run:step': { topics: ['agent_run:'], durable: true },
+  'run:waiting': { topics: ['agent_run:', 'user:'], durable: true },
   'session:ended': { topics: ['session:'], durable: true },
   'sync:delta': { topics: ['sync:'], durable: true },
   'token:expiring': { topics: [], durable: false },
@@ -1652,6 +1852,7 @@ export const SERVER_EVENTS: Readonly<
  * simply happen twice. Not a publication, whose repetition would be heard twice.
  */
 export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
+  'agent:list': true,
   'ai:complete': false,
   'ai:models': true,
   auth: true,
@@ -1693,6 +1894,12 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'request:create': true,
   'request:get': true,
   'request:list': true,
+  'run:cancel': true,
+  'run:decide': true,
+  'run:get': true,
+  'run:list': true,
+  'run:say': true,
+  'run:start': true,
   'session:close': true,
   'session:create': true,
   'session:get': true,
@@ -1729,6 +1936,10 @@ export const PATHS: Readonly<Partial<Record<string, string>>> = {
   'provider:enroll': '/v1/providers',
   'request:cancel': '/v1/requests/{request_id}/cancel',
   'request:create': '/v1/requests',
+  'run:cancel': '/v1/runs/{run_id}/cancel',
+  'run:decide': '/v1/runs/{run_id}/decisions/{use_id}',
+  'run:say': '/v1/runs/{run_id}/messages',
+  'run:start': '/v1/runs',
   'session:create': '/v1/sessions',
   'session:open': '/v1/sessions',
   'sync:merge': '/v1/sync/merge',

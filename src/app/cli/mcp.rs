@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::{RoleArg, mint};
+use super::Speaker;
 use crate::config::Config;
 
 /// The longest line that is read, with what a body may have at most around it.
@@ -30,24 +30,11 @@ const SILENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_secs(1);
 const SESSION_ID: &str = "mcp-session-id";
 
-#[derive(clap::Args)]
-pub struct McpArgs {
-    /// The node (default: the one in this configuration)
-    #[arg(long, value_name = "URL")]
-    at: Option<String>,
-    /// The user to mint a development token for; PROXIE_TOKEN is used instead if it is set
-    #[arg(long, default_value = "clara")]
-    user: String,
-    #[arg(long, default_value = "consumer")]
-    role: RoleArg,
-}
-
 struct Bridge {
     web: reqwest::Client,
     url: String,
     config: Config,
-    user: String,
-    role: RoleArg,
+    speaker: Speaker,
     /// Whether the token is ours to mint again.
     minted: bool,
     token: Mutex<String>,
@@ -56,13 +43,12 @@ struct Bridge {
     session: Mutex<Option<String>>,
 }
 
-pub async fn run(config: &Config, args: McpArgs) -> anyhow::Result<()> {
-    let at = args.at.unwrap_or_else(|| format!("http://{}", config.gateway.listen));
+pub async fn run(config: &Config, speaker: Speaker) -> anyhow::Result<()> {
     let given = std::env::var("PROXIE_TOKEN").ok();
     let minted = given.is_none();
     let token = match given {
         Some(token) => token,
-        None => mint(config, &args.user, args.role.into(), None, None).await?,
+        None => speaker.mint(config).await?,
     };
     let _ = rustls::crypto::ring::default_provider().install_default();
     let web = reqwest::Client::builder()
@@ -73,10 +59,9 @@ pub async fn run(config: &Config, args: McpArgs) -> anyhow::Result<()> {
         .context("no client for the node")?;
     let bridge = Arc::new(Bridge {
         web,
-        url: format!("{}/mcp", at.trim_end_matches('/')),
+        url: format!("{}/mcp", speaker.address(config).trim_end_matches('/')),
         config: config.clone(),
-        user: args.user,
-        role: args.role,
+        speaker,
         minted,
         token: Mutex::new(token),
         revision: Mutex::default(),
@@ -187,7 +172,7 @@ impl Bridge {
             && answered.as_ref().is_ok_and(|one| one.status() == StatusCode::UNAUTHORIZED)
         {
             // The token has expired, or the key is another one now. Nothing was done yet.
-            match mint(&self.config, &self.user, self.role.into(), None, None).await {
+            match self.speaker.mint(&self.config).await {
                 Ok(token) => *self.token.lock() = token,
                 Err(error) => tracing::warn!(%error, "no new token"),
             }

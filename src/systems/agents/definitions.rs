@@ -6,11 +6,15 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use crate::cluster::CommandMeta;
 use crate::contract::section::Section;
+use crate::contract::system::Installed;
 use crate::contract::{Declared, Services, System};
 use crate::kernel::agent::{AgentDefinition, AgentTool, MessagePolicy, RunTerms};
 use crate::kernel::chat::Cost;
 use crate::kernel::entity::Scopes;
+use crate::kernel::error::AskError;
+use crate::systems::agents::domain::version::{AgentVersion, Command};
 
 /// Versions that this node knows to be stored.
 const MAX_KNOWN: usize = 10_000;
@@ -47,7 +51,7 @@ pub struct Agents {
     /// Made once the node's operations are known.
     defined: OnceLock<Result<BTreeMap<String, DefinedAgent>, String>>,
     /// Versions that are stored.
-    pub known: Mutex<HashSet<String>>,
+    known: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,22 +77,41 @@ impl Section for AgentSection {
 impl Agents {
     /// All of them by name. `Err`: what is wrong with the configuration.
     pub fn all(&self, services: &Services) -> Result<&BTreeMap<String, DefinedAgent>, &str> {
-        let defined = self.defined.get_or_init(|| define_all(services.systems, &self.options));
+        let defined = self.defined.get_or_init(|| define_all(installed(services), &self.options));
         defined.as_ref().map_err(String::as_str)
     }
 
-    /// Notes that a version is stored.
-    pub fn knows(&self, version: &str) {
+    /// Stores the agent's version, so that runs of it go on where another release runs.
+    pub async fn store(&self, services: &Services, agent: &DefinedAgent) -> Result<(), AskError> {
+        let DefinedAgent { version, definition, .. } = agent;
+        if self.known.lock().contains(version) {
+            return Ok(());
+        }
+        let define = Command::Define(Box::new((**definition).clone()));
+        let stored = services.entities.of::<AgentVersion>(version.as_str());
+        if let Err(rejection) = stored.ask(define, CommandMeta::runtime()).await? {
+            tracing::error!(%rejection, version, "a version of an agent is not taken");
+            return Err(AskError::Internal);
+        }
         let mut known = self.known.lock();
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(version.to_owned());
+        known.insert(version.clone());
+        Ok(())
     }
 }
 
 /// A tool of any system, by its name.
-pub fn tool_named(systems: &'static [&'static System], name: &str) -> Option<&'static Declared> {
+pub fn tool_named(services: &Services, name: &str) -> Option<&'static Declared> {
+    find_tool(installed(services), name)
+}
+
+fn installed(services: &Services) -> &'static [&'static System] {
+    services.settings.get::<Installed>().map_or(&[], |installed| installed.0)
+}
+
+fn find_tool(systems: &'static [&'static System], name: &str) -> Option<&'static Declared> {
     let mut operations = systems.iter().flat_map(|system| system.operations);
     operations.find(|operation| operation.meta.tool.is_some_and(|tool| tool.name == name))
 }
@@ -159,7 +182,7 @@ fn define(
     let mut scopes = Vec::new();
     for tool in options.tools.iter().flatten() {
         let unknown = || format!("tools: there is no tool {tool:?}");
-        let operation = tool_named(systems, tool).ok_or_else(unknown)?;
+        let operation = find_tool(systems, tool).ok_or_else(unknown)?;
         let declared = operation.meta.tool.ok_or_else(unknown)?;
         tools.push(AgentTool {
             spec: operation.tool_spec().ok_or_else(unknown)?,

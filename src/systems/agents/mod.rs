@@ -1,13 +1,17 @@
-//! Agents: models that think for people, what they do for them, and what they may spend on it.
+//! Agents: models that think for people, what they do for them, what they may spend on it, and what they remember.
 
+pub mod answers;
 pub mod assistants;
 pub mod definitions;
 pub mod domain;
+pub mod embedding;
+pub mod memories;
 pub mod operations;
 pub mod purse;
 pub mod runners;
 pub mod settings;
 pub mod topics;
+pub mod views;
 
 use crate::contract::System;
 use crate::contract::declare::{announcement, entity, operation, runner, section, topic, view};
@@ -23,6 +27,10 @@ pub const SYSTEM: System = System {
     operations: &[
         operation::<models::Complete>(),
         operation::<models::List>(),
+        operation::<operations::memories::Write>(),
+        operation::<operations::memories::Recall>(),
+        operation::<operations::memories::List>(),
+        operation::<operations::memories::Forget>(),
         operation::<usage::List>(),
         operation::<usage::GetBudget>(),
         operation::<usage::SetAllowance>(),
@@ -44,7 +52,13 @@ pub const SYSTEM: System = System {
         announcement::<run::RunDelta>(),
     ],
     views: &[view::<budget::UsageView>(), view::<run::RunView>()],
-    sections: &[section::<crate::ai::Options>(), section::<definitions::AgentSection>()],
+    migrations: &[(17, "memories", include_str!("migrations/0017_memories.sql"))],
+    sections: &[
+        section::<settings::AiSection>(),
+        section::<definitions::AgentSection>(),
+        section::<settings::MemorySettings>(),
+    ],
     runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
+    tasks: &[embedding::keep_vectors],
     ..System::new("agents")
 };

@@ -9,10 +9,12 @@ use jiff::SignedDuration;
 use super::domain::budget::{self, Allowance, Budget, Command, Rejection, Reply};
 use crate::ai::{Bill, Failure, FailureKind, Purse};
 use crate::cluster::{CommandMeta, Entities};
+use crate::contract::Call;
 use crate::kernel::chat::Cost;
 use crate::kernel::clock::{Clock, saturating_add};
 use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
+use crate::systems::agents::settings::Models;
 
 /// What a bill may need after the end of its call. A reserve that is older counts as spent.
 const MARGIN: SignedDuration = SignedDuration::from_secs(5);
@@ -35,6 +37,20 @@ pub struct PersonsPurse {
 }
 
 impl PersonsPurse {
+    /// Of the caller, for one question.
+    pub fn of(call: &Call, sort: &str) -> Self {
+        let models = call.settings::<Models>();
+        Self {
+            entities: call.services.entities.clone(),
+            clock: call.services.clock.clone(),
+            caller: call.caller(),
+            person: call.user_id.to_string(),
+            question: call.unique_id(sort),
+            deadline: models.router.deadline(),
+            allowance: models.allowance,
+        }
+    }
+
     fn id(&self, call: u32) -> String {
         format!("{}-{call}", self.question)
     }

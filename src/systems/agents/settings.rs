@@ -1,7 +1,8 @@
 //! What configuration says of models and of what may be spent on them.
 
-use crate::ai::options::Options;
-use crate::ai::{ModelRouter, OutsideTools};
+use serde::Deserialize;
+
+use crate::ai::{ModelRouter, Options, OutsideTools};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
@@ -13,16 +14,51 @@ pub struct Models {
     pub allowance: Option<Allowance>,
 }
 
-impl Section for Options {
+/// The section `[ai]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct AiSection(pub Options);
+
+impl Section for AiSection {
     const NAME: &'static str = "ai";
     type Ready = Models;
 
     fn prepare(&self) -> Result<Models, String> {
-        let router = ModelRouter::new(self)?;
-        let outside = OutsideTools::new(&self.servers)?;
-        let limit = self.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
+        let router = ModelRouter::new(&self.0)?;
+        let outside = OutsideTools::new(&self.0.servers)?;
+        let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
         Ok(Models { router, outside, allowance })
+    }
+}
+
+/// The section `[memory]`: what people's agents may remember.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemorySettings {
+    /// Memories of a person.
+    pub max: i64,
+    /// Of one memory, and of what one is looked for by.
+    pub max_bytes: usize,
+    /// Whoever has fewer has each of them compared; the others' are looked up in an index, which may miss some.
+    pub exact_below: i64,
+}
+
+impl Default for MemorySettings {
+    fn default() -> Self {
+        Self { max: 10_000, max_bytes: 8_192, exact_below: 5_000 }
+    }
+}
+
+impl Section for MemorySettings {
+    const NAME: &'static str = "memory";
+    type Ready = Self;
+
+    fn prepare(&self) -> Result<Self, String> {
+        if self.max_bytes == 0 || self.max_bytes > 65_536 {
+            return Err("memory.max_bytes: must be 1 to 65536".into());
+        }
+        Ok(self.clone())
     }
 }

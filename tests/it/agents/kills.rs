@@ -10,6 +10,7 @@ use proxie::config::Config;
 use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::kernel::secret::Secret;
+use proxie::systems::agents::settings::AiSection;
 use rand::Rng;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
@@ -78,7 +79,7 @@ async fn as_a_node() {
     config.persistence.allow_fsync_off = true;
     config.vault.key = Secret::new("5e".repeat(32));
     config.gateway.listen = "127.0.0.1:0".into();
-    config.systems.set(model(text("model")));
+    config.systems.set(AiSection(model(text("model"))));
     config.systems.set(OutsideSection { url: text("outside") });
     let node = Node::start_systems(&config, Clock::System, tools::ALL).await.unwrap();
     let token = node.gateway().auth.mint("alice", Role::Consumer, Clock::System.now(), 86_400);

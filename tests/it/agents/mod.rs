@@ -71,5 +71,9 @@ pub async fn until(http: &Http, run: &str, status: &str) -> Value {
 pub async fn decide(http: &Http, run: &str, approval: &Value, allow: bool) -> u16 {
     let path = format!("/v1/runs/{run}/decisions/{}", approval["use_id"]);
     let word = json!({"arguments_hash": approval["arguments_hash"], "allow": allow});
-    http.post(&path, &word).await.status
+    let answer = http.post(&path, &word).await;
+    if answer.status == 400 {
+        panic!("{}", answer.text);
+    }
+    answer.status
 }

@@ -19,14 +19,14 @@ use crate::process::{Folder, Served, command, run, text};
 use crate::support::{self, eventually};
 
 /// A `redis-server` of this test's own, which forgets everything when it stops.
-struct Redis {
+pub struct Redis {
     folder: Folder,
     port: u16,
     child: Option<Child>,
 }
 
 impl Redis {
-    async fn start(name: &str) -> Self {
+    pub async fn start(name: &str) -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -71,14 +71,14 @@ impl Redis {
         self.ask(&format!("KEYS *{key}*")).await.unwrap() != "*0"
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 

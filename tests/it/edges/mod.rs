@@ -8,7 +8,7 @@ mod events;
 mod forwarded;
 mod handshakes;
 mod http;
-mod limits;
+pub mod limits;
 mod lists;
 mod operations;
 pub mod outage;
@@ -89,6 +89,10 @@ impl TestNode {
         config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
         change(&mut config);
+        Self::with_systems_of(systems, config).await
+    }
+
+    pub async fn with_systems_of(systems: &'static [&'static System], config: Config) -> Self {
         let clock = Clock::System;
         let node = Node::start_systems(&config, clock.clone(), systems).await.unwrap();
         Self { node, config, clock }

@@ -42,6 +42,8 @@ pub enum Does {
     Garbles,
     /// Its content policy.
     Filters,
+    /// Says a piece and has used up its tokens.
+    Cuts(&'static str),
 }
 
 impl Does {
@@ -70,6 +72,19 @@ struct Inner {
     journal: Mutex<Vec<Asked>>,
     /// Responses whose stream was dropped before its end.
     hung_up: Mutex<u32>,
+    /// Texts whose vectors were asked for.
+    embedded: Mutex<Vec<String>>,
+    embeds: Mutex<Embeds>,
+}
+
+/// What it does when it is asked for vectors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Embeds {
+    pub after: Duration,
+    /// Answers with this status instead.
+    pub refuses: Option<u16>,
+    /// One dimension too few.
+    pub is_short: bool,
 }
 
 #[derive(Clone)]
@@ -85,6 +100,7 @@ impl Fake {
         let inner = Arc::<Inner>::default();
         let app = Router::new()
             .route("/v1/chat/completions", post(open_ai))
+            .route("/v1/embeddings", post(embeddings))
             .route("/v1/messages", post(anthropic))
             .route("/v1beta/models/{call}", post(gemini))
             .with_state(inner.clone());
@@ -112,6 +128,14 @@ impl Fake {
 
     pub fn asked(&self) -> Vec<String> {
         self.journal().into_iter().map(|asked| asked.model).collect()
+    }
+
+    pub fn embeds(&self, embeds: Embeds) {
+        *self.inner.embeds.lock() = embeds;
+    }
+
+    pub fn embedded(&self) -> Vec<String> {
+        self.inner.embedded.lock().clone()
     }
 
     pub fn hung_up(&self) -> u32 {
@@ -142,6 +166,7 @@ struct Frames {
     tool: fn(usize, &str, &Value) -> String,
     end: fn(&str) -> String,
     stop: &'static str,
+    cut: &'static str,
     tool_stop: &'static str,
     filtered: &'static str,
 }
@@ -180,10 +205,46 @@ async fn open_ai(
             data(&finish) + &data(&counted) + "data: [DONE]\n\n"
         },
         stop: "stop",
+        cut: "length",
         tool_stop: "tool_calls",
         filtered: "content_filter",
     };
     answer(inner, does, FRAMES)
+}
+
+/// Vectors by the letters of the texts, of as many dimensions as the model's name ends on.
+async fn embeddings(State(inner): State<Arc<Inner>>, body: Bytes) -> Response<Body> {
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let model = body["model"].as_str().unwrap();
+    let dimensions: usize = model.rsplit('-').next().unwrap().parse().unwrap();
+    let texts: Vec<String> = serde_json::from_value(body["input"].clone()).unwrap();
+    inner.embedded.lock().extend(texts.iter().cloned());
+    let Embeds { after, refuses, is_short } = *inner.embeds.lock();
+    tokio::time::sleep(after).await;
+    let response = Response::builder().header("content-type", "application/json");
+    if let Some(status) = refuses {
+        return response.status(status).body(Body::from("{}")).unwrap();
+    }
+    let vector = |text: &str| {
+        let mut vector = vec![0.01; dimensions];
+        for word in text.to_lowercase().split(|c: char| !c.is_alphanumeric()) {
+            let sum =
+                word.bytes().fold(7usize, |sum, byte| sum.wrapping_mul(31) + usize::from(byte));
+            vector[sum % dimensions] += word.len() as f32;
+        }
+        vector.truncate(dimensions - usize::from(is_short));
+        vector
+    };
+    let made = texts.iter().enumerate();
+    // In another order than asked, as the wire allows.
+    let made =
+        made.map(|(n, text)| json!({"object": "embedding", "index": n, "embedding": vector(text)}));
+    let mut made: Vec<Value> = made.collect();
+    made.reverse();
+    let tokens = 10 * texts.len();
+    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+    let answer = json!({"object": "list", "data": made, "model": model, "usage": usage});
+    response.body(Body::from(answer.to_string())).unwrap()
 }
 
 async fn anthropic(
@@ -245,6 +306,7 @@ async fn anthropic(
                 + &data(&json!({"type": "message_stop"}))
         },
         stop: "end_turn",
+        cut: "max_tokens",
         tool_stop: "tool_use",
         filtered: "refusal",
     };
@@ -278,6 +340,7 @@ async fn gemini(
             data(&json!({"candidates": [candidate], "usageMetadata": usage}))
         },
         stop: "STOP",
+        cut: "MAX_TOKENS",
         tool_stop: "STOP",
         filtered: "SAFETY",
     };
@@ -327,6 +390,9 @@ fn answer(inner: Arc<Inner>, does: Does, frames: Frames) -> Response<Body> {
             vec![(Duration::ZERO, Some(text(said))), (pause, Some(String::new()))]
         }
         Does::Garbles => vec![(Duration::ZERO, Some("data: {\"choices\": [{malformed\n\n".into()))],
+        Does::Cuts(said) => {
+            vec![(Duration::ZERO, Some(text(said))), (Duration::ZERO, Some(end(frames.cut)))]
+        }
         Does::Filters => vec![(Duration::ZERO, Some(end(frames.filtered)))],
     };
     streamed(inner, pieces)

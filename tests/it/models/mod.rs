@@ -1,6 +1,8 @@
 //! Language models: the router, on providers that fail.
 
+mod answers;
 pub mod fake;
 mod independent;
+mod memories;
 mod money;
 mod routing;

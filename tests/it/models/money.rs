@@ -5,6 +5,7 @@ use std::time::Duration;
 use proxie::ai::Options;
 use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, WireFormat};
 use proxie::kernel::entity::Role;
+use proxie::systems::agents::settings::AiSection;
 use serde_json::{Value, json};
 
 use super::fake::{Does, Fake, OUTPUT};
@@ -15,11 +16,11 @@ use crate::support::eventually;
 /// One call costs what its answer of 50 tokens does: $0.0005.
 const CALL: u64 = OUTPUT * 10_000;
 
-fn question() -> Value {
+pub fn question() -> Value {
     json!({"prompt": {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}], "max_tokens": OUTPUT}})
 }
 
-fn options(fake: &Fake) -> Options {
+pub fn options(fake: &Fake) -> Options {
     let mut options = Options { daily_limit: "0.005".into(), ..Options::default() };
     let provider = ProviderOptions {
         wire: WireFormat::OpenAi,
@@ -53,7 +54,7 @@ async fn ask(http: &Http) -> u16 {
 async fn a_person_pays_for_their_questions_up_to_their_limit() {
     let fake = Fake::start().await;
     let ai = options(&fake);
-    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let node = TestNode::with(|config| config.systems.set(AiSection(ai))).await;
     let (alice, bob) = (node.user("alice"), node.user("bob"));
     let mut ws = node.ws("alice").await;
     let answer = alice.post("/v1/ai/complete", &question()).await;
@@ -102,7 +103,7 @@ async fn a_person_pays_for_their_questions_up_to_their_limit() {
 async fn what_goes_wrong_is_a_problem_with_a_name() {
     let fake = Fake::start().await;
     let ai = options(&fake);
-    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let node = TestNode::with(|config| config.systems.set(AiSection(ai))).await;
     let alice = node.user("alice");
     for (does, status, code, reason) in [
         (Does::Refuses(429, "{}", Some("3600")), 503, "unavailable", "model_busy"),
@@ -183,7 +184,7 @@ async fn a_budget_of_ten_calls_is_ten_calls_over_two_nodes_and_a_kill() {
 async fn an_answer_is_heard_as_it_comes_and_a_broken_one_is_no_answer() {
     let fake = Fake::start().await;
     let ai = options(&fake);
-    let node = TestNode::with(|config| config.systems.set(ai)).await;
+    let node = TestNode::with(|config| config.systems.set(AiSection(ai))).await;
     let alice = node.user("alice");
     let headers = [("content-type", "application/json"), ("accept", "text/event-stream")];
     let ask = async || {

@@ -43,7 +43,7 @@ pub fn model(provider: &str) -> ModelOptions {
     }
 }
 
-fn options(fake: &Fake) -> Options {
+pub fn options(fake: &Fake) -> Options {
     let mut options = Options { header_ms: 1_000, first_content_ms: 2_000, ..Options::default() };
     for (name, wire, path) in WIRES {
         options.providers.insert(name.into(), provider(wire, fake.url(path)));
@@ -78,14 +78,14 @@ impl Purse for Ledger {
     }
 }
 
-fn hello() -> Prompt {
+pub fn hello() -> Prompt {
     Prompt { messages: vec![PromptMessage::user("hello")], max_tokens: 100, ..Prompt::default() }
 }
 
 pub struct Asking {
-    router: ModelRouter,
+    pub router: ModelRouter,
     ledger: Arc<Ledger>,
-    purse: Arc<dyn Purse>,
+    pub purse: Arc<dyn Purse>,
 }
 
 impl Asking {
@@ -410,7 +410,7 @@ async fn what_is_wrong_in_the_options_is_said_with_its_place() {
     assert!(said.starts_with("ai.route"), "{said}");
 }
 
-async fn until(is_so: impl Fn() -> bool) {
+pub async fn until(is_so: impl Fn() -> bool) {
     for _ in 0..1_000 {
         if is_so() {
             return;

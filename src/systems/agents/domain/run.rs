@@ -21,6 +21,7 @@ use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
 use crate::kernel::work::Work;
 
+mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -57,7 +58,7 @@ impl Field for Called {
     const NAME: &'static str = "run.call";
 }
 
-pub type Message = Arc<Private<PromptMessage, Spoken>>;
+pub type StoredMessage = Arc<Private<PromptMessage, Spoken>>;
 
 /// One turn of the model.
 pub enum Think {}
@@ -90,7 +91,7 @@ impl Work for Act {
 /// What came of a turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Thought {
-    Answered(Box<Answer>),
+    Answered(Box<TurnAnswer>),
     Failed {
         reason: String,
         message: String,
@@ -102,7 +103,7 @@ pub enum Thought {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Answer {
+pub struct TurnAnswer {
     pub text: String,
     pub calls: Vec<ProposedCall>,
     pub model: String,
@@ -148,7 +149,7 @@ pub enum Acted {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
-    Start(Box<Start>),
+    Start(Box<RunOrder>),
     /// What a person says to a run, also to one that has answered.
     Say {
         text: PromptMessage,
@@ -189,7 +190,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Start {
+pub struct RunOrder {
     pub agent: String,
     pub version: String,
     pub terms: RunTerms,
@@ -207,11 +208,11 @@ pub enum Event {
         agent: String,
         version: String,
         terms: RunTerms,
-        words: Message,
+        words: StoredMessage,
         at: Timestamp,
     },
     Said {
-        words: Message,
+        words: StoredMessage,
         at: Timestamp,
     },
     /// The model is asked, with so many of the messages that waited.
@@ -224,7 +225,7 @@ pub enum Event {
     },
     Thought {
         turn: u32,
-        answer: Message,
+        answer: StoredMessage,
         uses: Vec<NewUse>,
         model: String,
         usage: Usage,
@@ -234,7 +235,7 @@ pub enum Event {
     },
     Summarised {
         turn: u32,
-        summary: Message,
+        summary: StoredMessage,
         usage: Usage,
         cost: Cost,
         repeated: u32,
@@ -250,7 +251,7 @@ pub enum Event {
     },
     Returned {
         use_id: u32,
-        result: Message,
+        result: StoredMessage,
         is_error: bool,
         effect: OutwardEffect,
         at: Timestamp,
@@ -284,7 +285,7 @@ pub struct NewUse {
     /// Until when a person may allow it.
     pub until: Option<Timestamp>,
     /// Where it is not made at all.
-    pub refused: Option<Message>,
+    pub refused: Option<StoredMessage>,
 }
 
 #[derive(
@@ -308,7 +309,7 @@ pub struct TurnWork {
     pub agent: String,
     pub version: String,
     pub owner: String,
-    pub messages: Vec<Message>,
+    pub messages: Vec<StoredMessage>,
     pub summarises: Option<u32>,
     /// What the run may still spend.
     pub left: Cost,
@@ -393,8 +394,8 @@ pub struct State {
     terms: RunTerms,
     status: RunStatus,
     reason: Option<String>,
-    messages: Vec<Message>,
-    queue: Vec<Message>,
+    messages: Vec<StoredMessage>,
+    queue: Vec<StoredMessage>,
     turn: u32,
     phase: Phase,
     uses: Vec<ToolUse>,
@@ -430,7 +431,7 @@ struct ToolUse {
     guarantee: Guarantee,
     effect: OutwardEffect,
     until: Option<Timestamp>,
-    result: Option<Message>,
+    result: Option<StoredMessage>,
 }
 
 impl State {
@@ -505,7 +506,7 @@ impl Entity for AgentRun {
     }
 
     fn evolve(state: &mut State, event: &Event) {
-        steps::evolve(state, event);
+        state::evolve(state, event);
     }
 
     fn is_query(command: &Command) -> bool {

@@ -7,12 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::ai::{Complexity, FailureKind, ModelAsk, ModelFailure, Purse};
+use crate::ai::{Complexity, FailureKind, Keep, ModelAsk, ModelFailure, Purse};
 use crate::contract::operation::{Nothing, ToolEffect};
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::{Completion, Cost, Prompt};
 use crate::kernel::entity::to_value;
 use crate::kernel::error::ErrorCode;
+use crate::systems::agents::answers::PersonsAnswers;
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::Models;
 
@@ -28,6 +29,8 @@ pub struct AskModel {
     max_cost: Option<Cost>,
     /// Whether to ask again after a call that may be charged although its answer did not come. Default: no.
     may_pay_twice: Option<bool>,
+    /// Whether an earlier answer to the same question will do, and this one for later. Default: where the temperature is 0.
+    reuse: Option<bool>,
 }
 
 /// One question to a model, paid from the caller's budget.
@@ -47,14 +50,12 @@ impl Operation for Complete {
         if input.prompt.messages.is_empty() {
             return Err(Problem::field("/prompt/messages", "must have at least one message"));
         }
-        let purse: Arc<dyn Purse> = Arc::new(PersonsPurse {
-            entities: call.services.entities.clone(),
-            clock: call.services.clock.clone(),
-            caller: call.caller(),
-            person: call.user_id.to_string(),
-            question: call.unique_id("ask"),
-            deadline: models.router.deadline(),
-            allowance: models.allowance,
+        let purse: Arc<dyn Purse> = Arc::new(PersonsPurse::of(call, "ask"));
+        let shared = PersonsAnswers(&call.services.sealed_cache);
+        let keep = (input.reuse != Some(false)).then(|| Keep {
+            person: &call.user_id,
+            any_temperature: input.reuse == Some(true),
+            shared: Some(&shared),
         });
         let ask = ModelAsk {
             prompt: &input.prompt,
@@ -63,6 +64,7 @@ impl Operation for Complete {
             deadline: None,
             may_pay_twice: input.may_pay_twice.unwrap_or(false),
             max_cost: input.max_cost,
+            keep,
         };
         let Some(progress) = &call.progress else {
             return models.router.complete(&ask, &purse, None).await.map_err(problem);
@@ -82,7 +84,7 @@ impl Operation for Complete {
 }
 
 /// What a failure is for whoever asked.
-fn problem(failed: ModelFailure) -> Problem {
+pub fn problem(failed: ModelFailure) -> Problem {
     let ModelFailure { failure, cost, calls_made, .. } = failed;
     let code = match failure.kind {
         FailureKind::Busy

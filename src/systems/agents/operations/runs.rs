@@ -3,7 +3,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::CommandMeta;
 use crate::contract::call::known_id;
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
@@ -11,11 +10,8 @@ use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::PromptMessage;
 use crate::kernel::entity::Entity;
 use crate::kernel::text;
-use crate::systems::agents::definitions::{Agents, DefinedAgent};
-use crate::systems::agents::domain::run::{
-    AgentRun, Command, Reply, RunDetail, RunView, Start as StartRun,
-};
-use crate::systems::agents::domain::version::{self, AgentVersion};
+use crate::systems::agents::definitions::Agents;
+use crate::systems::agents::domain::run::{AgentRun, Command, Reply, RunDetail, RunOrder, RunView};
 
 /// The agents that can be started.
 pub struct ListAgents;
@@ -105,8 +101,8 @@ impl Operation for Start {
         let all = agents(call)?.all(&call.services).map_err(misconfigured)?;
         let agent = all.get(name);
         let agent = agent.ok_or_else(|| Problem::field("/agent", "there is no such agent"))?;
-        store(call, agent).await?;
-        let start = StartRun {
+        agents(call)?.store(&call.services, agent).await?;
+        let start = RunOrder {
             agent: name.to_owned(),
             version: agent.version.clone(),
             terms: agent.definition.terms,
@@ -116,19 +112,6 @@ impl Operation for Start {
         let id = call.new_id("run");
         shown(call.ask::<AgentRun>(&id, Command::Start(Box::new(start)), call.meta()).await?)
     }
-}
-
-/// Stores the agent's version, once.
-async fn store(call: &Call, agent: &DefinedAgent) -> Outcome<()> {
-    let DefinedAgent { version, definition, .. } = agent;
-    let agents = agents(call)?;
-    if agents.known.lock().contains(version) {
-        return Ok(());
-    }
-    let define = version::Command::Define(Box::new((**definition).clone()));
-    call.ask::<AgentVersion>(version, define, CommandMeta::runtime()).await?;
-    agents.knows(version);
-    Ok(())
 }
 
 fn words(text: &str) -> Outcome<PromptMessage> {
@@ -206,7 +189,7 @@ impl Operation for Say {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Decision {
+pub struct ApprovalDecision {
     run_id: String,
     use_id: u32,
     /// The hash that was shown with the arguments: what is allowed is this call, and no other.
@@ -221,11 +204,11 @@ impl Operation for Decide {
     const META: Meta =
         Meta::command("run.decide", "Allow what an agent wants to do for you, or do not")
             .post("/v1/runs/{run_id}/decisions/{use_id}");
-    type Input = Decision;
+    type Input = ApprovalDecision;
     type Answer = RunView;
 
-    async fn run(call: &Call, input: Decision) -> Outcome<RunView> {
-        let Decision { run_id, use_id, arguments_hash: arguments, allow } = input;
+    async fn run(call: &Call, input: ApprovalDecision) -> Outcome<RunView> {
+        let ApprovalDecision { run_id, use_id, arguments_hash: arguments, allow } = input;
         let id = known_id(&run_id, AgentRun::KIND)?;
         let decide = Command::Decide { use_id, arguments, allow };
         shown(call.ask::<AgentRun>(id, decide, call.meta()).await?)

@@ -54,7 +54,7 @@ impl Runner for Actor {
             let content = "The arguments were erased.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });
         };
-        let Some(operation) = tool_named(services.systems, &call.name) else {
+        let Some(operation) = tool_named(&services, &call.name) else {
             let content = "This tool does not exist any more.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });
         };
@@ -83,10 +83,10 @@ fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> 
         plan: None,
         id: format!("{run}-{use_id}"),
         connection: None,
+        host: None,
         counted: true,
         given: serde_json::Value::Null,
         progress: None,
-        host: None,
     }
 }
 

@@ -38,7 +38,7 @@ const REMIND_HOURS: [u8; 2] = [24, 1];
 #[derive(Debug)]
 pub struct Booking;
 
-/// What a booking is asked. Names of variants and fields stay: nodes of another release read them too.
+/// The commands of a booking. Names of variants and fields stay: nodes of another release read them too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Internal: the provider holds the time.
@@ -73,7 +73,7 @@ pub enum Event {
     ConsumerMissed { at: Timestamp },
 }
 
-/// Where a booking stands.
+/// The status of a booking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "BookingStatus")]
@@ -88,7 +88,7 @@ pub enum Status {
     NoShow,
 }
 
-/// What the consumer thinks of it.
+/// The consumer's review.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "BookingReview")]
 pub struct Review {
@@ -96,7 +96,7 @@ pub struct Review {
     pub comment: Option<String>,
 }
 
-/// Who cancelled, and why.
+/// The cancellation: who cancelled, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cancellation {
     pub by: Party,
@@ -214,7 +214,7 @@ impl Entity for Booking {
     }
 }
 
-/// Whose side the caller is on. `None`: they have nothing to do with it.
+/// The party that the caller belongs to. `None`: the caller is not a party.
 fn party(agreed: &Agreed, command: &Command, caller: &Caller) -> Option<Party> {
     match caller.acts_for("booking") {
         Some(id) if id == agreed.consumer_id => Some(Party::Consumer),
@@ -223,7 +223,7 @@ fn party(agreed: &Agreed, command: &Command, caller: &Caller) -> Option<Party> {
         None => {
             let made_it = caller.is_the(REQUEST, &agreed.request_id)
                 || caller.is_the(PROVIDER, &agreed.provider.id);
-            // In the release before, a session did not say for whom it cancels.
+            // Sessions of older releases do not say for whom they cancel.
             let cancels = matches!(command, Command::CancelForConsumer(_))
                 && caller.is_system()
                 && caller.is_a(SESSION);

@@ -90,7 +90,7 @@ pub const WEIGHTS: ScoreParts = ScoreParts {
     response: 0.05,
 };
 
-/// How well an offer fits.
+/// The score of an offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Score {
     /// 0 to 1: skill .30, location .25, availability .20, price .10, rating .10, response .05

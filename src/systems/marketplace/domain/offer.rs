@@ -43,18 +43,18 @@ pub struct Decline {
     pub lowest_price: Option<Money>,
 }
 
-/// Where an offer stands.
+/// The status of an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OfferStatus {
     Open,
     Accepted,
-    /// By the consumer.
+    /// The consumer declined the offer.
     Declined,
     /// The request went another way.
     Withdrawn,
     Expired,
-    /// The provider's time has gone to somebody else, or the provider does not offer it any more.
+    /// The provider's time was given to another consumer, or the provider no longer makes the offer.
     Unavailable,
 }
 
@@ -72,22 +72,22 @@ pub struct Offer {
     pub expires_at: Timestamp,
 }
 
-/// What the agent says about an offer.
+/// The agent's summary of an offer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OfferSummary {
     pub offer_id: String,
     pub provider_name: String,
     pub price: Money,
     pub starts_at: Timestamp,
-    /// Of the place where it happens.
+    /// The time zone of the place.
     pub time_zone: String,
-    /// How well it fits, from 0 to 1.
+    /// The score, from 0 to 1.
     #[serde(default)]
     pub score: f64,
 }
 
 impl OfferSummary {
-    /// Of equals the one that came first.
+    /// Whether this offer costs less; of two equal prices, neither does, so the first to arrive stays.
     pub fn costs_less(&self, other: &Self) -> bool {
         self.price.amount_minor < other.price.amount_minor
     }
@@ -104,7 +104,7 @@ impl OfferSummary {
     }
 }
 
-/// What clients see of an offer.
+/// The offer as clients see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Offer")]
 pub struct OfferView {
@@ -119,7 +119,7 @@ pub struct OfferView {
     pub status: OfferStatus,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
-    /// What its acceptance led to.
+    /// The booking that its acceptance led to.
     pub booking_id: Option<String>,
 }
 

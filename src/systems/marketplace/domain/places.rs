@@ -15,7 +15,7 @@ mod qualifier;
 
 use qualifier::{apart, is_denied, is_that, listed, qualifier};
 
-/// Somewhere that has a name.
+/// A place with a name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {
     pub name: String,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::service::Service;
 
-/// What a price is for.
+/// The unit of a price.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {

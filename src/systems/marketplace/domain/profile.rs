@@ -15,7 +15,7 @@ use crate::systems::marketplace::domain::schedule::{Calendar, Span, Weekly};
 use crate::systems::marketplace::domain::service::Service;
 use crate::systems::marketplace::domain::zones;
 
-/// Where a provider starts from.
+/// The place from which a provider travels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Base {
     pub city: String,
@@ -25,7 +25,7 @@ pub struct Base {
     pub time_zone: String,
 }
 
-/// What a provider says about itself.
+/// The fields of a provider's profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Profile {
     pub name: String,
@@ -219,7 +219,7 @@ impl ProviderCard {
     }
 }
 
-/// What the API and the read model show of a provider.
+/// The provider as the API and the read model show it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Provider")]
 pub struct ProviderView {

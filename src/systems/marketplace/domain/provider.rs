@@ -44,7 +44,7 @@ const PROJECT_EVERY_LEADS: u32 = 16;
 #[derive(Debug)]
 pub struct Provider;
 
-/// What a provider is asked. Names of variants and fields stay: nodes of another release read them too.
+/// The commands of a provider. Names of variants and fields stay: nodes of another release read them too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Enrolment by the owner. `standing` is only for profiles that the node itself seeds.
@@ -334,7 +334,7 @@ impl Entity for Provider {
     }
 }
 
-/// Whether it is this entity's part to send this command. Owners are asked for where a command is theirs.
+/// Whether this entity may send this command. Owners are checked by the commands that are theirs.
 fn may(state: &State, command: &Command, caller: &Caller) -> bool {
     match command {
         Command::Enroll { .. } | Command::Update { .. } | Command::Get => true,
@@ -346,7 +346,7 @@ fn may(state: &State, command: &Command, caller: &Caller) -> bool {
                 None => caller.is_a(REQUEST),
             }
         }
-        // Which request holds the time is not kept; the booking's id, which it made, is known to it alone.
+        // The state does not keep which request holds the time; only that request knows the booking's id, which it made.
         Command::ReleaseSlot(ReleaseSlot { booking_id }) => {
             caller.is_the(BOOKING, booking_id) || caller.is_a(REQUEST)
         }

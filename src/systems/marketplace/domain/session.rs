@@ -1,8 +1,8 @@
-//! A conversation between a user and the agent that finds providers for him.
+//! A conversation between a user and the agent that finds providers for them.
 //!
-//! A message is durable before anything else happens. What it means is read from the words (`language`): the agent
-//! asks back until service, time and place are known, then creates a request and tells how that goes. Each of the
-//! agent's answers is streamed token by token on the session's topic and then published whole.
+//! A message is durable before anything else happens. Its meaning is read from the words (`language`): the agent asks
+//! until service, time and place are known, then creates a request and reports its progress. Each of the agent's answers
+//! is streamed token by token on the session's topic and then published whole.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -42,16 +42,16 @@ pub use view::{MessageRow, MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
 pub const MAX_MEDIA: usize = 8;
-/// Messages that the state remembers, each cut to [`RECENT_CHARS`]: the agent's context, not the history.
+/// The number of messages in the state, each cut to [`RECENT_CHARS`]: the agent's context, not the history.
 pub const MAX_RECENT: usize = 20;
 pub const RECENT_CHARS: usize = 500;
-/// Requests that the conversation can speak of.
+/// The number of requests that the conversation can refer to.
 pub const MAX_REQUESTS: usize = 8;
 
 #[derive(Debug)]
 pub struct Session;
 
-/// What a session is asked. Names of variants and fields stay: nodes of another release read them too.
+/// The commands of a session. Names of variants and fields stay: nodes of another release read them too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Creates the session for the calling user, or opens it again.
@@ -64,7 +64,7 @@ pub enum Command {
         content: String,
         media: Vec<String>,
     },
-    /// Query, with a lossy publication.
+    /// A query that makes a lossy publication.
     Typing {
         is_typing: bool,
     },
@@ -79,7 +79,7 @@ pub enum Command {
     },
     /// Internal: a request.
     RequestProgress(RequestProgress),
-    /// Internal: a request, or a booking, said no to what the agent asked of it.
+    /// Internal: a request or a booking rejected the agent's command.
     RequestRefused {
         request_id: String,
         asked: AskedOf,
@@ -87,7 +87,7 @@ pub enum Command {
     },
 }
 
-/// What a session asked of a request or a booking, and was refused.
+/// A session's command to a request or a booking that was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AskedOf {
@@ -112,17 +112,17 @@ pub enum Event {
         media: Vec<Private<String, Media>>,
         at: Timestamp,
     },
-    /// What is known so far and not enough; `None`: forgotten.
+    /// The fields known so far, when they are not enough for a request; `None`: they were dropped.
     DraftChanged {
         draft: Option<Understanding>,
     },
     RequestStarted {
         request_id: String,
         service: Service,
-        /// What it asks for.
+        /// The content of the request.
         #[serde(default)]
         asked: Option<Box<Understanding>>,
-        /// The request that it takes the place of.
+        /// The request that this one replaces.
         #[serde(default)]
         replaces: Option<String>,
     },
@@ -130,16 +130,16 @@ pub enum Event {
         request_id: String,
         status: request::Status,
         offers: u32,
-        /// The offers that were shown with it, in that order; none: those from before.
+        /// The offers shown with the message, in that order; empty: the earlier ones still count.
         #[serde(default)]
         shown: Vec<OfferSummary>,
-        /// Whether no more offers can come.
+        /// Whether no further offers can arrive.
         #[serde(default)]
         complete: bool,
         #[serde(default)]
         booking_id: Option<String>,
     },
-    /// The agent has read something back, and a "yes" binds it.
+    /// The agent has read an act back, and a "yes" binds it.
     ReadBack {
         pending: Pending,
     },
@@ -149,7 +149,7 @@ pub enum Event {
         data: Private<Value, Data>,
         at: Timestamp,
     },
-    /// Without the data, which is in the topic's history. Older releases wrote it here too.
+    /// The publication, without its data, which is in the topic's history. Older releases wrote the data here too.
     Published {
         event: String,
     },
@@ -158,7 +158,7 @@ pub enum Event {
     },
 }
 
-/// Who says something.
+/// The speaker of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Author {
@@ -166,15 +166,15 @@ pub enum Author {
     Agent,
 }
 
-/// The field of what a message says.
+/// The private field of a message's text.
 #[derive(Debug)]
 pub enum MessageContent {}
 
-/// The field of what comes with a message.
+/// The private field of the data that accompanies a message.
 #[derive(Debug)]
 pub enum Media {}
 
-/// The field of what the agent's words are about.
+/// The private field of the objects that the agent's words are about.
 #[derive(Debug)]
 pub enum Data {}
 
@@ -196,7 +196,7 @@ pub struct Line {
     pub content: Private<String, MessageContent>,
 }
 
-/// Bounded: [`MAX_RECENT`] short lines; everything that was said is in the view `messages`.
+/// The session's state, bounded to [`MAX_RECENT`] short lines; the view `messages` has all messages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub user_id: String,
@@ -235,7 +235,7 @@ impl State {
         zone(&self.time_zone).unwrap_or(TimeZone::UTC)
     }
 
-    /// The request that the conversation is about: the last one.
+    /// The request that the conversation is about, which is the last one.
     pub fn current(&self) -> Option<&Current> {
         self.requests.last()
     }
@@ -407,7 +407,7 @@ impl Entity for Session {
         Some(Command::Publish { event: publication.event, data: publication.data })
     }
 
-    /// Its agent turns the user's words into sends.
+    /// The session acts for its user, because its agent turns the user's words into sends.
     fn acts_for(_: &str, state: &State) -> Option<Principal> {
         Some(Principal::of(state.user_id.as_str()))
     }
@@ -430,7 +430,7 @@ impl Entity for Session {
     }
 }
 
-/// Whether this caller may send this command: the user theirs, and each other entity its own part.
+/// Whether this caller may send this command: the user their own commands, and each other entity those of its part.
 fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejection> {
     let users = |scope| caller.may_act_for(&state.user_id, scope);
     let may = match command {
@@ -466,7 +466,7 @@ fn open(
         check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
     }
     check.finish(|errors| Rejection::Invalid { errors })?;
-    // Like zone and locale, which the edge fills in: opened without one, it stays.
+    // An opening without a currency leaves it unchanged, as with zone and locale, which the edge fills in.
     let currency = currency.or_else(|| state.currency.clone());
     let created = state.created_at.is_none();
     let same = !created

@@ -78,6 +78,50 @@ pub enum WordRole {
     Service,
 }
 
+/// Words behind an amount or a time with which the sentence goes on: they neither count nor qualify it.
+pub const GO_ON: &[&str] = &[
+    ",",
+    "!",
+    "?",
+    ";",
+    ")",
+    "on",
+    "in",
+    "at",
+    "near",
+    "today",
+    "tomorrow",
+    "tonight",
+    "for",
+    "please",
+    "and",
+    "or",
+    "if",
+    "max",
+    "this",
+    "next",
+    "but",
+    "is",
+    "thanks",
+    "with",
+    "-",
+    "around",
+    "budget",
+    "because",
+    "then",
+    "the",
+    "by",
+    "would",
+    "monday",
+    "tuesday",
+    "wednesday",
+    "thursday",
+    "friday",
+    "saturday",
+    "sunday",
+    "–",
+];
+
 impl Token {
     pub fn is(&self, word: &str) -> bool {
         self.text == word

@@ -18,11 +18,12 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    /// Without the data, which is in the topic's history for as long as that is kept. Older releases wrote it here too.
+    /// The publication, without its data, which is in the topic's history while that is kept. Older releases wrote the
+    /// data here too.
     Notified { event: String },
 }
 
-/// Bounded: a counter. What was published is in the topic's history.
+/// The inbox's state, a counter. The publications are in the topic's history.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     pub notified: u64,

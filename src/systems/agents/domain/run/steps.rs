@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::state::evolve;
 use super::view::{RunEnded, RunStep, RunView, RunWaiting, StepKind, arguments_of, row};
 use super::{
-    APPROVAL, Act, Acted, AgentRun, Answer, Command, DEADLINE, Event, HandOver, MAX_CALLS,
-    MAX_QUEUED, MAX_WORDS, Message, NewUse, Phase, Rejection, Reply, RunStatus, Start, State,
-    Think, Thought, ToolUse, Turn, UseOf,
+    APPROVAL, Act, Acted, AgentRun, Command, DEADLINE, Event, HandOver, MAX_CALLS, MAX_QUEUED,
+    MAX_WORDS, NewUse, Phase, Rejection, Reply, RunOrder, RunStatus, State, StoredMessage, Think,
+    Thought, Turn, TurnAnswer, UseOf,
 };
 use crate::kernel::agent::MessagePolicy;
 use crate::kernel::chat::{Cost, PromptMessage};
@@ -16,7 +17,6 @@ use crate::kernel::clock::saturating_add;
 use crate::kernel::entity::{
     Announcement, Caller, DecideCx, Decided, Decision, Effect, Role, to_value,
 };
-use crate::kernel::ids::stable_hash;
 use crate::kernel::outward::OutwardEffect;
 use crate::kernel::private::Private;
 
@@ -29,7 +29,7 @@ pub struct Steps<'a> {
     now: Timestamp,
 }
 
-pub fn start(state: &State, start: Start, cx: &DecideCx<'_>) -> Decided<AgentRun> {
+pub fn start(state: &State, start: RunOrder, cx: &DecideCx<'_>) -> Decided<AgentRun> {
     let (id, role, scopes) = match cx.caller {
         Caller::User { id, role, scopes } => (id, *role, scopes),
         Caller::Entity { for_user: Some(person), .. } => {
@@ -40,7 +40,7 @@ pub fn start(state: &State, start: Start, cx: &DecideCx<'_>) -> Decided<AgentRun
     if !state.owner.is_empty() {
         return Err(if state.owner == *id { Rejection::Busy } else { Rejection::Unknown });
     }
-    let Start { agent, version, terms, scopes: agents, words } = start;
+    let RunOrder { agent, version, terms, scopes: agents, words } = start;
     check_words(&words)?;
     // An agent operates nothing, whoever it works for.
     let role = if role == Role::Operator { Role::Consumer } else { role };
@@ -81,7 +81,7 @@ impl<'a> Steps<'a> {
         self.events.push(event);
     }
 
-    fn message(&self, message: PromptMessage) -> Message {
+    fn message(&self, message: PromptMessage) -> StoredMessage {
         Arc::new(Private::new(&self.after.owner, message))
     }
 
@@ -90,9 +90,18 @@ impl<'a> Steps<'a> {
         self.effects.push(effect);
     }
 
-    fn step(&mut self, kind: StepKind) {
-        let (run_id, turn) = (self.key.to_owned(), self.after.turn);
-        self.announce(&RunStep { run_id, turn, kind, at: self.now });
+    fn step(&self, step: StepKind, tools: Vec<String>) -> RunStep {
+        RunStep {
+            run_id: self.key.to_owned(),
+            turn: self.after.turn,
+            step,
+            text: None,
+            tools,
+            model: None,
+            use_id: None,
+            is_error: false,
+            at: self.now,
+        }
     }
 
     /// Uninterrupted work has a time limit, from here on.
@@ -203,7 +212,8 @@ impl<'a> Steps<'a> {
         let name = one.tool.clone();
         let result = self.message(PromptMessage::Tool { call_id, name: name.clone(), content });
         self.take(Event::Returned { use_id, result, is_error, effect, at: self.now });
-        self.step(StepKind::Returned { use_id, tool: name, is_error });
+        let step = self.step(StepKind::Returned, vec![name]);
+        self.announce(&RunStep { use_id: Some(use_id), is_error, ..step });
     }
 
     /// After people have decided: the time limit runs again, unless more calls wait for them.
@@ -241,15 +251,15 @@ impl<'a> Steps<'a> {
         }
     }
 
-    fn summarised(&mut self, turn: u32, answer: Answer) {
-        let Answer { text, usage, cost, repeated, .. } = answer;
+    fn summarised(&mut self, turn: u32, answer: TurnAnswer) {
+        let TurnAnswer { text, usage, cost, repeated, .. } = answer;
         let words = format!("What was said before, in short:\n{text}");
         let (summary, at) = (self.message(PromptMessage::user(words)), self.now);
         self.take(Event::Summarised { turn, summary, usage, cost, repeated, at });
     }
 
-    fn answered(&mut self, turn: u32, answer: Answer) {
-        let Answer { text, calls, model, usage, cost, repeated, hand_over } = answer;
+    fn answered(&mut self, turn: u32, answer: TurnAnswer) {
+        let TurnAnswer { text, calls, model, usage, cost, repeated, hand_over } = answer;
         let (at, wait) = (self.now, i64::from(self.after.terms.approval_seconds));
         let until = saturating_add(at, SignedDuration::from_secs(wait));
         let mut uses = Vec::new();
@@ -286,7 +296,8 @@ impl<'a> Steps<'a> {
         let message = PromptMessage::Assistant { text: text.clone(), calls };
         let answer = self.message(message);
         let tools = uses.iter().map(|one| one.tool.clone()).collect();
-        self.step(StepKind::Thought { text, tools, model: model.clone() });
+        let step = self.step(StepKind::Thought, tools);
+        self.announce(&RunStep { text: Some(text), model: Some(model.clone()), ..step });
         self.take(Event::Thought { turn, answer, uses, model, usage, cost, repeated, at });
         if let Some(to) = hand_over {
             self.hand_over(to);
@@ -387,176 +398,4 @@ impl<'a> Steps<'a> {
 
 fn act(use_id: u32) -> Effect {
     Effect::run::<Act>(use_id.to_string(), &UseOf { use_id })
-}
-
-impl State {
-    /// Whether the last message is one that the model has not answered.
-    fn owes_an_answer(&self) -> bool {
-        let last = self.messages.last().and_then(|last| last.reveal());
-        !matches!(last, Some(PromptMessage::Assistant { calls, .. }) if calls.is_empty())
-            && !self.messages.is_empty()
-    }
-
-    /// The number of oldest messages that a summary takes the place of, where the conversation is too long. A call is not
-    /// torn from its results, and what was said last is kept.
-    fn too_much(&self) -> Option<u32> {
-        let tokens =
-            |message: &Message| message.reveal().map_or(0, PromptMessage::estimated_tokens);
-        let limit = u64::from(self.terms.context_tokens);
-        if self.messages.iter().map(tokens).sum::<u64>() <= limit {
-            return None;
-        }
-        let mut kept = 0;
-        let mut cut = None;
-        for (n, message) in self.messages.iter().enumerate().rev() {
-            kept += tokens(message);
-            let is_result = matches!(message.reveal(), Some(PromptMessage::Tool { .. }));
-            if !is_result && n > 1 && (kept <= limit / 2 || cut.is_none()) {
-                cut = Some(n as u32);
-            }
-        }
-        // One message that is too long by itself does not become shorter.
-        cut
-    }
-
-    fn add_use(&mut self, new: &NewUse) {
-        self.used += 1;
-        if let Some(call) = new.call.reveal() {
-            let arguments = to_value(&call.arguments).to_string();
-            let same = stable_hash(&[new.tool.as_bytes(), arguments.as_bytes()]);
-            *self.same.entry(same).or_default() += 1;
-        }
-        self.uses.push(ToolUse {
-            id: self.used,
-            tool: new.tool.clone(),
-            call: new.call.clone(),
-            guarantee: new.guarantee,
-            effect: new.effect,
-            until: new.until,
-            result: new.refused.clone(),
-        });
-    }
-
-    /// Once all calls have their results these follow the answer that asked for them, in its order.
-    fn results_become_messages(&mut self) {
-        if self.phase == Phase::Acting && self.uses.iter().all(|one| one.effect.is_over()) {
-            let results = self.uses.iter().filter_map(|one| one.result.clone());
-            self.messages.extend(results);
-            self.uses.clear();
-            self.phase = Phase::Idle;
-        }
-    }
-
-    fn waits(&self) -> bool {
-        let is_dispatched = |one: &ToolUse| one.effect == OutwardEffect::Dispatched;
-        self.waits_for_a_person().next().is_some() && !self.uses.iter().any(is_dispatched)
-    }
-
-    fn becomes(&mut self, use_id: u32, next: OutwardEffect, until: Option<Timestamp>) -> bool {
-        let Some(one) = self.uses.iter_mut().find(|one| one.id == use_id) else { return false };
-        let may = one.effect.may_become(next);
-        if may {
-            (one.effect, one.until) = (next, until);
-        }
-        may
-    }
-}
-
-pub fn evolve(state: &mut State, event: &Event) {
-    match event {
-        Event::Started { owner, role, scopes, agent, version, terms, words, at } => {
-            state.owner.clone_from(owner);
-            state.role = Some(*role);
-            state.scopes = scopes.clone();
-            (state.agent, state.version) = (agent.clone(), version.clone());
-            state.terms = *terms;
-            state.messages = vec![words.clone()];
-            (state.created_at, state.updated_at) = (*at, *at);
-        }
-        Event::Said { words, at } => {
-            state.queue.push(words.clone());
-            if state.status == RunStatus::Answered {
-                state.status = RunStatus::Running;
-            }
-            state.updated_at = *at;
-        }
-        Event::TurnBegan { turn, takes, summarises, at } => {
-            let takes = (*takes as usize).min(state.queue.len());
-            state.messages.extend(state.queue.drain(..takes));
-            state.turn = *turn;
-            state.phase = Phase::Thinking { summarises: *summarises };
-            state.updated_at = *at;
-        }
-        Event::Thought { answer, uses, usage, cost, repeated, at, .. } => {
-            state.messages.push(answer.clone());
-            state.phase = if uses.is_empty() { Phase::Idle } else { Phase::Acting };
-            state.spend(usage, *cost, *repeated);
-            state.uses.clear();
-            uses.iter().for_each(|new| state.add_use(new));
-            state.results_become_messages();
-            if state.waits() {
-                state.status = RunStatus::Waiting;
-            }
-            state.updated_at = *at;
-        }
-        Event::Summarised { summary, usage, cost, repeated, at, .. } => {
-            if let Phase::Thinking { summarises: Some(through) } = state.phase {
-                let through = (through as usize).min(state.messages.len());
-                state.messages.splice(..through, [summary.clone()]);
-            }
-            state.phase = Phase::Idle;
-            state.spend(usage, *cost, *repeated);
-            state.updated_at = *at;
-        }
-        Event::Interrupted { at, .. } => {
-            state.phase = Phase::Idle;
-            state.updated_at = *at;
-        }
-        Event::Allowed { use_id, at } => {
-            if state.becomes(*use_id, OutwardEffect::Dispatched, None) {
-                state.status = RunStatus::Running;
-            }
-            state.updated_at = *at;
-        }
-        Event::Returned { use_id, result, effect, at, .. } => {
-            if state.becomes(*use_id, *effect, None)
-                && let Some(one) = state.uses.iter_mut().find(|one| one.id == *use_id)
-            {
-                one.result = Some(result.clone());
-            }
-            state.results_become_messages();
-            if !state.is_over() {
-                state.status = if state.waits() { RunStatus::Waiting } else { RunStatus::Running };
-            }
-            state.updated_at = *at;
-        }
-        Event::OutcomeUnknown { use_id, until, at } => {
-            state.becomes(*use_id, OutwardEffect::Unknown, Some(*until));
-            if !state.is_over() && state.waits() {
-                state.status = RunStatus::Waiting;
-            }
-            state.updated_at = *at;
-        }
-        Event::HandedOver { to, at } => {
-            let HandOver { agent, version, terms } = to;
-            (state.agent, state.version) = (agent.clone(), version.clone());
-            state.terms = *terms;
-            state.updated_at = *at;
-        }
-        Event::Ended { status, reason, cost, at } => {
-            state.status = *status;
-            state.reason.clone_from(reason);
-            state.phase = if state.uses.is_empty() { Phase::Idle } else { Phase::Acting };
-            state.cost = state.cost.saturating_add(*cost);
-            state.updated_at = *at;
-        }
-    }
-}
-
-impl State {
-    fn spend(&mut self, usage: &crate::kernel::chat::Usage, cost: Cost, repeated: u32) {
-        self.usage += *usage;
-        self.cost = self.cost.saturating_add(cost);
-        self.repeated += repeated;
-    }
 }

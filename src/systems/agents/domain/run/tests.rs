@@ -11,7 +11,7 @@ fn terms(on_message: MessagePolicy) -> RunTerms {
 }
 
 fn start(terms: RunTerms) -> Command {
-    Command::Start(Box::new(Start {
+    Command::Start(Box::new(RunOrder {
         agent: "assistant".into(),
         version: "ver_1".into(),
         terms,
@@ -49,7 +49,7 @@ fn call(n: u32, tool: &str) -> ProposedCall {
 }
 
 fn answer(text: &str, calls: Vec<ProposedCall>) -> Thought {
-    Thought::Answered(Box::new(Answer {
+    Thought::Answered(Box::new(TurnAnswer {
         text: text.into(),
         calls,
         model: "gpt".into(),

@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{RunStatus, State, ToolUse};
 use crate::kernel::chat::{Cost, Part, PromptMessage};
 use crate::kernel::entity::{Announcement, to_value};
+use crate::kernel::ids::digest;
 use crate::kernel::outward::OutwardEffect;
 use crate::kernel::view::{Listed, View};
 
@@ -89,18 +89,28 @@ pub struct ApprovalView {
 pub struct RunStep {
     pub run_id: String,
     pub turn: u32,
-    #[serde(flatten)]
-    pub kind: StepKind,
+    pub step: StepKind,
+    /// What the model said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The tools that it asks for, or the one that has returned.
+    pub tools: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The call that has returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_id: Option<u32>,
+    pub is_error: bool,
     pub at: Timestamp,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[serde(tag = "step", rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum StepKind {
-    /// The model has answered, and asks for these tools.
-    Thought { text: String, tools: Vec<String>, model: String },
+    /// The model has answered.
+    Thought,
     /// A call has its result.
-    Returned { use_id: u32, tool: String, is_error: bool },
+    Returned,
 }
 
 impl Announcement for RunStep {
@@ -170,7 +180,8 @@ pub fn row(key: &str, state: &State) -> RunView {
 }
 
 pub fn detail(key: &str, state: &State) -> RunDetail {
-    let shown = |message: &super::Message| message.reveal().map(spoken).unwrap_or_else(erased);
+    let shown =
+        |message: &super::StoredMessage| message.reveal().map(spoken).unwrap_or_else(erased);
     let approvals = state.waits_for_a_person().map(|one| ApprovalView {
         use_id: one.id,
         tool: one.tool.clone(),
@@ -190,8 +201,7 @@ pub fn detail(key: &str, state: &State) -> RunDetail {
 /// A hash of exactly what a call would do.
 pub fn arguments_of(one: &ToolUse) -> String {
     let arguments = one.call.reveal().map(|call| to_value(&call.arguments));
-    let text = format!("{}\n{}", one.tool, arguments.unwrap_or_default());
-    Sha256::digest(text)[..12].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest(&format!("{}\n{}", one.tool, arguments.unwrap_or_default()))
 }
 
 fn erased() -> SpokenView {

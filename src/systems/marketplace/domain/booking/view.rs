@@ -15,7 +15,7 @@ use crate::systems::marketplace::domain::service::Service;
 
 const TOPICS: &[&str] = &["user", "booking"];
 
-/// What the API, the read model's `detail` and the `booking:` events show of a booking.
+/// The booking as the API, the read model's `detail` and the `booking:` events show it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Booking")]
 pub struct BookingView {
@@ -73,7 +73,7 @@ impl Announcement for AppointmentAgreed {
     const TOPICS: &'static [&'static str] = TOPICS;
 }
 
-/// What happened to a booking.
+/// A change of a booking, as it is announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BookingChange {
@@ -81,9 +81,9 @@ pub enum BookingChange {
     Completed,
     Cancelled,
     Reviewed,
-    /// The consumer did not come.
+    /// The consumer did not appear.
     NoShow,
-    /// It is near: `hours_before` says how near.
+    /// The start is `hours_before` hours away.
     Reminder,
 }
 
@@ -101,7 +101,7 @@ impl Announcement for BookingChanged {
     const TOPICS: &'static [&'static str] = TOPICS;
 }
 
-/// The row of a booking: what is shown of it, and the columns that rows are found by.
+/// The row of a booking: its view, and the columns that rows are searched by.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct BookingRow {
     pub id: String,

@@ -1,7 +1,7 @@
 //! The budget in a sentence.
 
 use super::numbers::in_words;
-use super::token::{Kind, Token};
+use super::token::{GO_ON, Kind, Token};
 use crate::systems::marketplace::domain::money::{Money, minor_digits};
 
 const MOST_MINOR: i64 = 1_000_000_000;
@@ -240,60 +240,20 @@ fn cue(tokens: &[Token], at: usize) -> bool {
 /// Whether a sum without a currency ends here: the next word is not a thing that it counts.
 fn ends(tokens: &[Token], at: usize) -> bool {
     const STOPS: &[&str] = &[
-        ",",
-        "!",
-        "?",
-        ";",
-        ")",
-        "on",
-        "in",
-        "at",
-        "near",
-        "today",
-        "tomorrow",
-        "tonight",
-        "for",
-        "please",
-        "and",
-        "or",
-        "if",
-        "max",
         "maximum",
-        "this",
-        "next",
-        "but",
         "total",
-        "is",
         "altogether",
-        "thanks",
-        "with",
         "per",
         "all",
-        "-",
-        "around",
-        "budget",
         "tops",
-        "because",
-        "then",
-        "the",
-        "by",
-        "would",
-        "monday",
-        "tuesday",
-        "wednesday",
-        "thursday",
-        "friday",
-        "saturday",
-        "sunday",
         "after",
         "before",
         "between",
-        "–",
         "somewhere",
     ];
     let Some(token) = tokens.get(at) else { return true };
     let sentence = token.is(".") && tokens.get(at + 1).is_none_or(|next| !next.glued);
-    (token.any(STOPS) && !(token.is(":"))) || sentence || (token.taken && !token.glued)
+    token.any(GO_ON) || token.any(STOPS) || sentence || (token.taken && !token.glued)
 }
 
 /// An amount in minor units, and the number of its tokens.

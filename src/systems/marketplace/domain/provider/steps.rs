@@ -9,7 +9,7 @@ pub(super) fn enroll(
     standing: Option<Reputation>,
     cx: &DecideCx<'_>,
 ) -> Decided<Provider> {
-    // Whoever acts for somebody has no role of theirs, and this takes one.
+    // A caller who acts for a person does not have that person's role, which an enrolment requires.
     if !(cx.caller.is_itself() || cx.caller.user_id() == Some(&*owner_id)) {
         return Err(Rejection::NotYours);
     }
@@ -216,7 +216,7 @@ pub(super) fn release_slot(
     let released =
         Event::SlotReleased { booking_id: booking_id.clone(), slot: held.slot, at: cx.now };
     let decision = decision.event(released);
-    // A booking that asks for it knows.
+    // The booking that asks for the release knows of its own end.
     if cx.caller.is_the(BOOKING, &booking_id) && !cx.caller.is_itself() {
         return decision;
     }

@@ -1,7 +1,7 @@
-//! What is done to offers, requests and bookings that are there, on the user's word.
+//! The acts on existing offers, requests and bookings, on the user's word.
 //!
-//! Three functions bind: [`Turn::accept_offer`], [`Turn::cancel_request`] and [`Turn::cancel_booking`]. They are
-//! reached by a sentence of the closed form, or by the "yes" to what was read back.
+//! Three functions bind: [`Turn::accept_offer`], [`Turn::cancel_request`] and [`Turn::cancel_booking`]. Only a sentence
+//! of the closed form, or a "yes" to an act that was read back, reaches them.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -18,16 +18,16 @@ use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::request::Status;
 use crate::systems::marketplace::domain::service::Service;
 
-/// What a sentence comes to.
+/// The result of a sentence about an existing thing.
 enum Meant<'a, T> {
     This(&'a Current, T),
-    /// Near enough to be read back.
+    /// The sentence is near enough to an act for the agent to read the act back.
     Perhaps(&'a Current, T),
-    /// A question, or why not.
+    /// The agent's question, or the reason why the act is impossible.
     Unclear(String),
 }
 
-/// Something that can be cancelled.
+/// A request or booking that can be cancelled.
 enum Live<'a> {
     Request,
     Booking(&'a str),
@@ -42,7 +42,7 @@ fn best_of(shown: &[OfferSummary]) -> Option<&OfferSummary> {
 }
 
 impl Said<'_> {
-    /// What the message says otherwise than it is. `offer`: what was offered or booked.
+    /// The contradictions between the message and `offer`, which was offered or booked.
     fn differs_from(
         &self,
         request: &Current,
@@ -117,7 +117,7 @@ impl<'a> Turn<'a> {
         content: &str,
     ) -> Decision<Session> {
         let meant = self.offer_meant(which, service);
-        // "Yes, take it", after it was read back. Without the "yes" it is read back again.
+        // "Yes, take it" accepts an offer that was read back. Without the "yes" it is read back again.
         if let (Which::It, Some(Pending::Accept { request_id, offer_id }), Meant::Unclear(_)) =
             (which, &self.state.pending, &meant)
         {
@@ -147,7 +147,7 @@ impl<'a> Turn<'a> {
         self.read_back(words::shall_i_accept(request, offer), pending)
     }
 
-    /// Somebody speaks of the offers and does not accept one.
+    /// Answers a message that speaks of the offers and does not accept one.
     pub fn talk_of_offers(
         self,
         which: Option<Which>,
@@ -228,7 +228,7 @@ impl<'a> Turn<'a> {
 
     pub fn cancel(self, thing: Thing, service: Option<Service>) -> Decision<Session> {
         let meant = self.cancel_meant(thing, service);
-        // What was begun and not yet asked for.
+        // The draft of a request that was not submitted yet.
         if let Some(draft) = &self.state.draft
             && thing != Thing::Booking
             && service.is_none_or(|service| draft.service == Some(service))
@@ -283,7 +283,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Somebody speaks of cancelling and does not do it.
+    /// Answers a message that speaks of cancelling and does not cancel.
     pub fn talk_of_cancelling(
         self,
         thing: Thing,
@@ -314,7 +314,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// "never mind": what was begun is forgotten, and a search is read back. What is booked stays.
+    /// "never mind": drops the draft, or reads the cancellation of a running search back. A booking stays.
     pub fn drop_it(self) -> Decision<Session> {
         if self.state.draft.is_some() {
             return self.forget();
@@ -347,7 +347,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// "ok", "sure": no "yes", so that what was read back is read back again.
+    /// "ok", "sure": these are no "yes", so an act that was read back is read back again.
     pub fn nod(self) -> Decision<Session> {
         let Some(pending) = self.state.pending.clone() else { return self.unclear() };
         self.read_back(words::say_yes(), pending)

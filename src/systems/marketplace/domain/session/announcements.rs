@@ -47,7 +47,7 @@ pub struct ChatResponse {
     pub session_id: String,
     pub message_id: String,
     pub content: String,
-    /// The objects that the words are about.
+    /// The objects that the agent's words are about.
     #[schemars(with = "Map<String, Value>")]
     pub data: Value,
 }

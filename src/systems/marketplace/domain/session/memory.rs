@@ -8,7 +8,7 @@ use crate::systems::marketplace::domain::offer::OfferSummary;
 use crate::systems::marketplace::domain::request::Status;
 use crate::systems::marketplace::domain::service::Service;
 
-/// A request that was made here.
+/// A request that was made in this session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Current {
     pub request_id: String,
@@ -16,9 +16,9 @@ pub struct Current {
     pub status: Status,
     pub offers: u32,
     pub asked: Option<Understanding>,
-    /// The offers that the user has been shown here, in that order. At most as many as are asked for.
+    /// The offers that the user has been shown here, in that order. There are at most as many as leads.
     pub shown: Vec<OfferSummary>,
-    /// Whether no more can come.
+    /// Whether no further offers can arrive.
     pub complete: bool,
     pub booking_id: Option<String>,
 }
@@ -53,19 +53,19 @@ impl Current {
         self.booking_id = booking_id.cloned().or(self.booking_id.take());
     }
 
-    /// Whether there is something that could be cancelled.
+    /// Whether the request or its booking could be cancelled.
     pub fn is_live(&self) -> bool {
         self.status.is_searching() || matches!(self.status, Status::Accepting | Status::Booked)
     }
 
-    /// The booking, until its time has come.
+    /// The booking, until it starts.
     pub fn booking(&self, now: Timestamp) -> Option<&str> {
         let ahead = self.shown.first().is_none_or(|offer| offer.starts_at > now);
         self.booking_id.as_deref().filter(|_| self.status == Status::Booked && ahead)
     }
 }
 
-/// What was read back: the next "yes" means this, and nothing else.
+/// The act that was read back: the next "yes" means this act and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Pending {
     Accept {
@@ -79,7 +79,7 @@ pub enum Pending {
         request_id: String,
         booking_id: String,
     },
-    /// Another request in the place of an open one.
+    /// A request that replaces an open one.
     Change {
         request_id: String,
         asked: Box<Understanding>,
@@ -92,7 +92,7 @@ impl Pending {
             Self::Accept { request_id, .. }
             | Self::CancelRequest { request_id }
             | Self::Change { request_id, .. } => Some(request_id),
-            // It is booked, and stays so until it is cancelled.
+            // A booked request stays booked until it is cancelled.
             Self::CancelBooking { .. } => None,
         }
     }

@@ -1,4 +1,4 @@
-//! What the agent does with a message, and what it says.
+//! The agent's handling of a message, and its answers.
 
 use serde_json::{Value, json};
 
@@ -14,21 +14,21 @@ use crate::systems::marketplace::domain::language::{
 use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
 use crate::systems::marketplace::domain::request::Status;
 
-/// One message, and the decision that is made of it.
+/// A turn: one message, and the decision that it leads to.
 pub(super) struct Turn<'a> {
     pub state: &'a State,
     pub cx: &'a DecideCx<'a>,
     decision: Decision<Session>,
 }
 
-/// A message, as it was said and understood.
+/// A message, with its understanding.
 pub(super) struct Said<'a> {
     pub content: &'a str,
     pub heard: &'a Understanding,
     pub home: &'a Home<'a>,
 }
 
-/// The message is kept and published, then answered.
+/// Keeps and publishes the message, then answers it.
 pub(super) fn answer(
     state: &State,
     content: String,
@@ -120,13 +120,13 @@ impl Turn<'_> {
         }
     }
 
-    /// Whether the open question is how much it may cost.
+    /// Whether the open question is about the maximum price.
     fn asks_for_a_budget(&self) -> bool {
         let asked = self.state.draft.as_ref().map(language::missing);
         asked.is_some_and(|missing| missing.first() == Some(&"budget"))
     }
 
-    /// A message about a new request, or about the one that is spoken of.
+    /// Handles a message about a new request, or about the current one.
     fn request(self, content: &str, heard: Understanding, home: &Home<'_>) -> Decision<Session> {
         let (state, now) = (self.state, self.cx.now);
         let adds = language::adds(content);
@@ -135,7 +135,7 @@ impl Turn<'_> {
             let other = heard.service.is_some()
                 && draft.service.is_some()
                 && heard.service != draft.service;
-            // What was said of one request never fills another.
+            // Fields of one request never fill another one.
             if heard.service.is_some() && (adds || (other && !corrects)) {
                 return self.understand(heard);
             }
@@ -177,7 +177,7 @@ impl Turn<'_> {
         }
     }
 
-    /// A correction of a request that is searched for.
+    /// Handles a correction of a request whose search is running.
     fn change(
         self,
         current: &Current,
@@ -202,7 +202,7 @@ impl Turn<'_> {
         self.read_back(content, Pending::Change { request_id, asked: changed.into() })
     }
 
-    /// Another request in the place of an open one.
+    /// Replaces an open request by another one.
     pub fn replace(self, request_id: String, changed: Understanding) -> Decision<Session> {
         let cancel = RequestCancellation { reason: Some("changed".into()) };
         let effect = Effect::send(request_id.as_str(), &cancel);
@@ -225,7 +225,7 @@ impl Turn<'_> {
     }
 
     fn understand(self, known: Understanding) -> Decision<Session> {
-        // Whatever the last message was for, what is known is a request.
+        // Whatever the purpose of the last message, the draft is that of a request.
         let known = Understanding { intent: Intent::Request, bare: false, aside: None, ..known };
         let missing = language::missing(&known);
         match self.asked(&known).filter(|_| missing.is_empty()) {
@@ -265,7 +265,7 @@ impl Turn<'_> {
         last.and_then(|line| line.content.reveal()).is_some_and(|said| said.contains(question))
     }
 
-    /// The message says nothing that is known.
+    /// Answers a message in which nothing was understood.
     pub fn unclear(self) -> Decision<Session> {
         if let Some(draft) = &self.state.draft {
             let content = words::not_understood(&words::or_drop_it(&language::question(draft)));

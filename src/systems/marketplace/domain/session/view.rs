@@ -1,4 +1,4 @@
-//! How a session and its messages are shown: to clients, and as rows of read models.
+//! The views of a session and its messages: for clients, and as rows of read models.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -23,7 +23,7 @@ pub struct SessionView {
 }
 
 impl SessionView {
-    /// `None`: nobody has opened it.
+    /// The view of a session; `None`: it was never opened.
     pub fn of(id: &str, state: &State) -> Option<Self> {
         Some(Self {
             id: id.into(),
@@ -37,7 +37,7 @@ impl SessionView {
     }
 }
 
-/// What was said in a session.
+/// A message of a session, as clients see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Message")]
 pub struct MessageView {
@@ -46,7 +46,7 @@ pub struct MessageView {
     pub role: Author,
     pub content: String,
     pub media: Vec<String>,
-    /// What the agent's words are about; `{"erased": true}` where what was said is gone with its person.
+    /// The objects that the agent's words are about; `{"erased": true}` if the message was erased with its person.
     #[schemars(with = "Option<serde_json::Map<String, Value>>")]
     pub data: Value,
     pub created_at: Timestamp,
@@ -90,7 +90,7 @@ impl View for MessageRow {
     const LISTED: Option<Listed> = Listed::by("session_id", "created_at");
 }
 
-/// The session, and what `events` say.
+/// The rows of the session and of the messages in `events`.
 pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
     let mut rows = Vec::new();
     let mut changed = false;

@@ -1,4 +1,4 @@
-//! The agent's sentences. One place, so that they can be translated.
+//! The agent's sentences, in one place so that they can be translated.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +90,7 @@ pub(super) fn shall_i_cancel_booking(request: &Current) -> String {
     format!("Shall I cancel the booking: {}? Say yes.", described(request))
 }
 
-/// A request or booking, in words that tell it from the others.
+/// The description of a request or booking that distinguishes it from the others.
 fn described(request: &Current) -> String {
     let service = request.service.title();
     if request.status == Status::Booked {
@@ -114,7 +114,7 @@ pub(super) fn shall_i_accept(request: &Current, offer: &OfferSummary) -> String 
     format!("{so_far}Shall I accept this offer: {}? Say yes.", terms(offer))
 }
 
-/// Numbered as they are shown.
+/// The offers, numbered in the order in which they are shown.
 fn listed(offers: &[OfferSummary]) -> String {
     let numbered = offers.iter().enumerate();
     let all: Vec<String> =
@@ -140,7 +140,7 @@ pub(super) fn cheapest(offer: &OfferSummary) -> String {
     format!("The cheapest is: {}.", terms(offer))
 }
 
-/// Ratings are a part of the score, and not shown here.
+/// Ratings are part of the score and not shown here.
 pub(super) fn best(offer: &OfferSummary) -> String {
     format!(
         "I do not see single ratings here. The best by rating, price and distance together is: {}.",
@@ -173,12 +173,12 @@ pub(super) fn nothing_accepted(open: &[&Current]) -> String {
     )
 }
 
-/// `nothing`: what there is to accept.
+/// The answer if there is nothing to accept; `nothing` names the missing thing.
 pub(super) fn not_accepted(not_understood: &str, nothing: &str) -> String {
     format!("I did not understand \u{201c}{not_understood}\u{201d}. {nothing}")
 }
 
-/// An offer that is not what was said of it.
+/// The answer about an offer that differs from the user's words.
 pub(super) fn other_offer(what: &str, request: &Current, offer: &OfferSummary) -> String {
     let place = request.asked.as_ref().and_then(|asked| asked.place.as_ref());
     let place = place.map_or(String::new(), |place| format!(", near {}", place.name));
@@ -197,7 +197,7 @@ pub(super) fn not_that_to_cancel(not_understood: &str, live: &[&Current]) -> Str
     )
 }
 
-/// Something that is not what was said of it.
+/// The answer about a request or booking that differs from the user's words.
 pub(super) fn other_to_cancel(what: &str, live: &[&Current]) -> String {
     format!("I have cancelled nothing: {what} is not what you said. {}", what_there_is(live))
 }
@@ -295,7 +295,7 @@ pub(super) fn status(current: Option<&Current>, has_draft: bool) -> String {
     }
 }
 
-/// `service`: of the request, where there is more than one.
+/// The progress of a request; `service` names it if there are several.
 pub(super) fn progress(progress: &Progress, service: Option<Service>) -> String {
     let about = service.map_or(String::new(), |service| format!("About the {}: ", service.title()));
     about + &what_happened(progress)
@@ -378,7 +378,7 @@ fn unmatched(
     format!("I am sorry, nobody can do it{reasons}.{lowest} Would another time or budget do?")
 }
 
-/// Why an offer that was accepted cannot be had.
+/// The reason why an accepted offer is not available.
 fn lost(reason: &str) -> &'static str {
     match reason {
         "slot_taken" => "that time has just been taken",

@@ -2,6 +2,7 @@
 
 use jiff::civil::Time;
 
+use super::super::token::GO_ON;
 use super::{Hours, Kind, Reader, part_of_day};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -26,62 +27,22 @@ struct Said {
 
 const PLAIN_AFTER: &[&str] = &[
     "",
-    ",",
     ".",
-    "!",
-    "?",
-    ";",
-    "on",
-    "in",
-    "at",
-    "near",
-    "today",
-    "tomorrow",
-    "tonight",
-    "for",
-    "please",
-    "and",
-    "or",
     "to",
-    "-",
-    "–",
-    "around",
     "my",
-    "if",
-    "max",
     "up",
     "under",
-    "by",
-    "with",
-    "this",
-    "next",
     "ish",
     "sharp",
-    "budget",
-    "the",
-    "thanks",
-    "would",
     "works",
-    "is",
-    "monday",
-    "tuesday",
-    "wednesday",
-    "thursday",
-    "friday",
-    "saturday",
-    "sunday",
     "close",
     "latest",
-    ")",
     "—",
-    "because",
     "when",
     "not",
     "there",
     "a",
     "i",
-    "but",
-    "then",
     "possible",
     "ok",
     "okay",
@@ -375,7 +336,7 @@ impl Reader<'_> {
 
     fn plain(&self, at: usize) -> bool {
         let Some(token) = self.tokens.get(at) else { return true };
-        token.taken || PLAIN_AFTER.contains(&token.text.as_str()) || part_of_day(token).is_some()
+        token.taken || token.any(GO_ON) || token.any(PLAIN_AFTER) || part_of_day(token).is_some()
     }
 
     fn moneyish(&self, at: usize) -> bool {

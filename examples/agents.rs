@@ -1,0 +1,245 @@
+//! What a durable step of an agent costs: `./dev agents`, beside LangGraph with its PostgreSQL checkpointer on the same
+//! server in the same run, where `LANGGRAPH` names a Python that has it.
+//!
+//! A step here is a turn of the model, which is asked over HTTP in another process, or a call of a tool: an event that is
+//! committed, and what follows from it dispatched. A step there is a node that does nothing.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use axum::body::Bytes;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::post;
+use futures_util::future::try_join_all;
+use proxie::ai::Options;
+use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
+use proxie::app::node::Node;
+use proxie::config::Config;
+use proxie::kernel::clock::Clock;
+use proxie::kernel::entity::Role;
+use proxie::kernel::secret::Secret;
+use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
+use proxie::systems::agents::definitions::{AgentOptions, AgentSection};
+use proxie::systems::agents::settings::AiSection;
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+use tokio::net::TcpListener;
+
+/// Calls of a tool in one run; each has a turn before it, and a last turn answers.
+const CALLS: usize = 20;
+const STEPS: usize = 2 * CALLS + 1;
+const RUNS: usize = 64;
+const ROUNDS: usize = 5;
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["provider"] => runtime.block_on(provide()),
+        [] => runtime.block_on(measure()),
+        _ => bail!("usage: agents"),
+    }
+}
+
+/// A model that asks for a tool until it has seen so many results.
+async fn provide() -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("ready {}", listener.local_addr()?);
+    let answer = async move |body: Bytes| {
+        let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let messages = asked["messages"].as_array().cloned().unwrap_or_default();
+        let seen = messages.iter().filter(|message| message["role"] == "tool").count();
+        let (delta, end) = if seen < CALLS {
+            let arguments = json!({"limit": seen + 1}).to_string();
+            let function = json!({"name": "get_usage", "arguments": arguments});
+            let call = json!({"index": 0, "id": "c", "type": "function", "function": function});
+            (json!({"tool_calls": [call]}), "tool_calls")
+        } else {
+            (json!({"content": "done"}), "stop")
+        };
+        let usage = json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15});
+        let said = json!({"choices": [{"index": 0, "delta": delta}]});
+        let end = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": end}]});
+        let counted = json!({"choices": [], "usage": usage});
+        let text = format!("data: {said}\n\ndata: {end}\n\ndata: {counted}\n\ndata: [DONE]\n\n");
+        ([(CONTENT_TYPE, "text/event-stream")], text)
+    };
+    axum::serve(listener, axum::Router::new().route("/v1/chat/completions", post(answer))).await?;
+    Ok(())
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn provider() -> anyhow::Result<(Process, String)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child = command.arg("provider").stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
+    let address = line.trim().strip_prefix("ready ").context("the provider did not start")?;
+    Ok((Process(child), format!("http://{address}/v1/")))
+}
+
+fn config(database: String, url: String) -> Config {
+    let mut config = Config::default();
+    config.persistence.database_url = database.into();
+    config.vault.key = Secret::new("5e".repeat(32));
+    config.gateway.listen = "127.0.0.1:0".into();
+    let mut ai = Options { route: "fake".into(), daily_limit: String::new(), ..Options::default() };
+    let provider = ProviderOptions {
+        wire: WireFormat::OpenAi,
+        url,
+        key: "k".into(),
+        concurrency: 256,
+        per_second: 1_000_000,
+    };
+    ai.providers.insert("fake".into(), provider);
+    let model = ModelOptions {
+        provider: "fake".into(),
+        id: String::new(),
+        input: "0".into(),
+        cached_input: String::new(),
+        cache_writes: String::new(),
+        output: "1".into(),
+        context: 100_000,
+        vision: false,
+    };
+    ai.models.insert("fake".into(), model);
+    config.systems.set(AiSection(ai));
+    let bench = AgentOptions {
+        instructions: Some("Count.".into()),
+        tools: Some(vec!["get_usage".into()]),
+        max_turns: Some(1_000),
+        ..AgentOptions::default()
+    };
+    config.systems.set(AgentSection([("bench".to_owned(), bench)].into()));
+    config
+}
+
+struct Bench {
+    client: reqwest::Client,
+    url: String,
+    token: String,
+}
+
+impl Bench {
+    async fn run(&self) -> anyhow::Result<()> {
+        let start = json!({"agent": "bench", "text": "count"}).to_string();
+        let answer = self.client.post(format!("{}/v1/runs", self.url)).bearer_auth(&self.token);
+        let answer = answer.header(CONTENT_TYPE, "application/json").body(start).send().await?;
+        let run: Value = serde_json::from_str(&answer.text().await?)?;
+        let id = run["id"].as_str().with_context(|| run.to_string())?;
+        loop {
+            let shown = self.client.get(format!("{}/v1/runs/{id}", self.url));
+            let shown = shown.bearer_auth(&self.token).send().await?.text().await?;
+            let shown: Value = serde_json::from_str(&shown)?;
+            match shown["run"]["status"].as_str() {
+                Some("answered") => {
+                    ensure!(shown["run"]["turns"] == CALLS + 1, "{shown}");
+                    return Ok(());
+                }
+                Some("running") => tokio::time::sleep(Duration::from_millis(4)).await,
+                _ => bail!("{shown}"),
+            }
+        }
+    }
+
+    /// Seconds of one run, and of many at once.
+    async fn round(&self) -> anyhow::Result<(f64, f64)> {
+        let at = Instant::now();
+        self.run().await?;
+        let alone = at.elapsed().as_secs_f64();
+        let at = Instant::now();
+        try_join_all((0..RUNS).map(|_| self.run())).await?;
+        Ok((alone, at.elapsed().as_secs_f64()))
+    }
+}
+
+fn langgraph(python: &str, database: &str) -> anyhow::Result<(f64, f64)> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/peers/langgraph_steps.py");
+    let mut command = Command::new(python);
+    let output =
+        command.args([script, database, &STEPS.to_string(), &RUNS.to_string()]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Ok((numbers.next().context("a number")??, numbers.next().context("a number")??))
+}
+
+fn median(mut all: Vec<f64>) -> (f64, f64, f64) {
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[0], all[all.len() - 1])
+}
+
+fn say(who: &str, rounds: &[(f64, f64)]) -> (f64, f64) {
+    let steps = STEPS as f64;
+    let (alone, least, most) = median(rounds.iter().map(|round| round.0 / steps * 1e3).collect());
+    println!("{who}: one run: {alone:.2} ms a step ({least:.2}-{most:.2})");
+    let many = rounds.iter().map(|round| steps * RUNS as f64 / round.1).collect();
+    let (many, least, most) = median(many);
+    println!("{who}: {RUNS} runs: {many:.0} steps/s ({least:.0}-{most:.0})");
+    (alone, many)
+}
+
+async fn measure() -> anyhow::Result<()> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
+    let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
+    let load = read("/proc/loadavg");
+    println!(
+        "machine: {cores} × {}, load before: {}",
+        cpu.trim_start_matches(['\t', ' ', ':']),
+        load.trim()
+    );
+    let folder: PathBuf =
+        std::env::temp_dir().join(format!("proxie-agents-{}", std::process::id()));
+    let lock = DataLock::acquire(&folder)?;
+    let options = ServerOptions {
+        max_connections: 200,
+        shared_buffers: "256MB".into(),
+        ..ServerOptions::new(&folder)
+    };
+    let server = Embedded::start(options, lock).await?;
+    let ours = server.create_database("ours", None).await?.to_url_lossy().to_string();
+    let theirs = server.create_database("theirs", None).await?;
+    let socket = theirs.get_socket().context("the embedded server has a socket")?.clone();
+    let (user, port) = (theirs.get_username(), theirs.get_port());
+    let theirs = format!("host={} port={port} user={user} dbname=theirs", socket.display());
+    let (_provider, url) = provider()?;
+    let node = Node::start_with(&config(ours, url), Clock::System).await?;
+    let token = node.gateway().auth.mint("alice", Role::Consumer, Clock::System.now(), 86_400);
+    let url = format!("http://{}", node.address);
+    let bench = Bench { client: reqwest::Client::new(), url, token };
+    bench.run().await?;
+    let python = std::env::var("LANGGRAPH").ok();
+    let (mut our_rounds, mut their_rounds) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        our_rounds.push(bench.round().await?);
+        if let Some(python) = &python {
+            their_rounds.push(langgraph(python, &theirs)?);
+        }
+    }
+    let (alone, many) = say("proxie", &our_rounds);
+    if python.is_some() {
+        let (theirs_alone, theirs_many) = say("LangGraph, sync", &their_rounds);
+        println!(
+            "one run: {:.1} ×; {RUNS} runs: {:.1} ×",
+            theirs_alone / alone,
+            many / theirs_many
+        );
+    }
+    node.stop().await;
+    drop(server);
+    let _ = std::fs::remove_dir_all(folder);
+    Ok(())
+}
