@@ -44,6 +44,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
     ("rmcp", &["gateway/mcp/"]),
+    ("a2a", &["ai/outside/", "gateway/outsiders/"]),
+    ("chrono", &["ai/outside/wire.rs"]),
     (
         "tokio",
         &[
@@ -61,7 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("genai", &["ai/"]),
     ("reqwest", &["ai/", "app/cli/mcp.rs"]),
-    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "app/cli/mcp.rs"]),
+    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "ai/outside/", "app/cli/mcp.rs"]),
     ("tokio_rustls", &["cluster/transport/tls.rs"]),
     ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),

@@ -8,6 +8,7 @@ mod breaker;
 mod embedding;
 mod failure;
 pub mod options;
+pub mod outside;
 mod provider;
 mod router;
 mod wire;
