@@ -1,5 +1,6 @@
 //! The integration tests: one binary, on real servers that it starts and stops itself.
 
+mod a2a;
 mod agents;
 mod clients;
 mod cluster;

@@ -189,6 +189,11 @@ impl Person {
             json!({"Open": {"time_zone": "Europe/Berlin", "locale": "en", "currency": null}});
         ask(core, "session", &self.key("ses"), open, user()).await;
         ask(core, "request", &self.key("req"), json!({"Create": self.asked()}), user()).await;
+        let take = json!({
+            "agent": "/a2a", "provider_id": null, "context_id": "ctx", "begins": true, "message_id": "m1",
+            "parts": [], "act": {"say": "a haircut"}, "push": null,
+        });
+        ask(core, "task", &self.key("task"), json!({"Take": take}), user()).await;
         let enroll =
             json!({"Enroll": {"owner_id": self.id, "profile": profile(), "standing": null}});
         ask(core, "provider", &self.key("prv"), enroll, user()).await;
@@ -255,6 +260,7 @@ impl Person {
             &request_id,
             vec![
                 json!({"Create": self.asked()}),
+                json!({"AskFor": {"asked": self.asked(), "provider_id": null, "task_id": self.key("task")}}),
                 json!("Get"),
                 of_offer("AcceptOffer"),
                 of_offer("DeclineOffer"),
@@ -274,6 +280,27 @@ impl Person {
                 json!({"AbandonAcceptance": {"booking_id": booking_id, "reason": "x"}}),
                 json!("Expire"),
                 json!({"Cancel": {"reason": null}}),
+            ],
+        );
+        let take = json!({
+            "agent": "/a2a", "provider_id": null, "context_id": "ctx", "begins": true, "message_id": "m2",
+            "parts": [], "act": {"say": "a haircut"}, "push": null,
+        });
+        let push = json!({"id": "p", "url": "https://example.org", "token": null, "scheme": null, "credentials": null});
+        let progress =
+            json!({"request_id": request_id, "progress": "Expired", "offers": [], "pending": 0});
+        at(
+            "task",
+            &self.key("task"),
+            vec![
+                json!({"Take": take}),
+                json!({"PutPush": {"push": push}}),
+                json!({"DropPush": {"id": "p"}}),
+                json!({"AwaitChange": {"after": 0}}),
+                json!({"RequestTold": progress}),
+                json!({"RequestRefused": {"request_id": request_id, "asked": "create", "reason": "x"}}),
+                json!("Notified"),
+                json!("Cancel"),
             ],
         );
         at(

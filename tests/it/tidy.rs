@@ -43,7 +43,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("rmcp", &["gateway/mcp/", "ai/outside.rs"]),
+    ("rmcp", &["gateway/mcp/", "ai/servers.rs"]),
+    ("a2a", &["ai/outside/", "gateway/outsiders/"]),
+    ("chrono", &["ai/outside/wire.rs"]),
     (
         "tokio",
         &[
@@ -61,7 +63,16 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("genai", &["ai/"]),
     ("reqwest", &["ai/", "app/cli/mcp.rs"]),
-    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "ai/outside.rs", "app/cli/mcp.rs"]),
+    (
+        "rustls",
+        &[
+            "cluster/transport/tls.rs",
+            "ai/router.rs",
+            "ai/outside/",
+            "ai/servers.rs",
+            "app/cli/mcp.rs",
+        ],
+    ),
     ("tokio_rustls", &["cluster/transport/tls.rs"]),
     ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),

@@ -18,12 +18,15 @@ export async function serve(proxie, config, settings) {
   for await (const line of createInterface({ input: node.stdout })) {
     const [, address] = line.match(/^proxie ready on (http:\S+)/) ?? [];
     if (!address) continue;
-    const { stdout } = spawnSync(proxie, ["token", "--user", "clara"], { cwd: home, env, encoding: "utf8" });
+    const mint = (...who) => {
+      const { stdout } = spawnSync(proxie, ["token", "--user", ...who], { cwd: home, env, encoding: "utf8" });
+      return stdout.trim().split("\n").at(-1);
+    };
     const stop = () => {
       node.kill("SIGTERM");
       return new Promise((ended) => node.once("exit", () => ended(rmSync(home, { recursive: true }))));
     };
-    return { address, token: stdout.trim().split("\n").at(-1), stop };
+    return { address, token: mint("clara"), mint, stop };
   }
   throw new Error("the node did not start");
 }

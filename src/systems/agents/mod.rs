@@ -53,6 +53,7 @@ pub const SYSTEM: System = System {
     migrations: &[(17, "memories", include_str!("migrations/0017_memories.sql"))],
     sections: &[
         section::<settings::AiSection>(),
+        section::<settings::OutsideSection>(),
         section::<definitions::AgentSection>(),
         section::<settings::MemorySettings>(),
     ],

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::ai::outside::options::Options as OutsideOptions;
+use crate::ai::outside::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
@@ -12,6 +14,20 @@ pub struct Models {
     /// The tools of outside servers.
     pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
+}
+
+/// The section `[a2a]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct OutsideSection(pub OutsideOptions);
+
+impl Section for OutsideSection {
+    const NAME: &'static str = "a2a";
+    type Ready = Outside;
+
+    fn prepare(&self) -> Result<Outside, String> {
+        Ok(Outside { push: PushSender::new(&self.0)?, agents: OutsideAgents::new(&self.0)? })
+    }
 }
 
 /// The section `[ai]`.

@@ -10,18 +10,24 @@ pub mod topics;
 pub mod views;
 
 use crate::contract::System;
-use crate::contract::declare::{announcement, entity, operation, runner, topic, view};
-use domain::{booking, request, session};
-use operations::{bookings, offers, providers, requests, sessions};
+use crate::contract::declare::{agent, announcement, entity, operation, runner, topic, view};
+use crate::kernel::task::TaskRow;
+use domain::{booking, request, session, task};
+use operations::{bookings, negotiating, offers, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
     prompts: &[prompts::DISCOVERY_ASSISTANT],
+    agents: &[
+        agent::<negotiating::Marketplace>("/a2a"),
+        agent::<negotiating::Marketplace>("/a2a/providers/{agent_id}"),
+    ],
     entities: &[
         entity::<domain::user::User>(),
         entity::<session::Session>(),
         entity::<request::Request>(),
         entity::<domain::provider::Provider>(),
         entity::<booking::Booking>(),
+        entity::<task::Task>(),
     ],
     operations: &[
         operation::<requests::Create>(),
@@ -76,9 +82,10 @@ pub const SYSTEM: System = System {
         view::<request::OfferRow>(),
         view::<domain::profile::ProviderView>(),
         view::<booking::BookingRow>(),
+        view::<TaskRow>(),
     ],
     migrations: &[(2, "marketplace", include_str!("migrations/0002_marketplace.sql"))],
-    runners: &[runner::<runners::Matcher>()],
+    runners: &[runner::<runners::Matcher>(), runner::<runners::Notifier>()],
     seed: Some(seed::seed),
     have_dealings: Some(topics::have_dealings),
     ..System::new("marketplace")

@@ -33,7 +33,7 @@ fn npm(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn must(mut command: Command) -> String {
+pub fn must(mut command: Command) -> String {
     let output = command.output().unwrap_or_else(|e| {
         panic!("{}: {e}; ./dev test installs it", command.get_program().display())
     });
@@ -62,7 +62,7 @@ fn typescript() -> PathBuf {
 }
 
 /// Packages of Python, for `PYTHONPATH`.
-fn pip(folder: &Path, wanted: &[&str]) -> PathBuf {
+pub fn pip(folder: &Path, wanted: &[&str]) -> PathBuf {
     let packages = folder.join("packages");
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])

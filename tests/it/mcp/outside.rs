@@ -16,7 +16,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use proxie::ai::OutsideTools;
 use proxie::ai::options::ServerOptions;
-use proxie::ai::outside::OutsideFailureKind;
+use proxie::ai::servers::OutsideFailureKind;
 use proxie::kernel::entity::Role;
 use serde_json::{Value, json};
 

@@ -69,6 +69,8 @@ struct Row {
     due: Timestamp,
     /// How often it was put off since it was last tried.
     put_off: i32,
+    /// The tag of a run, once its body was opened: that may be sealed.
+    tag: Option<String>,
 }
 
 /// A row's delivery in flight. A run is cancelled with it, since nobody waits for its outcome any more.
@@ -93,7 +95,8 @@ pub struct Delivered {
 
 enum Outcome {
     Sent(Result<Result<Value, String>, AskError>),
-    Ran(Ran),
+    /// With its tag.
+    Ran(Ran, String),
     /// The person whom it concerns was erased, and its content with them.
     Erased,
 }
@@ -127,7 +130,7 @@ impl Outgoing {
         self.rest = last.filter(|_| rows.len() == OWED_PAGE);
         for PendingOutbox { row, attempts, due_us, since_us } in rows {
             let (due, since) = (from_micros(due_us), from_micros(since_us));
-            self.push(Row { row, attempts, since, due, put_off: 0 }, now);
+            self.push(Row { row, attempts, since, due, put_off: 0, tag: None }, now);
         }
     }
 
@@ -142,7 +145,10 @@ impl Outgoing {
     pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
         if self.rest.is_none() {
             for row in rows {
-                self.push(Row { row, attempts: 0, since: now, due: now, put_off: 0 }, now);
+                self.push(
+                    Row { row, attempts: 0, since: now, due: now, put_off: 0, tag: None },
+                    now,
+                );
             }
         }
     }
@@ -281,21 +287,24 @@ impl Queue {
         let id = row.row.id.clone();
         let done = Some(OutboxChange::Done { id: id.clone() });
         let given_up = signed(give_up_after);
+        if let Outcome::Ran(_, tag) = &outcome {
+            row.tag = Some(tag.clone());
+        }
         let (change, notice) = match outcome {
             // The receiver has the command; its answer did not fit between the nodes.
             Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
             Outcome::Sent(Ok(Err(reason))) => (done, Some(failure(row, reason))),
-            Outcome::Ran(Ran::Ended(result)) => (done, Some(ran(row, result))),
-            Outcome::Ran(Ran::PutOff { give_up_after }) => {
+            Outcome::Ran(Ran::Ended(result), _) => (done, Some(ran(row, result))),
+            Outcome::Ran(Ran::PutOff { give_up_after }, _) => {
                 row.put_off(given_up.min(signed(give_up_after)), now)
             }
-            Outcome::Ran(Ran::Gone) => (None, None),
-            Outcome::Ran(Ran::GivenUp) => {
+            Outcome::Ran(Ran::Gone, _) => (None, None),
+            Outcome::Ran(Ran::GivenUp, _) => {
                 let error = "it was begun too often, and what came of it was never taken";
                 give_up(row, error);
                 (None, Some(ran(row, Err(error.into()))))
             }
-            Outcome::Ran(Ran::Again { error, tries, give_up_after }) => {
+            Outcome::Ran(Ran::Again { error, tries, give_up_after }, _) => {
                 let age = given_up.min(signed(give_up_after));
                 let age =
                     if row.attempts.saturating_add(1) >= i32::try_from(tries).unwrap_or(i32::MAX) {
@@ -400,13 +409,15 @@ fn failure(row: &Row, reason: String) -> Notice {
 }
 
 fn ran(row: &Row, result: Result<Value, String>) -> Notice {
-    let (tag, _) = run_body(&row.row.body);
+    let tag = row.tag.clone().unwrap_or_else(|| run_body(&row.row.body).0);
     Notice::Run(RunOutcome { runner: row.row.target_key.clone(), tag, result })
 }
 
 fn run_body(body: &str) -> (String, Value) {
     let mut body: Value = serde_json::from_str(body).unwrap_or_default();
-    (body["tag"].as_str().unwrap_or_default().to_owned(), body["input"].take())
+    let tag = body["tag"].as_str().unwrap_or_default().to_owned();
+    // One that is still sealed is a text.
+    (tag, body.get_mut("input").map(Value::take).unwrap_or_default())
 }
 
 fn principal(row: &OutboxRow) -> Result<Option<Principal>, serde_json::Error> {
@@ -435,10 +446,10 @@ fn deliver(
                 Outcome::Sent(Err(AskError::BadCommand(format!("for whom it is: {error}"))))
             }
             (Ok(Some(body)), Ok(principal)) if is_run => {
-                let input = run_body(&body).1;
+                let (tag, input) = run_body(&body);
                 let asker = Asker { kind, key, principal, topics: rt.topics.clone() };
                 let now = || rt.clock.now();
-                Outcome::Ran(rt.runners.run(target_key, id, asker, input, now).await)
+                Outcome::Ran(rt.runners.run(target_key, id, asker, input, now).await, tag)
             }
             (Ok(Some(body)), Ok(for_user)) => {
                 let (kind, key) = (kind.to_owned(), key.to_string());

@@ -1,8 +1,8 @@
 //! The way to language models: which one is asked, for how long, how often, and what that costs.
 //!
 //! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
-//! all attempts, three clocks, circuit breakers, limits a provider, and prices. Beside it, the way to outside servers of tools
-//! ([`outside`]).
+//! all attempts, three clocks, circuit breakers, limits a provider, and prices. Beside it, the ways to outside servers of tools
+//! ([`servers`]) and to agents of others ([`outside`]).
 
 mod answers;
 mod breaker;
@@ -12,6 +12,7 @@ pub mod options;
 pub mod outside;
 mod provider;
 mod router;
+pub mod servers;
 mod wire;
 pub mod words;
 
@@ -19,5 +20,5 @@ pub use answers::{Keep, SharedAnswers};
 pub use embedding::{Embedder, WORDS};
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
-pub use outside::OutsideTools;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};
+pub use servers::OutsideTools;

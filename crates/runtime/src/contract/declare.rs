@@ -1,5 +1,6 @@
 //! Entries for the lists of a [`System`](super::System), made from the types that declare them.
 
+pub use super::agent::agent;
 pub use super::operation::operation;
 pub use super::runner::runner;
 pub use super::section::section;

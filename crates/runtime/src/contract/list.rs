@@ -94,6 +94,11 @@ impl ListOf {
         self.from(after, Cursor::last)
     }
 
+    /// The same for a cursor that came as a text; empty: the start.
+    pub fn down_from(&self, after: &str) -> Outcome<Cursor> {
+        self.down(Some(After(after.into())))
+    }
+
     fn from(&self, after: Option<After>, begin: fn() -> Cursor) -> Outcome<Cursor> {
         let Some(After(text)) = after.filter(|after| !after.0.is_empty()) else {
             return Ok(begin());

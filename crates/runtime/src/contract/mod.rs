@@ -3,6 +3,7 @@
 //! An operation is written down once. Its routes, its events, its documents and the clients' types follow from the
 //! declaration. No door knows a system, no system knows a door (ADR 15).
 
+pub mod agent;
 pub mod assistant;
 pub mod call;
 pub mod connection;

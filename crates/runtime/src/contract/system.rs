@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use super::agent::AgentKind;
 use super::assistant::Assistant;
 use super::call::{Call, Services};
 use super::operation::Declared;
@@ -24,6 +25,8 @@ pub struct System {
     pub operations: &'static [Declared],
     /// The beginnings of conversations that it offers to agents.
     pub prompts: &'static [AgentPrompt],
+    /// The agents that agents of others talk to.
+    pub agents: &'static [AgentKind],
     /// The agents of our own that people start runs of.
     pub assistants: &'static [Assistant],
     pub topics: &'static [TopicKind],
@@ -60,6 +63,7 @@ impl System {
             entities: &[],
             operations: &[],
             prompts: &[],
+            agents: &[],
             assistants: &[],
             topics: &[],
             announcements: &[],

@@ -15,6 +15,7 @@ mod listening;
 pub mod mcp;
 pub mod operations;
 mod origins;
+mod outsiders;
 mod socketio;
 mod sync;
 mod users;

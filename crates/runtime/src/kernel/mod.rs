@@ -13,6 +13,7 @@ pub mod ids;
 pub mod outward;
 pub mod private;
 pub mod secret;
+pub mod task;
 pub mod text;
 pub mod view;
 pub mod work;

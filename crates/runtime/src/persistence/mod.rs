@@ -22,6 +22,7 @@ pub mod shape;
 pub mod shared;
 pub mod store;
 pub mod sweep;
+pub mod tasks;
 pub mod timers;
 pub mod vault;
 pub mod views;

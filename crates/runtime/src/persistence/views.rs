@@ -187,6 +187,16 @@ impl Views {
         self.page(&rows.await?, list.limit).await
     }
 
+    /// One page of what a statement finds: rows as those of [`Views::list`], one more where there is a next page.
+    pub async fn page_of<V: View>(
+        &self,
+        limit: usize,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error>,
+    ) -> Result<RowPage<V>, ViewError> {
+        let rows = self.read(statement).await?;
+        self.page(&rows, limit).await
+    }
+
     /// One number or none; the query binds `$1` and `$2`.
     pub async fn number(
         &self,

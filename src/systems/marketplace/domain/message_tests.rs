@@ -7,18 +7,20 @@ use serde_json::{Value, from_value, json};
 
 use super::fixtures::{agreed, asked, eur, hold, lead, offer};
 use super::messages::{
-    self, AcceptOffer, AcceptPick, BookingCancellation, BookingCancelled, BookingConfirmed,
+    self, AcceptOffer, AcceptPick, AskFor, BookingCancellation, BookingCancelled, BookingConfirmed,
     CancelForConsumer, ConsiderLead, DropOffer, HoldRefused, Party, Pick, Progress, ReceiveDecline,
-    ReceiveOffer, RecordReview, ReleaseSlot, RequestCancellation, RequestProgress, WithdrawOffer,
+    ReceiveOffer, RecordReview, ReleaseSlot, RequestCancellation, RequestProgress, RequestTold,
+    WithdrawOffer,
 };
-use super::offer::{Decline, DeclineReason, OfferSummary};
-use super::{booking, provider, request, session};
+use super::offer::{Decline, DeclineReason, OfferSummary, OfferView};
+use super::{booking, provider, request, session, task};
 use crate::kernel::entity::Entity;
 use crate::kernel::entity::spec::{is_golden, sent, stored};
 use booking::Booking;
 use provider::Provider;
 use request::Request;
 use session::Session;
+use task::Task;
 
 fn to_providers() -> Vec<String> {
     vec![
@@ -38,6 +40,11 @@ fn to_requests() -> Vec<String> {
     let reason = || "slot_taken".to_owned();
     vec![
         sent::<Request>(&asked()),
+        sent::<Request>(&AskFor {
+            asked: asked(),
+            provider_id: Some("prv_1".into()),
+            task_id: "task_1".into(),
+        }),
         sent::<Request>(&AcceptOffer { offer_id: offer_id() }),
         sent::<Request>(&RequestCancellation { reason: None }),
         sent::<Request>(&RequestCancellation { reason: Some("changed".into()) }),
@@ -96,9 +103,17 @@ fn to_sessions() -> Vec<String> {
     told.iter().map(sent::<Session>).collect()
 }
 
+fn to_tasks() -> Vec<String> {
+    let offer = OfferView::new("req_1", &offer("off_1", "prv_1", 5_000), None);
+    let progress = Progress::Matched { providers: 1 };
+    let told =
+        RequestTold { request_id: "req_1".into(), progress, offers: vec![offer], pending: 1 };
+    vec![sent::<Task>(&told)]
+}
+
 #[test]
 fn what_stands_in_rows_is_written_as_it_always_was() {
-    let now = [to_providers(), to_requests(), to_bookings(), to_sessions()].concat();
+    let now = [to_providers(), to_requests(), to_bookings(), to_sessions(), to_tasks()].concat();
     is_golden(&now, include_str!("golden/commands.txt"), messages::ALL);
 }
 

@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::task::TASK;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{
-    Decline, DeclineReason, Lead, Offer, OfferSummary,
+    Decline, DeclineReason, Lead, Offer, OfferSummary, OfferView,
 };
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::profile::ProviderCard;
@@ -26,7 +27,9 @@ pub const SESSION: &str = "session";
 
 crate::messages! {
     SESSION: RequestProgress as "RequestProgress";
+    TASK: RequestTold as "RequestTold";
     REQUEST: Asked as "Create",
+        AskFor as "AskFor",
         AcceptOffer as "AcceptOffer",
         AcceptPick as "AcceptPick",
         RequestCancellation as "Cancel",
@@ -97,6 +100,19 @@ pub enum Progress {
     },
 }
 
+// ---- To a task -------------------------------------------------------------------------------------------------------
+
+/// Word from a request to the task that asked for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestTold {
+    pub request_id: String,
+    pub progress: Progress,
+    /// All of them, as they are now.
+    pub offers: Vec<OfferView>,
+    /// Providers that have not answered yet.
+    pub pending: u32,
+}
+
 // ---- To a request ----------------------------------------------------------------------------------------------------
 
 /// The content of a request, with which it is created.
@@ -111,6 +127,14 @@ pub struct Asked {
     pub when: When,
     pub budget: Option<Money>,
     pub time_zone: String,
+}
+
+/// A request of a task, which is told how it goes. With a provider nobody else is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AskFor {
+    pub asked: Asked,
+    pub provider_id: Option<String>,
+    pub task_id: String,
 }
 
 /// Acceptance by the consumer, or by their session's agent.

@@ -36,6 +36,7 @@ pub mod messages;
 pub mod provider;
 pub mod request;
 pub mod session;
+pub mod task;
 pub mod user;
 
 pub mod demo_providers;

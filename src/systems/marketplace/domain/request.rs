@@ -20,7 +20,7 @@ use crate::kernel::entity::{
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::matching::{Criteria, MatchProviders, Matches, Scored};
 use crate::systems::marketplace::domain::messages::{
-    AcceptOffer, AcceptPick, Asked, BOOKING, BookingCancellation, BookingCancelled,
+    AcceptOffer, AcceptPick, AskFor, Asked, BOOKING, BookingCancellation, BookingCancelled,
     BookingConfirmed, ConsiderLead, DropOffer, HoldRefused, HoldSlot, PROVIDER, Party, Pick,
     Progress, REQUEST, ReceiveDecline, ReceiveOffer, ReleaseSlot, RequestCancellation,
     RequestProgress, SESSION, WithdrawOffer,
@@ -42,13 +42,14 @@ mod view;
 
 pub use rejection::Rejection;
 pub use state::{Acceptance, Answer, AskedProvider, State, Status};
+pub use steps::may_be_asked;
 pub use view::{OfferChanged, OfferMade, OfferRow, RequestView};
 
 use draft::Draft;
 use steps::{
-    abandon, accept, await_acceptance, booking_cancelled, cancel, confirm, create, decline_offer,
-    end_offer, expire, match_failed, overdue, picked, receive_decline, receive_offer,
-    refuse_acceptance, retry_match, take_matches,
+    abandon, accept, await_acceptance, booking_cancelled, cancel, confirm, create, create_for_task,
+    decline_offer, end_offer, expire, match_failed, overdue, picked, receive_decline,
+    receive_offer, refuse_acceptance, retry_match, take_matches,
 };
 
 /// Number of the best candidates that are asked. It also bounds the leads and offers in the state.
@@ -67,6 +68,8 @@ pub struct Request;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     Create(Asked),
+    /// Internal: a task.
+    AskFor(AskFor),
     AcceptOffer(AcceptOffer),
     DeclineOffer {
         offer_id: String,
@@ -114,6 +117,11 @@ pub enum Command {
 pub enum Event {
     Created {
         asked: Asked,
+        at: Timestamp,
+    },
+    /// A task asked for it, and hears how it goes.
+    FollowedByTask {
+        task_id: String,
         at: Timestamp,
     },
     MatchingFailed {
@@ -212,13 +220,14 @@ impl Entity for Request {
         let Some(asked) = &state.asked else {
             return match command {
                 Command::Create(asked) => create(state, asked, cx),
+                Command::AskFor(ask) => create_for_task(state, ask, cx),
                 _ => Err(Rejection::NotFound),
             };
         };
         may(state, asked, &command, cx)?;
         let draft = Draft::new(state, cx);
         match command {
-            Command::Create(_) => Err(Rejection::AlreadyExists),
+            Command::Create(_) | Command::AskFor(_) => Err(Rejection::AlreadyExists),
             Command::AcceptOffer(AcceptOffer { offer_id }) => accept(draft, &offer_id),
             Command::AcceptPick(AcceptPick { pick }) => {
                 let offer_id = picked(state, pick).ok_or(Rejection::NoOffers)?;
@@ -268,6 +277,7 @@ impl Entity for Request {
                 state.asked = Some(asked.clone());
                 state.created_at = Some(*at);
             }
+            Event::FollowedByTask { task_id, .. } => state.task_id = Some(task_id.clone()),
             Event::MatchingFailed { .. } => {
                 state.match_failures = state.match_failures.saturating_add(1);
             }
@@ -366,6 +376,7 @@ impl Event {
     fn at(&self) -> Timestamp {
         match self {
             Self::Created { at, .. }
+            | Self::FollowedByTask { at, .. }
             | Self::MatchingFailed { at, .. }
             | Self::ProvidersMatched { at, .. }
             | Self::OfferReceived { at, .. }
@@ -399,7 +410,9 @@ fn may(
         None => caller.is_a(PROVIDER),
     };
     let may = match command {
-        Command::Create(_) | Command::Cancel(_) | Command::Get => consumers("request"),
+        Command::Create(_) | Command::AskFor(_) | Command::Cancel(_) | Command::Get => {
+            consumers("request")
+        }
         Command::AcceptOffer(_)
         | Command::DeclineOffer { .. }
         | Command::AwaitAcceptance { .. } => consumers("offer"),

@@ -20,7 +20,7 @@ use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::contract::problem::Problem;
-use crate::gateway::{Gateway, mcp, socketio, ws};
+use crate::gateway::{Gateway, mcp, outsiders, socketio, ws};
 use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 
@@ -43,6 +43,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
     let open = Router::new()
         .merge(v1)
         .merge(mcp::routes(&gateway))
+        .merge(outsiders::routes(&gateway))
         // The WebSocket authenticates by itself, since a browser cannot set headers here.
         .route("/v1/ws", get(ws::door).post(ws::ask))
         .route("/sync/ws", get(ws::sync_door))

@@ -14,6 +14,7 @@ use crate::gateway::operations;
 const NAME: &str = "Proxie";
 const DESCRIPTION: &str =
     "An agent-native backend: find and book services, and share what is watched between devices";
+const CARD: &str = "/.well-known/agent-card.json";
 /// What is offered to anybody, for programs that read no MCP.
 const TOOLS: &str = "/mcp/tools";
 const RESOURCES: &str = "/mcp/resources";
@@ -66,6 +67,7 @@ fn arw(systems: &'static [&'static System], offers: &Offers) -> Value {
             },
             "rest": {"openapi": "/openapi.json"},
             "events": {"asyncapi": "/asyncapi.json"},
+            "a2a": {"version": "1.0", "agent_card": CARD},
             "actions": offers.tools.all().filter_map(action).collect::<Vec<_>>(),
         },
         "authentication": {
@@ -108,6 +110,17 @@ pub fn ard(address: &str) -> Value {
                     "Book a haircut near me tomorrow afternoon",
                     "Which offers are there for my request?",
                     "Continue on the television what I watched on my phone",
+                ],
+            },
+            {
+                "identifier": name("agent"),
+                "displayName": format!("{NAME} agent"),
+                "type": "application/a2a-agent-card+json",
+                "description": "An agent that finds and books local services, for agents of others",
+                "url": format!("{address}{CARD}"),
+                "representativeQueries": [
+                    "Ask providers for an offer on behalf of a person",
+                    "Negotiate with the agent of a hairdresser",
                 ],
             },
             {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernel::clock::saturating_add;
 use crate::kernel::entity::Announcement;
+use crate::systems::marketplace::domain::messages::RequestTold;
 
 /// A decision under construction, together with the state after it: announcements show the new state.
 pub(super) struct Draft<'a> {
@@ -74,8 +75,20 @@ impl<'a> Draft<'a> {
         self.effect(Effect::announce_to(User::KIND, consumer, announcement));
     }
 
-    /// Tells the session's agent, which puts it into its own words.
+    /// Tells the session's agent, which puts it into its own words, or the task.
     pub(super) fn tell(&mut self, progress: Progress) {
+        if let Some(task) = self.next.task_id.clone() {
+            let offers = self.next.offers.iter();
+            let shown = offers
+                .map(|offer| OfferView::new(self.cx.key, offer, self.next.booking_of(&offer.id)));
+            let told = RequestTold {
+                request_id: self.cx.key.into(),
+                progress,
+                offers: shown.collect(),
+                pending: self.next.pending_leads() as u32,
+            };
+            return self.effect(Effect::send(task, &told));
+        }
         let Some(session) = self.asked().session_id.clone() else { return };
         let request_id = self.cx.key.to_owned();
         self.effect(Effect::send(session, &RequestProgress { request_id, progress }));

@@ -78,6 +78,8 @@ pub struct State {
     /// Why it ended.
     pub reason: Option<String>,
     pub match_failures: u8,
+    /// The task that asked for it.
+    pub task_id: Option<String>,
     pub created_at: Option<Timestamp>,
     pub updated_at: Option<Timestamp>,
 }

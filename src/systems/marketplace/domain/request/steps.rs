@@ -3,7 +3,10 @@
 use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
 use crate::kernel::entity::Rejection as _;
+use crate::kernel::task::TASK;
 use crate::kernel::text::cleaned;
+use crate::systems::marketplace::domain::matching::Score;
+use crate::systems::marketplace::domain::rejection::FieldError;
 
 mod ending;
 
@@ -17,18 +20,50 @@ pub(super) fn create(state: &State, mut asked: Asked, cx: &DecideCx<'_>) -> Deci
     if cx.caller.user_id().is_none() {
         asked.details = cleaned(&asked.details);
     }
-    check(&asked, cx.now)?;
-    asked.when.earliest = asked.when.earliest.max(cx.now);
-    let expires_at = in_seconds(cx.now, LIFETIME_H * 3_600).min(asked.when.latest);
-    let mut draft = Draft::new(state, cx);
-    draft.event(Event::Created { asked, at: cx.now });
+    let mut draft = begin(state, asked, cx)?;
     draft.run_match();
-    draft.schedule("expiry", expires_at, &Command::Expire);
-    draft.announce_request();
-    Ok(draft.reply_request())
+    Ok(begun(draft))
 }
 
-fn check(asked: &Asked, now: Timestamp) -> Result<(), Rejection> {
+/// A request that a task asks for: of one provider, or of all that fit.
+pub(super) fn create_for_task(state: &State, ask: AskFor, cx: &DecideCx<'_>) -> Decided<Request> {
+    let AskFor { mut asked, provider_id, task_id } = ask;
+    let by_the_task = cx.caller.is_the(TASK, &task_id);
+    if !by_the_task || !is_consumers(&asked, cx.caller, "request") {
+        return Err(Rejection::NotYours);
+    }
+    asked.details = cleaned(&asked.details);
+    let mut draft = begin(state, asked, cx)?;
+    draft.event(Event::FollowedByTask { task_id, at: cx.now });
+    match provider_id {
+        None => draft.run_match(),
+        Some(provider_id) => ask_providers(&mut draft, vec![(provider_id, Score::default())]),
+    }
+    Ok(begun(draft))
+}
+
+fn begin<'a>(
+    state: &State,
+    mut asked: Asked,
+    cx: &'a DecideCx<'a>,
+) -> Result<Draft<'a>, Rejection> {
+    may_be_asked(&asked, cx.now).map_err(|errors| Rejection::Invalid { errors })?;
+    asked.when.earliest = asked.when.earliest.max(cx.now);
+    let mut draft = Draft::new(state, cx);
+    draft.event(Event::Created { asked, at: cx.now });
+    Ok(draft)
+}
+
+fn begun(mut draft: Draft<'_>) -> Decision<Request> {
+    let day = in_seconds(draft.cx.now, LIFETIME_H * 3_600);
+    let expires_at = day.min(draft.asked().when.latest);
+    draft.schedule("expiry", expires_at, &Command::Expire);
+    draft.announce_request();
+    draft.reply_request()
+}
+
+/// What is wrong with a request, if anything is.
+pub fn may_be_asked(asked: &Asked, now: Timestamp) -> Result<(), Vec<FieldError>> {
     let mut check = Check::default();
     let horizon = in_seconds(now, MAX_DAYS_AHEAD * 86_400);
     check.that(asked.when.latest > now, "/when/latest", "must not be in the past");
@@ -45,7 +80,7 @@ fn check(asked: &Asked, now: Timestamp) -> Result<(), Rejection> {
     if let Some(budget) = &asked.budget {
         check.money(budget, "/budget");
     }
-    check.finish(|errors| Rejection::Invalid { errors })
+    check.finish(|errors| errors)
 }
 
 pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Decision<Request> {
@@ -58,10 +93,16 @@ pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Dec
         draft.unmatched("no_providers");
         return draft.decision;
     }
-    let provider_ids = best.iter().map(|scored| scored.provider_id.clone()).collect();
+    let best = best.into_iter().map(|scored| (scored.provider_id, scored.score)).collect();
+    ask_providers(&mut draft, best);
+    draft.decision
+}
+
+fn ask_providers(draft: &mut Draft<'_>, providers: Vec<(String, Score)>) {
+    let provider_ids = providers.iter().map(|(id, _)| id.clone()).collect();
     draft.event(Event::ProvidersMatched { provider_ids, at: draft.cx.now });
-    draft.tell(Progress::Matched { providers: best.len() as u32 });
-    for scored in best {
+    draft.tell(Progress::Matched { providers: providers.len() as u32 });
+    for (provider_id, score) in providers {
         let asked = draft.asked().clone();
         let lead = Lead {
             request_id: draft.cx.key.into(),
@@ -70,11 +111,10 @@ pub(super) fn take_matches(mut draft: Draft<'_>, candidates: Vec<Scored>) -> Dec
             place: asked.place,
             when: asked.when,
             budget: asked.budget,
-            score: scored.score,
+            score,
         };
-        draft.effect(Effect::send(scored.provider_id, &ConsiderLead { lead }));
+        draft.effect(Effect::send(provider_id, &ConsiderLead { lead }));
     }
-    draft.decision
 }
 
 pub(super) fn match_failed(mut draft: Draft<'_>, error: String) -> Decision<Request> {

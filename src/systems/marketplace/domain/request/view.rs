@@ -147,6 +147,7 @@ fn touches(event: &Event, id: &str) -> bool {
         | Event::Expired { .. }
         | Event::Unmatched { .. } => true,
         Event::Created { .. }
+        | Event::FollowedByTask { .. }
         | Event::MatchingFailed { .. }
         | Event::ProvidersMatched { .. }
         | Event::LeadDeclined { .. }
