@@ -30,6 +30,7 @@ use crate::persistence::publications::Histories;
 use crate::persistence::views::Views;
 use crate::persistence::{keys, store, writer};
 use crate::systems;
+use crate::systems::agents::definitions::Agents;
 use crate::telemetry;
 
 pub struct Node {
@@ -210,6 +211,9 @@ impl Node {
         })
         .await?;
         late.set(&gateway.services);
+        if let Some(agents) = gateway.services.settings.get::<Agents>() {
+            agents.all(&gateway.services).map_err(|why| anyhow::anyhow!("{why}"))?;
+        }
         let mut tasks = vec![
             tokio::spawn(watch_tokens(pool.clone(), auth.clone())),
             tokio::spawn(report_connections(gateway.clone(), core.connections.clone())),

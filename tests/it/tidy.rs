@@ -43,7 +43,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("rmcp", &["gateway/mcp/"]),
+    ("rmcp", &["gateway/mcp/", "ai/outside.rs"]),
     (
         "tokio",
         &[
@@ -61,7 +61,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("genai", &["ai/"]),
     ("reqwest", &["ai/", "app/cli/mcp.rs"]),
-    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "app/cli/mcp.rs"]),
+    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "ai/outside.rs", "app/cli/mcp.rs"]),
     ("tokio_rustls", &["cluster/transport/tls.rs"]),
     ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),

@@ -1,7 +1,6 @@
 //! Agents: models that think for people, what they do for them, what they may spend on it, and what they remember.
 
 pub mod answers;
-pub mod assistants;
 pub mod definitions;
 pub mod domain;
 pub mod embedding;
@@ -42,7 +41,6 @@ pub const SYSTEM: System = System {
         operation::<runs::Decide>(),
         operation::<runs::Cancel>(),
     ],
-    assistants: &[assistants::ASSISTANT],
     topics: &[topic::<topics::RunSteps>()],
     announcements: &[
         announcement::<budget::BudgetLow>(),

@@ -1,5 +1,6 @@
 //! The marketplace: a sentence becomes a request, agents answer with offers, an offer becomes a booking.
 
+pub mod assistants;
 pub mod domain;
 pub mod operations;
 pub mod prompts;
@@ -50,6 +51,7 @@ pub const SYSTEM: System = System {
         operation::<sessions::SendMessage>(),
         operation::<sessions::Typing>(),
     ],
+    assistants: assistants::ALL,
     topics: &[
         topic::<topics::UserInbox>(),
         topic::<topics::Conversation>(),

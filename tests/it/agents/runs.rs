@@ -1,5 +1,7 @@
 //! Runs on one node: steps, words in between, approvals, rights.
 
+use proxie::app::node::Node;
+use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::Role;
 use proxie::systems::agents::definitions::{AgentOptions, AgentSection};
 use proxie::systems::agents::settings::AiSection;
@@ -202,7 +204,19 @@ async fn a_model_that_fails_is_asked_again_and_what_cannot_work_ends() {
     let listed = alice.get("/v1/agents").await.json();
     let names: Vec<_> =
         listed["items"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
-    assert_eq!(names, ["archivist", "assistant", "clerk"]);
+    assert_eq!(
+        names,
+        [
+            "archivist",
+            "assistant",
+            "cleaning",
+            "clerk",
+            "front_desk",
+            "haircut",
+            "photography",
+            "plumbing"
+        ]
+    );
     node.node.stop().await;
 }
 
@@ -336,4 +350,25 @@ async fn an_obedient_model_that_is_told_to_call_everything_moves_nothing() {
     assert_eq!(bob.get("/v1/notes").await.json()["items"], json!(["secret"]));
     assert!(outside.faxes.lock().is_empty() && outside.keyed.lock().is_empty());
     node.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cannot_be_is_refused_at_the_start() {
+    for (wrong, why) in [
+        (
+            AgentOptions { tools: Some(vec!["fly".into()]), ..AgentOptions::default() },
+            "no tool \"fly\"",
+        ),
+        (
+            AgentOptions { hands_over_to: Some(vec!["x".into()]), ..AgentOptions::default() },
+            "no agent \"x\"",
+        ),
+        (AgentOptions::default(), "instructions"),
+    ] {
+        let mut config = TestNode::config().await;
+        config.systems.set(AgentSection([("pilot".to_owned(), wrong)].into()));
+        let started = Node::start_systems(&config, Clock::System, tools::ALL).await;
+        let error = format!("{:#}", started.err().expect("it does not start"));
+        assert!(error.contains("agents.pilot.") && error.contains(why), "{error}");
+    }
 }

@@ -82,14 +82,20 @@ impl TestNode {
         systems: &'static [&'static System],
         change: impl FnOnce(&mut Config),
     ) -> Self {
+        let mut config = Self::config().await;
+        change(&mut config);
+        Self::with_systems_of(systems, config).await
+    }
+
+    /// The configuration of a node on a database of its own.
+    pub async fn config() -> Config {
         let mut config = Config::default();
         let database = support::database().await;
         config.persistence.database_url = database.to_url_lossy().to_string().into();
         config.persistence.allow_fsync_off = true;
         config.vault.key = Secret::new("5e".repeat(32));
         config.gateway.listen = "127.0.0.1:0".into();
-        change(&mut config);
-        Self::with_systems_of(systems, config).await
+        config
     }
 
     pub async fn with_systems_of(systems: &'static [&'static System], config: Config) -> Self {
