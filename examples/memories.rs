@@ -37,6 +37,9 @@ impl Random {
     }
 }
 
+/// A memory's id, its vector in the plain, and its words.
+type Known<'a> = (String, Vec<f32>, &'a str);
+
 /// A made-up language whose words are as unequally frequent as those of real ones.
 struct Language(Vec<String>);
 
@@ -143,7 +146,7 @@ async fn measure(node: &Node) -> anyhow::Result<()> {
         all.len() as f64 / took
     );
 
-    let mut of_owner: HashMap<&str, Vec<(String, Vec<f32>, &str)>> = HashMap::new();
+    let mut of_owner: HashMap<&str, Vec<Known<'_>>> = HashMap::new();
     for (n, (owner, text)) in all.iter().enumerate() {
         let entry = (format!("mem_{n}"), words::vector(text), text.as_str());
         of_owner.entry(owner).or_default().push(entry);
