@@ -43,9 +43,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("rmcp", &["gateway/mcp/"]),
-    ("a2a", &["ai/outside/", "gateway/outsiders/"]),
-    ("chrono", &["ai/outside/wire.rs"]),
+    ("rmcp", &["gateway/mcp/", "ai/outside.rs"]),
+    ("a2a", &["ai/peers/", "gateway/outsiders/"]),
+    ("chrono", &["ai/peers/wire.rs"]),
     (
         "tokio",
         &[
@@ -63,7 +63,16 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("genai", &["ai/"]),
     ("reqwest", &["ai/", "app/cli/mcp.rs"]),
-    ("rustls", &["cluster/transport/tls.rs", "ai/router.rs", "ai/outside/", "app/cli/mcp.rs"]),
+    (
+        "rustls",
+        &[
+            "cluster/transport/tls.rs",
+            "ai/router.rs",
+            "ai/outside.rs",
+            "ai/peers/",
+            "app/cli/mcp.rs",
+        ],
+    ),
     ("tokio_rustls", &["cluster/transport/tls.rs"]),
     ("rcgen", &["app/certificates.rs"]),
     ("rand", &["persistence/", "cluster/", "actors/", "gateway/", "app"]),

@@ -10,6 +10,8 @@ import { createInterface } from "node:readline";
 
 const PACKAGES = ["conformance@0.2.0-alpha.12", "sdk@1.32.2", "client@2.4.0", "inspector@2.12.0"];
 const PYTHON = "mcp==2.3.0";
+const TOKEN = "a.b.c";
+const INSPECTED = ["--cli", "-e", `PROXIE_TOKEN=${TOKEN}`];
 const REVISIONS = ["2026-07-28", "2025-11-25"];
 const [proxie, conformance] = process.argv.slice(2, 4).map((path) => resolve(path));
 const folder = resolve("target/suites/mcp");
@@ -99,29 +101,35 @@ function judged(revision, count, outcomes) {
   return outcomes.size > 0 && failed.length === 0;
 }
 
-/** Clients that others write list and call everything. */
-async function clients(url) {
+/** Clients that others write list and call everything, over HTTP and through `proxie mcp`, and answer what they are asked. */
+async function clients(url, count) {
   const script = join(folder, "client.mjs");
   copyFileSync("tests/suites/mcp-client.mjs", script);
-  const python = (mode) => ran(join(folder, "python/bin/python"), "tests/suites/mcp-client.py", url, mode);
-  const typescript = (which) => ran(process.execPath, script, url, which);
-  const inspector = (...args) =>
-    ran(process.execPath, join(folder, "node_modules/.bin/mcp-inspector"), "--cli", url, "--method", ...args);
-  let good = true;
-  for (const [name, client] of [
-    ["Python 2.3", () => python("auto")],
-    ["Python 2.3, legacy", () => python("legacy")],
-    ["sdk 1.32", () => typescript("sdk 1.32")],
-    ["client 2.4", () => typescript("client 2.4")],
-    ["client 2.4, legacy", () => typescript("client 2.4, legacy")],
-    ["Inspector 2.12, tools/list", () => inspector("tools/list")],
-    ["Inspector 2.12, tools/call", () => inspector("tools/call", "--tool-name", "list_devices")],
-    ["Inspector 2.12, resources/list", () => inspector("resources/list")],
-    ["Inspector 2.12, prompts/list", () => inspector("prompts/list")],
+  // The proxy in between puts the node's own token in its place.
+  process.env.PROXIE_TOKEN = TOKEN;
+  const pipe = [proxie, "mcp", "--at", url.replace("/mcp", "")];
+  const python = (where, mode) => ran(join(folder, "python/bin/python"), "tests/suites/mcp-client.py", where, mode);
+  const typescript = (where, which) => ran(process.execPath, script, where, which);
+  const inspector = (where, ...args) =>
+    ran(process.execPath, join(folder, "node_modules/.bin/mcp-inspector"), ...INSPECTED, ...where, "--method", ...args);
+  const all = [];
+  for (const [how, where] of [
+    ["over HTTP", [url]],
+    ["over stdio", pipe],
   ]) {
+    const one = where.join(" ");
+    for (const mode of ["auto", "legacy"]) all.push([`Python 2.3, ${mode}, ${how}`, () => python(one, mode)]);
+    for (const which of ["sdk 1.32", "client 2.4", "client 2.4, legacy"]) all.push([`${which}, ${how}`, () => typescript(one, which)]);
+    for (const method of ["tools/list", "resources/list", "resources/templates/list", "prompts/list"])
+      all.push([`Inspector 2.12, ${how}, ${method}`, () => inspector(where, method)]);
+    all.push([`Inspector 2.12, ${how}, tools/call`, () => inspector(where, "tools/call", "--tool-name", "list_devices")]);
+  }
+  let good = true;
+  for (const [name, client] of all) {
     const { code, said } = await client();
     const last = said.trim().split("\n").at(-1);
-    console.log(code === 0 ? `${name}: good ${last.length > 3 ? last : ""}` : `FAILED: ${name}: ${said.slice(-2000)}`);
+    const told = code === 0 ? `good ${last.length > 3 && last.length < 200 ? last : ""}` : `FAILED: ${said.slice(-2000)}`;
+    console.log(`${count} node(s), ${name}: ${told}`);
     good &&= code === 0;
   }
   return good;

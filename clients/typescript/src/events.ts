@@ -75,7 +75,7 @@ export type AskModel = {
   route?: string | null | undefined;
 };
 
-/** Who says something. */
+/** The speaker of a message. */
 export type Author = 'user' | 'agent';
 
 /** A platform on which a content can be watched, with its terms. */
@@ -94,7 +94,7 @@ export type Availability = {
   web_url?: string | null;
 };
 
-/** Where a provider starts from. */
+/** The place from which a provider travels. */
 export type Base = {
   city: string;
   country: string;
@@ -103,7 +103,7 @@ export type Base = {
   time_zone: string;
 };
 
-/** What the API, the read model's `detail` and the `booking:` events show of a booking. */
+/** The booking as the API, the read model's `detail` and the `booking:` events show it. */
 export type Booking = {
   cancellation?: Cancellation | null;
   consumer_id: string;
@@ -123,7 +123,7 @@ export type Booking = {
   updated_at: string;
 };
 
-/** What happened to a booking. */
+/** A change of a booking, as it is announced. */
 export type BookingChange = 'started' | 'completed' | 'cancelled' | 'reviewed' | 'no_show' | 'reminder';
 
 export type BookingChanged = {
@@ -144,13 +144,13 @@ export type BookingList = {
   omitted?: number;
 };
 
-/** What the consumer thinks of it. */
+/** The consumer's review. */
 export type BookingReview = {
   comment?: string | null;
   rating: number;
 };
 
-/** Where a booking stands. */
+/** The status of a booking. */
 export type BookingStatus = 'pending' | 'confirmed' | 'in_progress' | 'completed' | 'reviewed' | 'cancelled' | 'no_show';
 
 /** A budget, as its owner sees it. Money is in billionths of a US dollar. */
@@ -184,7 +184,7 @@ export type CancelRequest = {
   request_id: string;
 };
 
-/** Who cancelled, and why. */
+/** The cancellation: who cancelled, and why. */
 export type Cancellation = {
   by: Party;
   reason?: string | null;
@@ -225,7 +225,7 @@ export type ChatMessage = {
 
 export type ChatResponse = {
   content: string;
-  /** The objects that the words are about. */
+  /** The objects that the agent's words are about. */
   data: Record<string, unknown>;
   message_id: string;
   session_id: string;
@@ -417,6 +417,16 @@ export type ExplainSync = {
   content_id: string;
 };
 
+export type ForgetMemory = {
+  memory_id: string;
+};
+
+/** Whether there was something to forget. */
+export type Forgotten = {
+  /** False: it was gone already, or never yours. */
+  was_there: boolean;
+};
+
 /** Open hours of a day, in minutes after local midnight; `to_minute` 1440 is the end of the day. */
 export type Hours = {
   /** Minutes after local midnight. */
@@ -476,6 +486,16 @@ export type Limits = {
   subscriptions: number;
 };
 
+/** The page of a list that a client asks for. */
+export type ListMemories = {
+  /** Only what this agent has, or every agent. Default: what any of them has. */
+  agent?: string | null | undefined;
+  /** The `next_cursor` of the page before */
+  cursor?: string | null | undefined;
+  /** Items a page */
+  limit?: number | null | undefined;
+};
+
 export type ListMessages = {
   /** The `next_cursor` of the page before */
   cursor?: string | null | undefined;
@@ -507,11 +527,30 @@ export type ListProviders = {
   service?: Service | null | undefined;
 };
 
-/** What was said in a session. */
+/** What a person's agents remember. */
+export type Memory = {
+  /** The agent that has it. `None`: every agent of its person does. */
+  agent?: string | null;
+  created_at: string;
+  id: string;
+  /** False while its vector is still to be made: it is kept, and cannot be recalled yet. */
+  is_findable: boolean;
+  text: string;
+};
+
+export type MemoryList = {
+  items: Memory[];
+  /** For `cursor`; null at the end */
+  next_cursor: string | null;
+  /** Number of items left out of this page, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
+};
+
+/** A message of a session, as clients see it. */
 export type Message = {
   content: string;
   created_at: string;
-  /** What the agent's words are about; `{"erased": true}` where what was said is gone with its person. */
+  /** The objects that the agent's words are about; `{"erased": true}` if the message was erased with its person. */
   data?: Record<string, unknown> | null;
   id: string;
   media: string[];
@@ -589,6 +628,13 @@ export type NewRun = {
   text: string;
 };
 
+export type NewText = {
+  /** Whose it is, of the caller's agents. Default: every agent's. */
+  agent?: string | null | undefined;
+  /** What to remember */
+  text: string;
+};
+
 export type NewWords = {
   run_id: string;
   text: string;
@@ -597,9 +643,9 @@ export type NewWords = {
 /** The empty input. */
 export type Nothing = Record<string, unknown>;
 
-/** What clients see of an offer. */
+/** The offer as clients see it. */
 export type Offer = {
-  /** What its acceptance led to. */
+  /** The booking that its acceptance led to. */
   booking_id?: string | null;
   created_at: string;
   ends_at: string;
@@ -636,7 +682,7 @@ export type OfferMade = {
   request_id: string;
 };
 
-/** Where an offer stands. */
+/** The status of an offer. */
 export type OfferStatus = 'open' | 'accepted' | 'expired' | 'declined' | 'withdrawn' | 'unavailable';
 
 /** One service that a provider sells. */
@@ -681,12 +727,12 @@ export type Part = {
 /** Who did something. */
 export type Party = 'consumer' | 'provider' | 'system';
 
-/** What a price is for. */
+/** The unit of a price. */
 export type Per = 'service' | 'hour';
 
 export type Period = 'month' | 'forever' | 'day';
 
-/** Somewhere that has a name. */
+/** A place with a name. */
 export type Place = {
   city: string;
   country: string;
@@ -773,7 +819,7 @@ export type PresenceDevice = {
   status: string;
 };
 
-/** What a provider says about itself. */
+/** The fields of a provider's profile. */
 export type Profile = {
   base: Base;
   bio: string;
@@ -828,7 +874,7 @@ export type PromptMessage = {
   role: 'tool';
 };
 
-/** What the API and the read model show of a provider. */
+/** The provider as the API and the read model show it. */
 export type Provider = {
   city: string;
   country: string;
@@ -888,6 +934,32 @@ export type PublicationAccepted = {
 };
 
 export type Quality = 'sd' | 'hd' | 'uhd';
+
+/** What was found. */
+export type RecallAnswer = {
+  /** What has made the vectors. With `words` only what shares words is near. */
+  embedder: string;
+  /** True while some memories cannot be found, since vectors of them are still to be made. */
+  is_partial: boolean;
+  /** The best first */
+  items: Recalled[];
+};
+
+export type RecallInput = {
+  /** What it is about */
+  about: string;
+  /** Only what this agent has, or every agent. Default: what any of them has. */
+  agent?: string | null | undefined;
+  /** Default: 10. */
+  limit?: number | null | undefined;
+};
+
+/** A memory, and how well it fits. */
+export type Recalled = {
+  memory: Memory;
+  /** The cosine of the vectors, 1 at most. */
+  score: number;
+};
 
 export type RegisterDevice = {
   capabilities?: Capabilities | null | undefined;
@@ -1051,7 +1123,7 @@ export type RunWaiting = {
   run: RunView;
 };
 
-/** How well an offer fits. */
+/** The score of an offer. */
 export type Score = {
   parts: ScoreParts;
   /** 0 to 1: skill .30, location .25, availability .20, price .10, rating .10, response .05 */
@@ -1522,6 +1594,26 @@ export interface ClientEvents {
     data: DeviceId;
     reply: Done;
   };
+  /** Forget something for good */
+  'memory:forget': {
+    data: ForgetMemory;
+    reply: Forgotten;
+  };
+  /** What your agents remember, newest first */
+  'memory:list': {
+    data: ListMemories;
+    reply: MemoryList;
+  };
+  /** Find what was remembered about something */
+  'memory:recall': {
+    data: RecallInput;
+    reply: RecallAnswer;
+  };
+  /** Remember something */
+  'memory:write': {
+    data: NewText;
+    reply: Memory;
+  };
   /** Accept an offer and wait for the booking */
   'offer:accept': {
     data: OfferId;
@@ -1874,6 +1966,10 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'device:list': true,
   'device:register': true,
   'device:remove': true,
+  'memory:forget': true,
+  'memory:list': true,
+  'memory:recall': true,
+  'memory:write': true,
   'offer:accept': true,
   'offer:decline': true,
   'offer:get': true,
@@ -1928,6 +2024,8 @@ export const PATHS: Readonly<Partial<Record<string, string>>> = {
   'chat:message': '/v1/sessions/{session_id}/messages',
   'device:command': '/v1/devices/{device_id}/commands',
   'device:register': '/v1/devices/register',
+  'memory:recall': '/v1/memories/recall',
+  'memory:write': '/v1/memories',
   'offer:accept': '/v1/offers/{offer_id}/accept',
   'offer:decline': '/v1/offers/{offer_id}/decline',
   'playback:control': '/v1/playback/control',

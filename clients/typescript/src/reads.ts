@@ -8,6 +8,7 @@ import type {
   Content,
   Device,
   DeviceList,
+  MemoryList,
   MessageList,
   ModelList,
   ModelUsageList,
@@ -83,6 +84,18 @@ export interface Reads {
       id: string;
     };
     answer: Device;
+  };
+  /** What your agents remember, newest first */
+  '/v1/memories': {
+    query: {
+      /** Only what this agent has, or every agent. Default: what any of them has. */
+      agent?: string | undefined;
+      /** Items a page */
+      limit?: number | undefined;
+      /** The `next_cursor` of the page before */
+      cursor?: string | undefined;
+    };
+    answer: MemoryList;
   };
   /** Get an offer */
   '/v1/offers/{id}': {

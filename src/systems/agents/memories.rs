@@ -32,7 +32,7 @@ pub enum MemoryError {
     #[error("{0}")]
     Vault(#[from] Trouble),
     #[error("no vector could be made")]
-    Model(ModelFailure),
+    Model(Box<ModelFailure>),
 }
 
 /// The memories of a node.
@@ -106,7 +106,7 @@ impl<'a> Memories<'a> {
         purse: &Arc<dyn Purse>,
     ) -> Result<Vec<Vec<f32>>, MemoryError> {
         let made = self.router.embed(embedder, texts, purse).await;
-        let mut vectors = made.map_err(MemoryError::Model)?;
+        let mut vectors = made.map_err(|failed| MemoryError::Model(failed.into()))?;
         let seed = self.vault()?.blind(owner, b"turn").await?;
         let turn = Turn::new(&seed, embedder.dimensions);
         vectors.iter_mut().for_each(|vector| turn.apply(vector));

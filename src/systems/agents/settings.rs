@@ -2,15 +2,17 @@
 
 use serde::Deserialize;
 
-use crate::ai::outside::options::Options as OutsideOptions;
-use crate::ai::outside::{Outside, OutsideAgents, PushSender};
-use crate::ai::{ModelRouter, Options};
+use crate::ai::peers::options::Options as OutsideOptions;
+use crate::ai::peers::{Outside, OutsideAgents, PushSender};
+use crate::ai::{ModelRouter, Options, OutsideTools};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
 /// The models of this node, and what a person may spend where nobody has said otherwise.
 pub struct Models {
     pub router: ModelRouter,
+    /// The tools of outside servers.
+    pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
 }
 
@@ -39,10 +41,11 @@ impl Section for AiSection {
 
     fn prepare(&self) -> Result<Models, String> {
         let router = ModelRouter::new(&self.0)?;
+        let outside = OutsideTools::new(&self.0.servers)?;
         let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
-        Ok(Models { router, allowance })
+        Ok(Models { router, outside, allowance })
     }
 }
 

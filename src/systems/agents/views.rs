@@ -262,9 +262,9 @@ pub async fn nearest(
     let sql = |order: &str| {
         format!(
             "with asked as materialized (select $3::text::halfvec as v)
-             select {COLUMNS}, -(m.vector <#> (select v from asked))::real as near from memories m
+             select {COLUMNS}, {order} as far from memories m
               where m.owner_id = $1 and m.embedder = {n} and ($2::text is null or m.agent = $2 or m.agent = '')
-              order by {order} limit $4"
+              order by far limit $4"
         )
     };
     let rows = views.read(async |connection| {
@@ -288,7 +288,7 @@ pub async fn nearest(
         }
     });
     let mut found: Vec<_> =
-        rows.await?.iter().map(|row| (memory(row), row.get::<f32, _>("near"))).collect();
+        rows.await?.iter().map(|row| (memory(row), -row.get::<f64, _>("far") as f32)).collect();
     // Of equal ones the same each time.
     found.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.id.cmp(&b.0.id)));
     Ok(found)

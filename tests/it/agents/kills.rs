@@ -38,7 +38,6 @@ impl NodeProcess {
                 .args(["--exact", "agents::kills::as_a_node", "--nocapture", "--ignored"])
                 .env(AS_A_NODE, settings)
                 .stdout(Stdio::piped())
-                .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
             let mut said = BufReader::new(child.stdout.take().unwrap()).lines();

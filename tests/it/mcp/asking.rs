@@ -192,7 +192,7 @@ async fn in_the_revision_before_the_question_comes_meanwhile_and_any_node_takes_
     assert_eq!(question["params"]["message"], "Who are you?");
     let filled = accept(json!({"username": "anna", "email": "anna@example.org"}));
     assert_eq!(answers(there, &mallory, &question["id"], filled.clone()).await, 400);
-    answers(here, &mallory, &question["id"], accept(json!({}))).await;
+    assert_eq!(answers(here, &mallory, &question["id"], accept(json!({}))).await, 400);
     assert_eq!(answers(here, &anna, &question["id"], filled.clone()).await, 202);
     let done = stream.next().await.unwrap();
     assert_eq!(done["id"], 7, "{done}");

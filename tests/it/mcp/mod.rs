@@ -4,6 +4,7 @@ mod asking;
 mod content;
 mod manifests;
 mod nodes;
+mod outside;
 mod resources;
 mod rights;
 mod stdio;

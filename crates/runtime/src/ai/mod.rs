@@ -1,7 +1,8 @@
 //! The way to language models: which one is asked, for how long, how often, and what that costs.
 //!
 //! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
-//! all attempts, three clocks, circuit breakers, limits a provider, and prices.
+//! all attempts, three clocks, circuit breakers, limits a provider, and prices. Beside it, the way to outside servers of tools
+//! ([`outside`]).
 
 mod answers;
 mod breaker;
@@ -9,6 +10,7 @@ mod embedding;
 mod failure;
 pub mod options;
 pub mod outside;
+pub mod peers;
 mod provider;
 mod router;
 mod wire;
@@ -18,4 +20,5 @@ pub use answers::{Keep, SharedAnswers};
 pub use embedding::{Embedder, WORDS};
 pub use failure::{Failure, FailureKind};
 pub use options::Options;
+pub use outside::OutsideTools;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};

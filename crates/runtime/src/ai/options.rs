@@ -1,6 +1,7 @@
 //! What the configuration says of models: `[ai]`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -29,6 +30,8 @@ pub struct Options {
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
+    /// Outside servers whose tools agents may use.
+    pub servers: BTreeMap<String, ServerOptions>,
     /// What makes vectors of memories: `words`, or one of `embedders`.
     pub embedder: String,
     pub embedders: BTreeMap<String, EmbedderOptions>,
@@ -48,6 +51,7 @@ impl Default for Options {
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
+            servers: BTreeMap::new(),
             embedder: "words".into(),
             embedders: BTreeMap::new(),
         }
@@ -219,4 +223,50 @@ pub struct RouteOptions {
     pub complex_from_tokens: Option<u64>,
     /// Also with so many tools. Default: 4.
     pub complex_from_tools: Option<usize>,
+}
+
+/// An outside server of tools, which speaks MCP: at a URL, or a program of this machine.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerOptions {
+    pub url: String,
+    /// Sent with each request, such as `authorization`.
+    pub headers: BTreeMap<String, Secret<String>>,
+    /// A program and its arguments, which is spoken to over its standard input and output.
+    pub command: Vec<String>,
+    /// What that program sees of the environment, besides where programs are.
+    pub environment: BTreeMap<String, Secret<String>>,
+    /// The tools that a role of agents may use. Who is not named here may use none.
+    pub roles: BTreeMap<String, Vec<String>>,
+    /// Tools whose call may be repeated where nobody knows what has become of it. What the server says of that is not
+    /// believed.
+    pub repeatable: Vec<String>,
+    /// Calls at the same time, of one node.
+    pub concurrency: usize,
+    /// A call with all that it takes.
+    pub timeout_ms: u64,
+    /// The most of a result that an agent reads.
+    pub max_result_bytes: usize,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            headers: BTreeMap::new(),
+            command: Vec::new(),
+            environment: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            repeatable: Vec::new(),
+            concurrency: 8,
+            timeout_ms: 30_000,
+            max_result_bytes: 65_536,
+        }
+    }
+}
+
+impl ServerOptions {
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
 }

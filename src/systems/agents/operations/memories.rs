@@ -49,7 +49,7 @@ impl From<MemoryError> for Problem {
                 tracing::warn!(%trouble, "the vault does not serve a memory");
                 Self::unavailable()
             }
-            MemoryError::Model(failed) => super::models::problem(failed),
+            MemoryError::Model(failed) => super::models::problem(*failed),
         }
     }
 }

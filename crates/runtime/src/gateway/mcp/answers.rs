@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,10 @@ use tokio::sync::oneshot;
 use crate::cluster::topics::{Published, Subscriber, Subscription, Topics};
 use crate::kernel::entity::to_value;
 
+/// How long an answer is repeated until the node that waits for it has said that it has it. A message between nodes may be
+/// lost, in particular where slots have just moved.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(250);
 /// Most questions of this node that wait for their answers.
 const MAX_WAITING: usize = 4_096;
 /// The kind of the topics that answers travel on. No client can listen to it.
@@ -36,6 +41,9 @@ struct Travelling {
     id: String,
     user: String,
     answer: Value,
+    /// The id under which the node that has sent it waits to hear whether it has arrived.
+    #[serde(default)]
+    receipt: Option<String>,
 }
 
 /// A question whose answer is waited for. Dropping it ends the wait.
@@ -82,28 +90,49 @@ impl Answers {
         Some(Question { id, answer, answers: self.clone() })
     }
 
-    /// Takes the answer of this user to the question of that id, wherever it was asked.
-    pub fn deliver_answer(&self, user: &str, id: &str, answer: Value) -> Arrival {
-        let Some((node, _)) = id.split_once('.').filter(|(node, _)| is_node(node)) else {
-            return Arrival::NoQuestion;
-        };
-        let travelling = Travelling { id: id.into(), user: user.into(), answer };
+    /// Takes the answer of this user to the question of that id, wherever it was asked, and learns what became of it.
+    pub async fn deliver_answer(
+        self: &Arc<Self>,
+        user: &Arc<str>,
+        id: &str,
+        answer: Value,
+    ) -> Arrival {
+        let Some(node) = node_of(id) else { return Arrival::NoQuestion };
         if *node == *self.node {
-            return self.arrived(travelling);
+            return self.arrived(user, id, answer);
         }
-        let topic = format!("{KIND}:{node}");
-        let data = to_value(&travelling).to_string();
-        let posted = self.topics.post(&Published::new(&topic, None, "answer", &data));
-        if posted { Arrival::Yes } else { Arrival::Unreachable }
+        let Some(mut receipt) = self.question(user) else { return Arrival::Unreachable };
+        let repeated = async {
+            loop {
+                self.send(user, id, answer.clone(), Some(&receipt.id));
+                if let Ok(Ok(arrived)) = tokio::time::timeout(AGAIN, &mut receipt.answer).await {
+                    return if arrived == true { Arrival::Yes } else { Arrival::NoQuestion };
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, repeated).await.unwrap_or(Arrival::Unreachable)
     }
 
-    fn arrived(&self, Travelling { id, user, answer }: Travelling) -> Arrival {
+    /// Sends an answer once. It may be lost: for whoever is asked again where none comes.
+    pub fn send(&self, user: &str, id: &str, answer: Value, receipt: Option<&str>) {
+        let Some(node) = node_of(id) else { return };
+        if *node == *self.node {
+            self.arrived(user, id, answer);
+            return;
+        }
+        let receipt = receipt.map(str::to_owned);
+        let travelling = Travelling { id: id.into(), user: user.into(), answer, receipt };
+        let data = to_value(&travelling).to_string();
+        self.topics.post(&Published::new(&format!("{KIND}:{node}"), None, "answer", &data));
+    }
+
+    fn arrived(&self, user: &str, id: &str, answer: Value) -> Arrival {
         let mut waiting = self.waiting.lock();
         // Only who was asked can answer.
-        if waiting.get(&id).is_none_or(|asked| *asked.user != *user) {
+        if waiting.get(id).is_none_or(|asked| *asked.user != *user) {
             return Arrival::NoQuestion;
         }
-        if let Some(asked) = waiting.remove(&id) {
+        if let Some(asked) = waiting.remove(id) {
             let _ = asked.answer.send(answer);
         }
         Arrival::Yes
@@ -117,7 +146,12 @@ impl Subscriber for Answers {
             data: Travelling,
         }
         match serde_json::from_slice::<Frame>(&published.frame) {
-            Ok(Frame { data }) => drop(self.arrived(data)),
+            Ok(Frame { data: Travelling { id, user, answer, receipt } }) => {
+                let arrived = self.arrived(&user, &id, answer) == Arrival::Yes;
+                if let Some(receipt) = receipt {
+                    self.send(&user, &receipt, arrived.into(), None);
+                }
+            }
             Err(error) => tracing::warn!(%error, "an answer cannot be read"),
         }
     }
@@ -126,8 +160,11 @@ impl Subscriber for Answers {
     fn resync(&self, _: u64) {}
 }
 
-fn is_node(name: &str) -> bool {
-    (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
+/// The node that has asked the question of this id.
+fn node_of(id: &str) -> Option<&str> {
+    let (node, _) = id.split_once('.')?;
+    let is_node = node.len() <= 32 && node.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (is_node && !node.is_empty()).then_some(node)
 }
 
 #[cfg(test)]
@@ -136,26 +173,36 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn an_answer_reaches_its_question_and_only_from_who_was_asked() {
+    #[tokio::test]
+    async fn an_answer_reaches_its_question_and_only_from_who_was_asked() {
         let topics = Topics::default();
         let (here, _here) = Answers::open("lo1".into(), &topics);
         let (there, _there) = Answers::open("lo2".into(), &topics);
-        let anna: Arc<str> = "anna".into();
+        let (anna, mallory): (Arc<str>, Arc<str>) = ("anna".into(), "mallory".into());
         let mut question = here.question(&anna).unwrap();
-        assert_eq!(here.deliver_answer("mallory", &question.id, json!(1)), Arrival::NoQuestion);
-        there.deliver_answer("mallory", &question.id, json!(1));
+        let id = question.id.clone();
+        assert_eq!(here.deliver_answer(&mallory, &id, json!(1)).await, Arrival::NoQuestion);
+        assert_eq!(there.deliver_answer(&mallory, &id, json!(1)).await, Arrival::NoQuestion);
         assert!(question.answer.try_recv().is_err());
-        assert_eq!(there.deliver_answer("anna", &question.id, json!(2)), Arrival::Yes);
+        assert_eq!(there.deliver_answer(&anna, &id, json!(2)).await, Arrival::Yes);
         assert_eq!(question.answer.try_recv().unwrap(), 2);
-        let again = here.deliver_answer("anna", &question.id, json!(3));
+        let again = here.deliver_answer(&anna, &id, json!(3)).await;
         assert_eq!(again, Arrival::NoQuestion, "it is answered");
         for id in ["", "1", "x y.z", ".", &"x".repeat(100)] {
-            assert_eq!(here.deliver_answer("anna", id, json!(1)), Arrival::NoQuestion, "{id}");
+            let nothing = here.deliver_answer(&anna, id, json!(1)).await;
+            assert_eq!(nothing, Arrival::NoQuestion, "{id}");
         }
         let dropped = here.question(&anna).unwrap().id.clone();
-        assert_eq!(here.deliver_answer("anna", &dropped, json!(1)), Arrival::NoQuestion);
+        let ended = there.deliver_answer(&anna, &dropped, json!(1)).await;
+        assert_eq!(ended, Arrival::NoQuestion);
         let many: Vec<_> = (0..MAX_WAITING).map_while(|_| here.question(&anna)).collect();
         assert!(many.len() == MAX_WAITING && here.question(&anna).is_none());
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_a_node_that_is_gone_is_not_taken() {
+        let (here, _here) = Answers::open("lo1".into(), &Topics::default());
+        let gone = here.deliver_answer(&"anna".into(), "lo9.1", json!(1)).await;
+        assert_eq!(gone, Arrival::Unreachable);
     }
 }

@@ -166,7 +166,8 @@ impl AgentDoor {
             if message.get("method").is_none()
                 && let Some(id) = message["id"].as_str()
             {
-                match self.answers.deliver_answer(&claims.sub, id, message.clone()) {
+                let user = claims.sub.as_str().into();
+                match self.answers.deliver_answer(&user, id, message.clone()).await {
                     Arrival::Yes => return Ok(StatusCode::ACCEPTED.into_response()),
                     Arrival::Unreachable => return Err(Problem::unavailable()),
                     Arrival::NoQuestion => {}

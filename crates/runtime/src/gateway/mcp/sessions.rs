@@ -363,7 +363,7 @@ impl SessionStream {
         };
         if let Some(reply) = said.reply {
             let answer = json!({"refused": refused});
-            self.answers.deliver_answer(&self.claims.sub, &reply, answer);
+            self.answers.send(&self.claims.sub, &reply, answer, None);
         }
         // The id of the last event is to say it.
         Ordered::Say(self.event().data(""))

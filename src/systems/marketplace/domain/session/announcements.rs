@@ -50,6 +50,8 @@ pub struct ChatResponse {
     /// The objects that the agent's words are about.
     #[schemars(with = "Map<String, Value>")]
     pub data: Value,
+    /// The model that thought: `local` is the parser of the node itself.
+    pub model: String,
 }
 
 impl Announcement for ChatResponse {

@@ -392,6 +392,7 @@ fn say(
         message_id: message_id.clone(),
         content: content.clone(),
         data: data.clone(),
+        model: "local".into(),
     };
     decision
         .effects(tokens.collect::<Vec<_>>())
