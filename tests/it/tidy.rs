@@ -44,8 +44,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
     ("rmcp", &["gateway/mcp/", "ai/servers.rs"]),
-    ("a2a", &["ai/outside/", "gateway/outsiders/"]),
-    ("chrono", &["ai/outside/wire.rs"]),
+    ("a2a", &["ai/peers/", "gateway/outsiders/"]),
+    ("chrono", &["ai/peers/wire.rs"]),
     (
         "tokio",
         &[
@@ -68,8 +68,8 @@ const CRATES: &[(&str, &[&str])] = &[
         &[
             "cluster/transport/tls.rs",
             "ai/router.rs",
-            "ai/outside/",
             "ai/servers.rs",
+            "ai/peers/",
             "app/cli/mcp.rs",
         ],
     ),

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::ai::outside::options::Options as OutsideOptions;
-use crate::ai::outside::{Outside, OutsideAgents, PushSender};
+use crate::ai::peers::options::Options as OutsideOptions;
+use crate::ai::peers::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
 use crate::contract::section::Section;
 use crate::systems::agents::domain::budget::{Allowance, Period};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::ai::outside::{Outside, PushFailure};
+use crate::ai::peers::{Outside, PushFailure};
 use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };

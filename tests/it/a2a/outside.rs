@@ -12,9 +12,9 @@ use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use proxie::ai::outside::options::{Options, OutsideAgentOptions};
-use proxie::ai::outside::{
-    OutsideAgents, OutsideAnswer, OutsideFailure, OutsideFailureKind as Kind, OutsideMessage,
+use proxie::ai::peers::options::{Options, OutsideAgentOptions};
+use proxie::ai::peers::{
+    OutsideAgents, OutsideAnswer, OutsideMessage, PeerFailure, PeerFailureKind as Kind,
 };
 use proxie::kernel::task::{TaskPart, TaskState};
 use serde_json::json;
@@ -232,7 +232,7 @@ async fn a_failure_says_whether_it_may_have_happened_and_nothing_is_done_twice()
             let (url, asked) = faulty(move || answer(), None).await;
             let ours = agents(&url, idempotent);
             let sent = ours.send("booker", "theirs", &message("m", "x"), soon()).await;
-            let OutsideFailure { kind: found, may_have_happened: may, detail } = sent.unwrap_err();
+            let PeerFailure { kind: found, may_have_happened: may, detail } = sent.unwrap_err();
             assert_eq!((found, may), (kind, may_have_happened), "{name}: {detail}");
             assert_eq!(asked.load(Ordering::SeqCst), calls, "{name}, idempotent: {idempotent}");
             assert!(!detail.contains(&url) && !detail.contains("swordfish"), "{detail}");

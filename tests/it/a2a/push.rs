@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
-use proxie::ai::outside::options::Options;
+use proxie::ai::peers::options::Options;
 use proxie::systems::agents::settings::OutsideSection;
 use serde_json::{Value, json};
 use sqlx::Row;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use proxie::ai::outside::options::Options;
+use proxie::ai::peers::options::Options;
 use proxie::systems::agents::settings::OutsideSection;
 
 use super::of_provider;

@@ -2,14 +2,14 @@
 //!
 //! `genai` speaks the providers' wires ([`wire`]). What it leaves to its users is here: chains of models, one deadline over
 //! all attempts, three clocks, circuit breakers, limits a provider, and prices. Beside it, the ways to outside servers of tools
-//! ([`servers`]) and to agents of others ([`outside`]).
+//! ([`servers`]) and to agents of others ([`peers`]).
 
 mod answers;
 mod breaker;
 mod embedding;
 mod failure;
 pub mod options;
-pub mod outside;
+pub mod peers;
 mod provider;
 mod router;
 pub mod servers;

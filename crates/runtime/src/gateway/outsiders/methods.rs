@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Asked;
 use super::refusal::Refusal;
 use super::stream::{Changes, Until, follow};
-use crate::ai::outside::{Outside, wire};
+use crate::ai::peers::{Outside, wire};
 use crate::contract::agent::IncomingMessage;
 use crate::contract::call::derived_id;
 use crate::contract::list::ListOf;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Asked;
 use super::refusal::Refusal;
-use crate::ai::outside::wire;
+use crate::ai::peers::wire;
 use crate::gateway::Leaving;
 use crate::gateway::auth::Revocations;
 use crate::gateway::users::ConnectionSlot;

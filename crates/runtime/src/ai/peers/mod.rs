@@ -6,9 +6,7 @@ pub mod options;
 mod push;
 pub mod wire;
 
-pub use client::{
-    OutsideAgents, OutsideAnswer, OutsideFailure, OutsideFailureKind, OutsideMessage,
-};
+pub use client::{OutsideAgents, OutsideAnswer, OutsideMessage, PeerFailure, PeerFailureKind};
 pub use guard::{PushAddress, address_of};
 pub use push::{PushFailure, PushSender};
 

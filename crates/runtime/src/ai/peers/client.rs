@@ -50,8 +50,8 @@ pub enum OutsideAnswer {
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutsideFailure {
-    pub kind: OutsideFailureKind,
+pub struct PeerFailure {
+    pub kind: PeerFailureKind,
     /// For people; without the words of the other side, and without addresses.
     pub detail: String,
     /// Whether the other side may have done what it was asked. Then it is not asked again by itself.
@@ -59,7 +59,7 @@ pub struct OutsideFailure {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutsideFailureKind {
+pub enum PeerFailureKind {
     /// No such agent is configured, or not for this role.
     NotAllowed,
     /// It refused the message: asking the same again helps nobody.
@@ -74,9 +74,9 @@ pub enum OutsideFailureKind {
     Unreadable,
 }
 
-use OutsideFailureKind as Kind;
+use PeerFailureKind as Kind;
 
-impl OutsideFailure {
+impl PeerFailure {
     fn before(kind: Kind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), may_have_happened: false }
     }
@@ -140,7 +140,7 @@ impl OutsideAgents {
         agent: &str,
         message: &OutsideMessage,
         deadline: Instant,
-    ) -> Result<OutsideAnswer, OutsideFailure> {
+    ) -> Result<OutsideAnswer, PeerFailure> {
         let agent = self.allowed(role, agent)?;
         let parts = message.parts.iter().map(|part| match part {
             TaskPart::Text(text) => a2a::Part::text(text).with_media_type("text/plain"),
@@ -176,12 +176,12 @@ impl OutsideAgents {
         agent: &str,
         task_id: &str,
         deadline: Instant,
-    ) -> Result<OutsideAnswer, OutsideFailure> {
+    ) -> Result<OutsideAnswer, PeerFailure> {
         let agent = self.allowed(role, agent)?;
         let params = json!({"id": task_id});
         let asked = self.ask(agent, a2a::methods::GET_TASK, params, true, deadline).await;
         // Nothing happens by looking.
-        let asked = asked.map_err(|failure| OutsideFailure { may_have_happened: false, ..failure });
+        let asked = asked.map_err(|failure| PeerFailure { may_have_happened: false, ..failure });
         of_task(asked?)
     }
 
@@ -192,16 +192,16 @@ impl OutsideAgents {
         agent: &str,
         task_id: &str,
         deadline: Instant,
-    ) -> Result<OutsideAnswer, OutsideFailure> {
+    ) -> Result<OutsideAnswer, PeerFailure> {
         let agent = self.allowed(role, agent)?;
         let params = json!({"id": task_id});
         of_task(self.ask(agent, a2a::methods::CANCEL_TASK, params, true, deadline).await?)
     }
 
-    fn allowed(&self, role: &str, name: &str) -> Result<&OutsideAgent, OutsideFailure> {
+    fn allowed(&self, role: &str, name: &str) -> Result<&OutsideAgent, PeerFailure> {
         let agent = self.agents.get(name).filter(|agent| agent.roles.iter().any(|one| one == role));
         let none = || format!("the role {role} may call no agent of this name");
-        agent.ok_or_else(|| OutsideFailure::before(Kind::NotAllowed, none()))
+        agent.ok_or_else(|| PeerFailure::before(Kind::NotAllowed, none()))
     }
 
     /// One question, asked again only where that cannot do the same twice.
@@ -212,7 +212,7 @@ impl OutsideAgents {
         params: Value,
         idempotent: bool,
         deadline: Instant,
-    ) -> Result<T, OutsideFailure> {
+    ) -> Result<T, PeerFailure> {
         let mut calls = 1;
         let mut happened = false;
         loop {
@@ -235,9 +235,8 @@ impl OutsideAgents {
         method: &str,
         params: &Value,
         deadline: Instant,
-    ) -> Result<T, OutsideFailure> {
-        let late =
-            |_| OutsideFailure::before(Kind::TooLate, "the agent's card did not come in time");
+    ) -> Result<T, PeerFailure> {
+        let late = |_| PeerFailure::before(Kind::TooLate, "the agent's card did not come in time");
         let address = timeout_at(deadline, self.interface(agent)).await.map_err(late)??;
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let request = self
@@ -253,44 +252,43 @@ impl OutsideAgents {
                 // Without a connection nothing was said.
                 let said = !(error.is_connect() || error.is_builder());
                 let detail = error.without_url().to_string();
-                OutsideFailure { kind: Kind::Unreachable, detail, may_have_happened: said }
+                PeerFailure { kind: Kind::Unreachable, detail, may_have_happened: said }
             })?;
             read(answer).await
         };
-        let late = |_| OutsideFailure::after(Kind::TooLate, "the answer did not come in time");
+        let late = |_| PeerFailure::after(Kind::TooLate, "the answer did not come in time");
         let answer: a2a::JsonRpcResponse = timeout_at(deadline, answered).await.map_err(late)??;
         if let Some(error) = answer.error {
             let reason = a2a::error_reason(error.code);
             let detail = format!("the agent refused it ({} {reason})", error.code);
             return Err(match error.code {
-                a2a::error_code::INTERNAL_ERROR => OutsideFailure::after(Kind::Unreachable, detail),
-                _ => OutsideFailure::before(Kind::Refused, detail),
+                a2a::error_code::INTERNAL_ERROR => PeerFailure::after(Kind::Unreachable, detail),
+                _ => PeerFailure::before(Kind::Refused, detail),
             });
         }
         serde_json::from_value(answer.result.unwrap_or_default()).map_err(unreadable)
     }
 
     /// Where the agent takes JSON-RPC, by its card. A token goes nowhere else than to the configured place.
-    async fn interface(&self, agent: &OutsideAgent) -> Result<Url, OutsideFailure> {
+    async fn interface(&self, agent: &OutsideAgent) -> Result<Url, PeerFailure> {
         let mut at = agent.url.clone();
         at.set_path(&format!("{}{CARD}", agent.url.path().trim_end_matches('/')));
         let asked = self.client.get(at).header(ACCEPT, "application/json").send().await;
         let unreachable = |error: reqwest::Error| {
-            OutsideFailure::before(Kind::Unreachable, error.without_url().to_string())
+            PeerFailure::before(Kind::Unreachable, error.without_url().to_string())
         };
         let card: Result<a2a::AgentCard, _> = read(asked.map_err(unreachable)?).await;
-        let card =
-            card.map_err(|failure| OutsideFailure { may_have_happened: false, ..failure })?;
+        let card = card.map_err(|failure| PeerFailure { may_have_happened: false, ..failure })?;
         let spoken = card.supported_interfaces.iter().find(|one| {
             one.protocol_binding == a2a::TRANSPORT_PROTOCOL_JSONRPC
                 && one.protocol_version == a2a::VERSION
         });
         let none =
-            || OutsideFailure::before(Kind::Unreadable, "it does not speak A2A 1.0 over JSON-RPC");
+            || PeerFailure::before(Kind::Unreadable, "it does not speak A2A 1.0 over JSON-RPC");
         let address: Url = spoken.ok_or_else(none)?.url.parse().map_err(|_| none())?;
         if address.origin() != agent.url.origin() {
             let detail = "its card names another place than the configured one";
-            return Err(OutsideFailure::before(Kind::Refused, detail));
+            return Err(PeerFailure::before(Kind::Refused, detail));
         }
         Ok(address)
     }
@@ -299,50 +297,50 @@ impl OutsideAgents {
 fn authorised(
     request: reqwest::RequestBuilder,
     agent: &OutsideAgent,
-) -> Result<reqwest::RequestBuilder, OutsideFailure> {
+) -> Result<reqwest::RequestBuilder, PeerFailure> {
     let Some(token) = &agent.token else { return Ok(request) };
     let value = HeaderValue::from_str(&format!("Bearer {}", token.reveal()));
-    let wrong = |_| OutsideFailure::before(Kind::NotAllowed, "its token is no header");
+    let wrong = |_| PeerFailure::before(Kind::NotAllowed, "its token is no header");
     let mut value = value.map_err(wrong)?;
     value.set_sensitive(true);
     Ok(request.header(AUTHORIZATION, value))
 }
 
-async fn read<T: DeserializeOwned>(mut answer: Response) -> Result<T, OutsideFailure> {
+async fn read<T: DeserializeOwned>(mut answer: Response) -> Result<T, PeerFailure> {
     let status = answer.status();
     let said = format!("the agent answered {status}");
     match status {
         StatusCode::OK => {}
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-            return Err(OutsideFailure::before(Kind::Unreachable, said));
+            return Err(PeerFailure::before(Kind::Unreachable, said));
         }
         status if status.is_server_error() => {
-            return Err(OutsideFailure::after(Kind::Unreachable, said));
+            return Err(PeerFailure::after(Kind::Unreachable, said));
         }
-        _ => return Err(OutsideFailure::before(Kind::Refused, said)),
+        _ => return Err(PeerFailure::before(Kind::Refused, said)),
     }
     let mut bytes = Vec::new();
     loop {
         let chunk = answer.chunk().await.map_err(|error| {
-            OutsideFailure::after(Kind::Unreachable, error.without_url().to_string())
+            PeerFailure::after(Kind::Unreachable, error.without_url().to_string())
         })?;
         let Some(chunk) = chunk else { break };
         if bytes.len() + chunk.len() > MAX_ANSWER {
             let detail = format!("the answer has more than {MAX_ANSWER} bytes");
-            return Err(OutsideFailure::after(Kind::Unreadable, detail));
+            return Err(PeerFailure::after(Kind::Unreadable, detail));
         }
         bytes.extend_from_slice(&chunk);
     }
     serde_json::from_slice(&bytes).map_err(unreadable)
 }
 
-fn unreadable(error: serde_json::Error) -> OutsideFailure {
+fn unreadable(error: serde_json::Error) -> PeerFailure {
     // Only where it went wrong: its words may quote the other side.
     let at = format!("line {}, column {}", error.line(), error.column());
-    OutsideFailure::after(Kind::Unreadable, format!("the answer cannot be read ({at})"))
+    PeerFailure::after(Kind::Unreadable, format!("the answer cannot be read ({at})"))
 }
 
-fn of_task(task: a2a::Task) -> Result<OutsideAnswer, OutsideFailure> {
+fn of_task(task: a2a::Task) -> Result<OutsideAnswer, PeerFailure> {
     let state = match task.status.state {
         a2a::TaskState::Submitted => TaskState::Submitted,
         a2a::TaskState::Working => TaskState::Working,
@@ -353,10 +351,10 @@ fn of_task(task: a2a::Task) -> Result<OutsideAnswer, OutsideFailure> {
         a2a::TaskState::Rejected => TaskState::Rejected,
         a2a::TaskState::AuthRequired => {
             let detail = "the agent wants to be authorised by a person";
-            return Err(OutsideFailure::after(Kind::NeedsAuthorization, detail));
+            return Err(PeerFailure::after(Kind::NeedsAuthorization, detail));
         }
         a2a::TaskState::Unspecified => {
-            return Err(OutsideFailure::after(Kind::Unreadable, "a task without a state"));
+            return Err(PeerFailure::after(Kind::Unreadable, "a task without a state"));
         }
     };
     let artifacts = task
@@ -374,13 +372,13 @@ fn of_task(task: a2a::Task) -> Result<OutsideAnswer, OutsideFailure> {
 }
 
 /// Text and data. Files are named by their address, which nobody here opens.
-fn parts_of(parts: Vec<a2a::Part>) -> Result<Vec<TaskPart>, OutsideFailure> {
+fn parts_of(parts: Vec<a2a::Part>) -> Result<Vec<TaskPart>, PeerFailure> {
     let parts = parts.into_iter().map(|part| match part.content {
         a2a::PartContent::Text(text) => Ok(TaskPart::Text(text)),
         a2a::PartContent::Data(data) => Ok(TaskPart::Data(data)),
         a2a::PartContent::Url(url) => Ok(TaskPart::Data(json!({"url": url}))),
         a2a::PartContent::Raw(_) => {
-            Err(OutsideFailure::after(Kind::Unreadable, "the answer holds a file"))
+            Err(PeerFailure::after(Kind::Unreadable, "the answer holds a file"))
         }
     });
     parts.collect()
