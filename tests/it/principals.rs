@@ -204,6 +204,18 @@ impl Person {
         ask(core, "sync", self.id, join, user()).await;
         let start = json!({"Start": {"session_id": self.key("plb"), "start": self.start(), "replaces": null, "max_streams": 4}});
         ask(core, "playback", self.id, start, user()).await;
+        let start = self.run();
+        ask(core, "agent_run", &self.key("run"), start, user()).await;
+    }
+
+    fn run(&self) -> Value {
+        let terms = json!({
+            "on_message": "steer", "max_turns": 1, "max_cost": 1, "max_seconds": 600, "approval_seconds": 600,
+            "max_same_calls": 3, "context_tokens": 1_000,
+        });
+        let words = json!({"role": "user", "parts": [{"type": "text", "text": "hello"}]});
+        let version = "ver_00000000000000000000000000000000";
+        json!({"Start": {"agent": "a", "version": version, "terms": terms, "scopes": null, "words": words}})
     }
 
     /// Every command of every kind, at what this person has. What ends an object comes last.
@@ -235,6 +247,31 @@ impl Person {
             ],
         );
         at("content", "tt1", vec![json!({"SetAvailability": []})]);
+        let start = self.run();
+        let definition = json!({
+            "name": "a", "instructions": "x", "tools": [], "scopes": null, "max_tokens": 1,
+            "terms": start["Start"]["terms"],
+        });
+        at("agent_version", "ver_1", vec![json!({"Define": definition}), json!("Show")]);
+        let words = start["Start"]["words"].clone();
+        at(
+            "agent_run",
+            &self.key("run"),
+            vec![
+                start,
+                json!({"Say": {"text": words}}),
+                json!({"Decide": {"use_id": 1, "arguments": "x", "allow": true}}),
+                json!("Show"),
+                json!({"Turn": {"turn": 1}}),
+                json!({"Use": {"use_id": 1}}),
+                json!({"TurnOver": {"turn": 1}}),
+                json!({"Thought": {"turn": 1, "thought": "Over"}}),
+                json!({"Acted": {"use_id": 1, "acted": "Over"}}),
+                json!("TimeOut"),
+                json!("ApprovalsExpire"),
+                json!("Cancel"),
+            ],
+        );
         at(
             "session",
             &self.key("ses"),

@@ -228,6 +228,8 @@ export type ChatResponse = {
   /** The objects that the agent's words are about. */
   data: Record<string, unknown>;
   message_id: string;
+  /** The model that thought: `local` is the parser of the node itself. */
+  model: string;
   session_id: string;
 };
 

@@ -61,7 +61,9 @@ async fn what_is_wrong_is_said_the_same_at_every_door() {
             let mut path = route.path.to_owned();
             let mut body = given.clone();
             for field in given.keys().filter(|field| in_path(field)) {
-                path = path.replace(&format!("{{{field}}}"), "x_1");
+                let kind = &operation.input_schema()["properties"][field]["type"];
+                let value = if kind == "integer" { "1" } else { "x_1" };
+                path = path.replace(&format!("{{{field}}}"), value);
                 body.remove(field);
             }
             if body.is_empty() {

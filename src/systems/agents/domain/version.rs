@@ -12,7 +12,7 @@ pub struct AgentVersion;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Command {
-    /// Of the node, or of an operator. Told again, it is taken once.
+    /// The node's, or an operator's. Told again, it is taken once.
     Define(Box<AgentDefinition>),
     /// Query.
     Show,
@@ -71,7 +71,7 @@ impl Entity for AgentVersion {
 
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let may =
-            cx.caller.is_system() || matches!(cx.caller, Caller::User { role: Role::Operator, .. });
+            cx.caller.is_itself() || matches!(cx.caller, Caller::User { role: Role::Operator, .. });
         if !may {
             return Err(Rejection::NotYours);
         }
