@@ -17,12 +17,14 @@ use futures_util::future::try_join_all;
 use proxie::ai::Options;
 use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
 use proxie::app::node::Node;
+use proxie::cluster::CommandMeta;
 use proxie::config::Config;
 use proxie::kernel::clock::Clock;
-use proxie::kernel::entity::Role;
+use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::secret::Secret;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
 use proxie::systems::agents::definitions::{AgentOptions, AgentSection};
+use proxie::systems::agents::domain::run::{self, AgentRun, Reply, RunStatus};
 use proxie::systems::agents::settings::AiSection;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
@@ -126,6 +128,7 @@ fn config(database: String, url: String) -> Config {
 }
 
 struct Bench {
+    node: Node,
     client: reqwest::Client,
     url: String,
     token: String,
@@ -138,17 +141,19 @@ impl Bench {
         let answer = answer.header(CONTENT_TYPE, "application/json").body(start).send().await?;
         let run: Value = serde_json::from_str(&answer.text().await?)?;
         let id = run["id"].as_str().with_context(|| run.to_string())?;
+        let watched = self.node.gateway().services.entities.of::<AgentRun>(id);
         loop {
-            let shown = self.client.get(format!("{}/v1/runs/{id}", self.url));
-            let shown = shown.bearer_auth(&self.token).send().await?.text().await?;
-            let shown: Value = serde_json::from_str(&shown)?;
-            match shown["run"]["status"].as_str() {
-                Some("answered") => {
-                    ensure!(shown["run"]["turns"] == CALLS + 1, "{shown}");
+            let meta = CommandMeta::new(Caller::user("alice", Role::Consumer));
+            let Ok(Reply::Shown(shown)) = watched.ask(run::Command::Show, meta).await? else {
+                bail!("no run")
+            };
+            match shown.run.status {
+                RunStatus::Answered => {
+                    ensure!(shown.run.turns == CALLS as i64 + 1, "{shown:?}");
                     return Ok(());
                 }
-                Some("running") => tokio::time::sleep(Duration::from_millis(4)).await,
-                _ => bail!("{shown}"),
+                RunStatus::Running => tokio::time::sleep(Duration::from_millis(4)).await,
+                _ => bail!("{shown:?}"),
             }
         }
     }
@@ -219,7 +224,7 @@ async fn measure() -> anyhow::Result<()> {
     let node = Node::start_with(&config(ours, url), Clock::System).await?;
     let token = node.gateway().auth.mint("alice", Role::Consumer, Clock::System.now(), 86_400);
     let url = format!("http://{}", node.address);
-    let bench = Bench { client: reqwest::Client::new(), url, token };
+    let bench = Bench { node, client: reqwest::Client::new(), url, token };
     bench.run().await?;
     let python = std::env::var("LANGGRAPH").ok();
     let (mut our_rounds, mut their_rounds) = (Vec::new(), Vec::new());
@@ -238,7 +243,7 @@ async fn measure() -> anyhow::Result<()> {
             many / theirs_many
         );
     }
-    node.stop().await;
+    bench.node.stop().await;
     drop(server);
     let _ = std::fs::remove_dir_all(folder);
     Ok(())

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
-use crate::edges::{Http, connect, hairdresser, text};
+use crate::edges::{Http, connect, hairdresser, text, try_connect};
 use crate::process::{Folder, Served, Starting, run, text as utf8};
 use crate::support::{database, eventually};
 
@@ -315,8 +315,13 @@ async fn a_node_that_was_frozen_comes_back_as_another_incarnation() {
     assert_eq!((code, &reason["code"]), (3001, &json!("evicted")));
     nodes.settled(3).await;
     assert!(incarnation("node-1").unwrap() > before);
-    // At the same address, in the same process.
-    connect(nodes.address(1), &nodes.token("alice", "consumer")).await;
+    // At the same address, in the same process, which opens its door once it takes part.
+    let bearer = format!("Bearer {}", nodes.token("alice", "consumer"));
+    let headers: [(&'static str, &str); 1] = [("authorization", &bearer)];
+    eventually("it takes connections", || async {
+        try_connect(nodes.address(1), &headers).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
