@@ -8,35 +8,14 @@ mod tools;
 use std::time::Duration;
 
 use proxie::ai::Options;
-use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
 use serde_json::{Value, json};
 
 use crate::edges::Http;
+use crate::models::fake;
 
-/// A model at this address, which costs $10 for a million tokens of output.
+/// A model at this address, without a limit of what it may cost.
 pub fn model(url: String) -> Options {
-    let mut options =
-        Options { route: "gpt".into(), daily_limit: String::new(), ..Options::default() };
-    let provider = ProviderOptions {
-        wire: WireFormat::OpenAi,
-        url,
-        key: "sk-secret".into(),
-        concurrency: 64,
-        per_second: 10_000,
-    };
-    options.providers.insert("fake".into(), provider);
-    let model = ModelOptions {
-        provider: "fake".into(),
-        id: String::new(),
-        input: "0".into(),
-        cached_input: String::new(),
-        cache_writes: String::new(),
-        output: "10".into(),
-        context: 100_000,
-        vision: false,
-    };
-    options.models.insert("gpt".into(), model);
-    options
+    Options { route: "gpt".into(), daily_limit: String::new(), ..fake::one_model(url, 64, 10_000) }
 }
 
 /// Results that the model has seen so far.

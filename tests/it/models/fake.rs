@@ -12,6 +12,8 @@ use axum::http::{HeaderMap, Response, StatusCode};
 use axum::routing::post;
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
+use proxie::ai::Options;
+use proxie::ai::options::{ModelOptions, ProviderOptions, WireFormat};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -64,6 +66,31 @@ pub struct Asked {
 pub const INPUT: u64 = 1_000;
 pub const CACHED: u64 = 400;
 pub const OUTPUT: u64 = 50;
+
+/// One model, `gpt`, at a provider with OpenAI's wire. It costs $10 for a million tokens of output.
+pub fn one_model(url: String, concurrency: usize, per_second: u32) -> Options {
+    let mut options = Options::default();
+    let provider = ProviderOptions {
+        wire: WireFormat::OpenAi,
+        url,
+        key: "sk-secret".into(),
+        concurrency,
+        per_second,
+    };
+    options.providers.insert("fake".into(), provider);
+    let model = ModelOptions {
+        provider: "fake".into(),
+        id: String::new(),
+        input: "0".into(),
+        cached_input: String::new(),
+        cache_writes: String::new(),
+        output: "10".into(),
+        context: 100_000,
+        vision: false,
+    };
+    options.models.insert("gpt".into(), model);
+    options
+}
 
 #[derive(Default)]
 struct Inner {

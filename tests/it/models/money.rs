@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use proxie::ai::Options;
-use proxie::ai::options::{ModelOptions, ProviderOptions, RouteOptions, WireFormat};
+use proxie::ai::options::RouteOptions;
 use proxie::kernel::entity::Role;
 use proxie::systems::agents::settings::AiSection;
 use serde_json::{Value, json};
 
-use super::fake::{Does, Fake, OUTPUT};
+use super::fake::{Does, Fake, OUTPUT, one_model};
 use crate::cluster::Nodes;
 use crate::edges::{Http, TestNode};
 use crate::support::eventually;
@@ -21,26 +21,8 @@ pub fn question() -> Value {
 }
 
 pub fn options(fake: &Fake) -> Options {
-    let mut options = Options { daily_limit: "0.005".into(), ..Options::default() };
-    let provider = ProviderOptions {
-        wire: WireFormat::OpenAi,
-        url: fake.url("v1"),
-        key: "sk-secret".into(),
-        concurrency: 16,
-        per_second: 1_000,
-    };
-    options.providers.insert("fake".into(), provider);
-    let model = ModelOptions {
-        provider: "fake".into(),
-        id: String::new(),
-        input: "0".into(),
-        cached_input: String::new(),
-        cache_writes: String::new(),
-        output: "10".into(),
-        context: 100_000,
-        vision: false,
-    };
-    options.models.insert("gpt".into(), model);
+    let one = one_model(fake.url("v1"), 16, 1_000);
+    let mut options = Options { daily_limit: "0.005".into(), ..one };
     let route = RouteOptions { simple: vec!["gpt".into()], ..RouteOptions::default() };
     options.routes.insert("default".into(), route);
     options

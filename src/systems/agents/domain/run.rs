@@ -476,33 +476,15 @@ impl Entity for AgentRun {
         if !is_persons && !cx.caller.is_itself() {
             return Err(Rejection::Internal);
         }
-        let mut steps = Steps::new(state, cx);
-        match command {
-            Command::Start(_) => return Err(Rejection::Internal),
-            Command::Show => {
-                let shown = Box::new(view::detail(cx.key, state));
-                return Ok(Decision::reply(Reply::Shown(shown)));
-            }
-            Command::Turn { turn } => return Ok(Decision::reply(state.turn_work(turn))),
-            Command::Use { use_id } => return Ok(Decision::reply(state.use_work(use_id))),
+        let asked = match command {
+            Command::Show => Reply::Shown(Box::new(view::detail(cx.key, state))),
+            Command::Turn { turn } => state.turn_work(turn),
+            Command::Use { use_id } => state.use_work(use_id),
             Command::TurnOver { turn } if state.is_thinking(turn) => return Ok(Decision::wait()),
-            Command::TurnOver { .. } => return Ok(Decision::reply(Reply::Over)),
-            Command::Say { text } => steps.say(text)?,
-            Command::Decide { use_id, arguments, allow } => {
-                steps.person_decides(use_id, &arguments, allow)?;
-            }
-            Command::Cancel if state.is_over() => {}
-            Command::Cancel => steps.end(RunStatus::Cancelled, None, Cost(0)),
-            Command::TimeOut if state.status == RunStatus::Running => {
-                steps.end(RunStatus::Failed, Some("too_slow"), Cost(0));
-            }
-            Command::TimeOut => {}
-            Command::ApprovalsExpire => steps.approvals_expire(),
-            Command::Thought { turn, thought } => steps.thought(turn, thought),
-            Command::Acted { use_id, acted } => steps.acted(use_id, acted),
-        }
-        let shown = is_persons.then(|| Reply::Run(steps.view()));
-        Ok(steps.decision(shown.unwrap_or(Reply::Done)))
+            Command::TurnOver { .. } => Reply::Over,
+            command => return changed(state, command, is_persons, cx),
+        };
+        Ok(Decision::reply(asked))
     }
 
     fn evolve(state: &mut State, event: &Event) {
@@ -551,6 +533,38 @@ impl Entity for AgentRun {
             _ => None,
         }
     }
+}
+
+/// What follows from a command that is no query.
+fn changed(
+    state: &State,
+    command: Command,
+    is_persons: bool,
+    cx: &DecideCx<'_>,
+) -> Decided<AgentRun> {
+    let mut steps = Steps::new(state, cx);
+    match command {
+        Command::Start(_)
+        | Command::Show
+        | Command::Turn { .. }
+        | Command::Use { .. }
+        | Command::TurnOver { .. } => return Err(Rejection::Internal),
+        Command::Say { text } => steps.say(text)?,
+        Command::Decide { use_id, arguments, allow } => {
+            steps.person_decides(use_id, &arguments, allow)?;
+        }
+        Command::Cancel if state.is_over() => {}
+        Command::Cancel => steps.end(RunStatus::Cancelled, None, Cost(0)),
+        Command::TimeOut if state.status == RunStatus::Running => {
+            steps.end(RunStatus::Failed, Some("too_slow"), Cost(0));
+        }
+        Command::TimeOut => {}
+        Command::ApprovalsExpire => steps.approvals_expire(),
+        Command::Thought { turn, thought } => steps.thought(turn, thought),
+        Command::Acted { use_id, acted } => steps.acted(use_id, acted),
+    }
+    let shown = is_persons.then(|| Reply::Run(steps.view()));
+    Ok(steps.decision(shown.unwrap_or(Reply::Done)))
 }
 
 impl State {

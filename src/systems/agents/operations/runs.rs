@@ -9,6 +9,7 @@ use crate::contract::operation::Nothing;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::chat::PromptMessage;
 use crate::kernel::entity::Entity;
+use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::text;
 use crate::systems::agents::definitions::Agents;
 use crate::systems::agents::domain::run::{AgentRun, Command, Reply, RunDetail, RunOrder, RunView};
@@ -46,7 +47,7 @@ impl Operation for ListAgents {
     type Answer = AgentList;
 
     async fn run(call: &Call, _: Nothing) -> Outcome<AgentList> {
-        let items = agents(call)?.all(&call.services).map_err(misconfigured)?;
+        let items = agents(call).all(&call.services).map_err(misconfigured)?;
         let items = items.iter().map(|(name, agent)| AgentView {
             name: name.clone(),
             summary: agent.summary.clone(),
@@ -67,13 +68,13 @@ impl Operation for ListAgents {
     }
 }
 
-fn agents(call: &Call) -> Outcome<&Agents> {
-    Ok(call.settings::<Agents>())
+fn agents(call: &Call) -> &Agents {
+    call.settings()
 }
 
 fn misconfigured(why: &str) -> Problem {
     tracing::error!(why, "the agents of this node are not what the configuration says");
-    Problem::new(crate::kernel::error::ErrorCode::Internal, "the agents are not configured well")
+    Problem::new(ErrorCode::Internal, "the agents are not configured well")
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -98,10 +99,10 @@ impl Operation for Start {
     async fn run(call: &Call, input: NewRun) -> Outcome<RunView> {
         let words = words(&input.text)?;
         let name = input.agent.as_deref().unwrap_or("assistant");
-        let all = agents(call)?.all(&call.services).map_err(misconfigured)?;
+        let all = agents(call).all(&call.services).map_err(misconfigured)?;
         let agent = all.get(name);
         let agent = agent.ok_or_else(|| Problem::field("/agent", "there is no such agent"))?;
-        agents(call)?.store(&call.services, agent).await?;
+        agents(call).store(&call.services, agent).await?;
         let start = RunOrder {
             agent: name.to_owned(),
             version: agent.version.clone(),
@@ -125,7 +126,7 @@ fn words(text: &str) -> Outcome<PromptMessage> {
 fn shown(reply: Reply) -> Outcome<RunView> {
     match reply {
         Reply::Run(view) => Ok(view),
-        _ => Err(crate::kernel::error::AskError::Internal.into()),
+        _ => Err(AskError::Internal.into()),
     }
 }
 
@@ -147,7 +148,7 @@ impl Operation for Get {
         let id = known_id(&run_id, AgentRun::KIND)?;
         match call.ask::<AgentRun>(id, Command::Show, call.undeduplicated()).await? {
             Reply::Shown(detail) => Ok(*detail),
-            _ => Err(crate::kernel::error::AskError::Internal.into()),
+            _ => Err(AskError::Internal.into()),
         }
     }
 }
