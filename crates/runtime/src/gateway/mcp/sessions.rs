@@ -35,6 +35,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// How long an order is repeated until the session's stream has taken it. A client may open it at the same time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
+/// How often a stream says that it is open.
+const OPENED_TOLD: usize = 4;
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
 
 /// What a client can be asked.
@@ -130,8 +132,8 @@ enum Order {
         level: String,
         line: Value,
     },
-    /// Another stream of the session has opened, of this name.
-    Opened(String),
+    /// A stream of the session has opened.
+    Opened(Opening),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -206,10 +208,20 @@ impl SessionLine {
 
 type Told = Result<(), ErrorData>;
 
+/// The opening of a session's stream. A stream ends when it hears of a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Opening {
+    at_ms: i64,
+    nonce: u64,
+}
+
 /// What the client has asked to hear. It travels as the id of the last event, so that a client that opens its stream
 /// again hears the same.
 #[derive(Default, Serialize, Deserialize)]
 struct Wishes {
+    /// When the stream was opened, in milliseconds.
+    #[serde(default)]
+    opened_ms: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     level: Option<String>,
     #[serde(default)]
@@ -231,8 +243,11 @@ struct SessionStream {
     claims: Arc<Claims>,
     watching: Watching,
     level: String,
-    /// This stream among those of its session.
-    name: String,
+    opening: Opening,
+    line: SessionLine,
+    /// How often the streams before it are still told that this one is open: a message between nodes may be lost.
+    tells_again: usize,
+    told: tokio::time::Interval,
     /// The first event says what is heard here.
     greets: bool,
     over: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -255,9 +270,10 @@ pub async fn stream(
     let line = session.line(&gateway.topics, &claims.sub);
     let mut watching = Watching::default();
     let subscription = watching.hear(&gateway, &line.topic);
-    let name = format!("{:032x}", rand::random::<u128>());
-    line.say(Order::Opened(name.clone()), None);
     let wishes = Wishes::named(headers).unwrap_or_default();
+    // The clock of this node may be behind the one on which the stream before was opened.
+    let at_ms = gateway.now().as_millisecond().max(wishes.opened_ms.saturating_add(1));
+    let opening = Opening { at_ms, nonce: rand::random() };
     for address in &wishes.watch {
         if let Err(problem) = watching.add(&gateway, &offers, &claims, address).await {
             tracing::debug!(%address, detail = problem.detail, "it cannot be watched any more");
@@ -279,7 +295,10 @@ pub async fn stream(
         answers,
         claims,
         watching,
-        name,
+        opening,
+        line,
+        tells_again: OPENED_TOLD,
+        told: tokio::time::interval(AGAIN),
         over,
     };
     let events = stream::unfold(stream, |mut stream| async move {
@@ -292,6 +311,7 @@ pub async fn stream(
 impl SessionStream {
     fn event(&self) -> Event {
         let wishes = Wishes {
+            opened_ms: self.opening.at_ms,
             level: Some(self.level.clone()),
             watch: self.watching.addresses().map(str::to_owned).collect(),
         };
@@ -305,6 +325,11 @@ impl SessionStream {
         loop {
             let heard = tokio::select! {
                 () = &mut self.over => return None,
+                _ = self.told.tick(), if self.tells_again > 0 => {
+                    self.tells_again -= 1;
+                    self.line.say(Order::Opened(self.opening), None);
+                    continue;
+                }
                 heard = self.watching.next() => heard,
             };
             match heard {
@@ -337,7 +362,7 @@ impl SessionStream {
             }
         };
         let refused = match said.order {
-            Order::Opened(name) if name != self.name => return Ordered::End,
+            Order::Opened(other) if other > self.opening => return Ordered::End,
             Order::Opened(_) => return Ordered::Nothing,
             Order::Log { level: of, line } => {
                 let (of, from) = (level(&of).flatten(), level(&self.level).flatten());
