@@ -175,6 +175,7 @@ fn router(address: &str, concurrency: usize) -> anyhow::Result<Arc<ModelRouter>>
         output: "1".into(),
         context: 100_000,
         vision: false,
+        image_tokens: None,
     };
     options.models.insert("fake".into(), model);
     Ok(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?))

@@ -1,5 +1,6 @@
 //! Answers that are kept for a while: who asks the same again gets the same answer, without a call of a provider.
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::{Failure, FailureKind};
 use super::options::AnswerOptions;
 use super::router::{AnswerDelta, ModelFailure};
-use crate::kernel::chat::{AnswerEnd, Completion, Cost, Kept, Prompt, PromptMessage, Usage};
+use crate::kernel::chat::{AnswerEnd, Completion, Cost, Kept, Part, Prompt, PromptMessage, Usage};
 use crate::kernel::entity::to_value;
 
 /// What an entry takes besides its words.
@@ -107,7 +108,7 @@ impl Answers {
         };
         part("proxie answer 1");
         part(keep.person);
-        part(&to_value(prompt).to_string());
+        part(&to_value(&with_hashed_pictures(prompt)).to_string());
         models.for_each(part);
         let erasures = keep.shared.map_or(0, SharedAnswers::erasures);
         if self.erasures.swap(erasures, Ordering::AcqRel) != erasures {
@@ -203,6 +204,21 @@ impl Answers {
         let answer = to_value(answer).to_string().into_bytes();
         shared.put(keep.person, hash, answer, self.keep).await;
     }
+}
+
+/// The question with the hash of each picture in its place, which is as good and far shorter.
+fn with_hashed_pictures(prompt: &Prompt) -> Cow<'_, Prompt> {
+    if !prompt.has_images() {
+        return Cow::Borrowed(prompt);
+    }
+    let mut hashed = prompt.clone();
+    for part in hashed.messages.iter_mut().flat_map(PromptMessage::parts_mut) {
+        if let Part::Image { data, .. } = part {
+            let hash = Sha256::digest(data.as_bytes());
+            *data = hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        }
+    }
+    Cow::Owned(hashed)
 }
 
 /// The answer as it is given again: it has cost nothing, and says where it is from.

@@ -111,6 +111,19 @@ impl WireFormat {
             Self::Ollama => "http://localhost:11434/",
         }
     }
+
+    /// The most that a picture counts as where its models are not said to count otherwise, by what the providers publish. It
+    /// is for reserves; what was used is counted by the provider.
+    pub fn image_tokens(self) -> u64 {
+        match self {
+            // 16 tiles of 768 pixels, 258 tokens each.
+            Self::Gemini => 4_128,
+            // Of models that see 2,576 pixels; a third of it for others.
+            Self::Anthropic => 4_784,
+            // 1,536 patches, which the smallest models count 2.46 times. Of 4o it is 8 tiles: 1,445.
+            Self::OpenAi | Self::OpenRouter | Self::Ollama => 3_779,
+        }
+    }
 }
 
 /// Somebody who serves models.
@@ -160,6 +173,9 @@ pub struct ModelOptions {
     pub context: u64,
     #[serde(default)]
     pub vision: bool,
+    /// The most tokens that a picture counts as. Default: by the provider's wire.
+    #[serde(default)]
+    pub image_tokens: Option<u64>,
 }
 
 fn context() -> u64 {

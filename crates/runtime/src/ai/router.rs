@@ -111,7 +111,15 @@ pub(super) struct Model {
     pub price: Price,
     context: u64,
     vision: bool,
+    /// What a picture counts as, at most.
+    image_tokens: u64,
     pub breaker: Mutex<Breaker>,
+}
+
+impl Model {
+    fn most(&self, prompt: &Prompt) -> Cost {
+        self.price.most(prompt, self.image_tokens)
+    }
 }
 
 struct Route {
@@ -161,6 +169,7 @@ impl ModelRouter {
                 price,
                 context: one.context,
                 vision: one.vision,
+                image_tokens: one.image_tokens.unwrap_or(provider.wire.image_tokens()),
                 breaker: Mutex::default(),
             };
             models.insert(name.clone(), Arc::new(model));
@@ -183,6 +192,7 @@ impl ModelRouter {
                 price: Price { input, ..Price::default() },
                 context: 0,
                 vision: false,
+                image_tokens: 0,
                 breaker: Mutex::default(),
             };
             let embedder = Embedder::of(name, one, model).map_err(at)?;
@@ -337,10 +347,13 @@ impl ModelRouter {
         let cap =
             [ask.max_cost, route.and_then(|route| route.max_cost)].into_iter().flatten().min();
         let has_images = ask.prompt.has_images();
+        if has_images && models.iter().all(|model| !model.vision) {
+            return Err(invalid("no model of the route sees pictures".into()));
+        }
         let fits = |model: &Arc<Model>| {
             (model.vision || !has_images)
                 && model.context >= needs
-                && cap.is_none_or(|cap| model.price.most(ask.prompt) <= cap)
+                && cap.is_none_or(|cap| model.most(ask.prompt) <= cap)
         };
         let fitting: Vec<_> = models.into_iter().filter(fits).collect();
         if fitting.is_empty() {
@@ -365,7 +378,7 @@ impl ModelRouter {
             Ok(place) => place,
             Err(failure) => return Err((failure, false)),
         };
-        let most = model.price.most(ask.prompt);
+        let most = model.most(ask.prompt);
         let call = spent.calls;
         purse.reserve(call, &model.name, most).await.map_err(|failure| (failure, false))?;
         spent.calls += 1;
@@ -373,7 +386,7 @@ impl ModelRouter {
             purse: purse.clone(),
             call,
             model,
-            input: ask.prompt.estimated_tokens(),
+            input: ask.prompt.tokens(model.image_tokens),
             progress: AnswerProgress::default(),
             is_settled: false,
         };

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::bytes::WithBytes;
 use super::call::Call;
 use super::connection::OnConnection;
 use super::input;
@@ -142,6 +143,8 @@ pub struct Meta {
     pub on_connection: Option<OnConnection>,
     /// Whether its answer can be heard as it comes.
     pub is_streamed: bool,
+    /// Whether it takes or answers bytes, over HTTP.
+    pub bytes: Option<WithBytes>,
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
     pub tool: Option<Tool>,
@@ -167,6 +170,7 @@ impl Meta {
             is_repeatable: true,
             on_connection: None,
             is_streamed: false,
+            bytes: None,
             without_connection: None,
             tool: None,
             resource: None,
@@ -286,6 +290,18 @@ impl Meta {
     /// Its answer can be heard as it comes: over HTTP, by who accepts `text/event-stream`.
     pub const fn streamed(mut self) -> Self {
         self.is_streamed = true;
+        self
+    }
+
+    /// Takes the body of a request as it is.
+    pub const fn takes_bytes(mut self) -> Self {
+        self.bytes = Some(WithBytes::Taken);
+        self
+    }
+
+    /// Answers bytes over HTTP. Its answer's fields say what they are.
+    pub const fn answers_bytes(mut self) -> Self {
+        self.bytes = Some(WithBytes::Given);
         self
     }
 

@@ -16,6 +16,7 @@ use crate::kernel::error::ErrorCode;
 use crate::systems::agents::answers::PersonsAnswers;
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::Models;
+use crate::systems::photos::api::{self as photos, Missing};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct AskModel {
@@ -45,11 +46,15 @@ impl Operation for Complete {
     type Input = AskModel;
     type Answer = Completion;
 
-    async fn run(call: &Call, input: AskModel) -> Outcome<Completion> {
+    async fn run(call: &Call, mut input: AskModel) -> Outcome<Completion> {
         let models = call.settings::<Models>();
         if input.prompt.messages.is_empty() {
             return Err(Problem::field("/prompt/messages", "must have at least one message"));
         }
+        let services = &call.services;
+        photos::check_pictures(services, &mut input.prompt)?;
+        let missing = Missing::Refuse;
+        let _room = photos::show(services, &call.user_id, &mut input.prompt, missing).await?;
         let purse: Arc<dyn Purse> = Arc::new(PersonsPurse::of(call, "ask"));
         let shared = PersonsAnswers(&call.services.sealed_cache);
         let keep = (input.reuse != Some(false)).then(|| Keep {

@@ -25,6 +25,7 @@ use crate::systems::agents::domain::run::{
 };
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::Models;
+use crate::systems::photos::api::{self as photos, Missing};
 
 const HAND_OVER: &str = "hand_over";
 const SUMMARISE: &str = "Summarise the conversation so far for yourself: what the person wants, what was found out and \
@@ -94,7 +95,9 @@ async fn think(
 ) -> Result<Thought, RunError> {
     let models = services.settings.get::<Models>();
     let models = models.ok_or_else(|| RunError::Final("this node has no models".into()))?;
-    let prompt = prompt(work, definition);
+    let mut prompt = prompt(work, definition);
+    let shown = photos::show(services, &work.owner, &mut prompt, Missing::Say).await;
+    let _room = shown.map_err(|problem| RunError::Retry(problem.detail))?;
     // Reserves are the node's business, and not within the agent's scopes.
     let payer = Principal { user_id: work.owner.clone(), scopes: Scopes::parse("ai") };
     let caller =
