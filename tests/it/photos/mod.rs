@@ -1,6 +1,7 @@
 //! Photos: stored, shown to those who may see them, and seen by models.
 
 mod buckets;
+mod shown;
 mod storing;
 mod vision;
 
