@@ -282,7 +282,8 @@ async fn cache() -> anyhow::Result<()> {
         let prompt =
             Prompt { messages, max_tokens: 50, temperature: Some(0.0), ..Prompt::default() };
         let purse: Arc<dyn Purse> = Arc::new(Free);
-        let keep = Some(Keep { person: "clara", any_temperature: false, shared: None });
+        let keep =
+            Some(Keep { person: "clara", any_temperature: false, shared: None, similar: None });
         let asked = ModelAsk { keep, ..ModelAsk::new(&prompt) };
         let started = Instant::now();
         let answer = router.complete(&asked, &purse, None).await;

@@ -72,6 +72,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "cluster/transport/tls.rs",
             "ai/router.rs",
             "ai/servers.rs",
+            "persistence/objects.rs",
             "ai/peers/",
             "app/cli/mcp.rs",
         ],
@@ -528,6 +529,7 @@ fn kernel_and_domain_know_value_crates_only() {
         "uhlc",
         "ulid",
         "bincode",
+        "imagesize",
         "zeroize",
         "sha2",
     ];

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::ai::options::SemanticOptions;
 use crate::ai::peers::options::Options as OutsideOptions;
 use crate::ai::peers::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
@@ -14,6 +15,7 @@ pub struct Models {
     /// The tools of outside servers.
     pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
+    pub semantic_cache: SemanticOptions,
 }
 
 /// The section `[a2a]`.
@@ -45,7 +47,9 @@ impl Section for AiSection {
         let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
-        Ok(Models { router, outside, allowance })
+        let semantic_cache = self.0.semantic_cache.clone();
+        semantic_cache.check().map_err(|why| format!("ai.semantic_cache.{why}"))?;
+        Ok(Models { router, outside, allowance, semantic_cache })
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn bytes(services: &Services, row: &PhotoRow) -> Outcome<Option
 
 /// Answers a photo of this owner, to whoever may see it.
 pub async fn answer(call: &Call, owner: &str, id: &str, meta: Meta) -> Outcome<PhotoView> {
-    let slot = call.download.as_ref().ok_or_else(|| over_http(meta.routes().next()))?;
+    let slot = call.download.as_ref().ok_or_else(|| over_http(meta.bytes_path()))?;
     let found = photo(&call.services, owner, id).await?;
     let (row, bytes, room) = found.ok_or_else(|| Problem::not_found(KIND))?;
     let view = PhotoView::from(&row);

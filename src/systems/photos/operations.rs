@@ -64,7 +64,7 @@ impl Operation for Upload {
         let services = &*call.services;
         let settings = &api::limits(services).settings;
         let upload = call.upload.as_ref();
-        let upload = upload.ok_or_else(|| over_http(Self::META.routes().next()))?;
+        let upload = upload.ok_or_else(|| over_http(Self::META.bytes_path()))?;
         if let Some(why) = services.objects.refusal() {
             return Err(Problem::rejected("no_object_store", why));
         }

@@ -6,3 +6,4 @@ mod independent;
 mod memories;
 mod money;
 pub mod routing;
+mod similar;

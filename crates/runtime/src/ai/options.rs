@@ -27,6 +27,7 @@ pub struct Options {
     /// What a person may spend a day, in US dollars, where an operator has not said otherwise. Empty: as much as they like.
     pub daily_limit: String,
     pub cache: AnswerOptions,
+    pub semantic_cache: SemanticOptions,
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
@@ -48,6 +49,7 @@ impl Default for Options {
             max_calls: 4,
             daily_limit: "1".into(),
             cache: AnswerOptions::default(),
+            semantic_cache: SemanticOptions::default(),
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -85,6 +87,38 @@ pub struct AnswerOptions {
 impl Default for AnswerOptions {
     fn default() -> Self {
         Self { ttl_s: 3_600, max_bytes: 64 << 20, max_answer_bytes: 64 << 10 }
+    }
+}
+
+/// The section `[ai.semantic_cache]`: answers that are given again to the person who asks what means the same.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SemanticOptions {
+    pub enabled: bool,
+    /// The cosine of two questions' vectors from which they mean the same.
+    pub threshold: f32,
+    pub ttl_s: u32,
+    /// Answers of a person.
+    pub max_per_person: i64,
+    /// Answers of all.
+    pub max: i64,
+}
+
+impl Default for SemanticOptions {
+    fn default() -> Self {
+        Self { enabled: false, threshold: 0.95, ttl_s: 3_600, max_per_person: 200, max: 100_000 }
+    }
+}
+
+impl SemanticOptions {
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.threshold > 0.0 && self.threshold <= 1.0) {
+            return Err("threshold: must be more than 0, and 1 at most".into());
+        }
+        if self.max_per_person < 1 || self.max < 1 || self.ttl_s == 0 {
+            return Err("ttl_s, max_per_person and max: must be at least 1".into());
+        }
+        Ok(())
     }
 }
 

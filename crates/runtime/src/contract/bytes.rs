@@ -7,18 +7,8 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 
-use super::operation::Route;
 use super::problem::{Outcome, Problem};
 use crate::kernel::error::ErrorCode;
-
-/// The part that an operation has in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WithBytes {
-    /// The body of a request is theirs, and no fields.
-    Taken,
-    /// The answer is bytes, where the caller can take them.
-    Given,
-}
 
 /// The body of a request, as it comes.
 #[derive(Clone)]
@@ -86,7 +76,6 @@ impl DownloadSlot {
 }
 
 /// The refusal where an operation needs bytes and this door has none.
-pub fn over_http(route: Option<Route>) -> Problem {
-    let path = route.map_or("", |route| route.path);
+pub fn over_http(path: &str) -> Problem {
     Problem::rejected("over_http", format!("bytes are sent and answered over HTTP: {path}"))
 }

@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::bytes::WithBytes;
 use super::call::Call;
 use super::connection::OnConnection;
 use super::input;
@@ -118,6 +117,15 @@ pub enum ToolEffect {
     Destructive,
     /// Something new each time, by a service outside of this node.
     Outside,
+}
+
+/// The part that an operation has in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithBytes {
+    /// The body of a request is theirs, and no fields.
+    Taken,
+    /// The answer is bytes, where the caller can take them.
+    Given,
 }
 
 /// The metadata of an operation: its name, documentation, routes and rights.
@@ -317,6 +325,11 @@ impl Meta {
 
     pub fn routes(&self) -> impl Iterator<Item = Route> + use<> {
         self.routes.into_iter().flatten()
+    }
+
+    /// Where its bytes are sent or answered.
+    pub fn bytes_path(&self) -> &'static str {
+        self.routes[0].map_or("", |route| route.path)
     }
 
     /// The scope that a token with scopes must have for this operation.

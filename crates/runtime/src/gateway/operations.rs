@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::contract::bytes::WithBytes;
+use crate::contract::operation::WithBytes;
 use crate::contract::topic::{TopicDelivery, TopicKind};
 use crate::contract::{Call, Declared, System};
 use crate::gateway::Gateway;

@@ -320,6 +320,8 @@ pub struct Completion {
 pub enum Kept {
     /// The question was the same, to the letter.
     Exact,
+    /// What was said last means the same, and all before it was the same.
+    Semantic,
 }
 
 #[cfg(test)]

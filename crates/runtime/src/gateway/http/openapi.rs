@@ -4,8 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::described::{Described, DescribedOperation, describe, resolved};
 use crate::contract::System;
-use crate::contract::bytes::WithBytes;
-use crate::contract::operation::{Method, Route};
+use crate::contract::operation::{Method, Route, WithBytes};
 
 /// The error statuses that every operation may answer.
 const PROBLEMS: [(&str, &str); 8] = [

@@ -21,9 +21,9 @@ use tokio::sync::mpsc;
 
 use super::events::event_stream;
 use super::extract::{AuthenticatedUser, Body};
-use crate::contract::bytes::{Download, DownloadSlot, Upload, WithBytes};
+use crate::contract::bytes::{Download, DownloadSlot, Upload};
 use crate::contract::input::from_text;
-use crate::contract::operation::{Method, Route};
+use crate::contract::operation::{Method, Route, WithBytes};
 use crate::contract::{Call, Declared, Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::kernel::entity::to_value;
