@@ -61,7 +61,11 @@ pub const SYSTEM: System = System {
         section::<definitions::AgentSection>(),
         section::<settings::MemorySettings>(),
     ],
-    runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
+    runners: &[
+        runner::<runners::Thinker>(),
+        runner::<runners::Actor<run::Act>>(),
+        runner::<runners::Actor<run::RepeatableAct>>(),
+    ],
     tasks: &[embedding::keep_vectors, similar::keep_few],
     ..System::new("agents")
 };
