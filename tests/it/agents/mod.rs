@@ -4,6 +4,7 @@ mod kills;
 mod outside;
 mod runs;
 mod tools;
+mod words;
 
 use std::time::Duration;
 
