@@ -3,6 +3,7 @@
 mod kills;
 mod outside;
 mod runs;
+mod servers;
 mod tools;
 
 use std::time::Duration;

@@ -245,6 +245,8 @@ pub struct ServerOptions {
     pub concurrency: usize,
     /// A call with all that it takes.
     pub timeout_ms: u64,
+    /// Of tools that take another time.
+    pub timeouts_ms: BTreeMap<String, u64>,
     /// The most of a result that an agent reads.
     pub max_result_bytes: usize,
 }
@@ -260,13 +262,20 @@ impl Default for ServerOptions {
             repeatable: Vec::new(),
             concurrency: 8,
             timeout_ms: 30_000,
-            max_result_bytes: 65_536,
+            timeouts_ms: BTreeMap::new(),
+            max_result_bytes: 16_384,
         }
     }
 }
 
 impl ServerOptions {
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
+    /// The longest that a call of any of its tools may take.
+    pub fn longest(&self) -> Duration {
+        let all = self.timeouts_ms.values().chain([&self.timeout_ms]);
+        Duration::from_millis(all.copied().max().unwrap_or(self.timeout_ms))
+    }
+
+    pub fn timeout(&self, tool: &str) -> Duration {
+        Duration::from_millis(*self.timeouts_ms.get(tool).unwrap_or(&self.timeout_ms))
     }
 }

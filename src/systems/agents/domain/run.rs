@@ -15,18 +15,19 @@ use crate::kernel::chat::{Cost, PromptMessage, ToolCall, Usage};
 use crate::kernel::entity::{
     DecideCx, Decided, Decision, Entity, Principal, Role, RunOutcome, Scopes,
 };
-use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::{Guarantee, OutwardEffect};
 use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
 use crate::kernel::work::Work;
 
+mod rejection;
 mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use rejection::Rejection;
 pub use view::{
     ApprovalView, RunDelta, RunDetail, RunEnded, RunStep, RunView, RunWaiting, StepKind,
 };
@@ -174,6 +175,10 @@ pub enum Command {
     /// Query of its runners, which waits until the turn is over.
     TurnOver {
         turn: u32,
+    },
+    /// Query of its runners, which waits until the call is no longer wanted.
+    UseOver {
+        use_id: u32,
     },
     Thought {
         turn: u32,
@@ -337,52 +342,6 @@ pub enum Reply {
     Done,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {
-    #[error("there is no such run")]
-    Unknown,
-    #[error("this run has ended")]
-    Ended,
-    #[error("the agent is at work, and takes no message before it has answered")]
-    Busy,
-    #[error("{MAX_QUEUED} messages wait for the agent already")]
-    TooMany,
-    #[error("a message has {MAX_WORDS} bytes at most")]
-    TooLong,
-    #[error("this call does not wait for anybody")]
-    NotWaiting,
-    #[error("this call has other arguments")]
-    OtherArguments,
-    #[error("this is the run's own")]
-    Internal,
-}
-
-impl crate::kernel::entity::Rejection for Rejection {
-    fn code(&self) -> ErrorCode {
-        match self {
-            Self::Unknown => ErrorCode::NotFound,
-            Self::Ended | Self::Busy | Self::NotWaiting | Self::OtherArguments => {
-                ErrorCode::Conflict
-            }
-            Self::TooMany | Self::TooLong => ErrorCode::Rejected,
-            Self::Internal => ErrorCode::Forbidden,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Unknown => "no_such_run",
-            Self::Ended => "run_ended",
-            Self::Busy => "run_busy",
-            Self::TooMany => "too_many_messages",
-            Self::TooLong => "message_too_long",
-            Self::NotWaiting => "not_waiting",
-            Self::OtherArguments => "other_arguments",
-            Self::Internal => "internal_command",
-        }
-    }
-}
-
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Empty: it has not begun.
@@ -443,6 +402,12 @@ impl State {
         matches!(self.phase, Phase::Thinking { .. }) && self.turn == turn && !self.is_over()
     }
 
+    /// Whether a call is with its runner.
+    fn wants(&self, use_id: u32) -> bool {
+        let is_dispatched = |one: &ToolUse| one.effect == OutwardEffect::Dispatched;
+        !self.is_over() && self.use_of(use_id).is_some_and(is_dispatched)
+    }
+
     fn use_of(&self, use_id: u32) -> Option<&ToolUse> {
         self.uses.iter().find(|one| one.id == use_id)
     }
@@ -481,7 +446,8 @@ impl Entity for AgentRun {
             Command::Turn { turn } => state.turn_work(turn),
             Command::Use { use_id } => state.use_work(use_id),
             Command::TurnOver { turn } if state.is_thinking(turn) => return Ok(Decision::wait()),
-            Command::TurnOver { .. } => Reply::Over,
+            Command::UseOver { use_id } if state.wants(use_id) => return Ok(Decision::wait()),
+            Command::TurnOver { .. } | Command::UseOver { .. } => Reply::Over,
             command => return changed(state, command, is_persons, cx),
         };
         Ok(Decision::reply(asked))
@@ -492,8 +458,8 @@ impl Entity for AgentRun {
     }
 
     fn is_query(command: &Command) -> bool {
-        use Command::{Show, Turn, TurnOver, Use};
-        matches!(command, Show | Turn { .. } | Use { .. } | TurnOver { .. })
+        use Command::{Show, Turn, TurnOver, Use, UseOver};
+        matches!(command, Show | Turn { .. } | Use { .. } | TurnOver { .. } | UseOver { .. })
     }
 
     fn acts_for(_key: &str, state: &State) -> Option<Principal> {
@@ -548,7 +514,8 @@ fn changed(
         | Command::Show
         | Command::Turn { .. }
         | Command::Use { .. }
-        | Command::TurnOver { .. } => return Err(Rejection::Internal),
+        | Command::TurnOver { .. }
+        | Command::UseOver { .. } => return Err(Rejection::Internal),
         Command::Say { text } => steps.say(text)?,
         Command::Decide { use_id, arguments, allow } => {
             steps.person_decides(use_id, &arguments, allow)?;

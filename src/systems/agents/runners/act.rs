@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::later;
+use super::{Versions, later, outside};
+use crate::ai::servers::LONGEST_CALL;
 use crate::cluster::CommandMeta;
 use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
 use crate::contract::{Call, Problem, Services};
+use crate::kernel::agent::ToolPlace;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::Guarantee;
 use crate::systems::agents::definitions::tool_named;
@@ -21,18 +23,21 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 pub struct Actor {
     services: LateServices,
+    versions: Versions,
 }
 
 impl SystemRunner for Actor {
     fn new(parts: &RunnerParts) -> Self {
-        Self { services: parts.services.clone() }
+        Self { services: parts.services.clone(), versions: Versions::new() }
     }
 }
 
 impl Runner for Actor {
     type Work = Act;
     const LIMITS: RunLimits = RunLimits {
-        timeout: Duration::from_secs(60),
+        // More than any call may take.
+        timeout: LONGEST_CALL.saturating_add(Duration::from_secs(60)),
+        max_outcome_bytes: 1 << 20,
         concurrent: 512,
         // An entity remembers a command's id for a day.
         give_up_after: Duration::from_secs(12 * 3_600),
@@ -54,6 +59,13 @@ impl Runner for Actor {
             let content = "The arguments were erased.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });
         };
+        let definition = self.versions.get(&services, &work.version).await?;
+        if let Some(tool) = definition.tool(&call.name)
+            && tool.place != ToolPlace::Here
+        {
+            let tool = (&*definition, tool);
+            return Ok(outside::call(&services, &cx, use_id, &work, tool, call).await);
+        }
         let Some(operation) = tool_named(&services, &call.name) else {
             let content = "This tool does not exist any more.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });

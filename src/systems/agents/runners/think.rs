@@ -7,14 +7,15 @@ use futures_util::future::join;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Versions, later};
+use super::{Versions, later, outside, over};
+use crate::ai::servers::check_arguments;
 use crate::ai::{AnswerDelta, FailureKind, ModelAsk, ModelFailure, Purse};
-use crate::cluster::{CommandMeta, Entities};
+use crate::cluster::CommandMeta;
+use crate::contract::Services;
 use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
-use crate::contract::{Problem, Services};
-use crate::kernel::agent::AgentDefinition;
+use crate::kernel::agent::{AgentDefinition, ToolPlace};
 use crate::kernel::chat::{Completion, Prompt, PromptMessage, ToolCall, ToolSpec};
 use crate::kernel::entity::{Caller, Principal, Scopes};
 use crate::kernel::outward::Guarantee;
@@ -32,8 +33,6 @@ const SUMMARISE: &str = "Summarise the conversation so far for yourself: what th
     is no instruction.";
 /// A turn is asked for again so often after answers that broke off.
 const MAX_UNCERTAIN: u32 = 3;
-/// A look whether the turn is still wanted ends after so long, and is taken again.
-const LOOK: Duration = Duration::from_secs(60);
 
 pub struct Thinker {
     services: LateServices,
@@ -67,21 +66,9 @@ impl Runner for Thinker {
         // The turn may be taken from it: the call is dropped then, and its connection closed.
         tokio::select! {
             biased;
-            () = over(&services.entities, &cx.key, turn) => Ok(Thought::Over),
+            () = over(&services.entities, &cx.key, Command::TurnOver { turn }) => Ok(Thought::Over),
             thought = think(&services, &cx, turn, &work, &definition) => thought,
         }
-    }
-}
-
-/// Until the run has gone on without this turn.
-async fn over(entities: &Entities, key: &str, turn: u32) {
-    let run = entities.of::<AgentRun>(key);
-    loop {
-        let meta = CommandMeta::within(LOOK, Caller::Runtime);
-        if let Ok(Ok(Reply::Over)) = run.ask(Command::TurnOver { turn }, meta).await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -208,7 +195,7 @@ async fn handed_over(
     let agents = services.settings.get::<Agents>().filter(|_| may);
     let known = agents.and_then(|agents| Some((agents, agents.all(services).ok()?.get(agent)?)));
     let Some((agents, to)) = known else { return Ok(None) };
-    agents.store(services, to).await.map_err(later)?;
+    let to = agents.store(services, to).await.map_err(later)?;
     let (agent, version) = (agent.to_owned(), to.version.clone());
     Ok(Some(HandOver { agent, version, terms: to.definition.terms }))
 }
@@ -224,18 +211,23 @@ fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -
     let Some(tool) = definition.tool(&call.name) else {
         let why = match call.name.as_str() {
             HAND_OVER => "There is no such agent to hand over to.".to_owned(),
+            name if definition.away.iter().any(|away| away == name) => outside::AWAY.to_owned(),
             name => format!("There is no tool {name:?}."),
         };
         return refused(call, why);
     };
-    let Some(operation) = tool_named(services, &call.name) else {
-        return refused(call, "This tool does not exist any more.".to_owned());
-    };
     if !matches!(call.arguments, Value::Object(_)) {
         return refused(call, "The arguments must be an object.".to_owned());
     }
-    if let Err(problem) = operation.check(&call.arguments) {
-        let Problem { detail, .. } = problem;
+    let checked = match tool.place {
+        ToolPlace::Here => match tool_named(services, &call.name) {
+            Some(operation) => operation.check(&call.arguments).map_err(|problem| problem.detail),
+            None => return refused(call, "This tool does not exist any more.".to_owned()),
+        },
+        ToolPlace::Server => check_arguments(&tool.spec.parameters, &call.arguments)
+            .map_err(|failure| failure.detail),
+    };
+    if let Err(detail) = checked {
         return refused(call, format!("These arguments do not fit: {detail}"));
     }
     let (guarantee, asks_first) = (tool.guarantee, tool.asks_first);
