@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::cluster::CommandMeta;
+use crate::contract::operation::ToolEffect;
 use crate::contract::section::Section;
 use crate::contract::system::Installed;
 use crate::contract::{Declared, Services, System};
@@ -193,6 +194,7 @@ fn define(
     let mut tools = Vec::new();
     let mut scopes = Vec::new();
     let mut wishes = Vec::new();
+    let reads_outside = options.tools.iter().flatten().any(|tool| outside::is_outside(tool));
     for tool in options.tools.iter().flatten() {
         if outside::is_outside(tool) {
             let models = services.settings.get::<Models>();
@@ -207,10 +209,13 @@ fn define(
         let unknown = || format!("tools: there is no tool {tool:?}");
         let operation = find_tool(installed(services), tool).ok_or_else(unknown)?;
         let declared = operation.meta.tool.ok_or_else(unknown)?;
+        let changes = declared.effect != ToolEffect::ReadOnly;
         tools.push(AgentTool {
             spec: operation.tool_spec().ok_or_else(unknown)?,
             guarantee: operation.guarantee(),
-            asks_first: declared.asks_first() && !without_asking.contains(tool),
+            // What is read outside may talk a model into anything.
+            asks_first: (declared.asks_first() || changes && reads_outside)
+                && !without_asking.contains(tool),
             place: ToolPlace::Here,
         });
         scopes.push(operation.meta.takes_scope());

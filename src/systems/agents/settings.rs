@@ -5,7 +5,9 @@ use serde::Deserialize;
 use crate::ai::peers::options::Options as OutsideOptions;
 use crate::ai::peers::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
+use crate::contract::Services;
 use crate::contract::section::Section;
+use crate::kernel::secret::Secret;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
 /// The models of this node, and what a person may spend where nobody has said otherwise.
@@ -14,6 +16,16 @@ pub struct Models {
     /// The tools of outside servers.
     pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
+    secrets: Vec<Secret<String>>,
+}
+
+impl Models {
+    /// The secrets of this node that its agents are near: none of them is said or passed on.
+    pub fn withheld(&self, services: &Services) -> Vec<Secret<String>> {
+        let peers = services.settings.get::<Outside>();
+        let tokens = peers.into_iter().flat_map(|outside| outside.agents.tokens());
+        self.secrets.iter().chain(tokens).cloned().collect()
+    }
 }
 
 /// The section `[a2a]`.
@@ -45,7 +57,7 @@ impl Section for AiSection {
         let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
-        Ok(Models { router, outside, allowance })
+        Ok(Models { router, outside, allowance, secrets: self.0.secrets() })
     }
 }
 

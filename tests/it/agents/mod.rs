@@ -1,5 +1,6 @@
 //! Agents at work: their runs, on models that follow a script, through everything that happens to nodes and people.
 
+mod injection;
 mod kills;
 mod outside;
 mod runs;

@@ -59,6 +59,17 @@ impl Default for Options {
 }
 
 impl Options {
+    /// All that nobody outside of this node may see: of a header that has several words it is the last one.
+    pub fn secrets(&self) -> Vec<Secret<String>> {
+        let keys = self.providers.values().map(|provider| &provider.key);
+        let servers = self.servers.values();
+        let servers = servers.flat_map(|one| one.headers.values().chain(one.environment.values()));
+        let last = |secret: &Secret<String>| {
+            Secret::new(secret.reveal().rsplit(' ').next().unwrap_or_default().to_owned())
+        };
+        keys.chain(servers).filter(|secret| !secret.reveal().is_empty()).map(last).collect()
+    }
+
     pub fn daily_limit(&self) -> Result<Option<Cost>, String> {
         match self.daily_limit.as_str() {
             "" => Ok(None),

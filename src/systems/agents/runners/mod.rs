@@ -2,6 +2,7 @@
 
 mod act;
 mod outside;
+mod said;
 mod think;
 
 use std::sync::Arc;

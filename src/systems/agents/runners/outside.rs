@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::over;
+use super::said::WITHHELD;
 use crate::ai::servers::{OutsideFailure, OutsideFailureKind};
 use crate::contract::Services;
 use crate::contract::runner::RunCx;
@@ -41,7 +42,11 @@ pub async fn call(
     // What was begun and is dropped may have happened.
     let Some(called) = called else { return Acted::Unknown };
     match called {
-        Ok(result) => {
+        Ok(mut result) => {
+            // Some servers answer with what they were sent.
+            for secret in models.withheld(services).iter().filter(|it| it.reveal().len() > 3) {
+                result.content = result.content.replace(secret.reveal(), WITHHELD);
+            }
             let (content, is_error) = (marked(name, &result.content), result.is_error);
             Acted::Returned { content, is_error }
         }

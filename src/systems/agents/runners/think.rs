@@ -7,6 +7,7 @@ use futures_util::future::join;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::said::{SaidCheck, SaidWords};
 use super::{Versions, later, outside, over};
 use crate::ai::servers::check_arguments;
 use crate::ai::{AnswerDelta, FailureKind, ModelAsk, ModelFailure, Purse};
@@ -81,6 +82,9 @@ async fn think(
 ) -> Result<Thought, RunError> {
     let models = services.settings.get::<Models>();
     let models = models.ok_or_else(|| RunError::Final("this node has no models".into()))?;
+    let secrets = models.withheld(services);
+    let heard = work.messages.iter().filter_map(|message| message.reveal());
+    let check = SaidCheck::new(&secrets, &definition.instructions, heard);
     let prompt = prompt(work, definition);
     // Reserves are the node's business, and not within the agent's scopes.
     let payer = Principal { user_id: work.owner.clone(), scopes: Scopes::parse("ai") };
@@ -102,15 +106,20 @@ async fn think(
     };
     let (sink, mut said) = mpsc::channel(8);
     let asked = async move { models.router.complete(&ask, &purse, Some(&sink)).await };
-    let heard = async {
-        while let Some(AnswerDelta::Text(text)) = said.recv().await {
-            if work.summarises.is_none() {
-                cx.stream(&RunDelta { run_id: cx.key.to_string(), turn, text });
-            }
+    let stream = |text: String| {
+        if work.summarises.is_none() && !text.is_empty() {
+            cx.stream(&RunDelta { run_id: cx.key.to_string(), turn, text });
         }
     };
+    let heard = async {
+        let mut words = SaidWords::default();
+        while let Some(AnswerDelta::Text(text)) = said.recv().await {
+            stream(words.more(&check, &text));
+        }
+        stream(words.rest(&check));
+    };
     match join(asked, heard).await.0 {
-        Ok(completion) => answered(services, cx, definition, completion).await,
+        Ok(completion) => answered(services, cx, definition, &check, completion).await,
         Err(failed) => failed_turn(cx, failed),
     }
 }
@@ -172,14 +181,17 @@ async fn answered(
     services: &Services,
     cx: &RunCx,
     definition: &AgentDefinition,
+    check: &SaidCheck<'_>,
     completion: Completion,
 ) -> Result<Thought, RunError> {
     let Completion { text, calls, model, usage, cost, .. } = completion;
+    let text = check.checked(&text);
     let hand_over = match calls.first().filter(|call| call.name == HAND_OVER) {
         Some(call) => handed_over(services, definition, call).await?,
         None => None,
     };
-    let calls = calls.into_iter().map(|call| proposed(services, definition, call)).collect();
+    let calls = calls.into_iter().map(|call| proposed(services, definition, check, call));
+    let calls = calls.collect();
     let repeated = cx.unfinished;
     let answer = TurnAnswer { text, calls, model, usage, cost, repeated, hand_over };
     Ok(Thought::Answered(Box::new(answer)))
@@ -201,7 +213,12 @@ async fn handed_over(
 }
 
 /// A call as the agent's definition allows it. Only what it names is possible, whatever the model was talked into.
-fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -> ProposedCall {
+fn proposed(
+    services: &Services,
+    definition: &AgentDefinition,
+    check: &SaidCheck<'_>,
+    call: ToolCall,
+) -> ProposedCall {
     let refused = |call: ToolCall, why: String| ProposedCall {
         call,
         guarantee: Guarantee::Transactional,
@@ -218,6 +235,9 @@ fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -
     };
     if !matches!(call.arguments, Value::Object(_)) {
         return refused(call, "The arguments must be an object.".to_owned());
+    }
+    if check.holds_secret(&call.arguments.to_string()) {
+        return refused(call, "The arguments hold a secret of this node.".to_owned());
     }
     let checked = match tool.place {
         ToolPlace::Here => match tool_named(services, &call.name) {

@@ -133,6 +133,10 @@ impl OutsideAgents {
         allowed.map(|(name, _)| name.as_str())
     }
 
+    pub fn tokens(&self) -> impl Iterator<Item = &Secret<String>> {
+        self.agents.values().filter_map(|agent| agent.token.as_ref())
+    }
+
     /// Says something to an agent, and waits for its answer until the deadline.
     pub async fn send(
         &self,
