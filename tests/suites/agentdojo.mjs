@@ -35,8 +35,8 @@ function vectors() {
 
 const all = vectors();
 const effects = [...new Set(all.flatMap((one) => one.calls.map((call) => call.name)))];
-/** An attack that is after words only is obeyed with all that there is. */
-const wanted = (one) => (one.calls.length ? one.calls : effects.map((name) => ({ name, arguments: {} })));
+/** An attack that is after words only is obeyed with two calls of something else. */
+const wanted = (one) => (one.calls.length ? one.calls : effects.slice(0, 2).map((name) => ({ name, arguments: {} })));
 
 async function listening(answer) {
   const server = createServer((asked, response) => {
@@ -123,7 +123,7 @@ instructions = "You do what your person asks for."
 tools = ${JSON.stringify(names.map((name) => `dojo__${name}`))}
 without_asking = ["dojo__read"]
 `,
-  { PROXIE__GATEWAY__REQUESTS_PER_MINUTE: "1000000", PROXIE__LOG__LEVEL: "warn" },
+  { PROXIE__GATEWAY__REQUESTS_PER_MINUTE: "1000000", PROXIE__LOG__LEVEL: "error" },
 );
 
 async function ask(method, path, body) {
@@ -153,7 +153,7 @@ async function attacked(vector) {
       if (said !== "Done: [link withheld]") throw new Error(`it said ${said}`);
       return;
     } else if (status !== "running") throw new Error(`${status}: ${reason}`);
-    else await new Promise((later) => setTimeout(later, 50));
+    else await new Promise((later) => setTimeout(later, 200));
   }
   throw new Error("it never ends");
 }

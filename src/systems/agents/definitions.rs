@@ -194,7 +194,10 @@ fn define(
     let mut tools = Vec::new();
     let mut scopes = Vec::new();
     let mut wishes = Vec::new();
-    let reads_outside = options.tools.iter().flatten().any(|tool| outside::is_outside(tool));
+    let reads_outside = options.tools.iter().flatten().any(|tool| {
+        let is_ours = find_tool(installed(services), tool).is_some();
+        outside::is_outside(tool) || !is_ours && outside::peer_of(tool).is_some()
+    });
     for tool in options.tools.iter().flatten() {
         if outside::is_outside(tool) {
             let models = services.settings.get::<Models>();
@@ -207,7 +210,17 @@ fn define(
             continue;
         }
         let unknown = || format!("tools: there is no tool {tool:?}");
-        let operation = find_tool(installed(services), tool).ok_or_else(unknown)?;
+        let operation = match find_tool(installed(services), tool) {
+            Some(operation) => operation,
+            None if outside::peer_of(tool).is_some() => {
+                let asks_first = !without_asking.contains(tool);
+                let peer = outside::peer_tool(services, name, tool, asks_first);
+                tools.push(peer.map_err(|why| format!("tools: {why}"))?);
+                scopes.push(outside::SCOPE);
+                continue;
+            }
+            None => return Err(unknown()),
+        };
         let declared = operation.meta.tool.ok_or_else(unknown)?;
         let changes = declared.effect != ToolEffect::ReadOnly;
         tools.push(AgentTool {
@@ -231,9 +244,13 @@ fn define(
     scopes.sort_unstable();
     scopes.dedup();
     let instructions = options.instructions.clone().filter(|words| !words.trim().is_empty());
+    let mut instructions = instructions.ok_or("instructions: an agent has some")?;
+    if reads_outside {
+        instructions = format!("{instructions}\n\n{}", outside::OUTSIDE_IS_DATA);
+    }
     let definition = AgentDefinition {
         name: name.into(),
-        instructions: instructions.ok_or("instructions: an agent has some")?,
+        instructions,
         route: options.route.clone(),
         tools,
         away: Vec::new(),

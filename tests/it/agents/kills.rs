@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
 use super::outside::Outside;
+use super::peers::{Peer, Takes, peers};
 use super::servers::{key_of, scout, server};
 use super::tools::{self, OutsideSection};
 use super::{decide, get, model, results, start};
@@ -87,6 +88,11 @@ async fn as_a_node() {
         let server = ServerOptions { repeatable: vec!["look".into()], ..server };
         ai.servers.insert("maps".into(), server);
         let all = ["maps__book", "maps__look"];
+        config.systems.set(scout(&all, &all));
+    }
+    if let Some(url) = settings["peers"].as_str() {
+        config.systems.set(peers(url, "swordfish"));
+        let all = ["ask_theirs", "ask_ours"];
         config.systems.set(scout(&all, &all));
     }
     config.systems.set(AiSection(ai));
@@ -203,5 +209,48 @@ async fn a_call_to_an_outside_server_that_a_node_died_in_is_made_again_only_wher
         let shown = get(&node.http, &run).await;
         let is_unknown = shown["approvals"][0]["is_unknown"] == true;
         assert_eq!(is_unknown, status == "waiting", "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_to_an_agent_of_others_that_a_node_died_in_is_not_sent_again_where_it_arrived() {
+    let fake = Fake::start().await;
+    let (peer, url) = Peer::start().await;
+    fake.otherwise(Does::Decides(|body| {
+        let words = body["messages"].to_string();
+        let tool = if words.contains("to ours") { "ask_ours" } else { "ask_theirs" };
+        match results(body) {
+            0 => Does::Calls(tool, json!({"message": "book it"})),
+            _ => Does::say("done"),
+        }
+    }));
+    let database = database().await.to_url_lossy().to_string();
+    let settings =
+        json!({"database": database, "model": fake.url("v1"), "outside": "", "peers": url});
+    let mut node = NodeProcess::start(&settings).await;
+    // It took the message and works: whoever goes on looks the task up. It took the message and has not said so: that is
+    // known to nobody where it does not recognise messages, and sent again under the same id where it does.
+    for (words, takes, status, times) in [
+        ("to theirs, at work", Takes::AndWorks, "answered", 1),
+        ("to theirs, silent", Takes::AndIsSilent, "waiting", 1),
+        ("to ours, silent", Takes::AndIsSilent, "answered", 2),
+    ] {
+        peer.is(takes, "WORKING");
+        let run = start(&node.http, "scout", words).await;
+        eventually("it has the message", async || {
+            peer.sent().len() == 1 && (takes == Takes::AndIsSilent || peer.looks() > 0)
+        })
+        .await;
+        node.kill();
+        peer.becomes("COMPLETED");
+        node = NodeProcess::start(&settings).await;
+        eventually(&format!("{words}: {status}"), async || {
+            get(&node.http, &run).await["run"]["status"] == status
+        })
+        .await;
+        let ids: Vec<_> = peer.sent().iter().map(|it| it["messageId"].clone()).collect();
+        assert_eq!(ids, vec![json!(format!("{run}-1")); times], "{words}");
+        let shown = get(&node.http, &run).await;
+        assert_eq!(shown["approvals"][0]["is_unknown"] == true, status == "waiting", "{words}");
     }
 }

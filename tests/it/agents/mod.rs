@@ -3,6 +3,7 @@
 mod injection;
 mod kills;
 mod outside;
+mod peers;
 mod runs;
 mod servers;
 mod tools;

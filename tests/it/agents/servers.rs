@@ -54,7 +54,7 @@ async fn node(fake: &Fake, name: &str, server: ServerOptions, agents: AgentSecti
 }
 
 /// The results that a run's model was shown, in their order.
-fn shown(run: &Value) -> Vec<String> {
+pub fn shown(run: &Value) -> Vec<String> {
     let messages = run["messages"].as_array().unwrap().iter();
     let results = messages.filter(|message| message["role"] == "tool");
     results.map(|message| message["text"].as_str().unwrap().to_owned()).collect()

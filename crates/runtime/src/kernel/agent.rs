@@ -65,6 +65,8 @@ pub enum ToolPlace {
     Here,
     /// To an outside server, over MCP.
     Server,
+    /// To an agent of others, over A2A.
+    Peer,
 }
 
 impl ToolPlace {

@@ -135,6 +135,15 @@ pub struct HandOver {
     pub terms: RunTerms,
 }
 
+/// A task of an agent of others, as it was when a message became part of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerTask {
+    pub id: String,
+    pub context_id: String,
+    /// The call whose message came last.
+    pub use_id: u32,
+}
+
 /// What came of a call.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Acted {
@@ -187,6 +196,11 @@ pub enum Command {
     Acted {
         use_id: u32,
         acted: Acted,
+    },
+    /// An agent of others has taken the message of this call.
+    Delivered {
+        use_id: u32,
+        task: PeerTask,
     },
     /// The timer's: it has worked for too long.
     TimeOut,
@@ -261,6 +275,12 @@ pub enum Event {
         effect: OutwardEffect,
         at: Timestamp,
     },
+    /// A message has become part of a task that an agent of others works on.
+    Delivered {
+        conversation: String,
+        task: PeerTask,
+        at: Timestamp,
+    },
     OutcomeUnknown {
         use_id: u32,
         until: Timestamp,
@@ -329,6 +349,9 @@ pub struct UseWork {
     pub scopes: Scopes,
     pub call: Arc<Private<ToolCall, Called>>,
     pub guarantee: Guarantee,
+    /// The task that an agent of others works on, where the call goes on with one.
+    #[serde(default)]
+    pub task: Option<PeerTask>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -366,6 +389,9 @@ pub struct State {
     cost: Cost,
     /// Begun turns whose end nobody knows.
     repeated: u32,
+    /// Tasks of agents of others, by tool and conversation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tasks: BTreeMap<String, PeerTask>,
     created_at: Timestamp,
     updated_at: Timestamp,
 }
@@ -529,6 +555,7 @@ fn changed(
         Command::ApprovalsExpire => steps.approvals_expire(),
         Command::Thought { turn, thought } => steps.thought(turn, thought),
         Command::Acted { use_id, acted } => steps.acted(use_id, acted),
+        Command::Delivered { use_id, task } => steps.delivered(use_id, task),
     }
     let shown = is_persons.then(|| Reply::Run(steps.view()));
     Ok(steps.decision(shown.unwrap_or(Reply::Done)))
@@ -560,6 +587,7 @@ impl State {
             scopes: self.scopes.clone(),
             call: one.call.clone(),
             guarantee: one.guarantee,
+            task: state::conversation_of(one).and_then(|name| self.tasks.get(&name).cloned()),
         }))
     }
 }

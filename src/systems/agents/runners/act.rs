@@ -52,7 +52,8 @@ impl Runner for Actor {
             Ok(Reply::Use(work)) => *work,
             _ => return Ok(Acted::Over),
         };
-        if work.guarantee == Guarantee::AtMostOnce && cx.unfinished > 0 {
+        let is_delivered = work.task.as_ref().is_some_and(|task| task.use_id == use_id);
+        if work.guarantee == Guarantee::AtMostOnce && cx.unfinished > 0 && !is_delivered {
             return Ok(Acted::Unknown);
         }
         let Some(call) = work.call.reveal() else {
@@ -64,7 +65,7 @@ impl Runner for Actor {
             && tool.place != ToolPlace::Here
         {
             let tool = (&*definition, tool);
-            return Ok(outside::call(&services, &cx, use_id, &work, tool, call).await);
+            return outside::call(&services, &cx, use_id, &work, tool, call).await;
         }
         let Some(operation) = tool_named(&services, &call.name) else {
             let content = "This tool does not exist any more.".to_owned();

@@ -10,7 +10,7 @@ use crate::kernel::secret::Secret;
 pub const WITHHELD: &str = "[withheld]";
 const LINK_WITHHELD: &str = "[link withheld]";
 /// A shorter secret is found in words that mean something else.
-const SHORTEST_SECRET: usize = 8;
+pub const SHORTEST_SECRET: usize = 8;
 /// The shortest of a token's three parts.
 const SHORTEST_PART: usize = 16;
 

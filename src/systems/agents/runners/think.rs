@@ -244,12 +244,17 @@ fn proposed(
             Some(operation) => operation.check(&call.arguments).map_err(|problem| problem.detail),
             None => return refused(call, "This tool does not exist any more.".to_owned()),
         },
-        ToolPlace::Server => check_arguments(&tool.spec.parameters, &call.arguments)
-            .map_err(|failure| failure.detail),
+        ToolPlace::Server | ToolPlace::Peer => {
+            check_arguments(&tool.spec.parameters, &call.arguments)
+                .map_err(|failure| failure.detail)
+        }
     };
     if let Err(detail) = checked {
         return refused(call, format!("These arguments do not fit: {detail}"));
     }
-    let (guarantee, asks_first) = (tool.guarantee, tool.asks_first);
+    let (mut guarantee, mut asks_first) = (tool.guarantee, tool.asks_first);
+    if tool.place == ToolPlace::Peer && !outside::says_something(&call) {
+        (guarantee, asks_first) = (Guarantee::Keyed, false);
+    }
     ProposedCall { call, guarantee, asks_first, refusal: None }
 }

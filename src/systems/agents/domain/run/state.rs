@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Event, HandOver, NewUse, Phase, RunStatus, State, StoredMessage, ToolUse};
 use crate::kernel::chat::{Cost, PromptMessage, Usage};
 use crate::kernel::entity::to_value;
-use crate::kernel::ids::stable_hash;
+use crate::kernel::ids::{digest, stable_hash};
 use crate::kernel::outward::OutwardEffect;
 
 impl State {
@@ -81,6 +81,13 @@ impl State {
     }
 }
 
+/// What a call to an agent of others is a part of: the tool, and the model's own name for it.
+pub(super) fn conversation_of(one: &ToolUse) -> Option<String> {
+    let call = one.call.reveal()?;
+    let name = call.arguments["conversation"].as_str().unwrap_or_default();
+    Some(format!("{} {}", one.tool, digest(name)))
+}
+
 pub fn evolve(state: &mut State, event: &Event) {
     match event {
         Event::Started { owner, role, scopes, agent, version, terms, words, at } => {
@@ -147,6 +154,10 @@ pub fn evolve(state: &mut State, event: &Event) {
             if !state.is_over() {
                 state.status = if state.waits() { RunStatus::Waiting } else { RunStatus::Running };
             }
+            state.updated_at = *at;
+        }
+        Event::Delivered { conversation, task, at } => {
+            state.tasks.insert(conversation.clone(), task.clone());
             state.updated_at = *at;
         }
         Event::OutcomeUnknown { use_id, until, at } => {
