@@ -58,7 +58,11 @@ pub const SYSTEM: System = System {
         section::<definitions::AgentSection>(),
         section::<settings::MemorySettings>(),
     ],
-    runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
+    runners: &[
+        runner::<runners::Thinker>(),
+        runner::<runners::Actor<run::Act>>(),
+        runner::<runners::Actor<run::RepeatableAct>>(),
+    ],
     tasks: &[embedding::keep_vectors],
     ..System::new("agents")
 };

@@ -231,14 +231,14 @@ async fn a_message_to_an_agent_of_others_that_a_node_died_in_is_not_sent_again_w
     // It took the message and works: whoever goes on looks the task up. It took the message and has not said so: that is
     // known to nobody where it does not recognise messages, and sent again under the same id where it does.
     for (words, takes, status, times) in [
-        ("to theirs, at work", Takes::AndWorks, "answered", 1),
-        ("to theirs, silent", Takes::AndIsSilent, "waiting", 1),
-        ("to ours, silent", Takes::AndIsSilent, "answered", 2),
+        ("to theirs, at work", Takes::Works, "answered", 1),
+        ("to theirs, silent", Takes::Silently, "waiting", 1),
+        ("to ours, silent", Takes::Silently, "answered", 2),
     ] {
         peer.is(takes, "WORKING");
         let run = start(&node.http, "scout", words).await;
         eventually("it has the message", async || {
-            peer.sent().len() == 1 && (takes == Takes::AndIsSilent || peer.looks() > 0)
+            peer.sent().len() == 1 && (takes == Takes::Silently || peer.looks() > 0)
         })
         .await;
         node.kill();

@@ -117,13 +117,13 @@ async fn an_agent_negotiates_with_a_providers_agent_of_another_node() {
 /// What an agent does with a message.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Takes {
-    AndWorks,
+    Works,
     /// It does not answer.
-    AndIsSilent,
-    AndBreaks,
-    AndRefuses,
+    Silently,
+    Breaks,
+    Refuses,
     /// It answers with a message, and there is no task.
-    AndTalks,
+    Talks,
 }
 
 /// An agent of others, over A2A.
@@ -136,7 +136,7 @@ pub struct Peer {
 
 impl Peer {
     pub async fn start() -> (Arc<Self>, String) {
-        let (takes, state) = (Takes::AndWorks.into(), "WORKING".to_owned().into());
+        let (takes, state) = (Takes::Works.into(), "WORKING".to_owned().into());
         let peer = Self { takes, state, messages: Mutex::default(), looks: AtomicUsize::new(0) };
         let peer = Arc::new(peer);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -168,7 +168,7 @@ impl Peer {
     pub fn becomes(&self, state: &str) {
         *self.state.lock() = format!("TASK_STATE_{state}");
         if state == "COMPLETED" {
-            *self.takes.lock() = Takes::AndWorks;
+            *self.takes.lock() = Takes::Works;
         }
     }
 
@@ -196,7 +196,7 @@ async fn answer(State(peer): State<Arc<Peer>>, body: String) -> Response {
     }
     assert_eq!(asked["method"], "SendMessage");
     let takes = *peer.takes.lock();
-    if takes == Takes::AndRefuses {
+    if takes == Takes::Refuses {
         let error = json!({"code": -32_602, "message": "no"});
         return json!({"jsonrpc": "2.0", "id": 1, "error": error}).to_string().into_response();
     }
@@ -205,9 +205,9 @@ async fn answer(State(peer): State<Arc<Peer>>, body: String) -> Response {
     let begun = format!("task_{}", peer.messages.lock().len());
     let id = message["taskId"].as_str().unwrap_or(&begun).to_owned();
     match takes {
-        Takes::AndIsSilent => std::future::pending().await,
-        Takes::AndBreaks => StatusCode::BAD_GATEWAY.into_response(),
-        Takes::AndTalks => {
+        Takes::Silently => std::future::pending().await,
+        Takes::Breaks => StatusCode::BAD_GATEWAY.into_response(),
+        Takes::Talks => {
             let parts = json!([{"text": "hello"}]);
             let message = json!({"messageId": "a", "role": "ROLE_AGENT", "parts": parts});
             result(json!({"message": message})).into_response()
@@ -232,14 +232,14 @@ async fn whatever_becomes_of_a_message_it_is_said_once_and_the_run_goes_on() {
     let task = r#"{"from_outside":"ask_theirs","data":{"state":"completed","said":["as you like"],"artifacts":{}}}"#;
     // The result; `None`: a person is asked whether it happened.
     for (takes, times, result) in [
-        (Takes::AndWorks, 1, Some(task)),
-        (Takes::AndTalks, 1, Some(r#"{"from_outside":"ask_theirs","data":{"said":["hello"]}}"#)),
-        (Takes::AndRefuses, 0, Some("Nothing was said to it: the agent refused it")),
-        (Takes::AndBreaks, 1, None),
+        (Takes::Works, 1, Some(task)),
+        (Takes::Talks, 1, Some(r#"{"from_outside":"ask_theirs","data":{"said":["hello"]}}"#)),
+        (Takes::Refuses, 0, Some("Nothing was said to it: the agent refused it")),
+        (Takes::Breaks, 1, None),
     ] {
         peer.is(takes, "WORKING");
         let run = start(&alice, "scout", "an errand").await;
-        if takes == Takes::AndWorks {
+        if takes == Takes::Works {
             eventually("it is waited for", async || peer.looks() > 1).await;
             peer.becomes("COMPLETED");
         }
@@ -261,7 +261,7 @@ async fn whatever_becomes_of_a_message_it_is_said_once_and_the_run_goes_on() {
         assert_eq!(peer.sent().len(), times, "{takes:?}");
     }
     // One that recognises messages is sent the same again, some times.
-    peer.is(Takes::AndBreaks, "WORKING");
+    peer.is(Takes::Breaks, "WORKING");
     fake.otherwise(Does::Decides(|body| match results(body) {
         0 => Does::Calls("ask_ours", json!({"message": "book it"})),
         _ => Does::say("done"),
@@ -291,7 +291,7 @@ async fn a_conversation_goes_on_with_its_task_and_begins_another_when_that_is_ov
         Does::Calls("ask_theirs", json!({"message": "three", "conversation": "another"})),
     ]);
     fake.otherwise(Does::say("done"));
-    peer.is(Takes::AndWorks, "INPUT_REQUIRED");
+    peer.is(Takes::Works, "INPUT_REQUIRED");
     let run = start(&alice, "scout", "an errand").await;
     for _ in 0..3 {
         let waiting = until(&alice, &run, "waiting").await;

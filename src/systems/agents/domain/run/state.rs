@@ -2,11 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::{Event, HandOver, NewUse, Phase, RunStatus, State, StoredMessage, ToolUse};
+use super::{Event, HandOver, NewUse, PeerTask, Phase, RunStatus, State, StoredMessage, ToolUse};
 use crate::kernel::chat::{Cost, PromptMessage, Usage};
 use crate::kernel::entity::to_value;
 use crate::kernel::ids::{digest, stable_hash};
 use crate::kernel::outward::OutwardEffect;
+
+/// Conversations with agents of others. Of more the oldest is forgotten: what is said in it begins another task.
+const MAX_TASKS: usize = 64;
 
 impl State {
     /// Whether the last message is one that the model has not answered.
@@ -64,6 +67,15 @@ impl State {
             self.uses.clear();
             self.phase = Phase::Idle;
         }
+    }
+
+    fn keep_task(&mut self, conversation: &str, task: &PeerTask) {
+        if self.tasks.len() >= MAX_TASKS && !self.tasks.contains_key(conversation) {
+            let oldest = self.tasks.iter().min_by_key(|(_, task)| task.use_id);
+            let oldest = oldest.map(|(name, _)| name.clone());
+            oldest.and_then(|name| self.tasks.remove(&name));
+        }
+        self.tasks.insert(conversation.to_owned(), task.clone());
     }
 
     fn waits(&self) -> bool {
@@ -157,7 +169,7 @@ pub fn evolve(state: &mut State, event: &Event) {
             state.updated_at = *at;
         }
         Event::Delivered { conversation, task, at } => {
-            state.tasks.insert(conversation.clone(), task.clone());
+            state.keep_task(conversation, task);
             state.updated_at = *at;
         }
         Event::OutcomeUnknown { use_id, until, at } => {
