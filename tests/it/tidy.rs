@@ -43,7 +43,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["persistence/"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("rmcp", &["gateway/mcp/", "ai/servers.rs"]),
+    ("rmcp", &["gateway/mcp/", "ai/servers"]),
     ("a2a", &["ai/peers/", "gateway/outsiders/"]),
     ("chrono", &["ai/peers/wire.rs"]),
     (
