@@ -265,6 +265,8 @@ impl Person {
                 json!({"Turn": {"turn": 1}}),
                 json!({"Use": {"use_id": 1}}),
                 json!({"TurnOver": {"turn": 1}}),
+                json!({"UseOver": {"use_id": 1}}),
+                json!({"Delivered": {"use_id": 1, "task": {"id": "t", "context_id": "c", "use_id": 1}}}),
                 json!({"Thought": {"turn": 1, "thought": "Over"}}),
                 json!({"Acted": {"use_id": 1, "acted": "Over"}}),
                 json!("TimeOut"),

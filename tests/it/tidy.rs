@@ -45,7 +45,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("imagesize", &["kernel/image.rs"]),
     ("bincode", &["kernel/codec.rs"]),
     ("axum", &["gateway/", "app"]),
-    ("rmcp", &["gateway/mcp/", "ai/servers.rs"]),
+    ("rmcp", &["gateway/mcp/", "ai/servers"]),
     ("a2a", &["ai/peers/", "gateway/outsiders/"]),
     ("chrono", &["ai/peers/wire.rs"]),
     (

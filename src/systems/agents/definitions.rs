@@ -7,14 +7,17 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::cluster::CommandMeta;
+use crate::contract::operation::ToolEffect;
 use crate::contract::section::Section;
 use crate::contract::system::Installed;
 use crate::contract::{Declared, Services, System};
-use crate::kernel::agent::{AgentDefinition, AgentTool, MessagePolicy, RunTerms};
+use crate::kernel::agent::{AgentDefinition, AgentTool, MessagePolicy, RunTerms, ToolPlace};
 use crate::kernel::chat::Cost;
 use crate::kernel::entity::Scopes;
 use crate::kernel::error::AskError;
 use crate::systems::agents::domain::version::{AgentVersion, Command};
+use crate::systems::agents::outside::{self, OutsideWish};
+use crate::systems::agents::settings::Models;
 
 /// Versions that this node knows to be stored.
 const MAX_KNOWN: usize = 10_000;
@@ -59,6 +62,8 @@ pub struct DefinedAgent {
     pub summary: String,
     pub version: String,
     pub definition: Arc<AgentDefinition>,
+    /// Tools of outside servers, which say themselves what these are.
+    pub outside: Vec<OutsideWish>,
 }
 
 impl Section for AgentSection {
@@ -77,15 +82,21 @@ impl Section for AgentSection {
 impl Agents {
     /// All of them by name. `Err`: what is wrong with the configuration.
     pub fn all(&self, services: &Services) -> Result<&BTreeMap<String, DefinedAgent>, &str> {
-        let defined = self.defined.get_or_init(|| define_all(installed(services), &self.options));
+        let defined = self.defined.get_or_init(|| define_all(services, &self.options));
         defined.as_ref().map_err(String::as_str)
     }
 
-    /// Stores the agent's version, so that runs of it go on where another release runs.
-    pub async fn store(&self, services: &Services, agent: &DefinedAgent) -> Result<(), AskError> {
-        let DefinedAgent { version, definition, .. } = agent;
+    /// The agent with its outside tools as they are now. Its version is stored, so that runs of it go on where another
+    /// release runs.
+    pub async fn store(
+        &self,
+        services: &Services,
+        agent: &DefinedAgent,
+    ) -> Result<DefinedAgent, AskError> {
+        let agent = outside::complete(services, agent).await;
+        let DefinedAgent { version, definition, .. } = &agent;
         if self.known.lock().contains(version) {
-            return Ok(());
+            return Ok(agent);
         }
         let define = Command::Define(Box::new((**definition).clone()));
         let stored = services.entities.of::<AgentVersion>(version.as_str());
@@ -98,7 +109,8 @@ impl Agents {
             known.clear();
         }
         known.insert(version.clone());
-        Ok(())
+        drop(known);
+        Ok(agent)
     }
 }
 
@@ -117,9 +129,10 @@ fn find_tool(systems: &'static [&'static System], name: &str) -> Option<&'static
 }
 
 fn define_all(
-    systems: &'static [&'static System],
+    services: &Services,
     section: &AgentSection,
 ) -> Result<BTreeMap<String, DefinedAgent>, String> {
+    let systems = installed(services);
     let declared = systems.iter().flat_map(|system| system.assistants);
     let mut all = BTreeMap::new();
     for one in declared.clone() {
@@ -141,7 +154,7 @@ fn define_all(
     }
     let names: Vec<_> = all.keys().cloned().collect();
     let defined = all.into_iter().map(|(name, options)| {
-        let defined = define(systems, &name, options, &names);
+        let defined = define(services, &name, options, &names);
         Ok((name.clone(), defined.map_err(|why| format!("agents.{name}.{why}"))?))
     });
     defined.collect()
@@ -172,7 +185,7 @@ fn terms(options: &AgentOptions, on_message: MessagePolicy) -> Result<RunTerms, 
 }
 
 fn define(
-    systems: &'static [&'static System],
+    services: &Services,
     name: &str,
     options: AgentOptions,
     names: &[String],
@@ -180,20 +193,48 @@ fn define(
     let without_asking = options.without_asking.clone().unwrap_or_default();
     let mut tools = Vec::new();
     let mut scopes = Vec::new();
+    let mut wishes = Vec::new();
+    let reads_outside = options.tools.iter().flatten().any(|tool| {
+        let is_ours = find_tool(installed(services), tool).is_some();
+        outside::is_outside(tool) || !is_ours && outside::peer_of(tool).is_some()
+    });
     for tool in options.tools.iter().flatten() {
+        if outside::is_outside(tool) {
+            let models = services.settings.get::<Models>();
+            let models = models.ok_or("tools: this node has no outside servers")?;
+            let promise = models.outside.promise(name, tool);
+            let guarantee = promise.map_err(|why| format!("tools: {tool:?}: {why}"))?;
+            let asks_first = !without_asking.contains(tool);
+            wishes.push(OutsideWish { name: tool.clone(), guarantee, asks_first });
+            scopes.push(outside::SCOPE);
+            continue;
+        }
         let unknown = || format!("tools: there is no tool {tool:?}");
-        let operation = find_tool(systems, tool).ok_or_else(unknown)?;
+        let operation = match find_tool(installed(services), tool) {
+            Some(operation) => operation,
+            None if outside::peer_of(tool).is_some() => {
+                let asks_first = !without_asking.contains(tool);
+                let peer = outside::peer_tool(services, name, tool, asks_first);
+                tools.push(peer.map_err(|why| format!("tools: {why}"))?);
+                scopes.push(outside::SCOPE);
+                continue;
+            }
+            None => return Err(unknown()),
+        };
         let declared = operation.meta.tool.ok_or_else(unknown)?;
+        let changes = declared.effect != ToolEffect::ReadOnly;
         tools.push(AgentTool {
             spec: operation.tool_spec().ok_or_else(unknown)?,
             guarantee: operation.guarantee(),
-            asks_first: declared.asks_first() && !without_asking.contains(tool),
+            // What is read outside may talk a model into anything.
+            asks_first: (declared.asks_first() || changes && reads_outside)
+                && !without_asking.contains(tool),
+            place: ToolPlace::Here,
         });
         scopes.push(operation.meta.takes_scope());
     }
-    if let Some(other) =
-        without_asking.iter().find(|name| tools.iter().all(|tool| tool.spec.name != **name))
-    {
+    let has = tools.iter().map(|tool| &tool.spec.name).chain(wishes.iter().map(|one| &one.name));
+    if let Some(other) = without_asking.iter().find(|name| !has.clone().any(|one| one == *name)) {
         return Err(format!("without_asking: {other:?} is none of its tools"));
     }
     let hands_over_to = options.hands_over_to.clone().unwrap_or_default();
@@ -203,11 +244,16 @@ fn define(
     scopes.sort_unstable();
     scopes.dedup();
     let instructions = options.instructions.clone().filter(|words| !words.trim().is_empty());
+    let mut instructions = instructions.ok_or("instructions: an agent has some")?;
+    if reads_outside {
+        instructions = format!("{instructions}\n\n{}", outside::OUTSIDE_IS_DATA);
+    }
     let definition = AgentDefinition {
         name: name.into(),
-        instructions: instructions.ok_or("instructions: an agent has some")?,
+        instructions,
         route: options.route.clone(),
         tools,
+        away: Vec::new(),
         scopes: Scopes::parse(&scopes.join(" ")),
         hands_over_to,
         terms: terms(&options, MessagePolicy::default())?,
@@ -216,5 +262,6 @@ fn define(
     };
     let version = definition.version();
     let summary = options.summary.unwrap_or_default();
-    Ok(DefinedAgent { summary, version, definition: Arc::new(definition) })
+    let definition = Arc::new(definition);
+    Ok(DefinedAgent { summary, version, definition, outside: wishes })
 }

@@ -6,6 +6,7 @@ pub mod domain;
 pub mod embedding;
 pub mod memories;
 pub mod operations;
+pub mod outside;
 pub mod purse;
 pub mod runners;
 pub mod settings;

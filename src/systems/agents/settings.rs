@@ -6,7 +6,9 @@ use crate::ai::options::SemanticOptions;
 use crate::ai::peers::options::Options as OutsideOptions;
 use crate::ai::peers::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
+use crate::contract::Services;
 use crate::contract::section::Section;
+use crate::kernel::secret::Secret;
 use crate::systems::agents::domain::budget::{Allowance, Period};
 
 /// The models of this node, and what a person may spend where nobody has said otherwise.
@@ -16,6 +18,16 @@ pub struct Models {
     pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
     pub semantic_cache: SemanticOptions,
+    secrets: Vec<Secret<String>>,
+}
+
+impl Models {
+    /// The secrets of this node that its agents are near: none of them is said or passed on.
+    pub fn withheld(&self, services: &Services) -> Vec<Secret<String>> {
+        let peers = services.settings.get::<Outside>();
+        let tokens = peers.into_iter().flat_map(|outside| outside.agents.tokens());
+        self.secrets.iter().chain(tokens).cloned().collect()
+    }
 }
 
 /// The section `[a2a]`.
@@ -49,7 +61,8 @@ impl Section for AiSection {
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
         let semantic_cache = self.0.semantic_cache.clone();
         semantic_cache.check().map_err(|why| format!("ai.semantic_cache.{why}"))?;
-        Ok(Models { router, outside, allowance, semantic_cache })
+        let secrets = self.0.secrets();
+        Ok(Models { router, outside, allowance, semantic_cache, secrets })
     }
 }
 

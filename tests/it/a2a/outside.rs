@@ -29,6 +29,7 @@ fn agents(url: &str, idempotent: bool) -> OutsideAgents {
         token: "swordfish".into(),
         roles: vec!["booker".into()],
         idempotent,
+        ..OutsideAgentOptions::default()
     };
     let agents = [("theirs".to_owned(), agent)].into();
     OutsideAgents::new(&Options { push_to_loopback: false, agents }).unwrap()
@@ -36,7 +37,7 @@ fn agents(url: &str, idempotent: bool) -> OutsideAgents {
 
 fn message(id: &str, text: &str) -> OutsideMessage {
     let parts = vec![TaskPart::Text(text.into())];
-    OutsideMessage { id: id.into(), parts, task_id: None, context_id: None }
+    OutsideMessage { id: id.into(), parts, task_id: None, context_id: None, is_looked_up: false }
 }
 
 fn soon() -> Instant {

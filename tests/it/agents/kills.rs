@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use proxie::ai::options::ServerOptions;
 use proxie::app::node::Node;
 use proxie::config::Config;
 use proxie::kernel::clock::Clock;
@@ -16,9 +17,12 @@ use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 
 use super::outside::Outside;
+use super::peers::{Peer, Takes, peers};
+use super::servers::{key_of, scout, server};
 use super::tools::{self, OutsideSection};
-use super::{decide, get, model, start};
+use super::{decide, get, model, results, start};
 use crate::edges::Http;
+use crate::mcp::outside::{Fault, Server};
 use crate::models::fake::{Does, Fake};
 use crate::support::{database, eventually};
 
@@ -78,7 +82,20 @@ async fn as_a_node() {
     config.persistence.allow_fsync_off = true;
     config.vault.key = Secret::new("5e".repeat(32));
     config.gateway.listen = "127.0.0.1:0".into();
-    config.systems.set(AiSection(model(text("model"))));
+    let mut ai = model(text("model"));
+    if let Some(url) = settings["servers"].as_str() {
+        let server = server(url.to_owned(), &["book", "look"]);
+        let server = ServerOptions { repeatable: vec!["look".into()], ..server };
+        ai.servers.insert("maps".into(), server);
+        let all = ["maps__book", "maps__look"];
+        config.systems.set(scout(&all, &all));
+    }
+    if let Some(url) = settings["peers"].as_str() {
+        config.systems.set(peers(url, "swordfish"));
+        let all = ["ask_theirs", "ask_ours"];
+        config.systems.set(scout(&all, &all));
+    }
+    config.systems.set(AiSection(ai));
     config.systems.set(OutsideSection { url: text("outside") });
     config.systems.set(super::words::agents());
     if let Some(cluster) = settings.get("cluster") {
@@ -165,4 +182,83 @@ async fn whatever_step_a_node_dies_at_each_effect_happens_once() {
         outside.repeated.lock(),
     );
     assert!(calls >= 4 * kills && calls <= 4 * kills + paid_twice as usize);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_an_outside_server_that_a_node_died_in_is_made_again_only_where_it_may_be() {
+    let fake = Fake::start().await;
+    let (outside, address) = Server::start().await;
+    fake.otherwise(Does::Decides(|body| {
+        let is_book = body["messages"].to_string().contains("book it");
+        match results(body) {
+            0 if is_book => Does::Calls("maps__book", json!({})),
+            0 => Does::Calls("maps__look", json!({})),
+            _ => Does::say("done"),
+        }
+    }));
+    let database = database().await.to_url_lossy().to_string();
+    let url = format!("http://{address}/mcp");
+    let settings =
+        json!({"database": database, "model": fake.url("v1"), "outside": "", "servers": url});
+    let mut node = NodeProcess::start(&settings).await;
+    for (words, status, calls) in [("book it", "waiting", 1), ("look it up", "answered", 2)] {
+        outside.fails(&[Fault::Slow]);
+        outside.calls.lock().clear();
+        let run = start(&node.http, "scout", words).await;
+        eventually("it is called", async || outside.calls.lock().len() == 1).await;
+        node.kill();
+        node = NodeProcess::start(&settings).await;
+        eventually(&format!("{words}: {status}"), async || {
+            get(&node.http, &run).await["run"]["status"] == status
+        })
+        .await;
+        let keys: Vec<_> = outside.calls.lock().iter().map(key_of).collect();
+        assert_eq!(keys, vec![format!("{run}-1"); calls], "{words}");
+        let shown = get(&node.http, &run).await;
+        let is_unknown = shown["approvals"][0]["is_unknown"] == true;
+        assert_eq!(is_unknown, status == "waiting", "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_to_an_agent_of_others_that_a_node_died_in_is_not_sent_again_where_it_arrived() {
+    let fake = Fake::start().await;
+    let (peer, url) = Peer::start().await;
+    fake.otherwise(Does::Decides(|body| {
+        let words = body["messages"].to_string();
+        let tool = if words.contains("to ours") { "ask_ours" } else { "ask_theirs" };
+        match results(body) {
+            0 => Does::Calls(tool, json!({"message": "book it"})),
+            _ => Does::say("done"),
+        }
+    }));
+    let database = database().await.to_url_lossy().to_string();
+    let settings =
+        json!({"database": database, "model": fake.url("v1"), "outside": "", "peers": url});
+    let mut node = NodeProcess::start(&settings).await;
+    // It took the message and works: whoever goes on looks the task up. It took the message and has not said so: that is
+    // known to nobody where it does not recognise messages, and sent again under the same id where it does.
+    for (words, takes, status, times) in [
+        ("to theirs, at work", Takes::Works, "answered", 1),
+        ("to theirs, silent", Takes::Silently, "waiting", 1),
+        ("to ours, silent", Takes::Silently, "answered", 2),
+    ] {
+        peer.is(takes, "WORKING");
+        let run = start(&node.http, "scout", words).await;
+        eventually("it has the message", async || {
+            peer.sent().len() == 1 && (takes == Takes::Silently || peer.looks() > 0)
+        })
+        .await;
+        node.kill();
+        peer.becomes("COMPLETED");
+        node = NodeProcess::start(&settings).await;
+        eventually(&format!("{words}: {status}"), async || {
+            get(&node.http, &run).await["run"]["status"] == status
+        })
+        .await;
+        let ids: Vec<_> = peer.sent().iter().map(|it| it["messageId"].clone()).collect();
+        assert_eq!(ids, vec![json!(format!("{run}-1")); times], "{words}");
+        let shown = get(&node.http, &run).await;
+        assert_eq!(shown["approvals"][0]["is_unknown"] == true, status == "waiting", "{words}");
+    }
 }

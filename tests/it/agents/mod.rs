@@ -1,8 +1,11 @@
 //! Agents at work: their runs, on models that follow a script, through everything that happens to nodes and people.
 
+mod injection;
 mod kills;
 mod outside;
+mod peers;
 mod runs;
+mod servers;
 mod tools;
 mod words;
 

@@ -4,7 +4,7 @@ mod asking;
 mod content;
 mod manifests;
 mod nodes;
-mod outside;
+pub mod outside;
 mod resources;
 mod rights;
 mod stdio;

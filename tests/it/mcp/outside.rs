@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -69,7 +68,7 @@ async fn a_real_server_is_used_over_http_and_over_a_pipe() {
         assert!(names.contains(&"home__list_devices") && names.len() == 5, "{names:?}");
         assert!(tools.list("stranger", PATIENCE).await.tools.is_empty());
         let call = async |tool: &str, arguments: Value| {
-            tools.call(ROLE, &format!("home__{tool}"), &arguments, PATIENCE).await
+            tools.call(ROLE, &format!("home__{tool}"), &arguments, "key").await
         };
         let text = call("test_simple_text", json!({})).await.unwrap();
         assert_eq!(text.content, "This is a simple text response for testing.");
@@ -95,13 +94,15 @@ async fn a_real_server_is_used_over_http_and_over_a_pipe() {
 
 /// What the server does with the next call.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum Fault {
+pub enum Fault {
     #[default]
     None,
     /// It does not know the session any more.
     LostSession,
     /// It does what is asked, and the connection ends.
     Cut,
+    /// It does what is asked, and breaks.
+    Broken,
     Huge,
     /// An answer that is none.
     Nonsense,
@@ -111,21 +112,29 @@ enum Fault {
 }
 
 #[derive(Default)]
-struct Server {
+pub struct Server {
     /// The faults of the next calls, the last first.
     faults: Mutex<Vec<Fault>>,
     sessions: AtomicUsize,
     /// Calls that were done.
-    done: AtomicUsize,
+    pub done: AtomicUsize,
+    /// What calls were of, those too that were not done.
+    pub calls: Mutex<Vec<Value>>,
+    /// Calls that were called off.
+    pub cancelled: AtomicUsize,
+    /// The tools that it has instead of its own.
+    pub tools: Mutex<Option<Value>>,
+    /// What it answers instead of "done".
+    pub says: Mutex<Option<Value>>,
 }
 
 impl Server {
-    fn fails(&self, faults: &[Fault]) {
+    pub fn fails(&self, faults: &[Fault]) {
         *self.faults.lock() = faults.iter().rev().copied().collect();
         self.done.store(0, Ordering::SeqCst);
     }
 
-    async fn start() -> (Arc<Self>, SocketAddr) {
+    pub async fn start() -> (Arc<Self>, SocketAddr) {
         let server = Arc::new(Self::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -140,7 +149,11 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
     let Ok(message) = serde_json::from_slice::<Value>(&body) else {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     };
-    let Some(id) = message.get("id") else { return StatusCode::ACCEPTED.into_response() };
+    let Some(id) = message.get("id") else {
+        let is_off = message["method"] == "notifications/cancelled";
+        server.cancelled.fetch_add(usize::from(is_off), Ordering::SeqCst);
+        return StatusCode::ACCEPTED.into_response();
+    };
     let session = format!("s{}", server.sessions.load(Ordering::SeqCst));
     let result = match message["method"].as_str().unwrap() {
         "initialize" => {
@@ -156,14 +169,17 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
         _ if headers.get("mcp-session-id").is_none_or(|it| *it != *session) => {
             return StatusCode::NOT_FOUND.into_response();
         }
+        "tools/list" if server.tools.lock().is_some() => json!({"tools": *server.tools.lock()}),
         "tools/list" => json!({"tools": [
             {"name": "book", "description": "x".repeat(9_000), "inputSchema": {"type": "object"}},
             {"name": "look", "inputSchema": {"type": "object"}},
+            {"name": "slow", "inputSchema": {"type": "object"}},
             {"name": "bad schema", "inputSchema": {"type": "object"}},
             {"name": "listed_wrong", "inputSchema": {"type": "string"}},
             {"name": "long", "inputSchema": {"type": "object", "x": "x".repeat(20_000)}},
         ]}),
         "tools/call" => {
+            server.calls.lock().push(message["params"].clone());
             let fault = server.faults.lock().pop().unwrap_or_default();
             match fault {
                 Fault::LostSession => {
@@ -180,12 +196,16 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
                     let body = Body::from_stream(stream::iter([Ok("{".to_owned()), Err(cut)]));
                     return ([(header::CONTENT_TYPE, "application/json")], body).into_response();
                 }
+                Fault::Broken => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
                 Fault::Slow => std::future::pending().await,
                 Fault::Huge => {
                     json!({"content": [{"type": "text", "text": "x".repeat(3 << 20)}]})
                 }
                 Fault::Nonsense => json!({"content": 7}),
-                _ => json!({"content": [{"type": "text", "text": "done"}]}),
+                _ => {
+                    let text = server.says.lock().clone().unwrap_or_else(|| json!("done"));
+                    json!({"content": [{"type": "text", "text": text}]})
+                }
             }
         }
         _ => {
@@ -204,17 +224,22 @@ async fn a_call_is_done_once_whatever_becomes_of_it() {
     let (server, address) = Server::start().await;
     let options = ServerOptions {
         url: format!("http://{address}/mcp"),
-        roles: allowed(&["book", "look", "long", "listed_wrong", "bad schema"]),
+        roles: allowed(&["book", "look", "slow", "long", "listed_wrong", "bad schema"]),
         repeatable: vec!["look".into()],
+        timeouts_ms: BTreeMap::from([("slow".into(), 300)]),
         ..ServerOptions::default()
     };
     let tools = servers("faulty", options.clone());
     let list = tools.list(ROLE, PATIENCE).await;
     let names: Vec<_> = list.tools.iter().map(|tool| tool.name.as_str()).collect();
-    assert_eq!(names, ["faulty__book", "faulty__look"], "what cannot be used is not shown");
+    assert_eq!(
+        names,
+        ["faulty__book", "faulty__look", "faulty__slow"],
+        "what cannot be used is not shown"
+    );
     assert!(list.tools[0].description.len() < 1_200, "it is cut");
-    let call = async |tool: &str, within: Duration| {
-        let outcome = tools.call(ROLE, &format!("faulty__{tool}"), &json!({}), within).await;
+    let call = async |tool: &str| {
+        let outcome = tools.call(ROLE, &format!("faulty__{tool}"), &json!({}), "key").await;
         (outcome.map(|it| it.content).map_err(|it| it.kind), server.done.load(Ordering::SeqCst))
     };
     let done = || Ok("done".to_owned());
@@ -223,6 +248,7 @@ async fn a_call_is_done_once_whatever_becomes_of_it() {
         // The session is opened anew, once.
         (&[Fault::LostSession], "book", done(), 1),
         (&[Fault::Cut], "book", Err(Unknown), 1),
+        (&[Fault::Broken], "book", Err(Unknown), 1),
         (&[Fault::Cut], "look", done(), 2),
         (&[Fault::Cut, Fault::Cut], "look", Err(Unknown), 2),
         (&[Fault::Huge], "book", Err(Unknown), 1),
@@ -231,23 +257,24 @@ async fn a_call_is_done_once_whatever_becomes_of_it() {
         (&[], "book", done(), 1),
     ] {
         server.fails(faults);
-        assert_eq!(call(tool, PATIENCE).await, (outcome, times), "{tool} with {faults:?}");
+        assert_eq!(call(tool).await, (outcome, times), "{tool} with {faults:?}");
     }
     let opened = server.sessions.load(Ordering::SeqCst);
     server.fails(&[Fault::LostSession, Fault::LostSession]);
-    let (outcome, times) = call("book", PATIENCE).await;
+    let (outcome, times) = call("book").await;
     assert_eq!((outcome, times), (Err(Refused), 0), "it was never done");
     assert!(server.sessions.load(Ordering::SeqCst) - opened <= 5, "and not asked for ever");
-    server.fails(&[Fault::Slow]);
     // The one wait that has to be over: the call's own limit.
-    assert_eq!(call("book", Duration::from_millis(300)).await, (Err(Unknown), 1));
+    server.fails(&[Fault::Slow]);
+    let outcome = call("slow").await;
+    assert_eq!(outcome, (Err(Unknown), 1));
     server.fails(&[]);
-    assert_eq!(call("book", PATIENCE).await, (done(), 1), "the link goes on");
+    assert_eq!(call("book").await, (done(), 1), "the link goes on");
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mcp", nobody.local_addr().unwrap());
     drop(nobody);
     let away = servers("away", ServerOptions { url, ..options });
-    let failed = away.call(ROLE, "away__book", &json!({}), PATIENCE).await.unwrap_err();
+    let failed = away.call(ROLE, "away__book", &json!({}), "key").await.unwrap_err();
     assert_eq!(failed.kind, NotSent);
     assert_eq!(away.list(ROLE, PATIENCE).await.away.len(), 1);
 }
@@ -266,5 +293,9 @@ fn a_server_that_cannot_be_meant_is_refused() {
     assert!(refused("maps", both));
     let header = BTreeMap::from([("a b".into(), "x".into())]);
     assert!(refused("maps", ServerOptions { headers: header, ..good.clone() }));
-    assert!(refused("maps", ServerOptions { concurrency: 0, ..good }));
+    assert!(refused("maps", ServerOptions { concurrency: 0, ..good.clone() }));
+    assert!(refused("maps", ServerOptions { timeout_ms: 301_000, ..good.clone() }));
+    let times = BTreeMap::from([("route".into(), 0)]);
+    assert!(refused("maps", ServerOptions { timeouts_ms: times, ..good.clone() }));
+    assert!(refused("maps", ServerOptions { max_result_bytes: 1 << 20, ..good }));
 }

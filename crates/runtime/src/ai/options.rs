@@ -61,6 +61,17 @@ impl Default for Options {
 }
 
 impl Options {
+    /// All that nobody outside of this node may see: of a header that has several words it is the last one.
+    pub fn secrets(&self) -> Vec<Secret<String>> {
+        let keys = self.providers.values().map(|provider| &provider.key);
+        let servers = self.servers.values();
+        let servers = servers.flat_map(|one| one.headers.values().chain(one.environment.values()));
+        let last = |secret: &Secret<String>| {
+            Secret::new(secret.reveal().rsplit(' ').next().unwrap_or_default().to_owned())
+        };
+        keys.chain(servers).filter(|secret| !secret.reveal().is_empty()).map(last).collect()
+    }
+
     pub fn daily_limit(&self) -> Result<Option<Cost>, String> {
         match self.daily_limit.as_str() {
             "" => Ok(None),
@@ -295,6 +306,8 @@ pub struct ServerOptions {
     pub concurrency: usize,
     /// A call with all that it takes.
     pub timeout_ms: u64,
+    /// Of tools that take another time.
+    pub timeouts_ms: BTreeMap<String, u64>,
     /// The most of a result that an agent reads.
     pub max_result_bytes: usize,
 }
@@ -310,13 +323,20 @@ impl Default for ServerOptions {
             repeatable: Vec::new(),
             concurrency: 8,
             timeout_ms: 30_000,
-            max_result_bytes: 65_536,
+            timeouts_ms: BTreeMap::new(),
+            max_result_bytes: 16_384,
         }
     }
 }
 
 impl ServerOptions {
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
+    /// The longest that a call of any of its tools may take.
+    pub fn longest(&self) -> Duration {
+        let all = self.timeouts_ms.values().chain([&self.timeout_ms]);
+        Duration::from_millis(all.copied().max().unwrap_or(self.timeout_ms))
+    }
+
+    pub fn timeout(&self, tool: &str) -> Duration {
+        Duration::from_millis(*self.timeouts_ms.get(tool).unwrap_or(&self.timeout_ms))
     }
 }

@@ -5,7 +5,6 @@
 //! where the configuration says that it may be repeated.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::error::Error;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +13,13 @@ use reqwest::header::{HeaderName, HeaderValue};
 use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, ClientCapabilities, ClientConfig,
-    ContentBlock, Implementation, ProtocolVersion, ResourceContents, Tool,
+    ContentBlock, Implementation, ProtocolVersion, RequestMetaObject, ResourceContents, Tool,
 };
 use rmcp::service::{ClientLifecycleMode, ClientServiceExt, Peer, RunningService, ServiceError};
 use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::async_rw::AsyncRwTransport;
 use rmcp::transport::common::client_side_sse::NeverRetry;
-use rmcp::transport::streamable_http_client::{
-    StreamableHttpClientTransportConfig, StreamableHttpError,
-};
+use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use serde_json::{Map, Value};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, Semaphore};
@@ -30,6 +27,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::options::ServerOptions;
 use crate::kernel::chat::ToolSpec;
+use crate::kernel::outward::Guarantee;
+
+mod failure;
+
+pub use failure::{OutsideFailure, OutsideFailureKind};
+
+use failure::{away, failure};
 
 /// How long a server's list of tools is taken to be what it was.
 const LISTED_FOR: Duration = Duration::from_secs(300);
@@ -42,6 +46,14 @@ const MAX_DESCRIPTION: usize = 1_024;
 const MAX_NAME: usize = 64;
 /// Between a server's name and its tool's.
 const BETWEEN: &str = "__";
+/// A server that was away is not asked for its tools again for so long, by those who can do without.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
+/// The longest that an operator may let a call take.
+pub const LONGEST_CALL: Duration = Duration::from_secs(300);
+/// The most that an operator may let an agent read of a result.
+pub const MOST_OF_A_RESULT: usize = 64 * 1_024;
+/// By this a server may recognise a call that comes again: those of this project do.
+const IDEMPOTENCY_KEY: &str = "proxie/idempotency-key";
 
 /// What an outside tool has answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,39 +62,6 @@ pub struct OutsideResult {
     pub content: String,
     /// Whether the tool says that it could not do it.
     pub is_error: bool,
-}
-
-/// Why there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutsideFailureKind {
-    /// The role may not use it, or there is no such tool.
-    NotAllowed,
-    /// The arguments are none of the tool's.
-    WrongArguments,
-    /// The server has not received it.
-    NotSent,
-    /// The server has received it and refuses it.
-    Refused,
-    /// It may have been done: the answer did not come, was too long, or cannot be read.
-    Unknown,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{detail}")]
-pub struct OutsideFailure {
-    pub kind: OutsideFailureKind,
-    /// In our words: those of a server are not passed on.
-    pub detail: String,
-}
-
-impl OutsideFailure {
-    fn new(kind: OutsideFailureKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
-    }
-
-    pub fn may_have_happened(&self) -> bool {
-        self.kind == OutsideFailureKind::Unknown
-    }
 }
 
 /// The tools that a role may use now.
@@ -102,6 +81,14 @@ struct OutsideServer {
     places: Semaphore,
     /// Opened by the first who needs it, and again by the next after it was lost.
     link: Mutex<Option<Link>>,
+    seen: parking_lot::Mutex<Seen>,
+}
+
+/// A server as it was when it was last asked for its tools.
+#[derive(Default)]
+struct Seen {
+    tools: Option<Arc<BTreeMap<String, Tool>>>,
+    failed: Option<(Instant, OutsideFailure)>,
 }
 
 /// Where a server is.
@@ -130,7 +117,20 @@ impl OutsideTools {
         self.0.is_empty()
     }
 
-    /// The tools that this role may use, by the names by which they are called here.
+    /// The promise of a tool that this role may use, as the configuration has it. `Err`: why it may not.
+    pub fn promise(&self, role: &str, tool: &str) -> Result<Guarantee, String> {
+        let (server, tool) = tool.split_once(BETWEEN).ok_or("it is no outside tool")?;
+        let no_server = || format!("there is no ai.servers.{server}");
+        let server_of = self.0.get(server).ok_or_else(no_server)?;
+        if !server_of.allowed(role).contains(tool) {
+            return Err(format!("ai.servers.{server}.roles.{role} does not have it"));
+        }
+        let is_repeatable = server_of.options.repeatable.iter().any(|name| name == tool);
+        Ok(if is_repeatable { Guarantee::Keyed } else { Guarantee::AtMostOnce })
+    }
+
+    /// The tools that this role may use, by the names by which they are called here. Of a server that is away they are those
+    /// that it had when it was last seen.
     pub async fn list(&self, role: &str, within: Duration) -> OutsideList {
         let mut list = OutsideList::default();
         let end = Instant::now() + within;
@@ -139,7 +139,7 @@ impl OutsideTools {
             if allowed.is_empty() {
                 continue;
             }
-            match server.tools(end).await {
+            match server.last_tools(end).await {
                 Ok(tools) => {
                     let shown = tools.values().filter(|tool| allowed.contains(&*tool.name));
                     list.tools.extend(shown.map(|tool| spec(name, tool)));
@@ -150,29 +150,29 @@ impl OutsideTools {
         list
     }
 
-    /// Calls a tool by its name here.
+    /// Calls a tool by its name here. `key` is the same for a repetition.
     pub async fn call(
         &self,
         role: &str,
         tool: &str,
         arguments: &Value,
-        within: Duration,
+        key: &str,
     ) -> Result<OutsideResult, OutsideFailure> {
         use OutsideFailureKind::{NotAllowed, WrongArguments};
-        let unknown = || OutsideFailure::new(NotAllowed, "there is no such tool");
-        let (server, tool) = tool.split_once(BETWEEN).ok_or_else(unknown)?;
-        let server = self.0.get(server).ok_or_else(unknown)?;
+        let not_allowed = || OutsideFailure::new(NotAllowed, "this agent may not use it");
+        let (server, tool) = tool.split_once(BETWEEN).ok_or_else(not_allowed)?;
+        let server = self.0.get(server).ok_or_else(not_allowed)?;
         if !server.allowed(role).contains(tool) {
-            return Err(unknown());
+            return Err(not_allowed());
         }
         let Value::Object(arguments) = arguments else {
             return Err(OutsideFailure::new(WrongArguments, "the arguments are no object"));
         };
-        let end = Instant::now() + within.min(server.options.timeout());
+        let end = Instant::now() + server.options.timeout(tool);
         let tools = server.tools(end).await?;
-        let declared = tools.get(tool).ok_or_else(unknown)?;
-        check(&declared.input_schema, arguments)?;
-        server.call(tool, arguments, end).await
+        let gone = || OutsideFailure::new(NotAllowed, "its server does not have it any more");
+        check(&tools.get(tool).ok_or_else(gone)?.input_schema, arguments)?;
+        server.call(tool, arguments, key, end).await
     }
 }
 
@@ -197,14 +197,25 @@ impl OutsideServer {
             ("", [_, ..]) => Place::Command(options.command.clone()),
             _ => return Err("it takes either a url, http:// or https://, or a command".into()),
         };
-        if options.concurrency == 0 || options.timeout_ms == 0 || options.max_result_bytes == 0 {
-            return Err("concurrency, timeout_ms and max_result_bytes must not be 0".into());
+        if options.concurrency == 0 {
+            return Err("concurrency must not be 0".into());
+        }
+        let mut times = options.timeouts_ms.values().chain([&options.timeout_ms]);
+        if times.any(|&ms| ms == 0) || options.longest() > LONGEST_CALL {
+            return Err(format!(
+                "timeout_ms and timeouts_ms must be 1 to {}",
+                LONGEST_CALL.as_millis()
+            ));
+        }
+        if !(1..=MOST_OF_A_RESULT).contains(&options.max_result_bytes) {
+            return Err(format!("max_result_bytes must be 1 to {MOST_OF_A_RESULT}"));
         }
         Ok(Self {
             options: options.clone(),
             place,
             places: Semaphore::new(options.concurrency),
             link: Mutex::default(),
+            seen: parking_lot::Mutex::default(),
         })
     }
 
@@ -330,10 +341,38 @@ impl OutsideServer {
         Err(away("its tools cannot be listed"))
     }
 
+    /// Its tools, or where it is away those that it had before.
+    async fn last_tools(
+        &self,
+        end: Instant,
+    ) -> Result<Arc<BTreeMap<String, Tool>>, OutsideFailure> {
+        let failed = self.seen.lock().failed.clone();
+        let failed = failed.filter(|(at, _)| at.elapsed() < LEFT_ALONE);
+        let asked = match failed {
+            Some((_, failure)) => Err(failure),
+            None => self.tools(end).await,
+        };
+        let mut seen = self.seen.lock();
+        match asked {
+            Ok(tools) => {
+                *seen = Seen { tools: Some(tools.clone()), failed: None };
+                Ok(tools)
+            }
+            Err(failure) => {
+                let is_old = |(at, _): &(Instant, _)| at.elapsed() >= LEFT_ALONE;
+                if seen.failed.as_ref().is_none_or(is_old) {
+                    seen.failed = Some((Instant::now(), failure.clone()));
+                }
+                seen.tools.clone().ok_or(failure)
+            }
+        }
+    }
+
     async fn call(
         &self,
         tool: &str,
         arguments: &Map<String, Value>,
+        key: &str,
         end: Instant,
     ) -> Result<OutsideResult, OutsideFailure> {
         use OutsideFailureKind::{NotSent, Unknown};
@@ -341,7 +380,7 @@ impl OutsideServer {
         let _place =
             place.ok().and_then(Result::ok).ok_or_else(|| away("too many calls wait for it"))?;
         let may_repeat = self.options.repeatable.iter().any(|name| name == tool);
-        let mut failed = match self.try_call(tool, arguments, end).await {
+        let mut failed = match self.try_call(tool, arguments, key, end).await {
             Ok(result) => return self.shown(result),
             Err(failed) => failed,
         };
@@ -352,7 +391,7 @@ impl OutsideServer {
         };
         if again && Instant::now() < end {
             self.held(end).await?.take();
-            failed = match self.try_call(tool, arguments, end).await {
+            failed = match self.try_call(tool, arguments, key, end).await {
                 Ok(result) => return self.shown(result),
                 Err(failed) => failed,
             };
@@ -364,11 +403,16 @@ impl OutsideServer {
         &self,
         tool: &str,
         arguments: &Map<String, Value>,
+        key: &str,
         end: Instant,
     ) -> Result<CallToolResult, OutsideFailure> {
         use OutsideFailureKind::{Refused, Unknown};
         let peer = self.peer(end).await?;
-        let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments.clone());
+        let mut params =
+            CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments.clone());
+        let mut meta = RequestMetaObject::new();
+        meta.insert(IDEMPOTENCY_KEY.into(), key.into());
+        params.meta = Some(meta);
         // Dropping the call tells the server that it is no longer waited for.
         let answered = timeout_at(end, peer.call_tool_once(params)).await;
         let answered =
@@ -397,16 +441,12 @@ fn web(options: &ServerOptions) -> Result<reqwest::Client, String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(5))
-        .read_timeout(options.timeout())
+        .read_timeout(options.longest())
         .pool_idle_timeout(Duration::from_secs(60))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .build()
         .map_err(|error| format!("no client for it: {error}"))
-}
-
-fn away(detail: &str) -> OutsideFailure {
-    OutsideFailure::new(OutsideFailureKind::NotSent, detail)
 }
 
 /// The tools of a server that can be used: those whose names models take, with schemas that are objects.
@@ -455,6 +495,17 @@ fn spec(server: &str, tool: &Tool) -> ToolSpec {
     }
 }
 
+/// Whether arguments are what a tool's schema asks for, as far as it is looked at here.
+pub fn check_arguments(schema: &Value, arguments: &Value) -> Result<(), OutsideFailure> {
+    match (schema, arguments) {
+        (Value::Object(schema), Value::Object(arguments)) => check(schema, arguments),
+        _ => {
+            let detail = "the arguments are no object";
+            Err(OutsideFailure::new(OutsideFailureKind::WrongArguments, detail))
+        }
+    }
+}
+
 /// Whether arguments have what is required, and nothing of another kind than is declared.
 fn check(
     schema: &Map<String, Value>,
@@ -483,52 +534,6 @@ fn check(
         }
     }
     Ok(())
-}
-
-/// What a failed call means. Where nothing is certain, it may have been done.
-fn failure(error: &ServiceError) -> OutsideFailure {
-    use OutsideFailureKind::{NotSent, Refused, Unknown};
-    tracing::debug!(%error, "a call of an outside tool has failed");
-    let (kind, detail) = match error {
-        ServiceError::McpError(_) => (Refused, "the server refuses the call"),
-        ServiceError::TransportSend(error) => sending(error.error.as_ref()),
-        ServiceError::UnexpectedResponse => (Unknown, "the answer cannot be read"),
-        _ => (Unknown, "the connection has ended before the answer"),
-    };
-    match (kind, detail) {
-        (NotSent, detail) => away(detail),
-        (kind, detail) => OutsideFailure::new(kind, detail),
-    }
-}
-
-fn sending(error: &(dyn Error + 'static)) -> (OutsideFailureKind, &'static str) {
-    use OutsideFailureKind::{NotSent, Refused, Unknown};
-    type Http = StreamableHttpError<reqwest::Error>;
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<Http>() {
-            match error {
-                Http::Client(error) if error.is_connect() => {
-                    return (NotSent, "it cannot be reached");
-                }
-                Http::AuthRequired(_) | Http::InsufficientScope(_) => {
-                    return (Refused, "the server does not let us in");
-                }
-                // Refused before the call was looked at.
-                Http::HttpStatus(status) if status.status == 429 => {
-                    return (Refused, "the server takes no more calls now");
-                }
-                Http::SessionExpired | Http::ReinitializationFailed(_) => {
-                    // Once it was opened anew.
-                    return (Refused, "the server has lost its session again");
-                }
-                Http::ResponseBodyTooLarge { .. } => return (Unknown, "the answer is too long"),
-                _ => {}
-            }
-        }
-        cause = error.source();
-    }
-    (Unknown, "the connection has ended before the answer")
 }
 
 /// A piece of content as text. Pictures and sound are named, and not shown.

@@ -19,6 +19,9 @@ pub struct AgentDefinition {
     #[serde(default)]
     pub route: Option<String>,
     pub tools: Vec<AgentTool>,
+    /// Its tools of outside servers that were away when this version was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub away: Vec<String>,
     /// The agent acts for its person in these scopes only.
     pub scopes: Scopes,
     /// Agents that it may hand a conversation to.
@@ -49,6 +52,27 @@ pub struct AgentTool {
     pub guarantee: Guarantee,
     /// Whether a person allows each call.
     pub asks_first: bool,
+    #[serde(default, skip_serializing_if = "ToolPlace::is_here")]
+    pub place: ToolPlace,
+}
+
+/// Where a tool's calls go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolPlace {
+    /// To an operation of this node.
+    #[default]
+    Here,
+    /// To an outside server, over MCP.
+    Server,
+    /// To an agent of others, over A2A.
+    Peer,
+}
+
+impl ToolPlace {
+    fn is_here(&self) -> bool {
+        *self == Self::Here
+    }
 }
 
 /// The terms of a run.
@@ -116,6 +140,7 @@ mod tests {
             instructions: "Help.".into(),
             route: None,
             tools: Vec::new(),
+            away: Vec::new(),
             scopes: Scopes::ALL,
             hands_over_to: Vec::new(),
             terms: RunTerms::default(),

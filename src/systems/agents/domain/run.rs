@@ -15,18 +15,19 @@ use crate::kernel::chat::{Cost, PromptMessage, ToolCall, Usage};
 use crate::kernel::entity::{
     DecideCx, Decided, Decision, Entity, Principal, Role, RunOutcome, Scopes,
 };
-use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::{Guarantee, OutwardEffect};
 use crate::kernel::private::{Field, Private};
 use crate::kernel::view::ViewRow;
 use crate::kernel::work::Work;
 
+mod rejection;
 mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use rejection::Rejection;
 pub use view::{
     ApprovalView, RunDelta, RunDetail, RunEnded, RunStep, RunView, RunWaiting, StepKind,
 };
@@ -145,6 +146,15 @@ pub struct HandOver {
     pub terms: RunTerms,
 }
 
+/// A task of an agent of others, as it was when a message became part of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerTask {
+    pub id: String,
+    pub context_id: String,
+    /// The call whose message came last.
+    pub use_id: u32,
+}
+
 /// What came of a call.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Acted {
@@ -186,6 +196,10 @@ pub enum Command {
     TurnOver {
         turn: u32,
     },
+    /// Query of its runners, which waits until the call is no longer wanted.
+    UseOver {
+        use_id: u32,
+    },
     Thought {
         turn: u32,
         thought: Thought,
@@ -193,6 +207,11 @@ pub enum Command {
     Acted {
         use_id: u32,
         acted: Acted,
+    },
+    /// An agent of others has taken the message of this call.
+    Delivered {
+        use_id: u32,
+        task: PeerTask,
     },
     /// The timer's: it has worked for too long.
     TimeOut,
@@ -267,6 +286,12 @@ pub enum Event {
         effect: OutwardEffect,
         at: Timestamp,
     },
+    /// A message has become part of a task that an agent of others works on.
+    Delivered {
+        conversation: String,
+        task: PeerTask,
+        at: Timestamp,
+    },
     OutcomeUnknown {
         use_id: u32,
         until: Timestamp,
@@ -335,6 +360,9 @@ pub struct UseWork {
     pub scopes: Scopes,
     pub call: Arc<Private<ToolCall, Called>>,
     pub guarantee: Guarantee,
+    /// The task that an agent of others works on, where the call goes on with one.
+    #[serde(default)]
+    pub task: Option<PeerTask>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -346,52 +374,6 @@ pub enum Reply {
     /// What was asked for is over.
     Over,
     Done,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Rejection {
-    #[error("there is no such run")]
-    Unknown,
-    #[error("this run has ended")]
-    Ended,
-    #[error("the agent is at work, and takes no message before it has answered")]
-    Busy,
-    #[error("{MAX_QUEUED} messages wait for the agent already")]
-    TooMany,
-    #[error("a message has {MAX_WORDS} bytes at most")]
-    TooLong,
-    #[error("this call does not wait for anybody")]
-    NotWaiting,
-    #[error("this call has other arguments")]
-    OtherArguments,
-    #[error("this is the run's own")]
-    Internal,
-}
-
-impl crate::kernel::entity::Rejection for Rejection {
-    fn code(&self) -> ErrorCode {
-        match self {
-            Self::Unknown => ErrorCode::NotFound,
-            Self::Ended | Self::Busy | Self::NotWaiting | Self::OtherArguments => {
-                ErrorCode::Conflict
-            }
-            Self::TooMany | Self::TooLong => ErrorCode::Rejected,
-            Self::Internal => ErrorCode::Forbidden,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Unknown => "no_such_run",
-            Self::Ended => "run_ended",
-            Self::Busy => "run_busy",
-            Self::TooMany => "too_many_messages",
-            Self::TooLong => "message_too_long",
-            Self::NotWaiting => "not_waiting",
-            Self::OtherArguments => "other_arguments",
-            Self::Internal => "internal_command",
-        }
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -418,6 +400,9 @@ pub struct State {
     cost: Cost,
     /// Begun turns whose end nobody knows.
     repeated: u32,
+    /// Tasks of agents of others, by tool and conversation.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    tasks: BTreeMap<String, PeerTask>,
     created_at: Timestamp,
     updated_at: Timestamp,
 }
@@ -452,6 +437,12 @@ impl State {
 
     fn is_thinking(&self, turn: u32) -> bool {
         matches!(self.phase, Phase::Thinking { .. }) && self.turn == turn && !self.is_over()
+    }
+
+    /// Whether a call is with its runner.
+    fn wants(&self, use_id: u32) -> bool {
+        let is_dispatched = |one: &ToolUse| one.effect == OutwardEffect::Dispatched;
+        !self.is_over() && self.use_of(use_id).is_some_and(is_dispatched)
     }
 
     fn use_of(&self, use_id: u32) -> Option<&ToolUse> {
@@ -492,7 +483,8 @@ impl Entity for AgentRun {
             Command::Turn { turn } => state.turn_work(turn),
             Command::Use { use_id } => state.use_work(use_id),
             Command::TurnOver { turn } if state.is_thinking(turn) => return Ok(Decision::wait()),
-            Command::TurnOver { .. } => Reply::Over,
+            Command::UseOver { use_id } if state.wants(use_id) => return Ok(Decision::wait()),
+            Command::TurnOver { .. } | Command::UseOver { .. } => Reply::Over,
             command => return changed(state, command, is_persons, cx),
         };
         Ok(Decision::reply(asked))
@@ -503,8 +495,8 @@ impl Entity for AgentRun {
     }
 
     fn is_query(command: &Command) -> bool {
-        use Command::{Show, Turn, TurnOver, Use};
-        matches!(command, Show | Turn { .. } | Use { .. } | TurnOver { .. })
+        use Command::{Show, Turn, TurnOver, Use, UseOver};
+        matches!(command, Show | Turn { .. } | Use { .. } | TurnOver { .. } | UseOver { .. })
     }
 
     fn acts_for(_key: &str, state: &State) -> Option<Principal> {
@@ -563,7 +555,8 @@ fn changed(
         | Command::Show
         | Command::Turn { .. }
         | Command::Use { .. }
-        | Command::TurnOver { .. } => return Err(Rejection::Internal),
+        | Command::TurnOver { .. }
+        | Command::UseOver { .. } => return Err(Rejection::Internal),
         Command::Say { text } => steps.say(text)?,
         Command::Decide { use_id, arguments, allow } => {
             steps.person_decides(use_id, &arguments, allow)?;
@@ -577,6 +570,7 @@ fn changed(
         Command::ApprovalsExpire => steps.approvals_expire(),
         Command::Thought { turn, thought } => steps.thought(turn, thought),
         Command::Acted { use_id, acted } => steps.acted(use_id, acted),
+        Command::Delivered { use_id, task } => steps.delivered(use_id, task),
     }
     let shown = is_persons.then(|| Reply::Run(steps.view()));
     Ok(steps.decision(shown.unwrap_or(Reply::Done)))
@@ -608,6 +602,7 @@ impl State {
             scopes: self.scopes.clone(),
             call: one.call.clone(),
             guarantee: one.guarantee,
+            task: state::conversation_of(one).and_then(|name| self.tasks.get(&name).cloned()),
         }))
     }
 }

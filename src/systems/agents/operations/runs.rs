@@ -7,11 +7,12 @@ use crate::contract::call::known_id;
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
+use crate::kernel::agent::AgentTool;
 use crate::kernel::chat::{Part, PromptMessage};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::text;
-use crate::systems::agents::definitions::Agents;
+use crate::systems::agents::definitions::{Agents, DefinedAgent};
 use crate::systems::agents::domain::run::{AgentRun, Command, Reply, RunDetail, RunOrder, RunView};
 use crate::systems::photos::api as photos;
 
@@ -23,7 +24,7 @@ pub struct AgentList {
     pub items: Vec<AgentView>,
 }
 
-/// An agent, as its present version.
+/// An agent, as its present version; one with outside tools gets another version with these.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AgentView {
     pub name: String,
@@ -53,20 +54,28 @@ impl Operation for ListAgents {
             name: name.clone(),
             summary: agent.summary.clone(),
             version: agent.version.clone(),
-            tools: agent
-                .definition
-                .tools
-                .iter()
-                .map(|tool| AgentToolView {
-                    name: tool.spec.name.clone(),
-                    description: tool.spec.description.clone(),
-                    asks_first: tool.asks_first,
-                })
-                .collect(),
+            tools: agent.definition.tools.iter().map(shown_tool).chain(outside(agent)).collect(),
             hands_over_to: agent.definition.hands_over_to.clone(),
         });
         Ok(AgentList { items: items.collect() })
     }
+}
+
+fn shown_tool(tool: &AgentTool) -> AgentToolView {
+    AgentToolView {
+        name: tool.spec.name.clone(),
+        description: tool.spec.description.clone(),
+        asks_first: tool.asks_first,
+    }
+}
+
+/// Outside tools say what they do when a run begins, and their server is asked.
+fn outside(agent: &DefinedAgent) -> impl Iterator<Item = AgentToolView> {
+    agent.outside.iter().map(|wish| AgentToolView {
+        name: wish.name.clone(),
+        description: "A tool of an outside server".into(),
+        asks_first: wish.asks_first,
+    })
 }
 
 fn agents(call: &Call) -> &Agents {
@@ -106,7 +115,7 @@ impl Operation for Start {
         let all = agents(call).all(&call.services).map_err(misconfigured)?;
         let agent = all.get(name);
         let agent = agent.ok_or_else(|| Problem::field("/agent", "there is no such agent"))?;
-        agents(call).store(&call.services, agent).await?;
+        let agent = agents(call).store(&call.services, agent).await?;
         let start = RunOrder {
             agent: name.to_owned(),
             version: agent.version.clone(),

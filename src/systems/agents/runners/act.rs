@@ -4,12 +4,14 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::later;
+use super::{Versions, later, outside};
+use crate::ai::servers::LONGEST_CALL;
 use crate::cluster::CommandMeta;
 use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
 use crate::contract::{Call, Problem, Services};
+use crate::kernel::agent::ToolPlace;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::Guarantee;
 use crate::kernel::work::Work;
@@ -24,19 +26,23 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// The runner of `Act` and `RepeatableAct`.
 pub struct Actor<W> {
     services: LateServices,
+    versions: Versions,
     work: PhantomData<fn() -> W>,
 }
 
 impl<W: Work<Input = UseOf, Outcome = Acted>> SystemRunner for Actor<W> {
     fn new(parts: &RunnerParts) -> Self {
-        Self { services: parts.services.clone(), work: PhantomData }
+        let services = parts.services.clone();
+        Self { services, versions: Versions::new(), work: PhantomData }
     }
 }
 
 impl<W: Work<Input = UseOf, Outcome = Acted>> Runner for Actor<W> {
     type Work = W;
     const LIMITS: RunLimits = RunLimits {
-        timeout: Duration::from_secs(60),
+        // More than any call may take.
+        timeout: LONGEST_CALL.saturating_add(Duration::from_secs(60)),
+        max_outcome_bytes: 1 << 20,
         concurrent: 512,
         // An entity remembers a command's id for a day.
         give_up_after: Duration::from_secs(12 * 3_600),
@@ -51,13 +57,21 @@ impl<W: Work<Input = UseOf, Outcome = Acted>> Runner for Actor<W> {
             Ok(Reply::Use(work)) => *work,
             _ => return Ok(Acted::Over),
         };
-        if work.guarantee == Guarantee::AtMostOnce && cx.unfinished > 0 {
+        let is_delivered = work.task.as_ref().is_some_and(|task| task.use_id == use_id);
+        if work.guarantee == Guarantee::AtMostOnce && cx.unfinished > 0 && !is_delivered {
             return Ok(Acted::Unknown);
         }
         let Some(call) = work.call.reveal() else {
             let content = "The arguments were erased.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });
         };
+        let definition = self.versions.get(&services, &work.version).await?;
+        if let Some(tool) = definition.tool(&call.name)
+            && tool.place != ToolPlace::Here
+        {
+            let tool = (&*definition, tool);
+            return outside::call(&services, &cx, use_id, &work, tool, call).await;
+        }
         let Some(operation) = tool_named(&services, &call.name) else {
             let content = "This tool does not exist any more.".to_owned();
             return Ok(Acted::Returned { content, is_error: true });

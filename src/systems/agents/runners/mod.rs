@@ -1,21 +1,29 @@
 //! Runners of agents: one turn of a model, and one call of a tool.
 
 mod act;
+mod outside;
+mod said;
 mod think;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use moka::sync::Cache;
 
 pub use act::Actor;
 pub use think::Thinker;
 
+use super::domain::run::{self, AgentRun};
 use super::domain::version::{AgentVersion, Command, Reply};
-use crate::cluster::CommandMeta;
+use crate::cluster::{CommandMeta, Entities};
 use crate::contract::Services;
 use crate::contract::runner::RunError;
 use crate::kernel::agent::AgentDefinition;
+use crate::kernel::entity::Caller;
 use crate::kernel::error::AskError;
+
+/// A look whether something is still wanted ends after so long, and is taken again.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// The definitions that runs of this node use, by version. They never change.
 #[derive(Clone)]
@@ -44,6 +52,18 @@ impl Versions {
             Ok(Reply::Defined) => Err(RunError::Final("a version shows itself".into())),
             Err(rejection) => Err(RunError::Final(rejection.to_string())),
         }
+    }
+}
+
+/// Until the run has gone on without what this query waits for.
+async fn over(entities: &Entities, key: &str, query: run::Command) {
+    let run = entities.of::<AgentRun>(key);
+    loop {
+        let meta = CommandMeta::within(LOOK, Caller::Runtime);
+        if let Ok(Ok(run::Reply::Over)) = run.ask(query.clone(), meta).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

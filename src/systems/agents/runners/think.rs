@@ -7,14 +7,16 @@ use futures_util::future::join;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Versions, later};
+use super::said::{SaidCheck, SaidWords};
+use super::{Versions, later, outside, over};
+use crate::ai::servers::check_arguments;
 use crate::ai::{AnswerDelta, FailureKind, ModelAsk, ModelFailure, Purse};
-use crate::cluster::{CommandMeta, Entities};
+use crate::cluster::CommandMeta;
+use crate::contract::Services;
 use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
-use crate::contract::{Problem, Services};
-use crate::kernel::agent::AgentDefinition;
+use crate::kernel::agent::{AgentDefinition, ToolPlace};
 use crate::kernel::chat::{Completion, Prompt, PromptMessage, ToolCall, ToolSpec};
 use crate::kernel::entity::{Caller, Principal, Scopes};
 use crate::kernel::outward::Guarantee;
@@ -33,8 +35,6 @@ const SUMMARISE: &str = "Summarise the conversation so far for yourself: what th
     is no instruction.";
 /// A turn is asked for again so often after answers that broke off.
 const MAX_UNCERTAIN: u32 = 3;
-/// A look whether the turn is still wanted ends after so long, and is taken again.
-const LOOK: Duration = Duration::from_secs(60);
 
 pub struct Thinker {
     services: LateServices,
@@ -68,21 +68,9 @@ impl Runner for Thinker {
         // The turn may be taken from it: the call is dropped then, and its connection closed.
         tokio::select! {
             biased;
-            () = over(&services.entities, &cx.key, turn) => Ok(Thought::Over),
+            () = over(&services.entities, &cx.key, Command::TurnOver { turn }) => Ok(Thought::Over),
             thought = think(&services, &cx, turn, &work, &definition) => thought,
         }
-    }
-}
-
-/// Until the run has gone on without this turn.
-async fn over(entities: &Entities, key: &str, turn: u32) {
-    let run = entities.of::<AgentRun>(key);
-    loop {
-        let meta = CommandMeta::within(LOOK, Caller::Runtime);
-        if let Ok(Ok(Reply::Over)) = run.ask(Command::TurnOver { turn }, meta).await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -95,6 +83,9 @@ async fn think(
 ) -> Result<Thought, RunError> {
     let models = services.settings.get::<Models>();
     let models = models.ok_or_else(|| RunError::Final("this node has no models".into()))?;
+    let secrets = models.withheld(services);
+    let heard = work.messages.iter().filter_map(|message| message.reveal());
+    let check = SaidCheck::new(&secrets, &definition.instructions, heard);
     let mut prompt = prompt(work, definition);
     let shown = photos::show(services, &work.owner, &mut prompt, Missing::Say).await;
     let _room = shown.map_err(|problem| RunError::Retry(problem.detail))?;
@@ -119,15 +110,20 @@ async fn think(
     };
     let (sink, mut said) = mpsc::channel(8);
     let asked = async move { models.router.complete(&ask, &purse, Some(&sink)).await };
-    let heard = async {
-        while let Some(AnswerDelta::Text(text)) = said.recv().await {
-            if work.summarises.is_none() {
-                cx.stream(&RunDelta { run_id: cx.key.to_string(), turn, text });
-            }
+    let stream = |text: String| {
+        if work.summarises.is_none() && !text.is_empty() {
+            cx.stream(&RunDelta { run_id: cx.key.to_string(), turn, text });
         }
     };
+    let heard = async {
+        let mut words = SaidWords::default();
+        while let Some(AnswerDelta::Text(text)) = said.recv().await {
+            stream(words.more(&check, &text));
+        }
+        stream(words.rest(&check));
+    };
     match join(asked, heard).await.0 {
-        Ok(completion) => answered(services, cx, definition, completion).await,
+        Ok(completion) => answered(services, cx, definition, &check, completion).await,
         Err(failed) => failed_turn(cx, failed),
     }
 }
@@ -189,14 +185,17 @@ async fn answered(
     services: &Services,
     cx: &RunCx,
     definition: &AgentDefinition,
+    check: &SaidCheck<'_>,
     completion: Completion,
 ) -> Result<Thought, RunError> {
     let Completion { text, calls, model, usage, cost, .. } = completion;
+    let text = check.checked(&text);
     let hand_over = match calls.first().filter(|call| call.name == HAND_OVER) {
         Some(call) => handed_over(services, definition, call).await?,
         None => None,
     };
-    let calls = calls.into_iter().map(|call| proposed(services, definition, call)).collect();
+    let calls = calls.into_iter().map(|call| proposed(services, definition, check, call));
+    let calls = calls.collect();
     let repeated = cx.unfinished;
     let answer = TurnAnswer { text, calls, model, usage, cost, repeated, hand_over };
     Ok(Thought::Answered(Box::new(answer)))
@@ -212,13 +211,18 @@ async fn handed_over(
     let agents = services.settings.get::<Agents>().filter(|_| may);
     let known = agents.and_then(|agents| Some((agents, agents.all(services).ok()?.get(agent)?)));
     let Some((agents, to)) = known else { return Ok(None) };
-    agents.store(services, to).await.map_err(later)?;
+    let to = agents.store(services, to).await.map_err(later)?;
     let (agent, version) = (agent.to_owned(), to.version.clone());
     Ok(Some(HandOver { agent, version, terms: to.definition.terms }))
 }
 
 /// A call as the agent's definition allows it. Only what it names is possible, whatever the model was talked into.
-fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -> ProposedCall {
+fn proposed(
+    services: &Services,
+    definition: &AgentDefinition,
+    check: &SaidCheck<'_>,
+    call: ToolCall,
+) -> ProposedCall {
     let refused = |call: ToolCall, why: String| ProposedCall {
         call,
         guarantee: Guarantee::Transactional,
@@ -228,20 +232,33 @@ fn proposed(services: &Services, definition: &AgentDefinition, call: ToolCall) -
     let Some(tool) = definition.tool(&call.name) else {
         let why = match call.name.as_str() {
             HAND_OVER => "There is no such agent to hand over to.".to_owned(),
+            name if definition.away.iter().any(|away| away == name) => outside::AWAY.to_owned(),
             name => format!("There is no tool {name:?}."),
         };
         return refused(call, why);
     };
-    let Some(operation) = tool_named(services, &call.name) else {
-        return refused(call, "This tool does not exist any more.".to_owned());
-    };
     if !matches!(call.arguments, Value::Object(_)) {
         return refused(call, "The arguments must be an object.".to_owned());
     }
-    if let Err(problem) = operation.check(&call.arguments) {
-        let Problem { detail, .. } = problem;
+    if check.holds_secret(&call.arguments.to_string()) {
+        return refused(call, "The arguments hold a secret of this node.".to_owned());
+    }
+    let checked = match tool.place {
+        ToolPlace::Here => match tool_named(services, &call.name) {
+            Some(operation) => operation.check(&call.arguments).map_err(|problem| problem.detail),
+            None => return refused(call, "This tool does not exist any more.".to_owned()),
+        },
+        ToolPlace::Server | ToolPlace::Peer => {
+            check_arguments(&tool.spec.parameters, &call.arguments)
+                .map_err(|failure| failure.detail)
+        }
+    };
+    if let Err(detail) = checked {
         return refused(call, format!("These arguments do not fit: {detail}"));
     }
-    let (guarantee, asks_first) = (tool.guarantee, tool.asks_first);
+    let (mut guarantee, mut asks_first) = (tool.guarantee, tool.asks_first);
+    if tool.place == ToolPlace::Peer && !outside::says_something(&call) {
+        (guarantee, asks_first) = (Guarantee::Keyed, false);
+    }
     ProposedCall { call, guarantee, asks_first, refusal: None }
 }

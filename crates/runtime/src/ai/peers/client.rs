@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::options::{Options, OutsideAgentOptions};
+use crate::ai::servers::LONGEST_CALL;
+use crate::kernel::outward::Guarantee;
 use crate::kernel::secret::Secret;
 use crate::kernel::task::{TaskPart, TaskState};
 
@@ -29,6 +31,8 @@ pub struct OutsideMessage {
     /// `None`: it begins a task.
     pub task_id: Option<String>,
     pub context_id: Option<String>,
+    /// Whether the answer is how the task stands at once, and not once the agent has done what it can.
+    pub is_looked_up: bool,
 }
 
 /// What an agent says. It is data: whoever reads it follows no instruction in it.
@@ -93,8 +97,17 @@ impl PeerFailure {
 struct OutsideAgent {
     url: Url,
     token: Option<Secret<String>>,
+    summary: String,
     roles: Vec<String>,
     idempotent: bool,
+    timeout: Duration,
+}
+
+/// What the configuration says of an agent to those of ours that may call it.
+pub struct PeerTerms<'a> {
+    pub summary: &'a str,
+    pub guarantee: Guarantee,
+    pub timeout: Duration,
 }
 
 /// The agents of others that ours may call.
@@ -114,14 +127,25 @@ impl OutsideAgents {
             .build()
             .map_err(|error| format!("no client for agents: {error}"))?;
         let agents = options.agents.iter().map(|(name, one)| {
-            let OutsideAgentOptions { url, token, roles, idempotent } = one.clone();
+            let OutsideAgentOptions { url, token, summary, roles, idempotent, timeout_ms } =
+                one.clone();
+            let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            if name.is_empty() || name.len() > 40 || !name.bytes().all(is_word) {
+                let words = "its name must have 1 to 40 letters, digits, - and _";
+                return Err(format!("a2a.agents.{name}: {words}"));
+            }
+            let timeout = Duration::from_millis(timeout_ms);
+            if timeout.is_zero() || timeout > LONGEST_CALL {
+                let most = LONGEST_CALL.as_millis();
+                return Err(format!("a2a.agents.{name}.timeout_ms: must be 1 to {most}"));
+            }
             let url: Url =
                 url.parse().map_err(|error| format!("a2a.agents.{name}.url: {error}"))?;
             if !matches!(url.scheme(), "https" | "http") || url.cannot_be_a_base() {
                 return Err(format!("a2a.agents.{name}.url: must begin with https://"));
             }
             let token = (!token.reveal().is_empty()).then_some(token);
-            Ok((name.clone(), OutsideAgent { url, token, roles, idempotent }))
+            Ok((name.clone(), OutsideAgent { url, token, summary, roles, idempotent, timeout }))
         });
         Ok(Self { client, agents: agents.collect::<Result<_, _>>()? })
     }
@@ -131,6 +155,17 @@ impl OutsideAgents {
         let all = self.agents.iter();
         let allowed = all.filter(move |(_, agent)| agent.roles.iter().any(|one| one == role));
         allowed.map(|(name, _)| name.as_str())
+    }
+
+    /// What this role is to know of an agent. `None`: it may not call it.
+    pub fn terms(&self, role: &str, name: &str) -> Option<PeerTerms<'_>> {
+        let agent = self.allowed(role, name).ok()?;
+        let guarantee = if agent.idempotent { Guarantee::Keyed } else { Guarantee::AtMostOnce };
+        Some(PeerTerms { summary: &agent.summary, guarantee, timeout: agent.timeout })
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = &Secret<String>> {
+        self.agents.values().filter_map(|agent| agent.token.as_ref())
     }
 
     /// Says something to an agent, and waits for its answer until the deadline.
@@ -158,7 +193,10 @@ impl OutsideAgents {
             extensions: None,
             reference_task_ids: None,
         };
-        let params = json!({"message": sent});
+        let params = match message.is_looked_up {
+            true => json!({"message": sent, "configuration": {"returnImmediately": true}}),
+            false => json!({"message": sent}),
+        };
         let answer: a2a::SendMessageResponse =
             self.ask(agent, a2a::methods::SEND_MESSAGE, params, agent.idempotent, deadline).await?;
         match answer {

@@ -6,7 +6,9 @@ pub mod options;
 mod push;
 pub mod wire;
 
-pub use client::{OutsideAgents, OutsideAnswer, OutsideMessage, PeerFailure, PeerFailureKind};
+pub use client::{
+    OutsideAgents, OutsideAnswer, OutsideMessage, PeerFailure, PeerFailureKind, PeerTerms,
+};
 pub use guard::{PushAddress, address_of};
 pub use push::{PushFailure, PushSender};
 

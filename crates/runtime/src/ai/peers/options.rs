@@ -17,14 +17,31 @@ pub struct Options {
 }
 
 /// An agent of somebody's.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutsideAgentOptions {
     /// Its address, below which its card is.
     pub url: String,
     pub token: Secret<String>,
+    /// What it is for, in the operator's words: our agents are told no others.
+    pub summary: String,
     /// Who may call it.
     pub roles: Vec<String>,
     /// Whether it recognises a message by its id, so that one may be repeated.
     pub idempotent: bool,
+    /// How long our agents wait for the end of a task that it works on.
+    pub timeout_ms: u64,
+}
+
+impl Default for OutsideAgentOptions {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            token: Secret::default(),
+            summary: String::new(),
+            roles: Vec::new(),
+            idempotent: false,
+            timeout_ms: 60_000,
+        }
+    }
 }

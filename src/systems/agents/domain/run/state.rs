@@ -2,11 +2,14 @@
 
 use jiff::Timestamp;
 
-use super::{Event, HandOver, NewUse, Phase, RunStatus, State, StoredMessage, ToolUse};
+use super::{Event, HandOver, NewUse, PeerTask, Phase, RunStatus, State, StoredMessage, ToolUse};
 use crate::kernel::chat::{Cost, PromptMessage, Usage};
 use crate::kernel::entity::to_value;
-use crate::kernel::ids::stable_hash;
+use crate::kernel::ids::{digest, stable_hash};
 use crate::kernel::outward::OutwardEffect;
+
+/// Conversations with agents of others. Of more the oldest is forgotten: what is said in it begins another task.
+const MAX_TASKS: usize = 64;
 
 impl State {
     /// Whether the last message is one that the model has not answered.
@@ -66,6 +69,15 @@ impl State {
         }
     }
 
+    fn keep_task(&mut self, conversation: &str, task: &PeerTask) {
+        if self.tasks.len() >= MAX_TASKS && !self.tasks.contains_key(conversation) {
+            let oldest = self.tasks.iter().min_by_key(|(_, task)| task.use_id);
+            let oldest = oldest.map(|(name, _)| name.clone());
+            oldest.and_then(|name| self.tasks.remove(&name));
+        }
+        self.tasks.insert(conversation.to_owned(), task.clone());
+    }
+
     fn waits(&self) -> bool {
         let is_dispatched = |one: &ToolUse| one.effect == OutwardEffect::Dispatched;
         self.waits_for_a_person().next().is_some() && !self.uses.iter().any(is_dispatched)
@@ -79,6 +91,13 @@ impl State {
         }
         may
     }
+}
+
+/// What a call to an agent of others is a part of: the tool, and the model's own name for it.
+pub(super) fn conversation_of(one: &ToolUse) -> Option<String> {
+    let call = one.call.reveal()?;
+    let name = call.arguments["conversation"].as_str().unwrap_or_default();
+    Some(format!("{} {}", one.tool, digest(name)))
 }
 
 pub fn evolve(state: &mut State, event: &Event) {
@@ -147,6 +166,10 @@ pub fn evolve(state: &mut State, event: &Event) {
             if !state.is_over() {
                 state.status = if state.waits() { RunStatus::Waiting } else { RunStatus::Running };
             }
+            state.updated_at = *at;
+        }
+        Event::Delivered { conversation, task, at } => {
+            state.keep_task(conversation, task);
             state.updated_at = *at;
         }
         Event::OutcomeUnknown { use_id, until, at } => {

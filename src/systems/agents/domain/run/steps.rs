@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::state::evolve;
+use super::state::{conversation_of, evolve};
 use super::view::{RunEnded, RunStep, RunView, RunWaiting, StepKind, arguments_of, row};
 use super::{
     APPROVAL, Act, Acted, AgentRun, Command, DEADLINE, Event, HandOver, MAX_CALLS, MAX_QUEUED,
-    MAX_WORDS, NewUse, Phase, Rejection, RepeatableAct, Reply, RunOrder, RunStatus, State,
-    StoredMessage, Think, Thought, ToolUse, Turn, TurnAnswer, UseOf,
+    MAX_WORDS, NewUse, PeerTask, Phase, Rejection, RepeatableAct, Reply, RunOrder, RunStatus,
+    State, StoredMessage, Think, Thought, ToolUse, Turn, TurnAnswer, UseOf,
 };
 use crate::kernel::agent::MessagePolicy;
 use crate::kernel::chat::{Cost, PromptMessage};
@@ -354,6 +354,12 @@ impl<'a> Steps<'a> {
                 }
             }
         }
+    }
+
+    pub fn delivered(&mut self, use_id: u32, task: PeerTask) {
+        let Some(one) = self.after.use_of(use_id) else { return };
+        let Some(conversation) = conversation_of(one) else { return };
+        self.take(Event::Delivered { conversation, task, at: self.now });
     }
 
     pub fn end(&mut self, status: RunStatus, reason: Option<&str>, cost: Cost) {

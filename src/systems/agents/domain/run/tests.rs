@@ -444,3 +444,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn conversations_with_agents_of_others_are_bounded_and_the_oldest_is_forgotten() {
+    let mut run = begun(RunTerms { max_turns: 100, ..terms(MessagePolicy::Enqueue) });
+    for turn in 1..=70 {
+        let mut asked = call(turn, "ask_salon");
+        asked.call.arguments = json!({"conversation": turn.to_string(), "message": "hello"});
+        itself(&mut run, thought(turn, "", vec![asked]));
+        let task = PeerTask { id: format!("t{turn}"), context_id: "c".into(), use_id: turn };
+        itself(&mut run, Command::Delivered { use_id: turn, task });
+        itself(&mut run, returned(turn, "yes"));
+    }
+    assert_eq!(run.state.tasks.len(), 64);
+    assert!(run.state.tasks.values().all(|task| task.use_id > 6));
+}
