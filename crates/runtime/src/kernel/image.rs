@@ -71,7 +71,7 @@ mod tests {
             (b"", NoImage::Unknown),
             (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0", NoImage::Broken("image/png")),
             (b"GIF89a\0\0\x14\0\0\0\0", NoImage::Broken("image/gif")),
-            (b"\xff\xd8\xff\xe0\0\x04ab", NoImage::Broken("image/jpeg")),
+            (b"\xff\xd8\xff\xe0\0\x08abcdef", NoImage::Broken("image/jpeg")),
         ] {
             assert_eq!(ImageHead::read(what), Err(expected), "{what:?}");
         }
