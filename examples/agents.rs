@@ -32,10 +32,10 @@ use proxie::kernel::clock::Clock;
 use proxie::kernel::entity::{Caller, Role};
 use proxie::kernel::secret::Secret;
 use proxie::persistence::embedded::{DataLock, Embedded, Options as ServerOptions};
-use proxie::systems::agents;
 use proxie::systems::agents::definitions::{AgentOptions, AgentSection};
 use proxie::systems::agents::domain::run::{self, AgentRun, Reply, RunStatus};
 use proxie::systems::agents::settings::AiSection;
+use proxie::systems::{agents, app_topics, devices, marketplace};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -190,7 +190,8 @@ impl Operation for Count {
 }
 
 const COUNTING: System = System { operations: &[operation::<Count>()], ..System::new("counting") };
-const SYSTEMS: &[&System] = &[&agents::SYSTEM, &COUNTING];
+const SYSTEMS: &[&System] =
+    &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &agents::SYSTEM, &COUNTING];
 
 struct Process(Child);
 

@@ -396,7 +396,7 @@ async fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gateways that run already: `PORTKEY=http://…=PID`, `LITELLM=http://…=PID`, `PROXIE=http://…=PID=TOKEN`.
+/// Gateways that run already: `PORTKEY=http://…=PID`, `LITELLM=http://…=PID`.
 async fn peers(address: &str) -> anyhow::Result<()> {
     for name in ["PORTKEY", "LITELLM"] {
         let Ok(given) = std::env::var(name) else { continue };

@@ -29,13 +29,13 @@ use crate::support::{database, eventually};
 const AS_A_NODE: &str = "PROXIE_TEST_AGENT_NODE";
 
 /// A node in a process of its own, which is this program again.
-struct NodeProcess {
+pub struct NodeProcess {
     child: Child,
-    http: Http,
+    pub http: Http,
 }
 
 impl NodeProcess {
-    async fn start(settings: &Value) -> Self {
+    pub async fn start(settings: &Value) -> Self {
         let settings = settings.to_string();
         let starting = tokio::task::spawn_blocking(move || {
             let mut child = Command::new(std::env::current_exe().unwrap())
@@ -57,7 +57,7 @@ impl NodeProcess {
         Self { child, http: Http { address, token: Some(token.to_owned()) } }
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -82,6 +82,7 @@ async fn as_a_node() {
     config.persistence.allow_fsync_off = true;
     config.vault.key = Secret::new("5e".repeat(32));
     config.gateway.listen = "127.0.0.1:0".into();
+    config.systems.set(super::words::agents());
     let mut ai = model(text("model"));
     if let Some(url) = settings["servers"].as_str() {
         let server = server(url.to_owned(), &["book", "look"]);
@@ -97,6 +98,13 @@ async fn as_a_node() {
     }
     config.systems.set(AiSection(ai));
     config.systems.set(OutsideSection { url: text("outside") });
+    if let Some(cluster) = settings.get("cluster") {
+        config.node.name = cluster["name"].as_str().unwrap().to_owned();
+        config.cluster.enabled = true;
+        config.cluster.cookie = "secret".into();
+        config.cluster.listen = cluster["listen"].as_str().unwrap().to_owned();
+        config.persistence.max_connections = 10;
+    }
     let node = Node::start_systems(&config, Clock::System, tools::ALL).await.unwrap();
     let token = node.gateway().auth.mint("alice", Role::Consumer, Clock::System.now(), 86_400);
     println!("\nready {} {token}", node.address);

@@ -7,6 +7,7 @@ mod peers;
 mod runs;
 mod servers;
 mod tools;
+mod words;
 
 use std::time::Duration;
 
