@@ -234,6 +234,7 @@ fn config(database: String, url: String) -> Config {
         output: "1".into(),
         context: 100_000,
         vision: false,
+        image_tokens: None,
     };
     ai.models.insert("fake".into(), model);
     config.systems.set(AiSection(ai));

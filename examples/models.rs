@@ -175,6 +175,7 @@ fn router(address: &str, concurrency: usize) -> anyhow::Result<Arc<ModelRouter>>
         output: "1".into(),
         context: 100_000,
         vision: false,
+        image_tokens: None,
     };
     options.models.insert("fake".into(), model);
     Ok(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?))
@@ -281,7 +282,8 @@ async fn cache() -> anyhow::Result<()> {
         let prompt =
             Prompt { messages, max_tokens: 50, temperature: Some(0.0), ..Prompt::default() };
         let purse: Arc<dyn Purse> = Arc::new(Free);
-        let keep = Some(Keep { person: "clara", any_temperature: false, shared: None });
+        let keep =
+            Some(Keep { person: "clara", any_temperature: false, shared: None, similar: None });
         let asked = ModelAsk { keep, ..ModelAsk::new(&prompt) };
         let started = Instant::now();
         let answer = router.complete(&asked, &purse, None).await;

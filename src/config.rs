@@ -9,6 +9,7 @@ use crate::contract::section::{SectionKind, Sections};
 pub use crate::gateway::ws::ConnectionLimits as WebSocket;
 use crate::gateway::{Allowed, AllowedHost, Hosts};
 use crate::kernel::secret::Secret;
+use crate::persistence::objects::ObjectOptions;
 use crate::systems;
 
 macro_rules! section {
@@ -36,6 +37,7 @@ pub struct Config {
     pub auth: Auth,
     pub persistence: Persistence,
     pub redis: Redis,
+    pub objects: ObjectOptions,
     pub vault: Vault,
     pub cluster: Cluster,
     pub entities: Entities,
@@ -55,6 +57,7 @@ impl Default for Config {
             auth: Auth::default(),
             persistence: Persistence::default(),
             redis: Redis::default(),
+            objects: ObjectOptions::default(),
             vault: Vault::default(),
             cluster: Cluster::default(),
             entities: Entities::default(),

@@ -114,11 +114,16 @@ pub const METRICS: &[(&str, MetricKind, &str)] = &[
     (
         "proxie_model_answers_total",
         Counter,
-        "Answers to questions whose answers are kept, by where they came from (the cache or a model)",
+        "Answers to questions whose answers are kept, by where they came from (the cache, a similar question or a model)",
     ),
     ("proxie_model_call_seconds", Histogram, "Duration of calls of language models, by model"),
     ("proxie_model_calls_total", Counter, "Calls of language models, by model and outcome"),
     ("proxie_nodes", Gauge, "Live nodes, as this one sees them"),
+    (
+        "proxie_object_operations_total",
+        Counter,
+        "What the object store was asked for photos, by operation (put, get, delete) and outcome",
+    ),
     ("proxie_passivations_total", Counter, "Entities that left memory, by kind"),
     (
         "proxie_playback_initiated_total",

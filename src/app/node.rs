@@ -197,6 +197,7 @@ impl Node {
             views: Views::new(reads.clone()).opened_by(core.runtime.vault.clone()),
             histories: Histories::start(reads.clone(), core.runtime.vault.clone()),
             sealed_cache: settings::sealed_cache(config, core.runtime.vault.clone()).await?,
+            objects: settings::objects(config)?,
             auth: auth.clone(),
             limiter: settings::limiter(config).await?,
             nodes: Box::new(nodes),

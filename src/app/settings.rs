@@ -12,6 +12,7 @@ use crate::cluster::transport::{self, tls::Tls};
 use crate::config::{Config, TransportKind};
 use crate::gateway::{self, accept};
 use crate::persistence::limits::{LocalLimiter, Policy, RateLimiter, RedisLimiter};
+use crate::persistence::objects::Objects;
 use crate::persistence::shared::SealedCache;
 use crate::persistence::store;
 use crate::persistence::vault::{self, Master, Masters, Vault};
@@ -35,6 +36,7 @@ pub fn check(config: &Config) -> anyhow::Result<()> {
         RedisLimiter::check(config.redis.url.reveal()).context("REDIS_URL")?;
     }
     gateway(config)?;
+    objects(config)?;
     config.systems.prepare().map_err(anyhow::Error::msg)?;
     if config.cluster.enabled {
         tls(config)?;
@@ -124,6 +126,15 @@ pub async fn limiter(config: &Config) -> anyhow::Result<Arc<dyn RateLimiter>> {
     })
 }
 
+/// In a cluster only where all nodes see them.
+pub fn objects(config: &Config) -> anyhow::Result<Objects> {
+    if config.cluster.enabled && config.objects.url.is_empty() {
+        return Ok(Objects::nowhere("in a cluster objects.url names where all nodes see them"));
+    }
+    let otherwise = config.node.data_dir.join("objects");
+    Objects::new(&config.objects, otherwise).map_err(anyhow::Error::msg).context("objects")
+}
+
 pub async fn sealed_cache(config: &Config, vault: Vault) -> anyhow::Result<SealedCache> {
     let cache = SealedCache::new(vault);
     match config.redis.url.reveal().as_str() {
@@ -209,4 +220,23 @@ pub async fn cluster(config: &Config) -> anyhow::Result<member::Options> {
             ..transport::TransportLimits::default()
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_of_a_cluster_are_where_all_nodes_see_them() {
+        let mut config = Config::default();
+        assert_eq!(objects(&config).unwrap().refusal(), None);
+        config.cluster.enabled = true;
+        assert!(objects(&config).unwrap().refusal().is_some());
+        config.objects.url = "file:///srv/shared".into();
+        assert_eq!(objects(&config).unwrap().refusal(), None);
+        for wrong in ["ftp://x", "photos", "file://relative"] {
+            config.objects.url = wrong.into();
+            assert!(objects(&config).is_err(), "{wrong}");
+        }
+    }
 }

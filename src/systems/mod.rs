@@ -4,12 +4,18 @@ pub mod agents;
 pub mod app_topics;
 pub mod devices;
 pub mod marketplace;
+pub mod photos;
 
 use crate::contract::System;
 
 /// The one list.
-pub const ALL: &[&System] =
-    &[&marketplace::SYSTEM, &devices::SYSTEM, &app_topics::SYSTEM, &agents::SYSTEM];
+pub const ALL: &[&System] = &[
+    &marketplace::SYSTEM,
+    &devices::SYSTEM,
+    &app_topics::SYSTEM,
+    &agents::SYSTEM,
+    &photos::SYSTEM,
+];
 
 #[cfg(test)]
 mod tests {

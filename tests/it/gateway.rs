@@ -87,6 +87,7 @@ async fn node(database: PgConnectOptions, options: Options) -> Node {
         presence: core.presence.clone(),
         histories: Histories::start(reads, core.runtime.vault.clone()),
         views: views.opened_by(core.runtime.vault.clone()),
+        objects: proxie::persistence::objects::Objects::nowhere("there are none here"),
         sealed_cache: proxie::persistence::shared::SealedCache::new(core.runtime.vault.clone()),
         auth: auth.clone(),
         limiter: Arc::new(LocalLimiter::new(1_000, Duration::from_secs(60))),

@@ -16,6 +16,7 @@ mod gateway;
 mod mcp;
 mod members;
 mod models;
+mod photos;
 mod principals;
 mod process;
 mod releases;

@@ -172,7 +172,7 @@ export type BudgetLow = {
 };
 
 /** How an earlier answer was found. */
-export type Cached = 'exact';
+export type Cached = 'exact' | 'semantic';
 
 export type CancelBooking = {
   booking_id: string;
@@ -315,6 +315,8 @@ export type CreateRequest = {
   details?: string | null | undefined;
   earliest?: string | null | undefined;
   latest?: string | null | undefined;
+  /** Photos of yours, by their ids. The providers who are asked see them too. */
+  photos?: string[] | null | undefined;
   place?: PlaceBody | null | undefined;
   service?: Service | null | undefined;
   /** The exact start. Otherwise give `earliest` and `latest`. */
@@ -626,6 +628,8 @@ export type NewAllowance = {
 export type NewRun = {
   /** Which agent. Default: `assistant`. */
   agent?: string | null | undefined;
+  /** Photos of yours that it is to see, by their ids. */
+  photos?: string[] | null | undefined;
   /** What it is to do, in your words. */
   text: string;
 };
@@ -638,6 +642,8 @@ export type NewText = {
 };
 
 export type NewWords = {
+  /** Photos of yours that it is to see, by their ids. */
+  photos?: string[] | null | undefined;
   run_id: string;
   text: string;
 };
@@ -724,6 +730,9 @@ export type Part = {
   data: string;
   media_type: string;
   type: 'image';
+} | {
+  id: string;
+  type: 'photo';
 };
 
 /** Who did something. */
@@ -733,6 +742,36 @@ export type Party = 'consumer' | 'provider' | 'system';
 export type Per = 'service' | 'hour';
 
 export type Period = 'month' | 'forever' | 'day';
+
+/** A photo, without its bytes. */
+export type Photo = {
+  bytes: number;
+  created_at: string;
+  height: number;
+  id: string;
+  /** What its own bytes say: `image/png`, `image/jpeg`, `image/webp` or `image/gif`. */
+  media_type: string;
+  /** In pixels. */
+  width: number;
+};
+
+/** Whether there was something to delete. */
+export type PhotoDeleted = {
+  /** False: it was gone already, or never yours. */
+  was_there: boolean;
+};
+
+export type PhotoId = {
+  photo_id: string;
+};
+
+export type PhotoList = {
+  items: Photo[];
+  /** For `cursor`; null at the end */
+  next_cursor: string | null;
+  /** Number of items left out of this page, since only a newer release can read them: during an upgrade, ask again */
+  omitted?: number;
+};
 
 /** A place with a name. */
 export type Place = {
@@ -1006,6 +1045,8 @@ export type Request = {
   id: string;
   latest: string;
   offers_count: number;
+  /** Photos that the providers who were asked see too. */
+  photos?: string[];
   place: Place;
   /** Why it ended. */
   reason?: string | null;
@@ -1027,6 +1068,11 @@ export type RequestList = {
   next_cursor: string | null;
   /** Number of items left out of this page, since only a newer release can read them: during an upgrade, ask again */
   omitted?: number;
+};
+
+export type RequestPhoto = {
+  photo_id: string;
+  request_id: string;
 };
 
 /** Where a request stands. */
@@ -1636,6 +1682,31 @@ export interface ClientEvents {
     data: ListOffers;
     reply: OfferList;
   };
+  /** A photo itself */
+  'photo:content': {
+    data: PhotoId;
+    reply: Photo;
+  };
+  /** Delete a photo for good */
+  'photo:delete': {
+    data: PhotoId;
+    reply: PhotoDeleted;
+  };
+  /** What is known of a photo */
+  'photo:get': {
+    data: PhotoId;
+    reply: Photo;
+  };
+  /** Your photos, newest first */
+  'photo:list': {
+    data: Paging;
+    reply: PhotoList;
+  };
+  /** Send a photo */
+  'photo:upload': {
+    data: Nothing;
+    reply: Photo;
+  };
   /** Check that the server answers */
   ping: {
     data: Record<string, unknown>;
@@ -1719,6 +1790,11 @@ export interface ClientEvents {
   'request:list': {
     data: Paging;
     reply: RequestList;
+  };
+  /** A photo of a request itself */
+  'request:photo': {
+    data: RequestPhoto;
+    reply: Photo;
   };
   /** Stop an agent */
   'run:cancel': {
@@ -1976,6 +2052,11 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'offer:decline': true,
   'offer:get': true,
   'offer:list': true,
+  'photo:content': true,
+  'photo:delete': true,
+  'photo:get': true,
+  'photo:list': true,
+  'photo:upload': true,
   ping: true,
   'playback:control': true,
   'playback:get': true,
@@ -1992,6 +2073,7 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'request:create': true,
   'request:get': true,
   'request:list': true,
+  'request:photo': true,
   'run:cancel': true,
   'run:decide': true,
   'run:get': true,
@@ -2030,6 +2112,7 @@ export const PATHS: Readonly<Partial<Record<string, string>>> = {
   'memory:write': '/v1/memories',
   'offer:accept': '/v1/offers/{offer_id}/accept',
   'offer:decline': '/v1/offers/{offer_id}/decline',
+  'photo:upload': '/v1/photos',
   'playback:control': '/v1/playback/control',
   'playback:initiate': '/v1/playback/initiate',
   'playback:report': '/v1/playback/report',

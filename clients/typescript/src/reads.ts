@@ -15,6 +15,8 @@ import type {
   Offer,
   OfferList,
   Order,
+  Photo,
+  PhotoList,
   PlatformList,
   PlaybackSession,
   PlaybackSessionList,
@@ -103,6 +105,23 @@ export interface Reads {
       id: string;
     };
     answer: Offer;
+  };
+  /** Your photos, newest first */
+  '/v1/photos': {
+    query: {
+      /** Items a page */
+      limit?: number | undefined;
+      /** The `next_cursor` of the page before */
+      cursor?: string | undefined;
+    };
+    answer: PhotoList;
+  };
+  /** What is known of a photo */
+  '/v1/photos/{id}': {
+    query: {
+      id: string;
+    };
+    answer: Photo;
   };
   /** List the platforms for which links are known */
   '/v1/playback/platforms': {

@@ -36,8 +36,8 @@ pub async fn person(config: &Config, pool: &PgPool, command: Person) -> anyhow::
     let sealing = vault::sealing(pool, settings::seal_after(config)).await?;
     match vault::erase(pool, &id).await? {
         Erased::Key => println!(
-            "{id} is erased: their messages, what their sessions have answered, their notifications and the push tokens of \
-             their devices cannot be read any more. Nodes forget the key within 2 s. Names, places, requests and bookings \
+            "{id} is erased: their messages, what their sessions have answered, their notifications, photos, memories and \
+             the push tokens of their devices cannot be read any more. Nodes forget the key within 2 s. Names, places, requests and bookings \
              are not sealed and stay; a backup from before still has the key"
         ),
         Erased::Nothing => println!("nothing is sealed for {id}"),

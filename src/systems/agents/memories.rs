@@ -72,7 +72,18 @@ impl<'a> Memories<'a> {
         text: &str,
     ) -> Result<(String, i64), MemoryError> {
         let place = EncryptionContext::new(KIND, id);
-        let sealed = self.vault()?.seal(owner, &place, FIELD, text.as_bytes()).await?;
+        self.seal_as(owner, &place, FIELD, text.as_bytes()).await
+    }
+
+    /// The same of anything that stands in a row.
+    pub async fn seal_as(
+        &self,
+        owner: &Arc<str>,
+        place: &EncryptionContext,
+        field: &str,
+        plain: &[u8],
+    ) -> Result<(String, i64), MemoryError> {
+        let sealed = self.vault()?.seal(owner, place, field, plain).await?;
         let key = sealed.strip_prefix(SEALED).and_then(|rest| rest.split(':').next()?.parse().ok());
         let key = key.ok_or_else(|| Trouble::Broken("a sealed text names no key".into()))?;
         Ok((sealed, key))

@@ -10,6 +10,7 @@ pub mod outside;
 pub mod purse;
 pub mod runners;
 pub mod settings;
+pub mod similar;
 pub mod topics;
 pub mod views;
 
@@ -51,7 +52,10 @@ pub const SYSTEM: System = System {
         announcement::<run::RunDelta>(),
     ],
     views: &[view::<budget::UsageView>(), view::<run::RunView>()],
-    migrations: &[(17, "memories", include_str!("migrations/0017_memories.sql"))],
+    migrations: &[
+        (17, "memories", include_str!("migrations/0017_memories.sql")),
+        (21, "similar_answers", include_str!("migrations/0021_similar_answers.sql")),
+    ],
     sections: &[
         section::<settings::AiSection>(),
         section::<settings::OutsideSection>(),
@@ -63,6 +67,6 @@ pub const SYSTEM: System = System {
         runner::<runners::Actor<run::Act>>(),
         runner::<runners::Actor<run::RepeatableAct>>(),
     ],
-    tasks: &[embedding::keep_vectors],
+    tasks: &[embedding::keep_vectors, similar::keep_few],
     ..System::new("agents")
 };

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::ai::options::SemanticOptions;
 use crate::ai::peers::options::Options as OutsideOptions;
 use crate::ai::peers::{Outside, OutsideAgents, PushSender};
 use crate::ai::{ModelRouter, Options, OutsideTools};
@@ -16,6 +17,7 @@ pub struct Models {
     /// The tools of outside servers.
     pub outside: OutsideTools,
     pub allowance: Option<Allowance>,
+    pub semantic_cache: SemanticOptions,
     secrets: Vec<Secret<String>>,
 }
 
@@ -57,7 +59,10 @@ impl Section for AiSection {
         let limit = self.0.daily_limit().map_err(|why| format!("ai.daily_limit: {why}"))?;
         let allowance =
             limit.map(|limit| Allowance { limit, warn_percent: 80, period: Period::Day });
-        Ok(Models { router, outside, allowance, secrets: self.0.secrets() })
+        let semantic_cache = self.0.semantic_cache.clone();
+        semantic_cache.check().map_err(|why| format!("ai.semantic_cache.{why}"))?;
+        let secrets = self.0.secrets();
+        Ok(Models { router, outside, allowance, semantic_cache, secrets })
     }
 }
 

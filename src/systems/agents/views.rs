@@ -411,3 +411,87 @@ pub async fn embedder(views: &Views, name: &str) -> Result<Option<EmbedderRow>, 
     let row = row.await?;
     Ok(row.map(|row| EmbedderRow { n: row.get(0), name: row.get(1), dimensions: row.get(2) }))
 }
+
+/// Where an answer is looked for, and kept.
+pub struct SimilarPlace<'a> {
+    pub owner: &'a str,
+    pub scope: &'a [u8],
+    pub vector: &'a [f32],
+}
+
+/// The answer whose question is nearest, sealed, and its cosine. A person has few, so each of the scope is compared.
+pub async fn similar(
+    views: &Views,
+    place: &SimilarPlace<'_>,
+) -> Result<Option<(String, f32)>, ViewError> {
+    let row = views.read(async |connection| {
+        sqlx::query(
+            "select answer, vector <#> $3::text::halfvec as far from similar_answers
+              where owner_id = $1 and scope = $2 and expires_at > clock_timestamp()
+              order by far, id desc limit 1",
+        )
+        .bind(place.owner)
+        .bind(place.scope)
+        .bind(text(place.vector))
+        .fetch_optional(connection)
+        .await
+    });
+    Ok(row.await?.map(|row| (row.get("answer"), -row.get::<f64, _>("far") as f32)))
+}
+
+/// Keeps an answer for so long, and of its owner so many: the oldest go.
+pub async fn keep_similar(
+    views: &Views,
+    place: &SimilarPlace<'_>,
+    key: i64,
+    answer: &str,
+    seconds: u32,
+    max: i64,
+) -> Result<(), ViewError> {
+    let kept = views.read(async |connection| {
+        sqlx::query(
+            "with key as materialized (
+                 select 1 from vault_keys where person = $1 and key = $2 for key share)
+             insert into similar_answers (owner_id, key, scope, vector, answer, expires_at)
+             select $1, $2, $3, $4::text::halfvec, $5, clock_timestamp() + $6 * interval '1 second'
+              where exists (select from key)",
+        )
+        .bind(place.owner)
+        .bind(key)
+        .bind(place.scope)
+        .bind(text(place.vector))
+        .bind(answer)
+        .bind(f64::from(seconds))
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query(
+            "delete from similar_answers where owner_id = $1 and id <= (
+                 select id from similar_answers where owner_id = $1 order by id desc offset $2 limit 1)",
+        )
+        .bind(place.owner)
+        .bind(max)
+        .execute(connection)
+        .await
+    });
+    kept.await.map(drop)
+}
+
+/// Deletes some of what has expired, and of the oldest beyond so many. Whether there may be more.
+pub async fn sweep_similar(views: &Views, max: i64) -> Result<bool, ViewError> {
+    const MOST: i64 = 1_000;
+    let gone = views.within(BATCH, async |connection| {
+        sqlx::query(
+            "with old as (
+                 (select id from similar_answers where expires_at < clock_timestamp() order by expires_at limit $1)
+                 union
+                 (select id from similar_answers where id <= (
+                      select id from similar_answers order by id desc offset $2 limit 1) order by id limit $1))
+             delete from similar_answers where id = any(array(select id from old))",
+        )
+        .bind(MOST)
+        .bind(max)
+        .execute(connection)
+        .await
+    });
+    Ok(gone.await?.rows_affected() as i64 >= MOST)
+}

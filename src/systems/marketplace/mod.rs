@@ -13,7 +13,7 @@ use crate::contract::System;
 use crate::contract::declare::{agent, announcement, entity, operation, runner, topic, view};
 use crate::kernel::task::TaskRow;
 use domain::{booking, request, session, task};
-use operations::{bookings, negotiating, offers, providers, requests, sessions};
+use operations::{bookings, negotiating, offers, photos, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
     prompts: &[prompts::DISCOVERY_ASSISTANT],
@@ -34,6 +34,7 @@ pub const SYSTEM: System = System {
         operation::<requests::List>(),
         operation::<requests::Get>(),
         operation::<requests::Cancel>(),
+        operation::<photos::Show>(),
         operation::<offers::List>(),
         operation::<offers::Get>(),
         operation::<offers::Accept>(),

@@ -24,7 +24,7 @@ use crate::edges::limits::Redis;
 use crate::support;
 
 fn keep(person: &str) -> Option<Keep<'_>> {
-    Some(Keep { person, any_temperature: false, shared: None })
+    Some(Keep { person, any_temperature: false, shared: None, similar: None })
 }
 
 fn steady() -> Prompt {
@@ -113,7 +113,7 @@ async fn only_whole_steady_answers_are_kept() {
     }
     assert_eq!(ask(&asking, "alice", &steady()).await.cached, None, "a failure is no answer");
     // Who wants it gets any answer again.
-    let any = || Some(Keep { person: "alice", any_temperature: true, shared: None });
+    let any = || Some(Keep { person: "alice", any_temperature: true, shared: None, similar: None });
     for cached in [None, Some(Kept::Exact)] {
         let asked = ModelAsk { route: Some("gpt"), keep: any(), ..ModelAsk::new(&warm) };
         assert_eq!(asking.ask(asked).await.unwrap().cached, cached);
@@ -199,7 +199,8 @@ async fn nodes_share_answers_in_redis_which_shows_nothing_of_them() {
     let nodes = [Asking::new(&options(&fake)), Asking::new(&options(&fake))];
     let prompt = Prompt { messages: vec![PromptMessage::user("my diagnosis")], ..steady() };
     let ask = async |node: usize, person: &str| {
-        let keep = Some(Keep { person, any_temperature: false, shared: Some(&shared) });
+        let keep =
+            Some(Keep { person, any_temperature: false, shared: Some(&shared), similar: None });
         let ask = ModelAsk { route: Some("gpt"), keep, ..ModelAsk::new(&prompt) };
         let answer = nodes[node].ask(ask).await.unwrap();
         assert_eq!(answer.text, "forty-two");
@@ -227,7 +228,12 @@ async fn nodes_share_answers_in_redis_which_shows_nothing_of_them() {
     let _: () = connection.set(one, theirs).await.unwrap();
     let _: () = connection.set(other, mine).await.unwrap();
     let fresh = Asking::new(&options(&fake));
-    let keep = Some(Keep { person: "alice", any_temperature: false, shared: Some(&shared) });
+    let keep = Some(Keep {
+        person: "alice",
+        any_temperature: false,
+        shared: Some(&shared),
+        similar: None,
+    });
     let asked = ModelAsk { route: Some("gpt"), keep, ..ModelAsk::new(&prompt) };
     assert_eq!(fresh.ask(asked).await.unwrap().cached, None, "it was moved");
     // Whoever is erased has no answers any more, here or there.
@@ -239,7 +245,12 @@ async fn nodes_share_answers_in_redis_which_shows_nothing_of_them() {
     redis.stop();
     let prompt = Prompt { max_tokens: 7, ..steady() };
     for cached in [None, Some(Kept::Exact)] {
-        let keep = Some(Keep { person: "alice", any_temperature: false, shared: Some(&shared) });
+        let keep = Some(Keep {
+            person: "alice",
+            any_temperature: false,
+            shared: Some(&shared),
+            similar: None,
+        });
         let ask = ModelAsk { route: Some("gpt"), keep, ..ModelAsk::new(&prompt) };
         assert_eq!(nodes[0].ask(ask).await.unwrap().cached, cached);
     }

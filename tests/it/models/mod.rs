@@ -5,4 +5,5 @@ pub mod fake;
 mod independent;
 mod memories;
 mod money;
-mod routing;
+pub mod routing;
+mod similar;

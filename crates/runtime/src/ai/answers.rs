@@ -1,5 +1,6 @@
 //! Answers that are kept for a while: who asks the same again gets the same answer, without a call of a provider.
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::{Failure, FailureKind};
 use super::options::AnswerOptions;
 use super::router::{AnswerDelta, ModelFailure};
-use crate::kernel::chat::{AnswerEnd, Completion, Cost, Kept, Prompt, PromptMessage, Usage};
+use super::similar::SimilarAnswers;
+use crate::kernel::chat::{AnswerEnd, Completion, Cost, Kept, Part, Prompt, PromptMessage, Usage};
 use crate::kernel::entity::to_value;
 
 /// What an entry takes besides its words.
@@ -29,6 +31,8 @@ pub struct Keep<'a> {
     pub any_temperature: bool,
     /// Where other nodes find it. `None`: it stays in this process.
     pub shared: Option<&'a dyn SharedAnswers>,
+    /// Where answers to questions that mean the same are. `None`: only the same question is answered again.
+    pub similar: Option<&'a dyn SimilarAnswers>,
 }
 
 /// Answers that all nodes see, each sealed for its person.
@@ -90,14 +94,7 @@ impl Answers {
         prompt: &Prompt,
         models: impl Iterator<Item = &'a str>,
     ) -> Option<AnswerKey> {
-        let is_steady = keep.any_temperature || prompt.temperature == Some(0.0);
-        // What tools have said is of its moment.
-        let has_tools_in_it = prompt.messages.iter().any(|message| match message {
-            PromptMessage::User { .. } => false,
-            PromptMessage::Assistant { calls, .. } => !calls.is_empty(),
-            PromptMessage::Tool { .. } => true,
-        });
-        if !is_steady || has_tools_in_it {
+        if is_of_its_moment(keep, prompt) {
             return None;
         }
         let mut hash = Sha256::new();
@@ -107,7 +104,7 @@ impl Answers {
         };
         part("proxie answer 1");
         part(keep.person);
-        part(&to_value(prompt).to_string());
+        part(&to_value(&with_hashed_pictures(prompt)).to_string());
         models.for_each(part);
         let erasures = keep.shared.map_or(0, SharedAnswers::erasures);
         if self.erasures.swap(erasures, Ordering::AcqRel) != erasures {
@@ -138,7 +135,10 @@ impl Answers {
                 leads.store(true, Ordering::Release);
                 let answer = ask.as_mut().await;
                 let kept = match &answer {
-                    Ok(answer) if self.keeps(answer) => Ok(as_kept(answer)),
+                    // What was found by its meaning is not the answer to these words.
+                    Ok(answer) if answer.cached.is_none() && self.keeps(answer) => {
+                        Ok(as_kept(answer, Kept::Exact))
+                    }
                     _ => Err(NotKept),
                 };
                 asked = Some(answer);
@@ -159,16 +159,16 @@ impl Answers {
         };
         match (asked, found) {
             (Some(answer), _) => {
-                outcome("model");
+                outcome(if answer.as_ref().is_ok_and(|one| one.cached.is_some()) {
+                    "similar"
+                } else {
+                    "model"
+                });
                 answer
             }
             (None, Some(Ok(kept))) => {
                 outcome("cache");
-                if let Some(sink) = sink {
-                    // Who has gone hears nothing of it, as with words that come one by one.
-                    let said = sink.send(AnswerDelta::Text(kept.text.clone()));
-                    let _ = timeout_at(deadline, said).await;
-                }
+                hear(sink, &kept, deadline).await;
                 Ok(Completion::clone(&kept))
             }
             (None, Some(Err(_))) => {
@@ -205,13 +205,51 @@ impl Answers {
     }
 }
 
+/// The question with the hash of each picture in its place, which is as good and far shorter.
+fn with_hashed_pictures(prompt: &Prompt) -> Cow<'_, Prompt> {
+    if !prompt.has_images() {
+        return Cow::Borrowed(prompt);
+    }
+    let mut hashed = prompt.clone();
+    for part in hashed.messages.iter_mut().flat_map(PromptMessage::parts_mut) {
+        if let Part::Image { data, .. } = part {
+            let hash = Sha256::digest(data.as_bytes());
+            *data = hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        }
+    }
+    Cow::Owned(hashed)
+}
+
+/// Whether an answer would be another one the next time: for its temperature, or since tools have said something.
+pub(super) fn is_of_its_moment(keep: &Keep<'_>, prompt: &Prompt) -> bool {
+    let is_steady = keep.any_temperature || prompt.temperature == Some(0.0);
+    let has_tools_in_it = prompt.messages.iter().any(|message| match message {
+        PromptMessage::User { .. } => false,
+        PromptMessage::Assistant { calls, .. } => !calls.is_empty(),
+        PromptMessage::Tool { .. } => true,
+    });
+    !is_steady || has_tools_in_it
+}
+
+/// Says a kept answer to whoever listens. Who has gone hears nothing of it, as with words that come one by one.
+pub(super) async fn hear(
+    sink: Option<&mpsc::Sender<AnswerDelta>>,
+    answer: &Completion,
+    deadline: Instant,
+) {
+    if let Some(sink) = sink {
+        let said = sink.send(AnswerDelta::Text(answer.text.clone()));
+        let _ = timeout_at(deadline, said).await;
+    }
+}
+
 /// The answer as it is given again: it has cost nothing, and says where it is from.
-fn as_kept(answer: &Completion) -> Completion {
+pub(super) fn as_kept(answer: &Completion, how: Kept) -> Completion {
     Completion {
         usage: Usage::default(),
         cost: Cost(0),
         calls_made: 0,
-        cached: Some(Kept::Exact),
+        cached: Some(how),
         ..answer.clone()
     }
 }

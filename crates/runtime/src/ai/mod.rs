@@ -11,8 +11,10 @@ mod failure;
 pub mod options;
 pub mod peers;
 mod provider;
+mod route;
 mod router;
 pub mod servers;
+mod similar;
 mod wire;
 pub mod words;
 
@@ -22,3 +24,4 @@ pub use failure::{Failure, FailureKind};
 pub use options::Options;
 pub use router::{AnswerDelta, Bill, Complexity, ModelAsk, ModelFailure, ModelRouter, Purse};
 pub use servers::OutsideTools;
+pub use similar::{SimilarAnswers, SimilarFound, SimilarQuestion};

@@ -27,6 +27,7 @@ pub struct Options {
     /// What a person may spend a day, in US dollars, where an operator has not said otherwise. Empty: as much as they like.
     pub daily_limit: String,
     pub cache: AnswerOptions,
+    pub semantic_cache: SemanticOptions,
     pub providers: BTreeMap<String, ProviderOptions>,
     pub models: BTreeMap<String, ModelOptions>,
     pub routes: BTreeMap<String, RouteOptions>,
@@ -48,6 +49,7 @@ impl Default for Options {
             max_calls: 4,
             daily_limit: "1".into(),
             cache: AnswerOptions::default(),
+            semantic_cache: SemanticOptions::default(),
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -99,6 +101,38 @@ impl Default for AnswerOptions {
     }
 }
 
+/// The section `[ai.semantic_cache]`: answers that are given again to the person who asks what means the same.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SemanticOptions {
+    pub enabled: bool,
+    /// The cosine of two questions' vectors from which they mean the same.
+    pub threshold: f32,
+    pub ttl_s: u32,
+    /// Answers of a person.
+    pub max_per_person: i64,
+    /// Answers of all.
+    pub max: i64,
+}
+
+impl Default for SemanticOptions {
+    fn default() -> Self {
+        Self { enabled: false, threshold: 0.95, ttl_s: 3_600, max_per_person: 200, max: 100_000 }
+    }
+}
+
+impl SemanticOptions {
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.threshold > 0.0 && self.threshold <= 1.0) {
+            return Err("threshold: must be more than 0, and 1 at most".into());
+        }
+        if self.max_per_person < 1 || self.max < 1 || self.ttl_s == 0 {
+            return Err("ttl_s, max_per_person and max: must be at least 1".into());
+        }
+        Ok(())
+    }
+}
+
 /// The protocol that a provider speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,6 +154,19 @@ impl WireFormat {
             Self::OpenAi => "https://api.openai.com/v1/",
             Self::OpenRouter => "https://openrouter.ai/api/v1/",
             Self::Ollama => "http://localhost:11434/",
+        }
+    }
+
+    /// The most that a picture counts as where its models are not said to count otherwise, by what the providers publish. It
+    /// is for reserves; what was used is counted by the provider.
+    pub fn image_tokens(self) -> u64 {
+        match self {
+            // 16 tiles of 768 pixels, 258 tokens each.
+            Self::Gemini => 4_128,
+            // Of models that see 2,576 pixels; a third of it for others.
+            Self::Anthropic => 4_784,
+            // 1,536 patches, which the smallest models count 2.46 times. Of 4o it is 8 tiles: 1,445.
+            Self::OpenAi | Self::OpenRouter | Self::Ollama => 3_779,
         }
     }
 }
@@ -171,6 +218,9 @@ pub struct ModelOptions {
     pub context: u64,
     #[serde(default)]
     pub vision: bool,
+    /// The most tokens that a picture counts as. Default: by the provider's wire.
+    #[serde(default)]
+    pub image_tokens: Option<u64>,
 }
 
 fn context() -> u64 {

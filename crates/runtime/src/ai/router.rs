@@ -15,8 +15,10 @@ use super::answers::{Answers, Keep};
 use super::breaker::Breaker;
 use super::embedding::{Embedder, WORDS};
 use super::failure::{Failure, FailureKind};
-use super::options::{Options, RouteOptions};
+use super::options::Options;
 use super::provider::Provider;
+use super::route::Route;
+use super::similar;
 use super::wire::{self, AnswerProgress, Clocks, Target};
 use crate::kernel::chat::{Completion, Cost, Price, Prompt, Usage};
 
@@ -111,15 +113,15 @@ pub(super) struct Model {
     pub price: Price,
     context: u64,
     vision: bool,
+    /// What a picture counts as, at most.
+    image_tokens: u64,
     pub breaker: Mutex<Breaker>,
 }
 
-struct Route {
-    simple: Vec<Arc<Model>>,
-    complex: Vec<Arc<Model>>,
-    max_cost: Option<Cost>,
-    complex_from_tokens: u64,
-    complex_from_tools: usize,
+impl Model {
+    fn most(&self, prompt: &Prompt) -> Cost {
+        self.price.most(prompt, self.image_tokens)
+    }
 }
 
 pub struct ModelRouter {
@@ -161,6 +163,7 @@ impl ModelRouter {
                 price,
                 context: one.context,
                 vision: one.vision,
+                image_tokens: one.image_tokens.unwrap_or(provider.wire.image_tokens()),
                 breaker: Mutex::default(),
             };
             models.insert(name.clone(), Arc::new(model));
@@ -183,6 +186,7 @@ impl ModelRouter {
                 price: Price { input, ..Price::default() },
                 context: 0,
                 vision: false,
+                image_tokens: 0,
                 breaker: Mutex::default(),
             };
             let embedder = Embedder::of(name, one, model).map_err(at)?;
@@ -248,13 +252,40 @@ impl ModelRouter {
     ) -> Result<Completion, ModelFailure> {
         let models = self.plan(ask).map_err(|failure| Spent::default().failed(failure, None))?;
         let deadline = Instant::now() + ask.deadline.unwrap_or(self.deadline);
-        let asked = self.ask_models(ask, &models, deadline, purse, sink);
+        let asked = self.ask_or_find(ask, &models, deadline, purse, sink);
         let (Some(answers), Some(keep)) = (&self.answers, &ask.keep) else { return asked.await };
         let identities = models.iter().map(|model| model.identity.as_str());
         match answers.key(keep, ask.prompt, identities) {
             Some(key) => answers.get_or(key, keep, deadline, sink, asked).await,
             None => asked.await,
         }
+    }
+
+    /// Answers with what was answered to a question that means the same, or asks the models.
+    async fn ask_or_find(
+        &self,
+        ask: &ModelAsk<'_>,
+        models: &[Arc<Model>],
+        deadline: Instant,
+        purse: &Arc<dyn Purse>,
+        sink: Option<&mpsc::Sender<AnswerDelta>>,
+    ) -> Result<Completion, ModelFailure> {
+        let identities = models.iter().map(|model| model.identity.as_str());
+        let asked = ask.keep.as_ref().and_then(|keep| {
+            Some((keep.similar?, similar::question(keep, ask.prompt, identities)?))
+        });
+        let Some((similar, question)) = asked else {
+            return self.ask_models(ask, models, deadline, purse, sink).await;
+        };
+        let (found, vector) = similar::found(similar, &question, deadline, sink).await;
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let answer = self.ask_models(ask, models, deadline, purse, sink).await?;
+        if let Some(vector) = vector {
+            similar::kept(similar, &question, &vector, &answer).await;
+        }
+        Ok(answer)
     }
 
     /// Asks one model after the other until one has answered, within one deadline and so many calls. After the first word
@@ -337,10 +368,13 @@ impl ModelRouter {
         let cap =
             [ask.max_cost, route.and_then(|route| route.max_cost)].into_iter().flatten().min();
         let has_images = ask.prompt.has_images();
+        if has_images && models.iter().all(|model| !model.vision) {
+            return Err(invalid("no model of the route sees pictures".into()));
+        }
         let fits = |model: &Arc<Model>| {
             (model.vision || !has_images)
                 && model.context >= needs
-                && cap.is_none_or(|cap| model.price.most(ask.prompt) <= cap)
+                && cap.is_none_or(|cap| model.most(ask.prompt) <= cap)
         };
         let fitting: Vec<_> = models.into_iter().filter(fits).collect();
         if fitting.is_empty() {
@@ -365,7 +399,7 @@ impl ModelRouter {
             Ok(place) => place,
             Err(failure) => return Err((failure, false)),
         };
-        let most = model.price.most(ask.prompt);
+        let most = model.most(ask.prompt);
         let call = spent.calls;
         purse.reserve(call, &model.name, most).await.map_err(|failure| (failure, false))?;
         spent.calls += 1;
@@ -373,7 +407,7 @@ impl ModelRouter {
             purse: purse.clone(),
             call,
             model,
-            input: ask.prompt.estimated_tokens(),
+            input: ask.prompt.tokens(model.image_tokens),
             progress: AnswerProgress::default(),
             is_settled: false,
         };
@@ -409,50 +443,6 @@ fn client() -> Result<Client, String> {
         .build()
         .map_err(|error| format!("no client for models: {error}"))?;
     Client::builder().with_reqwest(web).build().map_err(|error| error.to_string())
-}
-
-impl Route {
-    fn new(options: &RouteOptions, models: &BTreeMap<String, Arc<Model>>) -> Result<Self, String> {
-        let chain = |field: &str, names: &[String]| {
-            let found = names.iter().map(|name| {
-                let unknown = || format!("{field}: there is no [ai.models.\"{name}\"]");
-                models.get(name).cloned().ok_or_else(unknown)
-            });
-            found.collect::<Result<Vec<_>, _>>()
-        };
-        let simple = chain("simple", &options.simple)?;
-        let complex = chain("complex", &options.complex)?;
-        let (simple, complex) = match (simple.is_empty(), complex.is_empty()) {
-            (true, true) => return Err("simple: a route has at least one model".into()),
-            (true, false) => (complex.clone(), complex),
-            (false, true) => (simple.clone(), simple),
-            (false, false) => (simple, complex),
-        };
-        let max_cost = match options.max_cost.as_str() {
-            "" => None,
-            text => {
-                let wrong = || format!("max_cost: {text:?} is no price; \"0.05\" would be one");
-                Some(Cost::parse(text).ok_or_else(wrong)?)
-            }
-        };
-        Ok(Self {
-            simple,
-            complex,
-            max_cost,
-            complex_from_tokens: options.complex_from_tokens.unwrap_or(2_000),
-            complex_from_tools: options.complex_from_tools.unwrap_or(4),
-        })
-    }
-
-    fn models(&self, ask: &ModelAsk<'_>) -> &Vec<Arc<Model>> {
-        let is_complex = ask.prompt.tools.len() >= self.complex_from_tools
-            || ask.prompt.estimated_tokens() >= self.complex_from_tokens;
-        let by_rule = if is_complex { Complexity::Complex } else { Complexity::Simple };
-        match ask.complexity.unwrap_or(by_rule) {
-            Complexity::Simple => &self.simple,
-            Complexity::Complex => &self.complex,
-        }
-    }
 }
 
 /// A call that its model's circuit breaker has admitted, and is told the end of.

@@ -113,6 +113,9 @@ pub async fn call(
     sink: Option<&mpsc::Sender<AnswerDelta>>,
     progress: &mut AnswerProgress,
 ) -> Result<ModelAnswer, Failure> {
+    if prompt.messages.iter().flat_map(PromptMessage::parts).any(|one| one.photo_id().is_some()) {
+        return Err(Failure::new(FailureKind::Invalid, "a photo was not put into the question"));
+    }
     let started = Instant::now();
     let options = options(prompt);
     // Nothing is sent before the stream is polled.
@@ -295,7 +298,7 @@ fn tool(spec: &ToolSpec) -> Tool {
 fn message(message: &PromptMessage) -> ChatMessage {
     match message {
         PromptMessage::User { parts } => {
-            let parts: Vec<_> = parts.iter().map(part).collect();
+            let parts: Vec<_> = parts.iter().filter_map(part).collect();
             ChatMessage::user(MessageContent::from_parts(parts))
         }
         PromptMessage::Assistant { text, calls } => {
@@ -320,11 +323,13 @@ fn message(message: &PromptMessage) -> ChatMessage {
     }
 }
 
-fn part(part: &Part) -> ContentPart {
-    match part {
+fn part(part: &Part) -> Option<ContentPart> {
+    Some(match part {
         Part::Text { text } => ContentPart::from_text(text.as_str()),
         Part::Image { media_type, data } => {
             ContentPart::Binary(Binary::from_base64(media_type.as_str(), data.clone(), None))
         }
-    }
+        // No call has one.
+        Part::Photo { .. } => return None,
+    })
 }

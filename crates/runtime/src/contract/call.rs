@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
+use super::bytes::{DownloadSlot, Upload};
 use super::host::{AgentHost, HostAnswer, HostQuestion, LogLevel, cannot_ask};
 use super::input;
 use super::problem::{Outcome, Problem};
@@ -20,6 +21,7 @@ use crate::kernel::entity::{Caller, Entity, Role, Scopes};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::is_valid_id;
 use crate::persistence::limits::{Policy, RateLimiter};
+use crate::persistence::objects::Objects;
 use crate::persistence::publications::Histories;
 use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
@@ -62,6 +64,7 @@ pub struct Services {
     pub views: Views,
     pub histories: Histories,
     pub sealed_cache: SealedCache,
+    pub objects: Objects,
 }
 
 impl Services {
@@ -116,6 +119,10 @@ pub struct Call {
     pub progress: Option<mpsc::Sender<Value>>,
     /// The agent's host that the call comes from.
     pub host: Option<Arc<dyn AgentHost>>,
+    /// The body of the request, of an operation that takes bytes.
+    pub upload: Option<Upload>,
+    /// Where an operation that answers bytes leaves them. `None`: the caller cannot take any.
+    pub download: Option<DownloadSlot>,
 }
 
 impl Call {

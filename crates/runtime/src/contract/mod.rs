@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod assistant;
+pub mod bytes;
 pub mod call;
 pub mod connection;
 pub mod content;

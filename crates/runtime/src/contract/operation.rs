@@ -119,6 +119,15 @@ pub enum ToolEffect {
     Outside,
 }
 
+/// The part that an operation has in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithBytes {
+    /// The body of a request is theirs, and no fields.
+    Taken,
+    /// The answer is bytes, where the caller can take them.
+    Given,
+}
+
 /// The metadata of an operation: its name, documentation, routes and rights.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
@@ -142,6 +151,8 @@ pub struct Meta {
     pub on_connection: Option<OnConnection>,
     /// Whether its answer can be heard as it comes.
     pub is_streamed: bool,
+    /// Whether it takes or answers bytes, over HTTP.
+    pub bytes: Option<WithBytes>,
     /// The path at which clients without such a connection get the same.
     pub without_connection: Option<Route>,
     pub tool: Option<Tool>,
@@ -167,6 +178,7 @@ impl Meta {
             is_repeatable: true,
             on_connection: None,
             is_streamed: false,
+            bytes: None,
             without_connection: None,
             tool: None,
             resource: None,
@@ -289,6 +301,18 @@ impl Meta {
         self
     }
 
+    /// Takes the body of a request as it is.
+    pub const fn takes_bytes(mut self) -> Self {
+        self.bytes = Some(WithBytes::Taken);
+        self
+    }
+
+    /// Answers bytes over HTTP. Its answer's fields say what they are.
+    pub const fn answers_bytes(mut self) -> Self {
+        self.bytes = Some(WithBytes::Given);
+        self
+    }
+
     pub const fn on_connection(mut self, what: OnConnection) -> Self {
         self.on_connection = Some(what);
         self
@@ -301,6 +325,11 @@ impl Meta {
 
     pub fn routes(&self) -> impl Iterator<Item = Route> + use<> {
         self.routes.into_iter().flatten()
+    }
+
+    /// Where its bytes are sent or answered.
+    pub fn bytes_path(&self) -> &'static str {
+        self.routes[0].map_or("", |route| route.path)
     }
 
     /// The scope that a token with scopes must have for this operation.

@@ -42,6 +42,7 @@ use crate::kernel::clock::Clock;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Nodes, Policy, RateLimiter};
+use crate::persistence::objects::Objects;
 use crate::persistence::publications::Histories;
 use crate::persistence::shared::SealedCache;
 use crate::persistence::views::Views;
@@ -203,6 +204,7 @@ pub struct Parts {
     pub views: Views,
     pub histories: Histories,
     pub sealed_cache: SealedCache,
+    pub objects: Objects,
     pub auth: Arc<Auth>,
     pub limiter: Arc<dyn RateLimiter>,
     /// The nodes that count shared limits together.
@@ -249,6 +251,7 @@ impl Gateway {
             views,
             histories,
             sealed_cache,
+            objects,
             auth,
             limiter,
             nodes,
@@ -279,6 +282,7 @@ impl Gateway {
             views,
             histories,
             sealed_cache,
+            objects,
         });
         let users = Users::new(&options.websocket, limiter.clone(), nodes);
         let origins = Origins::new(options.allowed_origins.clone());

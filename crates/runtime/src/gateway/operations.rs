@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::contract::operation::WithBytes;
 use crate::contract::topic::{TopicDelivery, TopicKind};
 use crate::contract::{Call, Declared, System};
 use crate::gateway::Gateway;
@@ -45,6 +46,12 @@ impl Operations {
         self.topics.iter().find(|declared| declared.kind == kind).copied()
     }
 
+    /// Whether a body that is sent to this path is bytes.
+    pub fn takes_bytes(&self, path: &str) -> bool {
+        let mut all = self.all.iter().filter(|one| one.meta.bytes == Some(WithBytes::Taken));
+        all.any(|one| one.meta.routes().any(|route| route.path == path))
+    }
+
     pub fn all(&self) -> impl Iterator<Item = &'static Declared> {
         self.all.iter().copied()
     }
@@ -78,6 +85,8 @@ impl Gateway {
             given: serde_json::Value::Null,
             progress: None,
             host: None,
+            upload: None,
+            download: None,
         }
     }
 }

@@ -61,6 +61,21 @@ impl PromptMessage {
     pub fn user(text: impl Into<String>) -> Self {
         Self::User { parts: vec![Part::Text { text: text.into() }] }
     }
+
+    /// What a person said or showed with it.
+    pub fn parts(&self) -> &[Part] {
+        match self {
+            Self::User { parts } => parts,
+            _ => &[],
+        }
+    }
+
+    pub fn parts_mut(&mut self) -> &mut [Part] {
+        match self {
+            Self::User { parts } => parts,
+            _ => &mut [],
+        }
+    }
 }
 
 /// A piece of what a person says or shows.
@@ -75,6 +90,23 @@ pub enum Part {
         media_type: String,
         data: Arc<str>,
     },
+    /// A stored photo, whose bytes are put in its place before a model is asked.
+    Photo {
+        id: String,
+    },
+}
+
+impl Part {
+    pub fn is_picture(&self) -> bool {
+        matches!(self, Self::Image { .. } | Self::Photo { .. })
+    }
+
+    pub fn photo_id(&self) -> Option<&str> {
+        match self {
+            Self::Photo { id } => Some(id),
+            _ => None,
+        }
+    }
 }
 
 /// A function that a model may ask for.
@@ -193,9 +225,10 @@ impl Price {
         Cost(u64::try_from(all.div_ceil(1_000_000)).unwrap_or(u64::MAX))
     }
 
-    /// The most that such a call can cost: its prompt uncached, its answer as long as it may be.
-    pub fn most(&self, prompt: &Prompt) -> Cost {
-        let input = prompt.estimated_tokens();
+    /// The most that such a call can cost: its prompt uncached, its answer as long as it may be. A picture counts as so many
+    /// tokens.
+    pub fn most(&self, prompt: &Prompt, of_a_picture: u64) -> Cost {
+        let input = prompt.tokens(of_a_picture);
         let dearest = self.input.max(self.cached_input).max(self.cache_writes);
         let price = Self { input: dearest, ..*self };
         price.of(&Usage { input, output: u64::from(prompt.max_tokens), ..Usage::default() })
@@ -208,41 +241,46 @@ pub fn estimated_tokens(bytes: usize) -> u64 {
     (bytes as u64).div_ceil(3)
 }
 
-/// What a picture is taken for, which is more than any provider counts at the size that they take.
-const TOKENS_OF_AN_IMAGE: u64 = 1_700;
+/// What a picture is taken for where it is not known who reads it.
+const TOKENS_OF_A_PICTURE: u64 = 1_700;
 
 impl Prompt {
     /// What the model reads, rather too much than too little.
     pub fn estimated_tokens(&self) -> u64 {
+        self.tokens(TOKENS_OF_A_PICTURE)
+    }
+
+    /// The same for a model that counts so many tokens for a picture.
+    pub fn tokens(&self, of_a_picture: u64) -> u64 {
         let overhead = 8;
         let system = self.system.as_ref().map_or(0, |text| estimated_tokens(text.len()));
         let tools = self.tools.iter().map(|tool| {
             let bytes = tool.name.len() + tool.description.len();
             estimated_tokens(bytes + tool.parameters.to_string().len())
         });
-        let messages = self.messages.iter().map(PromptMessage::estimated_tokens);
+        let messages = self.messages.iter().map(|message| message.tokens(of_a_picture));
         let schema = self.schema.as_ref().map_or(0, |one| estimated_tokens(one.to_string().len()));
         let all = messages.chain(tools).map(|tokens| tokens + overhead).sum::<u64>();
         system + schema + all + overhead
     }
 
     pub fn has_images(&self) -> bool {
-        let is_image = |part: &Part| matches!(part, Part::Image { .. });
-        self.messages.iter().any(|message| match message {
-            PromptMessage::User { parts } => parts.iter().any(is_image),
-            _ => false,
-        })
+        self.messages.iter().any(|message| message.parts().iter().any(Part::is_picture))
     }
 }
 
 impl PromptMessage {
     pub fn estimated_tokens(&self) -> u64 {
+        self.tokens(TOKENS_OF_A_PICTURE)
+    }
+
+    fn tokens(&self, of_a_picture: u64) -> u64 {
         match self {
             Self::User { parts } => parts
                 .iter()
                 .map(|part| match part {
                     Part::Text { text } => estimated_tokens(text.len()),
-                    Part::Image { .. } => TOKENS_OF_AN_IMAGE,
+                    Part::Image { .. } | Part::Photo { .. } => of_a_picture,
                 })
                 .sum(),
             Self::Assistant { text, calls } => {
@@ -282,6 +320,8 @@ pub struct Completion {
 pub enum Kept {
     /// The question was the same, to the letter.
     Exact,
+    /// What was said last means the same, and all before it was the same.
+    Semantic,
 }
 
 #[cfg(test)]
@@ -328,7 +368,7 @@ mod tests {
         assert!(prompt.estimated_tokens() >= 1_000);
         let price = Price { input: dollars("1"), output: dollars("2"), ..Price::default() };
         let used = Usage { input: 1_000, output: 50, ..Usage::default() };
-        assert!(price.most(&prompt) >= price.of(&used));
+        assert!(price.most(&prompt, 0) >= price.of(&used));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod entity;
 pub mod error;
 pub mod ids;
+pub mod image;
 pub mod outward;
 pub mod private;
 pub mod secret;

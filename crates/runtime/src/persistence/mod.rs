@@ -1,7 +1,7 @@
-//! Everything that touches Postgres or Redis: the journal, snapshots, the group-commit writer actors, outbox, timers,
+//! Everything that touches Postgres, Redis or an object store: the journal, snapshots, the group-commit writer actors, outbox, timers,
 //! read models, caches, and the embedded server.
 //!
-//! **Architecture invariant:** `sqlx` and `redis` are named nowhere else (but `app`, which opens the pool). Nothing here
+//! **Architecture invariant:** `sqlx`, `redis` and `object_store` are named nowhere else (but `app`, which opens the pool). Nothing here
 //! knows a domain's commands, HTTP or WebSockets.
 
 pub mod codec;
@@ -14,6 +14,7 @@ pub mod limits;
 pub mod loader;
 pub mod members;
 pub mod membership;
+pub mod objects;
 pub mod outbox;
 pub mod patience;
 pub mod publications;

@@ -44,6 +44,8 @@ const LOOK: Duration = Duration::from_millis(700);
 /// The field names of whole texts.
 pub const PUBLICATION: &str = "@publication";
 pub const TIMER: &str = "@timer";
+/// The field name of bytes that are stored elsewhere.
+const BYTES: &str = "@bytes";
 
 /// The field of an outbox row, which only its receiver may read.
 pub fn outbox_field(kind: &str, key: &str) -> String {
@@ -224,6 +226,37 @@ impl Vault {
         self.with_key(|inner| inner.open(sealed, place, field)).await
     }
 
+    /// Seals bytes that are stored outside of the database. Also the number of the key.
+    pub async fn seal_bytes(
+        &self,
+        person: &Arc<str>,
+        place: &EncryptionContext,
+        plain: &[u8],
+    ) -> Result<(i64, Vec<u8>), Trouble> {
+        self.with_key(|inner| {
+            let key = inner.key(person)?;
+            let aad = bound_to(person, key.number, place, BYTES);
+            Ok((key.number, encrypt(&key.key, &aad, plain)))
+        })
+        .await
+    }
+
+    /// Opens what [`Self::seal_bytes`] has sealed under the key of this number. `None`: it was erased.
+    pub async fn open_bytes(
+        &self,
+        person: &Arc<str>,
+        number: i64,
+        place: &EncryptionContext,
+        sealed: Vec<u8>,
+    ) -> Result<Option<Vec<u8>>, Trouble> {
+        let key = self.with_key(|inner| inner.key_numbered(person, number)).await?;
+        let Some(key) = key else { return Ok(None) };
+        let aad = bound_to(person, number, place, BYTES);
+        let opened = decrypt(&key.key, &aad, sealed);
+        let broken = || Trouble::Broken(format!("{} {} was changed", place.kind, place.key));
+        opened.map(Some).ok_or_else(broken)
+    }
+
     async fn with_key<T>(&self, work: impl Fn(&Inner) -> Result<T, Trouble>) -> Result<T, Trouble> {
         match work(&self.0) {
             Err(Trouble::Needs(need)) => {
@@ -244,6 +277,15 @@ impl Inner {
     fn key(&self, person: &Arc<str>) -> Result<Arc<Key>, Trouble> {
         let key = self.known.get(person).and_then(|known| known.key);
         key.ok_or_else(|| Trouble::Needs(Need { person: person.clone(), key: None }))
+    }
+
+    /// The key that something was sealed under. `None`: it was erased.
+    fn key_numbered(&self, person: &str, number: i64) -> Result<Option<Arc<Key>>, Trouble> {
+        match self.known.get(person) {
+            Some(Known { key: Some(key), .. }) if key.number == number => Ok(Some(key)),
+            Some(known) if number <= known.up_to => Ok(None),
+            _ => Err(Trouble::Needs(Need { person: person.into(), key: Some(number) })),
+        }
     }
 }
 
@@ -272,12 +314,7 @@ impl Cipher for Inner {
         let person = person_of(sealed).ok_or_else(|| broken("is not sealed as it should be"))?;
         let (number, ciphertext) =
             parts(sealed).ok_or_else(|| broken("is not sealed as it should be"))?;
-        let known = self.known.get(person);
-        let key = match known {
-            Some(Known { key: Some(key), .. }) if key.number == number => key,
-            Some(known) if number <= known.up_to => return Ok(None),
-            _ => return Err(Trouble::Needs(Need { person: person.into(), key: Some(number) })),
-        };
+        let Some(key) = self.key_numbered(person, number)? else { return Ok(None) };
         let aad = bound_to(person, number, place, field);
         let plain = decrypt(&key.key, &aad, ciphertext)
             .ok_or_else(|| broken("was changed, or belongs elsewhere"))?;

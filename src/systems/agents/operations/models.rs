@@ -16,6 +16,8 @@ use crate::kernel::error::ErrorCode;
 use crate::systems::agents::answers::PersonsAnswers;
 use crate::systems::agents::purse::PersonsPurse;
 use crate::systems::agents::settings::Models;
+use crate::systems::agents::similar::PersonsSimilarAnswers;
+use crate::systems::photos::api::{self as photos, Missing};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct AskModel {
@@ -45,17 +47,23 @@ impl Operation for Complete {
     type Input = AskModel;
     type Answer = Completion;
 
-    async fn run(call: &Call, input: AskModel) -> Outcome<Completion> {
+    async fn run(call: &Call, mut input: AskModel) -> Outcome<Completion> {
         let models = call.settings::<Models>();
         if input.prompt.messages.is_empty() {
             return Err(Problem::field("/prompt/messages", "must have at least one message"));
         }
+        let services = &call.services;
+        photos::check_pictures(services, &mut input.prompt)?;
+        let missing = Missing::Refuse;
+        let _room = photos::show(services, &call.user_id, &mut input.prompt, missing).await?;
         let purse: Arc<dyn Purse> = Arc::new(PersonsPurse::of(call, "ask"));
         let shared = PersonsAnswers(&call.services.sealed_cache);
+        let similar = PersonsSimilarAnswers::of(call);
         let keep = (input.reuse != Some(false)).then(|| Keep {
             person: &call.user_id,
             any_temperature: input.reuse == Some(true),
             shared: Some(&shared),
+            similar: similar.as_ref().map(|similar| similar as _),
         });
         let ask = ModelAsk {
             prompt: &input.prompt,

@@ -8,12 +8,13 @@ use crate::contract::list::{Page, Paging};
 use crate::contract::operation::Nothing;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::agent::AgentTool;
-use crate::kernel::chat::PromptMessage;
+use crate::kernel::chat::{Part, PromptMessage};
 use crate::kernel::entity::Entity;
 use crate::kernel::error::{AskError, ErrorCode};
 use crate::kernel::text;
 use crate::systems::agents::definitions::{Agents, DefinedAgent};
 use crate::systems::agents::domain::run::{AgentRun, Command, Reply, RunDetail, RunOrder, RunView};
+use crate::systems::photos::api as photos;
 
 /// The agents that can be started.
 pub struct ListAgents;
@@ -93,6 +94,9 @@ pub struct NewRun {
     /// What it is to do, in your words.
     #[schemars(length(min = 1, max = 32_768))]
     text: String,
+    /// Photos of yours that it is to see, by their ids.
+    #[schemars(length(max = 5))]
+    photos: Option<Vec<String>>,
 }
 
 /// A run of an agent for the caller.
@@ -106,7 +110,7 @@ impl Operation for Start {
     type Answer = RunView;
 
     async fn run(call: &Call, input: NewRun) -> Outcome<RunView> {
-        let words = words(&input.text)?;
+        let words = words(call, &input.text, input.photos).await?;
         let name = input.agent.as_deref().unwrap_or("assistant");
         let all = agents(call).all(&call.services).map_err(misconfigured)?;
         let agent = all.get(name);
@@ -124,12 +128,22 @@ impl Operation for Start {
     }
 }
 
-fn words(text: &str) -> Outcome<PromptMessage> {
+/// Photos of one message.
+const MAX_PHOTOS: usize = 5;
+
+async fn words(call: &Call, text: &str, photos: Option<Vec<String>>) -> Outcome<PromptMessage> {
     let text = text::cleaned(text);
     if text.trim().is_empty() {
         return Err(Problem::field("/text", "must not be empty"));
     }
-    Ok(PromptMessage::user(text))
+    let photos = photos.unwrap_or_default();
+    if photos.len() > MAX_PHOTOS {
+        return Err(Problem::field("/photos", format!("must be {MAX_PHOTOS} at most")));
+    }
+    photos::check(&call.services, &call.user_id, &photos, "/photos").await?;
+    let mut parts = vec![Part::Text { text }];
+    parts.extend(photos.into_iter().map(|id| Part::Photo { id }));
+    Ok(PromptMessage::User { parts })
 }
 
 fn shown(reply: Reply) -> Outcome<RunView> {
@@ -180,6 +194,9 @@ pub struct NewWords {
     run_id: String,
     #[schemars(length(min = 1, max = 32_768))]
     text: String,
+    /// Photos of yours that it is to see, by their ids.
+    #[schemars(length(max = 5))]
+    photos: Option<Vec<String>>,
 }
 
 /// What the caller says to an agent, at work or after it has answered.
@@ -192,7 +209,7 @@ impl Operation for Say {
     type Answer = RunView;
 
     async fn run(call: &Call, input: NewWords) -> Outcome<RunView> {
-        let text = words(&input.text)?;
+        let text = words(call, &input.text, input.photos).await?;
         let id = known_id(&input.run_id, AgentRun::KIND)?;
         shown(call.ask::<AgentRun>(id, Command::Say { text }, call.meta()).await?)
     }

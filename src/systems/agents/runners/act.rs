@@ -105,6 +105,8 @@ fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> 
         counted: true,
         given: serde_json::Value::Null,
         progress: None,
+        upload: None,
+        download: None,
     }
 }
 

@@ -27,6 +27,7 @@ use crate::systems::agents::domain::run::{
 };
 use crate::systems::agents::purse::{Meanwhile, PersonsPurse};
 use crate::systems::agents::settings::Models;
+use crate::systems::photos::api::{self as photos, Missing};
 
 const HAND_OVER: &str = "hand_over";
 const SUMMARISE: &str = "Summarise the conversation so far for yourself: what the person wants, what was found out and \
@@ -85,7 +86,9 @@ async fn think(
     let secrets = models.withheld(services);
     let heard = work.messages.iter().filter_map(|message| message.reveal());
     let check = SaidCheck::new(&secrets, &definition.instructions, heard);
-    let prompt = prompt(work, definition);
+    let mut prompt = prompt(work, definition);
+    let shown = photos::show(services, &work.owner, &mut prompt, Missing::Say).await;
+    let _room = shown.map_err(|problem| RunError::Retry(problem.detail))?;
     // Reserves are the node's business, and not within the agent's scopes.
     let payer = Principal { user_id: work.owner.clone(), scopes: Scopes::parse("ai") };
     let caller =

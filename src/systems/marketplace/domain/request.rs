@@ -54,6 +54,8 @@ use steps::{
 
 /// Number of the best candidates that are asked. It also bounds the leads and offers in the state.
 pub const MAX_LEADS: usize = 8;
+/// Photos of a request.
+pub const MAX_PHOTOS: usize = 5;
 pub const LIFETIME_H: i64 = 24;
 pub const MAX_DAYS_AHEAD: i64 = 180;
 pub const ACCEPTANCE_TIMEOUT_S: i64 = 60;
@@ -68,6 +70,10 @@ pub struct Request;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     Create(Asked),
+    CreateWithPhotos {
+        asked: Asked,
+        photos: Vec<String>,
+    },
     /// Internal: a task.
     AskFor(AskFor),
     AcceptOffer(AcceptOffer),
@@ -77,6 +83,8 @@ pub enum Command {
     Cancel(RequestCancellation),
     /// Query.
     Get,
+    /// Query of the node itself: the providers that were asked.
+    WhoWasAsked,
     /// Query that waits until the acceptance of this offer is decided.
     AwaitAcceptance {
         offer_id: String,
@@ -117,6 +125,11 @@ pub enum Command {
 pub enum Event {
     Created {
         asked: Asked,
+        at: Timestamp,
+    },
+    /// What its consumer shows to the providers.
+    PhotosShown {
+        photos: Vec<String>,
         at: Timestamp,
     },
     /// A task asked for it, and hears how it goes.
@@ -208,6 +221,9 @@ pub enum Reply {
     Accepted {
         booking_id: String,
     },
+    Asked {
+        provider_ids: Vec<String>,
+    },
 }
 
 impl Entity for Request {
@@ -219,7 +235,8 @@ impl Entity for Request {
     fn decide(state: &State, command: Command, cx: &DecideCx<'_>) -> Decided<Self> {
         let Some(asked) = &state.asked else {
             return match command {
-                Command::Create(asked) => create(state, asked, cx),
+                Command::Create(asked) => create(state, asked, Vec::new(), cx),
+                Command::CreateWithPhotos { asked, photos } => create(state, asked, photos, cx),
                 Command::AskFor(ask) => create_for_task(state, ask, cx),
                 _ => Err(Rejection::NotFound),
             };
@@ -227,7 +244,9 @@ impl Entity for Request {
         may(state, asked, &command, cx)?;
         let draft = Draft::new(state, cx);
         match command {
-            Command::Create(_) | Command::AskFor(_) => Err(Rejection::AlreadyExists),
+            Command::Create(_) | Command::CreateWithPhotos { .. } | Command::AskFor(_) => {
+                Err(Rejection::AlreadyExists)
+            }
             Command::AcceptOffer(AcceptOffer { offer_id }) => accept(draft, &offer_id),
             Command::AcceptPick(AcceptPick { pick }) => {
                 let offer_id = picked(state, pick).ok_or(Rejection::NoOffers)?;
@@ -236,6 +255,10 @@ impl Entity for Request {
             Command::DeclineOffer { offer_id } => decline_offer(draft, &offer_id),
             Command::Cancel(RequestCancellation { reason }) => cancel(draft, reason),
             Command::Get => Ok(draft.reply_request()),
+            Command::WhoWasAsked => {
+                let provider_ids = state.leads.iter().map(|lead| lead.provider_id.clone());
+                Ok(Decision::reply(Reply::Asked { provider_ids: provider_ids.collect() }))
+            }
             Command::AwaitAcceptance { offer_id } => await_acceptance(state, &offer_id),
             Command::TakeMatches { candidates } => Ok(take_matches(draft, candidates)),
             Command::MatchFailed { error } => Ok(match_failed(draft, error)),
@@ -277,6 +300,7 @@ impl Entity for Request {
                 state.asked = Some(asked.clone());
                 state.created_at = Some(*at);
             }
+            Event::PhotosShown { photos, .. } => state.photos.clone_from(photos),
             Event::FollowedByTask { task_id, .. } => state.task_id = Some(task_id.clone()),
             Event::MatchingFailed { .. } => {
                 state.match_failures = state.match_failures.saturating_add(1);
@@ -346,7 +370,7 @@ impl Entity for Request {
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Get | Command::AwaitAcceptance { .. })
+        matches!(command, Command::Get | Command::WhoWasAsked | Command::AwaitAcceptance { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
@@ -376,6 +400,7 @@ impl Event {
     fn at(&self) -> Timestamp {
         match self {
             Self::Created { at, .. }
+            | Self::PhotosShown { at, .. }
             | Self::FollowedByTask { at, .. }
             | Self::MatchingFailed { at, .. }
             | Self::ProvidersMatched { at, .. }
@@ -410,9 +435,12 @@ fn may(
         None => caller.is_a(PROVIDER),
     };
     let may = match command {
-        Command::Create(_) | Command::AskFor(_) | Command::Cancel(_) | Command::Get => {
-            consumers("request")
-        }
+        Command::Create(_)
+        | Command::CreateWithPhotos { .. }
+        | Command::AskFor(_)
+        | Command::Cancel(_)
+        | Command::Get => consumers("request"),
+        Command::WhoWasAsked => *caller == Caller::Runtime,
         Command::AcceptOffer(_)
         | Command::DeclineOffer { .. }
         | Command::AwaitAcceptance { .. } => consumers("offer"),

@@ -3,6 +3,7 @@
 pub mod bookings;
 pub mod negotiating;
 pub mod offers;
+pub mod photos;
 pub mod providers;
 pub mod requests;
 pub mod sessions;

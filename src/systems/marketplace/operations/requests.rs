@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::asking::{asked_by_fields, asked_by_sentence, request_pointer};
 use crate::contract::list::{Page, Paging};
 use crate::contract::operation::ToolEffect;
-use crate::contract::{Call, Meta, Operation, Outcome};
+use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
 use crate::kernel::error::ErrorCode;
 use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
@@ -14,6 +14,7 @@ use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::request::{self, Request, RequestView};
 use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
+use crate::systems::photos::api as photos;
 
 /// A new request: either a sentence, or the fields.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -32,6 +33,9 @@ pub struct CreateRequest {
     pub(super) earliest: Option<Timestamp>,
     pub(super) latest: Option<Timestamp>,
     pub(super) budget: Option<Money>,
+    /// Photos of yours, by their ids. The providers who are asked see them too.
+    #[schemars(length(max = 5))]
+    pub(super) photos: Option<Vec<String>>,
 }
 
 /// The place of the service.
@@ -69,9 +73,10 @@ impl Operation for Create {
 
     async fn run(call: &Call, input: CreateRequest) -> Outcome<RequestView> {
         let key = call.new_id("req");
+        let photos = photos(call, &key, input.photos.as_deref()).await?;
         let Some(text) = &input.text else {
             let asked = asked_by_fields(call, &input)?;
-            let created = create(call, &key, asked).await;
+            let created = create(call, &key, asked, photos).await;
             return created.map_err(|problem| problem.repoint(|at| request_pointer(at, &input)));
         };
         // The meaning of a sentence depends on the moment. If the request exists already, this call is a retry: it repeats
@@ -80,7 +85,7 @@ impl Operation for Create {
             return repeat(call, &key, request).await;
         }
         let asked = asked_by_sentence(call, text, input.time_zone.as_deref())?;
-        match create(call, &key, asked).await {
+        match create(call, &key, asked, photos).await {
             // The same sentence twice at once: the other one was first.
             Err(problem) if problem.code == ErrorCode::IdReused => {
                 match already_created(call, &key).await? {
@@ -93,8 +98,26 @@ impl Operation for Create {
     }
 }
 
-async fn create(call: &Call, key: &str, asked: Asked) -> Outcome<RequestView> {
-    match call.ask::<Request>(key, request::Command::Create(asked), call.meta()).await? {
+/// The photos of a new request, which are the caller's.
+async fn photos(call: &Call, key: &str, given: Option<&[String]>) -> Outcome<Vec<String>> {
+    let given = given.unwrap_or_default();
+    // A retry repeats the command, whatever has become of the photos.
+    if !given.is_empty() && already_created(call, key).await?.is_none() {
+        if given.len() > request::MAX_PHOTOS {
+            let few = format!("must be {} at most", request::MAX_PHOTOS);
+            return Err(Problem::field("/photos", few));
+        }
+        photos::check(&call.services, &call.user_id, given, "/photos").await?;
+    }
+    Ok(given.to_vec())
+}
+
+async fn create(call: &Call, key: &str, asked: Asked, photos: Vec<String>) -> Outcome<RequestView> {
+    let command = match photos.is_empty() {
+        true => request::Command::Create(asked),
+        false => request::Command::CreateWithPhotos { asked, photos },
+    };
+    match call.ask::<Request>(key, command, call.meta()).await? {
         request::Reply::Request(request) => Ok(*request),
         _ => shown(call, key).await,
     }
@@ -123,7 +146,7 @@ async fn repeat(call: &Call, key: &str, request: RequestView) -> Outcome<Request
         budget: known.budget,
         time_zone: known.time_zone,
     };
-    match create(call, key, asked).await {
+    match create(call, key, asked, known.photos).await {
         Err(problem) if problem.code == ErrorCode::IdReused => Ok(request),
         outcome => outcome,
     }

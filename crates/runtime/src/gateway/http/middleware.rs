@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -25,6 +25,8 @@ use crate::kernel::error::ErrorCode;
 use crate::kernel::ids::IdSource;
 use crate::persistence::limits::{Policy, RateVerdict};
 
+/// What a request may take whose body is larger than JSON is.
+const UPLOAD: Duration = Duration::from_secs(60);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of a request, kept in its extensions.
@@ -178,7 +180,12 @@ pub async fn time_out(
     request: Request,
     next: Next,
 ) -> Response {
-    match tokio::time::timeout(gateway.options.request_timeout, next.run(request)).await {
+    let path = request.extensions().get::<MatchedPath>();
+    let limit = match path.is_some_and(|path| gateway.operations.takes_bytes(path.as_str())) {
+        true => gateway.options.request_timeout.max(UPLOAD),
+        false => gateway.options.request_timeout,
+    };
+    match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             Problem::new(ErrorCode::DeadlineExceeded, "there was no answer in time").into_response()

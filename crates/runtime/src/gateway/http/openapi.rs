@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::described::{Described, DescribedOperation, describe, resolved};
 use crate::contract::System;
-use crate::contract::operation::{Method, Route};
+use crate::contract::operation::{Method, Route, WithBytes};
 
 /// The error statuses that every operation may answer.
 const PROBLEMS: [(&str, &str); 8] = [
@@ -170,6 +170,9 @@ fn of_route(
             "required": !required.is_empty(), "content": {"application/json": {"schema": schema}},
         });
     }
+    if meta.bytes == Some(WithBytes::Taken) {
+        body = json!({"required": true, "content": bytes()});
+    }
     if route.method == Method::Post {
         let text = "1 to 64 visible ASCII characters";
         parameters.push(header("Idempotency-Key", false, text, "^[!-~]{1,64}$"));
@@ -184,6 +187,9 @@ fn of_route(
     };
     let edits = meta.if_match.is_some();
     let mut responses = responses(meta.summary, status, schema, route.method == Method::Get, edits);
+    if meta.bytes == Some(WithBytes::Given) {
+        responses[status]["content"] = bytes();
+    }
     if meta.is_streamed {
         let text = "As it comes: `progress` events, then one `answer` or one `problem`";
         let stream = json!({"schema": {"type": "string", "description": text}});
@@ -199,6 +205,10 @@ fn of_route(
         described["requestBody"] = body;
     }
     described
+}
+
+fn bytes() -> Value {
+    json!({"*/*": {"schema": {"type": "string", "format": "binary"}}})
 }
 
 fn responses(summary: &str, status: &str, schema: &Value, reads: bool, edits: bool) -> Value {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body as AxumBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -20,8 +21,9 @@ use tokio::sync::mpsc;
 
 use super::events::event_stream;
 use super::extract::{AuthenticatedUser, Body};
+use crate::contract::bytes::{Download, DownloadSlot, Upload};
 use crate::contract::input::from_text;
-use crate::contract::operation::{Method, Route};
+use crate::contract::operation::{Method, Route, WithBytes};
 use crate::contract::{Call, Declared, Outcome, Problem};
 use crate::gateway::Gateway;
 use crate::kernel::entity::to_value;
@@ -75,7 +77,10 @@ impl Served {
         let user = AuthenticatedUser::from_request_parts(&mut parts, gateway).await?;
         let mut given = self.of_head(&mut parts, gateway, &user).await?;
         let headers = parts.headers.clone();
-        if self.route.method != Method::Get {
+        let mut upload = None;
+        if meta.bytes == Some(WithBytes::Taken) {
+            upload = Some(uploaded(&headers, body));
+        } else if self.route.method != Method::Get {
             let Body(body) = Body::from_request(Request::from_parts(parts, body), gateway).await?;
             let Value::Object(body) = body else {
                 return Err(Problem::field("", "must be a JSON object"));
@@ -84,7 +89,10 @@ impl Served {
                 given.entry(name).or_insert(value);
             }
         }
-        let call = gateway.call(&user.claims, user.command_id);
+        let mut call = gateway.call(&user.claims, user.command_id);
+        call.upload = upload;
+        let slot = (meta.bytes == Some(WithBytes::Given)).then(DownloadSlot::default);
+        call.download = slot.clone();
         if meta.is_streamed && wants_stream(&headers) {
             return Ok(streamed(self.operation, call, Value::Object(given)));
         }
@@ -95,6 +103,9 @@ impl Served {
             }
             _ => problem,
         })?;
+        if let Some(download) = slot.and_then(|slot| slot.take()) {
+            return Ok(downloaded(download));
+        }
         Ok(self.response(&headers, answer))
     }
 
@@ -179,6 +190,29 @@ impl Served {
         response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
         response
     }
+}
+
+fn uploaded(headers: &HeaderMap, body: AxumBody) -> Upload {
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+    let pieces = body.into_data_stream().map(|piece| {
+        // The client's connection is gone, and nobody reads this.
+        piece.map_err(|_| Problem::bad_request("the body broke off"))
+    });
+    Upload::new(announced, pieces.boxed())
+}
+
+/// Somebody's bytes, which no browser runs or shows as a page of ours.
+fn downloaded(download: Download) -> Response {
+    let Download { media_type, name, bytes } = download;
+    let headers = [
+        (header::CONTENT_TYPE, media_type),
+        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox".to_owned()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::CACHE_CONTROL, "private, no-store".to_owned()),
+    ];
+    (headers, bytes).into_response()
 }
 
 /// What an operation has said that nobody has read yet.

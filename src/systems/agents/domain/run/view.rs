@@ -213,10 +213,10 @@ fn spoken(message: &PromptMessage) -> SpokenView {
         PromptMessage::User { parts } => {
             let texts = parts.iter().filter_map(|part| match part {
                 Part::Text { text } => Some(text.as_str()),
-                Part::Image { .. } => None,
+                Part::Image { .. } | Part::Photo { .. } => None,
             });
             let text = texts.collect::<Vec<_>>().join("\n");
-            let images = parts.iter().filter(|part| matches!(part, Part::Image { .. })).count();
+            let images = parts.iter().filter(|part| part.is_picture()).count();
             SpokenView { role: "user".into(), text, tools: Vec::new(), images: images as u32 }
         }
         PromptMessage::Assistant { text, calls } => {

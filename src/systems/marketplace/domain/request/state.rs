@@ -80,6 +80,7 @@ pub struct State {
     pub match_failures: u8,
     /// The task that asked for it.
     pub task_id: Option<String>,
+    pub photos: Vec<String>,
     pub created_at: Option<Timestamp>,
     pub updated_at: Option<Timestamp>,
 }

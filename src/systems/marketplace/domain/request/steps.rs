@@ -3,6 +3,7 @@
 use super::draft::{Draft, in_seconds, offer_timer};
 use super::*;
 use crate::kernel::entity::Rejection as _;
+use crate::kernel::ids::is_valid_id;
 use crate::kernel::task::TASK;
 use crate::kernel::text::cleaned;
 use crate::systems::marketplace::domain::matching::Score;
@@ -12,7 +13,12 @@ mod ending;
 
 pub(super) use ending::booking_cancelled;
 
-pub(super) fn create(state: &State, mut asked: Asked, cx: &DecideCx<'_>) -> Decided<Request> {
+pub(super) fn create(
+    state: &State,
+    mut asked: Asked,
+    photos: Vec<String>,
+    cx: &DecideCx<'_>,
+) -> Decided<Request> {
     if !is_consumers(&asked, cx.caller, "request") {
         return Err(Rejection::NotYours);
     }
@@ -20,7 +26,15 @@ pub(super) fn create(state: &State, mut asked: Asked, cx: &DecideCx<'_>) -> Deci
     if cx.caller.user_id().is_none() {
         asked.details = cleaned(&asked.details);
     }
+    let mut check = Check::default();
+    let are_ids = photos.iter().all(|id| is_valid_id(id));
+    let few = format!("must be {MAX_PHOTOS} ids at most");
+    check.that(photos.len() <= MAX_PHOTOS && are_ids, "/photos", few);
+    check.finish(|errors| Rejection::Invalid { errors })?;
     let mut draft = begin(state, asked, cx)?;
+    if !photos.is_empty() {
+        draft.event(Event::PhotosShown { photos, at: cx.now });
+    }
     draft.run_match();
     Ok(begun(draft))
 }

@@ -87,6 +87,24 @@ fn status_of(given: &Given<Request>, offer_id: &str) -> OfferStatus {
     given.state.offer(offer_id).unwrap().status
 }
 
+#[test]
+fn a_request_has_a_few_photos_and_the_node_alone_learns_who_sees_them() {
+    let with = |n: usize| Command::CreateWithPhotos {
+        asked: asked(),
+        photos: (0..n).map(|n| format!("pho_{n}")).collect(),
+    };
+    let made = request([]).by_user("alice").when(with(MAX_PHOTOS)).decision();
+    let Some(Reply::Request(shown)) = made.reply else { panic!("{:?}", made.reply) };
+    assert_eq!(shown.photos.len(), MAX_PHOTOS);
+    request([]).by_user("alice").when(with(MAX_PHOTOS + 1)).then_rejected("invalid");
+    let who = || Command::WhoWasAsked;
+    request(open()).by_user("alice").when(who()).then_rejected("internal_only");
+    request(open()).by_user("bob").when(who()).then_rejected("not_found");
+    let told = request(open()).when(who()).decision();
+    let provider_ids = vec!["prv_1".into(), "prv_2".into()];
+    assert_eq!(told.reply, Some(Reply::Asked { provider_ids }));
+}
+
 mod creation {
     use super::*;
 

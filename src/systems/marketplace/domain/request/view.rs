@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Event, State, Status};
 use crate::kernel::entity::Announcement;
@@ -35,8 +35,16 @@ pub struct RequestView {
     pub budget: Option<Money>,
     pub offers_count: u32,
     pub booking_id: Option<String>,
+    /// Photos that the providers who were asked see too.
+    #[serde(default, deserialize_with = "none_before")]
+    pub photos: Vec<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+/// Rows of before have none.
+fn none_before<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 impl RequestView {
@@ -58,6 +66,7 @@ impl RequestView {
             time_zone: asked.time_zone,
             budget: asked.budget,
             offers_count: state.offers.len() as u32,
+            photos: state.photos.clone(),
             booking_id: state.acceptance.as_ref().map(|a| a.booking_id.clone()),
             created_at: state.created_at?,
             updated_at: state.updated_at?,
@@ -151,6 +160,7 @@ fn touches(event: &Event, id: &str) -> bool {
         | Event::MatchingFailed { .. }
         | Event::ProvidersMatched { .. }
         | Event::LeadDeclined { .. }
+        | Event::PhotosShown { .. }
         | Event::AcceptanceRetried { .. } => false,
     }
 }
