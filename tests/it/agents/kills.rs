@@ -82,6 +82,7 @@ async fn as_a_node() {
     config.persistence.allow_fsync_off = true;
     config.vault.key = Secret::new("5e".repeat(32));
     config.gateway.listen = "127.0.0.1:0".into();
+    config.systems.set(super::words::agents());
     let mut ai = model(text("model"));
     if let Some(url) = settings["servers"].as_str() {
         let server = server(url.to_owned(), &["book", "look"]);
@@ -97,7 +98,6 @@ async fn as_a_node() {
     }
     config.systems.set(AiSection(ai));
     config.systems.set(OutsideSection { url: text("outside") });
-    config.systems.set(super::words::agents());
     if let Some(cluster) = settings.get("cluster") {
         config.node.name = cluster["name"].as_str().unwrap().to_owned();
         config.cluster.enabled = true;
