@@ -1,6 +1,7 @@
 //! Agents: models that think for people, what they do for them, what they may spend on it, and what they remember.
 
 pub mod answers;
+pub mod api;
 pub mod definitions;
 pub mod domain;
 pub mod embedding;
@@ -57,7 +58,11 @@ pub const SYSTEM: System = System {
         section::<definitions::AgentSection>(),
         section::<settings::MemorySettings>(),
     ],
-    runners: &[runner::<runners::Thinker>(), runner::<runners::Actor>()],
+    runners: &[
+        runner::<runners::Engager>(),
+        runner::<runners::Thinker>(),
+        runner::<runners::Actor>(),
+    ],
     tasks: &[embedding::keep_vectors],
     ..System::new("agents")
 };

@@ -1,5 +1,7 @@
 //! Agents at work: their runs, on models that follow a script, through everything that happens to nodes and people.
 
+mod chat;
+mod desk;
 mod kills;
 mod outside;
 mod runs;

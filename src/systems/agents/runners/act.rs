@@ -9,6 +9,7 @@ use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
 use crate::contract::{Call, Problem, Services};
+use crate::kernel::conversation::RunFollower;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::Guarantee;
 use crate::systems::agents::definitions::tool_named;
@@ -87,6 +88,7 @@ fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> 
         counted: true,
         given: serde_json::Value::Null,
         progress: None,
+        session: work.follower.as_ref().and_then(RunFollower::session).map(Arc::from),
     }
 }
 

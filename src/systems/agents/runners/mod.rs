@@ -1,6 +1,7 @@
-//! Runners of agents: one turn of a model, and one call of a tool.
+//! Runners of agents: the start of one in a conversation, one turn of a model, and one call of a tool.
 
 mod act;
+mod engage;
 mod think;
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use moka::sync::Cache;
 
 pub use act::Actor;
+pub use engage::Engager;
 pub use think::Thinker;
 
 use super::domain::version::{AgentVersion, Command, Reply};

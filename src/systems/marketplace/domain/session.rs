@@ -10,8 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::kernel::conversation::{AGENT_RUN, Engage, RunDecision, RunTold, SayToRun};
 use crate::kernel::entity::{
-    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, SendFailure,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, RunOutcome,
+    Scopes, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
 use crate::kernel::private::{Field, Private};
@@ -33,11 +35,13 @@ mod memory;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod view;
 mod words;
 
 pub use announcements::{ChatMessage, ChatResponse, ChatToken, ChatTyping, SessionEnded};
 pub use memory::{Current, Pending};
+pub use thinking::{AskedCall, Thinking, Unanswered};
 pub use view::{MessageRow, MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
@@ -63,6 +67,9 @@ pub enum Command {
     SendMessage {
         content: String,
         media: Vec<String>,
+        /// Whether there is a model that thinks.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        thinks: bool,
     },
     /// A query that makes a lossy publication.
     Typing {
@@ -79,6 +86,12 @@ pub enum Command {
     },
     /// Internal: a request.
     RequestProgress(RequestProgress),
+    /// Internal: the run that thinks for the session, and whether it was started.
+    RunTold(RunTold),
+    TakeEngaged {
+        run_id: String,
+        outcome: Result<(), String>,
+    },
     /// Internal: a request or a booking rejected the agent's command.
     RequestRefused {
         request_id: String,
@@ -143,6 +156,30 @@ pub enum Event {
     ReadBack {
         pending: Pending,
     },
+    /// The message is left to this run.
+    RunAsked {
+        run_id: String,
+        scopes: Scopes,
+    },
+    RunBegun {
+        run_id: String,
+    },
+    /// The person's word on a call that was read back has gone to the run.
+    CallDecided {
+        run_id: String,
+    },
+    /// The run has spoken, having heard so many messages.
+    RunHeard {
+        run_id: String,
+        heard: u32,
+        turn: u32,
+    },
+    /// The run has stopped.
+    RunLost {
+        run_id: String,
+    },
+    /// What was read back for the run binds no more.
+    CallDropped,
     Responded {
         message_id: String,
         content: Private<String, MessageContent>,
@@ -209,6 +246,10 @@ pub struct State {
     /// The last [`MAX_REQUESTS`], the newest at the end.
     pub requests: Vec<Current>,
     pub pending: Option<Pending>,
+    /// The run that thinks for the session.
+    pub thinking: Option<Thinking>,
+    /// The last message, until something has become of it.
+    pub heard: Option<Unanswered>,
     pub ended: bool,
     pub created_at: Option<Timestamp>,
     pub last_active_at: Option<Timestamp>,
@@ -325,7 +366,12 @@ impl Entity for Session {
                 let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }
-            Command::RequestProgress(_) | Command::RequestRefused { .. } if state.ended => {
+            Command::RequestProgress(_)
+            | Command::RequestRefused { .. }
+            | Command::RunTold(_)
+            | Command::TakeEngaged { .. }
+                if state.ended =>
+            {
                 Ok(Decision::reply(Reply::Done))
             }
             _ if state.ended => Err(Rejection::Ended),
@@ -335,12 +381,16 @@ impl Entity for Session {
                 let typing = ChatTyping { session_id, user_id, is_typing };
                 Ok(Decision::reply(Reply::Done).effect(Effect::announce(&typing)))
             }
-            Command::SendMessage { content, media } => {
+            Command::SendMessage { content, media, thinks } => {
                 check_message(&content, &media)?;
-                Ok(talk::answer(state, content, media, cx))
+                Ok(talk::answer(state, content, media, thinks, cx))
             }
-            Command::RequestProgress(RequestProgress { request_id, progress }) => {
-                Ok(talk::tell(state, request_id, progress, cx))
+            Command::RequestProgress(RequestProgress { request_id, progress, service }) => {
+                Ok(talk::tell(state, request_id, progress, service, cx))
+            }
+            Command::RunTold(told) => Ok(thinking::told(state, told, cx)),
+            Command::TakeEngaged { run_id, outcome } => {
+                Ok(thinking::engaged(state, &run_id, outcome, cx))
             }
             Command::RequestRefused { request_id, asked, reason } => {
                 Ok(talk::refused(state, request_id, asked, &reason, cx))
@@ -385,14 +435,22 @@ impl Entity for Session {
             }
             Event::ReadBack { pending } => state.pending = Some(pending.clone()),
             Event::Responded { content, at, .. } => state.remember(Author::Agent, content, *at),
-            Event::Published { .. } => {}
+            Event::CallDropped => state.pending = None,
+            Event::RunAsked { .. }
+            | Event::RunBegun { .. }
+            | Event::CallDecided { .. }
+            | Event::RunHeard { .. }
+            | Event::RunLost { .. }
+            | Event::Published { .. } => {}
             Event::Ended { at } => {
                 state.ended = true;
+                state.thinking = None;
                 state.draft = None;
                 state.pending = None;
                 state.last_active_at = Some(*at);
             }
         }
+        state.thinking_changes(event);
     }
 
     fn is_query(command: &Command) -> bool {
@@ -412,7 +470,19 @@ impl Entity for Session {
         Some(Principal::of(state.user_id.as_str()))
     }
 
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        let run_id = outcome.tag.clone();
+        let outcome = outcome.of::<Engage>();
+        Some(Command::TakeEngaged { run_id, outcome })
+    }
+
     fn send_failed(failure: SendFailure) -> Option<Command> {
+        if failure.of::<SayToRun>().is_some() || failure.of::<RunDecision>().is_some() {
+            return Some(Command::TakeEngaged {
+                run_id: failure.key,
+                outcome: Err(failure.reason),
+            });
+        }
         let accepts =
             || failure.of::<AcceptOffer>().is_some() || failure.of::<AcceptPick>().is_some();
         let asked = if failure.of::<CancelForConsumer>().is_some() {
@@ -442,7 +512,8 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
         Command::RequestProgress(RequestProgress { request_id, .. }) => {
             caller.is_the(REQUEST, request_id)
         }
-        Command::RequestRefused { .. } => caller.is_itself(),
+        Command::RunTold(told) => caller.is_the(AGENT_RUN, &told.run_id),
+        Command::RequestRefused { .. } | Command::TakeEngaged { .. } => caller.is_itself(),
     };
     if may {
         return Ok(());
