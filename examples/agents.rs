@@ -114,6 +114,7 @@ fn config(database: String, url: String) -> Config {
         output: "1".into(),
         context: 100_000,
         vision: false,
+        tools: true,
     };
     ai.models.insert("fake".into(), model);
     config.systems.set(AiSection(ai));

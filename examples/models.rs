@@ -175,6 +175,7 @@ fn router(address: &str, concurrency: usize) -> anyhow::Result<Arc<ModelRouter>>
         output: "1".into(),
         context: 100_000,
         vision: false,
+        tools: true,
     };
     options.models.insert("fake".into(), model);
     Ok(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?))

@@ -278,6 +278,7 @@ impl Person {
             vec![
                 json!({"Open": {"time_zone": "Europe/Berlin", "locale": "de", "currency": null}}),
                 json!({"SendMessage": {"content": "hello", "media": []}}),
+                json!({"Compare": {"asked": self.asked()}}),
                 json!({"Typing": {"is_typing": true}}),
                 publish(),
                 publication(),

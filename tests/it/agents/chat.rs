@@ -193,3 +193,50 @@ async fn without_a_model_the_parser_is_asked_and_nobody_else() {
     assert_eq!(chat.http.get("/v1/runs").await.json()["items"], json!([]));
     node.node.stop().await;
 }
+
+/// A model that takes a haircut for a plumber, whatever it is told.
+fn confused(_: &Value) -> Does {
+    let text = "I need a plumber tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
+    Does::Calls("create_service_request", json!({"text": text}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_person_did_not_ask_for_is_not_asked_for() {
+    let fake = Fake::start().await;
+    fake.otherwise(Does::Decides(confused));
+    let node = node(&fake).await;
+    node.hairdresser().await;
+    let mut chat = Chat::open(&node).await;
+    chat.say(SENTENCE).await;
+    // It insists until that is a loop; then the parser does what was said.
+    let answer = chat.hears(|answer| answer["fell_back"].is_string()).await;
+    assert_eq!(answer["fell_back"], "loop", "{answer}");
+    let told = fake.journal().pop().unwrap().body.to_string();
+    assert!(told.contains("not_asked_for"), "{told}");
+    let requests = chat.http.get("/v1/requests").await.json()["items"].clone();
+    let services: Vec<_> = requests.as_array().unwrap().iter().map(|one| &one["service"]).collect();
+    assert_eq!(services, ["haircut"], "{requests}");
+    node.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_a_node_did_not_live_to_give_is_given_by_the_next() {
+    let fake = Fake::start().await;
+    fake.script([Does::Silent]);
+    fake.otherwise(Does::say("Here I am."));
+    let node = node(&fake).await;
+    let mut chat = Chat::open(&node).await;
+    chat.say("Is anybody there?").await;
+    eventually("the model is asked", async || fake.journal().len() == 1).await;
+    let node = node.restart().await;
+    let http = node.user("clara");
+    let path = format!("/v1/sessions/{}/messages", chat.session);
+    eventually("it is answered once", async || {
+        let said = http.get(&path).await.json()["items"].clone();
+        let said: Vec<_> =
+            said.as_array().unwrap().iter().map(|one| one["content"].clone()).collect();
+        said == ["Is anybody there?", "Here I am."]
+    })
+    .await;
+    node.node.stop().await;
+}

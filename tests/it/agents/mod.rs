@@ -5,6 +5,7 @@ mod desk;
 mod kills;
 mod outside;
 mod runs;
+mod smollm;
 mod tools;
 
 use std::time::Duration;

@@ -87,6 +87,7 @@ pub fn one_model(url: String, concurrency: usize, per_second: u32) -> Options {
         output: "10".into(),
         context: 100_000,
         vision: false,
+        tools: true,
     };
     options.models.insert("gpt".into(), model);
     options

@@ -40,6 +40,7 @@ pub fn model(provider: &str) -> ModelOptions {
         output: "10".into(),
         context: 100_000,
         vision: true,
+        tools: true,
     }
 }
 

@@ -15,6 +15,7 @@ mod router;
 pub mod servers;
 mod wire;
 pub mod words;
+mod written;
 
 pub use answers::{Keep, SharedAnswers};
 pub use embedding::{Embedder, WORDS};

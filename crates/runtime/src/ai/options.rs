@@ -160,6 +160,13 @@ pub struct ModelOptions {
     pub context: u64,
     #[serde(default)]
     pub vision: bool,
+    /// Whether it can call tools. If not, it writes what it wants to call, under a JSON Schema.
+    #[serde(default = "calls_tools")]
+    pub tools: bool,
+}
+
+fn calls_tools() -> bool {
+    true
 }
 
 fn context() -> u64 {

@@ -30,14 +30,18 @@ use crate::systems::marketplace::domain::schedule::zone;
 use crate::systems::marketplace::domain::service::Service;
 
 mod acting;
+mod agreeing;
 mod announcements;
 mod memory;
+mod opening;
 mod talk;
 #[cfg(test)]
 mod tests;
 mod thinking;
 mod view;
 mod words;
+
+use opening::{close, open};
 
 pub use announcements::{ChatMessage, ChatResponse, ChatToken, ChatTyping, SessionEnded};
 pub use memory::{Current, Pending};
@@ -70,6 +74,10 @@ pub enum Command {
         /// Whether there is a model that thinks.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         thinks: bool,
+    },
+    /// Query: whether this request of the agent's agrees with what the user said.
+    Compare {
+        asked: Box<Asked>,
     },
     /// A query that makes a lossy publication.
     Typing {
@@ -301,6 +309,10 @@ pub enum Reply {
     Sent {
         message_id: String,
     },
+    Compared {
+        /// What differs.
+        differs: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -381,6 +393,10 @@ impl Entity for Session {
                 let typing = ChatTyping { session_id, user_id, is_typing };
                 Ok(Decision::reply(Reply::Done).effect(Effect::announce(&typing)))
             }
+            Command::Compare { asked } => {
+                let differs = agreeing::difference(state, &asked, cx.now).map(str::to_owned);
+                Ok(Decision::reply(Reply::Compared { differs }))
+            }
             Command::SendMessage { content, media, thinks } => {
                 check_message(&content, &media)?;
                 Ok(talk::answer(state, content, media, thinks, cx))
@@ -454,7 +470,7 @@ impl Entity for Session {
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Typing { .. })
+        matches!(command, Command::Typing { .. } | Command::Compare { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
@@ -506,6 +522,7 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
     let may = match command {
         Command::Open { .. } | Command::Close { .. } => users("session"),
         Command::SendMessage { .. } | Command::Typing { .. } => users("chat"),
+        Command::Compare { .. } => users("request"),
         Command::Publish { .. } => {
             caller.is_system() || caller.user_id().is_none() && users("session")
         }
@@ -520,44 +537,6 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
     }
     let is_theirs = caller.user_id() == Some(&*state.user_id);
     Err(if is_theirs { Rejection::InternalOnly } else { Rejection::NotFound })
-}
-
-fn open(
-    state: &State,
-    time_zone: String,
-    locale: String,
-    currency: Option<String>,
-    cx: &DecideCx<'_>,
-) -> Decided<Session> {
-    let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
-    let mut check = Check::default();
-    check.zone(&time_zone, "/time_zone");
-    check.length(&locale, 2, 35, "/locale");
-    if let Some(currency) = &currency {
-        check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
-    }
-    check.finish(|errors| Rejection::Invalid { errors })?;
-    // An opening without a currency leaves it unchanged, as with zone and locale, which the edge fills in.
-    let currency = currency.or_else(|| state.currency.clone());
-    let created = state.created_at.is_none();
-    let same = !created
-        && !state.ended
-        && (&state.time_zone, &state.locale, &state.currency) == (&time_zone, &locale, &currency);
-    let decision = Decision::reply(Reply::Opened { session_id: cx.key.into(), created });
-    if same {
-        return Ok(decision);
-    }
-    Ok(decision.event(Event::Opened { user_id, time_zone, locale, currency, at: cx.now }))
-}
-
-fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
-    let decision = Decision::reply(Reply::Done);
-    if !end || state.ended {
-        return decision;
-    }
-    decision
-        .event(Event::Ended { at: cx.now })
-        .effect(Effect::announce(&SessionEnded { session_id: cx.key.into() }))
 }
 
 fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {

@@ -120,6 +120,7 @@ fn answer(decision: &Decision<Session>) -> (String, Value) {
 }
 
 mod dialogue;
+mod thinking;
 
 mod opening {
     use super::*;
