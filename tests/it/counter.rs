@@ -99,6 +99,16 @@ impl Work for Test {
     type Outcome = String;
 }
 
+/// Work whose repetition is harmless.
+pub struct Again;
+
+impl Work for Again {
+    const NAME: &'static str = "again";
+    type Input = String;
+    type Outcome = String;
+    const REPEATABLE: bool = true;
+}
+
 /// Work that no node has a runner for.
 struct Missing;
 
@@ -165,6 +175,7 @@ impl Entity for Counter {
             Command::Run { runner } => {
                 let run = match runner.as_str() {
                     "missing" => Effect::run::<Missing>("tag", &()),
+                    again if again.starts_with("again") => Effect::run::<Again>("tag", &runner),
                     _ => Effect::run::<Test>("tag", &runner),
                 };
                 Decision::reply(Reply::Done).event(Event::Planned).effect(run)

@@ -19,7 +19,7 @@ use proxie::persistence::letters::{self, LetterCursor, LetterFilter};
 use proxie::persistence::publications::Histories;
 use proxie::persistence::writer;
 
-use crate::counter::{Command, Counter, Rejection, Reply, Test};
+use crate::counter::{Again, Command, Counter, Rejection, Reply, Test};
 use crate::support::{Cable, Setup, core, database, eventually, pool, server, try_core};
 
 fn user(id: &str, command_id: &str) -> CommandMeta {
@@ -598,6 +598,62 @@ async fn runs_are_retried_and_their_outcome_comes_back() {
     })
     .await;
     node.stop().await;
+}
+
+/// Says how often it was begun before, and how often without an end, once it is let go.
+struct Counted(Arc<tokio::sync::Semaphore>);
+
+impl Runner for Counted {
+    type Work = Again;
+
+    async fn run(&self, cx: RunCx, input: String) -> Result<String, RunError> {
+        self.0.acquire().await.unwrap().forget();
+        if input == "again, later" && cx.earlier == 0 {
+            return Err(RunError::Retry("not yet".into()));
+        }
+        Ok(format!("{} {}", cx.earlier, cx.unfinished))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_harmless_run_is_noted_once_it_is_repeated() {
+    let database = database().await;
+    let counted = |permits| {
+        let permits = Arc::new(tokio::sync::Semaphore::new(permits));
+        let mut setup = Setup::default();
+        setup.runners.push(AnyRunner::new(Counted(permits.clone())));
+        (permits, setup)
+    };
+    let (permits, setup) = counted(1);
+    let first = core(database.clone(), setup).await;
+    let pool = pool(database.clone()).await;
+    let run = async |node: &Core, runner: &str| {
+        let command = Command::Run { runner: runner.into() };
+        ask(node, "a", command, CommandMeta::runtime()).await.unwrap();
+    };
+    let ran = async |outcome: &str| {
+        eventually(outcome, || async {
+            let ran = "select count(*) from journal where event ->> 'Ran' = $1";
+            let ran = sqlx::query_scalar(ran).bind(format!("ok:\"{outcome}\""));
+            ran.fetch_one(&pool).await.unwrap_or(0i64) == 1
+        })
+        .await;
+    };
+    run(&first, "again").await;
+    ran("0 0").await;
+    run(&first, "again").await;
+    let begun = sqlx::query_scalar("select begun from outbox").fetch_one(&pool);
+    assert_eq!(begun.await.unwrap_or(-1i32), 0);
+    // It never ends here. A successor cannot know that it was not begun.
+    let (_permits, setup) = counted(100);
+    let second = core(database, setup).await;
+    ran("1 1").await;
+    // An attempt that has ended is known.
+    run(&second, "again, later").await;
+    ran("1 0").await;
+    assert_eq!(permits.available_permits(), 0);
+    second.stop().await;
+    drop(first);
 }
 
 /// Runs until it is let go.

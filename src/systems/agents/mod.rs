@@ -61,7 +61,8 @@ pub const SYSTEM: System = System {
     runners: &[
         runner::<runners::Engager>(),
         runner::<runners::Thinker>(),
-        runner::<runners::Actor>(),
+        runner::<runners::Actor<run::Act>>(),
+        runner::<runners::Actor<run::RepeatableAct>>(),
     ],
     tasks: &[embedding::keep_vectors],
     ..System::new("agents")

@@ -1,9 +1,10 @@
 //! The purse of a person: their budget, which the router asks before each call of a model.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, poll};
 use jiff::SignedDuration;
 
 use super::domain::budget::{self, Allowance, Budget, Command, Rejection, Reply};
@@ -58,6 +59,27 @@ impl PersonsPurse {
     async fn ask(&self, command: Command) -> Result<Result<Reply, Rejection>, AskError> {
         let budget = self.entities.of::<Budget>(budget::of_user(&self.person));
         budget.ask(command, CommandMeta::new(self.caller.clone())).await
+    }
+}
+
+/// A purse whose bills are written down while its run goes on. A reserve that comes later finds them taken.
+pub struct Meanwhile(pub Arc<PersonsPurse>);
+
+impl Purse for Meanwhile {
+    fn reserve(&self, call: u32, model: &str, most: Cost) -> BoxFuture<'_, Result<(), Failure>> {
+        self.0.reserve(call, model, most)
+    }
+
+    fn settle(&self, call: u32, bill: Bill) -> BoxFuture<'_, ()> {
+        async move {
+            let purse = self.0.clone();
+            let mut settled = async move { purse.settle(call, bill).await }.boxed();
+            // By its first poll the budget has it. Should it get lost, the reserve expires, which is seen.
+            if poll!(&mut settled).is_pending() {
+                tokio::spawn(settled);
+            }
+        }
+        .boxed()
     }
 }
 

@@ -66,6 +66,8 @@ struct Row {
     attempts: i32,
     /// The time at which it was written, or put back by an operator.
     since: Timestamp,
+    /// This activation has written it, and has not begun it yet.
+    is_new: bool,
     due: Timestamp,
     /// How often it was put off since it was last tried.
     put_off: i32,
@@ -130,7 +132,8 @@ impl Outgoing {
         self.rest = last.filter(|_| rows.len() == OWED_PAGE);
         for PendingOutbox { row, attempts, due_us, since_us } in rows {
             let (due, since) = (from_micros(due_us), from_micros(since_us));
-            self.push(Row { row, attempts, since, due, put_off: 0, tag: None }, now);
+            let row = Row { row, attempts, since, is_new: false, due, put_off: 0, tag: None };
+            self.push(row, now);
         }
     }
 
@@ -145,10 +148,9 @@ impl Outgoing {
     pub fn add(&mut self, rows: Vec<OutboxRow>, now: Timestamp) {
         if self.rest.is_none() {
             for row in rows {
-                self.push(
-                    Row { row, attempts: 0, since: now, due: now, put_off: 0, tag: None },
-                    now,
-                );
+                let (since, due) = (now, now);
+                let row = Row { row, attempts: 0, since, is_new: true, due, put_off: 0, tag: None };
+                self.push(row, now);
             }
         }
     }
@@ -227,7 +229,7 @@ impl Outgoing {
                 // Another row came to the front while it waited.
                 Some(row) if row.due > now => self.enqueue(&receiver, now),
                 Some(row) => {
-                    queue.on_its_way = deliver(rt, kind, key, &receiver, &row.row, &report);
+                    queue.on_its_way = deliver(rt, kind, key, &receiver, row, &report);
                     self.in_flight += usize::from(queue.on_its_way.is_some());
                 }
                 None => {}
@@ -290,6 +292,7 @@ impl Queue {
         if let Outcome::Ran(_, tag) = &outcome {
             row.tag = Some(tag.clone());
         }
+        row.is_new &= matches!(outcome, Outcome::Ran(Ran::PutOff { .. }, _));
         let (change, notice) = match outcome {
             // The receiver has the command; its answer did not fit between the nodes.
             Outcome::Sent(Ok(Ok(_)) | Err(AskError::TooLarge)) | Outcome::Erased => (done, None),
@@ -429,12 +432,12 @@ fn deliver(
     kind: &'static str,
     key: &Arc<str>,
     receiver: &Receiver,
-    row: &OutboxRow,
+    row: &Row,
     report: &OnDelivered,
 ) -> Option<Way> {
     let entities = rt.entities.get().and_then(WeakEntities::upgrade)?;
-    let (rt, key, receiver, row, report) =
-        (rt.clone(), key.clone(), receiver.clone(), row.clone(), report.clone());
+    let (rt, key, receiver, report) = (rt.clone(), key.clone(), receiver.clone(), report.clone());
+    let (is_new, row) = (row.is_new, row.row.clone());
     let (id, is_run) = (row.id.clone(), row.target_kind == "run");
     let task = tokio::spawn(async move {
         let OutboxRow { id, target_kind, target_key, body, .. } = &row;
@@ -449,7 +452,8 @@ fn deliver(
                 let (tag, input) = run_body(&body);
                 let asker = Asker { kind, key, principal, topics: rt.topics.clone() };
                 let now = || rt.clock.now();
-                Outcome::Ran(rt.runners.run(target_key, id, asker, input, now).await, tag)
+                let row = (id.as_str(), is_new);
+                Outcome::Ran(rt.runners.run(target_key, row, asker, input, now).await, tag)
             }
             (Ok(Some(body)), Ok(for_user)) => {
                 let (kind, key) = (kind.to_owned(), key.to_string());

@@ -1,4 +1,5 @@
-//! Runs on their way: each within its runner's limits, and noted in the store before the outside call is made.
+//! Runs on their way: each within its runner's limits, and noted in the store before the outside call is made, unless a
+//! repetition is harmless.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -36,6 +37,7 @@ pub trait Runner: Send + Sync + 'static {
 pub struct AnyRunner {
     name: &'static str,
     limits: RunLimits,
+    repeatable: bool,
     run: Box<dyn AnyRun>,
 }
 
@@ -58,7 +60,8 @@ impl<R: Runner> AnyRun for R {
 
 impl AnyRunner {
     pub fn new<R: Runner>(runner: R) -> Self {
-        Self { name: R::Work::NAME, limits: R::LIMITS, run: Box::new(runner) }
+        let (name, repeatable) = (R::Work::NAME, R::Work::REPEATABLE);
+        Self { name, limits: R::LIMITS, repeatable, run: Box::new(runner) }
     }
 }
 
@@ -191,10 +194,11 @@ impl Runners {
         Self { begins: Arc::new(begins), by_name: by_name.collect() }
     }
 
+    /// `is_new`: this activation has just written the row, and has not begun it before.
     pub async fn run(
         &self,
         name: &str,
-        id: &str,
+        (id, is_new): (&str, bool),
         asker: Asker,
         input: Value,
         now: impl Fn() -> Timestamp,
@@ -207,12 +211,17 @@ impl Runners {
         let Some(_place) = bounded.turn(&now).await else {
             return Ran::PutOff { give_up_after };
         };
-        let begins = match self.begins.begin(id, now()).await {
-            Ok(Begun::Yes { earlier, unfinished }) => (earlier, unfinished),
-            Ok(Begun::Gone) => return Ran::Gone,
-            Ok(Begun::GivenUp) => return Ran::GivenUp,
-            Err(error) => {
-                return again(format!("its begin could not be noted: {error}"));
+        let repeatable = bounded.runner.repeatable;
+        let begins = if repeatable && is_new {
+            (0, 0)
+        } else {
+            match self.begins.begin(id, repeatable, now()).await {
+                Ok(Begun::Yes { earlier, unfinished }) => (earlier, unfinished),
+                Ok(Begun::Gone) => return Ran::Gone,
+                Ok(Begun::GivenUp) => return Ran::GivenUp,
+                Err(error) => {
+                    return again(format!("its begin could not be noted: {error}"));
+                }
             }
         };
         match bounded.run(id, asker, input, begins).await {
@@ -226,7 +235,7 @@ impl Runners {
     /// is a dead letter.
     pub fn note(&self, id: String, now: Timestamp) {
         let begins = self.begins.clone();
-        tokio::spawn(async move { begins.begin(&id, now).await });
+        tokio::spawn(async move { begins.begin(&id, false, now).await });
     }
 }
 

@@ -11,4 +11,7 @@ pub trait Work: 'static {
     /// What it is done with. An input may wait in the outbox while the release changes: a new field needs a default.
     type Input: Serialize + DeserializeOwned + Send + 'static;
     type Outcome: Serialize + DeserializeOwned + Send + 'static;
+    /// Whether a repetition is harmless, so that nobody has to know of each begin. Its first begin is not noted in the store,
+    /// which spares a commit; a run that is found again counts as begun once more.
+    const REPEATABLE: bool = false;
 }

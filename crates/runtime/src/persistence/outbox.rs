@@ -94,7 +94,13 @@ impl Begins {
 
     /// Records that a run's outside call is about to be made. If the call never ends, because the node dies or its
     /// outcome cannot be recorded, the next call comes later, and only a few follow.
-    pub async fn begin(&self, id: &str, now: Timestamp) -> Result<Begun, sqlx::Error> {
+    /// `unnoted`: the first begin was not noted.
+    pub async fn begin(
+        &self,
+        id: &str,
+        unnoted: bool,
+        now: Timestamp,
+    ) -> Result<Begun, sqlx::Error> {
         let begin = sqlx::query(
             "update outbox set
                  begun = begun + 1,
@@ -103,11 +109,12 @@ impl Begins {
                  last_error = case when begun - attempts >= $3
                      then 'it was begun ' || $3 || ' times, and what came of it was never taken' else last_error end
              where id = $1 and dead_at is null
-             returning dead_at is not null, begun - 1, greatest(begun - 1 - attempts, 0)",
+             returning dead_at is not null, begun - $4, greatest(begun - $4 - attempts, 0)",
         )
         .bind(id)
         .bind(micros(now))
-        .bind(MAX_UNFINISHED);
+        .bind(MAX_UNFINISHED)
+        .bind(i32::from(!unnoted));
         let row = within(&self.0, "note the begin of a run", PATIENCE, async |connection| {
             begin.fetch_optional(connection).await
         })

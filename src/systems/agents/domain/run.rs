@@ -73,10 +73,14 @@ impl Work for Think {
     const NAME: &'static str = "agents.think";
     type Input = Turn;
     type Outcome = Thought;
+    const REPEATABLE: bool = true;
 }
 
-/// One call of a tool.
+/// One call of a tool, which must not happen twice.
 pub enum Act {}
+
+/// One call of a tool that commits here, or whose other side recognises a repetition.
+pub enum RepeatableAct {}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UseOf {
@@ -87,6 +91,13 @@ impl Work for Act {
     const NAME: &'static str = "agents.act";
     type Input = UseOf;
     type Outcome = Acted;
+}
+
+impl Work for RepeatableAct {
+    const NAME: &'static str = "agents.repeatable_act";
+    type Input = UseOf;
+    type Outcome = Acted;
+    const REPEATABLE: bool = true;
 }
 
 /// What came of a turn.
@@ -544,6 +555,10 @@ impl Entity for AgentRun {
             }
             Act::NAME => {
                 let acted = outcome.of::<Act>().unwrap_or(Acted::Unknown);
+                Some(Command::Acted { use_id: number, acted })
+            }
+            RepeatableAct::NAME => {
+                let acted = outcome.of::<RepeatableAct>().unwrap_or(Acted::Unknown);
                 Some(Command::Acted { use_id: number, acted })
             }
             _ => None,

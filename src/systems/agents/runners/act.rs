@@ -1,5 +1,6 @@
 //! One call of a tool, for the person whose agent asked for it.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,26 +13,29 @@ use crate::contract::{Call, Problem, Services};
 use crate::kernel::conversation::RunFollower;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::Guarantee;
+use crate::kernel::work::Work;
 use crate::systems::agents::definitions::tool_named;
-use crate::systems::agents::domain::run::{Act, Acted, AgentRun, Command, Reply, UseOf, UseWork};
+use crate::systems::agents::domain::run::{Acted, AgentRun, Command, Reply, UseOf, UseWork};
 
 /// What a model is shown of one result. What is longer is cut, and says so.
 const MAX_RESULT: usize = 16 << 10;
 /// The longest that one attempt may take.
 const LONGEST: Duration = Duration::from_secs(30);
 
-pub struct Actor {
+/// The runner of `Act` and `RepeatableAct`.
+pub struct Actor<W> {
     services: LateServices,
+    work: PhantomData<fn() -> W>,
 }
 
-impl SystemRunner for Actor {
+impl<W: Work<Input = UseOf, Outcome = Acted>> SystemRunner for Actor<W> {
     fn new(parts: &RunnerParts) -> Self {
-        Self { services: parts.services.clone() }
+        Self { services: parts.services.clone(), work: PhantomData }
     }
 }
 
-impl Runner for Actor {
-    type Work = Act;
+impl<W: Work<Input = UseOf, Outcome = Acted>> Runner for Actor<W> {
+    type Work = W;
     const LIMITS: RunLimits = RunLimits {
         timeout: Duration::from_secs(60),
         concurrent: 512,

@@ -23,7 +23,7 @@ use crate::systems::agents::domain::run::{
     AgentRun, Command, HandOver, ProposedCall, Reply, RunDelta, Think, Thought, Turn, TurnAnswer,
     TurnWork,
 };
-use crate::systems::agents::purse::PersonsPurse;
+use crate::systems::agents::purse::{Meanwhile, PersonsPurse};
 use crate::systems::agents::settings::Models;
 
 const HAND_OVER: &str = "hand_over";
@@ -99,7 +99,7 @@ async fn think(
     let payer = Principal { user_id: work.owner.clone(), scopes: Scopes::parse("ai") };
     let caller =
         Caller::Entity { kind: cx.kind.into(), key: cx.key.to_string(), for_user: Some(payer) };
-    let purse: Arc<dyn Purse> = Arc::new(PersonsPurse {
+    let purse = PersonsPurse {
         entities: services.entities.clone(),
         clock: services.clock.clone(),
         caller,
@@ -107,7 +107,8 @@ async fn think(
         question: format!("{}-{turn}-{}", &*cx.key, ulid::Ulid::generate()),
         deadline: models.router.deadline(),
         allowance: models.allowance,
-    });
+    };
+    let purse: Arc<dyn Purse> = Arc::new(Meanwhile(Arc::new(purse)));
     let ask = ModelAsk {
         route: definition.route.as_deref(),
         max_cost: Some(work.left),

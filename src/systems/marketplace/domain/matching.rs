@@ -25,6 +25,7 @@ impl Work for MatchProviders {
     const NAME: &'static str = "match_providers";
     type Input = Criteria;
     type Outcome = Matches;
+    const REPEATABLE: bool = true;
 }
 
 /// Most candidates in an outcome.

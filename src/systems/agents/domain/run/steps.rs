@@ -8,8 +8,8 @@ use super::state::evolve;
 use super::view::{RunEnded, RunStep, RunView, RunWaiting, StepKind, arguments_of, row};
 use super::{
     APPROVAL, Act, Acted, AgentRun, Command, DEADLINE, Event, HandOver, MAX_CALLS, MAX_QUEUED,
-    MAX_WORDS, NewUse, Phase, Rejection, Reply, RunOrder, RunStatus, State, StoredMessage, Think,
-    Thought, Turn, TurnAnswer, UseOf,
+    MAX_WORDS, NewUse, Phase, Rejection, RepeatableAct, Reply, RunOrder, RunStatus, State,
+    StoredMessage, Think, Thought, ToolUse, Turn, TurnAnswer, UseOf,
 };
 use crate::kernel::agent::MessagePolicy;
 use crate::kernel::chat::{Cost, PromptMessage};
@@ -18,7 +18,7 @@ use crate::kernel::conversation::{RunFollower, RunNews, RunTold, WaitingCall};
 use crate::kernel::entity::{
     Announcement, Caller, DecideCx, Decided, Decision, Effect, Role, to_value,
 };
-use crate::kernel::outward::OutwardEffect;
+use crate::kernel::outward::{Guarantee, OutwardEffect};
 use crate::kernel::private::Private;
 
 /// The events and effects of one command, and the run as it is after them.
@@ -193,8 +193,9 @@ impl<'a> Steps<'a> {
             return Err(Rejection::OtherArguments);
         }
         if allow {
+            let allowed = act(waiting);
             self.take(Event::Allowed { use_id, at: self.now });
-            self.effects.push(act(use_id));
+            self.effects.push(allowed);
         } else {
             self.decline(use_id, "The person does not allow this.");
         }
@@ -335,7 +336,7 @@ impl<'a> Steps<'a> {
         }
         let dispatched = self.after.uses.iter();
         let dispatched = dispatched.filter(|one| one.effect == OutwardEffect::Dispatched);
-        let acts: Vec<_> = dispatched.map(|one| act(one.id)).collect();
+        let acts: Vec<_> = dispatched.map(act).collect();
         self.effects.extend(acts);
         let waiting: Vec<_> = self.after.waits_for_a_person().map(|one| one.id).collect();
         self.wait_for_a_person(&waiting, until);
@@ -432,6 +433,12 @@ impl<'a> Steps<'a> {
     }
 }
 
-fn act(use_id: u32) -> Effect {
-    Effect::run::<Act>(use_id.to_string(), &UseOf { use_id })
+fn act(of: &ToolUse) -> Effect {
+    let use_id = of.id;
+    match of.guarantee {
+        Guarantee::AtMostOnce => Effect::run::<Act>(use_id.to_string(), &UseOf { use_id }),
+        Guarantee::Transactional | Guarantee::Keyed => {
+            Effect::run::<RepeatableAct>(use_id.to_string(), &UseOf { use_id })
+        }
+    }
 }

@@ -103,7 +103,10 @@ fn a_run_thinks_and_acts_until_it_has_an_answer() {
     assert_eq!(asked(&decision), think(1));
     let decision =
         itself(&mut run, thought(1, "", vec![call(1, "look"), call(2, "fly"), call(3, "look")]));
-    assert_eq!(asked(&decision), [(Act::NAME, "1".to_owned()), (Act::NAME, "3".to_owned())]);
+    assert_eq!(
+        asked(&decision),
+        [(RepeatableAct::NAME, "1".to_owned()), (RepeatableAct::NAME, "3".to_owned())]
+    );
     // In whatever order they come, the model sees them in its own.
     assert_eq!(asked(&itself(&mut run, returned(3, "three"))), []);
     assert_eq!(asked(&itself(&mut run, returned(1, "one"))), think(2));
@@ -135,7 +138,7 @@ fn a_run_thinks_and_acts_until_it_has_an_answer() {
 fn what_binds_waits_for_its_person_and_for_these_arguments_only() {
     let mut run = begun(RunTerms::default());
     let decision = itself(&mut run, thought(1, "", vec![call(1, "pay"), call(2, "look")]));
-    assert_eq!(asked(&decision), [(Act::NAME, "2".to_owned())]);
+    assert_eq!(asked(&decision), [(RepeatableAct::NAME, "2".to_owned())]);
     itself(&mut run, returned(2, "two"));
     assert_eq!(run.state.status, RunStatus::Waiting);
     // Its runner has nothing to do, whatever it was told.
@@ -146,7 +149,7 @@ fn what_binds_waits_for_its_person_and_for_these_arguments_only() {
     let right = decide(&run, 1, true);
     run.when(right.clone()).then_rejected("no_such_run");
     run.caller = Caller::user("alice", Role::Consumer);
-    assert_eq!(asked(&run.when(right.clone()).decision()), [(Act::NAME, "1".to_owned())]);
+    assert_eq!(asked(&run.when(right.clone()).decision()), [(RepeatableAct::NAME, "1".to_owned())]);
     assert_eq!(run.state.status, RunStatus::Running);
     run.when(right).then_rejected("not_waiting");
     assert_eq!(asked(&itself(&mut run, returned(1, "paid"))), think(2));
@@ -204,7 +207,7 @@ fn what_is_said_in_between_is_kept_as_the_policy_says() {
             Enqueue | Steer => {
                 assert_eq!(asked(&run.when(say("wait")).decision()), []);
                 let asks = itself(&mut run, thought(1, "", vec![call(1, "look")]));
-                assert_eq!(asked(&asks), [(Act::NAME, "1".to_owned())]);
+                assert_eq!(asked(&asks), [(RepeatableAct::NAME, "1".to_owned())]);
                 itself(&mut run, returned(1, "one"));
                 let sees = said(&run).contains(&"user: wait".to_owned());
                 assert_eq!(sees, policy == Steer, "{policy:?}");
