@@ -71,8 +71,9 @@ fn last_said(body: &Value) -> (String, Value) {
     let last = messages.iter().rfind(|message| message["role"] == "user").unwrap();
     let content = &last["content"];
     let said = content.as_str().or(content[0]["text"].as_str()).unwrap();
-    let (said, situation) = said.split_once("\n\n(Situation, as data: ").unwrap_or((said, "{})"));
-    (said.to_owned(), serde_json::from_str(situation.strip_suffix(')').unwrap()).unwrap())
+    let situation = said.strip_prefix("(Situation, as data: ").unwrap();
+    let (situation, said) = situation.split_once(")\n\n").unwrap();
+    (said.to_owned(), serde_json::from_str(situation).unwrap())
 }
 
 /// Whether the last message is the person's, and not a result.

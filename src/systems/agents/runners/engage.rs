@@ -8,7 +8,7 @@ use crate::contract::runner::{
     LateServices, RunCx, RunError, RunLimits, Runner, RunnerParts, SystemRunner,
 };
 use crate::kernel::conversation::{Engage, Engagement};
-use crate::kernel::entity::Caller;
+use crate::kernel::entity::{Caller, Rejection as _};
 use crate::systems::agents::api::has_models;
 use crate::systems::agents::definitions::Agents;
 use crate::systems::agents::domain::run::{AgentRun, Command, Rejection, RunOrder};
@@ -43,7 +43,11 @@ impl Runner for Engager {
         }
         let words = words.reveal().cloned().ok_or_else(|| end("erased"))?;
         let agents = services.settings.get::<Agents>().ok_or_else(|| end("no_agents"))?;
-        let agent = agents.all(&services).map_err(end)?.get(&name);
+        let all = agents.all(&services).map_err(|why| {
+            tracing::error!(why, "the agents of this node are not what the configuration says");
+            end("agents_misconfigured")
+        })?;
+        let agent = all.get(&name);
         let agent = agent.ok_or_else(|| end("no_such_agent"))?;
         agents.store(&services, agent).await.map_err(later)?;
         let order = RunOrder {
@@ -61,7 +65,7 @@ impl Runner for Engager {
         match run.ask(Command::Start(Box::new(order)), meta).await.map_err(later)? {
             // Busy: an earlier attempt has started it.
             Ok(_) | Err(Rejection::Busy) => Ok(()),
-            Err(rejection) => Err(RunError::Final(rejection.to_string())),
+            Err(rejection) => Err(end(rejection.reason())),
         }
     }
 }

@@ -38,12 +38,6 @@ pub enum LeadAnswerer {
     Owner,
 }
 
-impl LeadAnswerer {
-    fn is_policy(&self) -> bool {
-        *self == Self::Policy
-    }
-}
-
 /// The fields of a provider's profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Profile {
@@ -60,7 +54,7 @@ pub struct Profile {
     pub days_off: BTreeSet<Date>,
     pub minimum_notice_minutes: u32,
     pub max_discount_percent: u8,
-    #[serde(default, skip_serializing_if = "LeadAnswerer::is_policy")]
+    #[serde(default)]
     pub answers_leads: LeadAnswerer,
 }
 

@@ -1,6 +1,7 @@
 //! The beginning of a session, and its end.
 
 use super::*;
+use crate::kernel::conversation::RunCancellation;
 
 pub(super) fn open(
     state: &State,
@@ -35,7 +36,10 @@ pub(super) fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Ses
     if !end || state.ended {
         return decision;
     }
+    let run = state.thinking.as_ref();
+    let stop = run.map(|run| Effect::send(run.run_id.as_str(), &RunCancellation));
     decision
+        .effects(stop)
         .event(Event::Ended { at: cx.now })
         .effect(Effect::announce(&SessionEnded { session_id: cx.key.into() }))
 }

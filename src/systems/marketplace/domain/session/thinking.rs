@@ -240,7 +240,7 @@ fn spoken(state: &State, knows: u64, content: &str, now: Timestamp) -> PromptMes
         "requests": requests.collect::<Vec<_>>(),
         "said_before": said.collect::<Vec<_>>(),
     });
-    PromptMessage::user(format!("{content}\n\n(Situation, as data: {situation})"))
+    PromptMessage::user(format!("(Situation, as data: {situation})\n\n{content}"))
 }
 
 /// The run is there, or there is none.
