@@ -110,11 +110,7 @@ impl State {
                     (run.turn, run.knows, run.owes_word) = (*turn, known, false);
                 }
             }
-            Event::RunLost { run_id } => {
-                if self.run(run_id).is_some() {
-                    self.thinking = None;
-                }
-            }
+            Event::RunLost { run_id } if self.run(run_id).is_some() => self.thinking = None,
             _ => {}
         }
     }
