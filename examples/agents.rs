@@ -235,6 +235,7 @@ fn config(database: String, url: String) -> Config {
         context: 100_000,
         vision: false,
         image_tokens: None,
+        tools: true,
     };
     ai.models.insert("fake".into(), model);
     config.systems.set(AiSection(ai));

@@ -176,6 +176,7 @@ fn router(address: &str, concurrency: usize) -> anyhow::Result<Arc<ModelRouter>>
         context: 100_000,
         vision: false,
         image_tokens: None,
+        tools: true,
     };
     options.models.insert("fake".into(), model);
     Ok(Arc::new(ModelRouter::new(&options).map_err(anyhow::Error::msg)?))

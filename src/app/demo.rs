@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::app::client::{Client, STEP};
+use crate::app::client::Client;
 use crate::config::Config;
 
 const SENTENCE: &str =
     "I need a haircut tomorrow at 5 pm near Alexanderplatz in Berlin, up to 60 euros";
+
+/// Until there is an offer, also where a model thinks for a while.
+const OFFERS: Duration = Duration::from_secs(90);
 
 /// Runs the demonstration on a temporary store, with a node that is killed in the middle.
 pub async fn run(config: &Config, keep: bool) -> anyhow::Result<()> {
@@ -106,14 +109,24 @@ async fn book(term: &Terminal, url: &str, token: &str) -> anyhow::Result<(Client
 
     // The agent's words arrive token by token, offers as providers' agents make them.
     let mut offers: Vec<Value> = Vec::new();
+    let mut models: Vec<String> = Vec::new();
     let mut answered = false;
-    let deadline = Instant::now() + STEP;
+    let deadline = Instant::now() + OFFERS;
     while !(answered && !offers.is_empty() && clara.is_quiet(Duration::from_millis(400)).await?) {
-        ensure!(Instant::now() < deadline, "no offer within {} s", STEP.as_secs());
+        ensure!(Instant::now() < deadline, "no offer within {} s", OFFERS.as_secs());
         let Some(event) = clara.next_event(Duration::from_millis(400)).await? else { continue };
         match event["event"].as_str() {
             Some("chat:response") => {
-                term.says("Agent", event["data"]["content"].as_str().unwrap_or_default());
+                let data = &event["data"];
+                let model = data["model"].as_str().unwrap_or("?");
+                let away = data["fell_back"].as_str();
+                let away =
+                    away.map_or(String::new(), |why| format!(", since the model is away: {why}"));
+                let content = data["content"].as_str().unwrap_or_default();
+                term.says(&format!("Agent (thought by {model}{away})"), content);
+                if !models.contains(&model.to_owned()) {
+                    models.push(model.to_owned());
+                }
                 answered = true;
             }
             Some("offer:new") => {
@@ -129,6 +142,7 @@ async fn book(term: &Terminal, url: &str, token: &str) -> anyhow::Result<(Client
         }
     }
     let offers_took = asked.elapsed();
+    term.fact(&format!("thought by: {}", models.join(", ")));
 
     let best =
         offers.iter().max_by(|a, b| score(a).total_cmp(&score(b))).expect("there is an offer");

@@ -227,6 +227,8 @@ export type ChatResponse = {
   content: string;
   /** The objects that the agent's words are about. */
   data: Record<string, unknown>;
+  /** Why it was the parser, where a model was asked: `unavailable`, `too_slow`. */
+  fell_back?: string | null;
   message_id: string;
   /** The model that thought: `local` is the parser of the node itself. */
   model: string;
@@ -327,6 +329,9 @@ export type CreateRequest = {
   time_zone?: string | null | undefined;
 };
 
+/** The reason why an agent makes no offer. */
+export type DeclineReason = 'no_skill' | 'out_of_area' | 'not_available' | 'over_budget' | 'other_currency' | 'unreachable';
+
 /** An offer that was declined. */
 export type Declined = {
   offer_id: string;
@@ -391,6 +396,8 @@ export type DeviceType = 'ios' | 'android' | 'web' | 'desktop' | 'apple_tv' | 'a
 export type Done = Record<string, unknown>;
 
 export type EnrollProvider = {
+  /** Default: `policy`. */
+  answers_leads?: LeadAnswerer | null | undefined;
   base: Base;
   bio?: string | null | undefined;
   days_off?: string[] | null | undefined;
@@ -476,6 +483,59 @@ export type InitiatedPlayback = {
   updated_at: string;
   user_id: string;
   web_fallback: string;
+};
+
+/** A lead as its provider sees it. */
+export type Lead = {
+  budget?: Money | null;
+  earliest: string;
+  /** Whether the time is `earliest` and no other. */
+  exact: boolean;
+  latest: string;
+  place: Place;
+  provider_id: string;
+  request_id: string;
+  /** How well you fit. */
+  score: Score;
+  service: Service;
+  /** When the policy of your profile answers instead. */
+  until: string;
+};
+
+/** Who answers the leads of a provider. */
+export type LeadAnswerer = 'policy' | 'agent' | 'owner';
+
+/** A lead with what the consumer said, but not who they are. */
+export type LeadDetail = {
+  budget?: Money | null;
+  /** In the consumer's words. */
+  details: string;
+  earliest: string;
+  /** Whether the time is `earliest` and no other. */
+  exact: boolean;
+  latest: string;
+  place: Place;
+  provider_id: string;
+  request_id: string;
+  /** How well you fit. */
+  score: Score;
+  service: Service;
+  /** When the policy of your profile answers instead. */
+  until: string;
+};
+
+export type LeadId = {
+  provider_id: string;
+  request_id: string;
+};
+
+/** At most 64. */
+export type LeadList = {
+  items: Lead[];
+};
+
+export type LeadsOf = {
+  provider_id: string;
 };
 
 export type Limits = {
@@ -693,6 +753,10 @@ export type OfferMade = {
 /** The status of an offer. */
 export type OfferStatus = 'open' | 'accepted' | 'expired' | 'declined' | 'withdrawn' | 'unavailable';
 
+export type OfferSubmitted = {
+  offer_id: string;
+};
+
 /** One service that a provider sells. */
 export type Offering = {
   duration_minutes: number;
@@ -862,6 +926,7 @@ export type PresenceDevice = {
 
 /** The fields of a provider's profile. */
 export type Profile = {
+  answers_leads?: LeadAnswerer;
   base: Base;
   bio: string;
   days_off: string[];
@@ -1265,6 +1330,28 @@ export type StepKind = 'thought' | 'returned';
 /** Why a model stopped. */
 export type Stop = 'finished' | 'tool_calls' | 'max_tokens';
 
+export type SubmitOffer = {
+  /** What the consumer reads with it. */
+  message?: string | null | undefined;
+  /** Default: as `suggest_offer` says. Never below your largest discount, never above your list price. */
+  price?: Money | null | undefined;
+  provider_id: string;
+  request_id: string;
+  /** Default: as `suggest_offer` says. */
+  starts_at?: string | null | undefined;
+};
+
+/** What the policy of the profile would offer. */
+export type Suggestion = {
+  ends_at?: string | null;
+  /** Whether it would make an offer. */
+  offers: boolean;
+  price?: Money | null;
+  /** Why it would not. */
+  reason?: DeclineReason | null;
+  starts_at?: string | null;
+};
+
 export type SyncAddition = {
   added_at: string;
   device_id: string;
@@ -1440,6 +1527,7 @@ export type Typing = {
 
 /** The fields to change; a list replaces the whole list. */
 export type UpdateProvider = {
+  answers_leads?: LeadAnswerer | null | undefined;
   base?: Base | null | undefined;
   bio?: string | null | undefined;
   days_off?: string[] | null | undefined;
@@ -1641,6 +1729,31 @@ export interface ClientEvents {
   'device:remove': {
     data: DeviceId;
     reply: Done;
+  };
+  /** Make no offer for a lead */
+  'lead:decline': {
+    data: LeadId;
+    reply: Done;
+  };
+  /** A lead, with what is asked for in its words */
+  'lead:get': {
+    data: LeadId;
+    reply: LeadDetail;
+  };
+  /** Requests that match your provider and wait for your answer */
+  'lead:list': {
+    data: LeadsOf;
+    reply: LeadList;
+  };
+  /** Make an offer for a lead, within the limits of your profile */
+  'lead:offer': {
+    data: SubmitOffer;
+    reply: OfferSubmitted;
+  };
+  /** The price and time that your profile suggests for a lead */
+  'lead:suggest': {
+    data: LeadId;
+    reply: Suggestion;
   };
   /** Forget something for good */
   'memory:forget': {
@@ -2044,6 +2157,11 @@ export const REPEATABLE: Readonly<Record<ClientEvent, boolean>> = {
   'device:list': true,
   'device:register': true,
   'device:remove': true,
+  'lead:decline': true,
+  'lead:get': true,
+  'lead:list': true,
+  'lead:offer': true,
+  'lead:suggest': true,
   'memory:forget': true,
   'memory:list': true,
   'memory:recall': true,
@@ -2108,6 +2226,8 @@ export const PATHS: Readonly<Partial<Record<string, string>>> = {
   'chat:message': '/v1/sessions/{session_id}/messages',
   'device:command': '/v1/devices/{device_id}/commands',
   'device:register': '/v1/devices/register',
+  'lead:decline': '/v1/providers/{provider_id}/leads/{request_id}/decline',
+  'lead:offer': '/v1/providers/{provider_id}/leads/{request_id}/offer',
   'memory:recall': '/v1/memories/recall',
   'memory:write': '/v1/memories',
   'offer:accept': '/v1/offers/{offer_id}/accept',

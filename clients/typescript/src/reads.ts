@@ -8,6 +8,8 @@ import type {
   Content,
   Device,
   DeviceList,
+  LeadDetail,
+  LeadList,
   MemoryList,
   MessageList,
   ModelList,
@@ -30,6 +32,7 @@ import type {
   Service,
   SessionData,
   SessionList,
+  Suggestion,
   SyncExplanation,
   SyncState,
 } from './events.js';
@@ -167,6 +170,29 @@ export interface Reads {
       id: string;
     };
     answer: Provider;
+  };
+  /** Requests that match your provider and wait for your answer */
+  '/v1/providers/{id}/leads': {
+    query: {
+      id: string;
+    };
+    answer: LeadList;
+  };
+  /** A lead, with what is asked for in its words */
+  '/v1/providers/{provider_id}/leads/{request_id}': {
+    query: {
+      provider_id: string;
+      request_id: string;
+    };
+    answer: LeadDetail;
+  };
+  /** The price and time that your profile suggests for a lead */
+  '/v1/providers/{provider_id}/leads/{request_id}/suggestion': {
+    query: {
+      provider_id: string;
+      request_id: string;
+    };
+    answer: Suggestion;
   };
   /** List your requests, newest first */
   '/v1/requests': {

@@ -145,6 +145,7 @@ fn define_all(
             without_asking: given.without_asking.or_else(|| words(one.without_asking)),
             hands_over_to: given.hands_over_to.or_else(|| words(one.hands_over_to)),
             on_message: given.on_message.or(Some(one.on_message)),
+            max_seconds: given.max_seconds.or(one.max_seconds),
             ..given
         };
         all.insert(one.name.to_owned(), options);

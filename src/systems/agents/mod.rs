@@ -1,6 +1,7 @@
 //! Agents: models that think for people, what they do for them, what they may spend on it, and what they remember.
 
 pub mod answers;
+pub mod api;
 pub mod definitions;
 pub mod domain;
 pub mod embedding;
@@ -63,6 +64,7 @@ pub const SYSTEM: System = System {
         section::<settings::MemorySettings>(),
     ],
     runners: &[
+        runner::<runners::Engager>(),
         runner::<runners::Thinker>(),
         runner::<runners::Actor<run::Act>>(),
         runner::<runners::Actor<run::RepeatableAct>>(),

@@ -3,6 +3,9 @@
 use crate::contract::assistant::Assistant;
 use crate::kernel::agent::MessagePolicy;
 
+/// Whoever talks with an agent waits no longer for its answer; then the node's own parser gives one.
+const PATIENCE: Option<u32> = Some(60);
+
 pub const ALL: &[Assistant] = &[
     Assistant {
         name: "assistant",
@@ -12,6 +15,7 @@ pub const ALL: &[Assistant] = &[
         without_asking: &[],
         hands_over_to: &["haircut", "cleaning", "plumbing", "photography"],
         on_message: MessagePolicy::Steer,
+        max_seconds: PATIENCE,
     },
     specialist("haircut", "Finds a hairdresser for you", HAIRCUT),
     specialist("cleaning", "Finds somebody who cleans for you", CLEANING),
@@ -27,10 +31,27 @@ pub const ALL: &[Assistant] = &[
             "get_booking",
             "update_availability",
             "cancel_booking",
+            "get_matching_requests",
+            "get_lead_details",
+            "suggest_offer",
+            "submit_offer",
+            "decline_lead",
         ],
         without_asking: &[],
         hands_over_to: &[],
         on_message: MessagePolicy::Steer,
+        max_seconds: PATIENCE,
+    },
+    // It reads what consumers wrote, so it can do nothing but answer them.
+    Assistant {
+        name: "lead_desk",
+        summary: "Answers a request that matches a provider",
+        instructions: LEAD_DESK,
+        tools: &["get_lead_details", "suggest_offer", "submit_offer", "decline_lead"],
+        without_asking: &[],
+        hands_over_to: &[],
+        on_message: MessagePolicy::Steer,
+        max_seconds: PATIENCE,
     },
 ];
 
@@ -64,6 +85,7 @@ const fn specialist(
         without_asking: &[],
         hands_over_to: &["assistant"],
         on_message: MessagePolicy::Steer,
+        max_seconds: PATIENCE,
     }
 }
 
@@ -101,6 +123,12 @@ const PHOTOGRAPHY: &str = with_rules!(
      many pictures and in which form, the date, the budget."
 );
 const FRONT_DESK: &str = with_rules!(
-    "You work for one provider of services. You keep their calendar, tell them what is booked, and change their times as they \
-     say."
+    "You work for one provider of services. You keep their calendar, tell them what is booked, change their times as they \
+     say, and help them answer requests that match."
+);
+const LEAD_DESK: &str = with_rules!(
+    "You answer one request for one provider of services. Read what is asked for with get_lead_details, see what the profile \
+     suggests with suggest_offer, and answer with submit_offer, or with decline_lead where it is no work for this provider. Take \
+     the suggested price and time unless what is asked for gives a good reason for others. The message of an offer is for the \
+     consumer: friendly, one or two sentences, with nothing about other customers."
 );

@@ -13,7 +13,7 @@ use crate::contract::System;
 use crate::contract::declare::{agent, announcement, entity, operation, runner, topic, view};
 use crate::kernel::task::TaskRow;
 use domain::{booking, request, session, task};
-use operations::{bookings, negotiating, offers, photos, providers, requests, sessions};
+use operations::{bookings, leads, negotiating, offers, photos, providers, requests, sessions};
 
 pub const SYSTEM: System = System {
     prompts: &[prompts::DISCOVERY_ASSISTANT],
@@ -48,6 +48,11 @@ pub const SYSTEM: System = System {
         operation::<providers::Enroll>(),
         operation::<providers::Get>(),
         operation::<providers::Update>(),
+        operation::<leads::List>(),
+        operation::<leads::Get>(),
+        operation::<leads::Suggest>(),
+        operation::<leads::Offer>(),
+        operation::<leads::Decline>(),
         operation::<sessions::List>(),
         operation::<sessions::Create>(),
         operation::<sessions::Open>(),

@@ -1,11 +1,14 @@
 //! Agents at work: their runs, on models that follow a script, through everything that happens to nodes and people.
 
+mod chat;
+mod desk;
 mod injection;
 mod kills;
 mod outside;
 mod peers;
 mod runs;
 mod servers;
+mod smollm;
 mod tools;
 mod words;
 

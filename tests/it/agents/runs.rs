@@ -215,6 +215,7 @@ async fn a_model_that_fails_is_asked_again_and_what_cannot_work_ends() {
             "clerk",
             "front_desk",
             "haircut",
+            "lead_desk",
             "photography",
             "plumbing"
         ]

@@ -30,6 +30,7 @@ pub const SYSTEM: System = System {
             without_asking: &["send_webhook"],
             hands_over_to: &["archivist"],
             on_message: MessagePolicy::Interrupt,
+            max_seconds: None,
         },
         Assistant {
             name: "archivist",
@@ -39,6 +40,7 @@ pub const SYSTEM: System = System {
             without_asking: &[],
             hands_over_to: &[],
             on_message: MessagePolicy::Reject,
+            max_seconds: None,
         },
     ],
     sections: &[section::<OutsideSection>()],

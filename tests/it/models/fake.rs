@@ -88,6 +88,7 @@ pub fn one_model(url: String, concurrency: usize, per_second: u32) -> Options {
         context: 100_000,
         vision: false,
         image_tokens: None,
+        tools: true,
     };
     options.models.insert("gpt".into(), model);
     options

@@ -41,6 +41,7 @@ pub fn model(provider: &str) -> ModelOptions {
         context: 100_000,
         vision: true,
         image_tokens: None,
+        tools: true,
     }
 }
 

@@ -17,6 +17,7 @@ pub mod servers;
 mod similar;
 mod wire;
 pub mod words;
+mod written;
 
 pub use answers::{Keep, SharedAnswers};
 pub use embedding::{Embedder, WORDS};

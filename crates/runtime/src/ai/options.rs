@@ -221,6 +221,13 @@ pub struct ModelOptions {
     /// The most tokens that a picture counts as. Default: by the provider's wire.
     #[serde(default)]
     pub image_tokens: Option<u64>,
+    /// Whether it can call tools. If not, it writes what it wants to call, under a JSON Schema.
+    #[serde(default = "calls_tools")]
+    pub tools: bool,
+}
+
+fn calls_tools() -> bool {
+    true
 }
 
 fn context() -> u64 {

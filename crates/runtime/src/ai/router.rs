@@ -158,7 +158,7 @@ impl ModelRouter {
             let model = Model {
                 name: name.as_str().into(),
                 identity: format!("{name} {:?} {} {id}", provider.wire, provider.url),
-                target: Target::new(provider, id),
+                target: Target::new(provider, id).calling_tools(one.tools),
                 provider: shared.clone(),
                 price,
                 context: one.context,

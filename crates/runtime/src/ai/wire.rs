@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use super::failure::{Failure, FailureKind};
 use super::options::{ProviderOptions, WireFormat};
 use super::router::AnswerDelta;
+use super::written;
 use crate::kernel::chat::{
     AnswerEnd, Part, Prompt, PromptMessage, ToolCall, ToolSpec, Usage, estimated_tokens,
 };
@@ -37,7 +38,11 @@ pub struct Clocks {
 
 /// Where a model is, and how it is spoken to.
 #[derive(Clone)]
-pub struct Target(ServiceTarget);
+pub struct Target {
+    service: ServiceTarget,
+    /// Whether the model can call tools, and does not have to write what it wants to call.
+    calls_tools: bool,
+}
 
 impl Target {
     pub fn new(provider: &ProviderOptions, model: &str) -> Self {
@@ -60,11 +65,16 @@ impl Target {
             "" => "none",
             key => key,
         };
-        Self(ServiceTarget {
+        let service = ServiceTarget {
             endpoint: Endpoint::from_owned(url),
             auth: AuthData::from_single(key),
             model: ModelIden::new(adapter, model),
-        })
+        };
+        Self { service, calls_tools: true }
+    }
+
+    pub fn calling_tools(self, calls_tools: bool) -> Self {
+        Self { calls_tools, ..self }
     }
 }
 
@@ -116,10 +126,17 @@ pub async fn call(
     if prompt.messages.iter().flat_map(PromptMessage::parts).any(|one| one.photo_id().is_some()) {
         return Err(Failure::new(FailureKind::Invalid, "a photo was not put into the question"));
     }
+    let is_written = !target.calls_tools && !prompt.tools.is_empty();
+    let written = is_written.then(|| written::without_tools(prompt)).transpose()?;
+    // A call that is written is no word for the listener.
+    let (prompt, words_to) = match &written {
+        Some(written) => (written, None),
+        None => (prompt, sink),
+    };
     let started = Instant::now();
     let options = options(prompt);
     // Nothing is sent before the stream is polled.
-    let response = client.exec_chat_stream(target.0.clone(), request(prompt), Some(&options));
+    let response = client.exec_chat_stream(target.service.clone(), request(prompt), Some(&options));
     let mut stream = response.await.map_err(|error| Failure::of(&error))?.stream;
     progress.is_sent = true;
     let mut limit = started + clocks.header;
@@ -141,7 +158,7 @@ pub async fn call(
             Some(Ok(ChatStreamEvent::Chunk(chunk))) if chunk.content.is_empty() => {}
             Some(Ok(ChatStreamEvent::Chunk(chunk))) => {
                 progress.text.push_str(&chunk.content);
-                if let Some(sink) = sink {
+                if let Some(sink) = words_to {
                     progress.is_heard = true;
                     // A slow listener slows the provider. One that has gone ends the call.
                     let told =
@@ -166,7 +183,16 @@ pub async fn call(
             Some(Ok(ChatStreamEvent::End(end))) => {
                 progress.usage = end.captured_usage.as_ref().map(usage_of);
                 drain(stream);
-                return answer(end, progress.text.clone());
+                let answer = answer(end, progress.text.clone())?;
+                if written.is_none() {
+                    return Ok(answer);
+                }
+                let answer = written::read(answer)?;
+                if let Some(sink) = sink.filter(|_| !answer.text.is_empty()) {
+                    progress.is_heard = true;
+                    let _ = sink.send(AnswerDelta::Text(answer.text.clone())).await;
+                }
+                return Ok(answer);
             }
         }
         if received(progress) > MAX_ANSWER_BYTES {
@@ -187,7 +213,7 @@ pub async fn embed(
     let mut options = EmbedOptions::new().with_capture_usage(true);
     options.dimensions = dimensions;
     progress.is_sent = true;
-    let asked = client.embed_batch(target.0.clone(), texts, Some(&options));
+    let asked = client.embed_batch(target.service.clone(), texts, Some(&options));
     let Ok(answer) = timeout_at(limit, asked).await else {
         return Err(Failure::new(FailureKind::Uncertain, "no answer in time"));
     };

@@ -19,4 +19,6 @@ pub struct Assistant {
     /// Other assistants that it may hand the conversation to.
     pub hands_over_to: &'static [&'static str],
     pub on_message: MessagePolicy,
+    /// How long it may work on an answer. `None`: as usual.
+    pub max_seconds: Option<u32>,
 }

@@ -117,6 +117,8 @@ pub struct Call {
     pub given: Value,
     /// Where the operation says what it has so far, for a caller who hears the answer as it comes. A slow listener slows it.
     pub progress: Option<mpsc::Sender<Value>>,
+    /// The session in whose conversation an agent of ours makes the call.
+    pub session: Option<Arc<str>>,
     /// The agent's host that the call comes from.
     pub host: Option<Arc<dyn AgentHost>>,
     /// The body of the request, of an operation that takes bytes.

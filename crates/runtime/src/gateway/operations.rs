@@ -74,6 +74,7 @@ impl Gateway {
     /// A call of this user under a command id.
     pub fn call(&self, claims: &Claims, id: String) -> Call {
         Call {
+            session: None,
             services: self.services.clone(),
             user_id: claims.sub.as_str().into(),
             role: claims.role,

@@ -271,6 +271,15 @@ impl Caller {
         }
     }
 
+    /// The scopes of the person that the caller is or acts for; all, where it is nobody's.
+    pub fn scopes(&self) -> Scopes {
+        match self {
+            Self::User { scopes, .. }
+            | Self::Entity { for_user: Some(Principal { scopes, .. }), .. } => scopes.clone(),
+            Self::Entity { for_user: None, .. } | Self::Runtime => Scopes::ALL,
+        }
+    }
+
     /// The person for whom the caller may act with this scope. A person's own scopes were checked with the operation.
     pub fn acts_for(&self, scope: &str) -> Option<&str> {
         match self {

@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod chat;
 pub mod clock;
 pub mod codec;
+pub mod conversation;
 pub mod entity;
 pub mod error;
 pub mod ids;

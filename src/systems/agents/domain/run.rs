@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::agent::RunTerms;
 use crate::kernel::chat::{Cost, PromptMessage, ToolCall, Usage};
+use crate::kernel::conversation::{AGENT_RUN, RunFollower};
 use crate::kernel::entity::{
     DecideCx, Decided, Decision, Entity, Principal, Role, RunOutcome, Scopes,
 };
@@ -239,6 +240,9 @@ pub enum Event {
         version: String,
         terms: RunTerms,
         words: StoredMessage,
+        /// The entity in whose conversation it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follower: Option<RunFollower>,
         at: Timestamp,
     },
     Said {
@@ -349,6 +353,9 @@ pub struct TurnWork {
     pub summarises: Option<u32>,
     /// What the run may still spend.
     pub left: Cost,
+    /// Whether somebody goes on without it as soon as it stops: then it does not wait for a model that is away.
+    #[serde(default)]
+    pub is_awaited: bool,
 }
 
 /// A call as far as its runner for [`Act`] has to know.
@@ -363,6 +370,8 @@ pub struct UseWork {
     /// The task that an agent of others works on, where the call goes on with one.
     #[serde(default)]
     pub task: Option<PeerTask>,
+    #[serde(default)]
+    pub follower: Option<RunFollower>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -385,6 +394,11 @@ pub struct State {
     agent: String,
     version: String,
     terms: RunTerms,
+    follower: Option<RunFollower>,
+    /// Messages of the person so far.
+    said: u32,
+    /// The model that thought last.
+    model: Option<String>,
     status: RunStatus,
     reason: Option<String>,
     messages: Vec<StoredMessage>,
@@ -456,7 +470,7 @@ impl State {
 }
 
 impl Entity for AgentRun {
-    const KIND: &'static str = "agent_run";
+    const KIND: &'static str = AGENT_RUN;
     const GOLDEN: &'static str = include_str!("golden/agent_run.jsonl");
     const HAS_TOPIC: bool = true;
     const PRIVATE: bool = true;
@@ -468,7 +482,9 @@ impl Entity for AgentRun {
             return steps::start(state, *start, cx);
         }
         // Somebody else's run is none.
-        if state.owner.is_empty() || !cx.caller.may_act_for(&state.owner, "run") {
+        let follows = state.follower.as_ref().is_some_and(|follower| follower.is(cx.caller));
+        let may = follows || cx.caller.may_act_for(&state.owner, "run");
+        if state.owner.is_empty() || !may {
             return Err(Rejection::Unknown);
         }
         let is_persons = matches!(
@@ -574,35 +590,4 @@ fn changed(
     }
     let shown = is_persons.then(|| Reply::Run(steps.view()));
     Ok(steps.decision(shown.unwrap_or(Reply::Done)))
-}
-
-impl State {
-    fn turn_work(&self, turn: u32) -> Reply {
-        let Phase::Thinking { summarises } = self.phase else { return Reply::Over };
-        if !self.is_thinking(turn) {
-            return Reply::Over;
-        }
-        Reply::Turn(Box::new(TurnWork {
-            agent: self.agent.clone(),
-            version: self.version.clone(),
-            owner: self.owner.clone(),
-            messages: self.messages.clone(),
-            summarises,
-            left: self.terms.max_cost.saturating_sub(self.cost),
-        }))
-    }
-
-    fn use_work(&self, use_id: u32) -> Reply {
-        let wanted = self.use_of(use_id).filter(|one| one.effect == OutwardEffect::Dispatched);
-        let Some(one) = wanted.filter(|_| !self.is_over()) else { return Reply::Over };
-        Reply::Use(Box::new(UseWork {
-            version: self.version.clone(),
-            owner: self.owner.clone(),
-            role: self.role.unwrap_or(Role::Consumer),
-            scopes: self.scopes.clone(),
-            call: one.call.clone(),
-            guarantee: one.guarantee,
-            task: state::conversation_of(one).and_then(|name| self.tasks.get(&name).cloned()),
-        }))
-    }
 }

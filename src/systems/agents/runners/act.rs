@@ -12,6 +12,7 @@ use crate::contract::runner::{
 };
 use crate::contract::{Call, Problem, Services};
 use crate::kernel::agent::ToolPlace;
+use crate::kernel::conversation::RunFollower;
 use crate::kernel::error::ErrorCode;
 use crate::kernel::outward::Guarantee;
 use crate::kernel::work::Work;
@@ -107,6 +108,7 @@ fn calling(services: &Arc<Services>, work: &UseWork, run: &str, use_id: u32) -> 
         progress: None,
         upload: None,
         download: None,
+        session: work.follower.as_ref().and_then(RunFollower::session).map(Arc::from),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Runners of agents: one turn of a model, and one call of a tool.
+//! Runners of agents: the start of one in a conversation, one turn of a model, and one call of a tool.
 
 mod act;
+mod engage;
 mod outside;
 mod said;
 mod think;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 pub use act::Actor;
+pub use engage::Engager;
 pub use think::Thinker;
 
 use super::domain::run::{self, AgentRun};

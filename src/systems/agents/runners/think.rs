@@ -124,11 +124,11 @@ async fn think(
     };
     match join(asked, heard).await.0 {
         Ok(completion) => answered(services, cx, definition, &check, completion).await,
-        Err(failed) => failed_turn(cx, failed),
+        Err(failed) => failed_turn(cx, work, failed),
     }
 }
 
-fn failed_turn(cx: &RunCx, failed: ModelFailure) -> Result<Thought, RunError> {
+fn failed_turn(cx: &RunCx, work: &TurnWork, failed: ModelFailure) -> Result<Thought, RunError> {
     use FailureKind::{Broken, Busy, Unavailable, Uncertain, Unreachable};
     let ModelFailure { failure, usage, cost, .. } = failed;
     let may_mend = match failure.kind {
@@ -137,7 +137,7 @@ fn failed_turn(cx: &RunCx, failed: ModelFailure) -> Result<Thought, RunError> {
         Uncertain => cx.earlier < MAX_UNCERTAIN,
         _ => false,
     };
-    if may_mend {
+    if may_mend && !work.is_awaited {
         return Err(RunError::Retry(failure.message));
     }
     let reason = failure.kind.reason().to_owned();

@@ -9,7 +9,7 @@ use crate::kernel::clock::Timestamp;
 use crate::kernel::ids::IdSource;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::pricing::{Offering, Per};
-use crate::systems::marketplace::domain::profile::{Base, Profile, Reputation};
+use crate::systems::marketplace::domain::profile::{Base, LeadAnswerer, Profile, Reputation};
 use crate::systems::marketplace::domain::provider::Command;
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday, Weekly};
 use crate::systems::marketplace::domain::service::Service;
@@ -73,6 +73,7 @@ fn enrolment(n: usize, line: &str) -> Option<Command> {
         days_off: BTreeSet::new(),
         minimum_notice_minutes: notice.parse().ok()?,
         max_discount_percent: discount.parse().ok()?,
+        answers_leads: LeadAnswerer::Policy,
     };
     let standing = Reputation {
         rating: rating.parse().ok()?,

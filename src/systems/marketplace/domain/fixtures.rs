@@ -12,7 +12,7 @@ use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Lead, Offer, OfferStatus};
 use crate::systems::marketplace::domain::places::Place;
 use crate::systems::marketplace::domain::pricing::{Offering, Per};
-use crate::systems::marketplace::domain::profile::{Base, Profile, ProviderCard};
+use crate::systems::marketplace::domain::profile::{Base, LeadAnswerer, Profile, ProviderCard};
 use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday};
 use crate::systems::marketplace::domain::service::Service;
@@ -70,6 +70,7 @@ pub fn profile() -> Profile {
         days_off: BTreeSet::new(),
         minimum_notice_minutes: 120,
         max_discount_percent: 20,
+        answers_leads: LeadAnswerer::Policy,
     }
 }
 

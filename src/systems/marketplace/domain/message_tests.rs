@@ -13,6 +13,7 @@ use super::messages::{
     WithdrawOffer,
 };
 use super::offer::{Decline, DeclineReason, OfferSummary, OfferView};
+use super::service::Service;
 use super::{booking, provider, request, session, task};
 use crate::kernel::entity::Entity;
 use crate::kernel::entity::spec::{is_golden, sent, stored};
@@ -29,6 +30,7 @@ fn to_providers() -> Vec<String> {
         sent::<Provider>(&ReleaseSlot { booking_id: "bkg_1".into() }),
         sent::<Provider>(&DropOffer { offer_id: "off_1".into() }),
         sent::<Provider>(&RecordReview { booking_id: "bkg_1".into(), stars: 5 }),
+        stored::<Provider>(&provider::Command::LeadOverdue { request_id: "req_1".into() }),
     ]
 }
 
@@ -99,8 +101,15 @@ fn to_sessions() -> Vec<String> {
         Progress::Expired,
         Progress::BookingCancelled { by: Party::Provider, offer: Some(summary()) },
     ];
-    let told = progress.map(|progress| RequestProgress { request_id: "req_1".into(), progress });
-    told.iter().map(sent::<Session>).collect()
+    let told = progress.map(|progress| RequestProgress {
+        request_id: "req_1".into(),
+        progress,
+        service: None,
+    });
+    let service = Some(Service::Haircut);
+    let (request_id, progress) = ("req_1".into(), Progress::Expired);
+    let of_an_agent = RequestProgress { request_id, progress, service };
+    told.iter().chain([&of_an_agent]).map(sent::<Session>).collect()
 }
 
 fn to_tasks() -> Vec<String> {
@@ -132,7 +141,11 @@ fn what_older_releases_wrote_is_read() {
     let progress = Progress::OfferRefused { offers: 1, reason: String::new() };
     assert_eq!(
         from_value::<session::Command>(refused).unwrap(),
-        session::Command::RequestProgress(RequestProgress { request_id: "req_1".into(), progress })
+        session::Command::RequestProgress(RequestProgress {
+            request_id: "req_1".into(),
+            progress,
+            service: None
+        })
     );
 }
 

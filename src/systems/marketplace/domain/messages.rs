@@ -56,6 +56,9 @@ crate::messages! {
 pub struct RequestProgress {
     pub request_id: String,
     pub progress: Progress,
+    /// What is asked for, where it was not the session that asked. `None` also in messages of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
 }
 
 /// How a request is going, for the agent to put into words.

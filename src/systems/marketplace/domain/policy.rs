@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::offer::{Decline, DeclineReason, Lead};
 use crate::systems::marketplace::domain::places::distance_km;
-use crate::systems::marketplace::domain::pricing::NoQuote;
+use crate::systems::marketplace::domain::pricing::{NoQuote, Offering};
 use crate::systems::marketplace::domain::profile::Profile;
 use crate::systems::marketplace::domain::schedule::{Span, later};
 use crate::systems::marketplace::domain::service::Service;
@@ -81,18 +81,23 @@ pub fn consider(
         .calendar(busy)
         .first_free(&lead.when, i64::from(offering.duration_minutes), now)
         .ok_or(no(DeclineReason::NotAvailable))?;
+    let message = message(profile, offering, &price);
+    Ok(Terms { price, slot, expires_at: expires_at(now, &slot), message })
+}
+
+/// Until when an offer that is made now is valid.
+pub fn expires_at(now: Timestamp, slot: &Span) -> Timestamp {
+    later(now, OFFER_TTL_MINUTES).min(slot.starts_at)
+}
+
+/// What is said with an offer.
+pub fn message(profile: &Profile, offering: &Offering, price: &Money) -> String {
     let discounted = price.amount_minor < offering.list_price().amount_minor;
-    let message = format!(
+    format!(
         "{} can do your {} in {} minutes{}.",
         profile.name,
-        lead.service.title(),
+        offering.service.title(),
         offering.duration_minutes,
         if discounted { ", at a price that meets your budget" } else { "" },
-    );
-    Ok(Terms {
-        price,
-        slot,
-        expires_at: later(now, OFFER_TTL_MINUTES).min(slot.starts_at),
-        message,
-    })
+    )
 }

@@ -25,6 +25,19 @@ pub struct Base {
     pub time_zone: String,
 }
 
+/// Who answers the leads of a provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeadAnswerer {
+    /// The policy of the profile, at once.
+    #[default]
+    Policy,
+    /// An agent that thinks with a model, within the limits of the profile; the policy where there is none.
+    Agent,
+    /// The owner, or their own agent: the policy, unless they answer within half an hour.
+    Owner,
+}
+
 /// The fields of a provider's profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Profile {
@@ -41,6 +54,8 @@ pub struct Profile {
     pub days_off: BTreeSet<Date>,
     pub minimum_notice_minutes: u32,
     pub max_discount_percent: u8,
+    #[serde(default)]
+    pub answers_leads: LeadAnswerer,
 }
 
 /// The fields to change; a list replaces the whole list.
@@ -66,6 +81,8 @@ pub struct ProfilePatch {
     pub minimum_notice_minutes: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_discount_percent: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_leads: Option<LeadAnswerer>,
 }
 
 impl ProfilePatch {
@@ -84,6 +101,7 @@ impl ProfilePatch {
                 .minimum_notice_minutes
                 .unwrap_or(old.minimum_notice_minutes),
             max_discount_percent: self.max_discount_percent.unwrap_or(old.max_discount_percent),
+            answers_leads: self.answers_leads.unwrap_or(old.answers_leads),
         }
     }
 }

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity};
+use crate::kernel::conversation::{AGENT_RUN, DeskTold, Engage};
+use crate::kernel::entity::{Caller, DecideCx, Decided, Decision, Effect, Entity, RunOutcome};
 use crate::kernel::error::ErrorCode;
 use crate::kernel::view::ViewRow;
 use crate::systems::marketplace::domain::messages::{
@@ -25,10 +26,12 @@ use crate::systems::marketplace::domain::rejection::{Check, FieldError, summary}
 use crate::systems::marketplace::domain::schedule::{Span, later};
 use crate::systems::marketplace::domain::service::Service;
 
+mod leads;
 mod steps;
 #[cfg(test)]
 mod tests;
 
+pub use leads::{LeadView, MAX_OPEN_LEADS, OfferSuggestion, OpenLead, OwnTerms};
 use steps::{consider_lead, enroll, hold_slot, release_slot, update};
 
 /// Most open offers that are remembered. Beyond this, the one that expires first is forgotten; its slot can still be
@@ -62,6 +65,30 @@ pub enum Command {
     },
     /// Query. Profiles are public.
     Get,
+    /// Query: the leads that wait, or this one.
+    Leads {
+        request_id: Option<String>,
+    },
+    /// Query: what the policy would offer.
+    SuggestOffer {
+        request_id: String,
+    },
+    SubmitOffer {
+        request_id: String,
+        terms: OwnTerms,
+    },
+    DeclineLead {
+        request_id: String,
+    },
+    /// Internal: a timer, and the agent that was to answer a lead.
+    LeadOverdue {
+        request_id: String,
+    },
+    RunTold(DeskTold),
+    DeskEngaged {
+        run_id: String,
+        outcome: Result<(), String>,
+    },
     /// Internal: requests and bookings.
     ConsiderLead(ConsiderLead),
     HoldSlot(HoldSlot),
@@ -72,15 +99,54 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    Enrolled { owner_id: String, profile: Profile, standing: Reputation, at: Timestamp },
-    Updated { profile: Profile, at: Timestamp },
-    LeadReceived { request_id: String, at: Timestamp },
-    OfferMade { offer: OpenOffer, at: Timestamp },
-    LeadDeclined { request_id: String, decline: Decline, at: Timestamp },
-    OfferWithdrawn { offer_id: String, at: Timestamp },
-    SlotHeld { booking_id: String, offer_id: String, slot: Span, at: Timestamp },
-    SlotReleased { booking_id: String, slot: Span, at: Timestamp },
-    ReviewRecorded { booking_id: String, stars: u8, at: Timestamp },
+    Enrolled {
+        owner_id: String,
+        profile: Profile,
+        standing: Reputation,
+        at: Timestamp,
+    },
+    Updated {
+        profile: Profile,
+        at: Timestamp,
+    },
+    LeadReceived {
+        request_id: String,
+        at: Timestamp,
+    },
+    /// The lead waits for somebody's answer.
+    LeadOpened {
+        open: Box<OpenLead>,
+        at: Timestamp,
+    },
+    OfferMade {
+        offer: OpenOffer,
+        at: Timestamp,
+    },
+    LeadDeclined {
+        request_id: String,
+        decline: Decline,
+        at: Timestamp,
+    },
+    OfferWithdrawn {
+        offer_id: String,
+        at: Timestamp,
+    },
+    SlotHeld {
+        booking_id: String,
+        offer_id: String,
+        slot: Span,
+        at: Timestamp,
+    },
+    SlotReleased {
+        booking_id: String,
+        slot: Span,
+        at: Timestamp,
+    },
+    ReviewRecorded {
+        booking_id: String,
+        stars: u8,
+        at: Timestamp,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +194,7 @@ pub struct State {
     pub version: u64,
     pub standing: Reputation,
     pub offers: Vec<OpenOffer>,
+    pub leads: Vec<OpenLead>,
     pub holds: Vec<Held>,
     pub updated_at: Option<Timestamp>,
 }
@@ -146,6 +213,9 @@ impl State {
 pub enum Reply {
     Done,
     Provider(Box<ProviderView>),
+    Leads(Vec<LeadView>),
+    Suggestion(OfferSuggestion),
+    Offered { offer_id: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -156,6 +226,12 @@ pub enum Rejection {
     NotYours,
     #[error("only the system may do this")]
     InternalOnly,
+    #[error("no such lead waits for an answer")]
+    NoSuchLead,
+    #[error(
+        "the profile does not allow this offer: its services, prices, area, hours and bookings, and the time that is asked for"
+    )]
+    NotWithinProfile,
     #[error("this provider is already enrolled")]
     AlreadyEnrolled,
     #[error("the profile has changed: it is at version {current}")]
@@ -170,7 +246,8 @@ pub enum Rejection {
 impl crate::kernel::entity::Rejection for Rejection {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::NotFound => ErrorCode::NotFound,
+            Self::NotFound | Self::NoSuchLead => ErrorCode::NotFound,
+            Self::NotWithinProfile => ErrorCode::Rejected,
             Self::NotYours | Self::InternalOnly => ErrorCode::Forbidden,
             Self::AlreadyEnrolled | Self::VersionMismatch { .. } | Self::SlotTaken => {
                 ErrorCode::Conflict
@@ -183,6 +260,8 @@ impl crate::kernel::entity::Rejection for Rejection {
         match self {
             Self::NotFound => "not_found",
             Self::NotYours => "not_yours",
+            Self::NoSuchLead => "no_such_lead",
+            Self::NotWithinProfile => "not_within_profile",
             Self::InternalOnly => "internal_only",
             Self::AlreadyEnrolled => "already_enrolled",
             Self::VersionMismatch { .. } => "version_mismatch",
@@ -222,6 +301,20 @@ impl Entity for Provider {
             Command::ConsiderLead(ConsiderLead { lead }) => {
                 Ok(consider_lead(state, profile, lead, cx))
             }
+            command @ (Command::Leads { .. }
+            | Command::SuggestOffer { .. }
+            | Command::SubmitOffer { .. }
+            | Command::DeclineLead { .. }) => leads::by_owner(state, profile, command, cx),
+            Command::LeadOverdue { request_id } => {
+                Ok(leads::overdue(state, profile, &request_id, cx))
+            }
+            Command::RunTold(DeskTold(told)) => {
+                Ok(leads::desk_ended(state, profile, &told.run_id, cx))
+            }
+            Command::DeskEngaged { outcome: Ok(()), .. } => Ok(Decision::reply(Reply::Done)),
+            Command::DeskEngaged { run_id, outcome: Err(_) } => {
+                Ok(leads::desk_ended(state, profile, &run_id, cx))
+            }
             Command::HoldSlot(hold) => Ok(hold_slot(state, profile, hold, cx)),
             Command::ReleaseSlot(ReleaseSlot { booking_id }) => {
                 Ok(release_slot(state, booking_id, cx))
@@ -257,15 +350,16 @@ impl Entity for Provider {
                 let standing = &mut state.standing;
                 standing.leads_received = standing.leads_received.saturating_add(1);
             }
+            Event::LeadOpened { open, .. } => state.leads.push(OpenLead::clone(open)),
             Event::OfferMade { offer, at } => {
-                answered(state);
+                answered(state, &offer.request_id);
                 state.offers.retain(|known| known.expires_at > *at);
                 if state.offers.len() >= MAX_OPEN_OFFERS {
                     forget_the_first_to_expire(&mut state.offers);
                 }
                 state.offers.push(offer.clone());
             }
-            Event::LeadDeclined { .. } => answered(state),
+            Event::LeadDeclined { request_id, .. } => answered(state, request_id),
             Event::OfferWithdrawn { offer_id, .. } => {
                 state.offers.retain(|offer| offer.id != *offer_id);
             }
@@ -287,7 +381,8 @@ impl Entity for Provider {
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Get)
+        use Command::{Get, Leads, SuggestOffer};
+        matches!(command, Get | Leads { .. } | SuggestOffer { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
@@ -317,7 +412,8 @@ impl Entity for Provider {
                 Event::LeadReceived { .. } => {
                     changed |= state.standing.leads_received.is_multiple_of(PROJECT_EVERY_LEADS);
                 }
-                Event::OfferMade { .. }
+                Event::LeadOpened { .. }
+                | Event::OfferMade { .. }
                 | Event::LeadDeclined { .. }
                 | Event::OfferWithdrawn { .. } => {}
             }
@@ -326,6 +422,12 @@ impl Entity for Provider {
             rows.push(ViewRow::of(&provider));
         }
         rows
+    }
+
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        let run_id = outcome.tag.clone();
+        let outcome = outcome.of::<Engage>();
+        Some(Command::DeskEngaged { run_id, outcome })
     }
 
     /// The exclusion constraint against two bookings of one provider at the same time.
@@ -337,7 +439,15 @@ impl Entity for Provider {
 /// Whether this entity may send this command. Owners are checked by the commands that are theirs.
 fn may(state: &State, command: &Command, caller: &Caller) -> bool {
     match command {
-        Command::Enroll { .. } | Command::Update { .. } | Command::Get => true,
+        Command::Enroll { .. }
+        | Command::Update { .. }
+        | Command::Get
+        | Command::Leads { .. }
+        | Command::SuggestOffer { .. }
+        | Command::SubmitOffer { .. }
+        | Command::DeclineLead { .. } => true,
+        Command::LeadOverdue { .. } | Command::DeskEngaged { .. } => caller.is_itself(),
+        Command::RunTold(DeskTold(told)) => caller.is_the(AGENT_RUN, &told.run_id),
         Command::ConsiderLead(ConsiderLead { lead }) => caller.is_the(REQUEST, &lead.request_id),
         Command::HoldSlot(hold) => caller.is_the(REQUEST, &hold.request_id),
         Command::WithdrawOffer(DropOffer { offer_id }) => {
@@ -356,7 +466,8 @@ fn may(state: &State, command: &Command, caller: &Caller) -> bool {
     }
 }
 
-fn answered(state: &mut State) {
+fn answered(state: &mut State, request_id: &str) {
+    state.leads.retain(|open| open.lead.request_id != request_id);
     state.standing.leads_answered = state.standing.leads_answered.saturating_add(1);
 }
 

@@ -10,8 +10,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::kernel::conversation::{AGENT_RUN, Engage, RunDecision, RunTold, SayToRun};
 use crate::kernel::entity::{
-    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, SendFailure,
+    Caller, DecideCx, Decided, Decision, Effect, Entity, Principal, Publication, RunOutcome,
+    Scopes, SendFailure,
 };
 use crate::kernel::error::ErrorCode;
 use crate::kernel::private::{Field, Private};
@@ -28,16 +30,22 @@ use crate::systems::marketplace::domain::schedule::zone;
 use crate::systems::marketplace::domain::service::Service;
 
 mod acting;
+mod agreeing;
 mod announcements;
 mod memory;
+mod opening;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod view;
 mod words;
 
+use opening::{close, open};
+
 pub use announcements::{ChatMessage, ChatResponse, ChatToken, ChatTyping, SessionEnded};
 pub use memory::{Current, Pending};
+pub use thinking::{AskedCall, Thinking, Unanswered};
 pub use view::{MessageRow, MessageView, SessionView};
 
 pub const MAX_CONTENT_BYTES: usize = 8 * 1024;
@@ -63,6 +71,13 @@ pub enum Command {
     SendMessage {
         content: String,
         media: Vec<String>,
+        /// Whether there is a model that thinks.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        thinks: bool,
+    },
+    /// Query: whether this request of the agent's agrees with what the user said.
+    Compare {
+        asked: Box<Asked>,
     },
     /// A query that makes a lossy publication.
     Typing {
@@ -79,6 +94,12 @@ pub enum Command {
     },
     /// Internal: a request.
     RequestProgress(RequestProgress),
+    /// Internal: the run that thinks for the session, and whether it was started.
+    RunTold(RunTold),
+    TakeEngaged {
+        run_id: String,
+        outcome: Result<(), String>,
+    },
     /// Internal: a request or a booking rejected the agent's command.
     RequestRefused {
         request_id: String,
@@ -143,6 +164,30 @@ pub enum Event {
     ReadBack {
         pending: Pending,
     },
+    /// The message is left to this run.
+    RunAsked {
+        run_id: String,
+        scopes: Scopes,
+    },
+    RunBegun {
+        run_id: String,
+    },
+    /// The person's word on a call that was read back has gone to the run.
+    CallDecided {
+        run_id: String,
+    },
+    /// The run has spoken, having heard so many messages.
+    RunHeard {
+        run_id: String,
+        heard: u32,
+        turn: u32,
+    },
+    /// The run has stopped.
+    RunLost {
+        run_id: String,
+    },
+    /// What was read back for the run binds no more.
+    CallDropped,
     Responded {
         message_id: String,
         content: Private<String, MessageContent>,
@@ -209,6 +254,10 @@ pub struct State {
     /// The last [`MAX_REQUESTS`], the newest at the end.
     pub requests: Vec<Current>,
     pub pending: Option<Pending>,
+    /// The run that thinks for the session.
+    pub thinking: Option<Thinking>,
+    /// The last message, until something has become of it.
+    pub heard: Option<Unanswered>,
     pub ended: bool,
     pub created_at: Option<Timestamp>,
     pub last_active_at: Option<Timestamp>,
@@ -259,6 +308,10 @@ pub enum Reply {
     /// The user's own message.
     Sent {
         message_id: String,
+    },
+    Compared {
+        /// What differs.
+        differs: Option<String>,
     },
 }
 
@@ -325,7 +378,12 @@ impl Entity for Session {
                 let published = Event::Published { event };
                 Ok(Decision::reply(Reply::Done).event(published).effect(publish))
             }
-            Command::RequestProgress(_) | Command::RequestRefused { .. } if state.ended => {
+            Command::RequestProgress(_)
+            | Command::RequestRefused { .. }
+            | Command::RunTold(_)
+            | Command::TakeEngaged { .. }
+                if state.ended =>
+            {
                 Ok(Decision::reply(Reply::Done))
             }
             _ if state.ended => Err(Rejection::Ended),
@@ -335,12 +393,20 @@ impl Entity for Session {
                 let typing = ChatTyping { session_id, user_id, is_typing };
                 Ok(Decision::reply(Reply::Done).effect(Effect::announce(&typing)))
             }
-            Command::SendMessage { content, media } => {
-                check_message(&content, &media)?;
-                Ok(talk::answer(state, content, media, cx))
+            Command::Compare { asked } => {
+                let differs = agreeing::difference(state, &asked, cx.now).map(str::to_owned);
+                Ok(Decision::reply(Reply::Compared { differs }))
             }
-            Command::RequestProgress(RequestProgress { request_id, progress }) => {
-                Ok(talk::tell(state, request_id, progress, cx))
+            Command::SendMessage { content, media, thinks } => {
+                check_message(&content, &media)?;
+                Ok(talk::answer(state, content, media, thinks, cx))
+            }
+            Command::RequestProgress(RequestProgress { request_id, progress, service }) => {
+                Ok(talk::tell(state, request_id, progress, service, cx))
+            }
+            Command::RunTold(told) => Ok(thinking::told(state, told, cx)),
+            Command::TakeEngaged { run_id, outcome } => {
+                Ok(thinking::engaged(state, &run_id, outcome, cx))
             }
             Command::RequestRefused { request_id, asked, reason } => {
                 Ok(talk::refused(state, request_id, asked, &reason, cx))
@@ -385,18 +451,26 @@ impl Entity for Session {
             }
             Event::ReadBack { pending } => state.pending = Some(pending.clone()),
             Event::Responded { content, at, .. } => state.remember(Author::Agent, content, *at),
-            Event::Published { .. } => {}
+            Event::CallDropped => state.pending = None,
+            Event::RunAsked { .. }
+            | Event::RunBegun { .. }
+            | Event::CallDecided { .. }
+            | Event::RunHeard { .. }
+            | Event::RunLost { .. }
+            | Event::Published { .. } => {}
             Event::Ended { at } => {
                 state.ended = true;
+                state.thinking = None;
                 state.draft = None;
                 state.pending = None;
                 state.last_active_at = Some(*at);
             }
         }
+        state.thinking_changes(event);
     }
 
     fn is_query(command: &Command) -> bool {
-        matches!(command, Command::Typing { .. })
+        matches!(command, Command::Typing { .. } | Command::Compare { .. })
     }
 
     fn project(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
@@ -412,7 +486,19 @@ impl Entity for Session {
         Some(Principal::of(state.user_id.as_str()))
     }
 
+    fn run_finished(outcome: RunOutcome) -> Option<Command> {
+        let run_id = outcome.tag.clone();
+        let outcome = outcome.of::<Engage>();
+        Some(Command::TakeEngaged { run_id, outcome })
+    }
+
     fn send_failed(failure: SendFailure) -> Option<Command> {
+        if failure.of::<SayToRun>().is_some() || failure.of::<RunDecision>().is_some() {
+            return Some(Command::TakeEngaged {
+                run_id: failure.key,
+                outcome: Err(failure.reason),
+            });
+        }
         let accepts =
             || failure.of::<AcceptOffer>().is_some() || failure.of::<AcceptPick>().is_some();
         let asked = if failure.of::<CancelForConsumer>().is_some() {
@@ -436,57 +522,21 @@ fn may(state: &State, command: &Command, caller: &Caller) -> Result<(), Rejectio
     let may = match command {
         Command::Open { .. } | Command::Close { .. } => users("session"),
         Command::SendMessage { .. } | Command::Typing { .. } => users("chat"),
+        Command::Compare { .. } => users("request"),
         Command::Publish { .. } => {
             caller.is_system() || caller.user_id().is_none() && users("session")
         }
         Command::RequestProgress(RequestProgress { request_id, .. }) => {
             caller.is_the(REQUEST, request_id)
         }
-        Command::RequestRefused { .. } => caller.is_itself(),
+        Command::RunTold(told) => caller.is_the(AGENT_RUN, &told.run_id),
+        Command::RequestRefused { .. } | Command::TakeEngaged { .. } => caller.is_itself(),
     };
     if may {
         return Ok(());
     }
     let is_theirs = caller.user_id() == Some(&*state.user_id);
     Err(if is_theirs { Rejection::InternalOnly } else { Rejection::NotFound })
-}
-
-fn open(
-    state: &State,
-    time_zone: String,
-    locale: String,
-    currency: Option<String>,
-    cx: &DecideCx<'_>,
-) -> Decided<Session> {
-    let user_id = cx.caller.user_id().ok_or(Rejection::UserOnly)?.to_owned();
-    let mut check = Check::default();
-    check.zone(&time_zone, "/time_zone");
-    check.length(&locale, 2, 35, "/locale");
-    if let Some(currency) = &currency {
-        check.that(is_currency(currency), "/currency", "must be an ISO 4217 code such as EUR");
-    }
-    check.finish(|errors| Rejection::Invalid { errors })?;
-    // An opening without a currency leaves it unchanged, as with zone and locale, which the edge fills in.
-    let currency = currency.or_else(|| state.currency.clone());
-    let created = state.created_at.is_none();
-    let same = !created
-        && !state.ended
-        && (&state.time_zone, &state.locale, &state.currency) == (&time_zone, &locale, &currency);
-    let decision = Decision::reply(Reply::Opened { session_id: cx.key.into(), created });
-    if same {
-        return Ok(decision);
-    }
-    Ok(decision.event(Event::Opened { user_id, time_zone, locale, currency, at: cx.now }))
-}
-
-fn close(state: &State, end: bool, cx: &DecideCx<'_>) -> Decision<Session> {
-    let decision = Decision::reply(Reply::Done);
-    if !end || state.ended {
-        return decision;
-    }
-    decision
-        .event(Event::Ended { at: cx.now })
-        .effect(Effect::announce(&SessionEnded { session_id: cx.key.into() }))
 }
 
 fn check_message(content: &str, media: &[String]) -> Result<(), Rejection> {

@@ -223,7 +223,8 @@ impl World {
 
     fn say(&mut self, user: &str, content: &str) {
         let session = format!("ses_{user}");
-        let message = session::Command::SendMessage { content: content.into(), media: vec![] };
+        let message =
+            session::Command::SendMessage { content: content.into(), media: vec![], thinks: false };
         self.ask::<Session>(person(user), &session, message).unwrap();
         self.deliver();
     }

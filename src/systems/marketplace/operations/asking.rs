@@ -52,7 +52,7 @@ pub fn asked_by_sentence(call: &Call, text: &str, time_zone: Option<&str>) -> Ou
     };
     Ok(Asked {
         consumer_id: call.user_id.to_string(),
-        session_id: None,
+        session_id: call.session.as_deref().map(str::to_owned),
         service,
         details: cleaned(&heard.details).chars().take(2_000).collect(),
         time_zone: place.time_zone.clone(),
@@ -89,7 +89,7 @@ pub fn asked_by_fields(call: &Call, body: &CreateRequest) -> Outcome<Asked> {
     match (body.service, place, when, errors.is_empty()) {
         (Some(service), Some(Ok(place)), Some(when), true) => Ok(Asked {
             consumer_id: call.user_id.to_string(),
-            session_id: None,
+            session_id: call.session.as_deref().map(str::to_owned),
             service,
             details: body.details.clone().unwrap_or_else(|| service.title().into()),
             time_zone: body.time_zone.clone().unwrap_or_else(|| place.time_zone.clone()),

@@ -1,6 +1,7 @@
 //! What can be asked of the marketplace.
 
 pub mod bookings;
+pub mod leads;
 pub mod negotiating;
 pub mod offers;
 pub mod photos;

@@ -12,7 +12,9 @@ use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::entity::{Role, to_value};
 use crate::systems::marketplace::domain::pricing::Offering;
-use crate::systems::marketplace::domain::profile::{Base, Profile, ProfilePatch, ProviderView};
+use crate::systems::marketplace::domain::profile::{
+    Base, LeadAnswerer, Profile, ProfilePatch, ProviderView,
+};
 use crate::systems::marketplace::domain::provider::{self, Provider};
 use crate::systems::marketplace::domain::schedule::{Hours, Weekday, Weekly};
 use crate::systems::marketplace::domain::service::Service;
@@ -59,7 +61,7 @@ impl Operation for List {
     }
 }
 
-async fn shown(call: &Call, id: &str) -> Outcome<ProviderView> {
+pub async fn shown(call: &Call, id: &str) -> Outcome<ProviderView> {
     let provider = call.views()?.get::<ProviderView>(known_id(id, "provider")?).await?;
     let provider = provider.ok_or_else(|| Problem::not_found("provider"))?;
     Ok(provider.for_user(&call.user_id))
@@ -68,7 +70,7 @@ async fn shown(call: &Call, id: &str) -> Outcome<ProviderView> {
 async fn ask(call: &Call, id: &str, command: provider::Command) -> Outcome<ProviderView> {
     match call.ask::<Provider>(id, command, call.meta()).await? {
         provider::Reply::Provider(provider) => Ok(*provider),
-        provider::Reply::Done => shown(call, id).await,
+        _ => shown(call, id).await,
     }
 }
 
@@ -121,6 +123,8 @@ pub struct EnrollProvider {
     /// Default: 0.
     #[schemars(range(max = 80))]
     max_discount_percent: Option<u8>,
+    /// Default: `policy`.
+    answers_leads: Option<LeadAnswerer>,
 }
 
 impl EnrollProvider {
@@ -143,6 +147,7 @@ impl EnrollProvider {
             days_off: self.days_off.unwrap_or_default(),
             minimum_notice_minutes: self.minimum_notice_minutes.unwrap_or(60),
             max_discount_percent: self.max_discount_percent.unwrap_or(0),
+            answers_leads: self.answers_leads.unwrap_or_default(),
         }
     }
 }
@@ -209,6 +214,7 @@ pub struct UpdateProvider {
     minimum_notice_minutes: Option<u32>,
     #[schemars(range(max = 80))]
     max_discount_percent: Option<u8>,
+    answers_leads: Option<LeadAnswerer>,
 }
 
 /// Changes some fields of the caller's profile.
@@ -248,6 +254,7 @@ impl Operation for Update {
             days_off: input.days_off,
             minimum_notice_minutes: input.minimum_notice_minutes,
             max_discount_percent: input.max_discount_percent,
+            answers_leads: input.answers_leads,
         };
         ask(call, &id, provider::Command::Update { patch, expected_version, or_versions }).await
     }

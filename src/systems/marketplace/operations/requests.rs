@@ -8,12 +8,13 @@ use crate::contract::list::{Page, Paging};
 use crate::contract::operation::ToolEffect;
 use crate::contract::{Call, Meta, Operation, Outcome, Problem};
 use crate::kernel::clock::Timestamp;
-use crate::kernel::error::ErrorCode;
+use crate::kernel::error::{AskError, ErrorCode};
 use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
 use crate::systems::marketplace::domain::money::Money;
 use crate::systems::marketplace::domain::request::{self, Request, RequestView};
 use crate::systems::marketplace::domain::schedule::When;
 use crate::systems::marketplace::domain::service::Service;
+use crate::systems::marketplace::domain::session::{self, Session};
 use crate::systems::photos::api as photos;
 
 /// A new request: either a sentence, or the fields.
@@ -76,6 +77,7 @@ impl Operation for Create {
         let photos = photos(call, &key, input.photos.as_deref()).await?;
         let Some(text) = &input.text else {
             let asked = asked_by_fields(call, &input)?;
+            compare(call, &asked).await?;
             let created = create(call, &key, asked, photos).await;
             return created.map_err(|problem| problem.repoint(|at| request_pointer(at, &input)));
         };
@@ -85,6 +87,7 @@ impl Operation for Create {
             return repeat(call, &key, request).await;
         }
         let asked = asked_by_sentence(call, text, input.time_zone.as_deref())?;
+        compare(call, &asked).await?;
         match create(call, &key, asked, photos).await {
             // The same sentence twice at once: the other one was first.
             Err(problem) if problem.code == ErrorCode::IdReused => {
@@ -95,6 +98,22 @@ impl Operation for Create {
             }
             outcome => outcome.map_err(|problem| problem.repoint(|_| "/text".into())),
         }
+    }
+}
+
+/// Refuses what an agent asks for in somebody's conversation and they did not say.
+async fn compare(call: &Call, asked: &Asked) -> Outcome<()> {
+    let Some(session) = &call.session else { return Ok(()) };
+    let compare = session::Command::Compare { asked: asked.clone().into() };
+    match call.ask::<Session>(session, compare, call.undeduplicated()).await? {
+        session::Reply::Compared { differs: None } => Ok(()),
+        session::Reply::Compared { differs: Some(what) } => {
+            let detail = format!(
+                "this differs from what the person said in {what}: use their own words as `text`, or ask them"
+            );
+            Err(Problem::rejected("not_asked_for", detail))
+        }
+        _ => Err(AskError::Internal.into()),
     }
 }
 

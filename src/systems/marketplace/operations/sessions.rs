@@ -14,6 +14,7 @@ use crate::contract::operation::{Done, ToolEffect};
 use crate::contract::topic::Position;
 use crate::contract::{Call, Meta, Operation, Outcome};
 use crate::kernel::error::AskError;
+use crate::systems::agents::api::has_models;
 use crate::systems::marketplace::domain::session::{
     self, MessageRow, MessageView, Session, SessionView,
 };
@@ -276,7 +277,8 @@ impl Operation for SendMessage {
     async fn run(call: &Call, input: NewMessage) -> Outcome<MessageSent> {
         let NewMessage { session_id, content, media } = input;
         let session_id = known_id(&session_id, "session")?;
-        let send = session::Command::SendMessage { content, media: media.unwrap_or_default() };
+        let (media, thinks) = (media.unwrap_or_default(), has_models(&call.services));
+        let send = session::Command::SendMessage { content, media, thinks };
         match call.ask::<Session>(session_id, send, call.meta()).await? {
             session::Reply::Sent { message_id } => Ok(MessageSent { message_id }),
             _ => Err(AskError::Internal.into()),

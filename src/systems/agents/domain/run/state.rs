@@ -2,9 +2,12 @@
 
 use jiff::Timestamp;
 
-use super::{Event, HandOver, NewUse, PeerTask, Phase, RunStatus, State, StoredMessage, ToolUse};
+use super::{
+    Event, HandOver, NewUse, PeerTask, Phase, Reply, RunStatus, State, StoredMessage, ToolUse,
+    TurnWork, UseWork,
+};
 use crate::kernel::chat::{Cost, PromptMessage, Usage};
-use crate::kernel::entity::to_value;
+use crate::kernel::entity::{Role, to_value};
 use crate::kernel::ids::{digest, stable_hash};
 use crate::kernel::outward::OutwardEffect;
 
@@ -17,6 +20,14 @@ impl State {
         let last = self.messages.last().and_then(|last| last.reveal());
         !matches!(last, Some(PromptMessage::Assistant { calls, .. }) if calls.is_empty())
             && !self.messages.is_empty()
+    }
+
+    /// What the agent said last.
+    pub(super) fn last_words(&self) -> String {
+        match self.messages.last().and_then(|last| last.reveal()) {
+            Some(PromptMessage::Assistant { text, .. }) => text.clone(),
+            _ => String::new(),
+        }
     }
 
     /// The number of oldest messages that a summary takes the place of, where the conversation is too long. A call is not
@@ -102,7 +113,9 @@ pub(super) fn conversation_of(one: &ToolUse) -> Option<String> {
 
 pub fn evolve(state: &mut State, event: &Event) {
     match event {
-        Event::Started { owner, role, scopes, agent, version, terms, words, at } => {
+        Event::Started { owner, role, scopes, agent, version, terms, words, follower, at } => {
+            state.follower.clone_from(follower);
+            state.said = 1;
             state.owner.clone_from(owner);
             state.role = Some(*role);
             state.scopes = scopes.clone();
@@ -112,6 +125,7 @@ pub fn evolve(state: &mut State, event: &Event) {
             (state.created_at, state.updated_at) = (*at, *at);
         }
         Event::Said { words, at } => {
+            state.said += 1;
             state.queue.push(words.clone());
             if state.status == RunStatus::Answered {
                 state.status = RunStatus::Running;
@@ -125,7 +139,8 @@ pub fn evolve(state: &mut State, event: &Event) {
             state.phase = Phase::Thinking { summarises: *summarises };
             state.updated_at = *at;
         }
-        Event::Thought { answer, uses, usage, cost, repeated, at, .. } => {
+        Event::Thought { answer, uses, model, usage, cost, repeated, at, .. } => {
+            state.model = Some(model.clone());
             state.messages.push(answer.clone());
             state.phase = if uses.is_empty() { Phase::Idle } else { Phase::Acting };
             state.spend(usage, *cost, *repeated);
@@ -200,5 +215,38 @@ impl State {
         self.usage += *usage;
         self.cost = self.cost.saturating_add(cost);
         self.repeated += repeated;
+    }
+}
+
+impl State {
+    pub(super) fn turn_work(&self, turn: u32) -> Reply {
+        let Phase::Thinking { summarises } = self.phase else { return Reply::Over };
+        if !self.is_thinking(turn) {
+            return Reply::Over;
+        }
+        Reply::Turn(Box::new(TurnWork {
+            agent: self.agent.clone(),
+            version: self.version.clone(),
+            owner: self.owner.clone(),
+            messages: self.messages.clone(),
+            summarises,
+            left: self.terms.max_cost.saturating_sub(self.cost),
+            is_awaited: self.follower.is_some(),
+        }))
+    }
+
+    pub(super) fn use_work(&self, use_id: u32) -> Reply {
+        let wanted = self.use_of(use_id).filter(|one| one.effect == OutwardEffect::Dispatched);
+        let Some(one) = wanted.filter(|_| !self.is_over()) else { return Reply::Over };
+        Reply::Use(Box::new(UseWork {
+            version: self.version.clone(),
+            owner: self.owner.clone(),
+            role: self.role.unwrap_or(Role::Consumer),
+            scopes: self.scopes.clone(),
+            call: one.call.clone(),
+            guarantee: one.guarantee,
+            task: conversation_of(one).and_then(|name| self.tasks.get(&name).cloned()),
+            follower: self.follower.clone(),
+        }))
     }
 }

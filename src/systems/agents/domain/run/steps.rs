@@ -14,6 +14,7 @@ use super::{
 use crate::kernel::agent::MessagePolicy;
 use crate::kernel::chat::{Cost, PromptMessage};
 use crate::kernel::clock::saturating_add;
+use crate::kernel::conversation::{RunFollower, RunNews, RunTold, WaitingCall};
 use crate::kernel::entity::{
     Announcement, Caller, DecideCx, Decided, Decision, Effect, Role, to_value,
 };
@@ -49,7 +50,8 @@ pub fn start(state: &State, start: RunOrder, cx: &DecideCx<'_>) -> Decided<Agent
     let (words, at) = (steps.message(words), cx.now);
     let scopes = scopes.and(&agents);
     let owner = id.clone();
-    steps.take(Event::Started { owner, role, scopes, agent, version, terms, words, at });
+    let follower = RunFollower::of(cx.caller);
+    steps.take(Event::Started { owner, role, scopes, agent, version, terms, words, follower, at });
     steps.work_begins();
     steps.go_on();
     let shown = steps.view();
@@ -88,6 +90,31 @@ impl<'a> Steps<'a> {
     fn announce<A: Announcement>(&mut self, announcement: &A) {
         let effect = Effect::announce(announcement).private_to(&self.after.owner);
         self.effects.push(effect);
+    }
+
+    /// Tells the entity in whose conversation this is.
+    fn tell(&mut self, news: RunNews) {
+        let Some(follower) = &self.after.follower else { return };
+        let told = RunTold {
+            run_id: self.key.to_owned(),
+            turn: self.after.turn,
+            heard: self.after.said - self.after.queue.len() as u32,
+            model: self.after.model.clone(),
+            news,
+        };
+        self.effects.push(follower.tell(told).private_to(&self.after.owner));
+    }
+
+    fn tell_what_waits(&mut self) {
+        let calls = self.after.waits_for_a_person().map(|one| WaitingCall {
+            use_id: one.id,
+            tool: one.tool.clone(),
+            arguments: one.call.reveal().map(|call| call.arguments.clone()).unwrap_or_default(),
+            arguments_hash: arguments_of(one),
+            is_unknown: one.effect == OutwardEffect::Unknown,
+        });
+        let calls = calls.collect();
+        self.tell(RunNews::Waits { calls });
     }
 
     fn step(&self, step: StepKind, tools: Vec<String>) -> RunStep {
@@ -223,6 +250,7 @@ impl<'a> Steps<'a> {
             Some(first) => {
                 let expire = Command::ApprovalsExpire;
                 self.effects.push(Effect::schedule::<AgentRun>(APPROVAL, first, &expire));
+                self.tell_what_waits();
             }
             None => {
                 self.effects.push(Effect::cancel(APPROVAL));
@@ -331,6 +359,7 @@ impl<'a> Steps<'a> {
         let waiting = RunWaiting { run };
         self.announce(&waiting);
         self.effects.push(Effect::announce_to("user", owner, &waiting));
+        self.tell_what_waits();
     }
 
     pub fn acted(&mut self, use_id: u32, acted: Acted) {
@@ -370,6 +399,13 @@ impl<'a> Steps<'a> {
         }
         let ended = RunEnded { run: self.view() };
         self.announce(&ended);
+        let news = match status {
+            RunStatus::Answered => RunNews::Answered { text: self.after.last_words() },
+            _ => {
+                RunNews::Stopped { reason: ended.run.reason.unwrap_or_else(|| "cancelled".into()) }
+            }
+        };
+        self.tell(news);
     }
 
     /// The next turn, where nothing is under way and there is something to say.

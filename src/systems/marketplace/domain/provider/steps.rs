@@ -1,5 +1,6 @@
 //! The steps of a provider's commands.
 
+use super::leads::{by_policy, keep_open};
 use super::*;
 
 pub(super) fn enroll(
@@ -79,43 +80,61 @@ pub(super) fn consider_lead(
     lead: Lead,
     cx: &DecideCx<'_>,
 ) -> Decision<Provider> {
+    if let Some(open) = keep_open(state, profile, &lead, cx) {
+        return open;
+    }
     let decision = Decision::reply(Reply::Done)
         .event(Event::LeadReceived { request_id: lead.request_id.clone(), at: cx.now });
-    match policy::consider(profile, &state.busy(), &lead, cx.now) {
-        Ok(Terms { price, slot, expires_at, message }) => {
-            let id = cx.ids.mint("off");
-            let offer = Offer {
-                id: id.clone(),
-                provider: ProviderCard::new(cx.key, profile, &state.standing),
-                price: price.clone(),
-                starts_at: slot.starts_at,
-                ends_at: slot.ends_at,
-                message,
-                score: lead.score,
-                status: OfferStatus::Open,
-                created_at: cx.now,
-                expires_at,
-            };
-            let job = Job {
-                service: lead.service,
-                latitude: lead.place.latitude,
-                longitude: lead.place.longitude,
-            };
-            let (request_id, job) = (lead.request_id.clone(), Some(job));
-            let open = OpenOffer { id, request_id, price, slot, expires_at, job };
-            decision
-                .event(Event::OfferMade { offer: open, at: cx.now })
-                .effect(Effect::send(lead.request_id, &ReceiveOffer { offer }))
-        }
-        Err(decline) => {
-            let request_id = lead.request_id.clone();
-            let provider_id = cx.key.into();
-            let answer = ReceiveDecline { provider_id, decline: decline.clone() };
-            decision
-                .event(Event::LeadDeclined { request_id, decline, at: cx.now })
-                .effect(Effect::send(lead.request_id, &answer))
-        }
-    }
+    by_policy(decision, state, profile, lead, cx)
+}
+
+/// Makes the offer. Its id comes with the decision.
+pub(super) fn offered(
+    decision: Decision<Provider>,
+    state: &State,
+    profile: &Profile,
+    lead: Lead,
+    terms: Terms,
+    cx: &DecideCx<'_>,
+) -> (Decision<Provider>, String) {
+    let Terms { price, slot, expires_at, message } = terms;
+    let id = cx.ids.mint("off");
+    let offer = Offer {
+        id: id.clone(),
+        provider: ProviderCard::new(cx.key, profile, &state.standing),
+        price: price.clone(),
+        starts_at: slot.starts_at,
+        ends_at: slot.ends_at,
+        message,
+        score: lead.score,
+        status: OfferStatus::Open,
+        created_at: cx.now,
+        expires_at,
+    };
+    let job = Job {
+        service: lead.service,
+        latitude: lead.place.latitude,
+        longitude: lead.place.longitude,
+    };
+    let (request_id, job) = (lead.request_id.clone(), Some(job));
+    let open = OpenOffer { id: id.clone(), request_id, price, slot, expires_at, job };
+    let decision = decision
+        .event(Event::OfferMade { offer: open, at: cx.now })
+        .effect(Effect::send(lead.request_id, &ReceiveOffer { offer }));
+    (decision, id)
+}
+
+pub(super) fn declined(
+    decision: Decision<Provider>,
+    lead: Lead,
+    decline: Decline,
+    cx: &DecideCx<'_>,
+) -> Decision<Provider> {
+    let request_id = lead.request_id.clone();
+    let answer = ReceiveDecline { provider_id: cx.key.into(), decline: decline.clone() };
+    decision
+        .event(Event::LeadDeclined { request_id, decline, at: cx.now })
+        .effect(Effect::send(lead.request_id, &answer))
 }
 
 pub(super) fn hold_slot(

@@ -91,7 +91,8 @@ impl<'a> Draft<'a> {
         }
         let Some(session) = self.asked().session_id.clone() else { return };
         let request_id = self.cx.key.to_owned();
-        self.effect(Effect::send(session, &RequestProgress { request_id, progress }));
+        let service = Some(self.asked().service);
+        self.effect(Effect::send(session, &RequestProgress { request_id, progress, service }));
     }
 
     pub(super) fn schedule(&mut self, name: impl Into<String>, at: Timestamp, command: &Command) {

@@ -173,7 +173,7 @@ impl<'a> Turn<'a> {
         }
         match self.offer_meant(which.unwrap_or(Which::It), said.heard.service) {
             Meant::This(request, offer) | Meant::Perhaps(request, offer) => {
-                match said.differs_from(request, Some(offer), self.cx.now) {
+                match said.differs_from(request, Some(offer), self.said_at) {
                     Some(what) => self.say(words::other_offer(what, request, offer), json!({})),
                     None => self.read_offer_back(request, offer),
                 }
@@ -242,6 +242,11 @@ impl<'a> Turn<'a> {
         self.cancel_as_meant(meant)
     }
 
+    /// Whether there is something that could be cancelled.
+    pub fn has_live(&self) -> bool {
+        self.state.requests.iter().any(|request| self.live(request).is_some())
+    }
+
     fn is_idle(&self, service: Option<Service>) -> bool {
         !self.state.requests.iter().any(|request| {
             service.is_none_or(|service| service == request.service) && self.live(request).is_some()
@@ -305,7 +310,7 @@ impl<'a> Turn<'a> {
                     Live::Booking(_) => request.shown.first(),
                     Live::Request => None,
                 };
-                match said.differs_from(request, offer, self.cx.now) {
+                match said.differs_from(request, offer, self.said_at) {
                     Some(what) => self.say(words::other_to_cancel(what, &live), json!({})),
                     None => self.read_cancelling_back(request, &kind),
                 }
@@ -337,6 +342,8 @@ impl<'a> Turn<'a> {
                 self.cancel_booking(&request_id, &booking_id)
             }
             Some(Pending::Change { request_id, asked }) => self.replace(request_id, *asked),
+            // A call of a run whose token is not this one.
+            Some(Pending::Call(_)) => self.unclear(),
             None => match self.offer_meant(Which::It, None) {
                 Meant::This(request, offer) | Meant::Perhaps(request, offer) => {
                     self.read_offer_back(request, offer)
@@ -359,6 +366,7 @@ impl<'a> Turn<'a> {
             Pending::CancelRequest { .. } => "cancel_request",
             Pending::CancelBooking { .. } => "cancel_booking",
             Pending::Change { .. } => "change",
+            Pending::Call(_) => "call",
         };
         let data = json!({"confirm": kind});
         self.event(super::Event::ReadBack { pending }).say(content, data)

@@ -52,6 +52,9 @@ pub struct ChatResponse {
     pub data: Value,
     /// The model that thought: `local` is the parser of the node itself.
     pub model: String,
+    /// Why it was the parser, where a model was asked: `unavailable`, `too_slow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<String>,
 }
 
 impl Announcement for ChatResponse {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::thinking::AskedCall;
 use crate::systems::marketplace::domain::language::Understanding;
 use crate::systems::marketplace::domain::offer::OfferSummary;
 use crate::systems::marketplace::domain::request::Status;
@@ -79,6 +80,8 @@ pub enum Pending {
         request_id: String,
         booking_id: String,
     },
+    /// A call of the run that thinks for the session.
+    Call(AskedCall),
     /// A request that replaces an open one.
     Change {
         request_id: String,
@@ -93,7 +96,7 @@ impl Pending {
             | Self::CancelRequest { request_id }
             | Self::Change { request_id, .. } => Some(request_id),
             // A booked request stays booked until it is cancelled.
-            Self::CancelBooking { .. } => None,
+            Self::CancelBooking { .. } | Self::Call(_) => None,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The agent's handling of a message, and its answers.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::thinking::{self, Goes};
 use super::{
     AskedOf, Author, ChatMessage, ChatResponse, ChatToken, Current, Event, Pending, Progress,
     Reply, Session, State, words,
@@ -13,13 +15,30 @@ use crate::systems::marketplace::domain::language::{
 };
 use crate::systems::marketplace::domain::messages::{Asked, RequestCancellation};
 use crate::systems::marketplace::domain::request::Status;
+use crate::systems::marketplace::domain::service::Service;
 
 /// A turn: one message, and the decision that it leads to.
 pub(super) struct Turn<'a> {
     pub state: &'a State,
     pub cx: &'a DecideCx<'a>,
     decision: Decision<Session>,
+    speaker: Speaker<'a>,
+    /// When the message was said, which is what "tomorrow" counts from.
+    pub said_at: Timestamp,
 }
+
+/// Who thought of an answer, and why nobody else did.
+#[derive(Clone, Copy)]
+pub(super) struct Speaker<'a> {
+    pub model: &'a str,
+    pub fell_back: Option<&'a str>,
+}
+
+/// The most pieces that an answer is streamed in.
+const MAX_TOKENS: usize = 256;
+
+/// The node's own parser.
+pub(super) const LOCAL: Speaker<'static> = Speaker { model: "local", fell_back: None };
 
 /// A message, with its understanding.
 pub(super) struct Said<'a> {
@@ -28,11 +47,12 @@ pub(super) struct Said<'a> {
     pub home: &'a Home<'a>,
 }
 
-/// Keeps and publishes the message, then answers it.
+/// Keeps and publishes the message, then answers it, or leaves that to a model.
 pub(super) fn answer(
     state: &State,
     content: String,
     media: Vec<String>,
+    thinks: bool,
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
     let message_id = cx.ids.mint("msg");
@@ -54,11 +74,57 @@ pub(super) fn answer(
     let decision = Decision::reply(Reply::Sent { message_id })
         .event(received)
         .effect(Effect::announce(&message).private_to(&state.user_id));
-    Turn { state, cx, decision }.respond(&content)
+    let turn = Turn::new(state, cx, decision, LOCAL, cx.now);
+    if !thinks && !matches!(state.pending, Some(Pending::Call(_))) {
+        return turn.respond(&content);
+    }
+    let heard = (!language::is_too_long(&content))
+        .then(|| turn.with_home(|home| turn.heard(&content, home)));
+    match thinking::goes(&turn, &content, heard.as_ref(), thinks) {
+        Goes::Local => turn.respond(&content),
+        Goes::Model => turn.think(&content),
+        Goes::Decides(asked, allow) => turn.decides(&asked, allow),
+    }
+}
+
+impl<'a> Turn<'a> {
+    pub fn new(
+        state: &'a State,
+        cx: &'a DecideCx<'a>,
+        decision: Decision<Session>,
+        speaker: Speaker<'a>,
+        said_at: Timestamp,
+    ) -> Self {
+        Self { state, cx, decision, speaker, said_at }
+    }
 }
 
 impl Turn<'_> {
-    fn respond(self, content: &str) -> Decision<Session> {
+    fn heard(&self, content: &str, home: &Home<'_>) -> Understanding {
+        language::understand(content, self.said_at, home)
+    }
+
+    fn with_home<T>(&self, then: impl FnOnce(&Home<'_>) -> T) -> T {
+        let open = self.state.requests.iter().rfind(|request| request.status == Status::Open);
+        let names = open.map_or(Vec::new(), |request| {
+            request.shown.iter().map(|offer| offer.provider_name.clone()).collect()
+        });
+        let tz = self.state.tz();
+        then(&Home {
+            tz: &tz,
+            currency: self.state.currency.as_deref(),
+            locale: &self.state.locale,
+            offers: &names,
+        })
+    }
+
+    /// The decision as it is, without an answer yet.
+    pub fn silent(self) -> Decision<Session> {
+        self.decision
+    }
+
+    /// Answers by the parser.
+    pub fn respond(self, content: &str) -> Decision<Session> {
         let state = self.state;
         if language::is_too_long(content) {
             return self.say(words::too_long(), json!({}));
@@ -74,7 +140,7 @@ impl Turn<'_> {
             locale: &state.locale,
             offers: &names,
         };
-        let heard = language::understand(content, self.cx.now, &home);
+        let heard = self.heard(content, &home);
         let current = state.current();
         let gives_up =
             matches!(heard.intent, Intent::No | Intent::Drop | Intent::Cancel(Thing::Any, None));
@@ -128,7 +194,7 @@ impl Turn<'_> {
 
     /// Handles a message about a new request, or about the current one.
     fn request(self, content: &str, heard: Understanding, home: &Home<'_>) -> Decision<Session> {
-        let (state, now) = (self.state, self.cx.now);
+        let (state, now) = (self.state, self.said_at);
         let adds = language::adds(content);
         let corrects = language::corrects(content);
         if let Some(draft) = &state.draft {
@@ -288,7 +354,7 @@ impl Turn<'_> {
     }
 
     pub fn say(self, content: String, data: Value) -> Decision<Session> {
-        say(self.decision, content, data, &self.state.user_id, self.cx)
+        say(self.decision, content, data, self.speaker, &self.state.user_id, self.cx)
     }
 }
 
@@ -300,6 +366,7 @@ pub(super) fn tell(
     state: &State,
     request_id: String,
     progress: Progress,
+    service: Option<Service>,
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
     let known = state.requests.iter().find(|request| request.request_id == request_id);
@@ -343,11 +410,18 @@ pub(super) fn tell(
         Progress::Expired => (Status::Expired, 0),
     };
     data["status"] = json!(status);
+    let mut decision = Decision::reply(Reply::Done);
+    // A request that the agent has made for this session by a tool.
+    if let (None, Some(service)) = (known, service) {
+        let request_id = request_id.clone();
+        let (asked, replaces) = (None, None);
+        decision = decision.event(Event::RequestStarted { request_id, service, asked, replaces });
+    }
     let followed =
         Event::RequestFollowed { request_id, status, offers, shown, complete, booking_id: booked };
-    let decision = Decision::reply(Reply::Done).event(followed);
+    let decision = decision.event(followed);
     let service = known.map(|request| request.service).filter(|_| state.requests.len() > 1);
-    say(decision, words::progress(&progress, service), data, &state.user_id, cx)
+    say(decision, words::progress(&progress, service), data, LOCAL, &state.user_id, cx)
 }
 
 pub(super) fn refused(
@@ -371,19 +445,25 @@ pub(super) fn refused(
             booking_id: None,
         });
     }
-    say(decision, words::refused(asked, reason), data, &state.user_id, cx)
+    say(decision, words::refused(asked, reason), data, LOCAL, &state.user_id, cx)
 }
 
 /// Streams `content` in tokens that add up to it, then publishes it whole under the same message id.
-fn say(
+pub(super) fn say(
     decision: Decision<Session>,
     content: String,
     data: Value,
+    speaker: Speaker<'_>,
     user_id: &str,
     cx: &DecideCx<'_>,
 ) -> Decision<Session> {
     let message_id = cx.ids.mint("msg");
-    let tokens = content.split_inclusive(' ').enumerate().map(|(index, token)| {
+    let spaces: Vec<usize> = content.match_indices(' ').map(|(at, _)| at + 1).collect();
+    let each = spaces.len().div_ceil(MAX_TOKENS).max(1);
+    let ends = spaces.iter().copied().skip(each - 1).step_by(each);
+    let ends = ends.filter(|end| *end < content.len()).chain([content.len()]);
+    let tokens = ends.scan(0, |start, end| Some(&content[std::mem::replace(start, end)..end]));
+    let tokens = tokens.enumerate().map(|(index, token)| {
         let (session_id, message_id) = (cx.key, &*message_id);
         Effect::announce(&ChatToken { session_id, message_id, index, token })
     });
@@ -392,7 +472,8 @@ fn say(
         message_id: message_id.clone(),
         content: content.clone(),
         data: data.clone(),
-        model: "local".into(),
+        model: speaker.model.into(),
+        fell_back: speaker.fell_back.map(str::to_owned),
     };
     decision
         .effects(tokens.collect::<Vec<_>>())

@@ -87,11 +87,15 @@ fn open_command() -> Command {
 }
 
 fn message(content: &str) -> Command {
-    Command::SendMessage { content: content.into(), media: vec![] }
+    Command::SendMessage { content: content.into(), media: vec![], thinks: false }
 }
 
 fn progress(progress: Progress) -> Command {
-    Command::RequestProgress(RequestProgress { request_id: "req_1".into(), progress })
+    Command::RequestProgress(RequestProgress {
+        request_id: "req_1".into(),
+        progress,
+        service: None,
+    })
 }
 
 fn summary() -> OfferSummary {
@@ -116,6 +120,7 @@ fn answer(decision: &Decision<Session>) -> (String, Value) {
 }
 
 mod dialogue;
+mod thinking;
 
 mod opening {
     use super::*;
@@ -538,6 +543,7 @@ mod messages {
         let media = |n: usize, url: &str| Command::SendMessage {
             content: "look".into(),
             media: vec![url.into(); n],
+            thinks: false,
         };
         session([opened()]).when(media(9, "https://example.org/a.jpg")).then_rejected("invalid");
         session([opened()]).when(media(1, "")).then_rejected("invalid");

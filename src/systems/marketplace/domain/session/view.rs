@@ -111,6 +111,12 @@ pub(super) fn rows(key: &str, state: &State, events: &[Event]) -> Vec<ViewRow> {
             | Event::RequestStarted { .. }
             | Event::RequestFollowed { .. }
             | Event::ReadBack { .. }
+            | Event::RunAsked { .. }
+            | Event::RunBegun { .. }
+            | Event::CallDecided { .. }
+            | Event::RunHeard { .. }
+            | Event::RunLost { .. }
+            | Event::CallDropped
             | Event::Published { .. } => continue,
         };
         changed = true;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::{AskedOf, Current, OfferSummary, Progress};
 use crate::systems::marketplace::domain::messages::{Asked, Party};
@@ -84,6 +85,26 @@ pub(super) fn draft_or_request(draft: Option<Service>) -> String {
 
 pub(super) fn shall_i_cancel(request: &Current) -> String {
     format!("Shall I cancel {}? Say yes.", described(request))
+}
+
+pub(super) fn shall_i_decline(offer: &OfferSummary) -> String {
+    format!("Shall I decline this offer: {}? Say yes.", terms(offer))
+}
+
+/// The read-back of a call that has no words of its own.
+pub(super) fn shall_i_call(tool: &str, arguments: &Value) -> String {
+    format!("Shall I do this: {} with {arguments}? Say yes.", tool.replace('_', " "))
+}
+
+pub(super) fn shall_i_again(tool: &str, arguments: &Value) -> String {
+    let tool = tool.replace('_', " ");
+    format!(
+        "I began this and do not know whether it was done: {tool} with {arguments}. Shall I do it again? Say yes."
+    )
+}
+
+pub(super) fn agent_stopped(status: &str) -> String {
+    format!("I cannot say how that went. {status}")
 }
 
 pub(super) fn shall_i_cancel_booking(request: &Current) -> String {
