@@ -19,7 +19,7 @@ export type AgentToolView = {
   name: string;
 };
 
-/** An agent, as its present version. */
+/** An agent, as its present version; one with outside tools gets another version with these. */
 export type AgentView = {
   hands_over_to: string[];
   name: string;
