@@ -303,7 +303,9 @@ impl Person {
             vec![
                 json!({"Create": self.asked()}),
                 json!({"AskFor": {"asked": self.asked(), "provider_id": null, "task_id": self.key("task")}}),
+                json!({"CreateWithPhotos": {"asked": self.asked(), "photos": ["pho_1"]}}),
                 json!("Get"),
+                json!("WhoWasAsked"),
                 of_offer("AcceptOffer"),
                 of_offer("DeclineOffer"),
                 of_offer("AwaitAcceptance"),

@@ -109,7 +109,7 @@ impl Operation for Review {
     const META: Meta =
         Meta::command("booking.review", "Review a completed booking, as its consumer")
             .post("/v1/bookings/{booking_id}/review")
-            .tool("submit_review", ToolEffect::Additive);
+            .tool("submit_review", ToolEffect::Destructive);
     type Input = ReviewBooking;
     type Answer = BookingView;
 
