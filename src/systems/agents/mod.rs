@@ -45,6 +45,7 @@ pub const SYSTEM: System = System {
         operation::<runs::Cancel>(),
     ],
     topics: &[topic::<topics::RunSteps>()],
+    scopes: &[outside::SCOPE],
     announcements: &[
         announcement::<budget::BudgetLow>(),
         announcement::<run::RunStep>(),

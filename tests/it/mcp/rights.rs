@@ -87,7 +87,9 @@ async fn a_client_without_a_token_learns_where_to_ask_for_one() {
             .iter()
             .filter_map(Value::as_str)
             .collect();
-        assert!(scopes.contains(&"playback") && scopes.contains(&"offer"), "{scopes:?}");
+        for scope in ["playback", "offer", "outside"] {
+            assert!(scopes.contains(&scope), "{scopes:?}");
+        }
     }
     node.node.stop().await;
 }

@@ -30,6 +30,8 @@ pub struct System {
     /// The agents of our own that people start runs of.
     pub assistants: &'static [Assistant],
     pub topics: &'static [TopicKind],
+    /// What a token can be limited to beside the scopes of its operations and topics.
+    pub scopes: &'static [&'static str],
     /// The events that clients hear on topics.
     pub announcements: &'static [Announced],
     /// The tables of its read models, made where they are missing.
@@ -66,6 +68,7 @@ impl System {
             agents: &[],
             assistants: &[],
             topics: &[],
+            scopes: &[],
             announcements: &[],
             views: &[],
             migrations: &[],

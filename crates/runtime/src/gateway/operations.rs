@@ -11,12 +11,13 @@ use crate::gateway::auth::Claims;
 /// The one kind of topic that the gateway itself owns, a user's presence, and its scope.
 pub const PRESENCE: &str = "presence";
 
-/// All that a token can be limited to: the scopes of operations and of topics.
+/// All that a token can be limited to: the scopes of operations and of topics, and those that a system names beside them.
 pub fn scopes(systems: &[&System]) -> BTreeSet<&'static str> {
     let operations = systems.iter().flat_map(|system| system.operations);
     let topics = systems.iter().flat_map(|system| system.topics);
     let scopes = operations.map(|operation| operation.meta.takes_scope());
-    scopes.chain(topics.map(|topic| topic.scope)).chain([PRESENCE]).collect()
+    let others = systems.iter().flat_map(|system| system.scopes).copied();
+    scopes.chain(topics.map(|topic| topic.scope)).chain(others).chain([PRESENCE]).collect()
 }
 
 pub struct Operations {
