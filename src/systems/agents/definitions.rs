@@ -57,6 +57,7 @@ pub struct Agents {
     known: Mutex<HashSet<String>>,
 }
 
+#[must_use = "a run is of the version that was stored"]
 #[derive(Clone, Debug)]
 pub struct DefinedAgent {
     pub summary: String,

@@ -49,7 +49,7 @@ impl Runner for Engager {
         })?;
         let agent = all.get(&name);
         let agent = agent.ok_or_else(|| end("no_such_agent"))?;
-        agents.store(&services, agent).await.map_err(later)?;
+        let agent = agents.store(&services, agent).await.map_err(later)?;
         let order = RunOrder {
             agent: name,
             version: agent.version.clone(),
